@@ -1,0 +1,259 @@
+"""ConvNeXt: a pure ConvNet for any task.
+
+Paper: Liu, Mao, Wu, Feichtenhofer, Darrell, Xie. "A ConvNet for the 2020s". CVPR 2022.
+Parameter names are those of the released checkpoints (``downsample_layers.0.0.weight``,
+``stages.2.5.dwconv.weight``, ``norm0.weight``...), so that these load without renaming.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from math import ceil
+
+import torch
+from timm.layers import DropPath
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from backbones.errors import UserError
+from backbones.layers import LayerNorm2d, drop_path_rates, init_trunc_normal
+from backbones.weights import Receipt, load_backbone_weights
+
+STEM_STRIDE = 4
+BLOCKS_PER_GROUP = 3
+
+
+class Block(nn.Module):
+    """Depthwise convolution, LayerNorm, inverted-bottleneck MLP, layer scale, residual (Figure 4 of the paper).
+
+    ``(N, C, H, W) -> (N, C, H, W)``. The MLP is written with linear layers over the last axis: on ``channels_last``
+    maps every permutation here is a view and the products run as one large matrix multiplication.
+
+    Args:
+        dim: Channels ``C``.
+        kernel_size: Odd side of the depthwise kernel.
+        expansion: Width of the MLP over ``dim``.
+        drop_path: Probability of skipping the block in training.
+        layer_scale_init_value: Initial residual scale; 0 leaves layer scale out.
+    """
+
+    def __init__(
+        self, dim: int, kernel_size: int, expansion: float, drop_path: float, layer_scale_init_value: float
+    ) -> None:
+        super().__init__()
+        hidden = int(expansion * dim)
+        self.dwconv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.pwconv1 = nn.Linear(dim, hidden)
+        self.act = nn.GELU()
+        self.pwconv2 = nn.Linear(hidden, dim)
+        self.layer_scale_init_value = layer_scale_init_value
+        self.gamma = (
+            nn.Parameter(torch.full((dim,), layer_scale_init_value)) if layer_scale_init_value else None
+        )
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.dwconv(x).permute(0, 2, 3, 1)  # (N, H, W, C)
+        y = self.pwconv2(self.act(self.pwconv1(self.norm(y))))
+        if self.gamma is not None:
+            y = self.gamma * y
+        return x + self.drop_path(y.permute(0, 3, 1, 2))
+
+
+class ConvNeXt(nn.Module):
+    """The network: four stages at strides 4, 8, 16 and 32, without a head.
+
+    Args:
+        depths: Blocks per stage.
+        dims: Channels per stage.
+        in_channels: Channels of the image.
+        kernel_size: Odd side of the depthwise kernels (7 in the paper; 3 to 11 in its ablations).
+        expansion: Width of the blocks' MLP over their channels.
+        drop_path_rate: Stochastic depth of the last block, growing linearly from 0 at the first.
+        layer_scale_init_value: Initial layer scale; 1e-6 for training from scratch, 1.0 where detectors and
+            segmentors load pretrained weights over it, 0 for none.
+        out_indices: ``None`` gives one pooled and normalised vector for classification. A sequence of stage indices
+            gives one map each, normalised by its own ``norm{i}``, for dense prediction.
+        grad_checkpointing: Recompute the blocks in the backward pass instead of keeping their activations.
+        weights: Path or URL of a checkpoint, loaded by :meth:`init_weights`.
+
+    Raises:
+        UserError: If a size is impossible, with the argument's name.
+
+    Attributes:
+        out_channels: Channels of each output, in the order of ``out_indices``.
+        strides: Stride of each output against the image.
+        num_features: Channels of the pooled vector.
+    """
+
+    def __init__(
+        self,
+        depths: Sequence[int],
+        dims: Sequence[int],
+        in_channels: int = 3,
+        kernel_size: int = 7,
+        expansion: float = 4.0,
+        drop_path_rate: float = 0.0,
+        layer_scale_init_value: float = 1e-6,
+        out_indices: Sequence[int] | None = None,
+        grad_checkpointing: bool = False,
+        weights: str | None = None,
+    ) -> None:
+        super().__init__()
+        self._check(depths, dims, kernel_size, drop_path_rate, out_indices)
+        self.depths, self.dims = tuple(depths), tuple(dims)
+        self.out_indices = None if out_indices is None else tuple(out_indices)
+        self.grad_checkpointing = grad_checkpointing
+        self.weights = weights
+        self._weights_pending = weights is not None
+        self.num_features = self.dims[-1]
+        self.out_channels = tuple(self.dims[i] for i in self.out_indices or (3,))
+        self.strides = tuple(STEM_STRIDE * 2**i for i in self.out_indices or (3,))
+
+        stem = nn.Sequential(
+            nn.Conv2d(in_channels, dims[0], STEM_STRIDE, stride=STEM_STRIDE), LayerNorm2d(dims[0])
+        )
+        downsampling = (
+            nn.Sequential(LayerNorm2d(dims[i]), nn.Conv2d(dims[i], dims[i + 1], 2, stride=2))
+            for i in range(3)
+        )
+        self.downsample_layers = nn.ModuleList([stem, *downsampling])
+        rates = drop_path_rates(drop_path_rate, self.depths)
+        self.stages = nn.ModuleList(
+            nn.Sequential(
+                *(Block(dim, kernel_size, expansion, rate, layer_scale_init_value) for rate in stage_rates)
+            )
+            for dim, stage_rates in zip(dims, rates, strict=True)
+        )
+        if self.out_indices is None:
+            self.norm = nn.LayerNorm(dims[-1], eps=1e-6)
+        else:
+            for i in self.out_indices:
+                self.add_module(f"norm{i}", LayerNorm2d(dims[i]))
+        self.apply(init_trunc_normal)
+
+    @staticmethod
+    def _check(
+        depths: Sequence[int],
+        dims: Sequence[int],
+        kernel_size: int,
+        drop_path_rate: float,
+        out_indices: Sequence[int] | None,
+    ) -> None:
+        if len(depths) != 4 or len(dims) != 4 or min(*depths, *dims) < 1:
+            raise UserError(f"depths and dims need four positive numbers each, not {depths} and {dims}")
+        if kernel_size % 2 == 0 or kernel_size < 1:
+            raise UserError(
+                f"kernel_size={kernel_size}: an odd number keeps the size of the map (the paper uses 7)"
+            )
+        if not 0 <= drop_path_rate < 1:
+            raise UserError(f"drop_path_rate={drop_path_rate}: a probability in [0, 1) is needed")
+        if out_indices is not None and (not out_indices or not set(out_indices) <= {0, 1, 2, 3}):
+            raise UserError(f"out_indices={out_indices}: choose from 0, 1, 2, 3 (strides 4, 8, 16, 32)")
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Compute features.
+
+        Args:
+            x: Images ``(N, in_channels, H, W)``, normalised. H and W need not be multiples of 32: as in the released
+                network, each downsampling drops an odd last row or column.
+
+        Returns:
+            ``(N, num_features)`` without ``out_indices``, else one ``(N, C_i, H_i, W_i)`` for each index.
+
+        Raises:
+            UserError: If an image is smaller than 32 x 32, or ``weights`` were asked for and never loaded.
+        """
+        if min(x.shape[-2:]) < 32:
+            raise UserError(f"image of {x.shape[-2]} x {x.shape[-1]} pixels: ConvNeXt needs at least 32 x 32")
+        if self._weights_pending:
+            raise UserError(
+                f"weights={self.weights!r} were not loaded: call init_weights() before the first forward"
+            )
+        x = x.contiguous(memory_format=torch.channels_last)
+        outputs = []
+        for i, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages, strict=True)):
+            x = self._run_stage(stage, downsample(x))
+            if self.out_indices is not None and i in self.out_indices:
+                outputs.append(self.get_submodule(f"norm{i}")(x))
+        if self.out_indices is None:
+            return self.norm(x.mean((2, 3)))
+        return tuple(outputs)
+
+    def _run_stage(self, stage: nn.Module, x: Tensor) -> Tensor:
+        for block in stage.children():
+            if self.grad_checkpointing and self.training and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return x
+
+    def init_weights(self) -> Receipt | None:
+        """Load ``weights``; mmengine calls this after its own initialisation, which would undo an earlier load.
+
+        Returns:
+            The receipt of what was loaded, or ``None`` without ``weights``.
+
+        Raises:
+            UserError: If the file cannot be read or does not hold every tensor of this network.
+        """
+        if self.weights is None:
+            return None
+        receipt = load_backbone_weights(self, self.weights, may_miss=self.fresh_parameter)
+        self._weights_pending = False
+        return receipt
+
+    def _load_from_state_dict(self, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
+        # A checkpoint of the whole model brings the backbone's tensors with it: nothing is pending after that.
+        super()._load_from_state_dict(*args, **kwargs)
+        self._weights_pending = False
+
+    @staticmethod
+    def fresh_parameter(name: str) -> bool:
+        """Whether a parameter may be absent from a classifier's checkpoint: only the norms of the dense outputs."""
+        return re.match(r"norm[0-3]\.", name) is not None
+
+    @property
+    def num_layers(self) -> int:
+        """Layer groups before the head: 6 for atto to tiny, 12 for small to xlarge (every 3 blocks of stage 3)."""
+        return 3 + ceil(self.depths[2] / BLOCKS_PER_GROUP)
+
+    def layer_id(self, name: str) -> int:
+        """Depth of a parameter for layer-wise learning-rate decay (released code, ``num_layers`` groups).
+
+        Args:
+            name: Parameter name without a prefix, such as ``stages.2.5.dwconv.weight``.
+
+        Returns:
+            0 for the stem, up to ``num_layers`` for the last stage, ``num_layers + 1`` for the output norms, which
+            train at the head's rate.
+        """
+        kind, stage, block = self._place(name)
+        if kind == "norm":
+            return self.num_layers + 1
+        if stage == 3:
+            return self.num_layers
+        if kind == "downsample_layers":
+            return 0 if stage == 0 else stage + 1
+        return stage + 1 if stage < 2 else 3 + block // BLOCKS_PER_GROUP
+
+    def stage_id(self, name: str) -> int | None:
+        """Stage of a parameter for stage-wise decay: 0 for the stem and downsampling, 1 to 4 for the stages.
+
+        The output norms belong to the head: ``None``.
+        """
+        kind, stage, _ = self._place(name)
+        if kind == "norm":
+            return None
+        return 0 if kind == "downsample_layers" else stage + 1
+
+    @staticmethod
+    def _place(name: str) -> tuple[str, int, int]:
+        """Split a parameter name into its kind, its stage and its block (or place in the downsampling layer)."""
+        if match := re.match(r"(downsample_layers|stages)\.(\d)\.(\d+)\.", name):
+            return match[1], int(match[2]), int(match[3])
+        if re.match(r"norm[0-3]?\.", name):
+            return "norm", 3, 0
+        raise UserError(f"{name!r} is not a parameter of a ConvNeXt")

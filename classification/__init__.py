@@ -1,0 +1,8 @@
+"""Image classification: model, folder data set, augmentation, metric, pictures.
+
+Importing the package registers its parts in mmengine's root registries (``custom_imports`` in the configs).
+"""
+
+from classification import data, metric, model, picture
+
+__all__ = ["data", "metric", "model", "picture"]

@@ -1,0 +1,110 @@
+"""Folder data sets (one folder per class, as ImageNet is laid out) and the paper's augmentation, by timm."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.dataset import BaseDataset
+from mmengine.registry import DATASETS, TRANSFORMS
+from PIL import Image
+from timm.data.transforms_factory import create_transform
+
+from backbones.errors import UserError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
+
+
+@DATASETS.register_module()
+class FolderDataset(BaseDataset):
+    """``data_root/<split>/<class>/<image>``, at any depth below the class.
+
+    Args:
+        data_root: Folder of the data set.
+        split: Sub-folder, such as ``train`` or ``val``.
+        metainfo: ``classes`` gives the names, and by their order the labels.
+        pipeline: Transforms; the first one receives ``img_path`` and ``gt_label``.
+
+    Raises:
+        UserError: If the folders and the classes differ, or a class has no image.
+    """
+
+    def __init__(
+        self, data_root: str, split: str, metainfo: dict[str, Any], pipeline: list[dict[str, Any]]
+    ) -> None:
+        self.split = split
+        super().__init__(data_root=data_root, metainfo=metainfo, pipeline=pipeline, serialize_data=True)
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        """List the images in sorted order, with their labels."""
+        root = Path(self.data_root) / self.split
+        if not root.is_dir():
+            raise UserError(
+                f"no image folder {str(root)!r}: put the classes' folders there, or set data_root"
+            )
+        classes = self.metainfo["classes"]
+        folders = {entry.name for entry in os.scandir(root) if entry.is_dir()}
+        absent, unknown = sorted(set(classes) - folders), sorted(folders - set(classes))
+        if absent or unknown:
+            counts = f"{len(folders)} class folders, {len(classes)} classes in the config"
+            example = f"no folder {absent[0]!r}" if absent else f"folder {unknown[0]!r} is not in classes"
+            raise UserError(f"{str(root)!r}: {counts}; {example}: set classes to the folders' names")
+        samples = []
+        for label, name in enumerate(classes):
+            images = sorted(_images(root / name))
+            if not images:
+                raise UserError(f"{str(root / name)!r} holds no image ({', '.join(IMAGE_SUFFIXES)})")
+            samples += [{"img_path": image, "gt_label": label} for image in images]
+        return samples
+
+
+def _images(folder: Path) -> list[str]:
+    return [
+        os.path.join(where, name)
+        for where, _, names in os.walk(folder)
+        for name in names
+        if name.lower().endswith(IMAGE_SUFFIXES)
+    ]
+
+
+@TRANSFORMS.register_module()
+class ClassificationTransform:
+    """From ``img_path`` to ``inputs``: a uint8 tensor ``(3, size, size)``; the device normalises it.
+
+    Args:
+        size: Side of the square that the network sees, in pixels.
+        training: Augment by random resized crop, flip and RandAugment, or take the centre crop.
+        rand_augment: timm's description of RandAugment; ``rand-m9-mstd0.5-inc1`` is (9, 0.5) in Table 5 of the paper.
+        crop_ratio: Share of the resized image that the centre crop keeps (0.875 at 224, 1.0 at 384).
+        scale: Range of the area of the random crop.
+        flip: Probability of a horizontal flip.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        training: bool = False,
+        rand_augment: str | None = None,
+        crop_ratio: float = 0.875,
+        scale: tuple[float, float] = (0.08, 1.0),
+        flip: float = 0.5,
+    ) -> None:
+        self.transform = create_transform(
+            input_size=size,
+            is_training=training,
+            use_prefetcher=True,  # ends with uint8 tensors
+            auto_augment=rand_augment,
+            color_jitter=0.0,
+            interpolation="bicubic",
+            crop_pct=crop_ratio,
+            scale=scale,
+            hflip=flip,
+        )
+
+    def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """Read, transform and pack one image."""
+        with Image.open(sample["img_path"]) as image:
+            pixels: torch.Tensor = self.transform(image.convert("RGB"))
+        return {"inputs": pixels, "label": sample.get("gt_label", -1), "img_path": sample["img_path"]}

@@ -1,0 +1,49 @@
+"""Top-1, top-5, validation loss and the confusion matrix."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine.evaluator import BaseMetric
+from mmengine.registry import METRICS
+
+
+@METRICS.register_module()
+class ClassificationMetric(BaseMetric):
+    """Accuracy in percent, and the mean cross-entropy without label smoothing.
+
+    Args:
+        confusion_file: Where to write the confusion matrix (JSON: classes, rows true, columns predicted).
+    """
+
+    def __init__(self, confusion_file: str | None = None) -> None:
+        super().__init__(collect_device="cpu")
+        self.confusion_file = confusion_file
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
+        """Keep what the averages need of each image, not its scores."""
+        for sample in data_samples:
+            top = sample["scores"].topk(min(5, len(sample["scores"]))).indices.tolist()
+            self.results.append((sample["gt_label"], top, sample["loss"]))
+
+    def compute_metrics(self, results: list[tuple[int, list[int], float]]) -> dict[str, float]:
+        """Average over the data set."""
+        labels = np.array([label for label, _, _ in results])
+        first = np.array([top[0] for _, top, _ in results])
+        if self.confusion_file:
+            self._save_confusion(self.confusion_file, labels, first)
+        return {
+            "top1": 100 * float(np.mean(first == labels)),
+            "top5": 100 * float(np.mean([label in top for label, top, _ in results])),
+            "loss": float(np.mean([loss for _, _, loss in results])),
+        }
+
+    def _save_confusion(self, path: str, labels: np.ndarray, predictions: np.ndarray) -> None:
+        classes = list(self.dataset_meta["classes"])
+        matrix = np.zeros((len(classes), len(classes)), int)
+        np.add.at(matrix, (labels, predictions), 1)
+        Path(path).write_text(json.dumps({"classes": classes, "matrix": matrix.tolist()}), encoding="utf-8")

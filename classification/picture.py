@@ -1,0 +1,64 @@
+"""Draw a classifier's answer on its image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+from mmengine.registry import VISUALIZERS
+from mmengine.structures import BaseDataElement
+from mmengine.visualization import Visualizer
+
+SHORT_SIDE = 320
+LINE = 22
+
+
+@VISUALIZERS.register_module()
+class ClassificationVisualizer(Visualizer):
+    """Visualizer whose pictures carry the true class and the five likeliest ones."""
+
+    def add_datasample(
+        self,
+        name: str,
+        image: np.ndarray,
+        data_sample: BaseDataElement,
+        draw_gt: bool = True,
+        draw_pred: bool = True,
+        out_file: str | None = None,
+        **_: Any,
+    ) -> np.ndarray:
+        """Write the classes under the image.
+
+        Args:
+            name: Title, unused on the picture.
+            image: RGB uint8 ``(H, W, 3)``.
+            data_sample: A prediction of :class:`classification.model.ImageClassifier`.
+            draw_gt: Write the true class, where there is one.
+            draw_pred: Write the likeliest classes.
+            out_file: Save here.
+
+        Returns:
+            The picture, RGB uint8.
+        """
+        scale = max(1.0, SHORT_SIDE / min(image.shape[:2]))
+        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+        classes = self.dataset_meta["classes"]
+        lines: list[tuple[str, tuple[int, int, int]]] = []
+        if draw_gt and data_sample.gt_label >= 0:
+            lines.append((f"true: {classes[data_sample.gt_label]}", (255, 255, 255)))
+        if draw_pred:
+            top = data_sample.scores.topk(min(5, len(classes)))
+            for score, index in zip(top.values.tolist(), top.indices.tolist(), strict=True):
+                right = index == data_sample.gt_label or data_sample.gt_label < 0
+                lines.append(
+                    (f"{100 * score:5.1f} %  {classes[index]}", (140, 230, 140) if right else (240, 170, 120))
+                )
+        caption = np.full((LINE * len(lines) + 8, image.shape[1], 3), 32, np.uint8)
+        for row, (text, colour) in enumerate(lines):
+            where = (8, LINE * (row + 1) - 4)
+            cv2.putText(caption, text, where, cv2.FONT_HERSHEY_SIMPLEX, 0.5, colour, 1, cv2.LINE_AA)
+        picture = np.vstack([image, caption])
+        if out_file:
+            cv2.imwrite(out_file, picture[..., ::-1])
+        return picture

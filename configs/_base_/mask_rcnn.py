@@ -1,0 +1,13 @@
+"""Mask R-CNN with FPN; the backbone gives the neck its channels."""
+
+_base_ = "mmdet::_base_/models/mask-rcnn_r50_fpn.py"
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type="convnext_tiny",
+        out_indices=(0, 1, 2, 3),
+        layer_scale_init_value=1.0,
+    ),
+    neck=dict(in_channels="from_backbone"),
+)

@@ -1,0 +1,54 @@
+"""Mask R-CNN on the embedded digits, from the digits classifier: a step of tools/demo.sh.
+
+    python tools/train.py configs/detection/mask_rcnn_digits.py \
+        --cfg-options model.backbone.weights=work_dirs/digits/epoch_12.pth
+
+About 2 minutes on 2 CPU cores.
+"""
+
+_base_ = ["../_base_/mask_rcnn.py", "../_base_/coco_instance.py", "../_base_/runtime.py"]
+
+classes = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+data_root = "data/digits/coco"
+model = dict(
+    backbone=dict(type="convnext_atto", drop_path_rate=0.05),
+    neck=dict(out_channels=64),
+    rpn_head=dict(in_channels=64, feat_channels=64, anchor_generator=dict(scales=[4])),
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels=64),
+        bbox_head=dict(in_channels=64, fc_out_channels=256),
+        mask_roi_extractor=dict(out_channels=64),
+        mask_head=dict(num_convs=2, in_channels=64, conv_out_channels=64),
+    ),
+    train_cfg=dict(
+        rpn_proposal=dict(nms_pre=500, max_per_img=200),
+        rcnn=dict(sampler=dict(num=64)),
+    ),
+    test_cfg=dict(rpn=dict(nms_pre=300, max_per_img=100)),
+)
+train_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
+    dict(type="PackDetInputs"),
+]
+test_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
+    dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
+]
+train_dataloader = dict(num_workers=1)
+val_dataloader = dict(num_workers=1)
+
+batch = dict(size=8, per_gpu=8, lr_rule="linear")
+optim_wrapper = dict(
+    type="OptimWrapper",
+    constructor="LayerDecayConstructor",
+    paramwise_cfg=dict(decay_rate=0.9, decay_type="layer"),
+    optimizer=dict(type="AdamW", lr=1e-3, betas=(0.9, 0.999), weight_decay=0.05),
+)
+
+train_cfg = dict(type="EpochLoop", max_epochs=4)
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.01, end=30, by_epoch=False),
+    dict(type="CosineAnnealingLR", begin=0, T_max=4, eta_min=1e-5, by_epoch=True, convert_to_iter_based=True),
+]

@@ -1,0 +1,49 @@
+"""UperNet on the embedded digits, from the digits classifier: a step of tools/demo.sh.
+
+    python tools/train.py configs/segmentation/upernet_digits.py \
+        --cfg-options model.backbone.weights=work_dirs/digits/epoch_12.pth
+
+About 1 minute on 2 CPU cores.
+"""
+
+_base_ = ["../_base_/upernet.py", "../_base_/ade20k.py", "../_base_/runtime.py"]
+
+classes = (
+    "background", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
+)  # fmt: skip
+data_root = "data/digits/ade"
+model = dict(
+    data_preprocessor=dict(size=(128, 128)),
+    backbone=dict(type="convnext_atto", drop_path_rate=0.05),
+    decode_head=dict(channels=64),
+    auxiliary_head=dict(channels=64),
+    test_cfg=dict(mode="slide", crop_size=(128, 128), stride=(32, 32)),
+)
+train_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="LoadLabels", num_classes="from_classes", reduce_zero_label=True),
+    dict(type="RandomCrop", crop_size=(128, 128)),
+    dict(type="PackSegInputs"),
+]
+test_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="LoadLabels", num_classes="from_classes", reduce_zero_label=True),
+    dict(type="PackSegInputs"),
+]
+train_dataloader = dict(num_workers=1)
+val_dataloader = dict(num_workers=1)
+
+batch = dict(size=8, per_gpu=8, lr_rule="linear")
+optim_wrapper = dict(
+    type="OptimWrapper",
+    constructor="LayerDecayConstructor",
+    paramwise_cfg=dict(decay_rate=0.9, decay_type="stage", num_groups=6),
+    optimizer=dict(type="AdamW", lr=1e-3, betas=(0.9, 0.999), weight_decay=0.05),
+)
+
+train_cfg = dict(type="IterationLoop", max_iters=240, val_interval=120)
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.01, end=30, by_epoch=False),
+    dict(type="PolyLR", power=1.0, begin=30, end=240, eta_min=1e-5, by_epoch=False),
+]
+default_hooks = dict(checkpoint=dict(by_epoch=False, interval=120))

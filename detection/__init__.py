@@ -1,0 +1,22 @@
+"""Detection and instance segmentation: our parts of mmdet.
+
+Importing the package puts torchvision's operators where mmcv's compiled ones are absent and registers mmdet's modules
+and ours (``custom_imports`` in the configs).
+"""
+
+import contextlib
+import io
+
+from engine import mmcv_ops
+
+mmcv_ops.install()
+
+# The library prints a line for each optional package that is absent.
+with contextlib.redirect_stdout(io.StringIO()):
+    from mmdet.utils import register_all_modules
+
+    register_all_modules(init_default_scope=False)
+
+from detection import coco_metric, data  # noqa: E402
+
+__all__ = ["coco_metric", "data"]

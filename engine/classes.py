@@ -1,0 +1,64 @@
+"""Class names: one setting that drives dataset, heads and evaluator of any task."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from pathlib import Path
+
+from backbones.errors import UserError
+
+
+def class_names(classes: str | Sequence[str]) -> tuple[str, ...]:
+    """Resolve the ``classes`` setting of a config.
+
+    Args:
+        classes: Names in order; or the path of a text file with one name per line; or ``imagenet-1k`` (WordNet ids,
+            the folder names of ImageNet), ``imagenet-22k``, ``coco`` or ``ade20k``.
+
+    Returns:
+        The names.
+
+    Raises:
+        UserError: If there are none, one stands twice, or the string is neither a known set nor a file.
+    """
+    names = tuple(_named_set(classes) if isinstance(classes, str) else classes)
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise UserError(f"classes={classes!r}: at least one name is needed, and names are not empty")
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if twice:
+        raise UserError(f"classes: {twice[0]!r} stands twice")
+    return names
+
+
+def palette(count: int) -> list[tuple[int, int, int]]:
+    """Distinct RGB colours for drawing ``count`` classes: golden-ratio steps around the hue circle."""
+    golden = 0.618033988749895
+    hues = ((i * golden) % 1.0 for i in range(count))
+    shades = ((0.85, 0.95), (0.6, 0.75), (0.95, 0.6))
+    return [
+        tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue, *shades[i % 3]))  # type: ignore[misc]
+        for i, hue in enumerate(hues)
+    ]
+
+
+def _named_set(name: str) -> Sequence[str]:
+    if name in ("imagenet-1k", "imagenet-22k"):
+        from timm.data import ImageNetInfo
+
+        return ImageNetInfo(name).label_names()
+    if name == "coco":
+        from mmdet.datasets import CocoDataset
+
+        return CocoDataset.METAINFO["classes"]
+    if name == "ade20k":
+        from mmseg.datasets import ADE20KDataset
+
+        return ADE20KDataset.METAINFO["classes"]
+    path = Path(name)
+    if not path.is_file():
+        raise UserError(
+            f"classes={name!r} is neither a file with one name per line nor one of imagenet-1k, imagenet-22k, "
+            "coco, ade20k"
+        )
+    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

@@ -1,0 +1,69 @@
+"""Hooks of all tasks."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from typing import Any
+
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+
+@HOOKS.register_module()
+class ProgressBar(Hook):
+    """A bar with rate, remaining time and loss while a terminal looks on; the log's plain lines otherwise.
+
+    Log lines are written above the bar.
+    """
+
+    priority = "VERY_LOW"
+
+    def __init__(self) -> None:
+        self._bar: tqdm[Any] | None = None
+        self._redirect = ExitStack()
+
+    def before_train(self, runner: Any) -> None:
+        """Start the training bar at the step of the run."""
+        self._open(runner, "train", runner.max_iters, runner.iter)
+
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Advance by one optimizer step."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {float(outputs['loss']):.3f}", refresh=False)
+            self._bar.update()
+
+    def after_train(self, runner: Any) -> None:
+        """Close the bar."""
+        self._close()
+
+    def before_test_epoch(self, runner: Any) -> None:
+        """Start the test bar."""
+        self._open(runner, "test", len(runner.test_dataloader), 0)
+
+    def after_test_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Advance by one batch."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def after_test_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+        """Close the bar."""
+        self._close()
+
+    def _open(self, runner: Any, what: str, total: int, done: int) -> None:
+        if sys.stderr.isatty() and is_main_process():
+            self._redirect.enter_context(logging_redirect_tqdm([runner.logger]))
+            self._bar = tqdm(desc=what, total=total, initial=done, unit="it", dynamic_ncols=True)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+            self._redirect.close()

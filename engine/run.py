@@ -1,0 +1,87 @@
+"""Train or test what a resolved config describes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from mmengine.config import ConfigDict
+from mmengine.dist import is_main_process
+
+from backbones.errors import UserError
+from engine.picture import draw_test_images
+from engine.preflight import check_data_folders
+from engine.resolve import Launch, Resolved
+from engine.runner import build_runner
+
+PICTURES = 8
+
+
+def train(resolved: Resolved, launch: Launch, resume: bool) -> None:
+    """Train, from the start or from the last checkpoint in the work directory.
+
+    Raises:
+        UserError: If data is absent, or weights cannot be loaded.
+    """
+    check_data_folders(resolved.cfg, ("train", "val"))
+    weights = resolved.cfg.model.get("backbone", {}).get("weights")
+    if weights and "://" not in weights and not Path(weights).is_file():
+        raise UserError(f"model.backbone.weights={weights!r} does not exist")
+    resolved.cfg.resume = resume
+    build_runner(resolved, launch).train()
+
+
+def test(
+    resolved: Resolved, launch: Launch, checkpoint: str, averaged: bool = False, tta: bool = False
+) -> dict[str, float]:
+    """Evaluate a checkpoint on the test data; write ``test.json`` and some pictures to the work directory.
+
+    Args:
+        resolved: The config.
+        launch: Where it runs.
+        checkpoint: Weights of the whole model.
+        averaged: Use the averaged weights in it.
+        tta: Test at several scales and flipped, where the config says how.
+
+    Returns:
+        The metrics.
+
+    Raises:
+        UserError: If data is absent, the checkpoint does not fit, or the config has no test-time augmentation.
+    """
+    cfg = resolved.cfg
+    check_data_folders(cfg, ("test",))
+    if not Path(checkpoint).is_file():
+        raise UserError(f"checkpoint {checkpoint!r} does not exist")
+    _without_training(cfg)
+    if tta:
+        _use_tta(cfg)
+    cfg.load_from = checkpoint
+    runner = build_runner(resolved, launch)
+    runner.averaged = averaged
+    metrics = {name: float(value) for name, value in runner.test().items()}
+    if is_main_process():
+        name = "test" + ("_ema" if averaged else "") + ("_tta" if tta else "")
+        result = {"checkpoint": checkpoint, "averaged": averaged, "tta": tta, "metrics": metrics}
+        (Path(cfg.work_dir) / f"{name}.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
+        if not tta:
+            draw_test_images(runner, Path(cfg.work_dir) / "pictures", PICTURES)
+    return metrics
+
+
+def _without_training(cfg: ConfigDict) -> None:
+    """Testing needs neither the training data nor the weights that training began with."""
+    for key in ("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler"):
+        cfg[key] = None
+    for key in ("val_dataloader", "val_cfg", "val_evaluator"):
+        cfg[key] = None
+    if "backbone" in cfg.model:
+        cfg.model.backbone.pop("weights", None)
+    cfg.custom_hooks = [hook for hook in cfg.get("custom_hooks", []) if hook["type"] != "KeepEMA"]
+
+
+def _use_tta(cfg: ConfigDict) -> None:
+    if not cfg.get("tta_pipeline") or not cfg.get("tta_model"):
+        raise UserError("--tta: the config has no tta_pipeline and tta_model")
+    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)

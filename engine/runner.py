@@ -1,0 +1,165 @@
+"""The one runner of all tasks: mmengine's, with safe and strict loading, CPU processes, and one-line errors."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from mmengine import Config
+from mmengine.logging import MMLogger
+from mmengine.model import MMDistributedDataParallel, is_model_wrapper
+from mmengine.runner import CheckpointLoader
+from mmengine.runner import Runner as MMRunner
+from torch import Tensor, nn
+
+import engine.ema
+import engine.hooks
+import engine.layer_decay
+import engine.loops  # noqa: F401  (these four register what configs name)
+from backbones.errors import UserError
+from backbones.weights import read_checkpoint
+from engine.resolve import Launch, Resolved
+
+CONSOLE_LINES = 8
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+
+
+@CheckpointLoader.register_scheme(prefixes="", force=True)
+def _load_safely(filename: str, map_location: str | None = None) -> dict[str, Any]:
+    """Serve mmengine's own loading path, which would fall back to executing pickles."""
+    return read_checkpoint(filename)
+
+
+def load_model(model: nn.Module, checkpoint: Mapping[str, Any], source: str, averaged: bool = False) -> str:
+    """Load the weights of a whole model; every tensor must be there and fit.
+
+    Args:
+        model: The model, perhaps wrapped for several processes.
+        checkpoint: Content of a checkpoint of this project.
+        source: Its name, for errors.
+        averaged: Load ``ema_state_dict`` instead of the raw weights.
+
+    Returns:
+        The receipt, one line.
+
+    Raises:
+        UserError: If the checkpoint is of another model, or has no averaged weights.
+    """
+    model = getattr(model, "module", model) if is_model_wrapper(model) else model
+    if averaged:
+        if "ema_state_dict" not in checkpoint:
+            raise UserError(f"checkpoint {source!r} has no averaged weights: leave --ema out")
+        averages = checkpoint["ema_state_dict"]
+        tensors = {name.removeprefix("module."): value for name, value in averages.items() if name != "steps"}
+    else:
+        tensors = checkpoint.get("state_dict", checkpoint)
+    wanted = model.state_dict()
+    for name, value in wanted.items():
+        if not isinstance(tensors.get(name), Tensor):
+            lost = sum(name not in tensors for name in wanted)
+            raise UserError(
+                f"checkpoint {source!r} is of another model: it lacks {lost}/{len(wanted)} tensors ({name}...)"
+            )
+        if tensors[name].shape != value.shape:
+            theirs, ours = tuple(tensors[name].shape), tuple(value.shape)
+            raise UserError(
+                f"checkpoint {source!r} does not fit: {name} is {theirs}, the config wants {ours}; check classes and model"
+            )
+    foreign = [name for name in tensors if name not in wanted]
+    if foreign:
+        raise UserError(
+            f"checkpoint {source!r} is of another model: {len(foreign)} tensors have no place ({foreign[0]}...)"
+        )
+    model.load_state_dict(dict(tensors))
+    return f"{len(wanted)}/{len(wanted)} tensors loaded from {source}" + (
+        " (averaged weights)" if averaged else ""
+    )
+
+
+class Runner(MMRunner):
+    """mmengine's runner; see the module's docstring for what differs."""
+
+    averaged = False
+
+    def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
+        """Build the logger; dumps of many lines (config, environment, hooks) go to the log file only."""
+        logger = super().build_logger(*args, **kwargs)
+        for handler in logger.handlers:
+            if not isinstance(handler, logging.FileHandler):
+                handler.addFilter(_is_short)
+        return logger
+
+    def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Load a checkpoint safely and completely, and log the receipt."""
+        checkpoint = read_checkpoint(filename)
+        self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
+        self.logger.info(load_model(self.model, checkpoint, filename, self.averaged))
+        self._has_loaded = True
+        return checkpoint
+
+    def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
+        """Wrap for several processes; on CPU the wrapper takes no device ids, which mmengine always gives."""
+        if self.distributed and not torch.cuda.is_available() and model_wrapper_cfg is None:
+            unused = self.cfg.get("find_unused_parameters", False)
+            return MMDistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=unused)
+        return super().wrap_model(model_wrapper_cfg, model)
+
+
+def _is_short(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING or record.getMessage().count("\n") < CONSOLE_LINES
+
+
+def start_processes(launch: Launch) -> None:
+    """Join the process group that torchrun made.
+
+    Raises:
+        UserError: If this process has no GPU while the machine has some.
+    """
+    if launch.processes == 1 or dist.is_initialized():
+        return
+    rank = int(os.environ.get("LOCAL_RANK", 0))
+    if launch.device == "cuda":
+        present = torch.cuda.device_count()
+        if launch.local_processes > present:
+            raise UserError(
+                f"{launch.local_processes} GPUs asked for on this machine, {present} are there: ask for {present}"
+            )
+        torch.cuda.set_device(rank)
+    dist.init_process_group("nccl" if launch.device == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)
+
+
+def build_runner(resolved: Resolved, launch: Launch) -> Runner:
+    """Build the runner of a resolved config and log what the launch decided.
+
+    Raises:
+        UserError: If the work directory cannot be written, or the config does not build.
+    """
+    start_processes(launch)
+    cfg = resolved.cfg
+    _check_work_dir(cfg)
+    try:
+        runner = Runner.from_cfg(cfg)
+    except (TypeError, KeyError) as error:
+        if "unexpected keyword argument" in str(error) or "is not in the" in str(error):
+            raise UserError(f"config does not build: {str(error).strip(chr(34))}") from error
+        raise
+    runner.logger.log(logging.INFO, "batch: %s", resolved.plan)
+    for note in resolved.notes:
+        runner.logger.info(note)
+    return runner
+
+
+def _check_work_dir(cfg: Config) -> None:
+    try:
+        Path(cfg.work_dir).mkdir(parents=True, exist_ok=True)
+        writable = os.access(cfg.work_dir, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise UserError(f"work_dir {cfg.work_dir!r} cannot be written: choose another with --work-dir")

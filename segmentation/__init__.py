@@ -1,0 +1,22 @@
+"""Semantic segmentation: our parts of mmseg.
+
+Importing the package puts torchvision's operators where mmcv's compiled ones are absent and registers mmseg's modules
+and ours (``custom_imports`` in the configs).
+"""
+
+import contextlib
+import io
+
+from engine import mmcv_ops
+
+mmcv_ops.install()
+
+# The library prints a line for each optional package that is absent.
+with contextlib.redirect_stdout(io.StringIO()):
+    from mmseg.utils import register_all_modules
+
+    register_all_modules(init_default_scope=False)
+
+from segmentation import data  # noqa: E402
+
+__all__ = ["data"]

@@ -1,0 +1,38 @@
+"""Draw predictions: ``python tools/predict.py CONFIG CHECKPOINT IMAGE_OR_FOLDER [--out DIR]``."""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from engine.cli import run_tool
+
+
+def main() -> None:
+    """Parse, build, draw one picture for each image."""
+    parser = argparse.ArgumentParser(description="Draw the predictions of a checkpoint.")
+    parser.add_argument("config")
+    parser.add_argument("checkpoint")
+    parser.add_argument("images", type=Path, help="an image or a folder with images")
+    parser.add_argument(
+        "--out", type=Path, help="folder of the drawings (default: work_dirs/<config name>/predictions)"
+    )
+    parser.add_argument("--ema", action="store_true", help="use the averaged weights of the checkpoint")
+    parser.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", help="override settings")
+    args = parser.parse_args()
+
+    from engine.picture import find_images, load_predictor, predict_images
+    from engine.resolve import Launch, load_config, parse_options
+
+    images = find_images(args.images)
+    launch = Launch.from_environment()
+    cfg = load_config(args.config, parse_options(args.cfg_options), launch).cfg
+    model, visualizer = load_predictor(cfg, args.checkpoint, args.ema, launch.device)
+    out = args.out or Path(cfg.work_dir) / "predictions"
+    for target in predict_images(cfg, model, visualizer, images, out):
+        print(target)
+
+
+if __name__ == "__main__":
+    run_tool(main)

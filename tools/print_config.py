@@ -1,0 +1,28 @@
+"""Print a config as it will run: ``python tools/print_config.py CONFIG [--cfg-options k=v ...]``."""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from engine.cli import run_tool
+
+
+def main() -> None:
+    """Resolve for the present machine and print."""
+    parser = argparse.ArgumentParser(description="Print a resolved config.")
+    parser.add_argument("config")
+    parser.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", help="override settings")
+    args = parser.parse_args()
+
+    from engine.resolve import load_config, parse_options
+
+    resolved = load_config(args.config, parse_options(args.cfg_options))
+    print(resolved.cfg.pretty_text)
+    for line in (str(resolved.plan), *resolved.notes):
+        print(f"# {line}")
+
+
+if __name__ == "__main__":
+    run_tool(main)

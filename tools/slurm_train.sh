@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Training on a SLURM cluster: one task per machine, each runs tools/dist_train.sh for its GPUs.
+# GPUS_PER_NODE (default: 8, or GPUS if fewer), CPUS_PER_TASK (of a whole machine's task; default: 8 per GPU) and
+# SRUN_ARGS (more options for srun, e.g. "--time=24:00:00 --requeue") come from the environment.
+set -euo pipefail
+USAGE="tools/slurm_train.sh PARTITION JOB_NAME CONFIG GPUS [args to tools/train.py]"
+tools=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
+# shellcheck source=tools/launch.sh
+. "$tools/launch.sh"
+
+[ $# -ge 4 ] || die_with_usage
+partition=$1 job_name=$2 config=$3 gpus=$4
+shift 4
+require_positive_integer GPUS "$gpus"
+per_node=${GPUS_PER_NODE:-$((gpus < 8 ? gpus : 8))}
+require_positive_integer GPUS_PER_NODE "$per_node"
+[ $((gpus % per_node)) -eq 0 ] || die_with_usage "GPUS ($gpus) is not a multiple of GPUS_PER_NODE ($per_node)"
+nodes=$((gpus / per_node))
+read -r -a more <<<"${SRUN_ARGS:-}"
+
+# Runs on every machine. The port follows from the job, below the range that systems hand out to connections.
+# shellcheck disable=SC2016
+on_each_node='
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST") || exit
+export NNODES=$SLURM_NNODES NODE_RANK=$SLURM_NODEID MASTER_ADDR=${hosts%%$'"'\\n'"'*}
+export MASTER_PORT=$((10000 + SLURM_JOB_ID % 20000))
+exec bash "$@"'
+exec srun --partition="$partition" --job-name="$job_name" --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 \
+    --gres="gpu:$per_node" --cpus-per-task="${CPUS_PER_TASK:-$((8 * per_node))}" --kill-on-bad-exit=1 \
+    ${more[@]+"${more[@]}"} bash -c "$on_each_node" slurm_train "$tools/dist_train.sh" "$config" "$per_node" "$@"

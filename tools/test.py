@@ -1,0 +1,41 @@
+"""Evaluate a checkpoint: ``python tools/test.py CONFIG CHECKPOINT [--tta] [--ema] [--cfg-options k=v ...]``."""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from engine.cli import run_tool
+
+
+def main() -> None:
+    """Parse, resolve, hand over."""
+    parser = argparse.ArgumentParser(description="Evaluate a checkpoint.")
+    parser.add_argument("config")
+    parser.add_argument("checkpoint")
+    parser.add_argument(
+        "--tta", action="store_true", help="several scales and flips, where the config says how"
+    )
+    parser.add_argument("--ema", action="store_true", help="evaluate the averaged weights of the checkpoint")
+    parser.add_argument("--work-dir", help="test.json and pictures (default: work_dirs/<config name>)")
+    parser.add_argument(
+        "--launcher", choices=["none", "pytorch"], default="none", help="set by the launch scripts"
+    )
+    parser.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", help="override settings")
+    args = parser.parse_args()
+
+    from engine.resolve import Launch, load_config, parse_options
+    from engine.run import test
+
+    options = parse_options(args.cfg_options)
+    if args.work_dir:
+        options["work_dir"] = args.work_dir
+    launch = Launch.from_environment()
+    metrics = test(load_config(args.config, options, launch), launch, args.checkpoint, args.ema, args.tta)
+    for name, value in metrics.items():
+        print(f"{name}: {value:.4g}")
+
+
+if __name__ == "__main__":
+    run_tool(main)
