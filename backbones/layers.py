@@ -28,13 +28,13 @@ class LayerNorm2d(nn.LayerNorm):
         return x.permute(0, 3, 1, 2)
 
 
-def init_trunc_normal(module: nn.Module) -> None:
-    """Draw convolution and linear weights from a normal of std 0.02 cut at +-2, and zero their biases.
+def init_trunc_normal(module: nn.Module, std: float = 0.02) -> None:
+    """Draw convolution and linear weights from a normal cut at +-2, and zero their biases.
 
     Table 2.5 of the dissertation prints "trunc. normal (0.2)"; the released code uses 0.02, which is meant.
     """
     if isinstance(module, nn.Conv2d | nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.trunc_normal_(module.weight, std=std)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 

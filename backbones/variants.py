@@ -28,10 +28,10 @@ class Variant:
 
 
 CONVNEXT_V1 = {
-    "convnext_atto": Variant((2, 2, 6, 2), (40, 80, 160, 320), 3.7, 0.55),
-    "convnext_femto": Variant((2, 2, 6, 2), (48, 96, 192, 384), 5.2, 0.79),
-    "convnext_pico": Variant((2, 2, 6, 2), (64, 128, 256, 512), 9.1, 1.37),
-    "convnext_nano": Variant((2, 2, 8, 2), (80, 160, 320, 640), 15.6, 2.46),
+    "convnext_atto": Variant((2, 2, 6, 2), (40, 80, 160, 320), 3.70, 0.55),
+    "convnext_femto": Variant((2, 2, 6, 2), (48, 96, 192, 384), 5.22, 0.79),
+    "convnext_pico": Variant((2, 2, 6, 2), (64, 128, 256, 512), 9.05, 1.37),
+    "convnext_nano": Variant((2, 2, 8, 2), (80, 160, 320, 640), 15.59, 2.46),
     "convnext_tiny": Variant((3, 3, 9, 3), (96, 192, 384, 768), 28.6, 4.5),
     "convnext_small": Variant((3, 3, 27, 3), (96, 192, 384, 768), 50.0, 8.7),
     "convnext_base": Variant((3, 3, 27, 3), (128, 256, 512, 1024), 88.6, 15.4),

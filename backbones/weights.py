@@ -17,9 +17,20 @@ from torch import Tensor, nn
 
 from backbones.errors import UserError
 
+_STATISTICS = ("min", "max", "current", "mean")
+
+
+def _statistic(owner: Any, name: str) -> Any:
+    """Stand in for ``getattr``, by which a pickled :class:`HistoryBuffer` refers to its own four methods."""
+    if owner is not HistoryBuffer or name not in _STATISTICS:
+        raise pickle.UnpicklingError(f"unsupported getattr of {name!r}")
+    return getattr(owner, name)
+
+
 # What mmengine puts into a checkpoint beside tensors: loss histories as numpy arrays. All of it is plain data.
 _PLAIN_DATA: list[Any] = [
     HistoryBuffer,
+    (_statistic, "builtins.getattr"),
     np.ndarray,
     np.dtype,
     np.ndarray.__reduce__(np.empty(0))[0],  # rebuilds an array; its module differs between NumPy 1 and 2
@@ -84,12 +95,14 @@ def read_checkpoint(source: str) -> dict[str, Any]:
     except UserError:
         raise
     except pickle.UnpicklingError as error:
-        reason = _first_line(error)
-        raise UserError(
-            f"checkpoint {source!r} was refused: damaged, or it holds more than data ({reason})"
-        ) from error
-    except Exception as error:  # torch raises many kinds for a damaged archive, urllib for a bad address
+        # torch buries the name under advice to load the file unsafely.
+        foreign = re.search(r"unsupported global:? (?:GLOBAL )?(\S+)", str(error), re.IGNORECASE)
+        reason = f"it refers to {foreign[1]}" if foreign else "damaged, or it holds more than data"
+        raise UserError(f"checkpoint {source!r} was refused: {reason}") from error
+    except OSError as error:  # a folder without permission, an address that does not answer
         raise UserError(f"checkpoint {source!r} cannot be read: {_first_line(error)}") from error
+    except Exception as error:  # torch raises many kinds for a damaged archive
+        raise UserError(f"checkpoint {source!r} cannot be read: it is damaged, or no checkpoint") from error
     if not isinstance(content, Mapping):
         raise UserError(f"checkpoint {source!r} holds a {type(content).__name__}, not a mapping of tensors")
     return dict(content)

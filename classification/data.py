@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, TRANSFORMS
@@ -106,5 +107,13 @@ class ClassificationTransform:
     def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
         """Read, transform and pack one image."""
         with Image.open(sample["img_path"]) as image:
-            pixels: torch.Tensor = self.transform(image.convert("RGB"))
+            pixels: torch.Tensor = self.transform(_rgb(image))
         return {"inputs": pixels, "label": sample.get("gt_label", -1), "img_path": sample["img_path"]}
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Three channels of 8 bits, from any kind of image."""
+    if image.mode.startswith("I;16"):
+        # Pillow's own conversion cuts 16-bit grey off at 255 instead of scaling it.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")

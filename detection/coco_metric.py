@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,21 @@ class FastCocoMetric(CocoMetric):
     """
 
     default_prefix = None
+    _coco_api: Any
 
     def __init__(self, ann_file: str, metric: tuple[str, ...] = ("bbox", "segm")) -> None:
         super().__init__(metric=list(metric))
         self.annotation_file = ann_file
+
+    def process(self, data_batch: Any, data_samples: Sequence[Any]) -> None:
+        """Keep the predictions; without the annotation file at hand the parent would look for the truth in them."""
+        self._truth()
+        super().process(data_batch, data_samples)
+
+    def _truth(self) -> COCO:
+        if self._coco_api is None:
+            self._coco_api = _quietly(COCO, str(self.annotation_file))
+        return self._coco_api
 
     def compute_metrics(self, results: list[Any]) -> dict[str, float]:
         """Evaluate all images.
@@ -45,7 +57,7 @@ class FastCocoMetric(CocoMetric):
             ``bbox_mAP``, ``bbox_mAP_50``... and ``segm_mAP``..., in [0, 1]; -1 where a size has no object.
         """
         _, predictions = zip(*results, strict=True)
-        truth = _quietly(COCO, str(self.annotation_file))
+        truth = self._truth()
         self.cat_ids = category_ids(truth, self.dataset_meta["classes"])
         image_ids = [prediction["img_id"] for prediction in predictions]
         scores: dict[str, float] = {}

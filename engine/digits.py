@@ -46,7 +46,7 @@ _TRAIN_SHARE = 0.7  # of the source digits of each class, and of the columns of 
 _IMAGES, _SCENES = 0, 1  # the two random streams
 _FIRST_ID = {"train": 1, "val": 500_001}  # COCO image ids are unique over the splits, whatever their sizes
 
-_IMAGE_HEIGHTS = (24.0, 44.0)
+_IMAGE_HEIGHTS = (34.0, 46.0)
 _SCENE_HEIGHTS = (18.0, 64.0)
 _CROWD_HEIGHTS = (13.0, 17.0)
 _MAX_DIGITS = 8
@@ -54,6 +54,7 @@ _MIN_VISIBLE = 0.5  # share of its ink that every digit of a scene keeps
 _MAX_BOX_OVERLAP = 0.4  # of the smaller box: two strokes may cross, two digits may not lie on each other
 _PLACING_TRIES = 12
 _INK_TRIES = 24
+_GROUND = 100.0  # brightest mean luminance of a background, 0..255
 _CLEAR = 110.0  # contrast of ink that will do: difference of luminance plus 0.3 of that of colour, 0..387
 
 # What COCO has now and then, at fixed indices so that small sets have them too: (period, first index).
@@ -165,8 +166,9 @@ def _background(rng: np.random.Generator, photos: list[npt.NDArray[np.uint8]], s
         crop = crop[:, ::-1]
     crop = cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32)
     mean = crop.mean(axis=(0, 1))
-    # Softer than the photographs: the ink has to be legible on the temple's black-and-gold ornaments.
-    tinted = (mean * rng.uniform(0.7, 1.2) * rng.uniform(0.93, 1.07, 3)).astype(np.float32)
+    # Darker and softer than the photographs: bright ink has to be legible on the sky and on golden ornaments.
+    exposure = min(rng.uniform(0.6, 1.1), _GROUND / float(mean @ _LUMA))
+    tinted = (mean * exposure * rng.uniform(0.93, 1.07, 3)).astype(np.float32)
     return np.clip(tinted + (crop - mean) * rng.uniform(0.5, 0.9), 0, 255)
 
 
@@ -201,16 +203,16 @@ def _render(
 
 
 def _ink(rng: np.random.Generator, ground: Floats) -> Floats:
-    """A colour (3,) in 0..255 that stands out from nearly all of the ground (h, w, 3), in luminance too."""
+    """A bright colour (3,) in 0..255 that stands out from nearly all of the ground (h, w, 3), in luminance too."""
     step = max(1, len(ground) // 10)  # about a hundred samples tell enough
     samples = ground[::step, ::step].reshape(-1, 1, 3)
-    inks = rng.uniform(0, (180, 256, 256), (1, _INK_TRIES, 3)).astype(np.uint8)
+    inks = rng.uniform((0, 0, 170), (180, 200, 256), (1, _INK_TRIES, 3)).astype(np.uint8)
     inks = cv2.cvtColor(inks, cv2.COLOR_HSV2RGB).astype(np.float32)
     apart = inks - samples
-    contrast = np.abs(apart @ _LUMA) + 0.3 * np.linalg.norm(apart, axis=-1)
+    contrast = apart @ _LUMA + 0.3 * np.linalg.norm(apart, axis=-1)
     tenth = len(samples) // 10
     contrast = np.partition(contrast, tenth, axis=0)[tenth]
-    # The first that is clear enough rather than the clearest: that would always be black or white.
+    # The first that is clear enough rather than the clearest: that would always be white.
     chosen = np.argmax(contrast >= _CLEAR) if contrast.max() >= _CLEAR else np.argmax(contrast)
     return inks[0, chosen]
 

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import mmcv
 import numpy as np
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose
 from mmengine.registry import FUNCTIONS, MODELS, VISUALIZERS, init_default_scope
-from mmengine.structures import BaseDataElement
-from torch import nn
+from mmengine.structures import BaseDataElement, PixelData
+from PIL import Image
+from torch import Tensor, nn
 
 from backbones.errors import UserError
 from backbones.weights import read_checkpoint
-from engine.runner import load_model
+from engine.runner import load_model, naming_wrong_settings
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 SCORE_THRESHOLD = 0.3
+SHORT_SIDE = 480  # pixels that smaller images are enlarged to
 
 
 def draw_test_images(runner: Any, folder: Path, count: int) -> None:
@@ -55,7 +59,8 @@ def load_predictor(cfg: Config, checkpoint: str, averaged: bool, device: str) ->
     """
     init_default_scope(cfg.default_scope)
     cfg.model.backbone.pop("weights", None)
-    model = MODELS.build(cfg.model)
+    with naming_wrong_settings():
+        model = MODELS.build(cfg.model)
     print(load_model(model, read_checkpoint(checkpoint), checkpoint, averaged))
     visualizer = VISUALIZERS.build({**cfg.visualizer, "vis_backends": None, "name": "predict"})
     visualizer.dataset_meta = dict(cfg.test_dataloader.dataset.metainfo)
@@ -75,7 +80,10 @@ def predict_images(
         out: Folder of the drawings.
 
     Yields:
-        The file of each drawing.
+        The file of each drawing: ``<name>.png``, or ``<name with suffix>.png`` for images that share a name.
+
+    Raises:
+        UserError: If an image cannot be read, or the folder cannot be written or is that of the images.
     """
     steps = [
         step
@@ -84,12 +92,17 @@ def predict_images(
     ]
     pipeline = Compose([ConfigDict(step) for step in steps])
     collate = FUNCTIONS.get(cfg.test_dataloader.get("collate_fn", {"type": "pseudo_collate"})["type"])
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{str(out)!r} cannot be written: choose another folder with --out") from error
+    if any(image.parent.samefile(out) for image in images):
+        raise UserError(f"the drawings would overwrite the images in {str(out)!r}: choose another folder with --out")
+    names = Counter(image.stem for image in images)
     for index, image in enumerate(images):
-        item = pipeline(
-            {"img_path": str(image), "img_id": index, "reduce_zero_label": False, "seg_fields": []}
-        )
-        target = out / f"{image.stem}.png"
+        _check_image(image)
+        item = pipeline({"img_path": str(image), "img_id": index, "reduce_zero_label": False, "seg_fields": []})
+        target = out / f"{image.stem if names[image.stem] == 1 else image.name}.png"
         _draw(visualizer, predict(model, item, collate), target, truth=False)
         yield target
 
@@ -110,9 +123,43 @@ def find_images(path: Path) -> list[Path]:
     return images
 
 
+def _check_image(path: Path) -> None:
+    """What the pipelines of the three tasks say about a damaged file hardly tells that it is damaged."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except Exception as error:  # Pillow raises many kinds for a damaged file
+        raise UserError(f"{str(path)!r} cannot be read: it is damaged, or no image") from error
+
+
 def _draw(visualizer: Any, sample: BaseDataElement, target: Path, truth: bool) -> None:
-    image = mmcv.imread(sample.img_path, channel_order="rgb")
+    image, sample = _enlarge(mmcv.imread(sample.img_path, channel_order="rgb"), sample.cpu())
     options = {"pred_score_thr": SCORE_THRESHOLD} if "pred_instances" in sample else {}
     visualizer.add_datasample(
-        target.stem, image, sample.cpu(), draw_gt=truth, draw_pred=True, out_file=str(target), **options
+        target.stem, image, sample, draw_gt=truth, draw_pred=True, out_file=str(target), **options
     )
+
+
+def _enlarge(image: np.ndarray, sample: BaseDataElement) -> tuple[np.ndarray, BaseDataElement]:
+    """Bring a small picture, with its boxes and masks, to a size at which labels can be read.
+
+    Args:
+        image: ``(H, W, 3)``.
+        sample: With ``gt_instances``, ``pred_instances``, ``gt_sem_seg``, ``pred_sem_seg``, or none of them.
+    """
+    scale = round(SHORT_SIDE / min(image.shape[:2]))
+    if scale < 2:
+        return image, sample
+    height, width = scale * image.shape[0], scale * image.shape[1]
+    for name, field in list(sample.items()):
+        if name.endswith("_instances"):
+            if "bboxes" in field:  # not in the empty truth of an image that has none
+                field.bboxes = field.bboxes * scale
+            if isinstance(field.get("masks"), Tensor):
+                field.masks = field.masks.repeat_interleave(scale, -2).repeat_interleave(scale, -1)
+            elif "masks" in field:
+                field.masks = field.masks.resize((height, width))
+        elif name.endswith("_sem_seg"):
+            labels = field.data.repeat_interleave(scale, -2).repeat_interleave(scale, -1)
+            setattr(sample, name, PixelData(data=labels))  # the old one would refuse another size
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC), sample

@@ -110,7 +110,9 @@ def parse_options(options: list[str] | None) -> dict[str, Any]:
         key, equals, value = option.partition("=")
         if not equals or not key:
             raise UserError(f"--cfg-options {option!r}: write key=value, such as batch.size=64")
-        parsed[key] = DictAction._parse_iterable(value)
+        # The parser of lists drops all blanks, which the name of a folder may have.
+        parse = DictAction._parse_iterable if set(value) & set("[(,'\"") else DictAction._parse_int_float_bool
+        parsed[key] = parse(value)
     return parsed
 
 
@@ -136,8 +138,10 @@ def load_config(
         )
     try:
         cfg = Config.fromfile(str(path))
-    except (SyntaxError, KeyError, NameError, TypeError, ImportError, FileNotFoundError) as error:
-        raise UserError(f"config {str(path)!r} cannot be read: {type(error).__name__}: {error}") from error
+    except UserError:
+        raise
+    except Exception as error:  # a config is a program: it can fail in any way
+        raise UserError(f"config {str(path)!r} cannot be read: {_root_cause(error)}") from error
     stated = _stated_batch(cfg, path)
     if options:
         _check_options(cfg, options)
@@ -168,9 +172,16 @@ def resolve(cfg: Config, stated_batch: int, launch: Launch) -> Resolved:
     return Resolved(cfg, plan, tuple(notes))
 
 
+def _root_cause(error: BaseException) -> str:
+    while error.__cause__ is not None and str(error.__cause__):
+        error = error.__cause__
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+
+
 def _stated_batch(cfg: Config, path: str | Path) -> int:
     if not isinstance(cfg.get("batch"), dict) or "size" not in cfg.batch:
         raise UserError(f"config {str(path)!r} states no batch: add batch = dict(size=..., per_gpu=...)")
+    _check_batch(cfg.batch)
     return int(cfg.batch.size)
 
 
@@ -199,11 +210,20 @@ def _check_keys(cfg: Config) -> None:
                 else "nothing reads it; underscore-free helper names belong in a function"
             )
             raise UserError(f"config: unknown top-level key {key!r}; {hint}")
-    unknown = set(cfg.batch) - {"size", "per_gpu", "lr_rule"}
+    _check_batch(cfg.batch)
+
+
+def _check_batch(batch: Any) -> None:
+    if not isinstance(batch, dict):
+        raise UserError(f"batch={batch!r} names no setting: give its size, such as batch.size=64")
+    unknown = set(batch) - {"size", "per_gpu", "lr_rule"}
     if unknown:
         raise UserError(
             f"batch has no setting {', '.join(sorted(unknown))}: choose from size, per_gpu, lr_rule"
         )
+    for name in ("size", "per_gpu"):
+        if not isinstance(batch.get(name), int | None):
+            raise UserError(f"batch.{name}={batch[name]!r}: a whole number is needed")
 
 
 def _check_backbone(model: ConfigDict) -> None:

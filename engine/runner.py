@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from mmengine import Config
+from mmengine.hooks import LoggerHook
 from mmengine.logging import MMLogger
-from mmengine.model import MMDistributedDataParallel, is_model_wrapper
-from mmengine.runner import CheckpointLoader
+from mmengine.model import BaseTTAModel, MMDistributedDataParallel, is_model_wrapper
+from mmengine.runner import CheckpointLoader, EpochBasedTrainLoop
 from mmengine.runner import Runner as MMRunner
 from torch import Tensor, nn
 
@@ -51,7 +53,9 @@ def load_model(model: nn.Module, checkpoint: Mapping[str, Any], source: str, ave
     Raises:
         UserError: If the checkpoint is of another model, or has no averaged weights.
     """
-    model = getattr(model, "module", model) if is_model_wrapper(model) else model
+    # Around the trained model there may be test-time augmentation, and around that several processes.
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = cast(nn.Module, model.module)
     if averaged:
         if "ema_state_dict" not in checkpoint:
             raise UserError(f"checkpoint {source!r} has no averaged weights: leave --ema out")
@@ -69,7 +73,8 @@ def load_model(model: nn.Module, checkpoint: Mapping[str, Any], source: str, ave
         if tensors[name].shape != value.shape:
             theirs, ours = tuple(tensors[name].shape), tuple(value.shape)
             raise UserError(
-                f"checkpoint {source!r} does not fit: {name} is {theirs}, the config wants {ours}; check classes and model"
+                f"checkpoint {source!r} does not fit: {name} is {theirs}, the config wants {ours}; check classes and "
+                "model"
             )
     foreign = [name for name in tensors if name not in wanted]
     if foreign:
@@ -80,6 +85,29 @@ def load_model(model: nn.Module, checkpoint: Mapping[str, Any], source: str, ave
     return f"{len(wanted)}/{len(wanted)} tensors loaded from {source}" + (
         " (averaged weights)" if averaged else ""
     )
+
+
+@contextmanager
+def naming_wrong_settings() -> Iterator[None]:
+    """Building inside of this context turns what registries and constructors say about a setting into one line.
+
+    Raises:
+        UserError: For an unknown ``type``, an unknown argument, or a schedule that begins after the end.
+    """
+    try:
+        yield
+    except (TypeError, KeyError) as error:
+        reason = str(error.args[0]) if error.args else ""
+        if "unexpected keyword argument" not in reason and "is not in the" not in reason:
+            raise
+        raise UserError(f"config does not build: {reason.partition('. ')[0]}") from error
+    except ValueError as error:
+        if "end should be larger than begin" not in str(error):
+            raise
+        raise UserError(
+            "param_scheduler: a schedule begins when training is over; with another length of training change its "
+            "begin and end too, such as --cfg-options param_scheduler.1.begin=0"
+        ) from error
 
 
 class Runner(MMRunner):
@@ -103,6 +131,45 @@ class Runner(MMRunner):
         self._has_loaded = True
         return checkpoint
 
+    def build_train_loop(self, loop: Any) -> Any:
+        """Build the loop with its data; the log counts as the loop does, in epochs or in steps.
+
+        Raises:
+            UserError: If the data is not enough for one step.
+        """
+        with naming_wrong_settings():
+            built = super().build_train_loop(loop)
+        if not len(built.dataloader):
+            raise UserError(
+                f"{len(built.dataloader.dataset)} training images are not enough for one step: use a smaller batch.size"
+            )
+        by_epoch = isinstance(built, EpochBasedTrainLoop)
+        self.log_processor.by_epoch = by_epoch
+        for hook in self.hooks:
+            if isinstance(hook, LoggerHook):
+                hook.log_metric_by_epoch = by_epoch
+        return built
+
+    def build_val_loop(self, loop: Any) -> Any:
+        """Build the loop with its data and metrics."""
+        with naming_wrong_settings():
+            return super().build_val_loop(loop)
+
+    def build_test_loop(self, loop: Any) -> Any:
+        """Build the loop with its data and metrics."""
+        with naming_wrong_settings():
+            return super().build_test_loop(loop)
+
+    def build_optim_wrapper(self, optim_wrapper: Any) -> Any:
+        """Build the optimizer."""
+        with naming_wrong_settings():
+            return super().build_optim_wrapper(optim_wrapper)
+
+    def build_param_scheduler(self, scheduler: Any) -> Any:
+        """Build the schedules."""
+        with naming_wrong_settings():
+            return super().build_param_scheduler(scheduler)
+
     def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
         """Wrap for several processes; on CPU the wrapper takes no device ids, which mmengine always gives."""
         if self.distributed and not torch.cuda.is_available() and model_wrapper_cfg is None:
@@ -119,7 +186,7 @@ def start_processes(launch: Launch) -> None:
     """Join the process group that torchrun made.
 
     Raises:
-        UserError: If this process has no GPU while the machine has some.
+        UserError: If the machine has fewer GPUs than processes were started on it.
     """
     if launch.processes == 1 or dist.is_initialized():
         return
@@ -128,7 +195,7 @@ def start_processes(launch: Launch) -> None:
         present = torch.cuda.device_count()
         if launch.local_processes > present:
             raise UserError(
-                f"{launch.local_processes} GPUs asked for on this machine, {present} are there: ask for {present}"
+                f"{launch.local_processes} GPUs asked for on this machine, which has {present}: ask for no more"
             )
         torch.cuda.set_device(rank)
     dist.init_process_group("nccl" if launch.device == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)
@@ -143,12 +210,8 @@ def build_runner(resolved: Resolved, launch: Launch) -> Runner:
     start_processes(launch)
     cfg = resolved.cfg
     _check_work_dir(cfg)
-    try:
+    with naming_wrong_settings():
         runner = Runner.from_cfg(cfg)
-    except (TypeError, KeyError) as error:
-        if "unexpected keyword argument" in str(error) or "is not in the" in str(error):
-            raise UserError(f"config does not build: {str(error).strip(chr(34))}") from error
-        raise
     runner.logger.log(logging.INFO, "batch: %s", resolved.plan)
     for note in resolved.notes:
         runner.logger.info(note)

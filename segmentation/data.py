@@ -59,25 +59,32 @@ class LoadLabels(LoadAnnotations):
     Args:
         num_classes: Number of classes, set from the config's ``classes``.
         reduce_zero_label: Whether 0 is to be ignored and the rest shifted down.
+        unlabelled: A stored value, beside 255, that means "not labelled"; ``None`` for no other.
     """
 
-    def __init__(self, num_classes: int, reduce_zero_label: bool) -> None:
+    def __init__(self, num_classes: int, reduce_zero_label: bool, unlabelled: int | None = None) -> None:
         super().__init__(reduce_zero_label=reduce_zero_label, imdecode_backend="pillow")
-        self.num_classes = num_classes
+        self.num_classes, self.unlabelled = num_classes, unlabelled
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Load and check.
 
         Raises:
-            UserError: If a value stands for no class.
+            UserError: If a value stands for no class, or the image is coloured.
         """
         results = super().transform(results)
         labels = results["gt_seg_map"]
+        if labels.ndim > 2:
+            raise UserError(
+                f"{results['seg_map_path']}: a label image has one channel (grey or palette), not {labels.shape[-1]}"
+            )
+        if self.unlabelled is not None:
+            labels[labels == self.unlabelled - int(bool(self.reduce_zero_label))] = IGNORE
         wrong = np.unique(labels[(labels >= self.num_classes) & (labels != IGNORE)])
         if len(wrong):
             stored = int(wrong[0]) + int(bool(self.reduce_zero_label))
             raise UserError(
                 f"{results['seg_map_path']}: label value {stored} stands for no class ({self.num_classes} classes, "
-                f"reduce_zero_label={self.reduce_zero_label}); check classes"
+                f"reduce_zero_label={self.reduce_zero_label}); check classes, or set unlabelled"
             )
         return results

@@ -39,5 +39,5 @@ launch() {
         cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
         export OMP_NUM_THREADS=$((cores > processes ? cores / processes : 1))
     fi
-    exec "$python" -m torch.distributed.run "${rendezvous[@]}" --nproc-per-node "$processes" "$tools/$program" "$@"
+    exec "$python" "$tools/launch.py" "${rendezvous[@]}" --nproc-per-node "$processes" "$tools/$program" "$@"
 }

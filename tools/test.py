@@ -25,6 +25,8 @@ def main() -> None:
     parser.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", help="override settings")
     args = parser.parse_args()
 
+    from mmengine.dist import is_main_process
+
     from engine.resolve import Launch, load_config, parse_options
     from engine.run import test
 
@@ -33,8 +35,9 @@ def main() -> None:
         options["work_dir"] = args.work_dir
     launch = Launch.from_environment()
     metrics = test(load_config(args.config, options, launch), launch, args.checkpoint, args.ema, args.tta)
-    for name, value in metrics.items():
-        print(f"{name}: {value:.4g}")
+    if is_main_process():
+        for name, value in metrics.items():
+            print(f"{name}: {value:.4g}")
 
 
 if __name__ == "__main__":

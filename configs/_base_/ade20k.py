@@ -1,4 +1,4 @@
-"""ADE20K in its customary place: 512 x 512 crops, whole-image testing at 2048 x 512."""
+"""ADE20K in its customary place: 512 x 512 crops, testing at 2048 x 512 or at six scales."""
 
 custom_imports = dict(imports=["segmentation"], allow_failed_imports=False)
 default_scope = "mmseg"

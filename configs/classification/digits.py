@@ -10,22 +10,22 @@ _base_ = ["../_base_/classification.py", "../_base_/runtime.py"]
 classes = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 data_root = "data/digits/imagenet"
 model = dict(
-    backbone=dict(type="convnext_atto", drop_path_rate=0.05, layer_scale_init_value=0.1),
-    data_preprocessor=dict(mixup=0.2, cutmix=0.2, erasing=0.1, label_smoothing=0.1),
+    backbone=dict(type="convnext_atto", drop_path_rate=0.05, layer_scale_init_value=1.0, init_std=0.06),
+    data_preprocessor=dict(erasing=0.1, label_smoothing=0.1),
 )
 train_pipeline = [
     dict(
         type="ClassificationTransform",
-        size=48,
+        size=32,
         training=True,
-        rand_augment="rand-m5-mstd0.5-inc1",
-        scale=(0.5, 1.0),
+        rand_augment="rand-m5-n1-mstd0.5-inc1",
+        scale=(0.8, 1.0),
         flip=0.0,
     )
 ]
-test_pipeline = [dict(type="ClassificationTransform", size=48, crop_ratio=1.0)]
-train_dataloader = dict(num_workers=2)
-val_dataloader = dict(num_workers=2)
+test_pipeline = [dict(type="ClassificationTransform", size=32, crop_ratio=1.0)]
+train_dataloader = dict(num_workers=1)
+val_dataloader = dict(num_workers=1)
 
 batch = dict(size=64, per_gpu=64, lr_rule="linear")
 optim_wrapper = dict(
@@ -35,10 +35,10 @@ optim_wrapper = dict(
 )
 custom_hooks = [dict(type="ProgressBar"), dict(type="KeepEMA", decay=0.99)]
 
-train_cfg = dict(type="EpochLoop", max_epochs=12)
+train_cfg = dict(type="EpochLoop", max_epochs=14)
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-2, end=1, by_epoch=True, convert_to_iter_based=True),
     dict(
-        type="CosineAnnealingLR", begin=1, T_max=11, eta_min=1e-6, by_epoch=True, convert_to_iter_based=True
+        type="CosineAnnealingLR", begin=1, T_max=13, eta_min=1e-6, by_epoch=True, convert_to_iter_based=True
     ),
 ]

@@ -11,7 +11,7 @@ _base_ = ["../_base_/mask_rcnn.py", "../_base_/coco_instance.py", "../_base_/run
 classes = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 data_root = "data/digits/coco"
 model = dict(
-    backbone=dict(type="convnext_atto", drop_path_rate=0.05),
+    backbone=dict(type="convnext_atto", drop_path_rate=0.05, init_std=0.06),
     neck=dict(out_channels=64),
     rpn_head=dict(in_channels=64, feat_channels=64, anchor_generator=dict(scales=[4])),
     roi_head=dict(
@@ -29,10 +29,12 @@ model = dict(
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
+    dict(type="Resize", scale=(160, 160), keep_ratio=True),
     dict(type="PackDetInputs"),
 ]
 test_pipeline = [
     dict(type="LoadImageFromFile"),
+    dict(type="Resize", scale=(160, 160), keep_ratio=True),
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
     dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
 ]

@@ -14,10 +14,10 @@ classes = (
 data_root = "data/digits/ade"
 model = dict(
     data_preprocessor=dict(size=(128, 128)),
-    backbone=dict(type="convnext_atto", drop_path_rate=0.05),
+    backbone=dict(type="convnext_atto", drop_path_rate=0.05, init_std=0.06),
     decode_head=dict(channels=64),
     auxiliary_head=dict(channels=64),
-    test_cfg=dict(mode="slide", crop_size=(128, 128), stride=(32, 32)),
+    test_cfg=dict(_delete_=True, mode="whole"),
 )
 train_pipeline = [
     dict(type="LoadImageFromFile"),
@@ -47,3 +47,4 @@ param_scheduler = [
     dict(type="PolyLR", power=1.0, begin=30, end=240, eta_min=1e-5, by_epoch=False),
 ]
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=120))
+log_processor = dict(by_epoch=False)

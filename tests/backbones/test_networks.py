@@ -1,0 +1,122 @@
+"""Every registered network: shapes, gradients, sizes and ids; the meta device tracks shapes without numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from backbones import build_backbone, list_backbones
+from backbones.variants import CONVNEXT_V1
+
+FOUR = (0, 1, 2, 3)
+CLASSES = 1000
+LIGHT = ["convnext_atto", "convnext_nano", "convnext_tiny"]  # also run with numbers in them
+SIZES = [(64, 96), (45, 70), (33, 95)]
+
+
+def meta(name: str, **options: Any) -> Any:
+    with torch.device("meta"):
+        return build_backbone(name, **options)
+
+
+def project(outputs: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """A loss to which no output is indifferent: a norm's outputs have a constant sum and a constant square."""
+    parts = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    return torch.stack([(part * torch.randn_like(part)).sum() for part in parts]).sum()
+
+
+def test_the_table_is_registered() -> None:
+    assert set(CONVNEXT_V1) <= set(list_backbones())
+    assert set(LIGHT) <= set(list_backbones())
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("name", list_backbones())
+def test_maps_have_the_announced_channels_and_strides(name: str, size: tuple[int, int]) -> None:
+    network = meta(name, out_indices=FOUR)
+    maps = network(torch.empty(2, 3, *size, device="meta"))
+    assert network.strides == (4, 8, 16, 32)
+    expected = []
+    for channels, stride in zip(network.out_channels, network.strides):
+        expected.append((2, channels, size[0] // stride, size[1] // stride))
+    assert [tuple(one.shape) for one in maps] == expected
+
+
+@pytest.mark.parametrize("name", list_backbones())
+def test_out_indices_choose_among_the_maps(name: str) -> None:
+    image = torch.empty(1, 3, 64, 64, device="meta")
+    channels = meta(name, out_indices=FOUR).out_channels
+    for chosen in [(3,), (1, 3), (0, 2)]:
+        network = meta(name, out_indices=chosen)
+        assert network.out_channels == tuple(channels[i] for i in chosen)
+        assert network.strides == tuple(4 * 2**i for i in chosen)
+        assert tuple(one.shape[1] for one in network(image)) == network.out_channels
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("name", list_backbones())
+def test_without_out_indices_one_pooled_vector(name: str, size: tuple[int, int]) -> None:
+    network = meta(name)
+    assert network(torch.empty(2, 3, *size, device="meta")).shape == (2, network.num_features)
+    assert network.out_channels == (network.num_features,)
+    assert network.strides == (32,)
+
+
+@pytest.mark.parametrize("out_indices", [None, FOUR], ids=["pooled", "maps"])
+@pytest.mark.parametrize("name", list_backbones())
+def test_every_parameter_is_reached_by_the_backward_pass(name: str, out_indices: Any) -> None:
+    network = meta(name, out_indices=out_indices)
+    project(network(torch.empty(2, 3, 45, 70, device="meta"))).backward()
+    assert [name for name, p in network.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("out_indices", [None, FOUR], ids=["pooled", "maps"])
+@pytest.mark.parametrize("name", LIGHT)
+def test_every_parameter_gets_a_gradient_that_is_not_zero(name: str, out_indices: Any) -> None:
+    torch.manual_seed(0)
+    network = build_backbone(name, out_indices=out_indices, layer_scale_init_value=1.0)
+    project(network(torch.randn(2, 3, 45, 70))).backward()
+    dead = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    assert dead == []
+
+
+@pytest.mark.parametrize("name", sorted(CONVNEXT_V1))
+def test_parameter_count_is_the_printed_one(name: str) -> None:
+    printed = CONVNEXT_V1[name].params
+    network = meta(name)
+    head = nn.Linear(network.num_features, CLASSES, device="meta")
+    millions = sum(p.numel() for part in (network, head) for p in part.parameters()) / 1e6
+    # 50.0 stands for the paper's "50M".
+    decimals = 0 if printed == int(printed) else len(str(printed).partition(".")[2])
+    assert round(millions, decimals) == printed
+
+
+@pytest.mark.parametrize("out_indices", [None, FOUR], ids=["pooled", "maps"])
+@pytest.mark.parametrize("name", list_backbones())
+def test_ids_cover_every_parameter(name: str, out_indices: Any) -> None:
+    network = meta(name, out_indices=out_indices)
+    names = [name for name, _ in network.named_parameters()]
+    assert {network.layer_id(name) for name in names} == set(range(network.num_layers + 2))
+    assert {network.stage_id(name) for name in names} == {None, 0, 1, 2, 3, 4}
+    last = network.num_layers + 1
+    assert all((network.layer_id(name) == last) == (network.stage_id(name) is None) for name in names)
+
+
+@pytest.mark.parametrize("name", list_backbones())
+def test_layer_ids_never_fall_on_the_way_through_the_network(name: str) -> None:
+    network = meta(name)
+    seen: list[int] = []
+
+    def note(prefix: str) -> Any:
+        return lambda module, inputs: seen.extend(
+            network.layer_id(f"{prefix}.{own}") for own, _ in module.named_parameters(recurse=False)
+        )
+
+    for prefix, module in network.named_modules():
+        module.register_forward_pre_hook(note(prefix))
+    network(torch.empty(1, 3, 64, 64, device="meta"))
+    assert seen == sorted(seen)
+    assert len(seen) == len(list(network.parameters()))

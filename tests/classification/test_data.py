@@ -1,0 +1,170 @@
+"""Folders as a data set, and any image file as a small square of bytes."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from backbones import UserError
+from classification.data import ClassificationTransform, FolderDataset
+
+PACK: list[dict[str, Any]] = [dict(type="ClassificationTransform", size=32)]
+
+
+def image(path: Path, mode: str = "RGB", size: tuple[int, int] = (50, 40)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size).save(path)
+    return path
+
+
+def dataset(root: Path, classes: tuple[str, ...] = ("cat", "dog"), split: str = "train") -> FolderDataset:
+    return FolderDataset(str(root), split, dict(classes=classes), PACK)
+
+
+@pytest.fixture
+def pets(tmp_path: Path) -> Path:
+    for name in ("cat/b.png", "cat/a.JPG", "cat/deeper/c.jpeg", "dog/d.webp"):
+        image(tmp_path / "train" / name)
+    (tmp_path / "train/dog/notes.txt").write_text("no image")
+    (tmp_path / "train/readme.txt").write_text("no class")
+    return tmp_path
+
+
+def test_labels_follow_the_order_of_the_classes(pets: Path) -> None:
+    for classes in (("cat", "dog"), ("dog", "cat")):
+        found = dataset(pets, classes)
+        assert len(found) == 4
+        for i in range(4):
+            info = found.get_data_info(i)
+            assert Path(info["img_path"]).relative_to(pets / "train").parts[0] == classes[info["gt_label"]]
+
+
+def test_images_come_in_sorted_order_from_any_depth(pets: Path) -> None:
+    found = dataset(pets)
+    names = [Path(found.get_data_info(i)["img_path"]).name for i in range(len(found))]
+    assert names == ["a.JPG", "b.png", "c.jpeg", "d.webp"]
+
+
+def test_an_item_is_packed(pets: Path) -> None:
+    item = dataset(pets)[3]
+    assert (item["inputs"].shape, item["inputs"].dtype) == ((3, 32, 32), torch.uint8)
+    assert item["label"] == 1
+    assert item["img_path"].endswith("d.webp")
+
+
+def test_a_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no image folder .*train"):
+        dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "classes, message",
+    [
+        (("cat", "dog", "newt"), "2 class folders, 3 classes in the config; no folder 'newt'"),
+        (("cat",), "2 class folders, 1 classes in the config; folder 'dog' is not in classes"),
+        (("Cat", "dog"), "no folder 'Cat'"),
+    ],
+)
+def test_folders_that_differ_from_the_classes(pets: Path, classes: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        dataset(pets, classes)
+
+
+def test_a_class_without_an_image(pets: Path) -> None:
+    (pets / "train/dog/d.webp").unlink()
+    with pytest.raises(UserError, match=r"dog' holds no image \(\.jpg"):
+        dataset(pets)
+
+
+SAVED = {
+    "RGB": "rgb.png",
+    "L": "grey.png",
+    "LA": "grey_alpha.png",
+    "RGBA": "alpha.png",
+    "P": "palette.png",
+    "1": "bits.png",
+    "CMYK": "print.jpg",
+    "I;16": "deep.png",
+}
+
+
+def grey(mode: str, path: Path) -> Path:
+    """An image of 60 x 45 pixels, all of them middle grey (white in the mode with one bit)."""
+    if mode == "I;16":
+        picture = Image.fromarray(np.full((45, 60), 128 * 257, np.uint16))
+    elif mode == "CMYK":
+        picture = Image.new("CMYK", (60, 45), (0, 0, 0, 127))
+    elif mode in ("LA", "RGBA"):
+        picture = Image.new(mode, (60, 45), (128,) * (len(mode) - 1) + (77,))
+    elif mode == "1":
+        picture = Image.new("1", (60, 45), 1)
+    elif mode == "P":
+        picture = Image.new("RGB", (60, 45), (128, 128, 128)).quantize()
+    else:
+        picture = Image.new("RGB", (60, 45), (128, 128, 128)).convert(mode)
+    picture.save(path)
+    assert Image.open(path).mode == mode
+    return path
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["test", "train"])
+@pytest.mark.parametrize("mode", SAVED)
+def test_every_kind_of_image(mode: str, training: bool, tmp_path: Path) -> None:
+    path = grey(mode, tmp_path / SAVED[mode])
+    packed = ClassificationTransform(24, training)({"img_path": str(path), "gt_label": 1})
+    pixels = packed["inputs"]
+    assert (tuple(pixels.shape), pixels.dtype) == ((3, 24, 24), torch.uint8)
+    level = 255 if mode == "1" else 128
+    assert (pixels.int() - level).abs().max() <= 2
+
+
+@pytest.mark.parametrize("size", [(20, 300), (300, 20), (8, 8), (1, 1)], ids=str)
+def test_every_size_of_image(size: tuple[int, int], tmp_path: Path) -> None:
+    path = image(tmp_path / "odd.png", size=size)
+    for training in (False, True):
+        packed = ClassificationTransform(40, training, "rand-m9-mstd0.5-inc1")({"img_path": str(path)})
+        assert tuple(packed["inputs"].shape) == (3, 40, 40)
+        assert packed["label"] == -1
+
+
+def test_the_test_crop_keeps_the_centre(tmp_path: Path) -> None:
+    pixels = np.zeros((100, 200, 3), np.uint8)
+    pixels[:, 75:125] = 255
+    Image.fromarray(pixels).save(tmp_path / "stripe.png")
+    stripe = {"img_path": str(tmp_path / "stripe.png")}
+    whole = ClassificationTransform(100, crop_ratio=1.0)(stripe)["inputs"]
+    assert torch.equal(whole[0, 0], torch.from_numpy(pixels[0, 50:150, 0]))
+    near = ClassificationTransform(100, crop_ratio=0.5)(stripe)["inputs"]
+    assert (near[:, :, 4:-4] > 250).all()
+
+
+def test_augmentation_is_random_and_evaluation_is_not(tmp_path: Path) -> None:
+    random = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(random).save(tmp_path / "noise.png")
+    noise = {"img_path": str(tmp_path / "noise.png")}
+    plain = ClassificationTransform(32)
+    assert torch.equal(plain(noise)["inputs"], plain(noise)["inputs"])
+    augmented = ClassificationTransform(32, training=True, rand_augment="rand-m9-mstd0.5-inc1")
+    assert not torch.equal(augmented(noise)["inputs"], augmented(noise)["inputs"])
+
+
+def test_flips_can_be_left_out(tmp_path: Path) -> None:
+    ramp = np.broadcast_to(np.arange(64, dtype=np.uint8)[None, :, None] * 4, (64, 64, 3))
+    Image.fromarray(np.ascontiguousarray(ramp)).save(tmp_path / "ramp.png")
+    never = ClassificationTransform(32, training=True, scale=(0.9, 1.0), flip=0.0)
+    always = ClassificationTransform(32, training=True, scale=(0.9, 1.0), flip=1.0)
+    for _ in range(4):
+        rows = [one({"img_path": str(tmp_path / "ramp.png")})["inputs"][0, 16].int() for one in (never, always)]
+        assert rows[0][-1] > rows[0][0]
+        assert rows[1][-1] < rows[1][0]
+
+
+def test_a_transform_travels_to_worker_processes() -> None:
+    transform = ClassificationTransform(32, training=True, rand_augment="rand-m9-mstd0.5-inc1")
+    pickle.loads(pickle.dumps(transform))

@@ -1,0 +1,219 @@
+"""COCO-format data in the order of the classes, and average precision equal to pycocotools'."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from pycocotools import mask as masks
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from backbones import UserError
+from detection import coco_metric
+from detection.coco_metric import STATS, FastCocoMetric
+from detection.data import CocoInstances, category_ids
+
+SIDE, IMAGES = 240, 15
+CATEGORIES = [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}, {"id": 11, "name": "newt"}, {"id": 5, "name": "owl"}]
+# Neither the file's order nor that of its ids, and not all of them.
+CLASSES = ("owl", "cat", "newt")
+IDS = {"owl": 5, "cat": 7, "newt": 11}
+
+
+def ellipse(box: list[float]) -> dict[str, Any]:
+    """Run-length code of the ellipse in a box ``x, y, w, h``."""
+    canvas = Image.new("L", (SIDE, SIDE))
+    x, y, w, h = box
+    ImageDraw.Draw(canvas).ellipse((x, y, x + w, y + h), fill=1)
+    code = masks.encode(np.asfortranarray(np.array(canvas)))
+    return {"size": code["size"], "counts": code["counts"].decode()}
+
+
+def random_box(random: np.random.Generator) -> list[float]:
+    w, h = (float(round(side)) for side in np.geomspace(10, 160, 50)[random.integers(0, 50, 2)])  # all size classes
+    return [float(random.integers(0, SIDE - int(w))), float(random.integers(0, SIDE - int(h))), w, h]
+
+
+@pytest.fixture(scope="module")
+def annotations(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    random = np.random.default_rng(0)
+    images = [{"id": 100 + i, "file_name": f"{i}.jpg", "height": SIDE, "width": SIDE} for i in range(IMAGES)]
+    objects = []
+    for image in images[:-1]:  # the last one is empty
+        for _ in range(9):
+            box = random_box(random)
+            code = ellipse(box)
+            objects.append(
+                {
+                    "id": len(objects) + 1,
+                    "image_id": image["id"],
+                    "category_id": int(random.choice([7, 3, 11, 5])),
+                    "bbox": box,
+                    "area": float(masks.area(code)),
+                    "segmentation": code,
+                    "iscrowd": int(random.random() < 0.1),
+                }
+            )
+    path = tmp_path_factory.mktemp("coco") / "truth.json"
+    path.write_text(json.dumps({"images": images, "annotations": objects, "categories": CATEGORIES}))
+    return path
+
+
+def detections(truth: COCO, wobble: float) -> dict[int, list[dict[str, Any]]]:
+    """Each object found near its place, with a wrong class or a second time now and then, and some of nothing."""
+    random = np.random.default_rng(1)
+    found: dict[int, list[dict[str, Any]]] = {image: [] for image in truth.getImgIds()}
+    for one in truth.loadAnns(truth.getAnnIds()):
+        for _ in range(int(random.integers(0, 3))):
+            box = [float(v + random.normal(0, wobble)) for v in one["bbox"]]
+            label = int(random.integers(0, 3))
+            if random.random() < 0.8 and one["category_id"] in IDS.values():
+                label = list(IDS.values()).index(one["category_id"])
+            found[one["image_id"]].append({"box": box, "label": label, "score": float(random.random())})
+    for image in found:
+        for _ in range(3):
+            found[image].append({"box": random_box(random), "label": 1, "score": float(random.random())})
+    return found
+
+
+def samples(found: dict[int, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """As a detector gives them to the metric."""
+    given = []
+    for image, ones in found.items():
+        boxes = torch.tensor([one["box"] for one in ones], dtype=torch.float64).reshape(-1, 4)
+        instances = {
+            "bboxes": torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1),
+            "scores": torch.tensor([one["score"] for one in ones], dtype=torch.float64),
+            "labels": torch.tensor([one["label"] for one in ones], dtype=torch.int64),
+            "masks": [ellipse(one["box"]) for one in ones],
+        }
+        given.append({"img_id": image, "ori_shape": (SIDE, SIDE), "pred_instances": instances})
+    return given
+
+
+def evaluated(annotations: Path, found: dict[int, list[dict[str, Any]]], classes: tuple[str, ...]) -> dict[str, float]:
+    metric = FastCocoMetric(str(annotations))
+    metric.dataset_meta = {"classes": classes}
+    metric.process({}, samples(found))
+    return metric.evaluate(len(found))
+
+
+def reference(truth: COCO, found: dict[int, list[dict[str, Any]]], kind: str) -> list[float]:
+    results = []
+    for image, ones in found.items():
+        for one in ones:
+            shape = {"bbox": one["box"]} if kind == "bbox" else {"segmentation": ellipse(one["box"])}
+            results.append(
+                {"image_id": image, "category_id": list(IDS.values())[one["label"]], "score": one["score"], **shape}
+            )
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(truth, truth.loadRes(results), kind)
+        evaluation.params.catIds = list(IDS.values())
+        for step in (evaluation.evaluate, evaluation.accumulate, evaluation.summarize):
+            step()
+    return evaluation.stats[:6].tolist()
+
+
+@pytest.fixture(scope="module")
+def truth(annotations: Path) -> COCO:
+    with contextlib.redirect_stdout(io.StringIO()):
+        return COCO(str(annotations))
+
+
+@pytest.mark.parametrize("wobble", [1.0, 3.0])
+def test_average_precision_is_that_of_pycocotools(annotations: Path, truth: COCO, wobble: float) -> None:
+    found = detections(truth, wobble)
+    scores = evaluated(annotations, found, CLASSES)
+    assert set(scores) == {f"{kind}_{name}" for kind in ("bbox", "segm") for name in STATS}
+    for kind in ("bbox", "segm"):
+        ours = [scores[f"{kind}_{name}"] for name in STATS]
+        theirs = reference(truth, found, kind)
+        assert all(0 < value < 1 for value in theirs)
+        assert ours == pytest.approx(theirs, abs=0.5e-4 + 1e-9)  # four decimals are reported
+
+
+def perfect(truth: COCO) -> dict[int, list[dict[str, Any]]]:
+    found: dict[int, list[dict[str, Any]]] = {image: [] for image in truth.getImgIds()}
+    for one in truth.loadAnns(truth.getAnnIds(catIds=list(IDS.values()), iscrowd=False)):
+        label = list(IDS.values()).index(one["category_id"])
+        found[one["image_id"]].append({"box": one["bbox"], "label": label, "score": 0.9})
+    return found
+
+
+def test_labels_follow_the_order_of_the_classes(annotations: Path, truth: COCO) -> None:
+    found = perfect(truth)
+    scores = evaluated(annotations, found, CLASSES)
+    assert (scores["bbox_mAP"], scores["segm_mAP"]) == (1.0, 1.0)
+    assert evaluated(annotations, found, CLASSES[::-1])["bbox_mAP"] < 0.5
+
+
+def test_no_detection_at_all(annotations: Path, truth: COCO, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(coco_metric, "print_log", lambda message, *_: said.append(message))
+    scores = evaluated(annotations, {image: [] for image in truth.getImgIds()}, CLASSES)
+    assert scores == {f"{kind}_{name}": 0.0 for kind in ("bbox", "segm") for name in STATS}
+    assert said == [f"no {kind} detections at all: AP is 0" for kind in ("bbox", "segm")]
+
+
+def test_images_without_a_detection(annotations: Path, truth: COCO) -> None:
+    found = perfect(truth)
+    found[100] = []
+    scores = evaluated(annotations, found, CLASSES)
+    assert scores["bbox_mAP"] == pytest.approx(reference(truth, found, "bbox")[0], abs=0.5e-4)
+    assert 0 < scores["bbox_mAP"] < 1
+
+
+def test_only_boxes(annotations: Path, truth: COCO) -> None:
+    metric = FastCocoMetric(str(annotations), metric=("bbox",))
+    metric.dataset_meta = {"classes": CLASSES}
+    metric.process({}, samples(perfect(truth)))
+    assert set(metric.evaluate(IMAGES)) == {f"bbox_{name}" for name in STATS}
+
+
+def test_a_class_that_the_file_does_not_have(annotations: Path, truth: COCO) -> None:
+    message = r"1 of 2 are no category of the annotation file \('hare'\.\.\.\); it has 4: cat, dog, newt, owl"
+    with pytest.raises(UserError, match=message):
+        category_ids(truth, ("cat", "hare"))
+    with pytest.raises(UserError, match=message):
+        evaluated(annotations, perfect(truth), ("cat", "hare"))
+    with pytest.raises(UserError, match=message):
+        CocoInstances(ann_file=str(annotations), metainfo=dict(classes=("cat", "hare")))
+    assert category_ids(truth, ("owl", "cat")) == [5, 7]
+
+
+def test_the_data_set_labels_in_the_order_of_the_classes(annotations: Path, truth: COCO) -> None:
+    found = CocoInstances(
+        ann_file=annotations.name,
+        data_root=str(annotations.parent),
+        data_prefix=dict(img="images/"),
+        metainfo=dict(classes=CLASSES),
+        test_mode=True,
+    )
+    assert len(found) == IMAGES
+    seen = 0
+    for i in range(len(found)):
+        info = found.get_data_info(i)
+        assert info["img_path"] == str(annotations.parent / f"images/{i}.jpg")
+        truths = truth.loadAnns(truth.getAnnIds(imgIds=info["img_id"], catIds=list(IDS.values())))
+        assert [IDS[CLASSES[one["bbox_label"]]] for one in info["instances"]] == [one["category_id"] for one in truths]
+        assert [one["ignore_flag"] for one in info["instances"]] == [one["iscrowd"] for one in truths]
+        seen += len(truths)
+    assert 0 < seen < len(truth.getAnnIds())
+
+
+def test_training_leaves_out_images_without_an_object(annotations: Path) -> None:
+    found = CocoInstances(
+        ann_file=str(annotations),
+        data_prefix=dict(img="images/"),
+        metainfo=dict(classes=CLASSES),
+        filter_cfg=dict(filter_empty_gt=True, min_size=32),
+    )
+    assert len(found) == IMAGES - 1

@@ -1,0 +1,184 @@
+"""The batch contract: the plan, the rate, and that the way a global batch is spread changes nothing."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from PIL import Image
+from torch import Tensor
+
+import classification  # noqa: F401  (registers its parts)
+from backbones import UserError
+from engine.batch import MicroBatches, micro_batch_collate, plan_batch, scaled_lr
+from engine.ema import KeepEMA
+from engine.resolve import Launch, resolve
+from engine.runner import build_runner
+
+GLOBAL, IMAGES, EPOCHS = 16, 48, 2
+STEPS = EPOCHS * IMAGES // GLOBAL
+SPREADS = {"1x16": None, "2x8": 8, "4x4": 4}
+
+
+@pytest.mark.parametrize("per_gpu", [None, 1, 2, 3, 7, 32, 1000])
+@pytest.mark.parametrize("processes", [1, 2, 3, 8])
+@pytest.mark.parametrize("size", [1, 2, 8, 24, 36, 4096])
+def test_a_plan_spreads_exactly_the_global_batch(size: int, processes: int, per_gpu: int | None) -> None:
+    if size % processes:
+        with pytest.raises(UserError) as caught:
+            plan_batch(size, processes, per_gpu)
+        mend = re.search(r"batch\.size=(\d+)", str(caught.value))
+        assert mend is not None
+        plan_batch(int(mend[1]), processes, per_gpu)
+        return
+    plan = plan_batch(size, processes, per_gpu)
+    assert (plan.global_batch, plan.processes) == (size, processes)
+    assert plan.processes * plan.per_process * plan.accumulation == size
+    assert per_gpu is None or plan.per_process <= per_gpu
+    share = size // processes
+    fewer = [k for k in range(1, plan.accumulation) if share % k == 0 and (per_gpu is None or share // k <= per_gpu)]
+    assert fewer == []
+
+
+def test_the_plan_as_a_sentence() -> None:
+    assert str(plan_batch(4096, 32, 128)) == "32 processes x 128 images x 1 accumulation = global batch 4096"
+    assert str(plan_batch(4096, 1, 128)) == "1 process x 128 images x 32 accumulation = global batch 4096"
+
+
+@pytest.mark.parametrize("size, per_gpu", [(0, None), (-4, 2), (8, 0), (8, -1)])
+def test_a_batch_is_positive(size: int, per_gpu: int | None) -> None:
+    with pytest.raises(UserError, match="positive"):
+        plan_batch(size, 1, per_gpu)
+
+
+def test_learning_rate_rules() -> None:
+    assert scaled_lr(4e-3, 4096, 1024, "linear") == pytest.approx(1e-3)
+    assert scaled_lr(4e-3, 4096, 1024, "sqrt") == pytest.approx(2e-3)
+    assert scaled_lr(4e-3, 4096, 1024, "none") == 4e-3
+    with pytest.raises(UserError, match=r"lr_rule='cubic'.*linear, sqrt, none"):
+        scaled_lr(1.0, 1, 2, "cubic")
+
+
+def test_micro_batches_keep_order_and_collate_like_one_batch() -> None:
+    samples = [{"inputs": torch.full((3,), i), "label": i} for i in range(8)]
+    parts = micro_batch_collate(samples, parts=4, collate="default_collate")
+    assert isinstance(parts, MicroBatches)
+    assert [part["label"].tolist() for part in parts] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert parts[2]["inputs"].shape == (2, 3)
+    listed = micro_batch_collate(samples, parts=2, collate="pseudo_collate")
+    assert [part["label"] for part in listed] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+class Witness(Hook):
+    """Writes down what each optimizer step did."""
+
+    priority = "VERY_LOW"
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+        self.losses: list[float] = []
+        self.steps = 0
+        self.start: dict[str, Tensor] = {}
+
+    def before_train(self, runner: Any) -> None:
+        self.start = {name: p.detach().clone() for name, p in runner.model.named_parameters()}
+        optimizer = runner.optim_wrapper.optimizer
+        optimizer.register_step_post_hook(lambda *_: setattr(self, "steps", self.steps + 1))
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        self.rates.append(runner.optim_wrapper.optimizer.param_groups[0]["lr"])
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        self.losses.append(float(outputs["loss"]))
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("images")
+    random = np.random.default_rng(0)
+    for split, name, i in itertools.product(("train", "val"), ("dark", "light"), range(IMAGES // 2)):
+        folder = root / split / name
+        folder.mkdir(parents=True, exist_ok=True)
+        low = 0 if name == "dark" else 90
+        Image.fromarray(random.integers(low, low + 160, (32, 32, 3), np.uint8)).save(folder / f"{i}.png")
+    return root
+
+
+def train(images: Path, work_dir: Path, per_gpu: int | None, by_epoch: bool) -> tuple[Any, Witness]:
+    loop = dict(type="EpochLoop", max_epochs=EPOCHS, val_interval=EPOCHS)
+    if not by_epoch:
+        loop = dict(type="IterationLoop", max_iters=STEPS, val_interval=STEPS)
+    loader = dict(
+        num_workers=0,
+        collate_fn=dict(type="default_collate"),
+        sampler=dict(type="DefaultSampler" if by_epoch else "InfiniteSampler", shuffle=True),
+    )
+    cfg = Config(
+        dict(
+            model=dict(
+                type="ImageClassifier",
+                backbone=dict(
+                    type="convnext_atto", depths=(1, 1, 1, 1), dims=(8, 8, 16, 16), layer_scale_init_value=0.5
+                ),
+                num_classes="from_classes",
+                data_preprocessor=dict(label_smoothing=0.1),
+            ),
+            classes=("dark", "light"),
+            data_root=str(images),
+            train_pipeline=[dict(type="ClassificationTransform", size=32, crop_ratio=1.0)],
+            train_dataloader=dict(**loader, dataset=dict(type="FolderDataset", split="train")),
+            batch=dict(size=GLOBAL, per_gpu=per_gpu),
+            optim_wrapper=dict(
+                constructor="LayerDecayConstructor", optimizer=dict(type="AdamW", lr=4e-3, eps=1e-3, weight_decay=0.05)
+            ),
+            train_cfg=loop,
+            param_scheduler=[
+                dict(type="LinearLR", start_factor=0.1, end=2, by_epoch=False),
+                dict(type="CosineAnnealingLR", begin=1, T_max=1, eta_min=1e-5, convert_to_iter_based=True)
+                if by_epoch
+                else dict(type="PolyLR", begin=2, end=STEPS, power=1.0, by_epoch=False),
+            ],
+            custom_hooks=[dict(type="KeepEMA", decay=0.8)],
+            default_scope="mmengine",
+            env_cfg=dict(),
+            randomness=dict(seed=0),
+            work_dir=str(work_dir),
+            experiment_name=work_dir.name,
+        )
+    )
+    runner = build_runner(resolve(cfg, GLOBAL, Launch()), Launch())
+    witness = Witness()
+    runner.register_hook(witness)
+    runner.train()
+    return runner, witness
+
+
+def averages(runner: Any) -> dict[str, Tensor]:
+    hook = next(hook for hook in runner.hooks if isinstance(hook, KeepEMA))
+    return hook.ema_model.module.state_dict()
+
+
+@pytest.mark.parametrize("by_epoch", [True, False], ids=["epochs", "iterations"])
+def test_accumulation_changes_nothing_but_memory(by_epoch: bool, images: Path, tmp_path: Path) -> None:
+    runs = {
+        name: train(images, tmp_path / f"{name}_{by_epoch}", per_gpu, by_epoch) for name, per_gpu in SPREADS.items()
+    }
+    reference, witness = runs.pop("1x16")
+    assert witness.steps == len(witness.rates) == reference.iter == STEPS
+    assert len(set(witness.rates)) > STEPS // 2
+    assert not any(torch.equal(p, witness.start[name]) for name, p in reference.model.named_parameters())
+    for name, (runner, other) in runs.items():
+        assert (other.steps, runner.iter) == (STEPS, STEPS), name
+        assert other.rates == pytest.approx(witness.rates, rel=1e-9), name
+        assert other.losses == pytest.approx(witness.losses, abs=1e-5), name
+        torch.testing.assert_close(runner.model.state_dict(), reference.model.state_dict(), rtol=0, atol=2e-5)
+        torch.testing.assert_close(averages(runner), averages(reference), rtol=0, atol=2e-5)
+    raw, averaged = reference.model.state_dict(), averages(reference)
+    assert not any(torch.equal(raw[name], averaged[name]) for name in witness.start)

@@ -1,0 +1,113 @@
+"""ADE20K-format data: every image has its labels, and every label is a class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mmengine.registry import DefaultScope
+from PIL import Image
+
+from backbones import UserError
+from segmentation.data import IGNORE, LabelPngDataset, LoadLabels
+
+CLASSES = ("wall", "sky", "tree")
+
+
+@pytest.fixture
+def rooms(tmp_path: Path) -> Path:
+    for stem in ("b", "a", "deeper/c"):
+        for folder, suffix, mode in (("images", ".jpg", "RGB"), ("labels", ".png", "L")):
+            path = tmp_path / folder / f"{stem}{suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new(mode, (8, 6)).save(path)
+    return tmp_path
+
+
+def dataset(root: Path, **options: Any) -> LabelPngDataset:
+    return LabelPngDataset(
+        data_root=str(root),
+        data_prefix=dict(img_path="images", seg_map_path="labels"),
+        metainfo=dict(classes=CLASSES, palette=[(0, 0, 0)] * 3),
+        **options,
+    )
+
+
+def test_images_and_labels_are_paired(rooms: Path) -> None:
+    found = dataset(rooms, reduce_zero_label=True)
+    assert found.metainfo["classes"] == CLASSES
+    pairs = [(found.get_data_info(i)["img_path"], found.get_data_info(i)["seg_map_path"]) for i in range(len(found))]
+    assert pairs == [
+        (str(rooms / f"images/{stem}.jpg"), str(rooms / f"labels/{stem}.png")) for stem in ("a", "b", "deeper/c")
+    ]
+
+
+@pytest.mark.parametrize(
+    "lost, message", [("labels/a.png", "'a' has no labels"), ("images/deeper/c.jpg", "'deeper/c' has no image")]
+)
+def test_a_file_without_its_partner(rooms: Path, lost: str, message: str) -> None:
+    (rooms / lost).unlink()
+    with pytest.raises(UserError, match=f"1 files under .* have no partner: {message}"):
+        dataset(rooms)
+
+
+def test_missing_and_empty_folders(rooms: Path) -> None:
+    with pytest.raises(UserError, match=r"no \.webp file in"):
+        dataset(rooms, img_suffix=".webp")
+    with pytest.raises(UserError, match=r"no folder .*images"):
+        dataset(rooms / "elsewhere")
+
+
+def loaded(labels: np.ndarray, folder: Path, reduce: bool, palette: bool = False, **options: Any) -> np.ndarray:
+    path = folder / "labels.png"
+    image = Image.fromarray(labels.astype(np.uint8))
+    if palette:
+        image.putpalette([value for i in range(256) for value in (i, 255 - i, 7 * i % 256)])
+    image.save(path)
+    results = {"seg_map_path": str(path), "reduce_zero_label": reduce, "seg_fields": []}
+    return LoadLabels(len(CLASSES), reduce, **options).transform(results)["gt_seg_map"]
+
+
+def test_values_are_the_classes(tmp_path: Path) -> None:
+    stored = np.array([[0, 1, 2], [255, 2, 0]])
+    assert loaded(stored, tmp_path, reduce=False).tolist() == stored.tolist()
+
+
+def test_zero_can_mean_not_labelled(tmp_path: Path) -> None:
+    stored = np.array([[0, 1, 2], [255, 3, 0]])
+    assert loaded(stored, tmp_path, reduce=True).tolist() == [[IGNORE, 0, 1], [IGNORE, 2, IGNORE]]
+
+
+def test_a_palette_does_not_matter(tmp_path: Path) -> None:
+    stored = np.array([[0, 1, 2], [2, 1, 0]])
+    assert loaded(stored, tmp_path, reduce=False, palette=True).tolist() == stored.tolist()
+
+
+@pytest.mark.parametrize("reduce, least", [(False, 3), (True, 4)])
+def test_a_value_that_is_no_class(tmp_path: Path, reduce: bool, least: int) -> None:
+    loaded(np.array([[least - 1, 0], [0, 0]]), tmp_path, reduce)
+    message = rf"labels\.png: label value {least} stands for no class \(3 classes, reduce_zero_label={reduce}\)"
+    with pytest.raises(UserError, match=message):
+        loaded(np.array([[1, least], [200, 1]]), tmp_path, reduce)
+
+
+@pytest.mark.parametrize("reduce", [False, True])
+def test_another_value_can_mean_not_labelled_too(tmp_path: Path, reduce: bool) -> None:
+    shift = int(reduce)
+    stored = np.array([[shift, 99], [255, 2 + shift]])
+    assert loaded(stored, tmp_path, reduce, unlabelled=99).tolist() == [[0, IGNORE], [IGNORE, 2]]
+
+
+def test_coloured_labels_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"labels\.png: a label image has one channel.*not 3"):
+        loaded(np.zeros((4, 5, 3)), tmp_path, reduce=False)
+
+
+def test_data_set_and_loading_go_together(rooms: Path) -> None:
+    pipeline = [dict(type="LoadImageFromFile"), dict(type="LoadLabels", num_classes=3, reduce_zero_label=True)]
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        item = dataset(rooms, reduce_zero_label=True, pipeline=pipeline)[0]
+    assert item["img"].shape == (6, 8, 3)
+    assert (item["gt_seg_map"] == IGNORE).all()
