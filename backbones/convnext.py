@@ -50,9 +50,7 @@ class Block(nn.Module):
         self.act = nn.GELU()
         self.pwconv2 = nn.Linear(hidden, dim)
         self.layer_scale_init_value = layer_scale_init_value
-        self.gamma = (
-            nn.Parameter(torch.full((dim,), layer_scale_init_value)) if layer_scale_init_value else None
-        )
+        self.gamma = nn.Parameter(torch.full((dim,), layer_scale_init_value)) if layer_scale_init_value else None
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -116,19 +114,14 @@ class ConvNeXt(nn.Module):
         self.out_channels = tuple(self.dims[i] for i in self.out_indices or (3,))
         self.strides = tuple(STEM_STRIDE * 2**i for i in self.out_indices or (3,))
 
-        stem = nn.Sequential(
-            nn.Conv2d(in_channels, dims[0], STEM_STRIDE, stride=STEM_STRIDE), LayerNorm2d(dims[0])
-        )
+        stem = nn.Sequential(nn.Conv2d(in_channels, dims[0], STEM_STRIDE, stride=STEM_STRIDE), LayerNorm2d(dims[0]))
         downsampling = (
-            nn.Sequential(LayerNorm2d(dims[i]), nn.Conv2d(dims[i], dims[i + 1], 2, stride=2))
-            for i in range(3)
+            nn.Sequential(LayerNorm2d(dims[i]), nn.Conv2d(dims[i], dims[i + 1], 2, stride=2)) for i in range(3)
         )
         self.downsample_layers = nn.ModuleList([stem, *downsampling])
         rates = drop_path_rates(drop_path_rate, self.depths)
         self.stages = nn.ModuleList(
-            nn.Sequential(
-                *(Block(dim, kernel_size, expansion, rate, layer_scale_init_value) for rate in stage_rates)
-            )
+            nn.Sequential(*(Block(dim, kernel_size, expansion, rate, layer_scale_init_value) for rate in stage_rates))
             for dim, stage_rates in zip(dims, rates, strict=True)
         )
         if self.out_indices is None:
@@ -149,9 +142,7 @@ class ConvNeXt(nn.Module):
         if len(depths) != 4 or len(dims) != 4 or min(*depths, *dims) < 1:
             raise UserError(f"depths and dims need four positive numbers each, not {depths} and {dims}")
         if kernel_size % 2 == 0 or kernel_size < 1:
-            raise UserError(
-                f"kernel_size={kernel_size}: an odd number keeps the size of the map (the paper uses 7)"
-            )
+            raise UserError(f"kernel_size={kernel_size}: an odd number keeps the size of the map (the paper uses 7)")
         if not 0 <= drop_path_rate < 1:
             raise UserError(f"drop_path_rate={drop_path_rate}: a probability in [0, 1) is needed")
         if out_indices is not None and (not out_indices or not set(out_indices) <= {0, 1, 2, 3}):
@@ -173,9 +164,7 @@ class ConvNeXt(nn.Module):
         if min(x.shape[-2:]) < 32:
             raise UserError(f"image of {x.shape[-2]} x {x.shape[-1]} pixels: ConvNeXt needs at least 32 x 32")
         if self._weights_pending:
-            raise UserError(
-                f"weights={self.weights!r} were not loaded: call init_weights() before the first forward"
-            )
+            raise UserError(f"weights={self.weights!r} were not loaded: call init_weights() before the first forward")
         x = x.contiguous(memory_format=torch.channels_last)
         outputs = []
         for i, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages, strict=True)):

@@ -51,7 +51,4 @@ def drop_path_rates(rate: float, depths: tuple[int, ...]) -> list[list[float]]:
     """
     last = max(sum(depths) - 1, 1)
     starts = accumulate(depths, initial=0)
-    return [
-        [rate * (start + i) / last for i in range(depth)]
-        for start, depth in zip(starts, depths, strict=False)
-    ]
+    return [[rate * (start + i) / last for i in range(depth)] for start, depth in zip(starts, depths, strict=False)]

@@ -67,9 +67,7 @@ def list_backbones() -> list[str]:
 def unknown_backbone(name: str) -> UserError:
     """The error for a name that is not registered, with the nearest names."""
     near = difflib.get_close_matches(name, _NAMES, n=3, cutoff=0.4) or list(_NAMES)[:3]
-    return UserError(
-        f"unknown backbone {name!r}; nearest: {', '.join(near)} (all: backbones.list_backbones())"
-    )
+    return UserError(f"unknown backbone {name!r}; nearest: {', '.join(near)} (all: backbones.list_backbones())")
 
 
 def build_backbone(name: str, **kwargs: Any) -> Any:

@@ -32,9 +32,7 @@ class FolderDataset(BaseDataset):
         UserError: If the folders and the classes differ, or a class has no image.
     """
 
-    def __init__(
-        self, data_root: str, split: str, metainfo: dict[str, Any], pipeline: list[dict[str, Any]]
-    ) -> None:
+    def __init__(self, data_root: str, split: str, metainfo: dict[str, Any], pipeline: list[dict[str, Any]]) -> None:
         self.split = split
         super().__init__(data_root=data_root, metainfo=metainfo, pipeline=pipeline, serialize_data=True)
 
@@ -42,9 +40,7 @@ class FolderDataset(BaseDataset):
         """List the images in sorted order, with their labels."""
         root = Path(self.data_root) / self.split
         if not root.is_dir():
-            raise UserError(
-                f"no image folder {str(root)!r}: put the classes' folders there, or set data_root"
-            )
+            raise UserError(f"no image folder {str(root)!r}: put the classes' folders there, or set data_root")
         classes = self.metainfo["classes"]
         folders = {entry.name for entry in os.scandir(root) if entry.is_dir()}
         absent, unknown = sorted(set(classes) - folders), sorted(folders - set(classes))

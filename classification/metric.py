@@ -39,7 +39,7 @@ class ClassificationMetric(BaseMetric):
         return {
             "top1": 100 * float(np.mean(first == labels)),
             "top5": 100 * float(np.mean([label in top for label, top, _ in results])),
-            "loss": float(np.mean([loss for _, _, loss in results])),
+            "val_loss": float(np.mean([loss for _, _, loss in results])),
         }
 
     def _save_confusion(self, path: str, labels: np.ndarray, predictions: np.ndarray) -> None:

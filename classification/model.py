@@ -47,9 +47,7 @@ class ClassificationPreprocessor(BaseDataPreprocessor):
         self.register_buffer("std", 255 * torch.tensor(std).view(3, 1, 1), persistent=False)
         self.erasing = erasing
         self.mix = (
-            Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes)
-            if mixup or cutmix
-            else None
+            Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes) if mixup or cutmix else None
         )
 
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
@@ -74,9 +72,7 @@ class ClassificationPreprocessor(BaseDataPreprocessor):
             targets = F.one_hot(batch["label"], self.num_classes).float()
             targets = targets * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
         elif len(inputs) % 2:
-            raise UserError(
-                f"{len(inputs)} images per process: mixup pairs them, so batch.per_gpu has to be even"
-            )
+            raise UserError(f"{len(inputs)} images per process: mixup pairs them, so batch.per_gpu has to be even")
         else:
             inputs, targets = self.mix(inputs, batch["label"])
         return {"inputs": inputs, "data_samples": targets}
@@ -141,7 +137,5 @@ class ImageClassifier(BaseModel):
                 gt_label=int(label),
                 loss=float(loss),
             )
-            for path, score, label, loss in zip(
-                samples["img_path"], scores, labels.tolist(), losses, strict=True
-            )
+            for path, score, label, loss in zip(samples["img_path"], scores, labels.tolist(), losses, strict=True)
         ]

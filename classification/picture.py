@@ -51,9 +51,7 @@ class ClassificationVisualizer(Visualizer):
             top = data_sample.scores.topk(min(5, len(classes)))
             for score, index in zip(top.values.tolist(), top.indices.tolist(), strict=True):
                 right = index == data_sample.gt_label or data_sample.gt_label < 0
-                lines.append(
-                    (f"{100 * score:5.1f} %  {classes[index]}", (140, 230, 140) if right else (240, 170, 120))
-                )
+                lines.append((f"{100 * score:5.1f} %  {classes[index]}", (140, 230, 140) if right else (240, 170, 120)))
         caption = np.full((LINE * len(lines) + 8, image.shape[1], 3), 32, np.uint8)
         for row, (text, colour) in enumerate(lines):
             where = (8, LINE * (row + 1) - 4)

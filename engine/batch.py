@@ -68,9 +68,7 @@ def plan_batch(global_batch: int, processes: int, per_gpu: int | None = None) ->
             f"global batch {global_batch} does not divide among {processes} processes: use another number of "
             f"processes, or --cfg-options batch.size={near} (the learning rate follows)"
         )
-    accumulation = next(
-        k for k in range(1, share + 1) if share % k == 0 and (per_gpu is None or share // k <= per_gpu)
-    )
+    accumulation = next(k for k in range(1, share + 1) if share % k == 0 and (per_gpu is None or share // k <= per_gpu))
     return BatchPlan(global_batch, processes, share // accumulation, accumulation)
 
 

@@ -172,9 +172,7 @@ def _background(rng: np.random.Generator, photos: list[npt.NDArray[np.uint8]], s
     return np.clip(tinted + (crop - mean) * rng.uniform(0.5, 0.9), 0, 255)
 
 
-def _render(
-    rng: np.random.Generator, glyph: Floats, height: float, centre: tuple[float, float], size: int
-) -> Floats:
+def _render(rng: np.random.Generator, glyph: Floats, height: float, centre: tuple[float, float], size: int) -> Floats:
     """Write an 8x8 glyph into an empty (size, size) picture.
 
     Args:

@@ -30,9 +30,7 @@ class ProgressBar(Hook):
         """Start the training bar at the step of the run."""
         self._open(runner, "train", runner.max_iters, runner.iter)
 
-    def after_train_iter(
-        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
-    ) -> None:
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Advance by one optimizer step."""
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {float(outputs['loss']):.3f}", refresh=False)
@@ -46,9 +44,7 @@ class ProgressBar(Hook):
         """Start the test bar."""
         self._open(runner, "test", len(runner.test_dataloader), 0)
 
-    def after_test_iter(
-        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
-    ) -> None:
+    def after_test_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Advance by one batch."""
         if self._bar is not None:
             self._bar.update()

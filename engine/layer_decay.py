@@ -68,9 +68,7 @@ def parameter_groups(
         raise UserError(f"paramwise_cfg.decay_rate={decay_rate}: a factor in (0, 1] is needed")
     backbone: Backbone = model.backbone  # type: ignore[assignment]
     if decay_type == "layer" and num_groups not in (None, backbone.num_layers):
-        raise UserError(
-            f"paramwise_cfg.num_groups={num_groups}: this backbone has {backbone.num_layers} layer groups"
-        )
+        raise UserError(f"paramwise_cfg.num_groups={num_groups}: this backbone has {backbone.num_layers} layer groups")
     top = (backbone.num_layers if num_groups is None else num_groups) + 1
     groups: dict[tuple[int, bool], ParameterGroup] = {}
     for name, param in model.named_parameters():
@@ -103,9 +101,7 @@ class LayerDecayConstructor:
         paramwise_cfg: ``decay_rate``, ``decay_type`` and ``num_groups`` of :func:`parameter_groups`.
     """
 
-    def __init__(
-        self, optim_wrapper_cfg: dict[str, Any], paramwise_cfg: dict[str, Any] | None = None
-    ) -> None:
+    def __init__(self, optim_wrapper_cfg: dict[str, Any], paramwise_cfg: dict[str, Any] | None = None) -> None:
         self.wrapper = dict(optim_wrapper_cfg)
         self.optimizer = dict(self.wrapper.pop("optimizer"))
         self.paramwise = dict(paramwise_cfg or {})
@@ -127,9 +123,7 @@ class LayerDecayConstructor:
             for group in groups
         ]
         lowest = min(group.lr_scale for group in groups)
-        print_log(
-            f"{len(groups)} parameter groups, rates {lr * lowest:.3g} to {lr:.3g}", "current", logging.INFO
-        )
+        print_log(f"{len(groups)} parameter groups, rates {lr * lowest:.3g} to {lr:.3g}", "current", logging.INFO)
         optimizer = OPTIMIZERS.build(self.optimizer)
         self.wrapper.setdefault("type", "OptimWrapper")
         return OPTIM_WRAPPERS.build(self.wrapper, default_args={"optimizer": optimizer})

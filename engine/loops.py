@@ -44,9 +44,7 @@ def mean_over_processes(logs: Sequence[Mapping[str, Any]]) -> dict[str, torch.Te
         The means, equal in every process, so that the log does not depend on how the batch was spread.
     """
     names = list(logs[0])
-    rows = [
-        torch.stack([torch.as_tensor(log[name]).detach().float().mean() for name in names]) for log in logs
-    ]
+    rows = [torch.stack([torch.as_tensor(log[name]).detach().float().mean() for name in names]) for log in logs]
     means = torch.stack(rows).mean(0)
     if get_world_size() > 1:
         all_reduce(means, op="mean")
@@ -73,9 +71,7 @@ class IterationLoop(_StepLoop, IterBasedTrainLoop):
         """Run one optimizer step."""
         self.runner.call_hook("before_train_iter", batch_idx=self._iter, data_batch=data_batch)
         outputs = self._step(data_batch)
-        self.runner.call_hook(
-            "after_train_iter", batch_idx=self._iter, data_batch=data_batch, outputs=outputs
-        )
+        self.runner.call_hook("after_train_iter", batch_idx=self._iter, data_batch=data_batch, outputs=outputs)
         self._iter += 1
 
 

@@ -293,9 +293,7 @@ def roi_align_backward(
     )
 
 
-def bbox_overlaps(
-    bboxes1: Tensor, bboxes2: Tensor, ious: Tensor, mode: int, aligned: bool, offset: int
-) -> None:
+def bbox_overlaps(bboxes1: Tensor, bboxes2: Tensor, ious: Tensor, mode: int, aligned: bool, offset: int) -> None:
     """Overlaps of two sets of boxes, written into ``ious``.
 
     Args:
@@ -316,9 +314,7 @@ def bbox_overlaps(
     ious.copy_(overlap / area)
 
 
-def _focal_terms(
-    input: Tensor, target: Tensor, weight: Tensor, alpha: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def _focal_terms(input: Tensor, target: Tensor, weight: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
     """Logits in float32 or float64, the mask of the true classes and each entry's factor, all (N, C)."""
     logits = _at_least_float32(input)
     # A target equal to C is background: no class is true.

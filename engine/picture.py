@@ -67,9 +67,7 @@ def load_predictor(cfg: Config, checkpoint: str, averaged: bool, device: str) ->
     return model.to(device).eval(), visualizer
 
 
-def predict_images(
-    cfg: Config, model: nn.Module, visualizer: Any, images: list[Path], out: Path
-) -> Iterator[Path]:
+def predict_images(cfg: Config, model: nn.Module, visualizer: Any, images: list[Path], out: Path) -> Iterator[Path]:
     """Predict images one by one and draw each.
 
     Args:
@@ -117,9 +115,7 @@ def find_images(path: Path) -> list[Path]:
         return [path]
     images = sorted(p for p in path.glob("*") if p.suffix.lower() in IMAGE_SUFFIXES) if path.is_dir() else []
     if not images:
-        raise UserError(
-            f"{str(path)!r} is neither an image nor a folder with images ({', '.join(IMAGE_SUFFIXES)})"
-        )
+        raise UserError(f"{str(path)!r} is neither an image nor a folder with images ({', '.join(IMAGE_SUFFIXES)})")
     return images
 
 

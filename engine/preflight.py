@@ -27,9 +27,7 @@ def check_data_folders(cfg: Config, splits: tuple[str, ...]) -> None:
             continue
         for path in _paths(loader.dataset):
             if not path.exists():
-                raise UserError(
-                    f"{split} data: {str(path)!r} does not exist (looked from {str(Path.cwd())!r}); {HOW}"
-                )
+                raise UserError(f"{split} data: {str(path)!r} does not exist (looked from {str(Path.cwd())!r}); {HOW}")
 
 
 def _paths(dataset: ConfigDict) -> list[Path]:

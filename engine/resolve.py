@@ -90,12 +90,12 @@ class Resolved:
 
     Attributes:
         cfg: The resolved config.
-        plan: How the global batch is spread.
+        plan: How the global batch is spread; ``None`` where nothing is trained.
         notes: What was changed for this launch, one line each.
     """
 
     cfg: Config
-    plan: BatchPlan
+    plan: BatchPlan | None
     notes: tuple[str, ...]
 
 
@@ -120,6 +120,7 @@ def load_config(
     path: str | Path,
     options: dict[str, Any] | None = None,
     launch: Launch | None = None,
+    training: bool = True,
 ) -> Resolved:
     """Read a config file, apply options and resolve it for a launch.
 
@@ -127,15 +128,14 @@ def load_config(
         path: Config file.
         options: Overrides under dotted keys.
         launch: Defaults to the present process.
+        training: Whether the global batch has to divide among the processes.
 
     Raises:
         UserError: If the file or a setting is wrong.
     """
     if not Path(path).is_file():
         near = difflib.get_close_matches(str(path), map(str, Path("configs").glob("*/*.py")), n=1, cutoff=0.5)
-        raise UserError(
-            f"config {str(path)!r} does not exist" + (f"; did you mean {near[0]}?" if near else "")
-        )
+        raise UserError(f"config {str(path)!r} does not exist" + (f"; did you mean {near[0]}?" if near else ""))
     try:
         cfg = Config.fromfile(str(path))
     except UserError:
@@ -147,16 +147,17 @@ def load_config(
         _check_options(cfg, options)
         cfg.merge_from_dict(options)
     cfg.setdefault("work_dir", str(Path("work_dirs") / Path(path).stem))
-    return resolve(cfg, stated, launch or Launch.from_environment())
+    return resolve(cfg, stated, launch or Launch.from_environment(), training)
 
 
-def resolve(cfg: Config, stated_batch: int, launch: Launch) -> Resolved:
+def resolve(cfg: Config, stated_batch: int, launch: Launch, training: bool = True) -> Resolved:
     """Carry the drivers to their places and fit the config to the launch.
 
     Args:
         cfg: A config with the drivers; changed in place.
         stated_batch: Global batch that ``optim_wrapper.optimizer.lr`` belongs to.
         launch: Where it will run.
+        training: Whether to spread the global batch.
 
     Raises:
         UserError: If a key is unknown, or a setting is impossible.
@@ -167,7 +168,7 @@ def resolve(cfg: Config, stated_batch: int, launch: Launch) -> Resolved:
     _set_data(cfg, launch)
     _set_channels(cfg.model)
     notes: list[str] = []
-    plan = _set_batch(cfg, stated_batch, launch, notes)
+    plan = _set_batch(cfg, stated_batch, launch, notes) if training else None
     _fit_to_launch(cfg, launch, notes)
     return Resolved(cfg, plan, tuple(notes))
 
@@ -218,9 +219,7 @@ def _check_batch(batch: Any) -> None:
         raise UserError(f"batch={batch!r} names no setting: give its size, such as batch.size=64")
     unknown = set(batch) - {"size", "per_gpu", "lr_rule"}
     if unknown:
-        raise UserError(
-            f"batch has no setting {', '.join(sorted(unknown))}: choose from size, per_gpu, lr_rule"
-        )
+        raise UserError(f"batch has no setting {', '.join(sorted(unknown))}: choose from size, per_gpu, lr_rule")
     for name in ("size", "per_gpu"):
         if not isinstance(batch.get(name), int | None):
             raise UserError(f"batch.{name}={batch[name]!r}: a whole number is needed")
@@ -252,9 +251,7 @@ def _datasets(cfg: Config) -> Iterator[tuple[str, ConfigDict]]:
 
 def _set_classes(cfg: Config) -> None:
     if cfg.get("classes") is None:
-        raise UserError(
-            "config states no classes: a tuple of names, a file with one name per line, or a known set"
-        )
+        raise UserError("config states no classes: a tuple of names, a file with one name per line, or a known set")
     names = class_names(cfg.classes)
     for key in ("model", "train_pipeline", "test_pipeline", "tta_pipeline"):
         for node in _walk(cfg.get(key)):
@@ -305,9 +302,7 @@ def _set_batch(cfg: Config, stated: int, launch: Launch, notes: list[str]) -> Ba
     if size != stated:
         rule = cfg.batch.get("lr_rule", "linear")
         lr = scaled_lr(optimizer.lr, stated, size, rule)
-        notes.append(
-            f"global batch {stated} -> {size}: learning rate {optimizer.lr:g} -> {lr:g} ({rule} rule)"
-        )
+        notes.append(f"global batch {stated} -> {size}: learning rate {optimizer.lr:g} -> {lr:g} ({rule} rule)")
         optimizer.lr = lr
     loader = cfg.train_dataloader
     loader.batch_size = plan.per_process * plan.accumulation

@@ -29,6 +29,13 @@ from backbones.weights import read_checkpoint
 from engine.resolve import Launch, Resolved
 
 CONSOLE_LINES = 8
+FILE_ONLY = (
+    "The prefix is not set in metric class",
+    '"FileClient" will be deprecated',
+    '"HardDiskBackend" is the alias',
+    "Distributed training is not used, all SyncBatchNorm",
+    "Exp name: ",
+)
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
 
@@ -82,9 +89,7 @@ def load_model(model: nn.Module, checkpoint: Mapping[str, Any], source: str, ave
             f"checkpoint {source!r} is of another model: {len(foreign)} tensors have no place ({foreign[0]}...)"
         )
     model.load_state_dict(dict(tensors))
-    return f"{len(wanted)}/{len(wanted)} tensors loaded from {source}" + (
-        " (averaged weights)" if averaged else ""
-    )
+    return f"{len(wanted)}/{len(wanted)} tensors loaded from {source}" + (" (averaged weights)" if averaged else "")
 
 
 @contextmanager
@@ -116,11 +121,11 @@ class Runner(MMRunner):
     averaged = False
 
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
-        """Build the logger; dumps of many lines (config, environment, hooks) go to the log file only."""
+        """Build the logger; dumps of many lines and mmengine's words about itself go to the log file only."""
         logger = super().build_logger(*args, **kwargs)
         for handler in logger.handlers:
             if not isinstance(handler, logging.FileHandler):
-                handler.addFilter(_is_short)
+                handler.addFilter(_is_for_people)
         return logger
 
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -178,8 +183,11 @@ class Runner(MMRunner):
         return super().wrap_model(model_wrapper_cfg, model)
 
 
-def _is_short(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.WARNING or record.getMessage().count("\n") < CONSOLE_LINES
+def _is_for_people(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    if any(phrase in message for phrase in FILE_ONLY):
+        return False
+    return record.levelno >= logging.WARNING or message.count("\n") < CONSOLE_LINES
 
 
 def start_processes(launch: Launch) -> None:
@@ -212,7 +220,8 @@ def build_runner(resolved: Resolved, launch: Launch) -> Runner:
     _check_work_dir(cfg)
     with naming_wrong_settings():
         runner = Runner.from_cfg(cfg)
-    runner.logger.log(logging.INFO, "batch: %s", resolved.plan)
+    if resolved.plan is not None:
+        runner.logger.info("batch: %s", resolved.plan)
     for note in resolved.notes:
         runner.logger.info(note)
     return runner

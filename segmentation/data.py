@@ -42,9 +42,7 @@ class LabelPngDataset(BaseSegDataset):
     def _stems(folder: str, suffix: str) -> set[str]:
         if not Path(folder).is_dir():
             raise UserError(f"no folder {folder!r}: put the data there, or set data_root")
-        stems = {
-            str(path.relative_to(folder)).removesuffix(suffix) for path in Path(folder).rglob(f"*{suffix}")
-        }
+        stems = {str(path.relative_to(folder)).removesuffix(suffix) for path in Path(folder).rglob(f"*{suffix}")}
         if not stems:
             raise UserError(f"no {suffix} file in {folder!r}")
         return stems

@@ -22,9 +22,7 @@ def main() -> None:
     """Parse, make, and say what is where."""
     parser = argparse.ArgumentParser(description="Make the data sets of handwritten digits on photographs.")
     parser.add_argument("--root", type=Path, default=Path("data/digits"), help="folder to make (%(default)s)")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="decides what is drawn and held out (%(default)s)"
-    )
+    parser.add_argument("--seed", type=int, default=0, help="decides what is drawn and held out (%(default)s)")
     args = parser.parse_args()
     make_digits(args.root, seed=args.seed)
     stamp = read_stamp(args.root)

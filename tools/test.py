@@ -14,14 +14,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Evaluate a checkpoint.")
     parser.add_argument("config")
     parser.add_argument("checkpoint")
-    parser.add_argument(
-        "--tta", action="store_true", help="several scales and flips, where the config says how"
-    )
+    parser.add_argument("--tta", action="store_true", help="several scales and flips, where the config says how")
     parser.add_argument("--ema", action="store_true", help="evaluate the averaged weights of the checkpoint")
     parser.add_argument("--work-dir", help="test.json and pictures (default: work_dirs/<config name>)")
-    parser.add_argument(
-        "--launcher", choices=["none", "pytorch"], default="none", help="set by the launch scripts"
-    )
+    parser.add_argument("--launcher", choices=["none", "pytorch"], default="none", help="set by the launch scripts")
     parser.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", help="override settings")
     args = parser.parse_args()
 
@@ -34,7 +30,9 @@ def main() -> None:
     if args.work_dir:
         options["work_dir"] = args.work_dir
     launch = Launch.from_environment()
-    metrics = test(load_config(args.config, options, launch), launch, args.checkpoint, args.ema, args.tta)
+    metrics = test(
+        load_config(args.config, options, launch, training=False), launch, args.checkpoint, args.ema, args.tta
+    )
     if is_main_process():
         for name, value in metrics.items():
             print(f"{name}: {value:.4g}")

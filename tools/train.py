@@ -14,12 +14,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train a config.")
     parser.add_argument("config")
     parser.add_argument("--work-dir", help="checkpoints, logs and curves (default: work_dirs/<config name>)")
-    parser.add_argument(
-        "--resume", action="store_true", help="go on from the last checkpoint in the work directory"
-    )
-    parser.add_argument(
-        "--launcher", choices=["none", "pytorch"], default="none", help="set by the launch scripts"
-    )
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the work directory")
+    parser.add_argument("--launcher", choices=["none", "pytorch"], default="none", help="set by the launch scripts")
     parser.add_argument(
         "--cfg-options", nargs="+", metavar="KEY=VALUE", help="override settings, such as batch.size=64"
     )

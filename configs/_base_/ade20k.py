@@ -29,10 +29,7 @@ tta_pipeline = [
     dict(
         type="TestTimeAug",
         transforms=[
-            [
-                dict(type="Resize", scale_factor=ratio, keep_ratio=True)
-                for ratio in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
-            ],
+            [dict(type="Resize", scale_factor=ratio, keep_ratio=True) for ratio in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)],
             [dict(type="RandomFlip", prob=0.0), dict(type="RandomFlip", prob=1.0)],
             [dict(type="LoadLabels", num_classes="from_classes", reduce_zero_label=True)],
             [dict(type="PackSegInputs")],

@@ -24,9 +24,7 @@ train_pipeline = [
                 )
             ],
             [
-                dict(
-                    type="RandomChoiceResize", scales=[(400, 1333), (500, 1333), (600, 1333)], keep_ratio=True
-                ),
+                dict(type="RandomChoiceResize", scales=[(400, 1333), (500, 1333), (600, 1333)], keep_ratio=True),
                 dict(
                     type="RandomCrop",
                     crop_type="absolute_range",

@@ -12,9 +12,7 @@ model = dict(
     backbone=dict(type="convnext_tiny", drop_path_rate=0.1, layer_scale_init_value=1e-6),
     data_preprocessor=dict(mixup=0.8, cutmix=1.0, erasing=0.25, label_smoothing=0.1),
 )
-train_pipeline = [
-    dict(type="ClassificationTransform", size=224, training=True, rand_augment="rand-m9-mstd0.5-inc1")
-]
+train_pipeline = [dict(type="ClassificationTransform", size=224, training=True, rand_augment="rand-m9-mstd0.5-inc1")]
 test_pipeline = [dict(type="ClassificationTransform", size=224, crop_ratio=0.875)]
 
 batch = dict(size=4096, per_gpu=128, lr_rule="linear")
@@ -28,7 +26,5 @@ custom_hooks = [dict(type="ProgressBar"), dict(type="KeepEMA", decay=0.9999)]
 train_cfg = dict(type="EpochLoop", max_epochs=300)
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-6, end=20, by_epoch=True, convert_to_iter_based=True),
-    dict(
-        type="CosineAnnealingLR", begin=20, T_max=280, eta_min=1e-6, by_epoch=True, convert_to_iter_based=True
-    ),
+    dict(type="CosineAnnealingLR", begin=20, T_max=280, eta_min=1e-6, by_epoch=True, convert_to_iter_based=True),
 ]

@@ -24,4 +24,3 @@ param_scheduler = [
     dict(type="PolyLR", power=1.0, begin=1500, end=160_000, eta_min=0.0, by_epoch=False),
 ]
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=16_000))
-log_processor = dict(by_epoch=False)

@@ -1,7 +1,7 @@
 """UperNet on the embedded digits, from the digits classifier: a step of tools/demo.sh.
 
     python tools/train.py configs/segmentation/upernet_digits.py \
-        --cfg-options model.backbone.weights=work_dirs/digits/epoch_12.pth
+        --cfg-options model.backbone.weights=work_dirs/digits/epoch_13.pth
 
 About 1 minute on 2 CPU cores.
 """
@@ -47,4 +47,3 @@ param_scheduler = [
     dict(type="PolyLR", power=1.0, begin=30, end=240, eta_min=1e-5, by_epoch=False),
 ]
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=120))
-log_processor = dict(by_epoch=False)

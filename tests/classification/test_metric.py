@@ -25,7 +25,7 @@ def test_by_hand(tmp_path: Path) -> None:
     metric.process(None, [sample(6, rising, 1.0), sample(5, rising, 2.0)])
     metric.process(None, [sample(2, rising, 6.0), sample(1, rising, 3.0)])
     scores = metric.evaluate(4)
-    assert scores == pytest.approx({"top1": 25.0, "top5": 75.0, "loss": 3.0})
+    assert scores == pytest.approx({"top1": 25.0, "top5": 75.0, "val_loss": 3.0})
     saved = json.loads((tmp_path / "confusion.json").read_text())
     assert saved["classes"] == list("abcdefg")
     matrix = np.array(saved["matrix"])
@@ -43,7 +43,7 @@ def test_against_scikit_learn(tmp_path: Path) -> None:
     found = metric.evaluate(200)
     for k in (1, 5):
         assert found[f"top{k}"] == pytest.approx(100 * top_k_accuracy_score(labels, scores, k=k))
-    assert found["loss"] == pytest.approx(losses.mean())
+    assert found["val_loss"] == pytest.approx(losses.mean())
     matrix = json.loads((tmp_path / "confusion.json").read_text())["matrix"]
     assert matrix == confusion_matrix(labels, scores.argmax(1)).tolist()
 
@@ -51,4 +51,4 @@ def test_against_scikit_learn(tmp_path: Path) -> None:
 def test_fewer_than_five_classes() -> None:
     metric = ClassificationMetric()
     metric.process(None, [sample(0, [0.2, 0.8]), sample(1, [0.1, 0.9])])
-    assert metric.evaluate(2) == pytest.approx({"top1": 50.0, "top5": 100.0, "loss": 0.0})
+    assert metric.evaluate(2) == pytest.approx({"top1": 50.0, "top5": 100.0, "val_loss": 0.0})

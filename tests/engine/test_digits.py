@@ -225,9 +225,7 @@ def test_a_half_hidden_digit_is_not_hidden_further(material):
 def test_images_take_every_source_digit_of_a_class_in_turn(material, monkeypatch):
     used = []
     render = digits._render
-    monkeypatch.setattr(
-        digits, "_render", lambda rng, glyph, *rest: used.append(glyph) or render(rng, glyph, *rest)
-    )
+    monkeypatch.setattr(digits, "_render", lambda rng, glyph, *rest: used.append(glyph) or render(rng, glyph, *rest))
     count = len(material["val"].glyphs[3])
     for turn in range(count + 1):
         assert digits.compose_image(0, "val", 10 * turn + 3, material["val"])[0] == 3

@@ -167,9 +167,7 @@ def test_batched_nms(agnostic: bool, split: int, kind: str) -> None:
     boxes, scores = random_boxes(200, seed=4)
     classes = torch.arange(200) % 3
     # Above split_thr mmcv goes through the classes one by one, even if told to ignore them.
-    groups = (
-        [torch.arange(200)] if agnostic and split > 200 else [torch.where(classes == c)[0] for c in range(3)]
-    )
+    groups = [torch.arange(200)] if agnostic and split > 200 else [torch.where(classes == c)[0] for c in range(3)]
     expected: dict[int, float] = {}
     for group in groups:
         if kind == "nms":
@@ -441,9 +439,7 @@ def test_a_detector_trains_and_predicts(base: str) -> None:
     detector = tiny_detector(base)
     masks = np.zeros((2, 64, 64), dtype=np.uint8)
     masks[0, 4:28, 6:30], masks[1, 30:60, 20:60] = 1, 1
-    sample_ = DetDataSample(
-        metainfo={"img_shape": (64, 64), "ori_shape": (64, 64), "scale_factor": (1.0, 1.0)}
-    )
+    sample_ = DetDataSample(metainfo={"img_shape": (64, 64), "ori_shape": (64, 64), "scale_factor": (1.0, 1.0)})
     sample_.gt_instances = InstanceData(
         bboxes=torch.tensor([[6.0, 4, 30, 28], [20, 30, 60, 60]]),
         labels=torch.tensor([0, 2]),

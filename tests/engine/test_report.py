@@ -28,7 +28,7 @@ from engine.report import (
 )
 
 METRICS = {
-    "classifier": {"top1": 96.25, "top5": 99.8, "loss": 0.1},
+    "classifier": {"top1": 96.25, "top5": 99.8, "val_loss": 0.1},
     "detector": {"bbox_mAP": 0.5, "segm_mAP": 0.4, "bbox_mAP_s": -1.0},
     "detector_scratch": {"bbox_mAP": 0.125, "segm_mAP": 0.45},
     "segmentor": {"mIoU": 70.0, "mAcc": float("nan")},
@@ -43,7 +43,7 @@ def make_run(folder: Path, metrics: dict[str, float], metric: str) -> None:
     scalars = folder / "20260101_000000" / "vis_data" / "scalars.json"
     scalars.parent.mkdir(parents=True)
     lines: list[dict[str, Any]] = [{"lr": 0.1, "loss": 3.0 - step / 100, "step": step} for step in (10, 20)]
-    lines.append({metric: metrics[metric] / 2, "loss": 2.0, "step": 1, "time": 0.1, "data_time": 0.0})
+    lines.append({metric: metrics[metric] / 2, "val_loss": 2.0, "step": 1, "time": 0.1, "data_time": 0.0})
     scalars.write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "pictures").mkdir()
     Image.new("RGB", (32, 16), "red").save(folder / "pictures" / "000003.png")

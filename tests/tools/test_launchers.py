@@ -159,7 +159,8 @@ def test_the_environment_of_the_checkout_is_used_when_none_is_active(room: Path)
     script = room / "tools/dist_train.sh"
     make_executable(room / ".venv/bin/python", '#!/bin/sh\necho "of the checkout: $*"\n')
     out, _ = start(script, "c.py", "1").communicate(timeout=60)
-    assert out.startswith("of the checkout: ") and "launch.py" in out
+    assert out.startswith("of the checkout: ")
+    assert "launch.py" in out
     make_executable(room / "active/python", '#!/bin/sh\necho "active"\n')
     path = f"{room / 'active'}{os.pathsep}{os.environ['PATH']}"
     out, _ = start(script, "c.py", "1", PATH=path, VIRTUAL_ENV="x").communicate(timeout=60)

@@ -22,7 +22,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 ONE_EPOCH = ("train_cfg.max_epochs=1", "param_scheduler.1.begin=0", "batch.size=8")
 TASKS = ("classifier", "detector", "segmentor")
 METRICS = {
-    "classifier": {"top1", "top5", "loss"},
+    "classifier": {"top1", "top5", "val_loss"},
     "detector": {f"{kind}_mAP{size}" for kind in ("bbox", "segm") for size in ("", "_50", "_75", "_s", "_m", "_l")},
     "segmentor": {"aAcc", "mIoU", "mAcc"},
 }
@@ -211,7 +211,7 @@ def test_the_averaged_weights_are_tested_on_request(classifier: Trained, tool: A
     metrics = json.loads((classifier.folder / "test_ema.json").read_text())["metrics"]
     seen = classifier.validation()
     assert metrics == {name: pytest.approx(seen[f"ema/{name}"], rel=1e-4) for name in METRICS["classifier"]}
-    assert metrics["loss"] != pytest.approx(seen["loss"], rel=1e-4)
+    assert metrics["val_loss"] != pytest.approx(seen["val_loss"], rel=1e-4)
 
 
 def test_several_scales_and_flips(segmentor: Trained, tool: Any) -> None:
