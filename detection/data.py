@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mmdet.datasets import CocoDataset
 from mmdet.datasets.api_wrappers import COCO
-from mmdet.registry import DATASETS
+from mmdet.datasets.samplers import AspectRatioBatchSampler
+from mmdet.registry import DATA_SAMPLERS, DATASETS
+from torch.utils.data import Sampler
 
 from backbones.errors import UserError
 
@@ -48,3 +50,26 @@ class CocoInstances(CocoDataset):
     """mmdet's COCO data set with checked, ordered categories."""
 
     COCOAPI = OrderedCOCO
+
+
+@DATA_SAMPLERS.register_module()
+class AspectRatioBatches(AspectRatioBatchSampler):
+    """Batches of landscape or of portrait images, all of them full.
+
+    mmdet's sampler with ``drop_last`` loses a full batch of left-overs in some processes and not in others, although it
+    announces the same length everywhere; these then wait for each other at the end of the epoch for ever.
+
+    Args:
+        sampler: Gives the indices of this process.
+        batch_size: Images per batch.
+    """
+
+    def __init__(self, sampler: Sampler, batch_size: int) -> None:
+        super().__init__(sampler, batch_size, drop_last=False)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield ``len(sampler) // batch_size`` batches."""
+        return (batch for batch in super().__iter__() if len(batch) == self.batch_size)
+
+    def __len__(self) -> int:
+        return len(self.sampler) // self.batch_size

@@ -31,14 +31,14 @@ def class_names(classes: str | Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-def palette(count: int) -> list[tuple[int, int, int]]:
-    """Distinct RGB colours for drawing ``count`` classes: golden-ratio steps around the hue circle."""
+def palette(names: Sequence[str]) -> list[tuple[int, int, int]]:
+    """Distinct RGB colours for drawing classes: golden-ratio steps around the hue circle, grey for a background."""
     golden = 0.618033988749895
-    hues = ((i * golden) % 1.0 for i in range(count))
     shades = ((0.85, 0.95), (0.6, 0.75), (0.95, 0.6))
+    colours = [colorsys.hsv_to_rgb((i * golden) % 1.0, *shades[i % 3]) for i in range(len(names))]
     return [
-        tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue, *shades[i % 3]))  # type: ignore[misc]
-        for i, hue in enumerate(hues)
+        (64, 64, 64) if name == "background" else (round(255 * red), round(255 * green), round(255 * blue))
+        for name, (red, green, blue) in zip(names, colours, strict=True)
     ]
 
 

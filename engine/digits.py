@@ -46,8 +46,8 @@ _TRAIN_SHARE = 0.7  # of the source digits of each class, and of the columns of 
 _IMAGES, _SCENES = 0, 1  # the two random streams
 _FIRST_ID = {"train": 1, "val": 500_001}  # COCO image ids are unique over the splits, whatever their sizes
 
-_IMAGE_HEIGHTS = (34.0, 46.0)
-_SCENE_HEIGHTS = (18.0, 64.0)
+_IMAGE_HEIGHTS = (30.0, 46.0)
+_SCENE_HEIGHTS = (22.0, 52.0)
 _CROWD_HEIGHTS = (13.0, 17.0)
 _MAX_DIGITS = 8
 _MIN_VISIBLE = 0.5  # share of its ink that every digit of a scene keeps

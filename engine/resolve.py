@@ -258,7 +258,7 @@ def _set_classes(cfg: Config) -> None:
             if "num_classes" in node:
                 node["num_classes"] = len(names)
     for _, dataset in _datasets(cfg):
-        dataset.metainfo = dict(classes=names, palette=palette(len(names)))
+        dataset.metainfo = dict(classes=names, palette=palette(names))
 
 
 def _set_data(cfg: Config, launch: Launch) -> None:

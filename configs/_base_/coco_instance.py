@@ -50,7 +50,7 @@ test_pipeline = [
 train_dataloader = dict(
     num_workers=4,
     sampler=dict(type="DefaultSampler", shuffle=True),
-    batch_sampler=dict(type="AspectRatioBatchSampler", drop_last=True),
+    batch_sampler=dict(type="AspectRatioBatches"),
     dataset=dict(
         type="CocoInstances",
         ann_file="annotations/instances_train2017.json",

@@ -1,7 +1,7 @@
 """Mask R-CNN on the embedded digits, from the digits classifier: a step of tools/demo.sh.
 
     python tools/train.py configs/detection/mask_rcnn_digits.py \
-        --cfg-options model.backbone.weights=work_dirs/digits/epoch_13.pth
+        --cfg-options model.backbone.weights=work_dirs/digits/epoch_10.pth
 
 About 2 minutes on 2 CPU cores.
 """
@@ -41,7 +41,7 @@ test_pipeline = [
 train_dataloader = dict(num_workers=1)
 val_dataloader = dict(num_workers=1)
 
-batch = dict(size=8, per_gpu=8, lr_rule="linear")
+batch = dict(size=4, per_gpu=4, lr_rule="linear")
 optim_wrapper = dict(
     type="OptimWrapper",
     constructor="LayerDecayConstructor",
@@ -49,8 +49,8 @@ optim_wrapper = dict(
     optimizer=dict(type="AdamW", lr=1e-3, betas=(0.9, 0.999), weight_decay=0.05),
 )
 
-train_cfg = dict(type="EpochLoop", max_epochs=5)
+train_cfg = dict(type="EpochLoop", max_epochs=4, val_interval=2)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, end=30, by_epoch=False),
-    dict(type="CosineAnnealingLR", begin=0, T_max=5, eta_min=1e-5, by_epoch=True, convert_to_iter_based=True),
+    dict(type="CosineAnnealingLR", begin=0, T_max=4, eta_min=1e-5, by_epoch=True, convert_to_iter_based=True),
 ]

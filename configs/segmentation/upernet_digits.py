@@ -1,7 +1,7 @@
 """UperNet on the embedded digits, from the digits classifier: a step of tools/demo.sh.
 
     python tools/train.py configs/segmentation/upernet_digits.py \
-        --cfg-options model.backbone.weights=work_dirs/digits/epoch_13.pth
+        --cfg-options model.backbone.weights=work_dirs/digits/epoch_10.pth
 
 About 1 minute on 2 CPU cores.
 """
@@ -15,8 +15,9 @@ data_root = "data/digits/ade"
 model = dict(
     data_preprocessor=dict(size=(128, 128)),
     backbone=dict(type="convnext_atto", drop_path_rate=0.05, init_std=0.06),
-    decode_head=dict(channels=64),
-    auxiliary_head=dict(channels=64),
+    # Digits cover a tenth of the pixels: at equal weights a short training answers "background" everywhere.
+    decode_head=dict(channels=96, loss_decode=dict(class_weight=[0.1, *[1.0] * 10])),
+    auxiliary_head=dict(channels=64, loss_decode=dict(class_weight=[0.1, *[1.0] * 10])),
     test_cfg=dict(_delete_=True, mode="whole"),
 )
 train_pipeline = [
@@ -33,17 +34,17 @@ test_pipeline = [
 train_dataloader = dict(num_workers=1)
 val_dataloader = dict(num_workers=1)
 
-batch = dict(size=8, per_gpu=8, lr_rule="linear")
+batch = dict(size=4, per_gpu=4, lr_rule="linear")
 optim_wrapper = dict(
     type="OptimWrapper",
     constructor="LayerDecayConstructor",
     paramwise_cfg=dict(decay_rate=0.9, decay_type="stage", num_groups=6),
-    optimizer=dict(type="AdamW", lr=1e-3, betas=(0.9, 0.999), weight_decay=0.05),
+    optimizer=dict(type="AdamW", lr=2e-3, betas=(0.9, 0.999), weight_decay=0.05),
 )
 
-train_cfg = dict(type="IterationLoop", max_iters=240, val_interval=120)
+train_cfg = dict(type="IterationLoop", max_iters=480, val_interval=240)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, end=30, by_epoch=False),
-    dict(type="PolyLR", power=1.0, begin=30, end=240, eta_min=1e-5, by_epoch=False),
+    dict(type="PolyLR", power=1.0, begin=30, end=480, eta_min=1e-5, by_epoch=False),
 ]
-default_hooks = dict(checkpoint=dict(by_epoch=False, interval=120))
+default_hooks = dict(checkpoint=dict(by_epoch=False, interval=240))

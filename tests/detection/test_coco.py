@@ -15,11 +15,12 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as masks
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from torch.utils.data import SequentialSampler
 
 from backbones import UserError
 from detection import coco_metric
 from detection.coco_metric import STATS, FastCocoMetric
-from detection.data import CocoInstances, category_ids
+from detection.data import AspectRatioBatches, CocoInstances, category_ids
 
 SIDE, IMAGES = 240, 15
 CATEGORIES = [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}, {"id": 11, "name": "newt"}, {"id": 5, "name": "owl"}]
@@ -217,3 +218,22 @@ def test_training_leaves_out_images_without_an_object(annotations: Path) -> None
         filter_cfg=dict(filter_empty_gt=True, min_size=32),
     )
     assert len(found) == IMAGES - 1
+
+
+class Shapes(SequentialSampler):
+    """The indices of some images, the first of them landscape and the rest portrait."""
+
+    def __init__(self, count: int, landscape: int) -> None:
+        super().__init__(range(count))
+        self.dataset, self.landscape = self, landscape
+
+    def get_data_info(self, index: int) -> dict[str, int]:
+        return {"width": 4 if index < self.landscape else 2, "height": 3}
+
+
+@pytest.mark.parametrize("count", [8, 9])
+@pytest.mark.parametrize("landscape", range(9))
+def test_every_process_gets_as_many_batches_whatever_its_share_of_portraits(count: int, landscape: int) -> None:
+    batches = AspectRatioBatches(Shapes(count, landscape), batch_size=4)
+    assert [len(batch) for batch in batches] == [4, 4]
+    assert len(batches) == 2

@@ -57,6 +57,7 @@ def test_wrong_classes(wrong: list[str], message: str) -> None:
 
 @pytest.mark.parametrize("count", [1, 10, 81, 150])
 def test_colours_are_distinct_bytes(count: int) -> None:
-    colours = palette(count)
+    colours = palette(["background", *(f"class {i}" for i in range(count - 1))])
+    assert colours[0] == (64, 64, 64)
     assert len(set(colours)) == len(colours) == count
     assert all(len(colour) == 3 and all(0 <= c <= 255 for c in colour) for colour in colours)
