@@ -6,20 +6,12 @@
 8 GPUs with 2 images each; 262 GFLOPs at 1280 x 800.
 """
 
-_base_ = ["../_base_/mask_rcnn.py", "../_base_/coco_instance.py", "../_base_/runtime.py"]
+_base_ = [
+    "../_base_/mask_rcnn.py",
+    "../_base_/coco_instance.py",
+    "../_base_/schedule_3x.py",
+    "../_base_/runtime.py",
+]
 
 model = dict(backbone=dict(type="convnext_tiny", drop_path_rate=0.4))
-
-batch = dict(size=16, per_gpu=2, lr_rule="linear")
-optim_wrapper = dict(
-    type="AmpOptimWrapper",
-    constructor="LayerDecayConstructor",
-    paramwise_cfg=dict(decay_rate=0.95, decay_type="layer"),
-    optimizer=dict(type="AdamW", lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
-)
-
-train_cfg = dict(type="EpochLoop", max_epochs=36)
-param_scheduler = [
-    dict(type="LinearLR", start_factor=0.001, end=500, by_epoch=False),
-    dict(type="MultiStepLR", milestones=[27, 33], gamma=0.1, by_epoch=True),
-]
+optim_wrapper = dict(optimizer=dict(lr=1e-4), paramwise_cfg=dict(decay_rate=0.95))
