@@ -146,6 +146,8 @@ def load_config(
     if options:
         _check_options(cfg, options)
         cfg.merge_from_dict(options)
+        if "optim_wrapper.optimizer.lr" in options:
+            stated = _stated_batch(cfg, path)  # a rate that is given with a batch belongs to that batch
     cfg.setdefault("work_dir", str(Path("work_dirs") / Path(path).stem))
     return resolve(cfg, stated, launch or Launch.from_environment(), training)
 
@@ -163,7 +165,7 @@ def resolve(cfg: Config, stated_batch: int, launch: Launch, training: bool = Tru
         UserError: If a key is unknown, or a setting is impossible.
     """
     _check_keys(cfg)
-    _check_backbone(cfg.model)
+    _check_backbone(cfg)
     _set_classes(cfg)
     _set_data(cfg, launch)
     _set_channels(cfg.model)
@@ -221,14 +223,16 @@ def _check_batch(batch: Any) -> None:
     if unknown:
         raise UserError(f"batch has no setting {', '.join(sorted(unknown))}: choose from size, per_gpu, lr_rule")
     for name in ("size", "per_gpu"):
-        if not isinstance(batch.get(name), int | None):
-            raise UserError(f"batch.{name}={batch[name]!r}: a whole number is needed")
+        if not isinstance(batch.get(name), int if name == "size" else int | None):
+            raise UserError(f"batch.{name}={batch.get(name)!r}: a whole number is needed")
 
 
-def _check_backbone(model: ConfigDict) -> None:
-    name = model.get("backbone", {}).get("type")
-    if isinstance(name, str) and MODELS.get(name) is None:
-        raise unknown_backbone(name)
+def _check_backbone(cfg: Config) -> None:
+    name = cfg.model.get("backbone", {}).get("type")
+    # The task's library may know networks, such as mmdet's ResNet, that are not in our registry.
+    with MODELS.switch_scope_and_registry(cfg.get("default_scope")) as registry:
+        if isinstance(name, str) and registry.get(name) is None:
+            raise unknown_backbone(name)
 
 
 def _walk(node: Any) -> Iterator[dict[str, Any]]:

@@ -174,6 +174,17 @@ def test_a_changed_batch_changes_the_learning_rate_and_says_so() -> None:
     assert kept.cfg.optim_wrapper.optimizer.lr == 1e-4
 
 
+def test_a_rate_that_is_given_with_a_batch_belongs_to_it() -> None:
+    given = load(MASK, CLUSTER, **{"batch.size": 64, "optim_wrapper.optimizer.lr": 3e-4})
+    assert given.cfg.optim_wrapper.optimizer.lr == 3e-4
+    assert given.notes == ()
+
+
+def test_a_network_of_the_task_s_library_is_known() -> None:
+    options = {"model.backbone": {"_delete_": True, "type": "ResNet", "depth": 18}, "model.neck.in_channels": [64] * 4}
+    assert load(MASK, CLUSTER, **options).cfg.model.backbone.type == "ResNet"
+
+
 def test_a_batch_that_does_not_divide_is_refused() -> None:
     with pytest.raises(UserError, match=r"global batch 16 does not divide among 3 processes.*batch\.size=15"):
         load(MASK, Launch(3, "cuda", 3))
