@@ -14,8 +14,7 @@ from PIL import Image
 from timm.data.transforms_factory import create_transform
 
 from backbones.errors import UserError
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
+from engine.preflight import IMAGE_SUFFIXES
 
 
 @DATASETS.register_module()

@@ -8,6 +8,7 @@ from mmengine.config import Config, ConfigDict
 
 from backbones.errors import UserError
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 HOW = "see 'Bring your data' in README.md, or point data_root elsewhere with --cfg-options data_root=FOLDER"
 
 
