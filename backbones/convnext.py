@@ -1,6 +1,7 @@
 """ConvNeXt: a pure ConvNet for any task.
 
-Paper: Liu, Mao, Wu, Feichtenhofer, Darrell, Xie. "A ConvNet for the 2020s". CVPR 2022.
+Papers: Liu, Mao, Wu, Feichtenhofer, Darrell, Xie. "A ConvNet for the 2020s". CVPR 2022 (V1). Woo, Debnath, Hu, Chen,
+Liu, Kweon, Xie. "ConvNeXt V2: Co-designing and Scaling ConvNets with Masked Autoencoders". CVPR 2023 (V2).
 Parameter names are those of the released checkpoints (``downsample_layers.0.0.weight``,
 ``stages.2.5.dwconv.weight``, ``norm0.weight``...), so that these load without renaming.
 """
@@ -15,11 +16,10 @@ from math import ceil
 import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from backbones.errors import UserError
-from backbones.layers import LayerNorm2d, drop_path_rates, init_trunc_normal
-from backbones.weights import Receipt, load_backbone_weights
+from backbones.layers import GRN, LayerNorm2d, check_kernel_size, drop_path_rates, init_trunc_normal
+from backbones.network import Network
 
 STEM_STRIDE = 4
 BLOCKS_PER_GROUP = 3
@@ -37,10 +37,17 @@ class Block(nn.Module):
         expansion: Width of the MLP over ``dim``.
         drop_path: Probability of skipping the block in training.
         layer_scale_init_value: Initial residual scale; 0 leaves layer scale out.
+        grn: Global response normalisation of the hidden channels (V2).
     """
 
     def __init__(
-        self, dim: int, kernel_size: int, expansion: float, drop_path: float, layer_scale_init_value: float
+        self,
+        dim: int,
+        kernel_size: int = 7,
+        expansion: float = 4.0,
+        drop_path: float = 0.0,
+        layer_scale_init_value: float = 1e-6,
+        grn: bool = False,
     ) -> None:
         super().__init__()
         hidden = int(expansion * dim)
@@ -48,6 +55,7 @@ class Block(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.pwconv1 = nn.Linear(dim, hidden)
         self.act = nn.GELU()
+        self.grn = GRN(hidden) if grn else nn.Identity()
         self.pwconv2 = nn.Linear(hidden, dim)
         self.layer_scale_init_value = layer_scale_init_value
         self.gamma = nn.Parameter(torch.full((dim,), layer_scale_init_value)) if layer_scale_init_value else None
@@ -55,13 +63,13 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.dwconv(x).permute(0, 2, 3, 1)  # (N, H, W, C)
-        y = self.pwconv2(self.act(self.pwconv1(self.norm(y))))
+        y = self.pwconv2(self.grn(self.act(self.pwconv1(self.norm(y)))))
         if self.gamma is not None:
             y = self.gamma * y
         return x + self.drop_path(y.permute(0, 3, 1, 2))
 
 
-class ConvNeXt(nn.Module):
+class ConvNeXt(Network):
     """The network: four stages at strides 4, 8, 16 and 32, without a head.
 
     Args:
@@ -72,7 +80,8 @@ class ConvNeXt(nn.Module):
         expansion: Width of the blocks' MLP over their channels.
         drop_path_rate: Stochastic depth of the last block, growing linearly from 0 at the first.
         layer_scale_init_value: Initial layer scale; 1e-6 for training from scratch, 1.0 where detectors and
-            segmentors load pretrained weights over it, 0 for none.
+            segmentors load pretrained weights over it, 0 for none (V2).
+        grn: Global response normalisation in the blocks (V2).
         out_indices: ``None`` gives one pooled and normalised vector for classification. A sequence of stage indices
             gives one map each, normalised by its own ``norm{i}``, for dense prediction.
         grad_checkpointing: Recompute the blocks in the backward pass instead of keeping their activations.
@@ -82,11 +91,6 @@ class ConvNeXt(nn.Module):
 
     Raises:
         UserError: If a size is impossible, with the argument's name.
-
-    Attributes:
-        out_channels: Channels of each output, in the order of ``out_indices``.
-        strides: Stride of each output against the image.
-        num_features: Channels of the pooled vector.
     """
 
     def __init__(
@@ -98,18 +102,17 @@ class ConvNeXt(nn.Module):
         expansion: float = 4.0,
         drop_path_rate: float = 0.0,
         layer_scale_init_value: float = 1e-6,
+        grn: bool = False,
         out_indices: Sequence[int] | None = None,
         grad_checkpointing: bool = False,
         init_std: float = 0.02,
         weights: str | None = None,
     ) -> None:
-        super().__init__()
-        self._check(depths, dims, kernel_size, drop_path_rate, out_indices)
+        super().__init__(out_indices, drop_path_rate, grad_checkpointing, weights)
+        if len(depths) != 4 or len(dims) != 4 or min(*depths, *dims) < 1:
+            raise UserError(f"depths and dims need four positive numbers each, not {depths} and {dims}")
+        check_kernel_size(kernel_size)
         self.depths, self.dims = tuple(depths), tuple(dims)
-        self.out_indices = None if out_indices is None else tuple(out_indices)
-        self.grad_checkpointing = grad_checkpointing
-        self.weights = weights
-        self._weights_pending = weights is not None
         self.num_features = self.dims[-1]
         self.out_channels = tuple(self.dims[i] for i in self.out_indices or (3,))
         self.strides = tuple(STEM_STRIDE * 2**i for i in self.out_indices or (3,))
@@ -121,8 +124,8 @@ class ConvNeXt(nn.Module):
         self.downsample_layers = nn.ModuleList([stem, *downsampling])
         rates = drop_path_rates(drop_path_rate, self.depths)
         self.stages = nn.ModuleList(
-            nn.Sequential(*(Block(dim, kernel_size, expansion, rate, layer_scale_init_value) for rate in stage_rates))
-            for dim, stage_rates in zip(dims, rates, strict=True)
+            nn.Sequential(*(Block(dim, kernel_size, expansion, rate, layer_scale_init_value, grn) for rate in stage))
+            for dim, stage in zip(dims, rates, strict=True)
         )
         if self.out_indices is None:
             self.norm = nn.LayerNorm(dims[-1], eps=1e-6)
@@ -130,23 +133,6 @@ class ConvNeXt(nn.Module):
             for i in self.out_indices:
                 self.add_module(f"norm{i}", LayerNorm2d(dims[i]))
         self.apply(partial(init_trunc_normal, std=init_std))
-
-    @staticmethod
-    def _check(
-        depths: Sequence[int],
-        dims: Sequence[int],
-        kernel_size: int,
-        drop_path_rate: float,
-        out_indices: Sequence[int] | None,
-    ) -> None:
-        if len(depths) != 4 or len(dims) != 4 or min(*depths, *dims) < 1:
-            raise UserError(f"depths and dims need four positive numbers each, not {depths} and {dims}")
-        if kernel_size % 2 == 0 or kernel_size < 1:
-            raise UserError(f"kernel_size={kernel_size}: an odd number keeps the size of the map (the paper uses 7)")
-        if not 0 <= drop_path_rate < 1:
-            raise UserError(f"drop_path_rate={drop_path_rate}: a probability in [0, 1) is needed")
-        if out_indices is not None and (not out_indices or not set(out_indices) <= {0, 1, 2, 3}):
-            raise UserError(f"out_indices={out_indices}: choose from 0, 1, 2, 3 (strides 4, 8, 16, 32)")
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Compute features.
@@ -161,52 +147,15 @@ class ConvNeXt(nn.Module):
         Raises:
             UserError: If an image is smaller than 32 x 32, or ``weights`` were asked for and never loaded.
         """
-        if min(x.shape[-2:]) < 32:
-            raise UserError(f"image of {x.shape[-2]} x {x.shape[-1]} pixels: ConvNeXt needs at least 32 x 32")
-        if self._weights_pending:
-            raise UserError(f"weights={self.weights!r} were not loaded: call init_weights() before the first forward")
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = self.prepare(x)
         outputs = []
         for i, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages, strict=True)):
-            x = self._run_stage(stage, downsample(x))
+            x = self.run_blocks(stage.children(), downsample(x))
             if self.out_indices is not None and i in self.out_indices:
                 outputs.append(self.get_submodule(f"norm{i}")(x))
         if self.out_indices is None:
             return self.norm(x.mean((2, 3)))
         return tuple(outputs)
-
-    def _run_stage(self, stage: nn.Module, x: Tensor) -> Tensor:
-        for block in stage.children():
-            if self.grad_checkpointing and self.training and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
-        return x
-
-    def init_weights(self) -> Receipt | None:
-        """Load ``weights``; mmengine calls this after its own initialisation, which would undo an earlier load.
-
-        Returns:
-            The receipt of what was loaded, or ``None`` without ``weights``.
-
-        Raises:
-            UserError: If the file cannot be read or does not hold every tensor of this network.
-        """
-        if self.weights is None:
-            return None
-        receipt = load_backbone_weights(self, self.weights, may_miss=self.fresh_parameter)
-        self._weights_pending = False
-        return receipt
-
-    def _load_from_state_dict(self, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
-        # A checkpoint of the whole model brings the backbone's tensors with it: nothing is pending after that.
-        super()._load_from_state_dict(*args, **kwargs)
-        self._weights_pending = False
-
-    @staticmethod
-    def fresh_parameter(name: str) -> bool:
-        """Whether a parameter may be absent from a classifier's checkpoint: only the norms of the dense outputs."""
-        return re.match(r"norm[0-3]\.", name) is not None
 
     @property
     def num_layers(self) -> int:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from itertools import accumulate
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from backbones.errors import UserError
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -26,6 +29,37 @@ class LayerNorm2d(nn.LayerNorm):
         x = x.permute(0, 2, 3, 1)
         x = F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
         return x.permute(0, 3, 1, 2)
+
+
+class GRN(nn.Module):
+    """Global response normalisation (Woo et al., "ConvNeXt V2", section 3, algorithm 1).
+
+    Input and output are ``(N, H, W, C)``. Each channel is scaled by its response over the whole map against the mean
+    response of all channels, with a learned scale and shift that begin at zero, and added to the input.
+
+    Args:
+        channels: ``C``.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(1, 1, 1, channels))
+        self.beta = nn.Parameter(torch.zeros(1, 1, 1, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        response = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
+        response = response / (response.mean(-1, keepdim=True) + 1e-6)
+        return x + self.gamma * (x * response) + self.beta
+
+
+def check_kernel_size(kernel_size: int) -> None:
+    """Refuse an even kernel, which would change the size of the map.
+
+    Raises:
+        UserError: If the size is even or not positive.
+    """
+    if kernel_size % 2 == 0 or kernel_size < 1:
+        raise UserError(f"kernel_size={kernel_size}: an odd number keeps the size of the map (the paper uses 7)")
 
 
 def init_trunc_normal(module: nn.Module, std: float = 0.02) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from functools import partial, wraps
+from functools import partial
 from typing import Any, Protocol
 
 from mmengine.registry import MODELS
@@ -16,13 +16,14 @@ from torch import nn
 
 from backbones.convnext import ConvNeXt
 from backbones.errors import UserError
-from backbones.variants import CONVNEXT_V1
+from backbones.isotropic import IsotropicConvNeXt
+from backbones.variants import CONVNEXT_V1, CONVNEXT_V2, ISOTROPIC, IsotropicVariant, Variant
 
 _NAMES: dict[str, Callable[..., nn.Module]] = {}
 
 
 class Backbone(Protocol):
-    """What every registered network answers about itself; see :class:`backbones.convnext.ConvNeXt`."""
+    """What every registered network answers about itself; :class:`backbones.network.Network` does most of it."""
 
     out_channels: tuple[int, ...]
     strides: tuple[int, ...]
@@ -49,7 +50,6 @@ def register_backbone(name: str, build: Callable[..., nn.Module]) -> None:
     if name in _NAMES:
         raise KeyError(f"backbone {name!r} is registered already: choose another name")
 
-    @wraps(build)
     def factory(**kwargs: Any) -> nn.Module:
         # An explicit wrapper: mmengine refuses functools.partial objects, which have no __name__.
         return build(**kwargs)
@@ -93,13 +93,12 @@ def build_backbone(name: str, **kwargs: Any) -> Any:
     return network
 
 
-def _register_variants(variants: Mapping[str, Any]) -> None:
-    for name, row in variants.items():
-        register_backbone(name, partial(_convnext, depths=row.depths, dims=row.dims))
+def _register(network: type[nn.Module], rows: Mapping[str, Variant | IsotropicVariant]) -> None:
+    """Register each row of a table as a network; a keyword argument goes before what the row says."""
+    for name, row in rows.items():
+        register_backbone(name, partial(network, **row.arguments()))
 
 
-def _convnext(**kwargs: Any) -> ConvNeXt:
-    return ConvNeXt(**kwargs)
-
-
-_register_variants(CONVNEXT_V1)
+_register(ConvNeXt, CONVNEXT_V1)
+_register(ConvNeXt, CONVNEXT_V2)
+_register(IsotropicConvNeXt, ISOTROPIC)

@@ -1,13 +1,14 @@
 """THE table: one row per named network.
 
-Sources: Liu et al., "A ConvNet for the 2020s" (CVPR 2022), section 4 (T/S/B/L/XL), sizes from Table 1;
-the small sizes (atto, femto, pico, nano) are those of Woo et al., "ConvNeXt V2" (CVPR 2023), Appendix A.1, with the
-V1 block; their sizes are the ones that timm lists for its networks of the same shape.
+Sources: Liu et al., "A ConvNet for the 2020s" (CVPR 2022), section 4 (T/S/B/L/XL), sizes from Table 1; isotropic
+ones from its Table 2; V2 from Woo et al., "ConvNeXt V2" (CVPR 2023), Appendix A.1 and the table of its weights. The
+small sizes of V1 (atto, femto, pico, nano) have the shapes of V2 with the V1 block; what they cost is as timm lists it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,42 @@ class Variant:
         dims: Channels per stage.
         params: Parameters in millions, with a head of 1,000 classes, as printed by the source.
         gflops: Multiply-adds in billions at 224 x 224, as printed by the source.
+        version: 1 or 2.
     """
 
     depths: tuple[int, int, int, int]
     dims: tuple[int, int, int, int]
     params: float
     gflops: float
+    version: int = 1
+
+    def arguments(self) -> dict[str, Any]:
+        """What :class:`backbones.convnext.ConvNeXt` is built with. V2 has response normalisation, no layer scale."""
+        block = {"grn": True, "layer_scale_init_value": 0.0} if self.version == 2 else {}
+        return {"depths": self.depths, "dims": self.dims, **block}
+
+
+@dataclass(frozen=True)
+class IsotropicVariant:
+    """Shape of one isotropic ConvNeXt and what the source prints about it.
+
+    Attributes:
+        depth: Blocks.
+        dim: Channels.
+        layer_scale_init_value: 0 for S and B, which are trained without layer scale (Appendix A.1).
+        params: Parameters in millions, with a head of 1,000 classes.
+        gflops: Multiply-adds in billions at 224 x 224.
+    """
+
+    depth: int
+    dim: int
+    layer_scale_init_value: float
+    params: float
+    gflops: float
+
+    def arguments(self) -> dict[str, Any]:
+        """What :class:`backbones.isotropic.IsotropicConvNeXt` is built with."""
+        return {"depth": self.depth, "dim": self.dim, "layer_scale_init_value": self.layer_scale_init_value}
 
 
 CONVNEXT_V1 = {
@@ -37,4 +68,21 @@ CONVNEXT_V1 = {
     "convnext_base": Variant((3, 3, 27, 3), (128, 256, 512, 1024), 88.6, 15.4),
     "convnext_large": Variant((3, 3, 27, 3), (192, 384, 768, 1536), 197.8, 34.4),
     "convnext_xlarge": Variant((3, 3, 27, 3), (256, 512, 1024, 2048), 350.2, 60.9),
+}
+
+CONVNEXT_V2 = {
+    "convnextv2_atto": Variant((2, 2, 6, 2), (40, 80, 160, 320), 3.7, 0.55, version=2),
+    "convnextv2_femto": Variant((2, 2, 6, 2), (48, 96, 192, 384), 5.2, 0.78, version=2),
+    "convnextv2_pico": Variant((2, 2, 6, 2), (64, 128, 256, 512), 9.1, 1.37, version=2),
+    "convnextv2_nano": Variant((2, 2, 8, 2), (80, 160, 320, 640), 15.6, 2.45, version=2),
+    "convnextv2_tiny": Variant((3, 3, 9, 3), (96, 192, 384, 768), 28.6, 4.47, version=2),
+    "convnextv2_base": Variant((3, 3, 27, 3), (128, 256, 512, 1024), 89, 15.4, version=2),
+    "convnextv2_large": Variant((3, 3, 27, 3), (192, 384, 768, 1536), 198, 34.4, version=2),
+    "convnextv2_huge": Variant((3, 3, 27, 3), (352, 704, 1408, 2816), 660, 115, version=2),
+}
+
+ISOTROPIC = {
+    "convnext_isotropic_small": IsotropicVariant(18, 384, 0.0, 22, 4.3),
+    "convnext_isotropic_base": IsotropicVariant(18, 768, 0.0, 87, 16.9),
+    "convnext_isotropic_large": IsotropicVariant(36, 1024, 1e-6, 306, 59.7),
 }

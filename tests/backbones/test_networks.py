@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from backbones import build_backbone, list_backbones
-from backbones.variants import CONVNEXT_V1
+from backbones.variants import CONVNEXT_V1, CONVNEXT_V2, ISOTROPIC
 
 FOUR = (0, 1, 2, 3)
 CLASSES = 1000
-LIGHT = ["convnext_atto", "convnext_nano", "convnext_tiny"]  # also run with numbers in them
+PRINTED = {**CONVNEXT_V1, **CONVNEXT_V2, **ISOTROPIC}
+# Run with numbers in them too.
+LIGHT = ["convnext_atto", "convnext_tiny", "convnextv2_atto", "convnext_isotropic_small"]
 SIZES = [(64, 96), (45, 70), (33, 95)]
 
 
@@ -29,7 +31,7 @@ def project(outputs: Tensor | tuple[Tensor, ...]) -> Tensor:
 
 
 def test_the_table_is_registered() -> None:
-    assert set(CONVNEXT_V1) <= set(list_backbones())
+    assert set(PRINTED) <= set(list_backbones())
     assert set(LIGHT) <= set(list_backbones())
 
 
@@ -38,7 +40,7 @@ def test_the_table_is_registered() -> None:
 def test_maps_have_the_announced_channels_and_strides(name: str, size: tuple[int, int]) -> None:
     network = meta(name, out_indices=FOUR)
     maps = network(torch.empty(2, 3, *size, device="meta"))
-    assert network.strides == (4, 8, 16, 32)
+    assert network.strides == ((16,) * 4 if "isotropic" in name else (4, 8, 16, 32))
     expected = []
     for channels, stride in zip(network.out_channels, network.strides):
         expected.append((2, channels, size[0] // stride, size[1] // stride))
@@ -48,11 +50,11 @@ def test_maps_have_the_announced_channels_and_strides(name: str, size: tuple[int
 @pytest.mark.parametrize("name", list_backbones())
 def test_out_indices_choose_among_the_maps(name: str) -> None:
     image = torch.empty(1, 3, 64, 64, device="meta")
-    channels = meta(name, out_indices=FOUR).out_channels
+    everything = meta(name, out_indices=FOUR)
     for chosen in [(3,), (1, 3), (0, 2)]:
         network = meta(name, out_indices=chosen)
-        assert network.out_channels == tuple(channels[i] for i in chosen)
-        assert network.strides == tuple(4 * 2**i for i in chosen)
+        assert network.out_channels == tuple(everything.out_channels[i] for i in chosen)
+        assert network.strides == tuple(everything.strides[i] for i in chosen)
         assert tuple(one.shape[1] for one in network(image)) == network.out_channels
 
 
@@ -62,7 +64,7 @@ def test_without_out_indices_one_pooled_vector(name: str, size: tuple[int, int])
     network = meta(name)
     assert network(torch.empty(2, 3, *size, device="meta")).shape == (2, network.num_features)
     assert network.out_channels == (network.num_features,)
-    assert network.strides == (32,)
+    assert network.strides == ((16,) if "isotropic" in name else (32,))
 
 
 @pytest.mark.parametrize("out_indices", [None, FOUR], ids=["pooled", "maps"])
@@ -83,9 +85,9 @@ def test_every_parameter_gets_a_gradient_that_is_not_zero(name: str, out_indices
     assert dead == []
 
 
-@pytest.mark.parametrize("name", sorted(CONVNEXT_V1))
+@pytest.mark.parametrize("name", PRINTED)
 def test_parameter_count_is_the_printed_one(name: str) -> None:
-    printed = CONVNEXT_V1[name].params
+    printed = PRINTED[name].params
     network = meta(name)
     head = nn.Linear(network.num_features, CLASSES, device="meta")
     millions = sum(p.numel() for part in (network, head) for p in part.parameters()) / 1e6

@@ -1,0 +1,133 @@
+"""Isotropic ConvNeXt: ConvNeXt blocks in the shape of a ViT, with one resolution at all depths.
+
+Paper: Liu et al., "A ConvNet for the 2020s", section 3.3 and Table 2. Parameter names are those of the released
+checkpoints (``stem.weight``, ``blocks.3.dwconv.weight``, ``norm.weight``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import partial
+
+from torch import Tensor, nn
+
+from backbones.convnext import Block
+from backbones.errors import UserError
+from backbones.layers import LayerNorm2d, check_kernel_size, drop_path_rates, init_trunc_normal
+from backbones.network import STAGES, Network
+
+PATCH = 16
+
+
+class IsotropicConvNeXt(Network):
+    """A stem that cuts the image into 16 x 16 patches, then equal blocks at stride 16, without a head.
+
+    Args:
+        depth: Blocks.
+        dim: Channels.
+        in_channels: Channels of the image.
+        kernel_size: Odd side of the depthwise kernels.
+        expansion: Width of the blocks' MLP over ``dim``.
+        drop_path_rate: Stochastic depth of the last block, growing linearly from 0 at the first.
+        layer_scale_init_value: Initial layer scale; the paper leaves it out (0) for S and B.
+        out_indices: ``None`` gives one pooled and normalised vector. A sequence of quarters of the depth (0 to 3) gives
+            the map after each, all at stride 16, normalised by its own ``norm{i}``.
+        grad_checkpointing: Recompute the blocks in the backward pass instead of keeping their activations.
+        init_std: Standard deviation of the initial weights.
+        weights: Path or URL of a checkpoint, loaded by :meth:`init_weights`.
+
+    Raises:
+        UserError: If a size is impossible, with the argument's name.
+    """
+
+    smallest_side = PATCH
+
+    def __init__(
+        self,
+        depth: int,
+        dim: int,
+        in_channels: int = 3,
+        kernel_size: int = 7,
+        expansion: float = 4.0,
+        drop_path_rate: float = 0.0,
+        layer_scale_init_value: float = 0.0,
+        out_indices: Sequence[int] | None = None,
+        grad_checkpointing: bool = False,
+        init_std: float = 0.02,
+        weights: str | None = None,
+    ) -> None:
+        super().__init__(out_indices, drop_path_rate, grad_checkpointing, weights)
+        if depth < len(STAGES) or dim < 1:
+            raise UserError(f"depth={depth}, dim={dim}: at least 4 blocks of at least one channel are needed")
+        check_kernel_size(kernel_size)
+        self.depth = depth
+        self.num_features = dim
+        self.out_channels = (dim,) * len(self.out_indices or (3,))
+        self.strides = (PATCH,) * len(self.out_channels)
+        self.stem = nn.Conv2d(in_channels, dim, PATCH, stride=PATCH)
+        (rates,) = drop_path_rates(drop_path_rate, (depth,))
+        self.blocks = nn.Sequential(
+            *(Block(dim, kernel_size, expansion, rate, layer_scale_init_value) for rate in rates)
+        )
+        if self.out_indices is None:
+            self.norm = nn.LayerNorm(dim, eps=1e-6)
+        else:
+            for i in self.out_indices:
+                self.add_module(f"norm{i}", LayerNorm2d(dim))
+        self.apply(partial(init_trunc_normal, std=init_std))
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Compute features.
+
+        Args:
+            x: Images ``(N, in_channels, H, W)``, normalised. The stem drops rows and columns beyond a multiple of 16.
+
+        Returns:
+            ``(N, dim)`` without ``out_indices``, else one ``(N, dim, H / 16, W / 16)`` for each index.
+
+        Raises:
+            UserError: If an image is smaller than 16 x 16, or ``weights`` were asked for and never loaded.
+        """
+        x = self.stem(self.prepare(x))
+        blocks = list(self.blocks.children())
+        outputs = []
+        for i in STAGES:
+            x = self.run_blocks(blocks[self._quarter(i) : self._quarter(i + 1)], x)
+            if self.out_indices is not None and i in self.out_indices:
+                outputs.append(self.get_submodule(f"norm{i}")(x))
+        if self.out_indices is None:
+            return self.norm(x.mean((2, 3)))
+        return tuple(outputs)
+
+    def _quarter(self, i: int) -> int:
+        """First block of a quarter."""
+        return i * self.depth // len(STAGES)
+
+    @property
+    def num_layers(self) -> int:
+        """Layer groups before the head: each block is one, as in a ViT."""
+        return self.depth
+
+    def layer_id(self, name: str) -> int:
+        """Depth of a parameter: 0 for the stem, the block's number from 1, ``num_layers + 1`` for the norms."""
+        block = self._block(name)
+        return self.num_layers + 1 if block is None else block + 1
+
+    def stage_id(self, name: str) -> int | None:
+        """Quarter of a parameter from 1, 0 for the stem, ``None`` for the norms, which belong to the head."""
+        block = self._block(name)
+        if block is None:
+            return None
+        return sum(block >= self._quarter(i) for i in STAGES) if block >= 0 else 0
+
+    @staticmethod
+    def _block(name: str) -> int | None:
+        """Number of a parameter's block; -1 for the stem, ``None`` for a norm."""
+        if match := re.match(r"blocks\.(\d+)\.", name):
+            return int(match[1])
+        if name.startswith("stem."):
+            return -1
+        if re.match(r"norm[0-3]?\.", name):
+            return None
+        raise UserError(f"{name!r} is not a parameter of an isotropic ConvNeXt")

@@ -1,0 +1,118 @@
+"""What every registered network has in common: weights that cannot be forgotten, checkpointed blocks, its answers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from backbones.errors import UserError
+from backbones.weights import Receipt, load_backbone_weights
+
+STAGES = (0, 1, 2, 3)
+
+
+class Network(nn.Module):
+    """A backbone without its layers.
+
+    A subclass builds the layers, sets the attributes, and tells for each of its parameters the layer and the stage.
+
+    Args:
+        out_indices: ``None`` for one pooled vector (classification), or the stages whose maps are given.
+        drop_path_rate: Stochastic depth of the last block, a probability.
+        grad_checkpointing: Recompute the blocks in the backward pass instead of keeping their activations.
+        weights: Path or URL of a checkpoint, loaded by :meth:`init_weights`.
+
+    Raises:
+        UserError: If an argument is impossible, with its name.
+
+    Attributes:
+        out_channels: Channels of each output, in the order of ``out_indices``.
+        strides: Stride of each output against the image.
+        num_features: Channels of the pooled vector.
+        smallest_side: Height and width in pixels below which an image is refused.
+    """
+
+    out_channels: tuple[int, ...]
+    strides: tuple[int, ...]
+    num_features: int
+    smallest_side = 32
+
+    def __init__(
+        self,
+        out_indices: Sequence[int] | None = None,
+        drop_path_rate: float = 0.0,
+        grad_checkpointing: bool = False,
+        weights: str | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 <= drop_path_rate < 1:
+            raise UserError(f"drop_path_rate={drop_path_rate}: a probability in [0, 1) is needed")
+        if out_indices is not None and (not out_indices or not set(out_indices) <= set(STAGES)):
+            raise UserError(f"out_indices={out_indices}: choose from 0, 1, 2, 3, the network's four stages")
+        self.out_indices = None if out_indices is None else tuple(out_indices)
+        self.grad_checkpointing = grad_checkpointing
+        self.weights = weights
+        self._weights_pending = weights is not None
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Check images ``(N, C, H, W)`` before the first layer and bring them into ``channels_last``.
+
+        Raises:
+            UserError: If they are too small, or ``weights`` were asked for and never loaded.
+        """
+        least = self.smallest_side
+        if min(x.shape[-2:]) < least:
+            raise UserError(f"image of {x.shape[-2]} x {x.shape[-1]} pixels: at least {least} x {least} are needed")
+        if self._weights_pending:
+            raise UserError(f"weights={self.weights!r} were not loaded: call init_weights() before the first forward")
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def run_blocks(self, blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
+        """Run blocks in turn, checkpointed in training where that was asked for."""
+        for block in blocks:
+            if self.grad_checkpointing and self.training and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return x
+
+    def init_weights(self) -> Receipt | None:
+        """Load ``weights``; mmengine calls this after its own initialisation, which would undo an earlier load.
+
+        Returns:
+            The receipt of what was loaded, or ``None`` without ``weights``.
+
+        Raises:
+            UserError: If the file cannot be read or does not hold every tensor of this network.
+        """
+        if self.weights is None:
+            return None
+        receipt = load_backbone_weights(self, self.weights, may_miss=self.fresh_parameter)
+        self._weights_pending = False
+        return receipt
+
+    def _load_from_state_dict(self, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
+        # A checkpoint of the whole model brings the backbone's tensors with it: nothing is pending after that.
+        super()._load_from_state_dict(*args, **kwargs)
+        self._weights_pending = False
+
+    def fresh_parameter(self, name: str) -> bool:
+        """Whether a parameter may be absent from a classifier's checkpoint: only the norms of the dense outputs."""
+        return re.match(r"norm[0-3]\.", name) is not None
+
+    @property
+    def num_layers(self) -> int:
+        """Layer groups before the head, for layer-wise learning-rate decay."""
+        raise NotImplementedError
+
+    def layer_id(self, name: str) -> int:
+        """Depth of a parameter: 0 for the stem, up to ``num_layers``, and one more for what trains with the head."""
+        raise NotImplementedError
+
+    def stage_id(self, name: str) -> int | None:
+        """Stage of a parameter: 0 for the stem and downsampling, 1 to 4 for the stages, ``None`` for the head's."""
+        raise NotImplementedError
