@@ -28,7 +28,7 @@ from typing import IO, Any
 from mmengine.config import Config
 
 from backbones.errors import UserError
-from engine.digits import STAMP
+from engine import digits
 from engine.report import collect, duration, headline, memory, table, write_report
 
 DATA = Path("data/digits")
@@ -88,7 +88,9 @@ def demo_steps(work_dir: Path, seed: int, options: Mapping[str, Sequence[str]] |
         options: By config file, further ``key=value`` settings: tests shrink the runs with them.
     """
     make = Command(("tools/make_digits.py", "--root", str(DATA)))
-    data = Step("data", "Draw the data: handwritten digits on photographs", (make,), outputs=(DATA / STAMP,))
+    title = "Draw the data: handwritten digits on photographs"
+    # Another drawing is other data, although the command is the same.
+    data = Step("data", title, (make,), inputs=(Path(digits.__file__),), outputs=(DATA / digits.STAMP,))
 
     def training(name: str, title: str, config: str, backbone: str | None = None) -> Step:
         folder, own = work_dir / name, (options or {}).get(config, ())
@@ -98,7 +100,7 @@ def demo_steps(work_dir: Path, seed: int, options: Mapping[str, Sequence[str]] |
         place = ("--work-dir", str(folder))
         train = ("tools/train.py", config, *place, "--cfg-options", *settings)
         test = ("tools/test.py", config, f"{{checkpoint of {name}}}", *place, *(["--cfg-options", *own] if own else []))
-        inputs = (DATA / STAMP, work_dir / backbone / "done.json") if backbone else (DATA / STAMP,)
+        inputs = (DATA / digits.STAMP, work_dir / backbone / "done.json") if backbone else (DATA / digits.STAMP,)
         return Step(name, title, (Command(train, True), Command(test)), config, inputs, (folder / "test.json",))
 
     detector, segmentor = "Train Mask R-CNN to find and outline digits", "Train UperNet to name every pixel"

@@ -114,6 +114,11 @@ def test_a_change_has_a_step_done_again_in_an_empty_folder(work_dir: Path) -> No
     assert calls(work_dir)[0] == "train more"
 
 
+def test_the_data_follows_the_code_that_draws_it(work_dir: Path) -> None:
+    data = demo_steps(work_dir, seed=0)[0]
+    assert Path("engine/digits.py").resolve() in {path.resolve() for path in data.inputs}
+
+
 def test_a_step_follows_its_inputs_and_its_outputs(work_dir: Path) -> None:
     first = make_step(work_dir)
     second = replace(make_step(work_dir, "detector"), inputs=(work_dir / "classifier" / "done.json",))
