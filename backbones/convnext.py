@@ -157,6 +157,10 @@ class ConvNeXt(Network):
             return self.norm(x.mean((2, 3)))
         return tuple(outputs)
 
+    def without_decay(self, name: str) -> bool:
+        """Whether a parameter takes no weight decay: scale and shift of the response normalisation, as released."""
+        return ".grn." in name
+
     @property
     def num_layers(self) -> int:
         """Layer groups before the head: each 3 blocks of the third stage are one; 6 for tiny, 12 for small and up."""

@@ -104,6 +104,10 @@ class Network(nn.Module):
         """Whether a parameter may be absent from a classifier's checkpoint: only the norms of the dense outputs."""
         return re.match(r"norm[0-3]\.", name) is not None
 
+    def without_decay(self, name: str) -> bool:
+        """Whether a parameter is no weight although it has several axes, and takes no weight decay."""
+        return False
+
     @property
     def num_layers(self) -> int:
         """Layer groups before the head, for layer-wise learning-rate decay."""

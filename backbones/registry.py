@@ -17,7 +17,19 @@ from torch import nn
 from backbones.convnext import ConvNeXt
 from backbones.errors import UserError
 from backbones.isotropic import IsotropicConvNeXt
-from backbones.variants import CONVNEXT_V1, CONVNEXT_V2, ISOTROPIC, IsotropicVariant, Variant
+from backbones.roadmap import RESNET50_TO_TINY, RESNET200_TO_BASE
+from backbones.timm_features import TimmConvNet, TimmSwin, TimmVisionTransformer
+from backbones.variants import (
+    CONVNETS,
+    CONVNEXT_V1,
+    CONVNEXT_V2,
+    ISOTROPIC,
+    SWIN,
+    VIT,
+    IsotropicVariant,
+    TimmVariant,
+    Variant,
+)
 
 _NAMES: dict[str, Callable[..., nn.Module]] = {}
 
@@ -35,6 +47,8 @@ class Backbone(Protocol):
     def layer_id(self, name: str) -> int: ...
 
     def stage_id(self, name: str) -> int | None: ...
+
+    def without_decay(self, name: str) -> bool: ...
 
 
 def register_backbone(name: str, build: Callable[..., nn.Module]) -> None:
@@ -66,7 +80,8 @@ def list_backbones() -> list[str]:
 
 def unknown_backbone(name: str) -> UserError:
     """The error for a name that is not registered, with the nearest names."""
-    near = difflib.get_close_matches(name, _NAMES, n=3, cutoff=0.4) or list(_NAMES)[:3]
+    parts = [known for known in _NAMES if name and name in known]
+    near = (parts or difflib.get_close_matches(name, _NAMES, n=3, cutoff=0.4) or list(_NAMES))[:3]
     return UserError(f"unknown backbone {name!r}; nearest: {', '.join(near)} (all: backbones.list_backbones())")
 
 
@@ -93,7 +108,7 @@ def build_backbone(name: str, **kwargs: Any) -> Any:
     return network
 
 
-def _register(network: type[nn.Module], rows: Mapping[str, Variant | IsotropicVariant]) -> None:
+def _register(network: type[nn.Module], rows: Mapping[str, Variant | IsotropicVariant | TimmVariant]) -> None:
     """Register each row of a table as a network; a keyword argument goes before what the row says."""
     for name, row in rows.items():
         register_backbone(name, partial(network, **row.arguments()))
@@ -102,3 +117,8 @@ def _register(network: type[nn.Module], rows: Mapping[str, Variant | IsotropicVa
 _register(ConvNeXt, CONVNEXT_V1)
 _register(ConvNeXt, CONVNEXT_V2)
 _register(IsotropicConvNeXt, ISOTROPIC)
+_register(TimmSwin, SWIN)
+_register(TimmVisionTransformer, VIT)
+_register(TimmConvNet, CONVNETS)
+for _name, _row in {**RESNET50_TO_TINY, **RESNET200_TO_BASE}.items():
+    register_backbone(_name, _row.build)

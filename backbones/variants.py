@@ -7,7 +7,7 @@ small sizes of V1 (atto, femto, pico, nano) have the shapes of V2 with the V1 bl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -86,3 +86,64 @@ ISOTROPIC = {
     "convnext_isotropic_base": IsotropicVariant(18, 768, 0.0, 87, 16.9),
     "convnext_isotropic_large": IsotropicVariant(36, 1024, 1e-6, 306, 59.7),
 }
+
+
+@dataclass(frozen=True)
+class TimmVariant:
+    """One baseline as timm builds it, and what the dissertation prints about it.
+
+    Attributes:
+        timm_name: Name in timm.
+        image_size: Height and width in pixels that the network is made for and its cost is printed at.
+        params: Parameters in millions, with a head of 1,000 classes; ``None`` where no table prints them.
+        gflops: Multiply-adds in billions at ``image_size``; ``None`` where no table prints them.
+        timm_options: Arguments with which it differs from timm's network of that name.
+    """
+
+    timm_name: str
+    image_size: int
+    params: float | None = None
+    gflops: float | None = None
+    timm_options: dict[str, Any] = field(default_factory=dict)
+
+    def arguments(self) -> dict[str, Any]:
+        """What the classes of :mod:`backbones.timm_features` are built with."""
+        return {"timm_name": self.timm_name, "timm_options": self.timm_options}
+
+
+# Numbers: Zhuang Liu, "Efficient and Scalable Neural Architectures for Visual Recognition" (dissertation, 2022),
+# Tables 2.1, 2.2 and 2.12; ResNet-50 Table 2.10.
+SWIN = {
+    "swin_tiny": TimmVariant("swin_tiny_patch4_window7_224", 224, 28, 4.5),
+    "swin_small": TimmVariant("swin_small_patch4_window7_224", 224, 50, 8.7),
+    "swin_base": TimmVariant("swin_base_patch4_window7_224", 224, 88, 15.4),
+    "swin_large": TimmVariant("swin_large_patch4_window7_224", 224, 197, 34.5),
+    "swin_base_384": TimmVariant("swin_base_patch4_window12_384", 384, 88, 47.1),
+    "swin_large_384": TimmVariant("swin_large_patch4_window12_384", 384, 197, 103.9),
+}
+# DeiT is the ViT of the same size in another recipe: the network is one, the names are those of the tables.
+# ViT-Huge has patches of 14 pixels in timm; here 16 at 512 x 512.
+VIT = {
+    "deit_small": TimmVariant("deit_small_patch16_224", 224, 22, 4.6),
+    "deit_base": TimmVariant("deit_base_patch16_224", 224, 87, 17.6),
+    "vit_small": TimmVariant("vit_small_patch16_224", 224, 22, 4.6),
+    "vit_base": TimmVariant("vit_base_patch16_224", 224, 87, 17.6),
+    "vit_large": TimmVariant("vit_large_patch16_224", 224, 304, 61.6),
+    "vit_base_384": TimmVariant("vit_base_patch16_384", 384, 87, 55.5),
+    "vit_large_384": TimmVariant("vit_large_patch16_384", 384, 305, 191.1),
+    "vit_huge": TimmVariant("vit_huge_patch14_224", 512, timm_options={"patch_size": 16, "img_size": 512}),
+}
+# "tf_": with the padding and the epsilon of the released weights. EfficientNetV2-XL's 94.0 G are printed beside
+# 480 x 480 in Table 2.1, and are those of 512 x 512.
+CONVNETS = {
+    "regnety_16g": TimmVariant("regnety_160", 224, 84, 16.0),
+    "efficientnet_b7": TimmVariant("tf_efficientnet_b7", 600, 66, 37.0),
+    "efficientnetv2_l": TimmVariant("tf_efficientnetv2_l", 480, 120, 53.0),
+    "efficientnetv2_xl": TimmVariant("tf_efficientnetv2_xl", 512, 208, 94.0),
+    "bit_r101x3": TimmVariant("resnetv2_101x3_bit", 384, 388, 204.6),
+    "bit_r152x4": TimmVariant("resnetv2_152x4_bit", 480, 937, 840.5),
+    "resnet50": TimmVariant("resnet50", 224, gflops=4.09),
+    "resnext101_32x4d": TimmVariant("resnext101_32x4d", 224),
+    "resnext101_64x4d": TimmVariant("resnext101_64x4d", 224),
+}
+BASELINES = {**SWIN, **VIT, **CONVNETS}

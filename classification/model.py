@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from mmengine.logging import print_log
 from mmengine.model import BaseDataPreprocessor, BaseModel
 from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
@@ -15,6 +20,7 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 
 from backbones.errors import UserError
+from backbones.weights import read_head
 
 
 @MODELS.register_module()
@@ -82,11 +88,20 @@ class ClassificationPreprocessor(BaseDataPreprocessor):
 class ImageClassifier(BaseModel):
     """A registered backbone under a linear head.
 
+    A head in the file of ``backbone.weights`` is loaded with it where the number of classes is the same, as in the
+    released fine-tuning; another number keeps the initial head, unless a mapping tells which rows to take.
+
     Args:
         backbone: Config of a network that gives a pooled vector.
         num_classes: Outputs of the head.
-        head_init_scale: Factor on the head's initial weights and bias (0.001 for fine-tuning, Table 6).
+        head_init_scale: Factor on the head's initial weights and bias (0.001 for fine-tuning, Table 6); a head that is
+            loaded is not scaled.
+        head_mapping: For each class here, its row in the head of ``backbone.weights``, as from ImageNet-22K to 1K: a
+            list, or a file with a JSON list or one number per line (timm's ``*_indices.txt``).
         data_preprocessor: Settings of :class:`ClassificationPreprocessor`.
+
+    Attributes:
+        head_origin: Where the head's values are from, once ``backbone.weights`` are loaded.
     """
 
     def __init__(
@@ -94,6 +109,7 @@ class ImageClassifier(BaseModel):
         backbone: dict[str, Any],
         num_classes: int,
         head_init_scale: float = 1.0,
+        head_mapping: str | Sequence[int] | None = None,
         data_preprocessor: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(
@@ -105,6 +121,50 @@ class ImageClassifier(BaseModel):
         nn.init.zeros_(self.head.bias)
         with torch.no_grad():
             self.head.weight.mul_(head_init_scale)
+        self.head_init_scale, self.head_mapping = head_init_scale, head_mapping
+        self.head_origin: str | None = None
+
+    def init_weights(self) -> None:
+        """Load ``backbone.weights``, and the head in that file where it fits.
+
+        Raises:
+            UserError: If the file does not hold the backbone, or ``head_mapping`` does not fit the head in it.
+        """
+        again = self.is_init
+        super().init_weights()
+        source = getattr(self.backbone, "weights", None)
+        if again:
+            return
+        if source is None:
+            if self.head_mapping is not None:
+                raise UserError("head_mapping takes rows of the head in model.backbone.weights: give that file")
+            return
+        self.head_origin = self._load_head(read_head(source))
+        print_log(f"classifier's head {self.head_origin} ({source})", logger="current", level=logging.INFO)
+
+    def _load_head(self, found: tuple[Tensor, Tensor] | None) -> str:
+        """Take over a head, ``(K', C)`` and ``(K',)``, as far as it fits; returns what was done."""
+        count = self.head.out_features
+        if found is None:
+            if self.head_mapping is not None:
+                raise UserError(f"head_mapping: {self.backbone.weights!r} holds no head to take rows from")
+            return f"new: the file has none, {count} classes here, initial weights x {self.head_init_scale:g}"
+        weight, bias = found
+        old = len(weight)
+        if self.head_mapping is not None:
+            rows = torch.tensor(_checked_mapping(self.head_mapping, count, old))
+            weight, bias = weight[rows], bias[rows]
+        elif old != count:
+            return f"re-initialised: {old} -> {count} classes, initial weights x {self.head_init_scale:g}"
+        if weight.shape != self.head.weight.shape:
+            theirs, ours = tuple(weight.shape), tuple(self.head.weight.shape)
+            raise UserError(
+                f"checkpoint {self.backbone.weights!r} is of another network: head is {theirs}, here {ours}"
+            )
+        with torch.no_grad():
+            self.head.weight.copy_(weight)
+            self.head.bias.copy_(bias)
+        return f"mapped: {count} of {old} classes" if self.head_mapping is not None else f"loaded: {count} classes"
 
     def forward(self, inputs: Tensor, data_samples: Any = None, mode: str = "tensor") -> Any:
         """Classify images ``(N, 3, H, W)``.
@@ -139,3 +199,35 @@ class ImageClassifier(BaseModel):
             )
             for path, score, label, loss in zip(samples["img_path"], scores, labels.tolist(), losses, strict=True)
         ]
+
+
+def _checked_mapping(mapping: str | Sequence[int], count: int, old: int) -> list[int]:
+    """Rows to take from a head of ``old`` classes for the ``count`` classes here, each a row of its own.
+
+    Raises:
+        UserError: If the file cannot be read, or the rows are not as many different ones within the old head.
+    """
+    rows = _read_mapping(mapping) if isinstance(mapping, str) else list(mapping)
+    wrong = [row for row in rows if not isinstance(row, int) or isinstance(row, bool)]
+    if wrong:
+        raise UserError(f"head_mapping: {wrong[0]!r} is no row number")
+    if len(rows) != count:
+        raise UserError(f"head_mapping has {len(rows)} rows for {count} classes: one for each, in their order")
+    outside = [row for row in rows if not 0 <= row < old]
+    if outside:
+        raise UserError(f"head_mapping: row {outside[0]} is not in the old head, which has 0 to {old - 1}")
+    if len(set(rows)) < count:
+        twice = next(row for row in rows if rows.count(row) > 1)
+        raise UserError(f"head_mapping: row {twice} stands twice, so two classes would be one")
+    return rows
+
+
+def _read_mapping(path: str) -> list[Any]:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        rows = json.loads(text) if text.lstrip().startswith("[") else [int(line) for line in text.split()]
+    except OSError as error:
+        raise UserError(f"head_mapping {path!r} cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise UserError(f"head_mapping {path!r} is neither a JSON list nor one row number per line") from error
+    return list(rows)

@@ -127,18 +127,19 @@ def count_backbone(name: str, shape: Shape | None = None) -> Count:
     return _count_built(name, parts, build, _classify, shape or BACKBONE_SHAPE)
 
 
-def count_config(path: str | Path, shape: Shape | None = None) -> Count:
+def count_config(path: str | Path, shape: Shape | None = None, options: dict[str, Any] | None = None) -> Count:
     """Count the model of a config of any task, heads included, the way its papers do.
 
     Args:
         path: Config file.
         shape: Height and width in pixels. By default a classifier is counted at its own test size, a detector at
             800 x 1280, a segmentor at 512 x 2048.
+        options: Overrides of the config under dotted keys.
 
     Raises:
         UserError: If the config is wrong, its model is of no known kind, or does not take images of this shape.
     """
-    cfg = load_config(path, launch=Launch()).cfg
+    cfg = load_config(path, options, launch=Launch()).cfg
     run: Run
     default: Shape | None
     if "backbone" in cfg.model:

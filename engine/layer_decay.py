@@ -50,7 +50,7 @@ def parameter_groups(
 
     Args:
         model: A model with a registered network as ``backbone``.
-        weight_decay: For weights; vectors and biases get none.
+        weight_decay: For weights; vectors, biases and what the backbone names get none.
         decay_rate: Factor from one layer id to the one below.
         decay_type: ``layer`` or ``stage``.
         num_groups: Ids below the head's. For ``layer`` the backbone knows; for ``stage`` the released ADE20K configs
@@ -75,11 +75,12 @@ def parameter_groups(
         if not param.requires_grad:
             continue
         layer_id = top
+        decayed = param.ndim > 1 and not name.endswith(".bias")
         if name.startswith(BACKBONE):
             short = name.removeprefix(BACKBONE)
             own_id = backbone.layer_id(short) if decay_type == "layer" else backbone.stage_id(short)
             layer_id = top if own_id is None else own_id
-        decayed = param.ndim > 1 and not name.endswith(".bias")
+            decayed = decayed and not backbone.without_decay(short)
         group = groups.setdefault(
             (layer_id, decayed),
             ParameterGroup(layer_id, decay_rate ** (top - layer_id), weight_decay if decayed else 0.0),

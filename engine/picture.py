@@ -61,9 +61,10 @@ def load_predictor(cfg: Config, checkpoint: str, averaged: bool, device: str) ->
     cfg.model.backbone.pop("weights", None)
     with naming_wrong_settings():
         model = MODELS.build(cfg.model)
-    print(load_model(model, read_checkpoint(checkpoint), checkpoint, averaged))
+    meta = dict(cfg.test_dataloader.dataset.metainfo)
+    print(load_model(model, read_checkpoint(checkpoint), checkpoint, averaged, meta["classes"]))
     visualizer = VISUALIZERS.build({**cfg.visualizer, "vis_backends": None, "name": "predict"})
-    visualizer.dataset_meta = dict(cfg.test_dataloader.dataset.metainfo)
+    visualizer.dataset_meta = meta
     return model.to(device).eval(), visualizer
 
 

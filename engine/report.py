@@ -45,7 +45,6 @@ PACKAGES = (
     *("torch", "torchvision", "timm", "onedl-mmengine", "onedl-mmcv", "onedl-mmdetection", "onedl-mmsegmentation"),
     *("mmengine", "mmcv", "mmdet", "mmsegmentation", "faster-coco-eval", "numpy"),
 )
-RECEIPT = re.compile(r"\d+/\d+ backbone tensors loaded.*")
 GPU = re.compile(r"^\s*GPU [\d,]+: (.+)$", re.MULTILINE)
 GIB = 2**30
 JPEG_QUALITY = 88
@@ -202,8 +201,6 @@ def number(value: float | None, signed: bool = False) -> str:
 
 def _read_step(folder: Path, name: str, title: str) -> dict[str, Any]:
     done = _read_json(folder / "done.json") or {}
-    log = _read_text(folder / "console.log")
-    receipt = RECEIPT.search(log)
     gpu = [match for path in sorted(folder.glob("*/*.log")) for match in GPU.findall(_read_text(path))]
     entries = [entry for path in folder.glob("*/vis_data/scalars.json") for entry in _json_lines(path)]
     megabytes = max((entry.get("memory", 0) for entry in entries), default=0)
@@ -219,10 +216,16 @@ def _read_step(folder: Path, name: str, title: str) -> dict[str, Any]:
         "gpu": gpu[-1] if gpu else None,
         "gpu_memory_bytes": megabytes * 2**20,
         "metrics": metrics,
-        "receipt": receipt[0] if receipt else None,
+        "receipts": {"training": _read_receipts(folder / "weights.json"), "test": _read_receipts(folder / "test.json")},
         "curves": read_curves(folder),
         "pictures": sorted(path.name for path in (folder / "pictures").glob("*.png")),
     }
+
+
+def _read_receipts(path: Path) -> list[dict[str, Any]] | None:
+    """What a training or a test says that it loaded, in order; ``None`` where it has left no word."""
+    receipts = (_read_json(path) or {}).get("receipts")
+    return [one for one in receipts if isinstance(one, dict)] if isinstance(receipts, list) else None
 
 
 def _scores(metrics: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
@@ -531,12 +534,18 @@ def _costs(report: dict[str, Any]) -> str:
 def _receipts(steps: Mapping[str, dict[str, Any]]) -> str:
     lines = []
     for experiment in EXPERIMENTS:
-        if experiment.scratch:
-            receipt = steps.get(experiment.trained, {}).get("receipt") or "no line about loaded weights in the log"
-            lines.append(f"<li><b>{escape(experiment.trained)}</b>: {escape(receipt)}</li>")
-            receipt = steps.get(experiment.scratch, {}).get("receipt") or "random weights, nothing loaded"
-            lines.append(f"<li><b>{escape(experiment.scratch)}</b>: {escape(receipt)}</li>")
+        for name in filter(None, (experiment.trained, experiment.scratch)):
+            found = steps.get(name, {}).get("receipts", {})
+            begun = _receipt_line(found.get("training"), "random weights, nothing loaded")
+            tested = _receipt_line(found.get("test"), "nothing loaded")
+            lines.append(f"<li><b>{escape(name)}</b> began with: {escape(begun)}. Tested with: {escape(tested)}.</li>")
     return f"<ul>{''.join(lines)}</ul>"
+
+
+def _receipt_line(receipts: Sequence[Mapping[str, Any]] | None, nothing: str) -> str:
+    if receipts is None:
+        return "no record"
+    return "; then ".join(str(receipt.get("line")) for receipt in receipts) or nothing
 
 
 def _commands(steps: Sequence[Mapping[str, Any]]) -> str:

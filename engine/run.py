@@ -23,11 +23,15 @@ def train(resolved: Resolved, launch: Launch, resume: bool) -> None:
     Raises:
         UserError: If data is absent, or weights cannot be loaded.
     """
-    check_data_folders(resolved.cfg, ("train", "val"))
-    weights = resolved.cfg.model.get("backbone", {}).get("weights")
-    if weights and "://" not in weights and not Path(weights).is_file():
-        raise UserError(f"model.backbone.weights={weights!r} does not exist")
-    resolved.cfg.resume = resume
+    cfg = resolved.cfg
+    check_data_folders(cfg, ("train", "val"))
+    _check_file("model.backbone.weights", cfg.model.get("backbone", {}).get("weights"))
+    _check_file("load_from", cfg.get("load_from"))
+    if resume and cfg.get("load_from"):
+        # mmengine would take load_from for the checkpoint to go on from; it is what the run began with.
+        resume = (Path(cfg.work_dir) / "last_checkpoint").is_file()
+        cfg.load_from = None if resume else cfg.load_from
+    cfg.resume = resume
     build_runner(resolved, launch).train()
 
 
@@ -39,7 +43,7 @@ def test(
     Args:
         resolved: The config.
         launch: Where it runs.
-        checkpoint: Weights of the whole model.
+        checkpoint: Path or URL of the weights of the whole model, of this project or released.
         averaged: Use the averaged weights in it.
         tta: Test at several scales and flipped, where the config says how.
 
@@ -51,8 +55,7 @@ def test(
     """
     cfg = resolved.cfg
     check_data_folders(cfg, ("test",))
-    if not Path(checkpoint).is_file():
-        raise UserError(f"checkpoint {checkpoint!r} does not exist")
+    _check_file("checkpoint", checkpoint)
     _without_training(cfg)
     if tta:
         _use_tta(cfg)
@@ -63,10 +66,17 @@ def test(
     if is_main_process():
         name = "test" + ("_ema" if averaged else "") + ("_tta" if tta else "")
         result = {"checkpoint": checkpoint, "averaged": averaged, "tta": tta, "metrics": metrics}
+        result["receipts"] = runner.receipts
         (Path(cfg.work_dir) / f"{name}.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
         if not tta:
             draw_test_images(runner, Path(cfg.work_dir) / "pictures", PICTURES)
     return metrics
+
+
+def _check_file(what: str, source: str | None) -> None:
+    """Say early that a file is absent, before data and model are built."""
+    if source and "://" not in source and not Path(source).exists():
+        raise UserError(f"{what} {source!r} does not exist")
 
 
 def _without_training(cfg: ConfigDict) -> None:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from mmengine import Config
+from mmengine.dist import is_main_process
 from mmengine.hooks import LoggerHook
 from mmengine.logging import MMLogger
-from mmengine.model import BaseTTAModel, MMDistributedDataParallel, is_model_wrapper
+from mmengine.model import MMDistributedDataParallel, is_model_wrapper
 from mmengine.runner import CheckpointLoader, EpochBasedTrainLoop
 from mmengine.runner import Runner as MMRunner
-from torch import Tensor, nn
+from torch import nn
 
 import engine.ema
 import engine.hooks
@@ -26,7 +28,9 @@ import engine.layer_decay
 import engine.loops  # noqa: F401  (these four register what configs name)
 from backbones.errors import UserError
 from backbones.weights import read_checkpoint
+from engine.classes import class_names
 from engine.resolve import Launch, Resolved
+from engine.whole_model import kept_receipts, load_model
 
 CONSOLE_LINES = 8
 FILE_ONLY = (
@@ -37,59 +41,13 @@ FILE_ONLY = (
     "Exp name: ",
 )
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+RECEIPTS = "weights.json"
 
 
 @CheckpointLoader.register_scheme(prefixes="", force=True)
 def _load_safely(filename: str, map_location: str | None = None) -> dict[str, Any]:
     """Serve mmengine's own loading path, which would fall back to executing pickles."""
     return read_checkpoint(filename)
-
-
-def load_model(model: nn.Module, checkpoint: Mapping[str, Any], source: str, averaged: bool = False) -> str:
-    """Load the weights of a whole model; every tensor must be there and fit.
-
-    Args:
-        model: The model, perhaps wrapped for several processes.
-        checkpoint: Content of a checkpoint of this project.
-        source: Its name, for errors.
-        averaged: Load ``ema_state_dict`` instead of the raw weights.
-
-    Returns:
-        The receipt, one line.
-
-    Raises:
-        UserError: If the checkpoint is of another model, or has no averaged weights.
-    """
-    # Around the trained model there may be test-time augmentation, and around that several processes.
-    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-        model = cast(nn.Module, model.module)
-    if averaged:
-        if "ema_state_dict" not in checkpoint:
-            raise UserError(f"checkpoint {source!r} has no averaged weights: leave --ema out")
-        averages = checkpoint["ema_state_dict"]
-        tensors = {name.removeprefix("module."): value for name, value in averages.items() if name != "steps"}
-    else:
-        tensors = checkpoint.get("state_dict", checkpoint)
-    wanted = model.state_dict()
-    for name, value in wanted.items():
-        if not isinstance(tensors.get(name), Tensor):
-            lost = sum(name not in tensors for name in wanted)
-            raise UserError(
-                f"checkpoint {source!r} is of another model: it lacks {lost}/{len(wanted)} tensors ({name}...)"
-            )
-        if tensors[name].shape != value.shape:
-            theirs, ours = tuple(tensors[name].shape), tuple(value.shape)
-            raise UserError(
-                f"checkpoint {source!r} does not fit: {name} is {theirs}, the config wants {ours}; check classes and "
-                "model"
-            )
-    foreign = [name for name in tensors if name not in wanted]
-    if foreign:
-        raise UserError(
-            f"checkpoint {source!r} is of another model: {len(foreign)} tensors have no place ({foreign[0]}...)"
-        )
-    model.load_state_dict(dict(tensors))
-    return f"{len(wanted)}/{len(wanted)} tensors loaded from {source}" + (" (averaged weights)" if averaged else "")
 
 
 @contextmanager
@@ -116,9 +74,18 @@ def naming_wrong_settings() -> Iterator[None]:
 
 
 class Runner(MMRunner):
-    """mmengine's runner; see the module's docstring for what differs."""
+    """mmengine's runner; see the module's docstring for what differs.
+
+    Attributes:
+        averaged: Load the averaged weights of a checkpoint.
+        receipts: What was loaded so far, in order; a training writes it to ``weights.json`` in its work directory.
+    """
 
     averaged = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.receipts: list[dict[str, Any]] = []
+        super().__init__(*args, **kwargs)
 
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
         """Build the logger; dumps of many lines and mmengine's words about itself go to the log file only."""
@@ -132,9 +99,29 @@ class Runner(MMRunner):
         """Load a checkpoint safely and completely, and log the receipt."""
         checkpoint = read_checkpoint(filename)
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
-        self.logger.info(load_model(self.model, checkpoint, filename, self.averaged))
+        classes = class_names(self.cfg.classes) if self.cfg.get("classes") else None
+        begins = self._train_loop is not None and not self._resume
+        receipt = load_model(self.model, checkpoint, filename, self.averaged, classes, begins)
+        self.logger.info(str(receipt))
+        self.receipts.append({"part": "model", "line": str(receipt), **receipt.as_dict()})
         self._has_loaded = True
         return checkpoint
+
+    def load_or_resume(self) -> None:
+        """Load what the run begins with; at the start of a training, leave the receipts in the work directory."""
+        super().load_or_resume()
+        if self._train_loop is not None and is_main_process():
+            text = json.dumps({"receipts": self.receipts}, indent=2)
+            (Path(self.work_dir) / RECEIPTS).write_text(text, encoding="utf-8")
+
+    def _init_model_weights(self) -> None:
+        with kept_receipts(self.model) as receipts:
+            super()._init_model_weights()
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        for receipt in receipts:
+            head = getattr(model, "head_origin", None)
+            line = f"{receipt}; classifier's head {head}" if head else str(receipt)
+            self.receipts.append({"part": "backbone", "line": line, **receipt.as_dict(), "head": head})
 
     def build_train_loop(self, loop: Any) -> Any:
         """Build the loop with its data; the log counts as the loop does, in epochs or in steps.

@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import pickle
+import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
+import torch.nn.functional as F
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModel
+from timm.models.convnext import ConvNeXt as TimmConvNeXt
 from torch import Tensor, nn
+from torchvision.models.convnext import CNBlockConfig
+from torchvision.models.convnext import ConvNeXt as TorchvisionConvNeXt
+from transformers import (
+    ConvNextConfig,
+    ConvNextForImageClassification,
+    ConvNextV2Config,
+    ConvNextV2ForImageClassification,
+    DINOv3ConvNextConfig,
+    DINOv3ConvNextModel,
+)
 
 from backbones import UserError, build_backbone
 from backbones.convnext import ConvNeXt
-from backbones.weights import Receipt, read_checkpoint
+from backbones.isotropic import IsotropicConvNeXt
+from backbones.network import Network
+from backbones.weights import Receipt, network_tensors, read_checkpoint, read_head
 
 SMALL: dict[str, Any] = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32))
 TENSORS = 5 * 9 + 4 * 4 + 2
@@ -63,7 +81,7 @@ def test_known_layouts(layout: str, pretrained: dict[str, Tensor], tmp_path: Pat
     assert (receipt.loaded, receipt.total, receipt.fresh) == (TENSORS, TENSORS, ())
     assert {name.removeprefix("module.") for name in receipt.skipped} == {"head.weight", "head.bias"}
     assert_loaded(network, pretrained)
-    assert str(receipt) == f"{TENSORS}/{TENSORS} backbone tensors loaded from {path}, skipped: " + (
+    assert str(receipt) == f"{TENSORS}/{TENSORS} backbone tensors loaded from {path} (official layout), skipped: " + (
         "module.head" if layout == "parallel" else "head"
     )
 
@@ -231,3 +249,330 @@ def test_what_mmengine_saves_beside_tensors_is_read(tmp_path: Path) -> None:
     read = read_checkpoint(saved(content, tmp_path / "run.pth"))
     assert read["message_hub"]["loss"].current() == 2.5
     assert (float(read["best"]), int(read["step"]), read["labels"].tolist()) == (3.0, 4, [0, 1, 2])
+
+
+# Files of other code bases
+
+
+HF_SMALL: dict[str, Any] = dict(depths=[1, 1, 2, 1], hidden_sizes=[8, 16, 24, 32])
+V2: dict[str, Any] = dict(grn=True, layer_scale_init_value=0.0)
+
+
+def shaken(network: Any) -> Any:
+    """Random values in every parameter, so that none hides behind its initial 0, 1 or 1e-6."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            fan_in = parameter[0].numel() if parameter.ndim > 1 and len(parameter) > 1 else 4
+            parameter.copy_(torch.randn_like(parameter) / fan_in**0.5)
+    return network.eval()
+
+
+def foreign(layout: str) -> Any:
+    """A small classifier of 7 classes from another code base."""
+    if layout == "timm":
+        return TimmConvNeXt(**SMALL, num_classes=7)
+    if layout == "timm V2":
+        return TimmConvNeXt(**SMALL, num_classes=7, use_grn=True, ls_init_value=None, conv_mlp=True)
+    if layout == "torchvision":
+        blocks = [
+            CNBlockConfig(8, 16, 1),
+            CNBlockConfig(16, 24, 1),
+            CNBlockConfig(24, 32, 2),
+            CNBlockConfig(32, None, 1),
+        ]
+        return TorchvisionConvNeXt(blocks, num_classes=7)
+    if layout == "Hugging Face":
+        return ConvNextForImageClassification(ConvNextConfig(**HF_SMALL, num_labels=7))
+    return ConvNextV2ForImageClassification(ConvNextV2Config(**HF_SMALL, num_labels=7))
+
+
+FOREIGN = ("timm", "timm V2", "torchvision", "Hugging Face", "Hugging Face V2")
+
+
+def assert_near(ours: Tensor, theirs: Tensor) -> None:
+    assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+    assert theirs.std() > 1e-2
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors", "folder"])
+@pytest.mark.parametrize("layout", FOREIGN)
+@torch.no_grad()
+def test_files_of_other_code_bases_give_the_same_logits(layout: str, suffix: str, tmp_path: Path) -> None:
+    theirs = shaken(foreign(layout))
+    path = tmp_path / f"weights.{suffix}"
+    if suffix == "safetensors":
+        safetensors.torch.save_file(theirs.state_dict(), path)
+    elif suffix == "pth":
+        torch.save(theirs.state_dict(), path)
+    elif layout.startswith("Hugging"):
+        theirs.save_pretrained(path)
+    else:
+        path.mkdir()
+        safetensors.torch.save_file(theirs.state_dict(), path / "model.safetensors")
+    network = ConvNeXt(**SMALL, **(V2 if "V2" in layout else {}), weights=str(path)).eval()
+    receipt = network.init_weights()
+    assert receipt is not None
+    assert (receipt.loaded, receipt.layout) == (receipt.total, layout.removesuffix(" V2"))
+    assert len(receipt.skipped) == 2
+    assert f"({layout.removesuffix(' V2')} layout), skipped: " in str(receipt)
+    head = read_head(str(path))
+    assert head is not None
+    image = torch.randn(2, 3, 70, 77)
+    output = theirs(image)
+    assert_near(F.linear(network(image), *head), getattr(output, "logits", output))
+
+
+@torch.no_grad()
+def test_a_folder_of_dinov3(tmp_path: Path) -> None:
+    theirs = shaken(DINOv3ConvNextModel(DINOv3ConvNextConfig(**HF_SMALL)))
+    theirs.save_pretrained(tmp_path)
+    network = ConvNeXt(**SMALL, weights=str(tmp_path)).eval()
+    receipt = network.init_weights()
+    assert receipt is not None
+    assert (receipt.layout, receipt.skipped) == ("Hugging Face DINOv3", ())
+    image = torch.randn(2, 3, 64, 64)
+    assert_near(network(image), theirs(image).pooler_output)
+    assert read_head(str(tmp_path)) is None
+
+
+def test_a_folder_with_an_old_file(pretrained: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save(pretrained, tmp_path / "pytorch_model.bin")
+    assert_loaded(build_backbone("convnext_atto", **SMALL, weights=str(tmp_path)), pretrained)
+
+
+def sparse_encoder() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A masked autoencoder's file, only as different from ours as the loader has to see, and ours."""
+    own = {name: value for name, value in shaken(ConvNeXt(**SMALL, **V2)).state_dict().items() if name[:4] != "norm"}
+    file = {}
+    for name, value in own.items():
+        module, _, kind = name.rpartition(".")
+        if kind == "weight" and value.ndim == 4 and module != "downsample_layers.0.0":
+            file[f"encoder.{module}.kernel"] = value.permute(3, 2, 1, 0).flatten(0, 1).squeeze(1)
+        elif "pwconv" in module:
+            file[f"encoder.{module}.linear.{kind}"] = value
+        elif module.endswith(".norm") or (module[-2:] == ".0" and value.ndim == 1 and module[-4:] != ".0.0"):
+            file[f"encoder.{module}.ln.{kind}"] = value
+        else:
+            file[f"encoder.{name}"] = value.view(1, -1) if "grn" in name or "dwconv" in name else value
+    return {**file, "mask_token": torch.zeros(1, 8, 1, 1)}, own
+
+
+def test_a_masked_autoencoder_has_no_final_norm(tmp_path: Path) -> None:
+    file, own = sparse_encoder()
+    path = saved({"model": file}, tmp_path / "fcmae.pt")
+    network = ConvNeXt(**SMALL, **V2, weights=path)
+    receipt = network.init_weights()
+    assert receipt is not None
+    assert (receipt.layout, receipt.fresh, receipt.skipped) == ("FCMAE", ("norm.weight", "norm.bias"), ("mask_token",))
+    assert str(receipt) == f"66/68 backbone tensors loaded from {path} (FCMAE layout), new: norm, skipped: mask_token"
+    assert_loaded(network, own)
+    maps = ConvNeXt(**SMALL, **V2, out_indices=(0, 3), weights=path)
+    receipt = maps.init_weights()
+    assert receipt is not None
+    assert receipt.fresh == ("norm0.weight", "norm0.bias", "norm3.weight", "norm3.bias")
+    assert read_head(path) is None
+    # Any other file without the norm is incomplete.
+    with pytest.raises(UserError, match="lacks 2 of 68 tensors: norm"):
+        ConvNeXt(**SMALL, **V2, weights=saved(own, tmp_path / "own.pth")).init_weights()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_loaded_into_single(
+    dtype: torch.dtype, pretrained: dict[str, Tensor], tmp_path: Path
+) -> None:
+    halves = {name: value.to(dtype) for name, value in pretrained.items()}
+    network = build_backbone("convnext_atto", **SMALL, weights=saved(halves, tmp_path / "half.pth"))
+    assert {value.dtype for value in network.state_dict().values()} == {torch.float32}
+    assert_loaded(network, {name: value.float() for name, value in halves.items()})
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_a_tensor_that_is_not_finite_is_named(number: float, pretrained: dict[str, Tensor], tmp_path: Path) -> None:
+    pretrained["stages.2.1.pwconv1.weight"][3, 5] = number
+    path = saved({"model": pretrained}, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match=r"stages\.2\.1\.pwconv1\.weight has 1 NaN or infinite values of 2304$"):
+        ConvNeXt(**SMALL, weights=path).init_weights()
+
+
+def test_raw_weights_go_before_averaged_ones_which_are_taken_by_name(pretrained: dict[str, Tensor]) -> None:
+    mean = {name: value + 1 for name, value in pretrained.items()}
+    ours = {f"module.backbone.{name}": value for name, value in mean.items()} | {"steps": torch.tensor(7)}
+    files: list[dict[str, Any]] = [
+        {"model_ema": mean, "model": pretrained},
+        {"state_dict": {f"backbone.{name}": value for name, value in pretrained.items()}, "ema_state_dict": ours},
+        {"state_dict_ema": mean, "state_dict": pretrained},
+    ]
+    for file in files:
+        for averaged, expected in ((False, pretrained), (True, mean)):
+            tensors = network_tensors(file, "weights.pth", averaged)
+            short = {name.removeprefix("module.").removeprefix("backbone."): value for name, value in tensors.items()}
+            assert short.keys() == expected.keys()
+            assert all(short[name] is value for name, value in expected.items())
+    assert network_tensors({"model_ema": mean}, "weights.pth").keys() == mean.keys()
+    for file in ({"model": pretrained}, {"state_dict": pretrained, "ema_state_dict": {}}):
+        with pytest.raises(UserError, match="has no averaged weights: leave --ema out"):
+            network_tensors(file, "weights.pth", averaged=True)
+
+
+def test_a_checkpoint_of_the_released_code_with_its_arguments(pretrained: dict[str, Tensor], tmp_path: Path) -> None:
+    args = argparse.Namespace(lr=4e-3, model="convnext_tiny", layer_decay=None)
+    content = {"model": {**pretrained, 5: torch.zeros(1), "epoch": 3}, "args": args, 7: None}
+    assert_loaded(build_backbone("convnext_atto", **SMALL, weights=saved(content, tmp_path / "w.pth")), pretrained)
+
+
+def test_a_checkpoint_inside_of_itself_ends(tmp_path: Path) -> None:
+    content: dict[str, Any] = {"epoch": 1}
+    content["model"] = content
+    with pytest.raises(UserError, match="no tensors at all"):
+        ConvNeXt(**SMALL, weights=saved(content, tmp_path / "weights.pth")).init_weights()
+
+
+def test_safetensors_are_told_by_content(pretrained: dict[str, Tensor], tmp_path: Path) -> None:
+    safe, torchs = tmp_path / "weights.bin", tmp_path / "weights.safetensors"
+    safetensors.torch.save_file(pretrained, safe)
+    torch.save(pretrained, torchs)
+    for path in (safe, torchs):
+        assert_loaded(build_backbone("convnext_atto", **SMALL, weights=str(path)), pretrained)
+
+
+def test_damaged_safetensors(pretrained: dict[str, Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file(pretrained, path)
+    whole = path.read_bytes()
+    (size,) = struct.unpack("<Q", whole[:8])
+    header = json.loads(whole[8 : 8 + size])
+    header["norm.weight"]["data_offsets"] = [0, 2**40]
+    outside = json.dumps(header).encode()
+    damaged = {
+        "empty": b"",
+        "start": whole[:5],
+        "header": whole[: size // 2],
+        "half": whole[: len(whole) // 2],
+        "end": whole[:-1],
+        "longer": whole + b"0",
+        "huge": struct.pack("<Q", 2**62) + whole[8:],
+        "outside": struct.pack("<Q", len(outside)) + outside + whole[8 + size :],
+        "no header": struct.pack("<Q", 20) + b"{" + b"x" * 19,
+    }
+    for name, content in damaged.items():
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"safetensors' (was refused|cannot be read)") as caught:
+            read_checkpoint(str(path))
+        assert "\n" not in str(caught.value), name
+
+
+def test_folders_without_weights(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(
+        UserError, match=r"does not exist: the folder has no model\.safetensors and no pytorch_model\.bin"
+    ):
+        read_checkpoint(str(tmp_path))
+
+
+def test_addresses_with_one_file_name_are_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        safetensors.torch.save_file({name: torch.zeros(1)}, tmp_path / name / "model.safetensors")
+    read = [set(read_checkpoint(f"file://{tmp_path}/{name}/model.safetensors")) for name in ("one", "two")]
+    assert read == [{"one"}, {"two"}]
+    address = f"file://{tmp_path}/one/model.safetensors"
+    (cached,) = (path for path in (tmp_path / "cache").rglob("*.safetensors") if b'"one"' in path.read_bytes())
+    assert set(read_checkpoint(address)) == {"one"}
+    cached.write_bytes(cached.read_bytes()[:-1])
+    with pytest.raises(UserError, match=rf"damaged, or no checkpoint; delete {cached} to download it again$"):
+        read_checkpoint(address)
+
+
+def test_isotropic_weights(tmp_path: Path) -> None:
+    own = shaken(IsotropicConvNeXt(depth=4, dim=8)).state_dict()
+    path = saved({"model": own | {"head.weight": torch.zeros(5, 8), "head.bias": torch.zeros(5)}}, tmp_path / "iso.pth")
+    network = IsotropicConvNeXt(depth=4, dim=8, weights=path)
+    receipt = network.init_weights()
+    assert receipt is not None
+    assert (receipt.layout, receipt.loaded) == ("official isotropic", receipt.total)
+    assert all(torch.equal(value, own[name]) for name, value in network.state_dict().items())
+    with pytest.raises(UserError, match=r"lacks \d+ of 63 tensors"):
+        ConvNeXt(**SMALL, weights=path).init_weights()
+
+
+class Plain(Network):
+    """A network that is no ConvNeXt and has no names but its own."""
+
+    def __init__(self, weights: str | None = None) -> None:
+        super().__init__(None, weights=weights)
+        self.conv = nn.Conv2d(3, 4, 2)
+        self.bn = nn.BatchNorm2d(4)
+
+
+class Renaming(Plain):
+    """One that understands the files of others."""
+
+    def rename_weights(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name.replace("convolution", "conv").replace("fc.", "head."): value for name, value in tensors.items()}
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "module.backbone."])
+@pytest.mark.parametrize("build", [Plain, Renaming])
+def test_networks_that_are_no_convnext(build: type[Plain], prefix: str, tmp_path: Path) -> None:
+    own = shaken(build()).state_dict()
+    others = {"head.weight": torch.zeros(7, 4), "head.bias": torch.zeros(7)}
+    outside = prefix.removesuffix("backbone.")
+    file = {prefix + name: value for name, value in own.items()} | {outside + n: v for n, v in others.items()}
+    if build is Renaming:
+        file = {name.replace("conv.", "convolution."): value for name, value in file.items()}
+    network = build(saved({"state_dict": file}, tmp_path / "weights.pth"))
+    receipt = network.init_weights()
+    assert receipt is not None
+    assert (receipt.loaded, receipt.total, receipt.layout) == (7, 7, "")
+    assert set(receipt.skipped) == {outside + name for name in others}
+    assert "layout" not in str(receipt)
+    assert all(torch.equal(value, own[name]) for name, value in network.state_dict().items())
+    head = read_head(str(tmp_path / "weights.pth"))
+    assert head is not None
+    assert head[0].shape == (7, 4)
+
+
+def test_defects_in_files_of_other_networks(tmp_path: Path) -> None:
+    own = shaken(Plain()).state_dict()
+    for change, message in (
+        ({"conv.bias": torch.full((4,), torch.nan)}, "conv.bias has 4 NaN"),
+        ({"conv.bias": torch.zeros(4, dtype=torch.int32)}, "conv.bias is no array of floating-point numbers"),
+        ({"conv.bias": torch.zeros(5)}, "another network: conv.bias"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Plain(saved(own | change, tmp_path / "weights.pth")).init_weights()
+    with pytest.raises(UserError, match="lacks 1 of 7 tensors: conv"):
+        Plain(saved({n: v for n, v in own.items() if n != "conv.bias"}, tmp_path / "weights.pth")).init_weights()
+    with pytest.raises(UserError, match=r"is of another network; it begins with: downsample_layers\.0\.0\.weight"):
+        Plain(saved(ConvNeXt(**SMALL).state_dict(), tmp_path / "weights.pth")).init_weights()
+
+
+@pytest.mark.parametrize("name", ["head", "head.fc", "fc", "classifier", "model.head"])
+def test_heads_of_other_classifiers(name: str, tmp_path: Path) -> None:
+    weight, bias = torch.randn(7, 4), torch.randn(7)
+    path = saved({f"{name}.weight": weight, f"{name}.bias": bias, "conv.weight": weight}, tmp_path / "weights.pth")
+    head = read_head(path)
+    assert head is not None
+    assert torch.equal(head[0], weight)
+    assert torch.equal(head[1], bias)
+    convolution = saved({f"{name}.weight": weight[..., None, None], f"{name}.bias": bias}, tmp_path / "weights.pth")
+    head = read_head(convolution)
+    assert head is not None
+    assert torch.equal(head[0], weight)
+    bias[2] = torch.nan
+    with pytest.raises(UserError, match=f"{name}.bias has 1 NaN"):
+        read_head(saved({f"{name}.weight": weight, f"{name}.bias": bias}, tmp_path / "weights.pth"))
+
+
+def test_no_head_no_answer(tmp_path: Path) -> None:
+    pair = {"fc.weight": torch.zeros(7, 4), "fc.bias": torch.zeros(7)}
+    for content in (
+        {},
+        {"fc.weight": torch.zeros(7, 4)},
+        pair | {"head.weight": torch.zeros(7, 4), "head.bias": torch.zeros(7)},
+        pair | {"fc.bias": torch.zeros(8)},
+        {"decode_head.weight": torch.zeros(7, 4), "decode_head.bias": torch.zeros(7)},
+    ):
+        assert read_head(saved(content, tmp_path / "weights.pth")) is None

@@ -1,7 +1,9 @@
-"""Normalisation, mixing and the classifier, against timm and by hand."""
+"""Normalisation, mixing and the classifier, against timm and by hand; heads that come with the weights."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,7 +31,7 @@ def batch(count: int = 4) -> dict[str, Any]:
 
 def classifier(**options: Any) -> ImageClassifier:
     torch.manual_seed(0)
-    return MODELS.build(dict(type="ImageClassifier", backbone=SMALL, num_classes=CLASSES, **options))
+    return MODELS.build(dict(type="ImageClassifier", backbone=SMALL, num_classes=CLASSES) | options)
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -123,3 +125,113 @@ def test_the_head_can_start_small() -> None:
 
 def test_a_checkpoint_holds_no_statistics_of_the_data() -> None:
     assert not any(name.startswith("data_preprocessor") for name in classifier().state_dict())
+
+
+def pretrained(tmp_path: Path, classes: int | None, layout: str = "released") -> tuple[str, dict[str, Tensor]]:
+    """A file with random weights, and what is in it under our names."""
+    torch.manual_seed(1)
+    model = MODELS.build(dict(type="ImageClassifier", backbone=SMALL, num_classes=classes or 1))
+    state = {name: torch.randn_like(value) for name, value in model.state_dict().items()}
+    kept = {name: value for name, value in state.items() if classes or not name.startswith("head.")}
+    if layout == "released":
+        content = {"model": {name.removeprefix("backbone."): value for name, value in kept.items()}}
+    else:
+        content = {"state_dict": kept, "meta": {"epoch": 1}}
+    torch.save(content, tmp_path / "weights.pth")
+    return str(tmp_path / "weights.pth"), state
+
+
+def fine_tuned(path: str, **options: Any) -> ImageClassifier:
+    """A classifier with another seed than the file's that has loaded it."""
+    model = classifier(**({"backbone": {**SMALL, "weights": path}} | options))
+    model.init_weights()
+    return model
+
+
+def classifier_of(**options: Any) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in classifier(**options).state_dict().items()}
+
+
+@pytest.mark.parametrize("layout", ["released", "ours"])
+def test_the_same_number_of_classes_loads_the_head_unscaled(tmp_path: Path, layout: str) -> None:
+    path, state = pretrained(tmp_path, CLASSES, layout)
+    model = fine_tuned(path, head_init_scale=0.001)
+    assert model.head_origin == f"loaded: {CLASSES} classes"
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_another_number_of_classes_keeps_the_small_new_head(tmp_path: Path) -> None:
+    path, state = pretrained(tmp_path, 21)
+    model, new = fine_tuned(path, head_init_scale=0.001), classifier(head_init_scale=0.001)
+    assert model.head_origin == f"re-initialised: 21 -> {CLASSES} classes, initial weights x 0.001"
+    assert torch.equal(model.head.weight, new.head.weight)
+    assert torch.equal(model.backbone.norm.weight, state["backbone.norm.weight"])
+
+
+def test_a_file_without_a_head(tmp_path: Path) -> None:
+    path, _ = pretrained(tmp_path, None)
+    model = fine_tuned(path)
+    assert model.head_origin == f"new: the file has none, {CLASSES} classes here, initial weights x 1"
+    assert torch.equal(model.head.weight, classifier().head.weight)
+
+
+@pytest.mark.parametrize("form", ["list", "json", "lines"])
+def test_rows_of_a_larger_head_are_taken_over(tmp_path: Path, form: str) -> None:
+    path, state = pretrained(tmp_path, 21)
+    rows, mapping = [20, 0, 7, 3, 4, 11], tmp_path / "mapping"
+    mapping.write_text(json.dumps(rows) if form == "json" else "\n".join(map(str, rows)) + "\n")
+    model = fine_tuned(path, head_mapping=rows if form == "list" else str(mapping), head_init_scale=0.001)
+    assert model.head_origin == f"mapped: {CLASSES} of 21 classes"
+    for kind in ("weight", "bias"):
+        expected = torch.stack([state[f"head.{kind}"][row] for row in rows])
+        assert torch.equal(model.head.get_parameter(kind), expected)
+
+
+@pytest.mark.parametrize(
+    "mapping, message",
+    [
+        ([0, 1, 2, 3, 4], "head_mapping has 5 rows for 6 classes"),
+        ([0, 1, 2, 3, 4, 21], "row 21 is not in the old head, which has 0 to 20"),
+        ([0, 1, -2, 3, 4, 5], "row -2 is not in the old head"),
+        ([0, 1, 2, 3, 4, 3], "row 3 stands twice"),
+        ([0, 1, 2, 3, 4, True], "True is no row number"),
+        ([0, 1, 2, 3, 4, "5"], "'5' is no row number"),
+        ("absent.txt", r"head_mapping 'absent\.txt' cannot be read"),
+        (__file__, "is neither a JSON list nor one row number per line"),
+    ],
+)
+def test_a_mapping_is_checked(tmp_path: Path, mapping: Any, message: str) -> None:
+    path, _ = pretrained(tmp_path, 21)
+    with pytest.raises(UserError, match=message):
+        fine_tuned(path, head_mapping=mapping)
+
+
+def test_a_mapping_needs_a_head_to_take_from(tmp_path: Path) -> None:
+    path, _ = pretrained(tmp_path, None)
+    with pytest.raises(UserError, match=r"head_mapping: .* holds no head to take rows from"):
+        fine_tuned(path, head_mapping=list(range(CLASSES)))
+    with pytest.raises(UserError, match=r"head_mapping takes rows of the head in model\.backbone\.weights: give"):
+        classifier(head_mapping=list(range(CLASSES))).init_weights()
+    classifier(head_mapping="absent.txt")  # to be tested, with a checkpoint of the whole model
+
+
+def test_a_head_of_another_width_is_refused(tmp_path: Path) -> None:
+    model = fine_tuned(pretrained(tmp_path, CLASSES)[0])
+    with pytest.raises(UserError, match=r"is of another network: head is \(6, 5\), here \(6, 16\)"):
+        model._load_head((torch.zeros(CLASSES, 5), torch.zeros(CLASSES)))
+
+
+def test_the_head_is_loaded_once_and_a_whole_checkpoint_wins(tmp_path: Path) -> None:
+    path, _ = pretrained(tmp_path, CLASSES)
+    model, trained = fine_tuned(path), classifier_of()
+    model.load_state_dict(trained)
+    model.init_weights()
+    assert all(torch.equal(value, trained[name]) for name, value in model.state_dict().items())
+
+
+def test_no_weights_no_word_about_the_head() -> None:
+    model = classifier()
+    before = model.head.weight.clone()
+    model.init_weights()
+    assert model.head_origin is None
+    assert torch.equal(model.head.weight, before)

@@ -35,6 +35,7 @@ METRICS = {
     "segmentor_scratch": {"mIoU": 30.0, "mAcc": 40.0},
 }
 TITLES = {name: f"Train <{name}> & test" for name in METRICS}
+RECEIPT = "124/132 backbone tensors loaded from a<b>.pth, skipped: head"
 EVIL = "<script>alert('7 & 1')</script>"
 
 
@@ -50,7 +51,9 @@ def make_run(folder: Path, metrics: dict[str, float], metric: str) -> None:
     command = {"command": f"python tools/train.py {EVIL}", "seconds": 61.0, "memory_bytes": GIB}
     record = {"commands": [command], "seconds": 61.0, "memory_bytes": GIB, "starts": 2, "metrics": metrics}
     (folder / "done.json").write_text(json.dumps(record))
-    (folder / "console.log").write_text("x\nINFO - 124/132 backbone tensors loaded from a<b>.pth, skipped: head\nx\n")
+    trained = {"part": "backbone", "line": RECEIPT, "loaded": 124, "total": 132, "source": "a<b>.pth"}
+    (folder / "weights.json").write_text(json.dumps({"receipts": [] if "scratch" in folder.name else [trained]}))
+    (folder / "test.json").write_text(json.dumps({"metrics": metrics, "receipts": [{"line": f"all of {folder.name}"}]}))
 
 
 @pytest.fixture
@@ -121,7 +124,8 @@ def test_the_page_shows_the_figures_and_the_json_holds_them(work_dir: Path) -> N
     report = json.loads(data.read_text(), parse_constant=refuse)
     assert report["seed"] == 5
     assert report["versions"]["torch"]
-    assert report["steps"][1]["receipt"] == "124/132 backbone tensors loaded from a<b>.pth, skipped: head"
+    assert [one["line"] for one in report["steps"][1]["receipts"]["training"]] == [RECEIPT]
+    assert [step["receipts"]["training"] == [] for step in report["steps"]] == [False, False, True, False, True]
     assert report["steps"][1]["curves"]["val/bbox_mAP"] == [[20, 0.25]]
     words = "".join(Page(page.read_text()).words)
     for text in (
@@ -134,7 +138,13 @@ def test_the_page_shows_the_figures_and_the_json_holds_them(work_dir: Path) -> N
         report["machine"]["cpu"],
     ):
         assert text in words
-    for text in ("124/132 backbone tensors loaded from a<b>.pth", f"python tools/train.py {EVIL}", TITLES["segmentor"]):
+    for text in (
+        f"classifier began with: {RECEIPT}. Tested with: all of classifier.",
+        f"segmentor began with: {RECEIPT}. Tested with: all of segmentor.",
+        "detector_scratch began with: random weights, nothing loaded. Tested with: all of detector_scratch.",
+    ):
+        assert text in words
+    for text in (f"python tools/train.py {EVIL}", TITLES["segmentor"]):
         assert text in words
 
 
@@ -168,7 +178,7 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     assert "There are no pictures in classifier/pictures." in words
     assert "There are no pictures in detector/pictures and detector_scratch/pictures." in words
     assert "No curves in the folder of segmentor." in words
-    assert "no line about loaded weights in the log" in words
+    assert words.count("began with: no record. Tested with: no record.") == 5
     assert "no comparison with from scratch yet" in words
     assert "svg" not in page.tags
 
@@ -178,11 +188,20 @@ def test_damaged_files_do_not_stop_the_report(work_dir: Path) -> None:
     (work_dir / "segmentor" / "pictures" / "000003.png").unlink()
     (work_dir / "classifier" / "confusion.json").write_text("[1")
     (work_dir / "segmentor" / "done.json").write_text("{")
+    (work_dir / "segmentor" / "weights.json").write_text('{"receipts": [1, {"line": "one"}, {"line": "two"}]}')
+    (work_dir / "detector" / "weights.json").write_text('{"receipts": {}}')
+    (work_dir / "classifier" / "weights.json").write_text("[")
     page, _ = page_of(work_dir)
     words = "".join(page.words)
     assert words.count("from the trained backbone: no picture") == 2
     assert "There is no classifier/confusion.json." in words
     assert "Not finished: segmentor." in words
+    for text in (
+        "segmentor began with: one; then two.",
+        "detector began with: no record.",
+        "classifier began with: no",
+    ):
+        assert text in words
 
 
 def test_curves_of_a_run_that_was_resumed(tmp_path: Path) -> None:

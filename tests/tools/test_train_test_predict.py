@@ -147,11 +147,16 @@ def test_resumed_on_a_terminal_it_goes_on_where_it_was_and_shows_a_bar(
 @pytest.mark.parametrize("task", ["detector", "segmentor"], indirect=True)
 def test_the_classifier_plugs_into_a_dense_task(task: Trained, classifier: Trained) -> None:
     line = next(line for line in task.out.splitlines() if "backbone tensors loaded" in line)
-    loaded, total, source, rest = re.search(r"(\d+)/(\d+) backbone tensors loaded from (\S+), (.*)", line).groups()  # type: ignore[union-attr]
+    match = re.search(r"(\d+)/(\d+) backbone tensors loaded from (\S+) \(.*?\), (.*)", line)
+    assert match is not None
+    loaded, total, source, rest = match.groups()
     own = read_checkpoint(str(classifier.checkpoint))["state_dict"]
     backbone = [name for name in own if name.startswith("backbone.") and not name.startswith("backbone.norm.")]
     assert (int(loaded), int(total)) == (len(backbone), len(backbone) + 8)
-    assert (source, rest) == (str(classifier.checkpoint), "new: norm0, norm1, norm2, norm3, skipped: norm, head")
+    assert (source, rest) == (
+        str(classifier.checkpoint),
+        "new: norm0, norm1, norm2, norm3, skipped: backbone.norm, head",
+    )
     assert task.err == ""
 
 

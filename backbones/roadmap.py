@@ -1,0 +1,415 @@
+"""The roadmap: ResNet-50 becomes ConvNeXt-T and ResNet-200 becomes ConvNeXt-B, one step at a time.
+
+Source: Liu et al., "A ConvNet for the 2020s" (CVPR 2022), section 2; here after Zhuang Liu's dissertation (2022):
+section 2.3 for what a step does, Tables 2.10 and 2.11 for what it gives, section 2.10 for the widths of the ResNet-200
+regime.
+
+The text leaves details open. Both tables print the multiply-adds of convolutions and linear layers alone, and these
+decide most details to the last digit. ResNets are torchvision's (stride 2 in the 3x3 convolution). The stage ratio of
+the large regime comes with width 84. From the inverted bottleneck on, the residual stream has ``width`` channels and
+the inside of a block four times as many, so that stage 0 needs no convolution on its shortcut and the others become
+thin. A depthwise convolution that has moved up works on the channels that come in and takes the stride with it; the 1x1
+convolution after it goes to four times the new width at once.
+
+Norms, activations and biases cost nothing in that count, so that the tables cannot tell these readings of the text from
+others: the patchify stem keeps the norm and the activation of the ResNet's; "fewer activations" leaves one between the
+1x1 convolutions and none after the sum or the stem; "fewer norms" leaves the one before the 1x1 convolutions and none
+on the shortcut or after the stem, where the last step adds one. Layer scale (1e-6 in Table 2.5) enters with the last
+step; ``layer_scale_init_value`` gives it to any other row.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import Any
+
+import torch
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from backbones.convnext import BLOCKS_PER_GROUP, STEM_STRIDE, ConvNeXt
+from backbones.errors import UserError
+from backbones.layers import LayerNorm2d, drop_path_rates, init_trunc_normal
+from backbones.network import STAGES, Network
+
+EXPANSION = 4
+
+
+@dataclass(frozen=True)
+class Design:
+    """What one network of the roadmap is made of; the defaults are ResNet-50's.
+
+    Attributes:
+        depths: Blocks per stage.
+        width: Channels of the stem; they double from stage to stage.
+        patchify: A stem of 4x4 patches in place of a 7x7 convolution and a maximum over 3x3, each of stride 2.
+        depthwise: One group per channel in the spatial convolution.
+        inverted: Blocks that are wide inside and thin outside, not the reverse.
+        depthwise_first: The spatial convolution before both 1x1 convolutions, not between them.
+        kernel_size: Side of the spatial convolution.
+        gelu: GELU in place of ReLU.
+        fewer_activations: One in a block, between the 1x1 convolutions.
+        fewer_norms: One in a block, after the first convolution.
+        layer_norm: Layer normalisation in place of batch normalisation.
+        separate_downsampling: Between the stages, in place of strides and convolved shortcuts: this is a ConvNeXt.
+    """
+
+    depths: tuple[int, int, int, int] = (3, 4, 6, 3)
+    width: int = 64
+    patchify: bool = False
+    depthwise: bool = False
+    inverted: bool = False
+    depthwise_first: bool = False
+    kernel_size: int = 3
+    gelu: bool = False
+    fewer_activations: bool = False
+    fewer_norms: bool = False
+    layer_norm: bool = False
+    separate_downsampling: bool = False
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Channels of each stage's output."""
+        return tuple(self.width * 2**i * (1 if self.inverted else EXPANSION) for i in STAGES)
+
+    @property
+    def hidden(self) -> tuple[int, ...]:
+        """Channels inside each stage's blocks."""
+        return tuple(self.width * 2**i * (EXPANSION if self.inverted else 1) for i in STAGES)
+
+
+class RoadmapBlock(nn.Module):
+    """Two 1x1 convolutions and a spatial one, with a shortcut around them.
+
+    ``(N, C, H, W) -> (N, C', ceil(H / stride), ceil(W / stride))``
+
+    Args:
+        design: The network's.
+        channels: ``C``, hidden channels, ``C'``.
+        stride: Of the spatial convolution and the shortcut.
+        drop_path: Probability of skipping the block in training.
+        layer_scale_init_value: Initial residual scale; 0 leaves layer scale out.
+    """
+
+    def __init__(
+        self,
+        design: Design,
+        channels: tuple[int, int, int],
+        stride: int,
+        drop_path: float,
+        layer_scale_init_value: float,
+    ) -> None:
+        super().__init__()
+        before, hidden, after = channels
+        spatial = dict(kernel_size=design.kernel_size, stride=stride)
+        plan: list[tuple[int, int, dict[str, int]]]
+        if design.depthwise_first:
+            plan = [(before, before, spatial), (before, hidden, {}), (hidden, after, {})]
+        else:
+            plan = [(before, hidden, {}), (hidden, hidden, spatial), (hidden, after, {})]
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        for i, (fan_in, fan_out, shape) in enumerate(plan, start=1):
+            groups = fan_in if design.depthwise and shape else 1
+            normed = i == 1 or not design.fewer_norms
+            layers[f"conv{i}"] = _convolution(design, fan_in, fan_out, normed, groups=groups, **shape)
+            if normed:
+                layers[f"norm{i}"] = _norm(design, fan_out)
+            if i == 2 or (i == 1 and not design.fewer_activations):
+                layers[f"act{i}"] = _activation(design)
+        self.branch = nn.Sequential(layers)
+        self.gamma = nn.Parameter(torch.full((after,), layer_scale_init_value)) if layer_scale_init_value else None
+        self.drop_path = DropPath(drop_path)
+        self.shortcut = nn.Sequential()
+        if before != after:  # every stride comes with a new width
+            normed = not design.fewer_norms
+            self.shortcut.append(_convolution(design, before, after, normed, stride=stride))
+            if normed:
+                self.shortcut.append(_norm(design, after))
+        self.act = nn.Identity() if design.fewer_activations else _activation(design)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.branch(x)
+        if self.gamma is not None:
+            y = self.gamma[:, None, None] * y
+        return self.act(self.shortcut(x) + self.drop_path(y))
+
+
+class RoadmapNet(Network):
+    """A network on the way from ResNet to ConvNeXt: four stages at strides 4, 8, 16 and 32, without a head.
+
+    The outputs are the stages' own: like a ResNet, and unlike ConvNeXt, it has no norm after them. Parameters are
+    named like ConvNeXt's where there is a likeness (``downsample_layers.0.0.weight`` for the stem,
+    ``stages.2.5.branch.conv1.weight``). With ``grad_checkpointing``, each training step moves the running statistics of
+    batch normalisation twice.
+
+    Args:
+        design: What the network is made of.
+        drop_path_rate: Stochastic depth of the last block, growing linearly from 0 at the first.
+        layer_scale_init_value: Initial layer scale; 0 for none.
+        out_indices: ``None`` gives one pooled vector, a sequence of stage indices one map each.
+        grad_checkpointing: Recompute the blocks in the backward pass instead of keeping their activations.
+        weights: Path or URL of a checkpoint, loaded by :meth:`init_weights`.
+
+    Raises:
+        UserError: If an argument is impossible, or the design is a ConvNeXt's.
+    """
+
+    def __init__(
+        self,
+        design: Design,
+        drop_path_rate: float = 0.0,
+        layer_scale_init_value: float = 0.0,
+        out_indices: Sequence[int] | None = None,
+        grad_checkpointing: bool = False,
+        weights: str | None = None,
+    ) -> None:
+        super().__init__(out_indices, drop_path_rate, grad_checkpointing, weights)
+        if design.separate_downsampling:
+            raise UserError("separate_downsampling=True is a ConvNeXt: build it with RoadmapRow.build or as ConvNeXt")
+        self.depths, self.dims = design.depths, design.dims
+        self.num_features = self.dims[-1]
+        self.out_channels = tuple(self.dims[i] for i in self.out_indices or (3,))
+        self.strides = tuple(STEM_STRIDE * 2**i for i in self.out_indices or (3,))
+        self.downsample_layers = nn.ModuleList([_stem(design)])
+        self.stages = nn.ModuleList()
+        before = design.width
+        for i, rates in enumerate(drop_path_rates(drop_path_rate, design.depths)):
+            stage = nn.Sequential()
+            for rate in rates:
+                stride = 2 if i > 0 and not stage else 1
+                channels = (before, design.hidden[i], design.dims[i])
+                stage.append(RoadmapBlock(design, channels, stride, rate, layer_scale_init_value))
+                before = design.dims[i]
+            self.stages.append(stage)
+        self.apply(init_trunc_normal)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Compute features.
+
+        Args:
+            x: Images ``(N, 3, H, W)``, normalised. Where H and W are not multiples of 32, each halving rounds up, as in
+                a ResNet; the patchify stem drops rows and columns beyond a multiple of 4.
+
+        Returns:
+            ``(N, num_features)`` without ``out_indices``, else one ``(N, C_i, H_i, W_i)`` for each index.
+
+        Raises:
+            UserError: If an image is smaller than 32 x 32, or ``weights`` were asked for and never loaded.
+        """
+        x = self.downsample_layers[0](self.prepare(x))
+        outputs = []
+        for i, stage in enumerate(self.stages):
+            x = self.run_blocks(stage.children(), x)
+            if self.out_indices is not None and i in self.out_indices:
+                outputs.append(x)
+        return x.mean((2, 3)) if self.out_indices is None else tuple(outputs)
+
+    @property
+    def num_layers(self) -> int:
+        """Layer groups before the head: each 3 blocks of the third stage are one, as in ConvNeXt."""
+        return 3 + ceil(self.depths[2] / BLOCKS_PER_GROUP)
+
+    def layer_id(self, name: str) -> int:
+        """Depth of a parameter: 0 for the stem, up to ``num_layers`` for the last stage. None trains with the head."""
+        stage, block = self._place(name)
+        return {0: 0, 1: 1, 2: 2, 3: 3 + block // BLOCKS_PER_GROUP, 4: self.num_layers}[stage]
+
+    def stage_id(self, name: str) -> int | None:
+        """Stage of a parameter: 0 for the stem, 1 to 4 for the stages with their downsampling."""
+        return self._place(name)[0]
+
+    @staticmethod
+    def _place(name: str) -> tuple[int, int]:
+        """Split a parameter name into its stage, 0 being the stem, and its block."""
+        if name.startswith("downsample_layers.0."):
+            return 0, 0
+        if match := re.match(r"stages\.([0-3])\.(\d+)\.", name):
+            return int(match[1]) + 1, int(match[2])
+        raise UserError(f"{name!r} is not a parameter of a network of the roadmap")
+
+
+def _convolution(
+    design: Design, fan_in: int, fan_out: int, normed: bool, kernel_size: int = 1, **options: Any
+) -> nn.Module:
+    """A convolution that keeps the size of the map but for its stride; before a batch norm a bias would be undone."""
+    bias = design.layer_norm or not normed
+    return nn.Conv2d(fan_in, fan_out, kernel_size, padding=kernel_size // 2, bias=bias, **options)
+
+
+def _norm(design: Design, channels: int) -> nn.Module:
+    return LayerNorm2d(channels) if design.layer_norm else nn.BatchNorm2d(channels)
+
+
+def _activation(design: Design) -> nn.Module:
+    return nn.GELU() if design.gelu else nn.ReLU()
+
+
+def _stem(design: Design) -> nn.Sequential:
+    """``(N, 3, H, W) -> (N, width, H / 4, W / 4)``"""
+    normed = not design.fewer_norms
+    stem = nn.Sequential()
+    if design.patchify:
+        stem.append(nn.Conv2d(3, design.width, STEM_STRIDE, STEM_STRIDE, bias=not normed))
+    else:
+        stem.append(_convolution(design, 3, design.width, normed, kernel_size=7, stride=2))
+    if normed:
+        stem.append(_norm(design, design.width))
+    if not design.fewer_activations:
+        stem.append(_activation(design))
+    if not design.patchify:
+        stem.append(nn.MaxPool2d(3, stride=2, padding=1))
+    return stem
+
+
+@dataclass(frozen=True)
+class Printed:
+    """What a table prints about one row, on ImageNet-1K at 224 x 224.
+
+    Attributes:
+        accuracy: Top-1 in percent; in Table 2.10 the mean of three seeds.
+        gflops: Multiply-adds in billions.
+        std: Standard deviation over the seeds, which Table 2.11 does not have.
+        note: Why our network has another count, where it has.
+    """
+
+    accuracy: float
+    gflops: float
+    std: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class RoadmapRow:
+    """One row of Table 2.10 or 2.11.
+
+    Attributes:
+        label: As printed.
+        design: The network.
+        printed: What the table prints about it.
+    """
+
+    label: str
+    design: Design
+    printed: Printed
+
+    def build(self, **options: Any) -> Network:
+        """Build the network; the last step's is the ConvNeXt itself."""
+        design = self.design
+        if design.separate_downsampling:
+            return ConvNeXt(design.depths, design.dims, kernel_size=design.kernel_size, **options)
+        return RoadmapNet(design, **options)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the roadmap; pairs are for the ResNet-50 and the ResNet-200 regime.
+
+    Attributes:
+        name: Ending of the networks' names.
+        label: As printed.
+        change: What differs from the last adopted step.
+        printed: What the tables print.
+        adopted: Whether the next step builds on this one.
+    """
+
+    name: str
+    label: tuple[str, str]
+    change: tuple[dict[str, Any], dict[str, Any]]
+    printed: tuple[Printed, Printed]
+    adopted: bool = True
+
+
+def _step(name: str, label: str, small: Printed, large: Printed, adopted: bool = True, **change: Any) -> Step:
+    """A step that is the same in both regimes."""
+    return Step(name, (label, label), (change, change), (small, large), adopted)
+
+
+_WIDE_NORMS = (
+    "counted like the table, without norms, it has the printed 4.64; fvcore's rules give 4.69, for two of the three "
+    "batch norms in a block now have four times the channels"
+)
+_EARLY = (
+    "misprint: this network has 4.15 like the row above it (norms are not counted in this table, and Table 2.11 prints "
+    "14.81 before and after this step); 4.46 is what the next row's network has"
+)
+_LAST = (
+    "ConvNeXt-T has 4.46, printed one row early, in the count that gives the other rows and ConvNeXt-B's 15.35 in "
+    "Table 2.11, and 4.47 by fvcore's rules; 4.49 would take norms, biases and layer scale too: then no other row fits"
+)
+
+STEPS = (
+    Step(
+        "resnet",
+        ("ResNet-50 (enhanced recipe)", "ResNet-200 (enhanced recipe)"),
+        ({}, {"depths": (3, 24, 36, 3)}),
+        (Printed(78.82, 4.09, 0.07), Printed(81.14, 15.01)),
+    ),
+    Step(
+        "stage_ratio",
+        ("stage ratio", "stage ratio and increase width"),
+        ({"depths": (3, 3, 9, 3)}, {"depths": (3, 3, 27, 3), "width": 84}),
+        (Printed(79.36, 4.53, 0.07), Printed(81.33, 14.52)),
+    ),
+    _step("patchify", "“patchify” stem", Printed(79.51, 4.42, 0.18), Printed(81.59, 14.38), patchify=True),
+    _step("depthwise", "depthwise conv", Printed(78.28, 2.35, 0.08), Printed(80.54, 7.23), depthwise=True),
+    Step(
+        "width",
+        ("increase width", "increase width"),
+        ({"width": 96}, {"width": 128}),
+        (Printed(80.50, 5.27, 0.02), Printed(81.85, 16.76)),
+    ),
+    _step(
+        "inverted",
+        "inverting dimensions",
+        Printed(80.64, 4.64, 0.03, _WIDE_NORMS),
+        Printed(82.64, 15.68),
+        inverted=True,
+    ),
+    _step(
+        "depthwise_first",
+        "move up depthwise conv",
+        Printed(79.92, 4.07, 0.08),
+        Printed(82.04, 14.63),
+        depthwise_first=True,
+    ),
+    _step("kernel5", "kernel size → 5", Printed(80.35, 4.10, 0.08), Printed(82.32, 14.70), kernel_size=5),
+    _step("kernel7", "kernel size → 7", Printed(80.57, 4.15, 0.14), Printed(82.30, 14.81), kernel_size=7),
+    _step("kernel9", "kernel size → 9", Printed(80.57, 4.21, 0.06), Printed(82.27, 14.95), False, kernel_size=9),
+    _step("kernel11", "kernel size → 11", Printed(80.47, 4.29, 0.11), Printed(82.18, 15.13), False, kernel_size=11),
+    _step("gelu", "ReLU → GELU", Printed(80.62, 4.15, 0.14), Printed(82.19, 14.81), gelu=True),
+    _step(
+        "fewer_activations",
+        "fewer activations",
+        Printed(81.27, 4.15, 0.06),
+        Printed(82.71, 14.81),
+        fewer_activations=True,
+    ),
+    _step("fewer_norms", "fewer norms", Printed(81.41, 4.15, 0.09), Printed(83.17, 14.81), fewer_norms=True),
+    _step("layer_norm", "BN → LN", Printed(81.47, 4.46, 0.09, _EARLY), Printed(83.35, 14.81), layer_norm=True),
+    Step(
+        "separate_downsampling",
+        ("separate d.s. conv (ConvNeXt-T)", "separate d.s. conv (ConvNeXt-B)"),
+        ({"separate_downsampling": True}, {"separate_downsampling": True}),
+        (Printed(81.97, 4.49, 0.06, _LAST), Printed(83.60, 15.35)),
+    ),
+)
+
+
+def _walk(prefix: str, regime: int) -> dict[str, RoadmapRow]:
+    """The rows of one regime, 0 or 1 in the pairs of a step, under their networks' names."""
+    rows = {}
+    design = Design()
+    for step in STEPS:
+        changed = replace(design, **step.change[regime])
+        rows[f"{prefix}_{step.name}"] = RoadmapRow(step.label[regime], changed, step.printed[regime])
+        if step.adopted:
+            design = changed
+    return rows
+
+
+RESNET50_TO_TINY = _walk("roadmap50", 0)  # Table 2.10
+RESNET200_TO_BASE = _walk("roadmap200", 1)  # Table 2.11

@@ -1,0 +1,87 @@
+"""Weights out: ``python tools/export.py CONFIG_OR_NAME CHECKPOINT --format FORMAT [--out PATH]``; see docs/export.md.
+
+Each export is read back and compared with its source on random and real images; one that differs is not kept.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from engine.cli import run_tool
+
+if TYPE_CHECKING:
+    from engine.export import Difference
+    from engine.export_source import Range
+
+FORMATS = ("safetensors", "timm", "onnx", "torch_export")
+
+
+def main() -> None:
+    """Parse, load, export, say what was done."""
+    parser = argparse.ArgumentParser(description="Export a classifier, the pyramid of a backbone, or a segmentor.")
+    parser.add_argument("network", metavar="CONFIG_OR_NAME", help="a config file (.py), or a registered backbone")
+    parser.add_argument("checkpoint", help="of the config's model; for a name any checkpoint with that backbone")
+    parser.add_argument("--format", required=True, choices=FORMATS)
+    parser.add_argument("--out", type=Path, help="default: work_dirs/export/<network>_<kind>_<format>.<suffix>")
+    parser.add_argument("--ema", action="store_true", help="export the averaged weights of the checkpoint")
+    parser.add_argument("--images", type=Path, help="image or folder to compare on (default: two photographs)")
+    parser.add_argument(
+        "--out-indices", nargs="+", type=int, metavar="I", help="with a name: maps of these stages, not a classifier"
+    )
+    parser.add_argument(
+        "--shape", nargs=2, type=int, metavar=("H", "W"), help="export for images of this size only (default: any size)"
+    )
+    parser.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", help="override settings of a config")
+    args = parser.parse_args()
+
+    from backbones.errors import UserError
+    from engine.export import check_request, export
+    from engine.export_formats import FORMATS as WRITERS
+    from engine.export_source import source_of_config, source_of_name
+    from engine.resolve import parse_options
+
+    is_config, shape = args.network.endswith(".py"), tuple(args.shape) if args.shape else None
+    if args.out_indices and is_config:
+        raise UserError("--out-indices belongs to the name of a backbone: a config says itself what it gives")
+    if args.cfg_options and not is_config:
+        raise UserError("--cfg-options belongs to a config: a backbone that is named is built as it is")
+    stem = Path(args.network).stem + ("_ema" if args.ema else "")
+    out = args.out or Path("work_dirs/export") / f"{stem}_{args.format}{WRITERS[args.format].suffix}"
+    check_request(args.format, out, args.checkpoint)
+    if is_config:
+        source = source_of_config(args.network, args.checkpoint, args.ema, shape, parse_options(args.cfg_options))
+    else:
+        source = source_of_name(args.network, args.checkpoint, args.ema, args.out_indices, shape)
+    print(f"{source.kind} of {source.name}, {source.weights}: gives {', '.join(source.outputs)}")
+    done = export(source, args.format, out, args.images, args.shape is not None, lambda d: print(table(d)))
+    heights, widths = map(words, done.taken)
+    print(f"takes normalised images (N, 3, H, W): any N, H {heights}, W {widths}")
+    for note in done.notes:
+        print(note)
+    for path in done.files:
+        print(path)
+
+
+def table(differences: "Sequence[Difference]") -> str:
+    """The differences for people to read."""
+    lines = [f"{'compared on':13}{'N x H x W':18}{'output':10}{'max |a - b|':>12}{'of max |b|':>12}"]
+    for one in differences:
+        shape = " x ".join(map(str, one.shape))
+        lines.append(f"{one.images:13}{shape:18}{one.output:10}{one.absolute:12.2e}{one.relative:12.2e}")
+    return "\n".join(lines)
+
+
+def words(taken: "Range") -> str:
+    """The sizes that a file takes, for people to read."""
+    least, most = taken
+    if least == most:
+        return str(least)
+    return f"{least} or more" if most is None else f"{least} to {most}"
+
+
+if __name__ == "__main__":
+    run_tool(main)
