@@ -221,7 +221,8 @@ def _load_whole(cfg: Config, checkpoint: str, averaged: bool) -> Any:
     cfg.model.backbone.pop("weights", None)
     with DefaultScope.overwrite_default_scope(cfg.default_scope), naming_wrong_settings():
         model = MODELS.build(cfg.model)
-    print(load_model(model, read_checkpoint(checkpoint), checkpoint, averaged))
+    classes = cfg.test_dataloader.dataset.metainfo["classes"]
+    print(load_model(model, read_checkpoint(checkpoint), checkpoint, averaged, classes))
     return model
 
 

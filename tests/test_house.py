@@ -123,11 +123,12 @@ def test_whatever_a_pinned_package_needs_is_pinned_too() -> None:
 
 
 def project_requirements() -> list[Requirement]:
-    """Dependencies and the dev extra of pyproject.toml that hold here."""
+    """Dependencies and extras of pyproject.toml that hold here; an extra may name another one as a part of itself."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    parsed = [Requirement(line) for line in project["dependencies"] + project["optional-dependencies"]["dev"]]
-    return [one for one in parsed if one.marker is None or one.marker.evaluate()]
+    extras = [line for lines in project["optional-dependencies"].values() for line in lines]
+    parsed = [Requirement(line) for line in project["dependencies"] + extras]
+    return [one for one in parsed if one.name != project["name"] and (one.marker is None or one.marker.evaluate())]

@@ -37,7 +37,7 @@ def main() -> None:
     if args.json:
         print(json.dumps(data, indent=2))
     if off:
-        print(f"error: {len(off)} counts are off: {', '.join(off)}", file=sys.stderr)
+        print(f"error: {len(off)} count{'s are' if len(off) > 1 else ' is'} off: {', '.join(off)}", file=sys.stderr)
         sys.exit(COUNT_IS_OFF)
 
 
