@@ -196,6 +196,8 @@ def test_an_interruption_ends_the_programs_and_loses_nothing(work_dir: Path, nam
             time.sleep(0.02)
         os.kill(os.getpid(), signal.Signals[name])
 
+    # A shell starts what it runs in the background deaf to SIGINT.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     handler = signal.getsignal(signal.SIGTERM)
     thread = threading.Thread(target=interrupt)
     thread.start()

@@ -52,7 +52,7 @@ def test_what_the_explanations_say_of_the_efficientnets() -> None:
     assert count_backbone("efficientnetv2_xl", (512, 512)).flops / 1e9 == pytest.approx(93.85, abs=0.005)
     convolutions = count_backbone("efficientnet_b7", (600, 600)).by_operator["conv"] / 1e9
     listed = torchvision.models.EfficientNet_B7_Weights.DEFAULT.meta["_ops"]
-    assert convolutions == pytest.approx(listed, abs=0.005) == pytest.approx(37.74, abs=0.005)
+    assert convolutions == pytest.approx(listed, abs=0.005)
 
 
 def test_the_table_of_variants_has_the_numbers_of_the_tables() -> None:
