@@ -6,6 +6,7 @@ visualizer = dict(
     type="SegLocalVisualizer",
     vis_backends=[dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")],
 )
+custom_hooks = [dict(type="ProgressBar")]
 
 classes = "ade20k"
 data_root = "data/ade/ADEChallengeData2016"

@@ -6,6 +6,7 @@ visualizer = dict(
     type="DetLocalVisualizer",
     vis_backends=[dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")],
 )
+custom_hooks = [dict(type="ProgressBar")]
 
 classes = "coco"
 data_root = "data/coco"

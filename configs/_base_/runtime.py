@@ -1,4 +1,4 @@
-"""What every run does: log, save, draw curves for TensorBoard, show a bar on a terminal."""
+"""What every run does: log, save, draw curves for TensorBoard."""
 
 default_hooks = dict(
     runtime_info=dict(type="RuntimeInfoHook"),
@@ -8,7 +8,6 @@ default_hooks = dict(
     checkpoint=dict(type="CheckpointHook", interval=1, max_keep_ckpts=2, save_last=True),
     sampler_seed=dict(type="DistSamplerSeedHook"),
 )
-custom_hooks = [dict(type="ProgressBar")]
 env_cfg = dict(cudnn_benchmark=True, mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0))
 randomness = dict(seed=0)
 log_level = "INFO"

@@ -1,14 +1,15 @@
 """The paper's COCO schedule: 36 epochs of AdamW at global batch 16, rate cut at 27 and 33, in mixed precision.
 
-The experiment states the learning rate, the layer-wise decay and the stochastic depth, which the paper swept.
+The experiment states the learning rate, the layer-wise decay and the stochastic depth, which the paper swept; what is
+here alone is Swin's schedule.
 """
 
 batch = dict(size=16, per_gpu=2, lr_rule="linear")
 optim_wrapper = dict(
     type="AmpOptimWrapper",
     constructor="LayerDecayConstructor",
-    paramwise_cfg=dict(decay_type="layer"),
-    optimizer=dict(type="AdamW", betas=(0.9, 0.999), weight_decay=0.05),
+    paramwise_cfg=dict(),
+    optimizer=dict(type="AdamW", lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
 )
 train_cfg = dict(type="EpochLoop", max_epochs=36)
 param_scheduler = [

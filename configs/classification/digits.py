@@ -6,11 +6,13 @@ About 2 minutes on 2 CPU cores; at least 95 % top-1 is expected. No flips: a mir
 and cutmix: they want longer schedules.
 """
 
-_base_ = ["../_base_/classification.py", "../_base_/runtime.py"]
+_base_ = ["../_base_/classification.py", "../_base_/imagenet1k.py", "../_base_/runtime.py"]
 
 classes = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 data_root = "data/digits/imagenet"
 model = dict(
+    type="ImageClassifier",
+    num_classes="from_classes",
     backbone=dict(type="convnext_atto", drop_path_rate=0.05, layer_scale_init_value=1.0, init_std=0.06),
     data_preprocessor=dict(erasing=0.1, label_smoothing=0.1),
 )

@@ -14,4 +14,4 @@ _base_ = [
 ]
 
 model = dict(backbone=dict(type="convnext_tiny", drop_path_rate=0.4))
-optim_wrapper = dict(optimizer=dict(lr=2e-4), paramwise_cfg=dict(decay_rate=0.7))
+optim_wrapper = dict(optimizer=dict(lr=2e-4), paramwise_cfg=dict(decay_rate=0.7, decay_type="layer"))

@@ -23,8 +23,10 @@ def image(path: Path, mode: str = "RGB", size: tuple[int, int] = (50, 40)) -> Pa
     return path
 
 
-def dataset(root: Path, classes: tuple[str, ...] = ("cat", "dog"), split: str = "train") -> FolderDataset:
-    return FolderDataset(str(root), split, dict(classes=classes), PACK)
+def dataset(
+    root: Path, classes: tuple[str, ...] = ("cat", "dog"), split: str = "train", every: int = 1
+) -> FolderDataset:
+    return FolderDataset(str(root), split, dict(classes=classes), PACK, every)
 
 
 @pytest.fixture
@@ -80,6 +82,24 @@ def test_a_class_without_an_image(pets: Path) -> None:
     (pets / "train/dog/d.webp").unlink()
     with pytest.raises(UserError, match=r"dog' holds no image \(\.jpg"):
         dataset(pets)
+
+
+def test_a_part_has_its_share_of_each_class(tmp_path: Path) -> None:
+    for name, count in (("cat", 7), ("dog", 4), ("newt", 1)):
+        for i in range(count):
+            image(tmp_path / f"train/{name}/{i}.png")
+    part = dataset(tmp_path, ("cat", "dog", "newt"), every=3)
+    taken = [Path(part.get_data_info(i)["img_path"]) for i in range(len(part))]
+    assert [f"{path.parent.name}/{path.stem}" for path in taken] == [
+        "cat/0",
+        "cat/3",
+        "cat/6",
+        "dog/0",
+        "dog/3",
+        "newt/0",
+    ]
+    with pytest.raises(UserError, match=r"dataset\.every=0: 10 takes every tenth"):
+        dataset(tmp_path, every=0)
 
 
 SAVED = {
@@ -163,6 +183,35 @@ def test_flips_can_be_left_out(tmp_path: Path) -> None:
         rows = [one({"img_path": str(tmp_path / "ramp.png")})["inputs"][0, 16].int() for one in (never, always)]
         assert rows[0][-1] > rows[0][0]
         assert rows[1][-1] < rows[1][0]
+
+
+def test_rand_augment_goes_up_to_its_highest_magnitude(tmp_path: Path) -> None:
+    """Every operation at magnitude 10, which 9 with a deviation of 0.5 reaches; posterising leaves no bit there."""
+    transform = ClassificationTransform(32, True, "rand-m10-n1-inc1", scale=(0.9, 1.0))
+    (rand_augment,) = (step for step in transform.transform.transforms if hasattr(step, "ops"))
+    white = Image.new("RGB", (32, 32), (255, 255, 255))
+    white.save(tmp_path / "white.png")
+    seen = {}
+    for op in rand_augment.ops:
+        op.prob = 1.0
+        seen[op.name] = op(white).getpixel((16, 16))
+    assert len(seen) == 15
+    assert seen["PosterizeIncreasing"] == (0, 0, 0)
+    rand_augment.ops = [op for op in rand_augment.ops if op.name == "PosterizeIncreasing"]
+    assert transform({"img_path": str(tmp_path / "white.png")})["inputs"].max() == 0
+
+
+def test_colours_are_jittered_in_training_alone_and_beside_rand_augment(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64), (90, 120, 150)).save(tmp_path / "plain.png")
+    plain = {"img_path": str(tmp_path / "plain.png")}
+    still = ClassificationTransform(32, training=True)
+    jittered = ClassificationTransform(32, training=True, color_jitter=0.4)
+    assert len({tuple(still(plain)["inputs"][:, 0, 0].tolist()) for _ in range(5)}) == 1
+    assert len({tuple(jittered(plain)["inputs"][:, 0, 0].tolist()) for _ in range(5)}) == 5
+    beside = ClassificationTransform(32, True, "rand-m9-mstd0.5-inc1", color_jitter=0.4).transform.transforms
+    assert [type(step).__name__ for step in beside[-3:]] == ["RandAugment", "ColorJitter", "MaybePILToTensor"]
+    tested = ClassificationTransform(32, color_jitter=0.4)
+    assert torch.equal(tested(plain)["inputs"], ClassificationTransform(32)(plain)["inputs"])
 
 
 def test_a_transform_travels_to_worker_processes() -> None:

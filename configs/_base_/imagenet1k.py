@@ -1,0 +1,17 @@
+"""ImageNet-1K in its customary place, validated on its 50,000 validation images."""
+
+classes = "imagenet-1k"
+data_root = "data/imagenet"
+val_dataloader = dict(
+    batch_size=128,
+    num_workers=10,
+    pin_memory=True,
+    sampler=dict(type="DefaultSampler", shuffle=False),
+    collate_fn=dict(type="default_collate"),
+    dataset=dict(type="FolderDataset", split="val"),
+)
+test_dataloader = val_dataloader
+val_evaluator = dict(type="ClassificationMetric", confusion_file="confusion.json")
+test_evaluator = val_evaluator
+val_cfg = dict(type="ValidationLoop")
+test_cfg = dict()

@@ -1,0 +1,22 @@
+"""ConvNeXt-L from ImageNet-22K fine-tuned on ImageNet-1K at 384 x 384: 87.5 % top-1 (Tables 2.1 and 2.6).
+
+    bash tools/dist_train.sh configs/classification/convnext_large_in22k_ft_in1k_384.py 8 \
+        --cfg-options model.backbone.weights=work_dirs/convnext_large_in22k_90e/epoch_90.pth
+
+It begins with the raw weights of pre-training and a new head. The released code's hardware: 4 machines of 8 GPUs with
+16 images each; fewer are made up for by accumulation.
+"""
+
+_base_ = [
+    "../_base_/classification.py",
+    "../_base_/imagenet1k.py",
+    "../_base_/finetune_30e.py",
+    "../_base_/runtime.py",
+]
+
+model = dict(backbone=dict(type="convnext_large", drop_path_rate=0.3))
+# No cropping when testing at 384 x 384.
+_base_.train_pipeline[0].size = _base_.test_pipeline[0].size = 384
+_base_.test_pipeline[0].crop_ratio = 1.0
+
+batch = dict(per_gpu=16)

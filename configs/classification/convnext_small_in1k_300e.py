@@ -1,0 +1,16 @@
+"""ConvNeXt-S on ImageNet-1K at 224 x 224: 83.1 % top-1 (Tables 2.1 and 2.5 of the dissertation).
+
+    bash tools/dist_train.sh configs/classification/convnext_small_in1k_300e.py 8
+
+The released code's hardware: 4 machines of 8 GPUs with 128 images each; fewer are made up for by accumulation.
+"""
+
+_base_ = [
+    "../_base_/classification.py",
+    "../_base_/imagenet1k.py",
+    "../_base_/imagenet_training.py",
+    "../_base_/in1k_300e.py",
+    "../_base_/runtime.py",
+]
+
+model = dict(backbone=dict(type="convnext_small", drop_path_rate=0.4, layer_scale_init_value=1e-6))

@@ -1,0 +1,36 @@
+"""ConvNeXt V2-B after FCMAE, supervised on ImageNet-1K at 224 x 224: 84.9 % top-1 (ConvNeXt V2's release).
+
+    bash tools/dist_train.sh configs/classification/convnextv2_base_fcmae_ft_in1k.py 8 \
+        --cfg-options model.backbone.weights=convnextv2_base_1k_224_fcmae.pt
+
+Settings of the released TRAINING.md, where three blocks are a group of layer-wise decay. It begins with the released
+weights of the masked autoencoder. Hardware: 4 machines of 8 GPUs with 32 images each; fewer are made up for by
+accumulation.
+"""
+
+_base_ = [
+    "../_base_/classification.py",
+    "../_base_/imagenet1k.py",
+    "../_base_/fcmae_finetune.py",
+    "../_base_/runtime.py",
+]
+
+model = dict(backbone=dict(type="convnextv2_base", drop_path_rate=0.1))
+
+optim_wrapper = dict(
+    paramwise_cfg=dict(decay_rate=0.6, decay_type="layer"),
+    optimizer=dict(lr=6.25e-4 * 1024 / 256),
+)
+
+train_cfg = dict(type="EpochLoop", max_epochs=100)
+param_scheduler = [
+    dict(type="LinearLR", start_factor=1e-6, end=20, by_epoch=True, convert_to_iter_based=True),
+    dict(
+        type="CosineAnnealingLR",
+        begin=20,
+        T_max=80,
+        eta_min_ratio=1e-6 / 2.5e-3,
+        by_epoch=True,
+        convert_to_iter_based=True,
+    ),
+]

@@ -1,0 +1,20 @@
+"""Cascade Mask R-CNN with ResNeXt-101 64x4d on COCO, 3x schedule: 48.3 box AP, 41.7 mask AP (Table 2.3).
+
+    bash tools/dist_train.sh configs/detection/cascade_mask_rcnn_resnext101_64x4d_coco_3x.py 8 \
+        --cfg-options model.backbone.weights=resnext101_64x4d.pth
+
+8 GPUs with 2 images each; 972 GFLOPs at 1280 x 800. The printed numbers are from Swin's paper, which trained all its
+detectors alike: AdamW, 1e-4, 0.05. Batch norms keep the statistics of ImageNet, as detectors do with 2 images per GPU.
+Weights: any ImageNet-1K checkpoint of the network under torchvision's or timm's names.
+"""
+
+_base_ = [
+    "../_base_/cascade_mask_rcnn.py",
+    "../_base_/coco_instance.py",
+    "../_base_/schedule_3x.py",
+    "../_base_/runtime.py",
+]
+
+model = dict(
+    backbone=dict(_delete_=True, type="resnext101_64x4d", out_indices=(0, 1, 2, 3), norm_eval=True),
+)

@@ -1,0 +1,15 @@
+"""UperNet with ConvNeXt-B on ADE20K, 160k iterations: 49.1 mIoU single-scale, 49.9 multi-scale (Tables 2.4 and 2.7).
+
+    bash tools/dist_train.sh configs/segmentation/upernet_convnext_base_ade20k_160k.py 8 \
+        --cfg-options model.backbone.weights=work_dirs/convnext_base_in1k_300e/epoch_300.pth
+
+8 GPUs with 2 images each; 122 M parameters, 1170 GFLOPs at 2048 x 512. Multi-scale: tools/test.py ... --tta.
+"""
+
+_base_ = ["../_base_/upernet.py", "../_base_/ade20k.py", "../_base_/schedule_160k.py", "../_base_/runtime.py"]
+
+model = dict(backbone=dict(type="convnext_base", drop_path_rate=0.4))
+
+optim_wrapper = dict(paramwise_cfg=dict(num_groups=12))
+
+default_hooks = dict(checkpoint=dict(by_epoch=False, interval=16_000))
