@@ -30,7 +30,8 @@ tta_pipeline = [
     dict(
         type="TestTimeAug",
         transforms=[
-            [dict(type="Resize", scale_factor=ratio, keep_ratio=True) for ratio in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)],
+            # 0.5 to 1.75 of the size that one-scale testing has, not of the original image.
+            [dict(type="Resize", scale=(4 * side, side), keep_ratio=True) for side in range(256, 897, 128)],
             [dict(type="RandomFlip", prob=0.0), dict(type="RandomFlip", prob=1.0)],
             [dict(type="LoadLabels", num_classes="from_classes", reduce_zero_label=True)],
             [dict(type="PackSegInputs")],

@@ -31,6 +31,10 @@ test_pipeline = [
     dict(type="LoadLabels", num_classes="from_classes", reduce_zero_label=True),
     dict(type="PackSegInputs"),
 ]
+# Tested at the size they have, at several scales around it.
+_base_.tta_pipeline[1].transforms[0] = [
+    dict(type="Resize", scale_factor=ratio, keep_ratio=True) for ratio in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+]
 train_dataloader = dict(num_workers=1)
 val_dataloader = dict(num_workers=1)
 

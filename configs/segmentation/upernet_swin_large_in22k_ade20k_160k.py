@@ -13,6 +13,9 @@ _base_ = ["../_base_/upernet.py", "../_base_/ade20k.py", "../_base_/schedule_160
 # Images of about 2560 x 640, crops of 640 x 640, windows two thirds of a crop apart.
 _base_.train_pipeline[2].scale = _base_.test_pipeline[1].scale = (2560, 640)
 _base_.train_pipeline[3].crop_size = (640, 640)
+_base_.tta_pipeline[1].transforms[0] = [
+    dict(type="Resize", scale=(4 * side, side), keep_ratio=True) for side in range(320, 1121, 160)
+]
 model = dict(
     data_preprocessor=dict(size=(640, 640)),
     backbone=dict(_delete_=True, type="swin_large", out_indices=(0, 1, 2, 3), drop_path_rate=0.3),

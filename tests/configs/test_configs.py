@@ -421,8 +421,8 @@ def test_segmentation_sees_crops_of_512_and_tests_at_several_scales() -> None:
     assert (crop.crop_size, crop.cat_max_ratio) == ((512, 512), 0.75)
     assert (resize.scale, resize.ratio_range) == ((2048, 512), (0.5, 2.0))
     assert (cfg.model.test_cfg.mode, cfg.model.test_cfg.crop_size) == ("slide", (512, 512))
-    scales = [one.scale_factor for one in cfg.tta_pipeline[1].transforms[0]]
-    assert scales == [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
+    scales = [one.scale for one in cfg.tta_pipeline[1].transforms[0]]
+    assert scales == [(2048 * ratio, 512 * ratio) for ratio in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)]
     model = built(UPERNET)
     assert (model.decode_head.channels, model.decode_head.num_classes) == (512, 150)
     assert type(model.auxiliary_head).__name__ == "FCNHead"

@@ -96,6 +96,9 @@ def crop(cfg: Config) -> int:
     assert [step / height for step in cfg.model.test_cfg.stride] == pytest.approx([2 / 3, 2 / 3], abs=2e-3)
     resized = [tuple(step["scale"]) for step in walk([*cfg.train_pipeline, *cfg.test_pipeline]) if "scale" in step]
     assert set(resized) == {(4 * height, height)}
+    # section 2.8: multi-scale testing; the released command scales what one-scale testing shows the network
+    several = [tuple(step["scale"]) for step in walk(cfg.tta_pipeline) if "scale" in step]
+    assert several == [(4 * height * ratio, height * ratio) for ratio in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)]
     return height
 
 
