@@ -84,7 +84,8 @@ class ConvNeXt(Network):
         grn: Global response normalisation in the blocks (V2).
         out_indices: ``None`` gives one pooled and normalised vector for classification. A sequence of stage indices
             gives one map each, normalised by its own ``norm{i}``, for dense prediction.
-        grad_checkpointing: Recompute the blocks in the backward pass instead of keeping their activations.
+        grad_checkpointing: Recompute the blocks, all or those of these stages, in the backward pass instead of keeping
+            their activations.
         init_std: Standard deviation of the initial weights. The released 0.02 suits widths from 96 on; the narrow
             networks of the demo stay on the plateau of chance for hundreds of steps with it and want about 0.06.
         weights: Path or URL of a checkpoint, loaded by :meth:`init_weights`.
@@ -104,7 +105,7 @@ class ConvNeXt(Network):
         layer_scale_init_value: float = 1e-6,
         grn: bool = False,
         out_indices: Sequence[int] | None = None,
-        grad_checkpointing: bool = False,
+        grad_checkpointing: bool | Sequence[int] = False,
         init_std: float = 0.02,
         weights: str | None = None,
     ) -> None:
@@ -184,6 +185,23 @@ class ConvNeXt(Network):
         if kind == "downsample_layers":
             return 0 if stage == 0 else stage + 1
         return stage + 1 if stage < 2 else 3 + block // BLOCKS_PER_GROUP
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of all stages."""
+        return sum(self.depths)
+
+    def block_id(self, name: str) -> int:
+        """Depth of a parameter with one id for each block, ``single`` in the released fine-tuning code of V2.
+
+        Returns:
+            A block's number from 1; stem and downsampling share that of the block after them. ``num_blocks + 1`` for
+            the norms.
+        """
+        kind, stage, block = self._place(name)
+        if kind == "norm":
+            return self.num_blocks + 1
+        return sum(self.depths[:stage]) + 1 + (block if kind == "stages" else 0)
 
     def stage_id(self, name: str) -> int | None:
         """Stage of a parameter for stage-wise decay: 0 for the stem and downsampling, 1 to 4 for the stages.

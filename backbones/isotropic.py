@@ -33,7 +33,8 @@ class IsotropicConvNeXt(Network):
         layer_scale_init_value: Initial layer scale; the paper leaves it out (0) for S and B.
         out_indices: ``None`` gives one pooled and normalised vector. A sequence of quarters of the depth (0 to 3) gives
             the map after each, all at stride 16, normalised by its own ``norm{i}``.
-        grad_checkpointing: Recompute the blocks in the backward pass instead of keeping their activations.
+        grad_checkpointing: Recompute the blocks, all or those of these quarters, in the backward pass instead of
+            keeping their activations.
         init_std: Standard deviation of the initial weights.
         weights: Path or URL of a checkpoint, loaded by :meth:`init_weights`.
 
@@ -53,7 +54,7 @@ class IsotropicConvNeXt(Network):
         drop_path_rate: float = 0.0,
         layer_scale_init_value: float = 0.0,
         out_indices: Sequence[int] | None = None,
-        grad_checkpointing: bool = False,
+        grad_checkpointing: bool | Sequence[int] = False,
         init_std: float = 0.02,
         weights: str | None = None,
     ) -> None:

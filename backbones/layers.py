@@ -37,6 +37,9 @@ class GRN(nn.Module):
     Input and output are ``(N, H, W, C)``. Each channel is scaled by its response over the whole map against the mean
     response of all channels, with a learned scale and shift that begin at zero, and added to the input.
 
+    It is computed in float32 also for half-precision input: a norm over a whole map soon exceeds 65504, the largest
+    float16, and bfloat16 would round the ratio of responses to three digits.
+
     Args:
         channels: ``C``.
     """
@@ -47,9 +50,10 @@ class GRN(nn.Module):
         self.beta = nn.Parameter(torch.zeros(1, 1, 1, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        response = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
+        precise = torch.promote_types(x.dtype, torch.float32)
+        response = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=precise)
         response = response / (response.mean(-1, keepdim=True) + 1e-6)
-        return x + self.gamma * (x * response) + self.beta
+        return (x + self.gamma * (x * response) + self.beta).to(x.dtype)
 
 
 def check_kernel_size(kernel_size: int) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,9 @@ class Network(nn.Module):
     Args:
         out_indices: ``None`` for one pooled vector (classification), or the stages whose maps are given.
         drop_path_rate: Stochastic depth of the last block, a probability.
-        grad_checkpointing: Recompute the blocks in the backward pass instead of keeping their activations.
+        grad_checkpointing: Recompute blocks in the backward pass instead of keeping their activations: those of all
+            stages, or of these. In a pyramid a block costs the same work in every stage, and holds half as much as one
+            of the stage before: the first stages give the most memory for the time.
         weights: Path or URL of a checkpoint, loaded by :meth:`init_weights`.
 
     Raises:
@@ -45,7 +48,7 @@ class Network(nn.Module):
         self,
         out_indices: Sequence[int] | None = None,
         drop_path_rate: float = 0.0,
-        grad_checkpointing: bool = False,
+        grad_checkpointing: bool | Sequence[int] = False,
         weights: str | None = None,
     ) -> None:
         super().__init__()
@@ -54,7 +57,8 @@ class Network(nn.Module):
         if out_indices is not None and (not out_indices or not set(out_indices) <= set(STAGES)):
             raise UserError(f"out_indices={out_indices}: choose from 0, 1, 2, 3, the network's four stages")
         self.out_indices = None if out_indices is None else tuple(out_indices)
-        self.grad_checkpointing = grad_checkpointing
+        self.grad_checkpointing = _stages(grad_checkpointing)
+        self._recomputed: frozenset[nn.Module] | None = None
         self.weights = weights
         self._weights_pending = weights is not None
 
@@ -72,13 +76,44 @@ class Network(nn.Module):
         return x.contiguous(memory_format=torch.channels_last)
 
     def run_blocks(self, blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
-        """Run blocks in turn, checkpointed in training where that was asked for."""
+        """Run blocks in turn, checkpointed in training where that was asked for their stage."""
+        keeping = not (self.grad_checkpointing and self.training and torch.is_grad_enabled())
+        recomputed = frozenset() if keeping else self.recomputed_blocks()
         for block in blocks:
-            if self.grad_checkpointing and self.training and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
+            x = checkpoint(block, x, use_reentrant=False) if block in recomputed else block(x)
         return x
+
+    def block_stages(self) -> dict[str, int]:
+        """Stage, from 0, of each block under its module name: the units in which a network is recomputed and sharded.
+
+        A block is the outermost module whose parameters share one id and one stage, and that is not a mere container
+        of another block.
+        """
+        return dict(self._find_blocks(self, ""))
+
+    def recomputed_blocks(self) -> frozenset[nn.Module]:
+        """The blocks of the stages in ``grad_checkpointing``."""
+        if self._recomputed is None:
+            chosen = (name for name, stage in self.block_stages().items() if stage in self.grad_checkpointing)
+            self._recomputed = frozenset(map(self.get_submodule, chosen))
+        return self._recomputed
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile in place, see :func:`torch.compile`."""
+        self.recomputed_blocks()  # the search for them is not to be traced
+        super().compile(*args, **kwargs)
+
+    def _find_blocks(self, module: nn.Module, prefix: str) -> Iterator[tuple[str, int]]:
+        for name, child in module.named_children():
+            path = prefix + name
+            places = {(self.block_id(full), self.stage_id(full)) for full, _ in child.named_parameters(path)}
+            stage = next(iter(places))[1] if len(places) == 1 else None
+            parts = sum(any(True for _ in part.parameters()) for part in child.children())
+            alone = bool(stage and parts) and not isinstance(child, nn.Sequential | nn.ModuleList)
+            inside = [] if alone and parts > 1 else list(self._find_blocks(child, f"{path}."))
+            if alone and stage and not inside:
+                yield path, stage - 1
+            yield from inside
 
     def init_weights(self) -> Receipt | None:
         """Load ``weights``; mmengine calls this after its own initialisation, which would undo an earlier load.
@@ -117,6 +152,24 @@ class Network(nn.Module):
         """Depth of a parameter: 0 for the stem, up to ``num_layers``, and one more for what trains with the head."""
         raise NotImplementedError
 
+    @property
+    def num_blocks(self) -> int:
+        """Ids of :meth:`block_id` before the head; the layer groups where these are single blocks."""
+        return self.num_layers
+
+    def block_id(self, name: str) -> int:
+        """Depth of a parameter where every block is a layer of its own; :meth:`layer_id` where it is so already."""
+        return self.layer_id(name)
+
     def stage_id(self, name: str) -> int | None:
         """Stage of a parameter: 0 for the stem and downsampling, 1 to 4 for the stages, ``None`` for the head's."""
         raise NotImplementedError
+
+
+def _stages(grad_checkpointing: bool | Sequence[int]) -> tuple[int, ...]:
+    """The stages that are recomputed."""
+    if isinstance(grad_checkpointing, bool):
+        return STAGES if grad_checkpointing else ()
+    if not isinstance(grad_checkpointing, list | tuple) or not set(grad_checkpointing) <= set(STAGES):
+        raise UserError(f"grad_checkpointing={grad_checkpointing}: True, or stages from 0, 1, 2, 3 such as (0, 1)")
+    return tuple(grad_checkpointing)

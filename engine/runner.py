@@ -1,7 +1,8 @@
-"""The one runner of all tasks: mmengine's, with safe and strict loading, CPU processes, and one-line errors."""
+"""The one runner of all tasks: mmengine's, with safe and strict loading, CPU processes, sharding, one-line errors."""
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
 import os
@@ -29,7 +30,10 @@ import engine.loops  # noqa: F401  (these four register what configs name)
 from backbones.errors import UserError
 from backbones.weights import read_checkpoint
 from engine.classes import class_names
+from engine.ema import KeepEMA
+from engine.precision import losses_in_float32
 from engine.resolve import Launch, Resolved
+from engine.sharding import gathered, shard_model, shard_optimizer
 from engine.whole_model import kept_receipts, load_model
 
 CONSOLE_LINES = 8
@@ -40,6 +44,9 @@ FILE_ONLY = (
     "Distributed training is not used, all SyncBatchNorm",
     "Exp name: ",
 )
+# mmengine's settings of the environment, and this project's two ways of running the same training otherwise.
+ENVIRONMENT = ("cudnn_benchmark", "mp_cfg", "dist_cfg", "resource_limit", "sharded", "compile")
+COMPILED = ("backbone", "neck")
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 RECEIPTS = "weights.json"
 
@@ -78,10 +85,12 @@ class Runner(MMRunner):
 
     Attributes:
         averaged: Load the averaged weights of a checkpoint.
+        sharded: Whether the model is spread over the processes.
         receipts: What was loaded so far, in order; a training writes it to ``weights.json`` in its work directory.
     """
 
     averaged = False
+    sharded = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.receipts: list[dict[str, Any]] = []
@@ -114,7 +123,20 @@ class Runner(MMRunner):
             text = json.dumps({"receipts": self.receipts}, indent=2)
             (Path(self.work_dir) / RECEIPTS).write_text(text, encoding="utf-8")
 
+    def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Save the file of one process; what is sharded is gathered first, by all processes together."""
+        if not self.sharded:
+            super().save_checkpoint(*args, **kwargs)
+            return
+        owners = [self.model, *(hook for hook in self.hooks if isinstance(hook, KeepEMA))]
+        if kwargs.get("save_optimizer", True):
+            owners.append(self.optim_wrapper)
+        with gathered(*owners):
+            super().save_checkpoint(*args, **kwargs)
+
     def _init_model_weights(self) -> None:
+        if self.sharded:
+            return  # done while the model was whole
         with kept_receipts(self.model) as receipts:
             super()._init_model_weights()
         model = self.model.module if is_model_wrapper(self.model) else self.model
@@ -155,7 +177,10 @@ class Runner(MMRunner):
     def build_optim_wrapper(self, optim_wrapper: Any) -> Any:
         """Build the optimizer."""
         with naming_wrong_settings():
-            return super().build_optim_wrapper(optim_wrapper)
+            built = super().build_optim_wrapper(optim_wrapper)
+        if self.sharded and built is not optim_wrapper:
+            shard_optimizer(built.optimizer)
+        return built
 
     def build_param_scheduler(self, scheduler: Any) -> Any:
         """Build the schedules."""
@@ -163,11 +188,49 @@ class Runner(MMRunner):
             return super().build_param_scheduler(scheduler)
 
     def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
-        """Wrap for several processes; on CPU the wrapper takes no device ids, which mmengine always gives."""
+        """Bring the model to its device, for training in the form that ``env_cfg`` asks for.
+
+        On CPU the wrapper for several processes takes no device ids, which mmengine always gives.
+        """
+        if self._train_loop is not None:
+            self._prepare_training(model)
+        if self.sharded:
+            return shard_model(model)
         if self.distributed and not torch.cuda.is_available() and model_wrapper_cfg is None:
             unused = self.cfg.get("find_unused_parameters", False)
             return MMDistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=unused)
         return super().wrap_model(model_wrapper_cfg, model)
+
+    def _prepare_training(self, model: nn.Module) -> None:
+        settings = self.cfg.get("env_cfg", {})
+        losses_in_float32(model)
+        if settings.get("compile", False) is not False:
+            parts = compile_parts(model, {} if settings.compile is True else settings.compile)
+            self.logger.info("compiled in the first steps: %s", ", ".join(parts))
+        if settings.get("sharded") and not self.distributed:
+            self.logger.info("env_cfg.sharded: one process shares with nobody, the model stays whole")
+        elif settings.get("sharded"):
+            # Only a whole model can be initialised; all processes leave this with the weights of the first.
+            self._init_model_weights()
+            self.sharded = True
+            self.logger.info("sharded over %d processes", self.world_size)
+
+
+def compile_parts(model: nn.Module, options: dict[str, Any]) -> list[str]:
+    """Compile backbone and neck in place, under the names they have; heads work on boxes, whose number varies.
+
+    Args:
+        model: The model.
+        options: Arguments of :func:`torch.compile`.
+
+    Returns:
+        The names of the parts there were.
+    """
+    parts = {name: getattr(model, name, None) for name in COMPILED}
+    found = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+    for part in found.values():
+        part.compile(**options)
+    return list(found)
 
 
 def _is_for_people(record: logging.LogRecord) -> bool:
@@ -204,6 +267,7 @@ def build_runner(resolved: Resolved, launch: Launch) -> Runner:
     """
     start_processes(launch)
     cfg = resolved.cfg
+    _check_environment(cfg.get("env_cfg", {}))
     _check_work_dir(cfg)
     with naming_wrong_settings():
         runner = Runner.from_cfg(cfg)
@@ -212,6 +276,17 @@ def build_runner(resolved: Resolved, launch: Launch) -> Runner:
     for note in resolved.notes:
         runner.logger.info(note)
     return runner
+
+
+def _check_environment(settings: dict[str, Any]) -> None:
+    for key in settings:
+        if key not in ENVIRONMENT:
+            near = (difflib.get_close_matches(key, ENVIRONMENT, n=1) or [", ".join(ENVIRONMENT)])[0]
+            raise UserError(f"env_cfg has no setting {key!r}; nearest: {near}")
+    if not isinstance(settings.get("sharded", False), bool):
+        raise UserError(f"env_cfg.sharded={settings['sharded']!r}: True or False")
+    if not isinstance(settings.get("compile", False), bool | dict):
+        raise UserError(f"env_cfg.compile={settings['compile']!r}: True, False or arguments of torch.compile")
 
 
 def _check_work_dir(cfg: Config) -> None:

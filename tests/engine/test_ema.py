@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.evaluator import BaseMetric
-from mmengine.model import BaseModel
+from mmengine.model import BaseModel, ExponentialMovingAverage
 from mmengine.registry import DATASETS, METRICS, MODELS, TRANSFORMS
 from torch import Tensor, nn
 
@@ -109,8 +110,8 @@ def run(work_dir: Path, epochs: int, resume: bool = False, ema: bool = True) -> 
     return runner
 
 
-def averages(runner: Runner) -> Any:
-    return next(hook for hook in runner.hooks if isinstance(hook, KeepEMA)).ema_model
+def averages(runner: Runner) -> KeepEMA:
+    return next(hook for hook in runner.hooks if isinstance(hook, KeepEMA))
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +148,7 @@ def test_the_average_is_the_exponential_one(tmp_path: Path) -> None:
     for value in seen[1:]:
         expected = DECAY * expected + (1 - DECAY) * value
     assert len(seen) == STEPS_PER_EPOCH
-    assert float(averages(runner).module.line.weight.detach()) == pytest.approx(expected)
+    assert float(averages(runner).averages["line.weight"]) == pytest.approx(expected)
 
 
 def test_raw_weights_are_in_place_after_validation(whole: Runner) -> None:
@@ -183,6 +184,41 @@ def test_a_new_run_from_a_checkpoint_starts_new_averages(whole: Runner, tmp_path
     runner = build_runner(resolve(cfg, BATCH, Launch()), Launch())
     runner.train()
     assert int(averages(runner).steps) == STEPS_PER_EPOCH
+
+
+def shared_layers() -> nn.Sequential:
+    """A layer under two names, and buffers, which are not averaged."""
+    layer = nn.Linear(3, 3)
+    return nn.Sequential(layer, nn.BatchNorm1d(3), layer)
+
+
+def test_averages_are_mmengines_in_value_and_in_name() -> None:
+    model, hook = shared_layers(), KeepEMA(DECAY)
+    theirs = ExponentialMovingAverage(model, momentum=1 - DECAY)
+    runner: Any = SimpleNamespace(model=model, _resume=True)
+    hook.before_run(runner)
+    for _ in range(3):
+        model(torch.randn(8, 3))  # moves the buffers
+        with torch.no_grad():
+            for param in model.parameters():
+                param.add_(torch.randn_like(param))
+        hook.after_train_iter(runner, 0)
+        theirs.update_parameters(model)
+    expected = theirs.state_dict()
+    assert expected["module.2.weight"] is not model[2].weight
+    torch.testing.assert_close(hook.state_dict(), dict(expected), rtol=0, atol=0)
+    raw = {name: value.clone() for name, value in model.state_dict().items()}
+    with hook.averaged():
+        torch.testing.assert_close(dict(model.state_dict()), dict(theirs.module.state_dict()), rtol=0, atol=0)
+    torch.testing.assert_close(dict(model.state_dict()), raw, rtol=0, atol=0)
+
+    resumed = KeepEMA(DECAY)
+    resumed.before_run(runner)
+    resumed.after_load_checkpoint(runner, {"ema_state_dict": expected})
+    torch.testing.assert_close(resumed.state_dict(), dict(expected), rtol=0, atol=0)
+    del expected["module.0.bias"]
+    with pytest.raises(UserError, match=r"of another model: 0\.bias does not fit"):
+        resumed.after_load_checkpoint(runner, {"ema_state_dict": expected})
 
 
 def test_both_weights_can_be_loaded_for_a_test(whole: Runner) -> None:

@@ -1,0 +1,32 @@
+"""Which parts stay in float32 in mixed precision.
+
+Autocast keeps most of what needs it in float32: layer norms and the sums of losses. It does not keep the logarithms of
+:func:`torch.nn.functional.cross_entropy`, which on a GPU come in the dtype of the scores. The classifier casts its
+scores itself, and response normalisation computes in float32 by itself (:class:`backbones.layers.GRN`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+
+def losses_in_float32(model: nn.Module) -> None:
+    """Let the losses of detectors and segmentors, modules whose names begin with ``loss``, see float32 alone.
+
+    Args:
+        model: The model; changed in place.
+    """
+    for name, module in model.named_modules():
+        if any(part.startswith("loss") for part in name.split(".")):
+            module.register_forward_pre_hook(_widen, with_kwargs=True)
+
+
+def _widen(module: nn.Module, args: Any, kwargs: Any) -> Any:
+    return tree_map_only(Tensor, _wide, (args, kwargs))
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
