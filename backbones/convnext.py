@@ -128,11 +128,7 @@ class ConvNeXt(Network):
             nn.Sequential(*(Block(dim, kernel_size, expansion, rate, layer_scale_init_value, grn) for rate in stage))
             for dim, stage in zip(dims, rates, strict=True)
         )
-        if self.out_indices is None:
-            self.norm = nn.LayerNorm(dims[-1], eps=1e-6)
-        else:
-            for i in self.out_indices:
-                self.add_module(f"norm{i}", LayerNorm2d(dims[i]))
+        self.add_norms(dims)
         self.apply(partial(init_trunc_normal, std=init_std))
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
@@ -149,14 +145,11 @@ class ConvNeXt(Network):
             UserError: If an image is smaller than 32 x 32, or ``weights`` were asked for and never loaded.
         """
         x = self.prepare(x)
-        outputs = []
+        outputs: list[Tensor] = []
         for i, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages, strict=True)):
             x = self.run_blocks(stage.children(), downsample(x))
-            if self.out_indices is not None and i in self.out_indices:
-                outputs.append(self.get_submodule(f"norm{i}")(x))
-        if self.out_indices is None:
-            return self.norm(x.mean((2, 3)))
-        return tuple(outputs)
+            self.collect(outputs, i, x)
+        return self.finish(outputs, x)
 
     def without_decay(self, name: str) -> bool:
         """Whether a parameter takes no weight decay: scale and shift of the response normalisation, as released."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from backbones.convnext import Block
 from backbones.errors import UserError
-from backbones.layers import LayerNorm2d, check_kernel_size, drop_path_rates, init_trunc_normal
+from backbones.layers import check_kernel_size, drop_path_rates, init_trunc_normal
 from backbones.network import STAGES, Network
 
 PATCH = 16
@@ -71,11 +71,7 @@ class IsotropicConvNeXt(Network):
         self.blocks = nn.Sequential(
             *(Block(dim, kernel_size, expansion, rate, layer_scale_init_value) for rate in rates)
         )
-        if self.out_indices is None:
-            self.norm = nn.LayerNorm(dim, eps=1e-6)
-        else:
-            for i in self.out_indices:
-                self.add_module(f"norm{i}", LayerNorm2d(dim))
+        self.add_norms((dim,) * len(STAGES))
         self.apply(partial(init_trunc_normal, std=init_std))
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
@@ -92,14 +88,11 @@ class IsotropicConvNeXt(Network):
         """
         x = self.stem(self.prepare(x))
         blocks = list(self.blocks.children())
-        outputs = []
+        outputs: list[Tensor] = []
         for i in STAGES:
             x = self.run_blocks(blocks[self._quarter(i) : self._quarter(i + 1)], x)
-            if self.out_indices is not None and i in self.out_indices:
-                outputs.append(self.get_submodule(f"norm{i}")(x))
-        if self.out_indices is None:
-            return self.norm(x.mean((2, 3)))
-        return tuple(outputs)
+            self.collect(outputs, i, x)
+        return self.finish(outputs, x)
 
     def _quarter(self, i: int) -> int:
         """First block of a quarter."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from backbones.errors import UserError
+from backbones.layers import LayerNorm2d
 from backbones.weights import Receipt, load_backbone_weights
 
 STAGES = (0, 1, 2, 3)
@@ -82,6 +83,27 @@ class Network(nn.Module):
         for block in blocks:
             x = checkpoint(block, x, use_reentrant=False) if block in recomputed else block(x)
         return x
+
+    def add_norms(self, dims: Sequence[int]) -> None:
+        """Give the pooled vector its norm, or each map of ``out_indices`` its own.
+
+        Args:
+            dims: Channels of the four stages.
+        """
+        if self.out_indices is None:
+            self.norm = nn.LayerNorm(dims[-1], eps=1e-6)
+        else:
+            for i in self.out_indices:
+                self.add_module(f"norm{i}", LayerNorm2d(dims[i]))
+
+    def collect(self, outputs: list[Tensor], stage: int, x: Tensor) -> None:
+        """Add the normalised map of a stage to the outputs, where it is one of them."""
+        if self.out_indices is not None and stage in self.out_indices:
+            outputs.append(self.get_submodule(f"norm{stage}")(x))
+
+    def finish(self, outputs: list[Tensor], x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """The collected maps, or the pooled and normalised vector of the last map ``x``."""
+        return self.norm(x.mean((2, 3))) if self.out_indices is None else tuple(outputs)
 
     def block_stages(self) -> dict[str, int]:
         """Stage, from 0, of each block under its module name: the units in which a network is recomputed and sharded.
