@@ -218,6 +218,16 @@ class RoadmapNet(Network):
         stage, block = self._place(name)
         return {0: 0, 1: 1, 2: 2, 3: 3 + block // BLOCKS_PER_GROUP, 4: self.num_layers}[stage]
 
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of all stages."""
+        return sum(self.depths)
+
+    def block_id(self, name: str) -> int:
+        """Depth of a parameter: a block's number from 1, which the stem shares with the first, as in ConvNeXt."""
+        stage, block = self._place(name)
+        return sum(self.depths[: stage - 1]) + 1 + block if stage else 1
+
     def stage_id(self, name: str) -> int | None:
         """Stage of a parameter: 0 for the stem, 1 to 4 for the stages with their downsampling."""
         return self._place(name)[0]

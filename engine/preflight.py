@@ -26,12 +26,13 @@ def check_data_folders(cfg: Config, splits: tuple[str, ...]) -> None:
         loader = cfg.get(f"{split}_dataloader")
         if not loader:
             continue
-        for path in _paths(loader.dataset):
+        for path in data_paths(loader.dataset):
             if not path.exists():
                 raise UserError(f"{split} data: {str(path)!r} does not exist (looked from {str(Path.cwd())!r}); {HOW}")
 
 
-def _paths(dataset: ConfigDict) -> list[Path]:
+def data_paths(dataset: ConfigDict) -> list[Path]:
+    """Files and folders that a data set reads."""
     root = Path(dataset.get("data_root") or ".")
     parts = [dataset.get("split"), dataset.get("ann_file"), *dataset.get("data_prefix", {}).values()]
     return [root, *(root / part for part in parts if part)]

@@ -57,6 +57,7 @@ RUNNER_KEYS = (
         "find_unused_parameters",
     ),
 )
+GPUS_PER_MACHINE = 8
 FROM_BACKBONE = re.compile(r"from_backbone(?:\[(\d)\])?")
 
 
@@ -82,6 +83,17 @@ class Launch:
             device="cuda" if torch.cuda.is_available() else "cpu",
             local_processes=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
         )
+
+    @classmethod
+    def on_gpus(cls, count: int) -> Launch:
+        """A launch on that many GPUs, at most eight in a machine, whatever this machine has.
+
+        Raises:
+            UserError: If there is none.
+        """
+        if count < 1:
+            raise UserError(f"--gpus {count}: at least one is needed")
+        return cls(count, "cuda", min(count, GPUS_PER_MACHINE))
 
 
 @dataclass(frozen=True)

@@ -4,24 +4,55 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import ConfigDict
 from mmengine.dist import is_main_process
 
 from backbones.errors import UserError
+from engine.fit import measured_fit
 from engine.picture import draw_test_images
+from engine.plan import training_plan
 from engine.preflight import check_data_folders
-from engine.resolve import Launch, Resolved
+from engine.resolve import Launch, Resolved, load_config
 from engine.runner import build_runner
 
 PICTURES = 8
+
+
+def chosen_batch(
+    text: str, config: str, options: dict[str, Any], launch: Launch, measure: bool = True
+) -> dict[str, Any]:
+    """The option that ``--per-gpu-batch`` stands for.
+
+    Args:
+        text: A number, or ``auto`` to measure it.
+        config: The config file.
+        options: The other options, under dotted keys.
+        launch: Where it runs.
+        measure: Whether anything may be started.
+
+    Raises:
+        UserError: If it is neither, or cannot be measured.
+    """
+    if "batch.per_gpu" in options:
+        raise UserError("--per-gpu-batch and --cfg-options batch.per_gpu say the same: give one of them")
+    if text.isdecimal():
+        return {"batch.per_gpu": int(text)}
+    if text != "auto":
+        raise UserError(f"--per-gpu-batch {text!r}: a number of images, or auto")
+    if not measure:
+        raise UserError("--per-gpu-batch auto trains on the GPU to find out, which a dry run does not: give a number")
+    resolved = load_config(config, {**options, "batch.per_gpu": None}, launch)
+    check_data_folders(resolved.cfg, ("train",))
+    return {"batch.per_gpu": measured_fit(resolved, launch)}
 
 
 def train(resolved: Resolved, launch: Launch, resume: bool) -> None:
     """Train, from the start or from the last checkpoint in the work directory.
 
     Raises:
-        UserError: If data is absent, or weights cannot be loaded.
+        UserError: If data is absent, weights cannot be loaded, or the config contradicts itself.
     """
     cfg = resolved.cfg
     check_data_folders(cfg, ("train", "val"))
@@ -32,7 +63,13 @@ def train(resolved: Resolved, launch: Launch, resume: bool) -> None:
         resume = (Path(cfg.work_dir) / "last_checkpoint").is_file()
         cfg.load_from = None if resume else cfg.load_from
     cfg.resume = resume
-    build_runner(resolved, launch).train()
+    plan = training_plan(resolved, launch)
+    runner = build_runner(resolved, launch)
+    loader = runner.train_loop.dataloader
+    # The first line, the batch, is the runner's own.
+    for line in plan.with_data(len(loader.dataset), len(loader)).lines()[1:]:
+        runner.logger.info(line)
+    runner.train()
 
 
 def test(

@@ -1,6 +1,10 @@
-"""Train any config: ``python tools/train.py CONFIG [--work-dir DIR] [--resume] [--cfg-options k=v ...]``."""
+"""Train any config: ``python tools/train.py CONFIG [--work-dir DIR] [--resume] [--cfg-options k=v ...]``.
+
+``--dry-run`` tells what would be done, without data: ``python tools/train.py CONFIG --dry-run --gpus 32``.
+"""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -15,20 +19,38 @@ def main() -> None:
     parser.add_argument("config")
     parser.add_argument("--work-dir", help="checkpoints, logs and curves (default: work_dirs/<config name>)")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the work directory")
+    parser.add_argument(
+        "--per-gpu-batch",
+        metavar="N|auto",
+        help="most images that a process takes at once, or 'auto' to measure it on the GPU; the global batch stays",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print plan, data paths, parameter groups and memory; start nothing"
+    )
+    parser.add_argument("--gpus", type=int, metavar="N", help="with --dry-run: pretend to be launched on N GPUs")
     parser.add_argument("--launcher", choices=["none", "pytorch"], default="none", help="set by the launch scripts")
     parser.add_argument(
         "--cfg-options", nargs="+", metavar="KEY=VALUE", help="override settings, such as batch.size=64"
     )
     args = parser.parse_args()
+    if args.gpus is not None and not args.dry_run:
+        parser.error("--gpus is for --dry-run; tools/dist_train.sh CONFIG GPUS trains on several")
 
+    from engine.plan import dry_run
     from engine.resolve import Launch, load_config, parse_options
-    from engine.run import train
+    from engine.run import chosen_batch, train
 
     options = parse_options(args.cfg_options)
     if args.work_dir:
         options["work_dir"] = args.work_dir
-    launch = Launch.from_environment()
-    train(load_config(args.config, options, launch), launch, args.resume)
+    launch = Launch.from_environment() if args.gpus is None else Launch.on_gpus(args.gpus)
+    if args.per_gpu_batch:
+        options |= chosen_batch(args.per_gpu_batch, args.config, options, launch, measure=not args.dry_run)
+    resolved = load_config(args.config, options, launch)
+    if not args.dry_run:
+        train(resolved, launch, args.resume)
+    elif os.environ.get("RANK", "0") == "0":
+        print("\n".join(dry_run(resolved, launch)))
 
 
 if __name__ == "__main__":

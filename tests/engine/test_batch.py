@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import multiprocessing
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from PIL import Image
@@ -17,14 +20,17 @@ from torch import Tensor
 
 import classification  # noqa: F401  (registers its parts)
 from backbones import UserError
+from backbones.weights import read_checkpoint
 from engine.batch import MicroBatches, micro_batch_collate, plan_batch, scaled_lr
-from engine.ema import KeepEMA
 from engine.resolve import Launch, resolve
 from engine.runner import build_runner
 
 GLOBAL, IMAGES, EPOCHS = 16, 48, 2
 STEPS = EPOCHS * IMAGES // GLOBAL
-SPREADS = {"1x16": None, "2x8": 8, "4x4": 4}
+DECAY, CLIP = 0.7, 0.5
+PEAK = 4e-3
+SPREADS = {"1x16x1": (1, None), "2x8x1": (2, None), "1x4x4": (1, 4), "2x4x2": (2, 4)}  # processes, batch.per_gpu
+PATIENCE = 120  # seconds
 
 
 @pytest.mark.parametrize("per_gpu", [None, 1, 2, 3, 7, 32, 1000])
@@ -82,8 +88,9 @@ class Witness(Hook):
     priority = "VERY_LOW"
 
     def __init__(self) -> None:
-        self.rates: list[float] = []
+        self.rates: list[list[float]] = []
         self.losses: list[float] = []
+        self.norms: list[float] = []
         self.steps = 0
         self.start: dict[str, Tensor] = {}
 
@@ -93,10 +100,11 @@ class Witness(Hook):
         optimizer.register_step_post_hook(lambda *_: setattr(self, "steps", self.steps + 1))
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        self.rates.append(runner.optim_wrapper.optimizer.param_groups[0]["lr"])
+        self.rates.append([group["lr"] for group in runner.optim_wrapper.optimizer.param_groups])
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         self.losses.append(float(outputs["loss"]))
+        self.norms.append(float(runner.message_hub.get_scalar("train/grad_norm").current()))
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +119,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def train(images: Path, work_dir: Path, per_gpu: int | None, by_epoch: bool) -> tuple[Any, Witness]:
+def config(images: Path, work_dir: Path, per_gpu: int | None, by_epoch: bool) -> Config:
     loop = dict(type="EpochLoop", max_epochs=EPOCHS, val_interval=EPOCHS)
     if not by_epoch:
         loop = dict(type="IterationLoop", max_iters=STEPS, val_interval=STEPS)
@@ -120,7 +128,7 @@ def train(images: Path, work_dir: Path, per_gpu: int | None, by_epoch: bool) -> 
         collate_fn=dict(type="default_collate"),
         sampler=dict(type="DefaultSampler" if by_epoch else "InfiniteSampler", shuffle=True),
     )
-    cfg = Config(
+    return Config(
         dict(
             model=dict(
                 type="ImageClassifier",
@@ -136,15 +144,19 @@ def train(images: Path, work_dir: Path, per_gpu: int | None, by_epoch: bool) -> 
             train_dataloader=dict(**loader, dataset=dict(type="FolderDataset", split="train")),
             batch=dict(size=GLOBAL, per_gpu=per_gpu),
             optim_wrapper=dict(
-                constructor="LayerDecayConstructor", optimizer=dict(type="AdamW", lr=4e-3, eps=1e-3, weight_decay=0.05)
+                constructor="LayerDecayConstructor",
+                paramwise_cfg=dict(decay_rate=DECAY),
+                clip_grad=dict(max_norm=CLIP),
+                optimizer=dict(type="AdamW", lr=PEAK, eps=1e-3, weight_decay=0.05),
             ),
             train_cfg=loop,
             param_scheduler=[
                 dict(type="LinearLR", start_factor=0.1, end=2, by_epoch=False),
-                dict(type="CosineAnnealingLR", begin=1, T_max=1, eta_min=1e-5, convert_to_iter_based=True)
+                dict(type="CosineAnnealingLR", begin=1, T_max=1, eta_min_ratio=0.01, convert_to_iter_based=True)
                 if by_epoch
                 else dict(type="PolyLR", begin=2, end=STEPS, power=1.0, by_epoch=False),
             ],
+            default_hooks=dict(logger=dict(type="LoggerHook", interval=1)),
             custom_hooks=[dict(type="KeepEMA", decay=0.8)],
             default_scope="mmengine",
             env_cfg=dict(),
@@ -153,32 +165,80 @@ def train(images: Path, work_dir: Path, per_gpu: int | None, by_epoch: bool) -> 
             experiment_name=work_dir.name,
         )
     )
-    runner = build_runner(resolve(cfg, GLOBAL, Launch()), Launch())
+
+
+def train(images: Path, work_dir: Path, per_gpu: int | None, by_epoch: bool, processes: int = 1) -> dict[str, Any]:
+    """What one of the processes of a training has seen."""
+    launch = Launch(processes, "cpu", processes)
+    runner = build_runner(resolve(config(images, work_dir, per_gpu, by_epoch), GLOBAL, launch), launch)
     witness = Witness()
     runner.register_hook(witness)
     runner.train()
-    return runner, witness
+    seen = {name: getattr(witness, name) for name in ("rates", "losses", "norms", "steps")}
+    start = {name.removeprefix("module."): value for name, value in witness.start.items()}
+    raw = getattr(runner.model, "module", runner.model).state_dict()
+    return seen | {"iter": runner.iter, "start": start, "raw": raw}
 
 
-def averages(runner: Any) -> dict[str, Tensor]:
-    hook = next(hook for hook in runner.hooks if isinstance(hook, KeepEMA))
-    return hook.ema_model.module.state_dict()
+def worker(rank: int, processes: int, arguments: tuple[Any, ...]) -> None:
+    """One of several processes, which leaves what it has seen beside the work directory."""
+    torch.set_num_threads(1)
+    work_dir = arguments[1]
+    meeting = f"file://{work_dir}.meeting"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=processes)
+    torch.save(train(*arguments, processes=processes), f"{work_dir}.{rank}")
+    dist.destroy_process_group()
+
+
+def trained(images: Path, work_dir: Path, spread: tuple[int, int | None], by_epoch: bool) -> list[dict[str, Any]]:
+    """What each process of a training has seen, and the averages that they have saved."""
+    processes, per_gpu = spread
+    arguments = (images, work_dir, per_gpu, by_epoch)
+    if processes == 1:
+        return [train(*arguments) | {"averaged": averages(work_dir)}]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["engine.runner", "classification"])
+    workers = [context.Process(target=worker, args=(rank, processes, arguments)) for rank in range(processes)]
+    for one in workers:
+        one.start()
+    for one in workers:
+        one.join(PATIENCE)
+        one.kill()
+    seen = [torch.load(f"{work_dir}.{rank}", weights_only=True) for rank in range(processes)]
+    return [one | {"averaged": averages(work_dir)} for one in seen]
+
+
+def averages(work_dir: Path) -> dict[str, Tensor]:
+    """The averaged weights in the last checkpoint."""
+    saved = read_checkpoint((work_dir / "last_checkpoint").read_text())["ema_state_dict"]
+    return {name.removeprefix("module."): value for name, value in saved.items() if name.startswith("module.")}
 
 
 @pytest.mark.parametrize("by_epoch", [True, False], ids=["epochs", "iterations"])
-def test_accumulation_changes_nothing_but_memory(by_epoch: bool, images: Path, tmp_path: Path) -> None:
-    runs = {
-        name: train(images, tmp_path / f"{name}_{by_epoch}", per_gpu, by_epoch) for name, per_gpu in SPREADS.items()
-    }
-    reference, witness = runs.pop("1x16")
-    assert witness.steps == len(witness.rates) == reference.iter == STEPS
-    assert len(set(witness.rates)) > STEPS // 2
-    assert not any(torch.equal(p, witness.start[name]) for name, p in reference.model.named_parameters())
-    for name, (runner, other) in runs.items():
-        assert (other.steps, runner.iter) == (STEPS, STEPS), name
-        assert other.rates == pytest.approx(witness.rates, rel=1e-9), name
-        assert other.losses == pytest.approx(witness.losses, abs=1e-5), name
-        torch.testing.assert_close(runner.model.state_dict(), reference.model.state_dict(), rtol=0, atol=2e-5)
-        torch.testing.assert_close(averages(runner), averages(reference), rtol=0, atol=2e-5)
-    raw, averaged = reference.model.state_dict(), averages(reference)
-    assert not any(torch.equal(raw[name], averaged[name]) for name in witness.start)
+def test_how_a_step_is_spread_changes_nothing(by_epoch: bool, images: Path, tmp_path: Path) -> None:
+    """Rates of all layers, losses, clipped norms, weights and averages, with layer-wise decay and AdamW."""
+    runs = {name: trained(images, tmp_path / name, spread, by_epoch) for name, spread in SPREADS.items()}
+    (reference,) = runs.pop("1x16x1")
+    assert reference["steps"] == len(reference["rates"]) == reference["iter"] == STEPS
+    assert len({rates[0] for rates in reference["rates"]}) > STEPS // 2
+    assert all(rates[-1] == pytest.approx(rates[0] * DECAY**5) for rates in reference["rates"])
+    assert sum(norm > CLIP for norm in reference["norms"]) > STEPS // 2
+    for key in ("start", "averaged"):
+        assert not any(torch.equal(reference["raw"][name], reference[key][name]) for name in reference["start"])
+    for name, processes in runs.items():
+        for other in processes:
+            assert (other["steps"], other["iter"]) == (STEPS, STEPS), name
+            assert other["rates"] == [pytest.approx(rates, rel=1e-9) for rates in reference["rates"]], name
+            assert other["losses"] == pytest.approx(reference["losses"], abs=1e-5), name
+            assert other["norms"] == pytest.approx(reference["norms"], rel=1e-4), name
+            for key in ("start", "raw", "averaged"):
+                torch.testing.assert_close(other[key], reference[key], rtol=0, atol=2e-5)
+
+
+def test_the_log_has_the_highest_rate(images: Path, tmp_path: Path) -> None:
+    seen = train(images, tmp_path, 4, by_epoch=False)
+    (path,) = tmp_path.glob("*/vis_data/scalars.json")
+    logged = [json.loads(line)["lr"] for line in path.read_text().splitlines()]
+    assert logged == pytest.approx([max(rates) for rates in seen["rates"]])
+    assert max(logged) == pytest.approx(PEAK)
+    assert all(min(rates) <= 0.2 * max(rates) for rates in seen["rates"])

@@ -11,7 +11,13 @@ from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 
 from backbones import UserError, build_backbone
-from engine.layer_decay import LayerDecayConstructor, ParameterGroup, parameter_groups
+from engine.layer_decay import (
+    LayerDecayConstructor,
+    ParameterGroup,
+    group_rows,
+    group_table,
+    parameter_groups,
+)
 
 DECAY = 0.05
 # The ids of every other network are tested beside the networks.
@@ -44,7 +50,16 @@ def by_name(groups: list[ParameterGroup]) -> dict[str, ParameterGroup]:
     return {name: group for group in groups for name in group.names}
 
 
-@pytest.mark.parametrize("options", [dict(), dict(decay_rate=0.7), dict(decay_rate=0.9, decay_type="stage")], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(),
+        dict(decay_rate=0.7),
+        dict(decay_rate=0.9, decay_type="stage"),
+        dict(decay_rate=0.9, decay_type="block"),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("out_indices", [None, (0, 1, 2, 3)], ids=["pooled", "maps"])
 @pytest.mark.parametrize("name", ONE_OF_EACH_KIND)
 def test_every_parameter_is_in_one_group(name: str, out_indices: Any, options: dict[str, Any]) -> None:
@@ -94,6 +109,44 @@ def test_rates_of_the_stages() -> None:
             assert groups[f"backbone.downsample_layers.{i}.0.weight"].lr_scale == 0.5 ** (num_groups + 1)
 
 
+def released_block_id(name: str, depths: tuple[int, ...]) -> int:
+    """``get_num_layer_for_convnext_single`` of the released fine-tuning code of ConvNeXt V2, in our words."""
+    kind, *numbers = name.split(".")
+    if kind in ("downsample_layers", "stages"):
+        return sum(depths[: int(numbers[0])]) + 1 + (int(numbers[1]) if kind == "stages" else 0)
+    return sum(depths) + 1
+
+
+@pytest.mark.parametrize("name", ["convnextv2_atto", "convnext_tiny", "convnext_small"])
+def test_rates_of_the_blocks_are_those_of_the_released_code(name: str) -> None:
+    one = model(name)
+    depths: Any = one.backbone.depths
+    groups = by_name(parameter_groups(one, DECAY, decay_rate=0.9, decay_type="block", num_groups=sum(depths)))
+    seen = set()
+    for parameter, group in groups.items():
+        own = released_block_id(parameter.removeprefix("backbone."), depths)
+        seen.add(own)
+        assert group.layer_id == own, parameter
+        assert group.lr_scale == pytest.approx(0.9 ** (sum(depths) + 1 - own)), parameter
+    assert seen == set(range(1, sum(depths) + 2))
+
+
+def test_the_stem_of_the_roadmap_shares_the_first_block_s_rate() -> None:
+    groups = by_name(parameter_groups(model("roadmap50_gelu"), DECAY, decay_rate=0.9, decay_type="block"))
+    for name, layer in {"downsample_layers.0.0": 1, "stages.0.0": 1, "stages.1.0": 4, "stages.3.2": 18}.items():
+        found = {group.layer_id for parameter, group in groups.items() if parameter.startswith(f"backbone.{name}.")}
+        assert found == {layer}, name
+
+
+@pytest.mark.parametrize("name", ["convnext_isotropic_small", "swin_tiny", "vit_small", "resnet50", "efficientnet_b7"])
+def test_where_layers_are_blocks_already_both_are_the_same(name: str) -> None:
+    one = model(name)
+    layers, blocks = (by_name(parameter_groups(one, DECAY, 0.9, kind)) for kind in ("layer", "block"))
+    assert {name: group.lr_scale for name, group in layers.items()} == {
+        name: group.lr_scale for name, group in blocks.items()
+    }
+
+
 def test_without_a_rate_all_layers_learn_alike() -> None:
     assert {group.lr_scale for group in parameter_groups(model(), DECAY)} == {1.0}
 
@@ -115,17 +168,72 @@ def test_frozen_parameters_are_left_out() -> None:
 @pytest.mark.parametrize(
     "options, message",
     [
-        (dict(decay_type="block"), "decay_type='block'.*layer or stage"),
+        (dict(decay_rate=0.9, decay_type="depth"), "decay_type='depth'.*layer, stage, block"),
         (dict(decay_rate=0.0), r"decay_rate=0\.0"),
         (dict(decay_rate=1.1), r"decay_rate=1\.1"),
-        (dict(num_groups=12), "num_groups=12: this backbone has 6"),
-        (dict(decay_rat=0.9), "no option decay_rat"),
+        (dict(decay_rate=0.9, num_groups=12), "num_groups=12: this backbone has 6 layer groups"),
+        (dict(decay_rate=0.9, decay_type="block", num_groups=12), "num_groups=12: this backbone has 18 block groups"),
+        (dict(decay_rate=0.9, decay_type="stage", num_groups=3), "num_groups=3: the last stage"),
+        (dict(decay_rat=0.9), "no option decay_rat: choose from decay_rate"),
+        (dict(num_groups=6), "num_groups=6 does nothing at decay_rate=1"),
+        (dict(decay_rate=1.0, num_groups=6), "num_groups=6 does nothing at decay_rate=1"),
+        (dict(decay_type="layer"), "decay_type='layer' does nothing at decay_rate=1"),
+        (dict(decay_rate=1.0, decay_type="stage"), "decay_type='stage' does nothing at decay_rate=1"),
     ],
 )
 def test_wrong_options(options: dict[str, Any], message: str) -> None:
     wrapper = dict(optimizer=dict(type="AdamW", lr=1e-3, weight_decay=DECAY))
     with pytest.raises(UserError, match=message):
         LayerDecayConstructor(wrapper, options)(model())
+
+
+class Foreign(nn.Module):
+    """A model whose backbone is of the task's library and answers no questions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Conv2d(3, 4, 1)
+        self.head = nn.Linear(4, 2)
+
+
+def test_a_foreign_backbone_learns_at_one_rate_or_not_at_all() -> None:
+    groups = parameter_groups(Foreign(), DECAY)
+    assert [(group.lr_scale, group.weight_decay, group.names) for group in groups] == [
+        (1.0, DECAY, ["backbone.weight", "head.weight"]),
+        (1.0, 0.0, ["backbone.bias", "head.bias"]),
+    ]
+    with pytest.raises(UserError, match=r"decay_rate=0\.9: the model has Conv2d as backbone, which has no layer ids"):
+        parameter_groups(Foreign(), DECAY, 0.9)
+    with pytest.raises(UserError, match="the model has no backbone"):
+        parameter_groups(nn.Linear(2, 2), DECAY, 0.9)
+
+
+@pytest.mark.parametrize("name", ["convnext_tiny", "swin_tiny", "resnet50", "vit_small", "efficientnet_b7"])
+def test_the_table_has_every_parameter_and_the_drop_path_of_each_layer(name: str) -> None:
+    one = model(name, drop_path_rate=0.4)
+    one.neck.requires_grad_(False)
+    rows = group_rows(one, parameter_groups(one, DECAY, 0.5, "block"), 1e-3)
+    frozen = sum(param.numel() for param in one.neck.parameters())
+    total = sum(param.numel() for param in one.parameters())
+    assert sum(row.params for row in rows) + frozen == total
+    assert group_table(rows, frozen)[-1].split() == ["total", str(sum(row.tensors for row in rows)), f"{total:,}"]
+    assert group_table(rows, frozen)[-2].split() == ["frozen", f"{frozen:,}"]
+    assert (rows[0].rate, rows[0].scale, rows[0].drop_path) == (1e-3, 1.0, None)
+    blocks = {row.layer_id: row.drop_path for row in rows if row.drop_path is not None}
+    ends = [blocks[layer] for layer in sorted(blocks)]
+    assert [low for low, _ in ends] == sorted(low for low, _ in ends)
+    assert len(blocks) >= 11
+    assert max(high for _, high in ends) == pytest.approx(0.4, rel=0.05)
+
+
+def test_the_table_shows_the_span_of_a_layer_of_several_blocks() -> None:
+    one = model(drop_path_rate=0.17)
+    rows = group_rows(one, parameter_groups(one, DECAY, 0.5), 1e-3)
+    (third,) = (row for row in rows if row.layer_id == 3 and row.weight_decay)
+    assert third.drop_path == pytest.approx((0.06, 0.08))
+    line = next(line for line in group_table(rows) if line.split()[0] == "3")
+    assert line.split()[1:4] == ["6.25e-05", "0.0625", "0.05"]
+    assert "0.06 to 0.08" in line
 
 
 class Parallel(nn.Module):

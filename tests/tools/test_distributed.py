@@ -68,10 +68,10 @@ def tensors(folder: Path, key: str) -> dict[str, torch.Tensor]:
 def test_two_processes_learn_what_one_learns(
     program: Any, config: Path, alone: Path, tmp_path: Path, per_gpu: int, plan: str
 ) -> None:
-    options = ("--work-dir", tmp_path, "--cfg-options", f"batch.per_gpu={per_gpu}")
-    ended = program("dist_train.sh", config, 2, *options)
+    ended = program("dist_train.sh", config, 2, "--work-dir", tmp_path, "--per-gpu-batch", per_gpu)
     assert ended.code == 0, ended.err
     assert plan in ended.out
+    assert len(re.findall("length: 2 epochs of 5 steps = 10 steps", ended.out)) == 1
     assert len(losses(tmp_path)) == 10
     assert losses(tmp_path) == pytest.approx(losses(alone), rel=1e-4)
     assert len(set(losses(alone))) == 10

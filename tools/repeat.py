@@ -1,0 +1,36 @@
+"""Mean and spread over seeds: ``python tools/repeat.py CONFIG --seeds 0 1 2 [--gpus N] [--cfg-options k=v ...]``.
+
+Trains once for each seed into ``<work dir>/seed_<n>``. Interrupted and started again it goes on where it was. The
+figures go to ``<work dir>/repeat.json``.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from engine.cli import run_tool
+
+
+def main() -> None:
+    """Parse, hand over."""
+    parser = argparse.ArgumentParser(description="Train a config with several seeds; print mean and deviation.")
+    parser.add_argument("config")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+    parser.add_argument("--gpus", type=int, metavar="N", help="train on N GPUs (without any, N CPU processes)")
+    parser.add_argument("--work-dir", help="default: work_dirs/<config name>_seeds")
+    parser.add_argument("--per-gpu-batch", metavar="N|auto", help="as of tools/train.py")
+    parser.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", help="override settings of all runs")
+    args = parser.parse_args()
+
+    from engine.repeat import repeat, report
+
+    work_dir = Path(args.work_dir or f"work_dirs/{Path(args.config).stem}_seeds")
+    options = args.cfg_options or []
+    result = repeat(args.config, args.seeds, work_dir, options, args.gpus or 1, args.per_gpu_batch)
+    print("\n".join(report(result)))
+
+
+if __name__ == "__main__":
+    run_tool(main)
