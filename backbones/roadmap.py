@@ -164,7 +164,7 @@ class RoadmapNet(Network):
         drop_path_rate: float = 0.0,
         layer_scale_init_value: float = 0.0,
         out_indices: Sequence[int] | None = None,
-        grad_checkpointing: bool = False,
+        grad_checkpointing: bool | Sequence[int] = False,
         weights: str | None = None,
     ) -> None:
         super().__init__(out_indices, drop_path_rate, grad_checkpointing, weights)

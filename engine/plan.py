@@ -198,12 +198,14 @@ def _schedule(cfg: Any, processes: int) -> Schedule:
     name = cfg.get("classes")
     if not isinstance(name, str) or name not in KNOWN_IMAGES:
         return plan
-    images = KNOWN_IMAGES[name]
+    every = loader.dataset.get("every", 1)  # a study on a part of the data
+    images = KNOWN_IMAGES[name] // every
     share = math.ceil(images / processes)
     # The batches of one process: AspectRatioBatches gives full ones alone.
     full = loader.get("drop_last", False) or "batch_sampler" in loader
     steps = share // loader.batch_size if full else math.ceil(share / loader.batch_size)
-    return _completed(plan, images, steps, f" if the data is all of {name}")
+    part = "all" if every == 1 else f"1/{every}"
+    return _completed(plan, images, steps, f" if the data is {part} of {name}")
 
 
 def _completed(plan: Schedule, images: int, steps_per_epoch: int, assumed: str) -> Schedule:

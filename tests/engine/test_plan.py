@@ -29,6 +29,11 @@ def line(found: TrainingPlan, name: str) -> str:
     return one
 
 
+def test_a_study_on_a_part_of_the_data_counts_the_part() -> None:
+    found = plan(CONFIGS / "classification/convnext_tiny_in1k_subset_ablation.py")
+    assert "(128,116 images if the data is 1/10 of imagenet-1k)" in line(found, "length")
+
+
 def test_the_plan_of_the_paper_s_classifier() -> None:
     found = plan(CLASSIFICATION, Launch.on_gpus(32))
     batch, length, rate, precision, memory = found.lines()
