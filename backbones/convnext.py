@@ -38,6 +38,9 @@ class Block(nn.Module):
         drop_path: Probability of skipping the block in training.
         layer_scale_init_value: Initial residual scale; 0 leaves layer scale out.
         grn: Global response normalisation of the hidden channels (V2).
+
+    Raises:
+        UserError: If ``expansion`` leaves no hidden channel.
     """
 
     def __init__(
@@ -51,6 +54,8 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         hidden = int(expansion * dim)
+        if hidden < 1:
+            raise UserError(f"expansion={expansion}: with {dim} channels nothing is left inside of the block")
         self.dwconv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.pwconv1 = nn.Linear(dim, hidden)

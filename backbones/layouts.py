@@ -34,6 +34,7 @@ PLACE = re.compile(r"(module\.)?(model\.)?(backbone\.)?")
 _DEPTHWISE = re.compile(r"(stages\.\d+|blocks)\.\d+\.dwconv\.weight")
 _STEM = "downsample_layers.0.0.weight"
 _NORMS = ("norm", "norm0", "norm1", "norm2", "norm3")
+_NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Place(NamedTuple):
@@ -515,13 +516,16 @@ def _below(prefix: str, part: str) -> str:
 
 
 def check_plain(name: str, value: Tensor, source: str) -> None:
-    """Refuse what only looks like a weight: integers, sparse tensors, tensors without numbers.
+    """Refuse what only looks like a weight: integers, sparse tensors, tensors without numbers or of 8 bits.
 
     Raises:
         UserError: With the tensor's name.
     """
-    if not value.is_floating_point() or value.layout is not torch.strided or value.is_meta:
-        raise UserError(f"checkpoint {source!r}: {name} is no array of floating-point numbers")
+    if value.layout is not torch.strided or value.is_meta or value.dtype not in _NUMBERS:
+        raise UserError(f"checkpoint {source!r}: {name} is no array of floating-point numbers of 16, 32 or 64 bits")
+    if value.untyped_storage().nbytes() < value.nbytes:
+        # One number seen at many places: a small file could ask for more memory than there is.
+        raise UserError(f"checkpoint {source!r}: {name} claims {value.numel()} numbers, the file has fewer")
 
 
 def check_finite(name: str, value: Tensor, source: str) -> None:

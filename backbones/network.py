@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -23,7 +24,8 @@ class Network(nn.Module):
     A subclass builds the layers, sets the attributes, and tells for each of its parameters the layer and the stage.
 
     Args:
-        out_indices: ``None`` for one pooled vector (classification), or the stages whose maps are given.
+        out_indices: ``None`` for one pooled vector (classification), or the stages whose maps are given, in
+            ascending order.
         drop_path_rate: Stochastic depth of the last block, a probability.
         grad_checkpointing: Recompute blocks in the backward pass instead of keeping their activations: those of all
             stages, or of these. In a pyramid a block costs the same work in every stage, and holds half as much as one
@@ -50,17 +52,17 @@ class Network(nn.Module):
         out_indices: Sequence[int] | None = None,
         drop_path_rate: float = 0.0,
         grad_checkpointing: bool | Sequence[int] = False,
-        weights: str | None = None,
+        weights: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= drop_path_rate < 1:
             raise UserError(f"drop_path_rate={drop_path_rate}: a probability in [0, 1) is needed")
-        if out_indices is not None and (not out_indices or not set(out_indices) <= set(STAGES)):
-            raise UserError(f"out_indices={out_indices}: choose from 0, 1, 2, 3, the network's four stages")
+        if out_indices is not None and (not out_indices or [*out_indices] != sorted({*out_indices} & {*STAGES})):
+            raise UserError(f"out_indices={out_indices}: choose from 0, 1, 2, 3, the four stages, in ascending order")
         self.out_indices = None if out_indices is None else tuple(out_indices)
         self.grad_checkpointing = _stages(grad_checkpointing)
         self._recomputed: frozenset[nn.Module] | None = None
-        self.weights = weights
+        self.weights = None if weights is None else os.fspath(weights)
         self._weights_pending = weights is not None
 
     def prepare(self, x: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from backbones.errors import UserError
+from backbones.layers import check_kernel_size
+from backbones.network import Network
 
 RATIOS = {"1:1:3:1": (1, 1, 3, 1), "1:1:9:1": (1, 1, 9, 1)}
 WIDTH_STEP = 8  # all widths of the family are multiples of 8, as matrix units want them
@@ -88,12 +90,14 @@ def shape_for_budget(
         side: Side of the image in pixels.
 
     Raises:
-        UserError: If the arguments contradict each other, or no shape comes within a factor of two of the budget.
+        UserError: If an argument is impossible, two contradict each other, or no shape comes within a factor of two of
+            the budget.
     """
     if (gflops is None) == (params is None):
         raise UserError("a budget is needed: either gflops or params (millions), not both")
     if ratio not in RATIOS:
         raise UserError(f"ratio={ratio!r}: choose from {', '.join(RATIOS)}")
+    _check_sizes(blocks, width, kernel_size, expansion, side)
     if blocks is not None and width is not None:
         raise UserError("blocks and width are both given: the budget has to decide one of them")
     budget = gflops if gflops is not None else params
@@ -120,3 +124,12 @@ def shape_for_budget(
             f"has {cost(best):.3g} {unit}; choose other blocks, width or ratio"
         )
     return best
+
+
+def _check_sizes(blocks: int | None, width: int | None, kernel_size: int, expansion: float, side: int) -> None:
+    for name, number, least in (("blocks", blocks, 1), ("width", width, 1), ("side", side, Network.smallest_side)):
+        if number is not None and number < least:
+            raise UserError(f"{name}={number}: at least {least} is needed")
+    if not expansion > 0:
+        raise UserError(f"expansion={expansion:g}: a positive number is needed")
+    check_kernel_size(kernel_size)

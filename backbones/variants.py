@@ -95,8 +95,8 @@ class TimmVariant:
     Attributes:
         timm_name: Name in timm.
         image_size: Height and width in pixels that the network is made for and its cost is printed at.
-        params: Parameters in millions, with a head of 1,000 classes; ``None`` where no table prints them.
-        gflops: Multiply-adds in billions at ``image_size``; ``None`` where no table prints them.
+        params: Parameters in millions, with a head of 1,000 classes; ``None`` where the tables named below print none.
+        gflops: Multiply-adds in billions at ``image_size``; likewise.
         timm_options: Arguments with which it differs from timm's network of that name.
     """
 

@@ -182,7 +182,7 @@ def network_tensors(checkpoint: Mapping[str, Any], source: str, averaged: bool =
         averaged: The averaged weights (EMA) instead of the raw ones.
 
     Raises:
-        UserError: If averaged weights are asked for and the file has none.
+        UserError: If averaged weights are asked for and the file has none, or a name has control characters.
     """
     if averaged:
         chosen = [checkpoint[key] for key in _AVERAGED if isinstance(checkpoint.get(key), Mapping)]
@@ -195,7 +195,16 @@ def network_tensors(checkpoint: Mapping[str, Any], source: str, averaged: bool =
         if inner is None:
             break
         checkpoint = inner
-    return {name: value for name, value in checkpoint.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    tensors = {name: value for name, value in checkpoint.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    if not tensors and any(key in checkpoint for key in _AVERAGED):
+        raise UserError(
+            f"checkpoint {source!r} has averaged weights alone: take them out with tools/convert_weights.py IN OUT "
+            "--to ours --ema"
+        )
+    for name in tensors:
+        if not name.isprintable():  # errors are one line on a terminal, and say names
+            raise UserError(f"checkpoint {source!r} was refused: a tensor has the unprintable name {name!r}")
+    return tensors
 
 
 def load_backbone_weights(

@@ -85,7 +85,8 @@ class ClassificationTransform:
         size: Side of the square that the network sees, in pixels.
         training: Augment by random resized crop, flip and RandAugment, or take the centre crop.
         rand_augment: timm's description of RandAugment; ``rand-m9-mstd0.5-inc1`` is (9, 0.5) in Table 5 of the paper.
-        crop_ratio: Share of the resized image that the centre crop keeps (0.875 at 224, 1.0 at 384).
+        crop_ratio: Share of the resized image that the centre crop keeps (0.875 at 224). With 1.0 nothing is cut off:
+            the image is resized to the square, whatever its shape, as the released code does at 384.
         scale: Range of the area of the random crop.
         flip: Probability of a horizontal flip.
         color_jitter: Strength of random changes of brightness, contrast and saturation, after RandAugment; 0 for none.
@@ -109,6 +110,7 @@ class ClassificationTransform:
             color_jitter=0.0,
             interpolation="bicubic",
             crop_pct=crop_ratio,
+            crop_mode="squash" if crop_ratio == 1.0 else "center",
             scale=scale,
             hflip=flip,
         )

@@ -109,7 +109,7 @@ class ImageClassifier(BaseModel):
         backbone: dict[str, Any],
         num_classes: int,
         head_init_scale: float = 1.0,
-        head_mapping: str | Sequence[int] | None = None,
+        head_mapping: str | Path | Sequence[int] | None = None,
         data_preprocessor: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(
@@ -201,13 +201,13 @@ class ImageClassifier(BaseModel):
         ]
 
 
-def _checked_mapping(mapping: str | Sequence[int], count: int, old: int) -> list[int]:
+def _checked_mapping(mapping: str | Path | Sequence[int], count: int, old: int) -> list[int]:
     """Rows to take from a head of ``old`` classes for the ``count`` classes here, each a row of its own.
 
     Raises:
         UserError: If the file cannot be read, or the rows are not as many different ones within the old head.
     """
-    rows = _read_mapping(mapping) if isinstance(mapping, str) else list(mapping)
+    rows = _read_mapping(mapping) if isinstance(mapping, str | Path) else list(mapping)
     wrong = [row for row in rows if not isinstance(row, int) or isinstance(row, bool)]
     if wrong:
         raise UserError(f"head_mapping: {wrong[0]!r} is no row number")
@@ -222,12 +222,12 @@ def _checked_mapping(mapping: str | Sequence[int], count: int, old: int) -> list
     return rows
 
 
-def _read_mapping(path: str) -> list[Any]:
+def _read_mapping(path: str | Path) -> list[Any]:
     try:
         text = Path(path).read_text(encoding="utf-8")
         rows = json.loads(text) if text.lstrip().startswith("[") else [int(line) for line in text.split()]
     except OSError as error:
-        raise UserError(f"head_mapping {path!r} cannot be read ({error.strerror})") from error
+        raise UserError(f"head_mapping {str(path)!r} cannot be read ({error.strerror})") from error
     except ValueError as error:
-        raise UserError(f"head_mapping {path!r} is neither a JSON list nor one row number per line") from error
+        raise UserError(f"head_mapping {str(path)!r} is neither a JSON list nor one row number per line") from error
     return list(rows)

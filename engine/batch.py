@@ -101,7 +101,15 @@ def micro_batch_collate(samples: Sequence[Any], parts: int, collate: str) -> Mic
         samples: As the dataset gives them.
         parts: Accumulation steps.
         collate: Registered name of the function that collates one micro-batch.
+
+    Raises:
+        UserError: If they do not divide, as the last samples of an epoch may not.
     """
-    size = len(samples) // parts
+    size, rest = divmod(len(samples), parts)
+    if rest or not size:
+        raise UserError(
+            f"the last {len(samples)} images of an epoch do not divide into {parts} steps of accumulation: leave them "
+            "out with train_dataloader.drop_last=True"
+        )
     inner = FUNCTIONS.get(collate)
-    return MicroBatches(inner(samples[i : i + size]) for i in range(0, size * parts, size))
+    return MicroBatches(inner(samples[i : i + size]) for i in range(0, len(samples), size))

@@ -27,6 +27,8 @@ from engine.resolve import Launch, load_config
 from engine.runner import naming_wrong_settings
 from engine.whole_model import file_classes, load_model
 
+# Some released ViT, BiT and EfficientNetV2 want 0.5 for both.
+ASSUMED = "neither name nor checkpoint says how images were normalised: mean and deviation of ImageNet are written"
 Shape = tuple[int, int]
 Range = tuple[int, int | None]  # least and greatest number of pixels; None for any
 
@@ -169,9 +171,9 @@ def source_of_name(
     side = BASELINES[name].image_size if name in BASELINES else IMAGE_SIZE
     weights, size = _weights(checkpoint, averaged), shape or (side, side)
     if out_indices is not None:
-        return _pyramid(name, backbone, weights, size)
+        return _pyramid(name, backbone, weights, size, notes=(ASSUMED,))
     head = None if found is None else _linear(*found)
-    note = "the checkpoint has no head: the pooled vector is exported"
+    headless = ("the checkpoint has no head: the pooled vector is exported",) if head is None else ()
     return Source(
         name,
         "classifier",
@@ -180,7 +182,7 @@ def source_of_name(
         size,
         weights,
         classes=() if head is None else _named_classes(checkpoint, head.out_features),
-        notes=(note,) if head is None else (),
+        notes=(*headless, ASSUMED),
     )
 
 

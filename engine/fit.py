@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -69,7 +70,8 @@ def measured_fit(resolved: Resolved, launch: Launch) -> int:
     if launch.device != "cuda":
         raise UserError("--per-gpu-batch auto measures a GPU's memory, and here is none: give a number")
     assert resolved.plan is not None, "resolved for testing"
-    start_processes(launch)
+    # No process group yet: a layer that waits for the others (SyncBN) would wait for one that ran out of memory.
+    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     torch.cuda.set_per_process_memory_fraction(SHARE)
     share = resolved.plan.per_process * resolved.plan.accumulation
     preprocessor = resolved.cfg.model.get("data_preprocessor", {})
@@ -82,6 +84,7 @@ def measured_fit(resolved: Resolved, launch: Launch) -> int:
         found = None
     _give_back()
     torch.cuda.set_per_process_memory_fraction(1.0)
+    start_processes(launch)
     least = torch.tensor(found or 0, device="cuda")
     all_reduce(least, op="min")
     if not least:

@@ -62,7 +62,9 @@ PROPOSALS, MASK_PROPOSALS = 1000, 100
 ROI_ALIGN_SAMPLES = 4
 BILINEAR = 4  # multiply-adds of one bilinear sample, as fvcore counts them
 
-HEAVY = re.compile(r"^(?!aten::_?upsample).*(conv|mm(?!a)|matmul|linear|attention|attn|einsum|deform|rnn|lstm|gru)")
+HEAVY = re.compile(
+    r"^(?!aten::_?upsample).*(conv|mm(?!a)|matmul|linear|attention|attn|einsum|cdist|deform|rnn|lstm|gru)"
+)
 # Moves or makes numbers without computing any: what the dispatcher shows beside the names that fvcore ignores.
 FREE = {
     f"aten::{name}"

@@ -94,8 +94,8 @@ def parameter_groups(
 def _check_options(decay_rate: float, decay_type: str | None, num_groups: int | None) -> None:
     if decay_type is not None and decay_type not in DECAY_TYPES:
         raise UserError(f"paramwise_cfg.decay_type={decay_type!r}: choose from {', '.join(DECAY_TYPES)}")
-    if not 0 < decay_rate <= 1:
-        raise UserError(f"paramwise_cfg.decay_rate={decay_rate}: a factor in (0, 1] is needed")
+    if not isinstance(decay_rate, int | float) or not 0 < decay_rate <= 1:
+        raise UserError(f"paramwise_cfg.decay_rate={decay_rate!r}: a factor in (0, 1] is needed")
     if decay_rate == 1:
         for name, value in (("decay_type", decay_type), ("num_groups", num_groups)):
             if value is not None:

@@ -19,7 +19,7 @@ from engine.layer_decay import GroupRow, LayerDecayConstructor, group_rows, grou
 from engine.memory import Memory, autocast_dtype, estimate_memory
 from engine.preflight import data_paths
 from engine.resolve import Launch, Resolved
-from engine.runner import naming_wrong_settings
+from engine.runner import check_environment, naming_wrong_settings
 
 # Training images of the known sets of classes: Russakovsky et al., 2015; ImageNet as of autumn 2011; COCO 2017, of
 # which mmdet keeps the images with an object; Zhou et al., 2017.
@@ -137,6 +137,10 @@ def training_plan(resolved: Resolved, launch: Launch) -> TrainingPlan:
     """
     cfg = resolved.cfg
     assert resolved.plan is not None, "resolved for testing"
+    check_environment(cfg.get("env_cfg", {}))
+    mixing = cfg.model.get("data_preprocessor") or {}
+    if resolved.plan.per_process % 2 and (mixing.get("mixup") or mixing.get("cutmix")):
+        raise UserError(f"{resolved.plan.per_process} images per process: mixup pairs them, so it has to be even")
     model = build_on_meta(cfg)
     peak = float(cfg.optim_wrapper.optimizer.lr)
     rows: list[GroupRow] = []
@@ -145,6 +149,7 @@ def training_plan(resolved: Resolved, launch: Launch) -> TrainingPlan:
     frozen = sum(param.numel() for param in model.parameters() if not param.requires_grad)
     lowest = min((row.rate for row in rows), default=peak)
     schedulers = cfg.get("param_scheduler") or []
+    schedulers = [schedulers] if isinstance(schedulers, dict) else schedulers
     _check_ends(schedulers, lowest)
     clip = cfg.optim_wrapper.get("clip_grad") or {}
     return TrainingPlan(
@@ -152,7 +157,7 @@ def training_plan(resolved: Resolved, launch: Launch) -> TrainingPlan:
         schedule=_schedule(cfg, launch.processes),
         peak=peak,
         lowest=lowest,
-        warm_up=_warm_up(schedulers),
+        warm_up=_warm_up(schedulers, cfg.train_cfg),
         precision=_precision(cfg.optim_wrapper),
         clip=clip.get("max_norm", clip.get("clip_value")),
         rows=tuple(rows),
@@ -215,10 +220,12 @@ def _completed(plan: Schedule, images: int, steps_per_epoch: int, assumed: str) 
     return replace(plan, steps=steps, steps_per_epoch=steps_per_epoch, images=images, assumed=assumed)
 
 
-def _warm_up(schedulers: Sequence[Any]) -> tuple[int, bool] | None:
+def _warm_up(schedulers: Sequence[Any], loop: Any) -> tuple[int, bool] | None:
     for one in schedulers:
         if one["type"] == "LinearLR" and one.get("begin", 0) == 0 and one.get("start_factor", 1 / 3) < 1:
-            return int(one["end"]), bool(one.get("by_epoch", True))
+            by_epoch = bool(one.get("by_epoch", True))
+            end = one.get("end", loop.get("max_epochs" if by_epoch else "max_iters"))  # without one mmengine's own
+            return None if end is None else (int(end), by_epoch)
     return None
 
 

@@ -274,7 +274,9 @@ def _set_classes(cfg: Config) -> None:
             if "num_classes" in node:
                 node["num_classes"] = len(names)
     for _, dataset in _datasets(cfg):
-        dataset.metainfo = dict(classes=names, palette=palette(names))
+        # Classes of whole images are not drawn in colours; 21,841 of them take a while to print.
+        colours = {} if cfg.get("default_scope") == "mmengine" else {"palette": palette(names)}
+        dataset.metainfo = dict(classes=names, **colours)
 
 
 def _set_data(cfg: Config, launch: Launch) -> None:
@@ -315,6 +317,8 @@ def _set_batch(cfg: Config, stated: int, launch: Launch, notes: list[str]) -> Ba
     size = int(cfg.batch.size)
     plan = plan_batch(size, launch.processes, cfg.batch.get("per_gpu"))
     optimizer = cfg.optim_wrapper.optimizer
+    if not isinstance(optimizer.get("lr"), int | float):
+        raise UserError(f"optim_wrapper.optimizer.lr={optimizer.get('lr')!r}: a number is needed")
     if size != stated:
         rule = cfg.batch.get("lr_rule", "linear")
         lr = scaled_lr(optimizer.lr, stated, size, rule)

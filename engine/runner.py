@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import logging
@@ -33,6 +34,7 @@ from engine.classes import class_names
 from engine.ema import KeepEMA
 from engine.precision import losses_in_float32
 from engine.resolve import Launch, Resolved
+from engine.schedules import replay, shapes
 from engine.sharding import gathered, shard_model, shard_optimizer
 from engine.whole_model import kept_receipts, load_model
 
@@ -90,6 +92,7 @@ class Runner(MMRunner):
     """
 
     averaged = False
+    param_schedulers: Any
     sharded = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -122,6 +125,23 @@ class Runner(MMRunner):
         if self._train_loop is not None and is_main_process():
             text = json.dumps({"receipts": self.receipts}, indent=2)
             (Path(self.work_dir) / RECEIPTS).write_text(text, encoding="utf-8")
+
+    def resume(self, *args: Any, **kwargs: Any) -> None:
+        """Resume; a schedule that has been changed since goes on as if it had been this one from the start."""
+        peaks = [group.get("initial_lr", group["lr"]) for group in self.optim_wrapper.param_groups]
+        wanted = shapes(self.param_schedulers or [])
+        super().resume(*args, **kwargs)
+        if shapes(self.param_schedulers or []) == wanted:
+            return
+        self.logger.info("the schedule differs from the checkpoint's: rates go on as if it had always been this one")
+        config = self.cfg.param_scheduler
+        self.param_schedulers = replay(
+            lambda: self.build_param_scheduler(copy.deepcopy(config)),
+            self.optim_wrapper.param_groups,
+            peaks,
+            steps=self.iter,
+            epoch=len(self.train_dataloader),
+        )
 
     def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """Save the file of one process; what is sharded is gathered first, by all processes together."""
@@ -267,7 +287,7 @@ def build_runner(resolved: Resolved, launch: Launch) -> Runner:
     """
     start_processes(launch)
     cfg = resolved.cfg
-    _check_environment(cfg.get("env_cfg", {}))
+    check_environment(cfg.get("env_cfg", {}))
     _check_work_dir(cfg)
     with naming_wrong_settings():
         runner = Runner.from_cfg(cfg)
@@ -278,7 +298,12 @@ def build_runner(resolved: Resolved, launch: Launch) -> Runner:
     return runner
 
 
-def _check_environment(settings: dict[str, Any]) -> None:
+def check_environment(settings: dict[str, Any]) -> None:
+    """Refuse a setting of ``env_cfg`` that nothing reads.
+
+    Raises:
+        UserError: With its name.
+    """
     for key in settings:
         if key not in ENVIRONMENT:
             near = (difflib.get_close_matches(key, ENVIRONMENT, n=1) or [", ".join(ENVIRONMENT)])[0]

@@ -2,7 +2,8 @@
 
 A parameter count agrees if it is the printed one at the printed precision, a FLOP count if it lies within 1 %. Where
 the printed number cannot be met, the table's data states our number and the cause, and the count has to be that number.
-The roadmap's tables count convolutions and linear layers alone; by that rule every row has to have the printed digits.
+The roadmap's tables count convolutions and linear layers alone; by that rule every step of the road has to have the
+printed digits, and the Swin at its end is held to 1 % like all others.
 """
 
 from __future__ import annotations

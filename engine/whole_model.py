@@ -20,7 +20,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import Tensor, nn
 
 from backbones.errors import UserError
-from backbones.layouts import find_convnext
+from backbones.layouts import check_finite, check_plain, find_convnext
 from backbones.network import Network
 from backbones.weights import Receipt, network_tensors
 
@@ -97,7 +97,8 @@ def load_model(
         The receipt.
 
     Raises:
-        UserError: If the checkpoint is of another model, has no averaged weights, or its classes in another order.
+        UserError: If the checkpoint is of another model, has no averaged weights, a value that is no number, or its
+            classes in another order.
     """
     # Around the trained model there may be test-time augmentation, and around that several processes.
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
@@ -111,7 +112,7 @@ def load_model(
         again, head = _heads(tensors, wanted)
         fresh |= again
     _check_names(tensors, wanted, fresh, source)
-    _check_shapes(tensors, wanted, fresh, source)
+    _check_values(tensors, wanted, fresh, source)
     remark = _compare_classes(file_classes(checkpoint), classes, source)
     model.load_state_dict({name: wanted[name] if name in fresh else tensors[name] for name in wanted})
     kept = tuple(name for name in wanted if name in fresh)
@@ -208,6 +209,8 @@ def _heads(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> tuple
         if layer not in CLASS_LAYERS or name.startswith(BACKBONE) or name not in tensors:
             continue
         theirs, ours = tensors[name].shape, value.shape
+        if len(theirs) != len(ours):
+            continue
         each, more = CLASS_LAYERS[layer]
         if layer in SCORE_LAYERS:
             scores.append(name)
@@ -234,7 +237,7 @@ def _check_names(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], fr
         raise UserError(f"checkpoint {source!r} is of another model: {', and '.join(parts)}")
 
 
-def _check_shapes(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], fresh: set[str], source: str) -> None:
+def _check_values(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], fresh: set[str], source: str) -> None:
     for name, value in wanted.items():
         if name not in fresh and tensors[name].shape != value.shape:
             theirs, ours = tuple(tensors[name].shape), tuple(value.shape)
@@ -242,6 +245,9 @@ def _check_shapes(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], f
                 f"checkpoint {source!r} does not fit: {name} is {theirs}, the config wants {ours}; check classes and "
                 "model"
             )
+        if name not in fresh and value.is_floating_point() and not value.is_meta:  # names alone are compared there
+            check_plain(name, tensors[name], source)
+            check_finite(name, tensors[name], source)
 
 
 def _compare_classes(theirs: Sequence[str], ours: Sequence[str] | None, source: str) -> str:

@@ -115,6 +115,13 @@ def test_build_backbone_loads(pretrained: dict[str, Tensor], tmp_path: Path) -> 
     assert_loaded(build_backbone("convnext_atto", **SMALL, weights=path), pretrained)
 
 
+def test_a_path_object_is_a_path(pretrained: dict[str, Tensor], tmp_path: Path) -> None:
+    saved(pretrained, tmp_path / "weights.pth")
+    network = build_backbone("convnext_tiny", **SMALL, weights=tmp_path / "weights.pth")
+    assert_loaded(network, pretrained)
+    assert network.weights == str(tmp_path / "weights.pth")
+
+
 def test_a_url_is_read(pretrained: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     path = saved({"model": pretrained}, tmp_path / "weights.pth")
@@ -395,6 +402,32 @@ def test_a_tensor_that_is_not_finite_is_named(number: float, pretrained: dict[st
         ConvNeXt(**SMALL, weights=path).init_weights()
 
 
+def test_a_small_file_cannot_claim_much_memory(pretrained: dict[str, Tensor], tmp_path: Path) -> None:
+    huge = {
+        name: torch.zeros(1).expand([size * 2**14 if size % 8 == 0 else size for size in value.shape])
+        for name, value in pretrained.items()
+    }
+    path = saved({"model": huge}, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match=r"downsample_layers\.0\.0\.weight claims 6291456 numbers, the file has fewer$"):
+        read_head(path)
+
+
+def test_numbers_of_eight_bits_are_no_weights(pretrained: dict[str, Tensor], tmp_path: Path) -> None:
+    pretrained["stages.0.0.gamma"] = pretrained["stages.0.0.gamma"].to(torch.float8_e4m3fn)
+    path = saved(pretrained, tmp_path / "weights.pth")
+    with pytest.raises(
+        UserError, match=r"stages\.0\.0\.gamma is no array of floating-point numbers of 16, 32 or 64 bits$"
+    ):
+        ConvNeXt(**SMALL, weights=path).init_weights()
+
+
+def test_names_that_would_write_on_the_terminal_are_refused(pretrained: dict[str, Tensor], tmp_path: Path) -> None:
+    path = saved(pretrained | {"stages.0.0.\x1b[2J\nerror: x": torch.zeros(1)}, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match=r"unprintable name 'stages\.0\.0\.\\x1b\[2J\\nerror: x'$") as caught:
+        ConvNeXt(**SMALL, weights=path).init_weights()
+    assert str(caught.value).isprintable()
+
+
 def test_raw_weights_go_before_averaged_ones_which_are_taken_by_name(pretrained: dict[str, Tensor]) -> None:
     mean = {name: value + 1 for name, value in pretrained.items()}
     ours = {f"module.backbone.{name}": value for name, value in mean.items()} | {"steps": torch.tensor(7)}
@@ -576,3 +609,9 @@ def test_no_head_no_answer(tmp_path: Path) -> None:
         {"decode_head.weight": torch.zeros(7, 4), "decode_head.bias": torch.zeros(7)},
     ):
         assert read_head(saved(content, tmp_path / "weights.pth")) is None
+
+
+def test_a_file_of_averaged_weights_alone_says_so(pretrained: dict[str, Tensor], tmp_path: Path) -> None:
+    path = saved({"ema_state_dict": pretrained, "epoch": 3}, tmp_path / "averages.pth")
+    with pytest.raises(UserError, match=r"averages\.pth' has averaged weights alone.*--ema"):
+        build_backbone("convnext_atto", **SMALL, weights=path)

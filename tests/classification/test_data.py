@@ -153,13 +153,15 @@ def test_every_size_of_image(size: tuple[int, int], tmp_path: Path) -> None:
         assert packed["label"] == -1
 
 
-def test_the_test_crop_keeps_the_centre(tmp_path: Path) -> None:
+def test_the_test_crop_keeps_the_centre_or_everything(tmp_path: Path) -> None:
     pixels = np.zeros((100, 200, 3), np.uint8)
     pixels[:, 75:125] = 255
     Image.fromarray(pixels).save(tmp_path / "stripe.png")
     stripe = {"img_path": str(tmp_path / "stripe.png")}
     whole = ClassificationTransform(100, crop_ratio=1.0)(stripe)["inputs"]
-    assert torch.equal(whole[0, 0], torch.from_numpy(pixels[0, 50:150, 0]))
+    squeezed = whole[0, 0].int()  # all 200 columns in 100
+    assert (squeezed[40:60] > 250).all()
+    assert (torch.cat([squeezed[:35], squeezed[65:]]) < 5).all()
     near = ClassificationTransform(100, crop_ratio=0.5)(stripe)["inputs"]
     assert (near[:, :, 4:-4] > 250).all()
 
@@ -217,3 +219,13 @@ def test_colours_are_jittered_in_training_alone_and_beside_rand_augment(tmp_path
 def test_a_transform_travels_to_worker_processes() -> None:
     transform = ClassificationTransform(32, training=True, rand_augment="rand-m9-mstd0.5-inc1")
     pickle.loads(pickle.dumps(transform))
+
+
+@pytest.mark.parametrize(("crop_ratio", "cut"), [(1.0, False), (0.875, True)])
+def test_a_crop_ratio_of_one_cuts_nothing_off(crop_ratio: float, cut: bool, tmp_path: Path) -> None:
+    pixels = np.zeros((60, 100, 3), dtype=np.uint8)
+    pixels[:, :10] = (255, 0, 0)  # a stripe at the side, which a centre crop of the square loses
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    packed = ClassificationTransform(size=48, crop_ratio=crop_ratio)({"img_path": str(tmp_path / "wide.png")})
+    assert packed["inputs"].shape == (3, 48, 48)
+    assert bool((packed["inputs"][0] > 200).any()) is not cut

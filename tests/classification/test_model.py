@@ -175,12 +175,14 @@ def test_a_file_without_a_head(tmp_path: Path) -> None:
     assert torch.equal(model.head.weight, classifier().head.weight)
 
 
-@pytest.mark.parametrize("form", ["list", "json", "lines"])
+@pytest.mark.parametrize("form", ["list", "json", "lines", "path"])
 def test_rows_of_a_larger_head_are_taken_over(tmp_path: Path, form: str) -> None:
     path, state = pretrained(tmp_path, 21)
     rows, mapping = [20, 0, 7, 3, 4, 11], tmp_path / "mapping"
     mapping.write_text(json.dumps(rows) if form == "json" else "\n".join(map(str, rows)) + "\n")
-    model = fine_tuned(path, head_mapping=rows if form == "list" else str(mapping), head_init_scale=0.001)
+    model = fine_tuned(
+        path, head_mapping={"list": rows, "path": mapping}.get(form, str(mapping)), head_init_scale=0.001
+    )
     assert model.head_origin == f"mapped: {CLASSES} of 21 classes"
     for kind in ("weight", "bias"):
         expected = torch.stack([state[f"head.{kind}"][row] for row in rows])

@@ -64,6 +64,12 @@ def layer_scale(cfg: Config) -> float | str:
     return values.pop() if values else "absent"
 
 
+def size(cfg: Config) -> int:
+    """Side of the images of training, which those of testing have to have too."""
+    (side,) = {cfg.train_pipeline[0]["size"], cfg.test_pipeline[0]["size"]}
+    return side
+
+
 def options_of(cfg: Config) -> dict[str, Any]:
     return {key: value for key, value in cfg.model.backbone.items() if key not in ("type", "weights")}
 
@@ -119,7 +125,7 @@ READ: dict[str, Callable[[Config], Any]] = {
     "network": lambda cfg: cfg.model.backbone.type,
     "heads": lambda cfg: HEADS[cfg.model.roi_head.type],
     "classes": classes,
-    "size": lambda cfg: {cfg.train_pipeline[0]["size"], cfg.test_pipeline[0]["size"]}.pop(),
+    "size": size,
     "crop_ratio": lambda cfg: cfg.test_pipeline[0]["crop_ratio"],
     "crop": crop,
     "shortest_sides": shortest_sides,

@@ -82,6 +82,12 @@ def test_micro_batches_keep_order_and_collate_like_one_batch() -> None:
     assert [part["label"] for part in listed] == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
+@pytest.mark.parametrize("count", [3, 5])
+def test_a_step_that_is_not_full_is_refused(count: int) -> None:
+    with pytest.raises(UserError, match=rf"last {count} images .* into 4 .*drop_last=True"):
+        micro_batch_collate([{"label": i} for i in range(count)], parts=4, collate="default_collate")
+
+
 class Witness(Hook):
     """Writes down what each optimizer step did."""
 

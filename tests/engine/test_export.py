@@ -29,7 +29,7 @@ from backbones.weights import read_checkpoint
 from engine import export_formats
 from engine.export import Difference, check_request, compare, export, load_photographs
 from engine.export_formats import FORMATS, AverageOfBins
-from engine.export_source import Classifier, Source, source_of_config, source_of_name
+from engine.export_source import ASSUMED, Classifier, Source, source_of_config, source_of_name
 from engine.resolve import Launch, load_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -447,7 +447,7 @@ def test_a_name_takes_any_checkpoint_and_finds_its_head(tmp_path: Path) -> None:
     images = random_images(2, 64, 64)
     for average in (False, True):
         one = source_of_name("convnext_atto", str(tmp_path / "timm.pth"), average, None, (64, 64))
-        assert (one.kind, one.outputs, one.notes) == ("classifier", ("logits",), ())
+        assert (one.kind, one.outputs, one.notes) == ("classifier", ("logits",), (ASSUMED,))
         assert one.weights == f"{'averaged' if average else 'raw'} weights of timm.pth"
         with torch.no_grad():
             model.load_state_dict(averaged if average else model.state_dict())

@@ -171,6 +171,7 @@ def test_frozen_parameters_are_left_out() -> None:
         (dict(decay_rate=0.9, decay_type="depth"), "decay_type='depth'.*layer, stage, block"),
         (dict(decay_rate=0.0), r"decay_rate=0\.0"),
         (dict(decay_rate=1.1), r"decay_rate=1\.1"),
+        (dict(decay_rate="half"), "decay_rate='half': a factor"),
         (dict(decay_rate=0.9, num_groups=12), "num_groups=12: this backbone has 6 layer groups"),
         (dict(decay_rate=0.9, decay_type="block", num_groups=12), "num_groups=12: this backbone has 18 block groups"),
         (dict(decay_rate=0.9, decay_type="stage", num_groups=3), "num_groups=3: the last stage"),

@@ -83,6 +83,14 @@ def test_precision_clipping_and_no_warm_up() -> None:
     assert line(plan(CLASSIFICATION, **{"param_scheduler": []}), "rate") == "peak rate 0.004; no warm-up"
 
 
+def test_schedules_as_mmengine_takes_them() -> None:
+    """One alone, not in a list; and one without an end, which is then the training's."""
+    resolved = load_config(CLASSIFICATION, None, Launch())
+    for schedule in ({"type": "LinearLR"}, [{"type": "LinearLR"}]):
+        resolved.cfg.param_scheduler = schedule
+        assert line(training_plan(resolved, Launch()), "rate").endswith("(300 epochs)")
+
+
 def test_an_end_above_a_layer_s_rate_is_refused() -> None:
     """1e-6 is a fiftieth of the fine-tuning rate; the stem's, under a decay of 0.7, is 2e-6 for T, 5e-7 for L."""
     options = {
@@ -103,6 +111,8 @@ def test_an_end_above_a_layer_s_rate_is_refused() -> None:
         ({"model.backbone.colour": "red"}, "'colour'"),
         ({"optim_wrapper.paramwise_cfg": {"num_groups": 6}}, "num_groups=6 does nothing"),
         ({"optim_wrapper.paramwise_cfg": {"decay": 0.9}}, "no option decay"),
+        ({"optim_wrapper.optimizer.lr": "high"}, "optimizer.lr='high': a number"),
+        ({"env_cfg.shraded": True}, "env_cfg has no setting 'shraded'; nearest: sharded"),
     ],
 )
 def test_what_does_not_build_is_one_line(options: dict[str, Any], message: str) -> None:
@@ -130,3 +140,8 @@ def test_a_launch_on_gpus() -> None:
     assert Launch.on_gpus(32) == Launch(32, "cuda", 8)
     with pytest.raises(UserError, match="--gpus 0"):
         Launch.on_gpus(0)
+
+
+def test_odd_micro_batches_under_mixup_are_refused_before_anything_is_read() -> None:
+    with pytest.raises(UserError, match="1 images per process: mixup pairs them"):
+        plan(CONFIGS / "classification/convnext_tiny_in1k_300e.py", Launch.on_gpus(8), **{"batch.per_gpu": 1})

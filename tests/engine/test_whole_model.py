@@ -183,6 +183,24 @@ def test_a_backbone_that_is_not_whole_is_refused() -> None:
         load_model(built(DETECTOR), checkpoint, "zoo.pth")
 
 
+@pytest.mark.parametrize("training", [False, True], ids=["test", "training"])
+@pytest.mark.parametrize(
+    "value, message",
+    [
+        (torch.full((20,), torch.nan), "does not fit"),
+        (torch.tensor(1.0), "does not fit"),
+        (torch.full((11,), torch.nan), "fc_cls.bias has 11 NaN or infinite values of 11$"),
+        (torch.zeros(11).to_sparse(), "fc_cls.bias is no array of floating-point numbers"),
+    ],
+    ids=["shape", "axes", "NaN", "sparse"],
+)
+def test_a_damaged_tensor_is_named(value: Tensor, message: str, training: bool) -> None:
+    checkpoint = released(DETECTOR)
+    checkpoint["state_dict"]["roi_head.bbox_head.fc_cls.bias"] = value
+    with pytest.raises(UserError, match=message):
+        load_model(built(DETECTOR), checkpoint, "a.pth", training=training)
+
+
 def test_old_files_have_no_batch_counters() -> None:
     checkpoint, model = released(SEGMENTOR), built(SEGMENTOR)
     state = checkpoint["state_dict"]

@@ -1,0 +1,34 @@
+"""A training that is resumed for longer, in processes as a person starts them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CONFIG = Path(__file__).resolve().parents[2] / "configs/classification/digits.py"
+
+
+def rates(folder: Path) -> list[float]:
+    """The logged rates of the last run in a work directory."""
+    *_, scalars = sorted(folder.glob("*/vis_data/scalars.json"))
+    lines = [json.loads(line) for line in scalars.read_text(encoding="utf-8").splitlines()]
+    return [line["lr"] for line in lines if "lr" in line]
+
+
+def test_a_longer_training_has_the_rates_of_one_that_was_never_stopped(tool: Any, digits: Path, tmp_path: Path) -> None:
+    def train(name: str, epochs: int, *flags: str) -> list[float]:
+        settings = [f"data_root={digits / 'imagenet'}", "batch.size=4", "default_hooks.logger.interval=1"]
+        settings += [f"train_cfg.max_epochs={epochs}", f"param_scheduler.1.T_max={epochs}", "param_scheduler.1.begin=0"]
+        ended = tool("train.py", CONFIG, "--work-dir", tmp_path / name, *flags, "--cfg-options", *settings)
+        assert ended.code == 0, ended.err
+        assert ("as if it had always been this one" in ended.out) == bool(flags)
+        return rates(tmp_path / name)
+
+    whole = train("whole", 2)
+    train("parts", 1)
+    parts = train("parts", 2, "--resume")
+    assert len(set(whole)) > 2
+    assert parts == pytest.approx(whole[-len(parts) :], rel=1e-6)
