@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from mmengine.registry import DATASETS, FUNCTIONS, MODELS, OPTIM_WRAPPER_CONSTRU
 from backbones.errors import UserError
 from engine.precision import losses_in_float32
 from engine.resolve import Launch, Resolved
-from engine.runner import naming_wrong_settings, start_processes
+from engine.runner import naming_wrong_settings, start_processes, take_gpu
 
 LOOKED_AT = 32  # samples, of which the largest is taken: sizes vary in detection
 PASSES = 4  # two steps of two
@@ -71,7 +70,7 @@ def measured_fit(resolved: Resolved, launch: Launch) -> int:
         raise UserError("--per-gpu-batch auto measures a GPU's memory, and here is none: give a number")
     assert resolved.plan is not None, "resolved for testing"
     # No process group yet: a layer that waits for the others (SyncBN) would wait for one that ran out of memory.
-    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    take_gpu(launch)
     torch.cuda.set_per_process_memory_fraction(SHARE)
     share = resolved.plan.per_process * resolved.plan.accumulation
     preprocessor = resolved.cfg.model.get("data_preprocessor", {})

@@ -260,6 +260,20 @@ def _is_for_people(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.WARNING or message.count("\n") < CONSOLE_LINES
 
 
+def take_gpu(launch: Launch) -> None:
+    """Make the GPU of this process's rank on its machine the current one.
+
+    Raises:
+        UserError: If the machine has fewer GPUs than processes were started on it.
+    """
+    present = torch.cuda.device_count()
+    if launch.local_processes > present:
+        raise UserError(
+            f"{launch.local_processes} GPUs asked for on this machine, which has {present}: ask for no more"
+        )
+    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+
+
 def start_processes(launch: Launch) -> None:
     """Join the process group that torchrun made.
 
@@ -268,14 +282,8 @@ def start_processes(launch: Launch) -> None:
     """
     if launch.processes == 1 or dist.is_initialized():
         return
-    rank = int(os.environ.get("LOCAL_RANK", 0))
     if launch.device == "cuda":
-        present = torch.cuda.device_count()
-        if launch.local_processes > present:
-            raise UserError(
-                f"{launch.local_processes} GPUs asked for on this machine, which has {present}: ask for no more"
-            )
-        torch.cuda.set_device(rank)
+        take_gpu(launch)
     dist.init_process_group("nccl" if launch.device == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)
 
 

@@ -85,3 +85,11 @@ def test_without_a_gpu_there_is_nothing_to_measure(digits: Path) -> None:
     resolved = load_config(path, {"data_root": str(digits / data)}, Launch())
     with pytest.raises(UserError, match="give a number"):
         measured_fit(resolved, Launch())
+
+
+def test_more_processes_than_gpus_are_one_line_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    launch = Launch(processes=4, device="cuda", local_processes=4)
+    resolved = load_config(TASKS["classification"][0], {"batch.size": 8}, launch)
+    with pytest.raises(UserError, match=r"^4 GPUs asked for on this machine, which has 1: "):
+        measured_fit(resolved, launch)
