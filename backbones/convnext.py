@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from functools import partial
 from math import ceil
 
-import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from backbones import cpu_block
 from backbones.errors import UserError
-from backbones.layers import GRN, LayerNorm2d, check_kernel_size, drop_path_rates, init_trunc_normal
+from backbones.kernels import block as fused
+from backbones.layers import GRN, LayerNorm2d, check_kernel_size, drop_path_rates, init_trunc_normal, layer_scale
 from backbones.network import Network
 
 STEM_STRIDE = 4
@@ -29,7 +30,8 @@ class Block(nn.Module):
     """Depthwise convolution, LayerNorm, inverted-bottleneck MLP, layer scale, residual (Figure 4 of the paper).
 
     ``(N, C, H, W) -> (N, C, H, W)``. The MLP is written with linear layers over the last axis: on ``channels_last``
-    maps every permutation here is a view and the products run as one large matrix multiplication.
+    maps every permutation here is a view and the products run as one large matrix multiplication. On a GPU, fused
+    kernels take over the halves that they compute faster (:mod:`backbones.kernels.block`).
 
     Args:
         dim: Channels ``C``.
@@ -63,15 +65,30 @@ class Block(nn.Module):
         self.grn = GRN(hidden) if grn else nn.Identity()
         self.pwconv2 = nn.Linear(hidden, dim)
         self.layer_scale_init_value = layer_scale_init_value
-        self.gamma = nn.Parameter(torch.full((dim,), layer_scale_init_value)) if layer_scale_init_value else None
+        self.gamma = layer_scale(dim, layer_scale_init_value)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.dwconv(x).permute(0, 2, 3, 1)  # (N, H, W, C)
-        y = self.pwconv2(self.grn(self.act(self.pwconv1(self.norm(y)))))
+        if fused.wanted(x):
+            return fused.forward(self, x)
+        if cpu_block.takes(self, x):
+            return cpu_block.forward(self, x)
+        return self.mixed(x, self.normalised(x))
+
+    def normalised(self, x: Tensor) -> Tensor:
+        """First half: ``(N, C, H, W) -> (N, H, W, C)``."""
+        return self.norm(self.dwconv(x).permute(0, 2, 3, 1))
+
+    def mixed(self, x: Tensor, y: Tensor) -> Tensor:
+        """Second half, from the block's input ``(N, C, H, W)`` and the first half's output ``(N, H, W, C)``."""
+        return x + self.drop_path(self.branch(y))
+
+    def branch(self, y: Tensor) -> Tensor:
+        """MLP and layer scale: ``(N, H, W, C) -> (N, C, H, W)``, what the second half adds to the block's input."""
+        y = self.pwconv2(self.grn(self.act(self.pwconv1(y))))
         if self.gamma is not None:
             y = self.gamma * y
-        return x + self.drop_path(y.permute(0, 3, 1, 2))
+        return y.permute(0, 3, 1, 2)
 
 
 class ConvNeXt(Network):
@@ -110,7 +127,7 @@ class ConvNeXt(Network):
         layer_scale_init_value: float = 1e-6,
         grn: bool = False,
         out_indices: Sequence[int] | None = None,
-        grad_checkpointing: bool | Sequence[int] = False,
+        grad_checkpointing: bool | float | Sequence[int] = False,
         init_std: float = 0.02,
         weights: str | None = None,
     ) -> None:

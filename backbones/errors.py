@@ -8,3 +8,14 @@ class UserError(ValueError):
 
     Every tool prints the message without a stack and exits with code 2 (see ``engine.cli``).
     """
+
+
+def printable(name: object) -> str:
+    """A name from outside as it may stand in a message of one line: a line break in it, or the like, is spelt out."""
+    text = str(name)
+    return text if text.isprintable() else repr(text)
+
+
+def first_line(error: object, most: int = 200) -> str:
+    """The first line of what an exception says, or its kind if it says nothing; at most so many characters."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:most]

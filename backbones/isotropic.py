@@ -54,7 +54,7 @@ class IsotropicConvNeXt(Network):
         drop_path_rate: float = 0.0,
         layer_scale_init_value: float = 0.0,
         out_indices: Sequence[int] | None = None,
-        grad_checkpointing: bool | Sequence[int] = False,
+        grad_checkpointing: bool | float | Sequence[int] = False,
         init_std: float = 0.02,
         weights: str | None = None,
     ) -> None:

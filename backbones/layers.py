@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import accumulate
 
 import torch
@@ -70,11 +71,27 @@ def init_trunc_normal(module: nn.Module, std: float = 0.02) -> None:
     """Draw convolution and linear weights from a normal cut at +-2, and zero their biases.
 
     Table 2.5 of the dissertation prints "trunc. normal (0.2)"; the released code uses 0.02, which is meant.
+
+    Raises:
+        UserError: If ``std`` is no positive number.
     """
+    if not 0 < std < math.inf:
+        raise UserError(f"init_std={std}: a positive number is needed, such as 0.02")
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.trunc_normal_(module.weight, std=std)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def layer_scale(channels: int, initial: float) -> nn.Parameter | None:
+    """The factors on the channels of a residual branch (Touvron et al., 2021); none for an initial value of 0.
+
+    Raises:
+        UserError: If the initial value is no finite number.
+    """
+    if not math.isfinite(initial):
+        raise UserError(f"layer_scale_init_value={initial}: a finite number is needed, such as 1e-6")
+    return nn.Parameter(torch.full((channels,), float(initial))) if initial else None
 
 
 def drop_path_rates(rate: float, depths: tuple[int, ...]) -> list[list[float]]:

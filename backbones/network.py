@@ -27,9 +27,9 @@ class Network(nn.Module):
         out_indices: ``None`` for one pooled vector (classification), or the stages whose maps are given, in
             ascending order.
         drop_path_rate: Stochastic depth of the last block, a probability.
-        grad_checkpointing: Recompute blocks in the backward pass instead of keeping their activations: those of all
-            stages, or of these. In a pyramid a block costs the same work in every stage, and holds half as much as one
-            of the stage before: the first stages give the most memory for the time.
+        grad_checkpointing: Recompute blocks in the backward pass instead of keeping their activations: all, those of
+            these stages, or a share of all from the first on, such as 0.25. In a pyramid a block costs the same work in
+            every stage, and holds half as much as one of the stage before: the first give the most memory for the time.
         weights: Path or URL of a checkpoint, loaded by :meth:`init_weights`.
 
     Raises:
@@ -51,7 +51,7 @@ class Network(nn.Module):
         self,
         out_indices: Sequence[int] | None = None,
         drop_path_rate: float = 0.0,
-        grad_checkpointing: bool | Sequence[int] = False,
+        grad_checkpointing: bool | float | Sequence[int] = False,
         weights: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Network(nn.Module):
         if out_indices is not None and (not out_indices or [*out_indices] != sorted({*out_indices} & {*STAGES})):
             raise UserError(f"out_indices={out_indices}: choose from 0, 1, 2, 3, the four stages, in ascending order")
         self.out_indices = None if out_indices is None else tuple(out_indices)
-        self.grad_checkpointing = _stages(grad_checkpointing)
+        self.grad_checkpointing = _stages_or_share(grad_checkpointing)
         self._recomputed: frozenset[nn.Module] | None = None
         self.weights = None if weights is None else os.fspath(weights)
         self._weights_pending = weights is not None
@@ -116,9 +116,13 @@ class Network(nn.Module):
         return dict(self._find_blocks(self, ""))
 
     def recomputed_blocks(self) -> frozenset[nn.Module]:
-        """The blocks of the stages in ``grad_checkpointing``."""
+        """The blocks of the stages, or the share of blocks, in ``grad_checkpointing``."""
         if self._recomputed is None:
-            chosen = (name for name, stage in self.block_stages().items() if stage in self.grad_checkpointing)
+            stages, wanted = self.block_stages(), self.grad_checkpointing
+            if isinstance(wanted, float):
+                chosen = list(stages)[: round(wanted * len(stages))]
+            else:
+                chosen = [name for name, stage in stages.items() if stage in wanted]
             self._recomputed = frozenset(map(self.get_submodule, chosen))
         return self._recomputed
 
@@ -190,10 +194,15 @@ class Network(nn.Module):
         raise NotImplementedError
 
 
-def _stages(grad_checkpointing: bool | Sequence[int]) -> tuple[int, ...]:
-    """The stages that are recomputed."""
+def _stages_or_share(grad_checkpointing: bool | float | Sequence[int]) -> tuple[int, ...] | float:
+    """The stages, or the share of blocks, that are recomputed."""
     if isinstance(grad_checkpointing, bool):
         return STAGES if grad_checkpointing else ()
+    if isinstance(grad_checkpointing, float) and 0 <= grad_checkpointing <= 1:
+        return grad_checkpointing
     if not isinstance(grad_checkpointing, list | tuple) or not set(grad_checkpointing) <= set(STAGES):
-        raise UserError(f"grad_checkpointing={grad_checkpointing}: True, or stages from 0, 1, 2, 3 such as (0, 1)")
+        raise UserError(
+            f"grad_checkpointing={grad_checkpointing}: True, or stages from 0, 1, 2, 3 such as (0, 1), "
+            "or a share of the blocks such as 0.25"
+        )
     return tuple(grad_checkpointing)

@@ -27,13 +27,12 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
-import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
 from backbones.convnext import BLOCKS_PER_GROUP, STEM_STRIDE, ConvNeXt
 from backbones.errors import UserError
-from backbones.layers import LayerNorm2d, drop_path_rates, init_trunc_normal
+from backbones.layers import LayerNorm2d, drop_path_rates, init_trunc_normal, layer_scale
 from backbones.network import STAGES, Network
 
 EXPANSION = 4
@@ -121,7 +120,7 @@ class RoadmapBlock(nn.Module):
             if i == 2 or (i == 1 and not design.fewer_activations):
                 layers[f"act{i}"] = _activation(design)
         self.branch = nn.Sequential(layers)
-        self.gamma = nn.Parameter(torch.full((after,), layer_scale_init_value)) if layer_scale_init_value else None
+        self.gamma = layer_scale(after, layer_scale_init_value)
         self.drop_path = DropPath(drop_path)
         self.shortcut = nn.Sequential()
         if before != after:  # every stride comes with a new width
@@ -164,7 +163,7 @@ class RoadmapNet(Network):
         drop_path_rate: float = 0.0,
         layer_scale_init_value: float = 0.0,
         out_indices: Sequence[int] | None = None,
-        grad_checkpointing: bool | Sequence[int] = False,
+        grad_checkpointing: bool | float | Sequence[int] = False,
         weights: str | None = None,
     ) -> None:
         super().__init__(out_indices, drop_path_rate, grad_checkpointing, weights)

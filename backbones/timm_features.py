@@ -54,7 +54,7 @@ class TimmBackbone(Network):
         timm_options: Mapping[str, Any] | None = None,
         out_indices: Sequence[int] | None = None,
         drop_path_rate: float = 0.0,
-        grad_checkpointing: bool | Sequence[int] = False,
+        grad_checkpointing: bool | float | Sequence[int] = False,
         weights: str | None = None,
     ) -> None:
         super().__init__(out_indices, drop_path_rate, grad_checkpointing, weights)

@@ -6,12 +6,13 @@ import argparse
 import hashlib
 import json
 import logging
-import os
 import pickle
 import re
+import warnings
+import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,7 +24,8 @@ import torch
 from mmengine.logging import HistoryBuffer, print_log
 from torch import Tensor, nn
 
-from backbones.errors import UserError
+from backbones.errors import UserError, first_line
+from backbones.files import written_whole
 from backbones.layouts import (
     PLACE,
     Found,
@@ -60,6 +62,7 @@ _PLAIN_DATA: list[Any] = [
     np.float64().__reduce__()[0],  # likewise for a number
     *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "uint8", "bool")),
 ]
+_TRUST: ContextVar[bool] = ContextVar("trust", default=False)
 # Where files keep the tensors: the raw weights, from which the papers fine-tune, go before averaged ones.
 _RAW = ("state_dict", "model", "module", "model_ema")
 _AVERAGED = ("ema_state_dict", "model_ema", "state_dict_ema")
@@ -105,41 +108,74 @@ class Receipt:
         return asdict(self)
 
 
-def read_checkpoint(source: str) -> dict[str, Any]:
+def trust_checkpoints(trust: bool = True) -> None:
+    """From now on :func:`read_checkpoint` executes whatever a file asks for; by ``--trust-checkpoint``."""
+    _TRUST.set(trust)
+
+
+def read_checkpoint(source: str, in_place: bool = False) -> dict[str, Any]:
     """Read a checkpoint file without executing anything in it.
 
     Args:
         source: Path of a ``torch.save`` or safetensors file (told apart by content), a folder that Hugging Face's
             ``save_pretrained`` wrote, or an ``http(s)``/``file`` URL, which is downloaded once into torch's cache.
+        in_place: Leave the tensors of a ``torch.save`` file on the disk until they are used, unverified: for a look
+            at what is beside them.
 
     Returns:
         The mapping in the file.
 
     Raises:
-        UserError: If it is absent, unreadable, truncated, not a mapping, or holds objects other than plain data.
+        UserError: If it is absent, unreadable, truncated, not a mapping, if a tensor is not what was written (by the
+            checksums in the file), or if it holds objects other than plain data.
     """
     try:
         path = _local(source)
         if _is_safetensors(path):
             content: Any = safetensors.torch.load_file(path)
         else:
-            with torch.serialization.safe_globals(_PLAIN_DATA):
-                content = torch.load(path, map_location="cpu", weights_only=True)
+            if not in_place:
+                verify_checkpoint(path, source)
+            with torch.serialization.safe_globals(_PLAIN_DATA), warnings.catch_warnings():
+                # About a file that is then refused in one line.
+                warnings.filterwarnings("ignore", "Detected pickle protocol")
+                mapped = True if in_place else None
+                content = torch.load(path, map_location="cpu", weights_only=not _TRUST.get(), mmap=mapped)
     except UserError:
         raise
     except pickle.UnpicklingError as error:
         # torch buries the name under advice to load the file unsafely.
         foreign = re.search(r"unsupported global:? (?:GLOBAL )?(\S+)", str(error), re.IGNORECASE)
         reason = f"it refers to {foreign[1]}" if foreign else "damaged, or it holds more than data"
-        raise UserError(f"checkpoint {source!r} was refused: {reason}") from error
+        mend = "; if you know who made it, --trust-checkpoint lets it execute what it asks for" if foreign else ""
+        raise UserError(f"checkpoint {source!r} was refused: {reason}{mend}") from error
     except OSError as error:  # a folder without permission, an address that does not answer
-        raise UserError(f"checkpoint {source!r} cannot be read: {_first_line(error)}") from error
+        raise UserError(f"checkpoint {source!r} cannot be read: {first_line(error)}") from error
     except Exception as error:  # torch and safetensors raise many kinds for a damaged archive
         mend = f"; delete {path} to download it again" if _is_url(source) else ""
         raise UserError(f"checkpoint {source!r} cannot be read: it is damaged, or no checkpoint{mend}") from error
     if not isinstance(content, Mapping):
         raise UserError(f"checkpoint {source!r} holds a {type(content).__name__}, not a mapping of tensors")
     return dict(content)
+
+
+def verify_checkpoint(path: Path, source: str) -> None:
+    """Compare the records of a ``torch.save`` file with their checksums, which torch itself does not.
+
+    Args:
+        path: The file. One of another format passes: what reads it will tell.
+        source: Its name, for the error.
+
+    Raises:
+        UserError: If a record is not what was written.
+    """
+    if not zipfile.is_zipfile(path):
+        return  # a format of before torch 1.6, or nothing that can be read
+    with zipfile.ZipFile(path) as archive:
+        checksums = any(record.CRC for record in archive.infolist())  # can be switched off when a file is written
+        damaged = archive.testzip() if checksums else None
+    if damaged is not None:
+        raise UserError(f"checkpoint {source!r} is damaged: {damaged!r} in it is not what was written")
 
 
 def _is_url(source: str) -> bool:
@@ -363,17 +399,17 @@ def convert_checkpoint(source: str, target: str, layout: LayoutName, averaged: b
     converted = {name: _compact(value) for name, value in from_ours(tensors, layout).items()}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with _aside(file) as place:
+        with written_whole(file) as place:
             if file.suffix == ".pth":
                 torch.save(converted, place)
             else:
                 # transformers 4 refuses a file that does not say which framework wrote it.
                 safetensors.torch.save_file(converted, place, metadata={"format": "pt"})
         if file.parent == Path(target):
-            with _aside(file.with_name("config.json")) as place:
+            with written_whole(file.with_name("config.json")) as place:
                 place.write_text(json.dumps(hugging_face_config(tensors), indent=2) + "\n", encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{target!r} cannot be written: {_first_line(error)}") from error
+        raise UserError(f"{target!r} cannot be written: {first_line(error)}") from error
     return Conversion(
         source,
         averaged,
@@ -403,22 +439,7 @@ def _target_file(source: str, target: str, layout: LayoutName) -> Path:
     return path
 
 
-@contextmanager
-def _aside(file: Path) -> Iterator[Path]:
-    """A place to write; the file appears under its name when it is whole, and not at all after an error."""
-    place = file.with_name(f".{file.name}.{os.getpid()}.part")
-    try:
-        yield place
-        place.replace(file)
-    finally:
-        place.unlink(missing_ok=True)
-
-
 def _compact(value: Tensor) -> Tensor:
     """The same numbers with a memory of their own: a file would take the whole memory behind a view."""
     value = value.contiguous()
     return value if value.untyped_storage().nbytes() == value.nbytes else value.clone()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

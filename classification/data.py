@@ -1,22 +1,30 @@
-"""Folder data sets (one folder per class, as ImageNet is laid out) and the paper's augmentation, by timm."""
+"""Folder data sets (one folder per class, as ImageNet is laid out) and the paper's augmentation."""
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import cv2
 import torch
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, TRANSFORMS
 from PIL import Image
-from timm.data.auto_augment import posterize
+from timm.data.transforms import RandomResizedCropAndInterpolation
 from timm.data.transforms_factory import create_transform
+from torch import Tensor
 from torchvision.transforms import ColorJitter
 
 from backbones.errors import UserError
-from engine.preflight import IMAGE_SUFFIXES
+from classification import augment
+from classification.decode import Crop, read_crop, read_rgb
+from engine.data.image_files import IMAGE_SUFFIXES
+from engine.settings import is_whole
+
+ASPECT_RATIO = (3 / 4, 4 / 3)  # range of the random crop's, width over height
 
 
 @DATASETS.register_module()
@@ -42,7 +50,7 @@ class FolderDataset(BaseDataset):
         pipeline: list[dict[str, Any]],
         every: int = 1,
     ) -> None:
-        if every < 1:
+        if not is_whole(every, 1):
             raise UserError(f"dataset.every={every}: 10 takes every tenth image of a class, 1 takes all")
         self.split, self.every = split, every
         super().__init__(data_root=data_root, metainfo=metainfo, pipeline=pipeline, serialize_data=True)
@@ -53,28 +61,48 @@ class FolderDataset(BaseDataset):
         if not root.is_dir():
             raise UserError(f"no image folder {str(root)!r}: put the classes' folders there, or set data_root")
         classes = self.metainfo["classes"]
-        folders = {entry.name for entry in os.scandir(root) if entry.is_dir()}
-        absent, unknown = sorted(set(classes) - folders), sorted(folders - set(classes))
-        if absent or unknown:
-            counts = f"{len(folders)} class folders, {len(classes)} classes in the config"
-            example = f"no folder {absent[0]!r}" if absent else f"folder {unknown[0]!r} is not in classes"
-            raise UserError(f"{str(root)!r}: {counts}; {example}: set classes to the folders' names")
+        if differ := folders_differ(root, classes):
+            raise UserError(f"{str(root)!r}: {differ}: set classes to the folders' names")
         samples = []
         for label, name in enumerate(classes):
-            images = sorted(_images(root / name))
+            images = sorted(list_images(root / name))
             if not images:
                 raise UserError(f"{str(root / name)!r} holds no image ({', '.join(IMAGE_SUFFIXES)})")
             samples += [{"img_path": image, "gt_label": label} for image in images[:: self.every]]
         return samples
 
 
-def _images(folder: Path) -> list[str]:
-    return [
-        os.path.join(where, name)
-        for where, _, names in os.walk(folder)
-        for name in names
-        if name.lower().endswith(IMAGE_SUFFIXES)
-    ]
+def class_folders(root: Path) -> set[str]:
+    """Names of the folders directly under ``root``; a link that leads nowhere, or round in a circle, is none."""
+    return {name for name in os.listdir(root) if os.path.isdir(os.path.join(root, name))}
+
+
+def folders_differ(root: Path, classes: Sequence[str]) -> str | None:
+    """In which way the folders under ``root`` are not those of the classes, or ``None`` where they are."""
+    folders = class_folders(root)
+    absent, unknown = sorted(set(classes) - folders), sorted(folders - set(classes))
+    if not absent and not unknown:
+        return None
+    counts = f"{len(folders)} class folders, {len(classes)} classes in the config"
+    return f"{counts}; " + (f"no folder {absent[0]!r}" if absent else f"folder {unknown[0]!r} is not in classes")
+
+
+def list_images(folder: Path, others: list[str] | None = None, unreadable: list[OSError] | None = None) -> list[str]:
+    """Images in a folder, at any depth, unsorted.
+
+    Args:
+        folder: Where.
+        others: Receives the files that are no images by their names.
+        unreadable: Receives what keeps a folder from being read.
+    """
+    images = []
+    for where, _, names in os.walk(folder, onerror=None if unreadable is None else unreadable.append):
+        for name in names:
+            if name.lower().endswith(IMAGE_SUFFIXES):
+                images.append(os.path.join(where, name))
+            elif others is not None:
+                others.append(os.path.join(where, name))
+    return images
 
 
 @TRANSFORMS.register_module()
@@ -90,6 +118,9 @@ class ClassificationTransform:
         scale: Range of the area of the random crop.
         flip: Probability of a horizontal flip.
         color_jitter: Strength of random changes of brightness, contrast and saturation, after RandAugment; 0 for none.
+
+    Raises:
+        UserError: If a number is out of its range.
     """
 
     def __init__(
@@ -102,44 +133,75 @@ class ClassificationTransform:
         flip: float = 0.5,
         color_jitter: float = 0.0,
     ) -> None:
-        self.transform = create_transform(
-            input_size=size,
-            is_training=training,
-            use_prefetcher=True,  # ends with uint8 tensors
-            auto_augment=rand_augment,
-            color_jitter=0.0,
-            interpolation="bicubic",
-            crop_pct=crop_ratio,
-            crop_mode="squash" if crop_ratio == 1.0 else "center",
-            scale=scale,
-            hflip=flip,
-        )
-        for step in self.transform.transforms:
-            for op in getattr(step, "ops", ()):  # of RandAugment
-                if op.aug_fn is posterize:
-                    op.aug_fn = _posterize
-        if training and color_jitter:
-            # Beside RandAugment timm leaves its own out, which would stand here, before the tensor is made.
-            self.transform.transforms.insert(-1, ColorJitter(color_jitter, color_jitter, color_jitter))
+        for name, value, fits, wanted in (
+            ("size", size, is_whole(size, 1), "a whole number from 1 up"),
+            ("crop_ratio", crop_ratio, 0 < crop_ratio <= 1, "a share above 0, 1 at most"),
+            ("scale", scale, len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1, "two shares of the area, in order"),
+            ("flip", flip, 0 <= flip <= 1, "a probability"),
+            ("color_jitter", color_jitter, 0 <= color_jitter < math.inf, "a number from 0 up"),
+        ):
+            if not fits:
+                raise UserError(f"ClassificationTransform.{name}={value!r}: {wanted} is needed")
+        self.pixels: Callable[[str], Tensor]
+        if training:
+            self.pixels = AugmentedPixels(size, rand_augment, scale, flip, color_jitter)
+        else:
+            self.pixels = PlainPixels(size, crop_ratio)
 
     def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
-        """Read, transform and pack one image."""
-        with Image.open(sample["img_path"]) as image:
-            pixels: torch.Tensor = self.transform(_rgb(image))
+        """Read, transform and pack one image.
+
+        Raises:
+            DamagedImage: If the file gives no picture.
+        """
+        pixels = self.pixels(sample["img_path"])
         return {"inputs": pixels, "label": sample.get("gt_label", -1), "img_path": sample["img_path"]}
 
 
-def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    """timm's operation, down to the 0 bits that RandAugment asks for at magnitude 10: a black image.
+class PlainPixels:
+    """The centre crop of an image file, with Pillow's pixels: what the paper's numbers are measured on."""
 
-    Magnitude 9 with a deviation of 0.5 gets there in one of 44 draws. Pillow 12 refuses it; before, it gave black too.
-    """
-    return image.point([0] * 256 * len(image.getbands())) if bits == 0 else posterize(image, bits)
+    def __init__(self, size: int, crop_ratio: float) -> None:
+        self.transform = create_transform(
+            input_size=size,
+            use_prefetcher=True,  # ends with uint8 tensors
+            interpolation="bicubic",
+            crop_pct=crop_ratio,
+            crop_mode="squash" if crop_ratio == 1.0 else "center",
+        )
+
+    def __call__(self, path: str) -> Tensor:
+        """Read a file: ``(3, size, size)``, uint8."""
+        pixels: Tensor = self.transform(read_rgb(path))
+        return pixels
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """Three channels of 8 bits, from any kind of image."""
-    if image.mode.startswith("I;16"):
-        # Pillow's own conversion cuts 16-bit grey off at 255 instead of scaling it.
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return image.convert("RGB")
+class AugmentedPixels:
+    """A random crop of an image file, flipped and augmented by the same draws as in timm's loader."""
+
+    def __init__(
+        self,
+        size: int,
+        rand_augment: str | None,
+        scale: tuple[float, float],
+        flip: float,
+        color_jitter: float,
+    ) -> None:
+        self.size, self.scale, self.flip = size, scale, flip
+        self.augment = augment.rand_augment(rand_augment) if rand_augment else None
+        self.jitter = augment.ThroughPillow(ColorJitter(*[color_jitter] * 3)) if color_jitter else None
+
+    def draw_crop(self, image: Image.Image) -> Crop:
+        """Top, left, height and width, from the image's size; at least one pixel, where timm may take none of a few."""
+        top, left, height, width = RandomResizedCropAndInterpolation.get_params(image, self.scale, ASPECT_RATIO)
+        height, width = max(height, 1), max(width, 1)
+        return min(top, image.height - height), min(left, image.width - width), height, width
+
+    def __call__(self, path: str) -> Tensor:
+        """Read a file: ``(3, size, size)``, uint8, a view of ``(size, size, 3)``."""
+        picture = read_crop(path, self.draw_crop, self.size)
+        if self.flip and torch.rand(1) < self.flip:
+            picture = cv2.flip(picture, 1)
+        for change in (self.augment, self.jitter):
+            picture = change(picture) if change else picture
+        return torch.from_numpy(picture).permute(2, 0, 1)

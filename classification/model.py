@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ class ClassificationPreprocessor(BaseDataPreprocessor):
         mixup: Alpha of mixup; 0 for none.
         cutmix: Alpha of cutmix; 0 for none.
         label_smoothing: Mass spread over all classes.
+
+    Raises:
+        UserError: If a setting is out of its range.
     """
 
     def __init__(
@@ -48,6 +52,14 @@ class ClassificationPreprocessor(BaseDataPreprocessor):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__(non_blocking=True)
+        for name, value, most in (
+            ("erasing", erasing, 1),
+            ("label_smoothing", label_smoothing, 1),
+            ("mixup", mixup, math.inf),
+            ("cutmix", cutmix, math.inf),
+        ):
+            if not 0 <= value <= most:
+                raise UserError(f"data_preprocessor.{name}={value}: a number from 0 to {most} is needed")
         self.num_classes, self.label_smoothing = num_classes, label_smoothing
         self.register_buffer("mean", 255 * torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(std).view(3, 1, 1), persistent=False)

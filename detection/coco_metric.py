@@ -2,93 +2,156 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
-from mmdet.evaluation.metrics import CocoMetric
+from faster_coco_eval.core import mask as coco_masks
 from mmdet.registry import METRICS
-from mmengine.fileio import load
+from mmengine.evaluator import BaseMetric
 from mmengine.logging import print_log
 
+from backbones.errors import UserError
 from detection.data import category_ids
+from detection.masks import encoded
 
+KINDS = ("bbox", "segm")
 STATS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
 
 
+@dataclass(frozen=True)
+class Found:
+    """What was found in one image: few objects, since all of them travel between processes.
+
+    Attributes:
+        image_id: Of the annotation file.
+        boxes: (N, 4) float64, left, top, width and height in pixels.
+        scores: (N,).
+        mask_scores: (N,), where masks are scored apart.
+        labels: (N,), places in the list of classes.
+        masks: Run-length codes, ``None`` from a detector of boxes alone.
+    """
+
+    image_id: int
+    boxes: np.ndarray
+    scores: np.ndarray
+    mask_scores: np.ndarray
+    labels: np.ndarray
+    masks: list[dict[str, Any]] | None
+
+
 @METRICS.register_module()
-class FastCocoMetric(CocoMetric):
+class FastCocoMetric(BaseMetric):
     """Box and mask AP of COCO.
 
     Args:
         ann_file: COCO json with the ground truth.
         metric: Any of ``bbox`` and ``segm``.
+
+    Raises:
+        UserError: If the metric is another, or masks are to be measured and there are none.
     """
 
-    default_prefix = None
-    _coco_api: Any
-
-    def __init__(self, ann_file: str, metric: tuple[str, ...] = ("bbox", "segm")) -> None:
-        super().__init__(metric=list(metric))
-        self.annotation_file = ann_file
+    def __init__(self, ann_file: str, metric: Sequence[str] = KINDS) -> None:
+        super().__init__()
+        self.annotation_file = str(ann_file)
+        self.metrics = tuple(metric)
+        if not self.metrics or not set(self.metrics) <= set(KINDS):
+            raise UserError(f"metric={metric}: any of {', '.join(KINDS)}")
+        self._truth: COCO | None = None
 
     def process(self, data_batch: Any, data_samples: Sequence[Any]) -> None:
-        """Keep the predictions; without the annotation file at hand the parent would look for the truth in them."""
-        self._truth()
-        super().process(data_batch, data_samples)
+        """Keep the predictions of a batch, masks as run-length codes."""
+        for sample in data_samples:
+            instances = sample["pred_instances"]
+            corners, scores, labels = (
+                instances[name].detach().cpu().numpy() for name in ("bboxes", "scores", "labels")
+            )
+            corners = corners.astype(np.float64)
+            self.results.append(
+                Found(
+                    image_id=sample["img_id"],
+                    boxes=np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1),
+                    scores=scores,
+                    mask_scores=instances["mask_scores"].cpu().numpy() if "mask_scores" in instances else scores,
+                    labels=labels,
+                    masks=encoded(instances["masks"]) if "masks" in instances else None,
+                )
+            )
 
-    def _truth(self) -> COCO:
-        if self._coco_api is None:
-            self._coco_api = _quietly(COCO, str(self.annotation_file))
-        return self._coco_api
-
-    def compute_metrics(self, results: list[Any]) -> dict[str, float]:
+    def compute_metrics(self, results: list[Found]) -> dict[str, float]:
         """Evaluate all images.
 
         Args:
-            results: Pairs of ground truth and prediction, as mmdet's metric collects them.
+            results: What was found in each.
 
         Returns:
             ``bbox_mAP``, ``bbox_mAP_50``... and ``segm_mAP``..., in [0, 1]; -1 where a size has no object.
         """
-        _, predictions = zip(*results, strict=True)
-        truth = self._truth()
-        self.cat_ids = category_ids(truth, self.dataset_meta["classes"])
-        image_ids = [prediction["img_id"] for prediction in predictions]
         scores: dict[str, float] = {}
-        with tempfile.TemporaryDirectory() as folder:
-            files = self.results2json(predictions, str(Path(folder) / "results"))
-            for metric in self.metrics:
-                found = load(files[metric])
-                if not found:
-                    print_log(f"no {metric} detections at all: AP is 0", "current", logging.WARNING)
-                    scores |= dict.fromkeys((f"{metric}_{name}" for name in STATS), 0.0)
-                    continue
-                scores |= self._evaluate(truth, found, metric, image_ids)
+        for kind, stats in self.statistics(results).items():
+            values = (round(float(value), 4) for value in stats[: len(STATS)])
+            scores |= {f"{kind}_{name}": value for name, value in zip(STATS, values, strict=True)}
         return scores
 
-    def _evaluate(
-        self, truth: COCO, found: list[dict[str, Any]], metric: str, image_ids: list[int]
-    ) -> dict[str, float]:
-        if metric == "segm":
-            # Otherwise the detections would be sorted into small, medium and large by their boxes.
-            found = [{key: value for key, value in item.items() if key != "bbox"} for item in found]
-        detections = _quietly(truth.loadRes, found)
-        evaluation = COCOeval_faster(truth, detections, iouType=metric)
-        evaluation.params.catIds = self.cat_ids
-        evaluation.params.imgIds = image_ids
-        for step in (evaluation.evaluate, evaluation.accumulate, evaluation.summarize):
-            _quietly(step)
-        stats = [round(float(value), 4) for value in evaluation.stats[: len(STATS)]]
-        return {f"{metric}_{name}": value for name, value in zip(STATS, stats, strict=True)}
+    def statistics(self, results: list[Found]) -> dict[str, np.ndarray]:
+        """All twelve of COCO's numbers, unrounded, for each kind.
+
+        Args:
+            results: What was found in each image.
+        """
+        if self._truth is None:
+            self._truth = COCO(self.annotation_file)
+        truth = self._truth
+        ids = category_ids(truth, self.dataset_meta["classes"])
+        found = _annotations(results, ids)
+        numbers: dict[str, np.ndarray] = {}
+        detections = COCO({**truth.dataset, "annotations": found})
+        for kind in self.metrics:
+            if not found:
+                print_log(f"no {kind} detections at all: AP is 0", "current", logging.WARNING)
+                numbers[kind] = np.zeros(12)
+                continue
+            _measure_as(kind, found, results)
+            evaluation = COCOeval_faster(truth, detections, iouType=kind)
+            evaluation.params.catIds = ids
+            evaluation.params.imgIds = [one.image_id for one in results]
+            evaluation.run()
+            numbers[kind] = np.asarray(evaluation.stats)
+        return numbers
 
 
-def _quietly(function: Any, *args: Any) -> Any:
-    """Call without the library's prints."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        return function(*args)
+def _annotations(results: list[Found], ids: list[int]) -> list[dict[str, Any]]:
+    """One entry for each detection, as in a file of results that was loaded."""
+    entries: list[dict[str, Any]] = []
+    for one in results:
+        masks = one.masks if one.masks is not None else [None] * len(one.labels)
+        for box, label, mask in zip(one.boxes.tolist(), one.labels.tolist(), masks, strict=True):
+            entries.append(
+                {
+                    "id": len(entries) + 1,
+                    "image_id": one.image_id,
+                    "category_id": ids[label],
+                    "bbox": box,
+                    "segmentation": mask,
+                    "iscrowd": 0,
+                }
+            )
+    return entries
+
+
+def _measure_as(kind: str, entries: list[dict[str, Any]], results: list[Found]) -> None:
+    """Give each detection the score and the area, which sorts it into small, medium and large, of its box or mask."""
+    if kind == "segm":
+        if any(one.masks is None for one in results):
+            raise UserError("metric 'segm': the detector gives no masks")
+        scores = np.concatenate([one.mask_scores for one in results])
+        areas = coco_masks.area([entry["segmentation"] for entry in entries])
+    else:
+        scores = np.concatenate([one.scores for one in results])
+        areas = np.concatenate([one.boxes[:, 2] * one.boxes[:, 3] for one in results])
+    for entry, score, area in zip(entries, scores.tolist(), areas.tolist(), strict=True):
+        entry["score"], entry["area"] = score, area

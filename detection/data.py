@@ -5,13 +5,39 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import cv2
 from mmdet.datasets import CocoDataset
 from mmdet.datasets.api_wrappers import COCO
 from mmdet.datasets.samplers import AspectRatioBatchSampler
-from mmdet.registry import DATA_SAMPLERS, DATASETS
+from mmdet.datasets.transforms import Resize
+from mmdet.registry import DATA_SAMPLERS, DATASETS, TRANSFORMS
 from torch.utils.data import Sampler
 
 from backbones.errors import UserError
+from engine.data.check import escapes
+from engine.data.image_files import DamagedImage, LoadWholeImage
+
+# In the place of mmcv's, which says little about a damaged file and takes some for whole pictures.
+TRANSFORMS.register_module("LoadImageFromFile", module=LoadWholeImage)
+
+
+@TRANSFORMS.register_module(name="Resize", force=True)
+class ResizeNamingImages(Resize):
+    """mmdet's resizing, which names an image of which nothing is left, as of 400 x 1 at a longer side of 160."""
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Resize the image with its boxes and masks.
+
+        Raises:
+            DamagedImage: If no pixel is left of it.
+        """
+        try:
+            resized: dict[str, Any] = super().transform(results)
+        except cv2.error as error:
+            height, width = results["img"].shape[:2]
+            what = f"has {width} x {height} pixels, of which none is left at the size {self.scale}"
+            raise DamagedImage.of(results.get("img_path", "an image"), what) from error
+        return resized
 
 
 def category_ids(coco: Any, names: Sequence[str]) -> list[int]:
@@ -47,9 +73,34 @@ class OrderedCOCO(COCO):
 
 @DATASETS.register_module()
 class CocoInstances(CocoDataset):
-    """mmdet's COCO data set with checked, ordered categories."""
+    """mmdet's COCO data set with checked, ordered categories and file names that stay in their folder."""
 
     COCOAPI = OrderedCOCO
+
+    def parse_data_info(self, raw_data_info: dict[str, Any]) -> Any:
+        """Read an image's entry of the annotation file.
+
+        Raises:
+            UserError: If its file name leads out of the folder of the images.
+        """
+        name = raw_data_info["raw_img_info"]["file_name"]
+        if escapes(self.data_prefix["img"], name):
+            raise UserError(f"{self.ann_file}: file name {name!r} leads out of {self.data_prefix['img']!r}")
+        return super().parse_data_info(raw_data_info)
+
+    def filter_data(self) -> list[dict[str, Any]]:
+        """Leave out images that are too small and, if asked for, those without an object.
+
+        Raises:
+            UserError: If none is left.
+        """
+        kept: list[dict[str, Any]] = super().filter_data()
+        if not kept:
+            raise UserError(
+                f"{self.ann_file}: none of its {len(self.data_list)} images is left to train on: they are smaller than "
+                f"filter_cfg.min_size, or have no object of the classes ({self.filter_cfg})"
+            )
+        return kept
 
 
 @DATA_SAMPLERS.register_module()

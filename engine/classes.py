@@ -22,6 +22,8 @@ def class_names(classes: str | Sequence[str]) -> tuple[str, ...]:
     Raises:
         UserError: If there are none, one stands twice, or the string is neither a known set nor a file.
     """
+    if not isinstance(classes, str | list | tuple):
+        raise UserError(f"classes={classes!r}: names in order are needed, or a file with one name per line")
     names = tuple(_named_set(classes) if isinstance(classes, str) else classes)
     if not names or not all(isinstance(name, str) and name for name in names):
         raise UserError(f"classes={classes!r}: at least one name is needed, and names are not empty")
@@ -61,4 +63,7 @@ def _named_set(name: str) -> Sequence[str]:
             f"classes={name!r} is neither a file with one name per line nor one of imagenet-1k, imagenet-22k, "
             "coco, ade20k"
         )
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"classes={name!r} cannot be read: a text file in UTF-8 is needed ({error})") from error

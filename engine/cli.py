@@ -2,39 +2,82 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from backbones.errors import UserError
-
-BAD_INPUT = 2
-INTERRUPTED = 130
+from backbones.files import NO_SPACE
+from engine.launch import watch
+from engine.launch.exit_codes import BAD_INPUT as BAD_INPUT
+from engine.launch.exit_codes import FAILED
+from engine.launch.exit_codes import INTERRUPTED as INTERRUPTED
+from engine.launch.exit_codes import SAVED_AND_LEFT as SAVED_AND_LEFT
 
 
 def run_tool(main: Callable[[], None]) -> None:
-    """Run a tool's ``main`` and turn a :class:`UserError` into one line and exit code 2.
+    """Run a tool's ``main`` and turn a :class:`UserError` into one line and exit code 2, or its own.
 
     A broken pipe (``tool | head``) ends quietly, Ctrl-C with the customary code 130. Warnings about old idioms inside
-    the OpenMMLab packages, which nobody here can mend, are left out.
+    the OpenMMLab packages, which nobody here can mend, are left out. Under a launcher, the last words of this process
+    are left to it, see :mod:`engine.launch.watch`.
     """
+    watch.begin()
     warnings.filterwarnings("ignore", module=r"mm(cv|engine|det|seg)\.")
     # The configs ask for pinned memory; without a GPU there is nothing to pin it for.
     warnings.filterwarnings("ignore", "'pin_memory' argument is set as true but no accelerator is found")
     try:
-        main()
+        with _full_disk_in_one_line():
+            main()
     except UserError as error:
-        rank = os.environ.get("RANK", "0")
-        line = f"error: {one_line(error)}"
-        print(line if rank == "0" else f"[rank {rank}] {line}", file=sys.stderr)
-        sys.exit(BAD_INPUT)
+        watch.last_words(error, one_line(error))
+        _say(f"error: {one_line(error)}")
+        sys.exit(getattr(error, "exit_code", BAD_INPUT))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
         # The reader went away: point stdout at nothing so that the interpreter's own flush cannot fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        if not watch.last_words(error):
+            raise
+        _say(f"lost another process: {str(error).splitlines()[0]}")
+        sys.exit(FAILED)
+
+
+@contextmanager
+def _full_disk_in_one_line() -> Iterator[None]:
+    """Inside of this context a full disk is an error for people, whoever wanted to write: a log, a curve, a report."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        where = f" for {str(error.filename)!r}" if error.filename else ""
+        raise UserError(f"{error.strerror}{where}: make room and start again, a training with --resume") from error
+
+
+class TrustCheckpoint(argparse.Action):
+    """The option ``--trust-checkpoint``: old files may hold more than data and ask to execute it."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="execute what the file asks for: only of people you know")
+
+    def __call__(self, *_: Any) -> None:
+        """Trust all files from here on."""
+        from backbones.weights import trust_checkpoints
+
+        trust_checkpoints()
+
+
+def _say(line: str) -> None:
+    rank = os.environ.get("RANK", "0")
+    print(line if rank == "0" else f"[rank {rank}] {line}", file=sys.stderr)
 
 
 def one_line(error: UserError) -> str:
@@ -44,4 +87,4 @@ def one_line(error: UserError) -> str:
     it, after the name of the class, is what was meant.
     """
     last = (str(error).strip().splitlines() or [""])[-1]
-    return last.removeprefix(f"{UserError.__module__}.{UserError.__qualname__}: ")
+    return last.removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ")

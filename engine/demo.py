@@ -29,7 +29,9 @@ from mmengine.config import Config
 
 from backbones.errors import UserError
 from engine import digits
-from engine.report import collect, duration, headline, memory, table, write_report
+from engine.records.demo_report import collect, headline, table, write_report
+from engine.records.page import duration, memory
+from engine.records.run_folder import read_json, write_json
 
 DATA = Path("data/digits")
 CLASSIFICATION = "configs/classification/digits.py"
@@ -152,7 +154,7 @@ def run_step(step: Step, work_dir: Path, screen: Screen, number: str, lock: int)
         UserError: If one of its programs fails.
     """
     folder, mark = work_dir / step.name, fingerprint(step)
-    done = _read(folder / "done.json")
+    done = read_json(folder / "done.json")
     if done.get("fingerprint") == mark and all(Path(path).exists() for path in done["outputs"]):
         screen.say(f"{number} {step.title}: done before, in {duration(done['seconds'])}{_scores(step, done)}")
         return
@@ -163,10 +165,10 @@ def run_step(step: Step, work_dir: Path, screen: Screen, number: str, lock: int)
             _run_command(command, state, index, (folder, work_dir), screen, (number, step.name), lock)
     state["seconds"] = sum(entry["seconds"] for entry in state["commands"])
     state["memory_bytes"] = max(entry["memory_bytes"] for entry in state["commands"])
-    state["metrics"] = _read(folder / "test.json").get("metrics", {})
+    state["metrics"] = read_json(folder / "test.json").get("metrics", {})
     last = last_checkpoint(folder)
     state["outputs"] = [str(path) for path in (*step.outputs, *([last] if last else []))]
-    _write(folder / "done.json", state)
+    write_json(folder / "done.json", state)
     (folder / "started.json").unlink()
     screen.say(f"      done in {duration(state['seconds'])}, {memory(state['memory_bytes'])}{_scores(step, state)}")
 
@@ -324,7 +326,7 @@ def _run_command(
     log = folder / "console.log"
     with log.open("a", encoding="utf-8") as file:
         file.write(f"$ {entry['command']}{' --resume' if resume else ''}\n")
-    _write(folder / "started.json", state)
+    write_json(folder / "started.json", state)
     saved, status = before, "starting"
     child = Child([*arguments, *(["--resume"] if resume else [])], log, lock)
     try:
@@ -334,13 +336,13 @@ def _run_command(
                 entry["seconds"] = before + child.seconds
                 screen.show(sum(one["seconds"] for one in state["commands"]), status)
                 if entry["seconds"] - saved > SAVE_EVERY:
-                    _write(folder / "started.json", state)
+                    write_json(folder / "started.json", state)
                     saved = entry["seconds"]
     finally:
         entry["seconds"] = before + child.seconds
         entry["memory_bytes"] = max(entry["memory_bytes"], child.memory_bytes)
         entry["finished"] = child.code == 0
-        _write(folder / "started.json", state)
+        write_json(folder / "started.json", state)
     if child.code:
         raise UserError(f"step {names[0]} {names[1]} failed: {_reason(child.code, log)}; all of its output: {log}")
 
@@ -364,7 +366,7 @@ def _with_checkpoints(argument: str, work_dir: Path) -> str:
 
 def _begin(folder: Path, mark: str, commands: int) -> dict[str, Any]:
     """The record of a step that was interrupted, or a new one in an empty folder."""
-    state = _read(folder / "started.json")
+    state = read_json(folder / "started.json")
     if state.get("fingerprint") == mark:
         return state
     if folder.exists():
@@ -416,18 +418,3 @@ def _signals_interrupt() -> Iterator[None]:
 def _scores(step: Step, state: Mapping[str, Any]) -> str:
     text = headline(step.name, state["metrics"])
     return f": {text}" if text else ""
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON at once: a reader sees the old or the new."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=2), encoding="utf-8")
-    partial.replace(path)

@@ -24,7 +24,7 @@ from backbones.variants import BASELINES
 from backbones.weights import network_tensors, read_checkpoint, read_head
 from engine.classes import class_names
 from engine.resolve import Launch, load_config
-from engine.runner import naming_wrong_settings
+from engine.settings import naming_wrong_settings
 from engine.whole_model import file_classes, load_model
 
 # Some released ViT, BiT and EfficientNetV2 want 0.5 for both.

@@ -14,7 +14,8 @@ from mmengine.registry import DATASETS, FUNCTIONS, MODELS, OPTIM_WRAPPER_CONSTRU
 from backbones.errors import UserError
 from engine.precision import losses_in_float32
 from engine.resolve import Launch, Resolved
-from engine.runner import naming_wrong_settings, start_processes, take_gpu
+from engine.runner import start_processes, take_gpu
+from engine.settings import naming_wrong_settings
 
 LOOKED_AT = 32  # samples, of which the largest is taken: sizes vary in detection
 PASSES = 4  # two steps of two

@@ -33,7 +33,8 @@ class ProgressBar(Hook):
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Advance by one optimizer step."""
         if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {float(outputs['loss']):.3f}", refresh=False)
+            if outputs is not None:  # of a step that was not passed over
+                self._bar.set_postfix_str(f"loss {float(outputs['loss']):.3f}", refresh=False)
             self._bar.update()
 
     def after_train(self, runner: Any) -> None:
@@ -54,6 +55,7 @@ class ProgressBar(Hook):
         self._close()
 
     def _open(self, runner: Any, what: str, total: int, done: int) -> None:
+        self._close()  # of a training that was taken back
         if sys.stderr.isatty() and is_main_process():
             self._redirect.enter_context(logging_redirect_tqdm([runner.logger]))
             self._bar = tqdm(desc=what, total=total, initial=done, unit="it", dynamic_ncols=True)

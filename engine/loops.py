@@ -2,36 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from mmengine.dist import all_reduce, get_world_size
 from mmengine.registry import LOOPS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, ValLoop
+from torch import nn
 
 from engine.batch import MicroBatches
 from engine.ema import KeepEMA
+from engine.gradients import check_first_step
+from engine.launch import watch
+from engine.launch.watch import Phase
+from engine.nonfinite.black_box import RollBack
+from engine.resume.stopping import NOTHING, SAVE, Stop
 
 
 class _StepLoop:
-    """One iteration is one optimizer step of any number of micro-batches; its log is that of the global batch."""
+    """One iteration is one optimizer step of any number of micro-batches; its log is that of the global batch.
+
+    After each step, and wherever else a run can go on from, the processes agree whether to save or to leave.
+    """
 
     runner: Any
+    dataloader: Any
     max_iters: int
+    val_begin: int
+    val_interval: int
+    stop_training: bool
     _iter: int
+    _max_iters: int
 
-    def run(self) -> Any:
+    def __init__(self, runner: Any, dataloader: Any, **settings: Any) -> None:
+        if isinstance(dataloader, dict):
+            dataloader = runner.build_training_loader(dataloader)
+        super().__init__(runner, dataloader, **settings)  # type: ignore[call-arg]
+
+    def _begin(self) -> None:
         wrapper = self.runner.optim_wrapper
         parts = wrapper._accumulative_counts
         # The runner has counted in steps; the wrapper counts forward passes.
         wrapper.initialize_count_status(self.runner.model, self._iter * parts, self.max_iters * parts)
-        return super().run()  # type: ignore[misc]
+        self.runner.call_hook("before_train")
+        self.runner.restore_random_state()
+        check_first_step(self.runner)
 
-    def _step(self, batch: Any) -> dict[str, torch.Tensor]:
-        model, wrapper = self.runner.model, self.runner.optim_wrapper
+    def run(self) -> nn.Module:
+        """Train from the present step to the end."""
+        while True:
+            try:
+                return self._train()
+            except RollBack as event:
+                self.runner.roll_back(event)
+
+    def _train(self) -> nn.Module:
+        raise NotImplementedError
+
+    def _step(self, batch: Any) -> dict[str, torch.Tensor] | None:
+        model = self.runner.model
         parts = batch if isinstance(batch, MicroBatches) else [batch]
-        return mean_over_processes([model.train_step(part, optim_wrapper=wrapper) for part in parts])
+        return self.runner.black_box.step(
+            parts,
+            lambda wrapper: mean_over_processes([model.train_step(part, optim_wrapper=wrapper) for part in parts]),
+        )
+
+    def run_iter(self, idx: int, data_batch: Any) -> None:
+        """Run one optimizer step."""
+        watch.enter(Phase.STEP, self._place(idx))
+        self.runner.call_hook("before_train_iter", batch_idx=idx, data_batch=data_batch)
+        outputs = self._step(data_batch)
+        self.runner.call_hook("after_train_iter", batch_idx=idx, data_batch=data_batch, outputs=outputs)
+        self._iter += 1
+
+    def _boundary(self, epoch_ended: bool, last: bool) -> None:
+        """Save and leave if that is asked for."""
+        saving = self.runner.saving
+        saving.check()
+        saving.at_boundary(self.runner, epoch_ended, last)
+        wish = max(self.runner.signals.wish, SAVE if saving.late else NOTHING)
+        common = self.runner.agreement.at_step(wish)
+        if common == SAVE:
+            saving.in_between(self.runner)
+            # The votes of this step, on their way to the next one, may ask for the same.
+            common = self.runner.agreement.at_rest(self.runner.signals.wish)
+        if common > SAVE:
+            raise Stop(common)
+        watch.enter(Phase.DATA)
+
+    def _place(self, idx: int) -> str:
+        return f"step {idx + 1} of {self._max_iters}"
+
+    def _validate(self, due: bool) -> None:
+        """Validate what has not been validated: a run that was stopped in between does it when it goes on."""
+        if due and self.runner.val_loop is not None and self.runner.saving.validated != self._iter:
+            self.runner.val_loop.run()
+            watch.enter(Phase.DATA)
 
 
 def mean_over_processes(logs: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
@@ -55,24 +122,69 @@ def mean_over_processes(logs: Sequence[Mapping[str, Any]]) -> dict[str, torch.Te
 class EpochLoop(_StepLoop, EpochBasedTrainLoop):
     """Train for a number of epochs."""
 
-    def run_iter(self, idx: int, data_batch: Any) -> None:
-        """Run one optimizer step."""
-        self.runner.call_hook("before_train_iter", batch_idx=idx, data_batch=data_batch)
-        outputs = self._step(data_batch)
-        self.runner.call_hook("after_train_iter", batch_idx=idx, data_batch=data_batch, outputs=outputs)
-        self._iter += 1
+    def _train(self) -> nn.Module:
+        self._begin()
+        passed = self._iter - self._epoch * len(self.dataloader)
+        if not passed:
+            self._validate(self._due())
+        while self._epoch < self._max_epochs and not self.stop_training:
+            self._run_epoch(passed)
+            passed = 0
+            self._validate(self._due())
+        self.runner.call_hook("after_train")
+        return self.runner.model
+
+    def _place(self, idx: int) -> str:
+        return f"epoch {self._epoch + 1}, step {idx + 1} of {len(self.dataloader)}"
+
+    def _run_epoch(self, passed: int) -> None:
+        watch.enter(Phase.DATA)
+        self.runner.call_hook("before_train_epoch")
+        self.runner.model.train()
+        self.dataloader.batch_sampler.begin_at(passed)
+        for idx, batch in enumerate(self.dataloader, passed):
+            self.run_iter(idx, batch)
+            if idx + 1 < len(self.dataloader):
+                self._boundary(epoch_ended=False, last=False)
+        self.runner.call_hook("after_train_epoch")
+        self._epoch += 1
+        self._boundary(epoch_ended=True, last=self._epoch == self._max_epochs)
+
+    def _due(self) -> bool:
+        self._decide_current_val_interval()
+        ended = self._epoch == self._max_epochs
+        return self._epoch >= max(self.val_begin, 1) and (self._epoch % self.val_interval == 0 or ended)
 
 
 @LOOPS.register_module()
 class IterationLoop(_StepLoop, IterBasedTrainLoop):
     """Train for a number of optimizer steps."""
 
-    def run_iter(self, data_batch: Any) -> None:
-        """Run one optimizer step."""
-        self.runner.call_hook("before_train_iter", batch_idx=self._iter, data_batch=data_batch)
-        outputs = self._step(data_batch)
-        self.runner.call_hook("after_train_iter", batch_idx=self._iter, data_batch=data_batch, outputs=outputs)
-        self._iter += 1
+    def _train(self) -> nn.Module:
+        self._begin()
+        self.runner.call_hook("before_train_epoch")
+        self._validate(self._due())
+        watch.enter(Phase.DATA)
+        batches = self._batches()
+        while self._iter < self._max_iters and not self.stop_training:
+            self.runner.model.train()
+            self.run_iter(self._iter, next(batches))
+            self._boundary(epoch_ended=False, last=self._iter == self._max_iters)
+            self._validate(self._due())
+        self.runner.call_hook("after_train_epoch")
+        self.runner.call_hook("after_train")
+        return self.runner.model
+
+    def _batches(self) -> Iterator[Any]:
+        """Without end: where the sampler comes to one, its next epoch begins."""
+        while True:
+            self.dataloader.batch_sampler.begin_at_step(self._iter)
+            yield from self.dataloader
+
+    def _due(self) -> bool:
+        self._decide_current_val_interval()
+        ended = self._iter == self._max_iters
+        return self._iter >= max(self.val_begin, 1) and (self._iter % self.val_interval == 0 or ended)
 
 
 @LOOPS.register_module()
@@ -81,6 +193,7 @@ class ValidationLoop(ValLoop):
 
     def run(self) -> dict[str, float]:
         """Evaluate and log once."""
+        watch.enter(Phase.VALIDATION)
         self.runner.call_hook("before_val")
         self.runner.call_hook("before_val_epoch")
         metrics = self._evaluate()
@@ -95,5 +208,9 @@ class ValidationLoop(ValLoop):
     def _evaluate(self) -> dict[str, float]:
         self.runner.model.eval()
         for idx, batch in enumerate(self.dataloader):
+            watch.enter(Phase.VALIDATION)
             self.run_iter(idx, batch)
+            wish = self.runner.agreement.at_step(self.runner.signals.wish)
+            if wish > SAVE:
+                raise Stop(wish)
         return dict(self.evaluator.evaluate(len(self.dataloader.dataset)))

@@ -30,6 +30,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import nms as torchvision_nms
 
+from engine.roi_gradient import roi_align_gradient
+
 _EXTENSION = "mmcv._ext"
 # Packages that bind dummies at import time when mmcv.ops cannot be imported.
 _BIND_EARLY = ("mmdet.models", "mmdet.structures", "mmseg.models")
@@ -279,10 +281,15 @@ def roi_align_backward(
 ) -> None:
     """Gradient of :func:`roi_align_forward` by its input, written into ``grad_input`` (B, C, H, W)."""
     grad = _at_least_float32(grad_output)
+    rois = rois.to(grad.dtype)
+    if grad.device.type == "cpu":
+        shape = (grad_input.shape[0], grad_input.shape[1], grad_input.shape[2], grad_input.shape[3])
+        grad_input.copy_(roi_align_gradient(grad, rois, shape, spatial_scale, sampling_ratio, aligned))
+        return
     grad_input.copy_(
         torch.ops.torchvision._roi_align_backward(
             grad,
-            rois.to(grad.dtype),
+            rois,
             spatial_scale,
             aligned_height,
             aligned_width,

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from backbones.errors import UserError
 from backbones.weights import read_checkpoint
-from engine.preflight import IMAGE_SUFFIXES
-from engine.runner import load_model, naming_wrong_settings
+from engine.data.image_files import IMAGE_SUFFIXES
+from engine.runner import load_model
+from engine.settings import naming_wrong_settings
 
 SCORE_THRESHOLD = 0.3
 SHORT_SIDE = 480  # pixels that smaller images are enlarged to

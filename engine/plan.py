@@ -15,11 +15,12 @@ from torch import nn
 
 from backbones.errors import UserError
 from engine.batch import BatchPlan
+from engine.data.preflight import data_paths
 from engine.layer_decay import GroupRow, LayerDecayConstructor, group_rows, group_table, groups_of_config
 from engine.memory import Memory, autocast_dtype, estimate_memory
-from engine.preflight import data_paths
 from engine.resolve import Launch, Resolved
-from engine.runner import check_environment, naming_wrong_settings
+from engine.runner import check_environment
+from engine.settings import naming_wrong_settings
 
 # Training images of the known sets of classes: Russakovsky et al., 2015; ImageNet as of autumn 2011; COCO 2017, of
 # which mmdet keeps the images with an object; Zhou et al., 2017.
@@ -120,8 +121,11 @@ def build_on_meta(cfg: Any) -> nn.Module:
     Raises:
         UserError: If a part or an argument does not exist.
     """
+    settings = copy.deepcopy(cfg.model)
+    if settings.get("backbone", {}).get("weights"):
+        settings.backbone.weights = None  # a network that was promised weights does not run without them
     with naming_wrong_settings(), DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device("meta"):
-        model: nn.Module = MODELS.build(copy.deepcopy(cfg.model))
+        model: nn.Module = MODELS.build(settings)
     return model
 
 

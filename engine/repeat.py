@@ -15,14 +15,14 @@ from typing import Any
 from mmengine.config import Config
 
 from backbones.errors import UserError
-from engine.report import read_curves
+from engine.records.run_folder import best_point, read_curves, read_json, write_json
 from engine.resolve import Launch, load_config, parse_options
 
 ROOT = Path(__file__).resolve().parents[1]
 STATE = "seed.json"
 RESULT = "repeat.json"
 SEED = "randomness.seed"
-PATIENCE = 30  # seconds for a training to end when it is told to
+PATIENCE = 150  # seconds for a training to end when it is told to: the launcher lets it save for 120
 
 
 def repeat(
@@ -62,15 +62,15 @@ def repeat(
         print(f"seed {seed}: {'done before' if done[seed] else 'training'}, in {folder}", flush=True)
         if done[seed]:
             continue
-        _write(folder / STATE, {"fingerprint": mark, "finished": False})
+        write_json(folder / STATE, {"fingerprint": mark, "finished": False})
         code = _run(_command(config, seed, folder, options, gpus, per_gpu_batch))
         done[seed] = code == 0
-        _write(folder / STATE, {"fingerprint": mark, "finished": done[seed]})
+        write_json(folder / STATE, {"fingerprint": mark, "finished": done[seed]})
         failed += [f"seed {seed} (exit code {code})"] if code else []
     finished = {seed: folder for seed, folder in folders.items() if done[seed]}
     result = summary(config, options, finished)
     if finished:
-        _write(work_dir / RESULT, result)
+        write_json(work_dir / RESULT, result)
     if failed:
         kept = f"; {len(finished)} of {len(seeds)} are finished and kept" if finished else ""
         raise UserError(f"{', '.join(failed)} failed, see the output above{kept}: start again to go on")
@@ -95,7 +95,7 @@ def summary(config: str, options: Sequence[str], folders: dict[int, Path]) -> di
         curves = read_curves(folder)
         values = {name.removeprefix("val/"): points for name, points in curves.items() if name.startswith("val/")}
         last = {name: points[-1][1] for name, points in values.items()}
-        best = {name: _best(name, [value for _, value in points]) for name, points in values.items()}
+        best = {name: best_point(name, points)[1] for name, points in values.items()}
         runs.append({"seed": seed, "folder": str(folder), "last": last, "best": best})
     names = [name for name in (runs[0]["last"] if runs else {}) if all(name in run["last"] for run in runs)]
     metrics = {name: {kind: _spread([run[kind][name] for run in runs]) for kind in ("last", "best")} for name in names}
@@ -118,10 +118,6 @@ def _number(spread: dict[str, Any]) -> str:
     if spread["std"] is None:
         return f"{spread['mean']:.4g}"
     return f"{spread['mean']:.4f} ± {spread['std']:.4f}"
-
-
-def _best(name: str, values: Sequence[float]) -> float:
-    return min(values) if name.endswith("loss") else max(values)
 
 
 def _spread(values: Sequence[float]) -> dict[str, Any]:
@@ -150,10 +146,7 @@ def _is_done(folder: Path, mark: str) -> bool:
     """
     if not folder.is_dir() or not any(folder.iterdir()):
         return False
-    try:
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        state = {}
+    state = read_json(folder / STATE)
     if state.get("fingerprint") != mark:
         raise UserError(f"{folder} holds something else, or a run with other settings: give another --work-dir")
     return bool(state["finished"])
@@ -190,11 +183,3 @@ def _run(command: Sequence[str]) -> int:
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON at once: a reader sees the old or the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=2), encoding="utf-8")
-    partial.replace(path)

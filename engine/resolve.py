@@ -8,10 +8,11 @@ idempotent: the dumped result resolves to itself.
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from backbones.errors import UserError
 from backbones.registry import unknown_backbone
 from engine.batch import BatchPlan, plan_batch, scaled_lr
 from engine.classes import class_names, palette
+from engine.settings import check_settings, is_whole, naming_wrong_settings
 
 SPLITS = ("train", "val", "test")
 DRIVERS = ("classes", "data_root", "batch", "train_pipeline", "test_pipeline")
@@ -57,7 +59,9 @@ RUNNER_KEYS = (
         "find_unused_parameters",
     ),
 )
+NEEDED = ("model", "train_dataloader", "train_cfg", "optim_wrapper")  # of a training; for a test, the first
 GPUS_PER_MACHINE = 8
+FOLLOWS = {"num_classes": "classes", "accumulative_counts": "batch.size and batch.per_gpu", "launcher": "the launch"}
 FROM_BACKBONE = re.compile(r"from_backbone(?:\[(\d)\])?")
 
 
@@ -104,11 +108,13 @@ class Resolved:
         cfg: The resolved config.
         plan: How the global batch is spread; ``None`` where nothing is trained.
         notes: What was changed for this launch, one line each.
+        changed: The options that were given: what the config file says there, and what holds instead.
     """
 
     cfg: Config
     plan: BatchPlan | None
     notes: tuple[str, ...]
+    changed: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
 
 
 def parse_options(options: list[str] | None) -> dict[str, Any]:
@@ -124,7 +130,10 @@ def parse_options(options: list[str] | None) -> dict[str, Any]:
             raise UserError(f"--cfg-options {option!r}: write key=value, such as batch.size=64")
         # The parser of lists drops all blanks, which the name of a folder may have.
         parse = DictAction._parse_iterable if set(value) & set("[(,'\"") else DictAction._parse_int_float_bool
-        parsed[key] = parse(value)
+        try:
+            parsed[key] = parse(value)
+        except Exception as error:  # an assertion for brackets, an index for what is inside of them
+            raise UserError(f"--cfg-options {key!r}: the brackets or quotes of {value!r} do not match") from error
     return parsed
 
 
@@ -145,6 +154,8 @@ def load_config(
     Raises:
         UserError: If the file or a setting is wrong.
     """
+    if Path(path).is_dir():
+        raise UserError(f"config {str(path)!r} is a folder: name a file in it")
     if not Path(path).is_file():
         near = difflib.get_close_matches(str(path), map(str, Path("configs").glob("*/*.py")), n=1, cutoff=0.5)
         raise UserError(f"config {str(path)!r} does not exist" + (f"; did you mean {near[0]}?" if near else ""))
@@ -152,16 +163,20 @@ def load_config(
         cfg = Config.fromfile(str(path))
     except UserError:
         raise
-    except Exception as error:  # a config is a program: it can fail in any way
+    except RecursionError as error:
+        raise UserError(f"config {str(path)!r} cannot be read: its _base_ files lead back to one another") from error
+    except (Exception, SystemExit) as error:  # a config is a program: it can fail in any way
         raise UserError(f"config {str(path)!r} cannot be read: {_root_cause(error)}") from error
     stated = _stated_batch(cfg, path)
+    before: dict[str, Any] = {}
     if options:
-        _check_options(cfg, options)
+        before = _check_options(cfg, options)
         cfg.merge_from_dict(options)
         if "optim_wrapper.optimizer.lr" in options:
             stated = _stated_batch(cfg, path)  # a rate that is given with a batch belongs to that batch
     cfg.setdefault("work_dir", str(Path("work_dirs") / Path(path).stem))
-    return resolve(cfg, stated, launch or Launch.from_environment(), training)
+    resolved = resolve(cfg, stated, launch or Launch.from_environment(), training)
+    return replace(resolved, changed={key: (before[key], value) for key, value in (options or {}).items()})
 
 
 def resolve(cfg: Config, stated_batch: int, launch: Launch, training: bool = True) -> Resolved:
@@ -177,6 +192,10 @@ def resolve(cfg: Config, stated_batch: int, launch: Launch, training: bool = Tru
         UserError: If a key is unknown, or a setting is impossible.
     """
     _check_keys(cfg)
+    for key in NEEDED if training else NEEDED[:1]:
+        if not cfg.get(key):
+            raise UserError(f"config states no {key}: take it from a file in configs/_base_")
+    check_settings(cfg)
     _check_backbone(cfg)
     _set_classes(cfg)
     _set_data(cfg, launch)
@@ -200,10 +219,15 @@ def _stated_batch(cfg: Config, path: str | Path) -> int:
     return int(cfg.batch.size)
 
 
-def _check_options(cfg: Config, options: dict[str, Any]) -> None:
-    """An option may add a leaf to a mapping that exists, never a new branch that nothing reads."""
+def _check_options(cfg: Config, options: dict[str, Any]) -> dict[str, Any]:
+    """An option may add a leaf to a mapping that exists, never a new branch that nothing reads.
+
+    Returns:
+        What the config says where an option will stand; ``None`` where it says nothing.
+    """
+    before = {}
     for key in options:
-        parent = key.rpartition(".")[0]
+        parent, _, leaf = key.rpartition(".")
         node: Any = cfg._cfg_dict
         for part in parent.split(".") if parent else []:
             if isinstance(node, list) and part.isdigit() and int(part) < len(node):
@@ -212,6 +236,10 @@ def _check_options(cfg: Config, options: dict[str, Any]) -> None:
                 node = node[part]
             else:
                 raise UserError(f"--cfg-options {key}: the config has no {parent!r}")
+        if leaf in FOLLOWS:
+            raise UserError(f"--cfg-options {key}: it follows from {FOLLOWS[leaf]}, which is to be changed instead")
+        before[key] = node.get(leaf) if isinstance(node, dict) else None
+    return before
 
 
 def _check_keys(cfg: Config) -> None:
@@ -235,7 +263,7 @@ def _check_batch(batch: Any) -> None:
     if unknown:
         raise UserError(f"batch has no setting {', '.join(sorted(unknown))}: choose from size, per_gpu, lr_rule")
     for name in ("size", "per_gpu"):
-        if not isinstance(batch.get(name), int if name == "size" else int | None):
+        if not (is_whole(batch.get(name), -math.inf) or (name == "per_gpu" and batch.get(name) is None)):
             raise UserError(f"batch.{name}={batch.get(name)!r}: a whole number is needed")
 
 
@@ -308,7 +336,7 @@ def _set_channels(model: ConfigDict) -> None:
             if not match:
                 continue
             if channels is None:
-                with torch.device("meta"):
+                with torch.device("meta"), naming_wrong_settings():
                     channels = MODELS.build({**model.backbone, "weights": None}).out_channels
             node[key] = list(channels) if match[1] is None else channels[int(match[1])]
 
@@ -316,9 +344,9 @@ def _set_channels(model: ConfigDict) -> None:
 def _set_batch(cfg: Config, stated: int, launch: Launch, notes: list[str]) -> BatchPlan:
     size = int(cfg.batch.size)
     plan = plan_batch(size, launch.processes, cfg.batch.get("per_gpu"))
-    optimizer = cfg.optim_wrapper.optimizer
-    if not isinstance(optimizer.get("lr"), int | float):
-        raise UserError(f"optim_wrapper.optimizer.lr={optimizer.get('lr')!r}: a number is needed")
+    optimizer = cfg.optim_wrapper.get("optimizer", {})
+    if "lr" not in optimizer:
+        raise UserError("optim_wrapper.optimizer.lr=None: a positive number is needed")
     if size != stated:
         rule = cfg.batch.get("lr_rule", "linear")
         lr = scaled_lr(optimizer.lr, stated, size, rule)
@@ -343,12 +371,12 @@ def _fit_to_launch(cfg: Config, launch: Launch, notes: list[str]) -> None:
         if replaced:
             where = "one process" if launch.processes == 1 else "CPU"
             notes.append(f"SyncBN -> BN in {replaced} place{'s' if replaced > 1 else ''} ({where})")
-    if launch.device == "cpu" and cfg.optim_wrapper.get("type") == "AmpOptimWrapper":
+    if launch.device == "cpu" and (cfg.get("optim_wrapper") or {}).get("type") == "AmpOptimWrapper":
         for key in ("dtype", "loss_scale", "use_fp64"):
             cfg.optim_wrapper.pop(key, None)
         cfg.optim_wrapper.type = "OptimWrapper"
         notes.append("mixed precision -> float32 (CPU)")
-    cfg.env_cfg.dist_cfg = dict(backend="nccl" if launch.device == "cuda" else "gloo")
+    cfg.setdefault("env_cfg", {}).dist_cfg = dict(backend="nccl" if launch.device == "cuda" else "gloo")
     cfg.launcher = "pytorch" if launch.processes > 1 else "none"
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,15 @@ from mmengine.config import ConfigDict
 from mmengine.dist import is_main_process
 
 from backbones.errors import UserError
+from engine.data.preflight import check_before_training, check_data_folders
 from engine.fit import measured_fit
 from engine.picture import draw_test_images
-from engine.plan import training_plan
-from engine.preflight import check_data_folders
+from engine.plan import TrainingPlan, training_plan
+from engine.records.environment import environment
+from engine.records.record import command_line, recorded, report_test
 from engine.resolve import Launch, Resolved, load_config
-from engine.runner import build_runner
+from engine.resume.stopping import Stop, leaving_at_once
+from engine.runner import Runner, build_runner
 
 PICTURES = 8
 
@@ -48,28 +53,41 @@ def chosen_batch(
     return {"batch.per_gpu": measured_fit(resolved, launch)}
 
 
-def train(resolved: Resolved, launch: Launch, resume: bool) -> None:
+def train(resolved: Resolved, launch: Launch, resume: bool, data_check: bool = True) -> None:
     """Train, from the start or from the last checkpoint in the work directory.
 
     Raises:
         UserError: If data is absent, weights cannot be loaded, or the config contradicts itself.
     """
+    # A process that torchrun starts again goes on where the last one was.
+    resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    with leaving_at_once(None if resume else Path(resolved.cfg.work_dir)):
+        runner, plan = _prepared(resolved, launch, resume, data_check)
+    try:
+        with recorded(runner, resolved, plan):
+            runner.train()
+    except Stop as stop:
+        runner.logger.info(f"asked to stop: saved at step {runner.iter} of {runner.max_iters}; go on with --resume")
+        raise SystemExit(stop.exit_code) from None
+
+
+def _prepared(resolved: Resolved, launch: Launch, resume: bool, data_check: bool) -> tuple[Runner, TrainingPlan]:
+    """All that can go wrong before the first step."""
     cfg = resolved.cfg
+    cfg.resume = resume
     check_data_folders(cfg, ("train", "val"))
     _check_file("model.backbone.weights", cfg.model.get("backbone", {}).get("weights"))
     _check_file("load_from", cfg.get("load_from"))
-    if resume and cfg.get("load_from"):
-        # mmengine would take load_from for the checkpoint to go on from; it is what the run began with.
-        resume = (Path(cfg.work_dir) / "last_checkpoint").is_file()
-        cfg.load_from = None if resume else cfg.load_from
-    cfg.resume = resume
     plan = training_plan(resolved, launch)
     runner = build_runner(resolved, launch)
+    if data_check:
+        check_before_training(cfg, runner.logger, resume)
     loader = runner.train_loop.dataloader
     # The first line, the batch, is the runner's own.
-    for line in plan.with_data(len(loader.dataset), len(loader)).lines()[1:]:
+    plan = plan.with_data(len(loader.dataset), len(loader))
+    for line in plan.lines()[1:]:
         runner.logger.info(line)
-    runner.train()
+    return runner, plan
 
 
 def test(
@@ -103,10 +121,12 @@ def test(
     if is_main_process():
         name = "test" + ("_ema" if averaged else "") + ("_tta" if tta else "")
         result = {"checkpoint": checkpoint, "averaged": averaged, "tta": tta, "metrics": metrics}
-        result["receipts"] = runner.receipts
+        result |= {"receipts": runner.receipts, "command": command_line(sys.argv, os.environ)}
+        result["environment"] = environment()
         (Path(cfg.work_dir) / f"{name}.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
         if not tta:
             draw_test_images(runner, Path(cfg.work_dir) / "pictures", PICTURES)
+    report_test(runner)
     return metrics
 
 

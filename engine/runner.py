@@ -7,12 +7,14 @@ import difflib
 import json
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from contextlib import nullcontext, suppress
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import mmengine
 import torch
 import torch.distributed as dist
 from mmengine import Config
@@ -22,19 +24,32 @@ from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper
 from mmengine.runner import CheckpointLoader, EpochBasedTrainLoop
 from mmengine.runner import Runner as MMRunner
+from mmengine.runner.checkpoint import get_torchvision_models
 from torch import nn
+from torch.utils.data import DataLoader
 
 import engine.ema
 import engine.hooks
 import engine.layer_decay
 import engine.loops  # noqa: F401  (these four register what configs name)
-from backbones.errors import UserError
+from backbones.errors import UserError, first_line
+from backbones.kernels import choice
 from backbones.weights import read_checkpoint
 from engine.classes import class_names
+from engine.data.samples import CountReplaced, Samples
+from engine.data.sampling import leave_main_process_alone, training_loader
 from engine.ema import KeepEMA
+from engine.launch import watch
+from engine.launch.alike import check_data, check_devices, describe_data
+from engine.nonfinite.black_box import BlackBox, NonFinite, NonFiniteError, RollBack
 from engine.precision import losses_in_float32
 from engine.resolve import Launch, Resolved
+from engine.resume.checkpoints import last_good, write_checkpoint
+from engine.resume.saving import SaveCheckpoints
+from engine.resume.state import check_resumable, restore_position, restore_random_state, resume_state
+from engine.resume.stopping import Agreement, Signals, Stop
 from engine.schedules import replay, shapes
+from engine.settings import is_number, naming_wrong_settings
 from engine.sharding import gathered, shard_model, shard_optimizer
 from engine.whole_model import kept_receipts, load_model
 
@@ -47,39 +62,23 @@ FILE_ONLY = (
     "Exp name: ",
 )
 # mmengine's settings of the environment, and this project's two ways of running the same training otherwise.
-ENVIRONMENT = ("cudnn_benchmark", "mp_cfg", "dist_cfg", "resource_limit", "sharded", "compile")
+ENVIRONMENT = ("cudnn_benchmark", "mp_cfg", "dist_cfg", "resource_limit", "sharded", "compile", "nonfinite", "patience")
 COMPILED = ("backbone", "neck")
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+COMPILE_PATIENCE = 600.0  # seconds
 RECEIPTS = "weights.json"
 
 
-@CheckpointLoader.register_scheme(prefixes="", force=True)
+# All the ways by which mmengine finds a checkpoint, whatever they are called.
+@CheckpointLoader.register_scheme(prefixes=tuple(CheckpointLoader._schemes), force=True)
 def _load_safely(filename: str, map_location: str | None = None) -> dict[str, Any]:
     """Serve mmengine's own loading path, which would fall back to executing pickles."""
+    scheme, mark, name = filename.rpartition("://")
+    if scheme.endswith(("torchvision", "modelzoo")):
+        filename = get_torchvision_models()[name]
+    elif mark and scheme not in ("http", "https", "file"):
+        raise UserError(f"checkpoint {filename!r}: {scheme}:// is not read here: give the address itself, or a file")
     return read_checkpoint(filename)
-
-
-@contextmanager
-def naming_wrong_settings() -> Iterator[None]:
-    """Building inside of this context turns what registries and constructors say about a setting into one line.
-
-    Raises:
-        UserError: For an unknown ``type``, an unknown argument, or a schedule that begins after the end.
-    """
-    try:
-        yield
-    except (TypeError, KeyError) as error:
-        reason = str(error.args[0]) if error.args else ""
-        if "unexpected keyword argument" not in reason and "is not in the" not in reason:
-            raise
-        raise UserError(f"config does not build: {reason.partition('. ')[0]}") from error
-    except ValueError as error:
-        if "end should be larger than begin" not in str(error):
-            raise
-        raise UserError(
-            "param_scheduler: a schedule begins when training is over; with another length of training change its "
-            "begin and end too, such as --cfg-options param_scheduler.1.begin=0"
-        ) from error
 
 
 class Runner(MMRunner):
@@ -89,15 +88,25 @@ class Runner(MMRunner):
         averaged: Load the averaged weights of a checkpoint.
         sharded: Whether the model is spread over the processes.
         receipts: What was loaded so far, in order; a training writes it to ``weights.json`` in its work directory.
+        run_id: Name of the training, which all starts that go on with it share.
+        signals: What this process was asked for.
+        agreement: What all processes were asked for.
     """
 
     averaged = False
     param_schedulers: Any
     sharded = False
+    _resume: bool
+    _load_from: str | None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.receipts: list[dict[str, Any]] = []
+        self.signals = Signals()
+        self._resumed: dict[str, Any] | None = None
         super().__init__(*args, **kwargs)
+        self.agreement = Agreement()
+        self.run_id = self.timestamp
+        self.black_box = BlackBox(NonFinite.from_setting(self.cfg.get("env_cfg", {}).get("nonfinite", "stop")))
 
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
         """Build the logger; dumps of many lines and mmengine's words about itself go to the log file only."""
@@ -105,11 +114,16 @@ class Runner(MMRunner):
         for handler in logger.handlers:
             if not isinstance(handler, logging.FileHandler):
                 handler.addFilter(_is_for_people)
+            else:
+                # What does not go into the file, on a full disk, is on the console; no stack for each line of it.
+                handler.handleError = lambda record: None  # type: ignore[method-assign]
         return logger
 
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load a checkpoint safely and completely, and log the receipt."""
         checkpoint = read_checkpoint(filename)
+        if self._resume:
+            check_resumable(checkpoint, filename, bool(self.param_schedulers))
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         classes = class_names(self.cfg.classes) if self.cfg.get("classes") else None
         begins = self._train_loop is not None and not self._resume
@@ -117,10 +131,20 @@ class Runner(MMRunner):
         self.logger.info(str(receipt))
         self.receipts.append({"part": "model", "line": str(receipt), **receipt.as_dict()})
         self._has_loaded = True
+        if self._resume:
+            self._resumed = checkpoint.get("resume")
+            self.run_id = checkpoint["meta"].get("run", self.run_id)
+            # mmengine executes this text, which our own checkpoints do not have, to look for a list of GPUs in it.
+            checkpoint["meta"].pop("config", None)
         return checkpoint
 
     def load_or_resume(self) -> None:
         """Load what the run begins with; at the start of a training, leave the receipts in the work directory."""
+        if self._resume:
+            # What the config loads is what the run began with: only a run that saved nothing begins with it again.
+            found = self._last_good()
+            self._resume = found is not None
+            self._load_from = found or self._load_from
         super().load_or_resume()
         if self._train_loop is not None and is_main_process():
             text = json.dumps({"receipts": self.receipts}, indent=2)
@@ -130,7 +154,22 @@ class Runner(MMRunner):
         """Resume; a schedule that has been changed since goes on as if it had been this one from the start."""
         peaks = [group.get("initial_lr", group["lr"]) for group in self.optim_wrapper.param_groups]
         wanted = shapes(self.param_schedulers or [])
-        super().resume(*args, **kwargs)
+        try:
+            super().resume(*args, **kwargs)
+        except UserError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            # Of torch and mmengine, for an optimizer or a schedule that is not the config's.
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise UserError(
+                f"--resume: checkpoint {args[0]!r} is of another training than the config's: {reason}"
+            ) from error
+        # Without a seed in the config, or with another one: the run stays the one that it was.
+        self.train_dataloader.batch_sampler.reseed(self.seed, not self._randomness_cfg.get("diff_rank_seed", False))
+        if self._resumed is None:
+            self.logger.warning("saved by an older version: the order of the data and random numbers begin anew")
+        else:
+            restore_position(self, self._resumed)
         if shapes(self.param_schedulers or []) == wanted:
             return
         self.logger.info("the schedule differs from the checkpoint's: rates go on as if it had always been this one")
@@ -143,16 +182,128 @@ class Runner(MMRunner):
             epoch=len(self.train_dataloader),
         )
 
-    def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """Save the file of one process; what is sharded is gathered first, by all processes together."""
-        if not self.sharded:
-            super().save_checkpoint(*args, **kwargs)
-            return
+    def _last_good(self) -> str | None:
+        """The checkpoint to go on from; the main process looks, for all."""
+        found: list[Any] = [None]
+        if is_main_process():
+            try:
+                found = [last_good(Path(self.work_dir), self.logger.warning)]
+            except UserError as error:
+                found = [error]
+        (found,) = self.agreement.gather(found)[0]
+        if isinstance(found, UserError):
+            raise found
+        if found is None:
+            self.logger.info(f"nothing to go on from in {self.work_dir}: beginning at the start")
+        return None if found is None else str(found)
+
+    def roll_back(self, event: RollBack) -> None:
+        """Take up again what a checkpoint of this run holds, from before the steps that are to be passed over.
+
+        Raises:
+            NonFiniteError: If there is none.
+        """
+        self.saving.wait()
+        found = None
+        if is_main_process():
+            with suppress(UserError):  # all damaged
+                found = self.black_box.checkpoint_before(event)
+        found = self.agreement.gather(found)[0]
+        if found is None:
+            raise NonFiniteError(f"step {event.step} was not finite, and {self.work_dir} has nothing to go back to")
+        self.logger.warning(f"going back from step {event.step} to {found}")
+        self._resume = True
+        self.resume(str(found))
+
+    @property
+    def saving(self) -> SaveCheckpoints:
+        """The hook that saves."""
+        found = next((hook for hook in self.hooks if isinstance(hook, SaveCheckpoints)), None)
+        if found is None:
+            raise UserError(
+                "default_hooks.checkpoint=None: a training without checkpoints could not go on; with a large interval "
+                "and minutes=inf it saves at its end alone"
+            )
+        return found
+
+    def build_training_loader(self, loader: dict[str, Any]) -> DataLoader:
+        """Build the data loader of a training, which can begin at any step."""
+        settings = copy.deepcopy(loader)
+        same_order = not self._randomness_cfg.get("diff_rank_seed", False)
+        self.register_hook(CountReplaced())
+        return training_loader(settings, self.seed, same_order, lambda dataset: Samples(dataset, self.work_dir))
+
+    @staticmethod
+    def build_dataloader(
+        dataloader: DataLoader | dict[str, Any], seed: int | None = None, diff_rank_seed: bool = False
+    ) -> DataLoader:
+        """Build a data loader that leaves the main process's random numbers alone."""
+        built = MMRunner.build_dataloader(dataloader, seed, diff_rank_seed)
+        leave_main_process_alone(built, seed or 0)
+        return built
+
+    def train(self) -> nn.Module:
+        """Train; asked to stop, save and leave by :class:`engine.resume.stopping.Stop`."""
+        saving = self.saving
+        repeatable = nullcontext() if torch.cuda.is_available() else choice.without_measuring()
+        with self.signals.heeded(), repeatable:
+            try:
+                return super().train()
+            except Stop:
+                saving.in_between(self)
+                saving.wait()
+                self.agreement.meet()
+                raise
+            except Exception:
+                # What was handed over is written still, whatever ends the run, and whether or not that fails too.
+                with suppress(UserError):
+                    saving.wait()
+                raise
+
+    def checkpoint_state(self, resumable: bool = True) -> dict[str, Any]:
+        """The state of the run, on whatever device it is, in the main process; the others help and get nothing.
+
+        Args:
+            resumable: Whether a run is to go on from it, or the weights alone are wanted.
+        """
         owners = [self.model, *(hook for hook in self.hooks if isinstance(hook, KeepEMA))]
-        if kwargs.get("save_optimizer", True):
+        parts: dict[str, Any] = {}
+        if resumable:
+            parts["resume"] = resume_state(self)
             owners.append(self.optim_wrapper)
-        with gathered(*owners):
-            super().save_checkpoint(*args, **kwargs)
+        with gathered(*owners) if self.sharded else nullcontext():
+            if not is_main_process():
+                return {}
+            model = self.model.module if is_model_wrapper(self.model) else self.model
+            state = {"meta": self._checkpoint_meta(), "state_dict": model.state_dict(), **parts}
+            if resumable:
+                state["message_hub"] = self.message_hub.state_dict()
+                state["optimizer"] = self.optim_wrapper.state_dict()
+                state["param_schedulers"] = [one.state_dict() for one in self.param_schedulers or []]
+            self.call_hook("before_save_checkpoint", checkpoint=state)
+        return state
+
+    def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
+        """Save at once, as mmengine's and other hooks ask for; the settings of how are not heeded."""
+        state = self.checkpoint_state()
+        if is_main_process():
+            write_checkpoint(state, Path(out_dir) / filename)
+
+    def restore_random_state(self) -> None:
+        """Take up the random numbers where the checkpoint left them, if the run goes on from one."""
+        if self._resumed is not None:
+            restore_random_state(self, self._resumed)
+
+    def _checkpoint_meta(self) -> dict[str, Any]:
+        meta = {"epoch": self.epoch, "iter": self.iter, "cfg": self._config_text, "seed": self.seed, "run": self.run_id}
+        meta |= {"experiment_name": self.experiment_name, "mmengine_version": mmengine.__version__}
+        meta |= {"time": time.strftime("%Y%m%d_%H%M%S"), "dataset_meta": self.train_dataloader.dataset.metainfo}
+        return meta
+
+    @cached_property
+    def _config_text(self) -> str:
+        """The config, whose layout takes a second each time."""
+        return self.cfg.pretty_text
 
     def _init_model_weights(self) -> None:
         if self.sharded:
@@ -173,10 +324,12 @@ class Runner(MMRunner):
         """
         with naming_wrong_settings():
             built = super().build_train_loop(loop)
+        self._compare("training", built.dataloader)
         if not len(built.dataloader):
             raise UserError(
                 f"{len(built.dataloader.dataset)} training images are not enough for one step: use a smaller batch.size"
             )
+        self.register_hook(self.black_box)
         by_epoch = isinstance(built, EpochBasedTrainLoop)
         self.log_processor.by_epoch = by_epoch
         for hook in self.hooks:
@@ -187,12 +340,21 @@ class Runner(MMRunner):
     def build_val_loop(self, loop: Any) -> Any:
         """Build the loop with its data and metrics."""
         with naming_wrong_settings():
-            return super().build_val_loop(loop)
+            built = super().build_val_loop(loop)
+        self._compare("validation", built.dataloader)
+        return built
 
     def build_test_loop(self, loop: Any) -> Any:
         """Build the loop with its data and metrics."""
         with naming_wrong_settings():
-            return super().build_test_loop(loop)
+            built = super().build_test_loop(loop)
+        self._compare("test", built.dataloader)
+        return built
+
+    def _compare(self, what: str, loader: DataLoader) -> None:
+        """See that all processes have the same data."""
+        same = not self._randomness_cfg.get("diff_rank_seed", False)
+        check_data(what, self.agreement.gather(describe_data(loader, same)))
 
     def build_optim_wrapper(self, optim_wrapper: Any) -> Any:
         """Build the optimizer."""
@@ -282,6 +444,7 @@ def start_processes(launch: Launch) -> None:
     """
     if launch.processes == 1 or dist.is_initialized():
         return
+    check_devices(launch.device)
     if launch.device == "cuda":
         take_gpu(launch)
     dist.init_process_group("nccl" if launch.device == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)
@@ -295,8 +458,11 @@ def build_runner(resolved: Resolved, launch: Launch) -> Runner:
     """
     start_processes(launch)
     cfg = resolved.cfg
-    check_environment(cfg.get("env_cfg", {}))
+    settings = cfg.get("env_cfg", {})
+    check_environment(settings)
     _check_work_dir(cfg)
+    # What is compiled may be compiled again at any step, for a shape that is new.
+    watch.settle(cfg.work_dir, settings.get("patience") or (COMPILE_PATIENCE if settings.get("compile") else 0.0))
     with naming_wrong_settings():
         runner = Runner.from_cfg(cfg)
     if resolved.plan is not None:
@@ -318,8 +484,12 @@ def check_environment(settings: dict[str, Any]) -> None:
             raise UserError(f"env_cfg has no setting {key!r}; nearest: {near}")
     if not isinstance(settings.get("sharded", False), bool):
         raise UserError(f"env_cfg.sharded={settings['sharded']!r}: True or False")
+    NonFinite.from_setting(settings.get("nonfinite", "stop"))
     if not isinstance(settings.get("compile", False), bool | dict):
         raise UserError(f"env_cfg.compile={settings['compile']!r}: True, False or arguments of torch.compile")
+    patience = settings.get("patience")
+    if patience is not None and not (is_number(patience) and patience > 0):
+        raise UserError(f"env_cfg.patience={patience!r}: seconds that a step may take at most, more than 0")
 
 
 def _check_work_dir(cfg: Config) -> None:

@@ -17,6 +17,6 @@ with contextlib.redirect_stdout(io.StringIO()):
 
     register_all_modules(init_default_scope=False)
 
-from segmentation import data  # noqa: E402
+from segmentation import check, data  # noqa: E402
 
-__all__ = ["data"]
+__all__ = ["check", "data"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,14 @@ import numpy as np
 from mmseg.datasets import BaseSegDataset
 from mmseg.datasets.transforms import LoadAnnotations
 from mmseg.registry import DATASETS, TRANSFORMS
+from PIL import Image, UnidentifiedImageError
 
-from backbones.errors import UserError
+from backbones.errors import UserError, first_line
+from engine.data.check import escapes
+from engine.data.image_files import PILLOW_ERRORS, DamagedImage, LoadWholeImage, read_image_bytes
+
+# In the place of mmcv's, which says little about a damaged file and takes some for whole pictures.
+TRANSFORMS.register_module("LoadImageFromFile", module=LoadWholeImage)
 
 IGNORE = 255
 
@@ -26,7 +34,7 @@ class LabelPngDataset(BaseSegDataset):
         """List pairs of image and labels in sorted order.
 
         Raises:
-            UserError: If a folder is absent or empty, or a file has no partner.
+            UserError: If a folder is absent or empty, a file has no partner, or ``ann_file`` names one elsewhere.
         """
         images = self._stems(self.data_prefix["img_path"], self.img_suffix)
         labels = self._stems(self.data_prefix["seg_map_path"], self.seg_map_suffix)
@@ -36,7 +44,12 @@ class LabelPngDataset(BaseSegDataset):
             raise UserError(
                 f"{len(lonely)} files under {self.data_root!r} have no partner: {lonely[0]!r} has no {what}"
             )
-        return super().load_data_list()
+        pairs: list[dict[str, Any]] = super().load_data_list()
+        for info in pairs:
+            for key in ("img_path", "seg_map_path"):
+                if escapes(self.data_prefix[key], os.path.abspath(info[key])):
+                    raise UserError(f"{self.ann_file}: {info[key]!r} leads out of {self.data_prefix[key]!r}")
+        return pairs
 
     @staticmethod
     def _stems(folder: str, suffix: str) -> set[str]:
@@ -68,21 +81,59 @@ class LoadLabels(LoadAnnotations):
         """Load and check.
 
         Raises:
-            UserError: If a value stands for no class, or the image is coloured.
+            DamagedImage: If the file gives no picture.
+            UserError: If a value stands for no class, or the labels are coloured or not of the image's size.
         """
         results = super().transform(results)
-        labels = results["gt_seg_map"]
-        if labels.ndim > 2:
-            raise UserError(
-                f"{results['seg_map_path']}: a label image has one channel (grey or palette), not {labels.shape[-1]}"
-            )
+        labels, path = results["gt_seg_map"], results["seg_map_path"]
+        if "ori_shape" in results and labels.shape != tuple(results["ori_shape"]):
+            sizes = [f"{width} x {height}" for height, width in (labels.shape, results["ori_shape"])]
+            raise UserError(f"{path}: the labels are {sizes[0]}, their image is {sizes[1]} pixels large")
         if self.unlabelled is not None:
             labels[labels == self.unlabelled - int(bool(self.reduce_zero_label))] = IGNORE
         wrong = np.unique(labels[(labels >= self.num_classes) & (labels != IGNORE)])
         if len(wrong):
-            stored = int(wrong[0]) + int(bool(self.reduce_zero_label))
-            raise UserError(
-                f"{results['seg_map_path']}: label value {stored} stands for no class ({self.num_classes} classes, "
-                f"reduce_zero_label={self.reduce_zero_label}); check classes, or set unlabelled"
-            )
+            self._refuse(path, int(wrong[0]) + int(bool(self.reduce_zero_label)))
         return results
+
+    def _load_seg_map(self, results: dict[str, Any]) -> None:
+        """Read the labels; mmseg's own reading would cut values of 16 bits down to 8 without a word."""
+        path = results["seg_map_path"]
+        labels = _read_labels(path, self.backend_args)
+        if self.reduce_zero_label != results["reduce_zero_label"]:
+            raise UserError(
+                f"reduce_zero_label is {results['reduce_zero_label']} of the data set and {self.reduce_zero_label} of "
+                "LoadLabels: set them alike"
+            )
+        if labels.max(initial=0) > IGNORE:
+            self._refuse(path, int(labels.max()))
+        labels = labels.astype(np.uint8)
+        if self.reduce_zero_label:
+            labels = np.where((labels == 0) | (labels == IGNORE), IGNORE, labels - 1).astype(np.uint8)
+        if results.get("label_map") is not None:
+            table = np.arange(IGNORE + 1, dtype=np.uint8)
+            table[list(results["label_map"])] = list(results["label_map"].values())
+            labels = table[labels]
+        results["gt_seg_map"] = labels
+        results["seg_fields"].append("gt_seg_map")
+
+    def _refuse(self, path: str, stored: int) -> None:
+        raise UserError(
+            f"{path}: label value {stored} stands for no class ({self.num_classes} classes, "
+            f"reduce_zero_label={self.reduce_zero_label}); check classes, or set unlabelled"
+        )
+
+
+def _read_labels(path: str, backend_args: dict[str, Any] | None) -> np.ndarray:
+    """Values of a label image ``(H, W)``."""
+    content = read_image_bytes(path, backend_args)
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            labels = np.array(image)
+    except UnidentifiedImageError as error:
+        raise DamagedImage.of(path, "cannot be decoded: it is damaged, or no image") from error
+    except PILLOW_ERRORS as error:
+        raise DamagedImage.of(path, f"cannot be decoded: {first_line(error)}") from error
+    if labels.ndim > 2:
+        raise UserError(f"{path}: a label image has one channel (grey or palette), not {labels.shape[-1]}")
+    return labels

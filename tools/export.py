@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.cli import run_tool
+from engine.cli import TrustCheckpoint, run_tool
 
 if TYPE_CHECKING:
     from engine.export import Difference
@@ -36,6 +36,7 @@ def main() -> None:
         "--shape", nargs=2, type=int, metavar=("H", "W"), help="export for images of this size only (default: any size)"
     )
     parser.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", help="override settings of a config")
+    parser.add_argument("--trust-checkpoint", action=TrustCheckpoint)
     args = parser.parse_args()
 
     from backbones.errors import UserError

@@ -1,28 +1,36 @@
-"""torchrun that fails in one line: used by tools/launch.sh with torchrun's own arguments."""
+"""Processes of a tool on this machine, by torchrun's agent; used by tools/launch.sh, see docs/launching.md."""
 
-import logging
+import argparse
 import signal
 import sys
+from pathlib import Path
 
-from torch.distributed import run
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+# Until there are processes that could save, Ctrl-C ends this at once, and without a stack.
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from engine.launch.job import Job, launch  # noqa: E402
+from engine.launch.meeting import MeetingError  # noqa: E402
 
 
 def main() -> None:
-    """Launch; where a process fails, say which one and leave with its exit code.
-
-    torchrun itself prints a page for each failure, below which the process's own message is hard to find, and always
-    leaves with code 1.
-    """
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    """Parse, hand over, leave with the code of the rank that failed."""
+    parser = argparse.ArgumentParser(description="Start the processes of a tool on this machine.")
+    parser.add_argument("--processes", type=int, required=True, help="on this machine")
+    parser.add_argument("--nodes", type=int, default=1, help="machines")
+    parser.add_argument("--node-rank", type=int, default=0, help="number of this machine")
+    parser.add_argument("--address", default="127.0.0.1", help="of the first machine")
+    parser.add_argument("--port", type=int, default=29500, help="first of the ports on which the machines may meet")
+    parser.add_argument("--max-restarts", type=int, default=0, help="how often to start again after a failure")
+    parser.add_argument("--grace", type=float, default=120, help="seconds to save for processes told to stop")
+    parser.add_argument("program")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER)
     try:
-        run.main()
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        code = failure.exitcode
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        print(f"error: rank {rank} ended with {how}; its message is above", file=sys.stderr)
-        sys.exit(128 - code if code < 0 else code)
+        code = launch(Job(**vars(parser.parse_args())))
+    except MeetingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    sys.exit(code)
 
 
 if __name__ == "__main__":

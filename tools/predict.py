@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.cli import run_tool
+from engine.cli import TrustCheckpoint, run_tool
 
 
 def main() -> None:
@@ -20,6 +20,7 @@ def main() -> None:
     )
     parser.add_argument("--ema", action="store_true", help="use the averaged weights of the checkpoint")
     parser.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", help="override settings")
+    parser.add_argument("--trust-checkpoint", action=TrustCheckpoint)
     args = parser.parse_args()
 
     from engine.picture import find_images, load_predictor, predict_images

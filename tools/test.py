@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.cli import run_tool
+from engine.cli import TrustCheckpoint, run_tool
 
 
 def main() -> None:
@@ -19,6 +19,7 @@ def main() -> None:
     parser.add_argument("--work-dir", help="test.json and pictures (default: work_dirs/<config name>)")
     parser.add_argument("--launcher", choices=["none", "pytorch"], default="none", help="set by the launch scripts")
     parser.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", help="override settings")
+    parser.add_argument("--trust-checkpoint", action=TrustCheckpoint)
     args = parser.parse_args()
 
     from mmengine.dist import is_main_process

@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.cli import run_tool
+from engine.cli import TrustCheckpoint, run_tool
 
 
 def main() -> None:
@@ -27,11 +27,13 @@ def main() -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="print plan, data paths, parameter groups and memory; start nothing"
     )
+    parser.add_argument("--no-data-check", action="store_true", help="begin without looking into the data first")
     parser.add_argument("--gpus", type=int, metavar="N", help="with --dry-run: pretend to be launched on N GPUs")
     parser.add_argument("--launcher", choices=["none", "pytorch"], default="none", help="set by the launch scripts")
     parser.add_argument(
         "--cfg-options", nargs="+", metavar="KEY=VALUE", help="override settings, such as batch.size=64"
     )
+    parser.add_argument("--trust-checkpoint", action=TrustCheckpoint)
     args = parser.parse_args()
     if args.gpus is not None and not args.dry_run:
         parser.error("--gpus is for --dry-run; tools/dist_train.sh CONFIG GPUS trains on several")
@@ -48,7 +50,7 @@ def main() -> None:
         options |= chosen_batch(args.per_gpu_batch, args.config, options, launch, measure=not args.dry_run)
     resolved = load_config(args.config, options, launch)
     if not args.dry_run:
-        train(resolved, launch, args.resume)
+        train(resolved, launch, args.resume, data_check=not args.no_data_check)
     elif os.environ.get("RANK", "0") == "0":
         print("\n".join(dry_run(resolved, launch)))
 

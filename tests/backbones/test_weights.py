@@ -34,7 +34,7 @@ from backbones import UserError, build_backbone
 from backbones.convnext import ConvNeXt
 from backbones.isotropic import IsotropicConvNeXt
 from backbones.network import Network
-from backbones.weights import Receipt, network_tensors, read_checkpoint, read_head
+from backbones.weights import Receipt, network_tensors, read_checkpoint, read_head, trust_checkpoints
 
 SMALL: dict[str, Any] = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32))
 TENSORS = 5 * 9 + 4 * 4 + 2
@@ -219,9 +219,19 @@ def test_nothing_in_a_checkpoint_is_executed(plain: bool, tmp_path: Path) -> Non
         path.write_bytes(pickle.dumps(content, protocol=2))
     else:
         torch.save(content, path)
-    with pytest.raises(UserError, match=r"was refused: it refers to \w+\.mkdir$"):
+    with pytest.raises(UserError, match=r"was refused: it refers to \w+\.mkdir; if .* --trust-checkpoint lets it"):
         read_checkpoint(str(path))
     assert not marker.exists()
+
+
+def test_a_trusted_checkpoint_is_executed(tmp_path: Path) -> None:
+    torch.save({"model": Malicious(tmp_path / "executed")}, tmp_path / "weights.pth")
+    trust_checkpoints()
+    try:
+        read_checkpoint(str(tmp_path / "weights.pth"))
+    finally:
+        trust_checkpoints(False)
+    assert (tmp_path / "executed").exists()
 
 
 @pytest.mark.parametrize("owner, name", [(Path, "home"), (HistoryBuffer, "update")])

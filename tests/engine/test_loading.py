@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from mmengine.model import ExponentialMovingAverage
 from mmengine.registry import MODEL_WRAPPERS
+from mmengine.runner import CheckpointLoader
 from torch import nn
 
+import engine.runner
 from backbones import UserError
 from engine.whole_model import load_model
 
@@ -103,3 +106,23 @@ def test_a_wrapped_model(checkpoint: dict[str, Any]) -> None:
     finally:
         MODEL_WRAPPERS._module_dict.pop("WrapperOfTheTest")
     assert holds(wrapped.module, 1)
+
+
+@pytest.mark.parametrize("place", ["{}", "file://{}"])
+def test_what_mmengine_loads_is_read_safely(place: str, tmp_path: Path) -> None:
+    torch.save({"model": Path("home")}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"was refused: it refers to pathlib"):
+        CheckpointLoader.load_checkpoint(place.format(tmp_path / "a.pth"))
+
+
+@pytest.mark.parametrize("scheme", sorted(prefix for prefix in CheckpointLoader._schemes if "://" in prefix))
+def test_no_other_way_of_loading_is_left(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(engine.runner, "read_checkpoint", lambda source: asked.append(source) or {})
+    monkeypatch.setattr(engine.runner, "get_torchvision_models", lambda: {"net": "https://there/net.pth"})
+    if scheme.startswith(("http", "torchvision", "modelzoo")):
+        CheckpointLoader.load_checkpoint(f"{scheme}net")
+        assert asked == [f"{scheme}net" if scheme.startswith("http") else "https://there/net.pth"]
+    else:
+        with pytest.raises(UserError, match="is not read here: give the address itself"):
+            CheckpointLoader.load_checkpoint(f"{scheme}net")

@@ -111,7 +111,7 @@ def test_an_end_above_a_layer_s_rate_is_refused() -> None:
         ({"model.backbone.colour": "red"}, "'colour'"),
         ({"optim_wrapper.paramwise_cfg": {"num_groups": 6}}, "num_groups=6 does nothing"),
         ({"optim_wrapper.paramwise_cfg": {"decay": 0.9}}, "no option decay"),
-        ({"optim_wrapper.optimizer.lr": "high"}, "optimizer.lr='high': a number"),
+        ({"optim_wrapper.optimizer.lr": "high"}, "optimizer.lr='high': a positive number"),
         ({"env_cfg.shraded": True}, "env_cfg has no setting 'shraded'; nearest: sharded"),
     ],
 )
@@ -131,6 +131,7 @@ def test_a_dry_run_tells_where_the_data_would_be(tmp_path: Path) -> None:
     assert f"train data: {tmp_path / 'annotations/instances_train2017.json'} (ABSENT)" in lines
     assert f"val data: {tmp_path / 'val2017'} (ABSENT)" in lines
     assert "backbone from: absent.pth (ABSENT)" in lines
+    assert any(line.startswith("memory: ") and "activations of 2 images" in line for line in lines)
     assert "note: global batch 16 -> 32: learning rate 0.0001 -> 0.0002 (linear rule)" in lines
     assert lines[-1].split()[0] == "total"
 

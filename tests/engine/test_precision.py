@@ -30,12 +30,6 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 SMALL = {"model.backbone.depths": (1, 1, 1, 1), "model.backbone.dims": (8, 8, 16, 16)}
 
 
-@pytest.fixture(autouse=True)
-def device_is_there(request: pytest.FixtureRequest) -> None:
-    if request.node.get_closest_marker("gpu") and not torch.cuda.is_available():
-        pytest.skip("no GPU")
-
-
 def response_normalisation(channels: int) -> GRN:
     """With a scale at which the response decides the result."""
     layer = GRN(channels)

@@ -1,9 +1,7 @@
-"""The demo's report, from made-up folders."""
+"""The report of a training, from made-up folders, and the parts of pages."""
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import re
 from html.parser import HTMLParser
@@ -13,70 +11,86 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from engine.report import (
-    COLOURS,
-    GIB,
-    collect,
-    duration,
-    headline,
-    memory,
-    number,
-    read_curves,
-    render,
-    table,
-    write_report,
-)
+from engine.records.page import COLOURS, Line, plot, thinned
+from engine.records.report import read_run, render, state_line, write_report
+from engine.records.run_folder import best_point, read_curves, read_starts, write_json
 
-METRICS = {
-    "classifier": {"top1": 96.25, "top5": 99.8, "val_loss": 0.1},
-    "detector": {"bbox_mAP": 0.5, "segm_mAP": 0.4, "bbox_mAP_s": -1.0},
-    "detector_scratch": {"bbox_mAP": 0.125, "segm_mAP": 0.45},
-    "segmentor": {"mIoU": 70.0, "mAcc": float("nan")},
-    "segmentor_scratch": {"mIoU": 30.0, "mAcc": 40.0},
-}
-TITLES = {name: f"Train <{name}> & test" for name in METRICS}
-RECEIPT = "124/132 backbone tensors loaded from a<b>.pth, skipped: head"
 EVIL = "<script>alert('7 & 1')</script>"
+RECEIPT = {"part": "backbone", "line": "124/132 backbone tensors loaded from a<b>.pth"}
 
 
-def make_run(folder: Path, metrics: dict[str, float], metric: str) -> None:
-    """What a finished training leaves."""
-    scalars = folder / "20260101_000000" / "vis_data" / "scalars.json"
-    scalars.parent.mkdir(parents=True)
-    lines: list[dict[str, Any]] = [{"lr": 0.1, "loss": 3.0 - step / 100, "step": step} for step in (10, 20)]
-    lines.append({metric: metrics[metric] / 2, "val_loss": 2.0, "step": 1, "time": 0.1, "data_time": 0.0})
-    scalars.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "pictures").mkdir()
-    Image.new("RGB", (32, 16), "red").save(folder / "pictures" / "000003.png")
-    command = {"command": f"python tools/train.py {EVIL}", "seconds": 61.0, "memory_bytes": GIB}
-    record = {"commands": [command], "seconds": 61.0, "memory_bytes": GIB, "starts": 2, "metrics": metrics}
-    (folder / "done.json").write_text(json.dumps(record))
-    trained = {"part": "backbone", "line": RECEIPT, "loaded": 124, "total": 132, "source": "a<b>.pth"}
-    (folder / "weights.json").write_text(json.dumps({"receipts": [] if "scratch" in folder.name else [trained]}))
-    (folder / "test.json").write_text(json.dumps({"metrics": metrics, "receipts": [{"line": f"all of {folder.name}"}]}))
+def log(folder: Path, start: str, *entries: dict[str, Any], cut: str = "") -> None:
+    path = folder / start / "vis_data" / "scalars.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries) + cut)
+
+
+def step(number: int, loss: float) -> dict[str, Any]:
+    return {"lr": 0.1, "loss": loss, "grad_norm": 1.0, "step": number, "time": 0.5, "data_time": 0.0, "memory": 1024}
+
+
+def a_start(folder: str, begin: int, end: int | None, outcome: str, **more: Any) -> dict[str, Any]:
+    plan = {"batch": {"global_batch": 8}, "lines": ["batch: 8 in all", "rate: peak 0.1"], "notes": ["SyncBN -> BN"]}
+    config = {
+        "file": "configs/a.py",
+        "text": f'"""{EVIL}"""',
+        "changed": {"batch.size": [64, 8], "work_dir": ["a", "b"]},
+    }
+    about = {"task": "classification", "model": "ImageClassifier", "backbone": "convnext_atto", "data": "data/digits"}
+    machine = {"cpu": "Some CPU", "cores": 2, "memory_bytes": 2**34, "system": "Linux", "kernel": "6", "gpus": []}
+    code = {"commit": "0123456789abcdef", "branch": "main", "dirty": True}
+    made = {"versions": {"torch": "2.11.0"}, "machine": machine, "variables": {"OMP_NUM_THREADS": "2"}, "code": code}
+    start = {"folder": folder, "outcome": outcome, "began": "2026-01-01T00:00:00+00:00", "seconds": 61.0}
+    start |= {"from_step": begin, "to_step": end, "of_steps": 40, "command": "python tools/train.py a.py"}
+    start |= {"go_on": "python tools/train.py a.py --resume", "processes": 1, "plan": plan, "config": config}
+    start |= {"about": about | {"classes": 2, "optimizer": {"type": "AdamW", "lr": 0.1}, "ema": 0.99, "seed": 7}}
+    return start | {"environment": made, "weights": [RECEIPT], "resumed": begin > 0, "memory_bytes": 2**30} | more
 
 
 @pytest.fixture
-def work_dir(tmp_path: Path) -> Path:
-    for name, metrics in METRICS.items():
-        make_run(tmp_path / name, metrics, next(iter(metrics)))
-    confusion = {"classes": [EVIL, "two"], "matrix": [[95, 5], [0, 100]]}
-    (tmp_path / "classifier" / "confusion.json").write_text(json.dumps(confusion))
-    return tmp_path
+def folder(tmp_path: Path) -> Path:
+    """A run that failed, went on from step 20 and was asked to stop."""
+    place = tmp_path / "run"
+    first = a_start("20260101_000000", 0, 30, "failed", reason=f"RuntimeError: {EVIL}")
+    again = [RECEIPT, {"part": "model", "line": "all of epoch_2.pth"}]
+    second = a_start("20260101_000100", 20, 36, "stopped", reason="Ctrl-C", weights=again)
+    write_json(place / "starts.json", {"starts": [first, second]})
+    write_json(place / "plan.json", {"schedule": {"epochs": 4, "steps_per_epoch": 10}})
+    scores = ({"top1": 50.0, "val_loss": 2.0, "ema/top1": 40.0, "step": 1}, {"top1": 80.0, "val_loss": 1.5, "step": 2})
+    log(place, first["folder"], step(10, 5.0), scores[0], step(20, 4.0), scores[1], step(30, 99.0))
+    log(
+        place, second["folder"], step(30, 3.0), {"top1": 70.0, "val_loss": 1.0, "ema/top1": 75.5, "step": 3}, cut='{"lr'
+    )
+    write_json(place / "test.json", {"metrics": {"top1": 71.25}, "receipts": [{"line": "all of epoch_3.pth"}]})
+    write_json(place / "confusion.json", {"classes": [EVIL, "two"], "matrix": [[95, 5], [0, 100]]})
+    write_json(place / "weights.json", {"receipts": again})
+    (place / "epoch_2.pth").touch()
+    (place / "replaced_images.jsonl").write_text('{"file": "a.jpg"}\n{"file": "b.jpg"}\n')
+    write_json(place / "data_check.json", {"summary": "1 error, 0 warnings", "findings": [finding("error")]})
+    write_json(place / "nonfinite/step_27/report.json", {"step": 27, "place": "neck.0", "hint": "lower the rate"})
+    (place / "pictures").mkdir()
+    Image.new("RGB", (32, 16), "red").save(place / "pictures" / "3.png")
+    return place
+
+
+def finding(level: str) -> dict[str, str]:
+    return {"level": level, "file": "c.jpg", "what": f"{level} in it", "mend": "copy it again"}
 
 
 class Page(HTMLParser):
     """Collects what a browser would act on, and checks that every element is closed."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, folder: Path) -> None:
         super().__init__()
         self.tags: list[str] = []
         self.sources: list[str] = []
-        self.words: list[str] = []
+        self.lines: list[str] = []
         self._open: list[str] = []
-        self.feed(text)
+        self.text = write_report(folder).read_text(encoding="utf-8")
+        self.feed(self.text)
         self.close()
         assert not self._open
+        self.words = "\n".join(self.lines)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
@@ -92,174 +106,184 @@ class Page(HTMLParser):
         assert self._open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        self.words.append(data)
+        self.lines.append(data)
 
 
-def page_of(work_dir: Path) -> tuple[Page, str]:
-    text = render(collect(work_dir, TITLES, seed=5), work_dir)
-    return Page(text), text
+def row(page: Page, name: str) -> list[str]:
+    """The cells of the row that begins with a name."""
+    match = re.search(rf'<tr><th scope="row">{re.escape(name)}</th>(.*?)</tr>', page.text)
+    assert match, name
+    return re.findall(r"<td>(.*?)</td>", match[1])
 
 
-def test_scores_and_margins(work_dir: Path) -> None:
-    report = collect(work_dir, TITLES, seed=5)
-    rows = {row["label"]: (row["trained"], row["scratch"], row["margin"]) for row in report["scores"]}
-    assert rows["top-1"] == (96.25, None, None)
-    assert rows["box AP"] == (50.0, 12.5, 37.5)
-    assert rows["mask AP"] == pytest.approx((40.0, 45.0, -5.0))
-    assert rows["mIoU"] == (70.0, 30.0, 40.0)
-    assert rows["mean class accuracy"] == (None, 40.0, None)
-    lines = table(report)
-    assert re.search(r"box AP +50\.0 +12\.5 +\+37\.5$", lines[3])
-    assert re.search(r"mask AP +40\.0 +45\.0 +−5\.0$", lines[4])
-    assert lines[-1].split() == ["total", "5:05"]
-    assert len({len(line) for line in lines if line.startswith(("Class", "Det", "Seg"))}) == 1
+def test_curves_join_over_starts_and_what_was_done_again_counts(folder: Path) -> None:
+    curves = read_curves(folder)
+    assert curves["train/loss"] == [(10, 5.0), (20, 4.0), (30, 3.0)]
+    assert curves["train/lr"] == [(10, 0.1), (20, 0.1), (30, 0.1)]
+    assert curves["val/top1"] == [(10, 50.0), (20, 80.0), (30, 70.0)]
+    assert curves["val/ema/top1"] == [(10, 40.0), (30, 75.5)]
 
 
-def test_the_page_shows_the_figures_and_the_json_holds_them(work_dir: Path) -> None:
-    page, data = write_report(collect(work_dir, TITLES, seed=5), work_dir)
+def test_a_start_that_goes_on_earlier_forgets_what_came_after(folder: Path) -> None:
+    starts = json.loads((folder / "starts.json").read_text())
+    starts["starts"][1]["from_step"] = 10
+    write_json(folder / "starts.json", starts)
+    curves = read_curves(folder)
+    assert curves["train/loss"] == [(10, 5.0), (30, 3.0)]
+    assert curves["val/top1"] == [(10, 50.0), (30, 70.0)]
 
-    def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is not JSON")
 
-    report = json.loads(data.read_text(), parse_constant=refuse)
-    assert report["seed"] == 5
-    assert report["versions"]["torch"]
-    assert [one["line"] for one in report["steps"][1]["receipts"]["training"]] == [RECEIPT]
-    assert [step["receipts"]["training"] == [] for step in report["steps"]] == [False, False, True, False, True]
-    assert report["steps"][1]["curves"]["val/bbox_mAP"] == [[20, 0.25]]
-    words = "".join(Page(page.read_text()).words)
-    for text in (
-        "96.2",
-        "37.5 points ahead of scratch",
-        "seed 5",
-        "1:01 (2 starts)",
-        "1.00 GiB",
-        "5:05",
-        report["machine"]["cpu"],
+def test_curves_of_a_folder_without_record(tmp_path: Path) -> None:
+    log(tmp_path, "20260101_000000", step(10, 5.0), {"mIoU": 1.0, "loss": 9.0, "step": 0}, step(20, 99.0))
+    log(tmp_path, "20260101_000100", step(20, float("nan")), {"mIoU": 2.0, "step": 0}, cut='{"lr": 1, "lo')
+    curves = read_curves(tmp_path)
+    assert curves["train/loss"] == [(10, 5.0), (20, 99.0)]
+    assert (curves["val/mIoU"], curves["val/loss"]) == ([(10, 1.0), (20, 2.0)], [(10, 9.0)])
+
+
+def test_validations_of_a_run_in_steps_are_where_they_say(tmp_path: Path) -> None:
+    write_json(tmp_path / "plan.json", {"schedule": {"epochs": None, "steps": 40, "steps_per_epoch": None}})
+    log(tmp_path, "20260101_000000", step(10, 5.0), {"mIoU": 1.0, "step": 16})
+    assert read_curves(tmp_path)["val/mIoU"] == [(16, 1.0)]
+
+
+def test_the_best_is_the_highest_and_of_a_loss_the_lowest() -> None:
+    points = [(1, 2.0), (2, 3.0), (3, 3.0), (4, 1.0)]
+    assert best_point("top1", points) == (2, 3.0)
+    assert best_point("ema/val_loss", points) == (4, 1.0)
+
+
+def test_scores(folder: Path) -> None:
+    page = Page(folder)
+    assert row(page, "top-1") == ["70.0", "80.0 (20)", "75.5", "75.5 (30)", "71.2"]
+    assert row(page, "val_loss") == ["1", "1 (30)", "–", "–", "–"]
+
+
+def test_scores_of_detection_are_out_of_100(tmp_path: Path) -> None:
+    log(tmp_path, "20260101_000000", {"bbox_mAP": 0.5, "bbox_mAP_50": 0.75, "bbox_mAP_l": -1.0, "step": 1})
+    page = Page(tmp_path)
+    assert row(page, "box AP") == ["50.0", "50.0 (1)"]
+    assert row(page, "bbox_mAP_50") == ["75.0", "75.0 (1)"]
+    assert row(page, "bbox_mAP_l") == ["–", "–"]
+
+
+def test_the_page_tells_all_there_is(folder: Path) -> None:
+    page = Page(folder)
+    for words in (
+        "Stopped at step 36 of 40: Ctrl-C. Go on with: python tools/train.py a.py --resume",
+        "Classification: ImageClassifier with convnext_atto, 2 classes, trained on data/digits",
+        "CPU: Some CPU, 2 cores · 2:02 in all",
+        "2 images could not be read and were replaced: replaced_images.jsonl",
+        "not finite at step 27; first in neck.0; lower the rate",
+        "data check: 1 error, 0 warnings; all of it in data_check.json",
+        "c.jpg: error in it; copy it again",
+        f"began with: {RECEIPT['line']}",
+        "went on at step 20 with: all of epoch_2.pth",
+        "test with: all of epoch_3.pth",
+        "configs/a.py: what it says beyond its bases",
+        "OMP_NUM_THREADS=2",
     ):
-        assert text in words
-    for text in (
-        f"classifier began with: {RECEIPT}. Tested with: all of classifier.",
-        f"segmentor began with: {RECEIPT}. Tested with: all of segmentor.",
-        "detector_scratch began with: random weights, nothing loaded. Tested with: all of detector_scratch.",
-    ):
-        assert text in words
-    for text in (f"python tools/train.py {EVIL}", TITLES["segmentor"]):
-        assert text in words
+        assert words in page.words
+    assert row(page, "batch.size") == ["64", "8"]
+    assert 'scope="row">work_dir<' not in page.text
+    assert row(page, "batch") == ["8 in all"]
+    assert row(page, "note") == ["SyncBN -&gt; BN"]
+    assert row(page, "optimizer") == ["AdamW, lr 0.1"]
+    assert row(page, "time of a step") == ["0.5 s, 16 images/s"]
+    assert row(page, "peak GPU memory") == ["1.00 GiB"]
+    assert row(page, "packages") == ["torch 2.11.0"]
+    assert row(page, "code") == ["0123456789ab on main with changes"]
+    assert re.findall(r"<td>(\d+ to \d+)</td><td>1:01</td><td>(\w+)", page.text) == [
+        ("0 to 30", "failed"),
+        ("20 to 36", "stopped"),
+    ]
+    assert page.tags.count("svg") == 4
+    assert page.tags.count("img") == 1
 
 
-def test_everything_is_escaped_and_inside(work_dir: Path) -> None:
-    page, text = page_of(work_dir)
+def test_everything_is_escaped_and_inside(folder: Path) -> None:
+    page = Page(folder)
     assert "script" not in page.tags
-    assert EVIL in page.words
-    assert len([source for source in page.sources if source.startswith("data:image/jpeg;base64,")]) == 5
-    assert all(source.startswith(("data:", "#")) for source in page.sources)
-    assert "@import" not in text
-    assert not re.search(r"url\((?!#)", text)
+    assert page.words.count(EVIL) == 4
+    assert all(source.startswith("data:image/jpeg;base64,") for source in page.sources)
+    assert not re.search(r"@import|url\(", page.text)
 
 
-def test_plots_take_their_colours_from_the_page(work_dir: Path) -> None:
-    page, text = page_of(work_dir)
-    assert page.tags.count("svg") == 6
-    plots = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
-    assert all("var(--trained)" in plot for plot in plots)
-    assert sum("var(--scratch)" in plot for plot in plots) == 4
-    assert not any(light in plot for plot in plots for light, _ in COLOURS.values())
-    ids = [name for plot in plots for name in set(re.findall(r"url\(#(\w+)\)", plot))]
-    assert len(ids) == len(set(ids)) > 0
+def test_an_empty_folder_has_a_page(tmp_path: Path) -> None:
+    page = Page(tmp_path)
+    assert "No starts.json tells how this training stands." in page.words
+    assert "There was no validation yet." in page.words
+    assert "Nothing was logged yet." in page.words
 
 
-def test_what_is_missing_is_said(tmp_path: Path) -> None:
-    page, _ = page_of(tmp_path)
-    words = "".join(page.words)
-    for name in TITLES:
-        assert re.search(rf"Not finished: .*\b{name}\b", words)
-    assert "There is no classifier/confusion.json." in words
-    assert "There are no pictures in classifier/pictures." in words
-    assert "There are no pictures in detector/pictures and detector_scratch/pictures." in words
-    assert "No curves in the folder of segmentor." in words
-    assert words.count("began with: no record. Tested with: no record.") == 5
-    assert "no comparison with from scratch yet" in words
-    assert "svg" not in page.tags
+@pytest.mark.parametrize("content", ["", "[1", "[]", '{"starts": 1}', '{"starts": [1, {}]}', "\x00"])
+@pytest.mark.parametrize("name", ["starts.json", "plan.json", "test.json", "data_check.json", "weights.json"])
+def test_damaged_files_do_not_stop_the_report(name: str, content: str, folder: Path) -> None:
+    (folder / name).write_text(content)
+    (folder / "pictures" / "3.png").write_bytes(b"no picture")
+    assert "top-1" in Page(folder).words
 
 
-def test_damaged_files_do_not_stop_the_report(work_dir: Path) -> None:
-    (work_dir / "detector" / "pictures" / "000003.png").write_bytes(b"not a picture")
-    (work_dir / "segmentor" / "pictures" / "000003.png").unlink()
-    (work_dir / "classifier" / "confusion.json").write_text("[1")
-    (work_dir / "segmentor" / "done.json").write_text("{")
-    (work_dir / "segmentor" / "weights.json").write_text('{"receipts": [1, {"line": "one"}, {"line": "two"}]}')
-    (work_dir / "detector" / "weights.json").write_text('{"receipts": {}}')
-    (work_dir / "classifier" / "weights.json").write_text("[")
-    page, _ = page_of(work_dir)
-    words = "".join(page.words)
-    assert words.count("from the trained backbone: no picture") == 2
-    assert "There is no classifier/confusion.json." in words
-    assert "Not finished: segmentor." in words
-    for text in (
-        "segmentor began with: one; then two.",
-        "detector began with: no record.",
-        "classifier began with: no",
-    ):
-        assert text in words
+@pytest.mark.parametrize(
+    ("outcome", "checkpoints", "expected"),
+    [
+        ("finished", ["a.pth"], "Finished at step 9 of 1,000."),
+        ("running", ["a.pth"], "Running, or ended without a word: last heard of at step 9 of 1,000."),
+        ("failed", [], "Failed at step 9 of 1,000: no reason is known. Nothing was saved yet; start again with: train"),
+        ("stopped", ["a.pth"], "Stopped at step 9 of 1,000: no reason is known. Go on with: train --resume"),
+    ],
+)
+def test_how_a_training_stands(outcome: str, checkpoints: list[str], expected: str) -> None:
+    start = {"outcome": outcome, "to_step": 9, "of_steps": 1000, "command": "train", "go_on": "train --resume"}
+    assert state_line(start, checkpoints) == expected
 
 
-def test_curves_of_a_run_that_was_resumed(tmp_path: Path) -> None:
-    runs = {
-        "20260101_000000": [
-            {"lr": 1, "loss": 5.0, "step": 10},
-            {"lr": 1, "loss": 4.0, "step": 20},
-            {"mIoU": 1.0, "loss": 9.0, "step": 0},
-            {"lr": 1, "loss": 99.0, "step": 30},
-        ],
-        "20260101_000100": [
-            {"lr": 1, "loss": 3.0, "step": 30},
-            {"lr": 1, "loss": float("nan"), "step": 40},
-            {"mIoU": 2.0, "step": 0},
-        ],
+def test_many_classes_and_many_pictures_fit_a_page(folder: Path) -> None:
+    write_json(folder / "confusion.json", {"classes": list(range(1000)), "matrix": []})
+    for index in range(20):
+        Image.new("RGB", (32, 16)).save(folder / "pictures" / f"{index}.png")
+    page = Page(folder)
+    assert "1,000 classes are too many for a page: see confusion.json" in page.words
+    assert page.tags.count("img") == 8
+
+
+def test_a_start_that_does_not_resume_is_a_new_training(folder: Path) -> None:
+    starts = json.loads((folder / "starts.json").read_text())["starts"]
+    write_json(folder / "starts.json", {"starts": [*starts, a_start("20260101_000200", 0, 5, "finished")]})
+    assert [start["folder"] for start in read_starts(folder)] == ["20260101_000200"]
+    log(folder, "20260101_000200", step(5, 2.5))
+    assert read_curves(folder) == {
+        "train/loss": [(5, 2.5)],
+        "train/lr": [(5, 0.1)],
+        "train/grad_norm": [(5, 1.0)],
     }
-    for name, entries in runs.items():
-        path = tmp_path / name / "vis_data" / "scalars.json"
-        path.parent.mkdir(parents=True)
-        path.write_text("\n".join(json.dumps(entry) for entry in entries) + '\n{"lr": 1, "lo')
-    assert read_curves(tmp_path) == {
-        "train/loss": [(10, 5.0), (20, 4.0), (30, 3.0)],
-        "val/mIoU": [(20, 1.0), (40, 2.0)],
-        "val/loss": [(20, 9.0)],
-    }
+    assert render(read_run(folder), folder).count("<td>finished</td>") == 1
 
 
-def test_gpu_and_its_memory_come_from_the_logs(work_dir: Path) -> None:
-    log = work_dir / "detector" / "20260101_000000" / "20260101_000000.log"
-    log.write_text("System environment:\n    CUDA available: True\n    GPU 0,1: Some GPU\n")
-    scalars = log.parent / "vis_data" / "scalars.json"
-    scalars.write_text(scalars.read_text() + '{"lr": 1, "loss": 1.0, "step": 30, "memory": 2048}\n')
-    report = collect(work_dir, TITLES, seed=0)
-    assert report["machine"]["gpu"] == "Some GPU"
-    assert [step["gpu_memory_bytes"] for step in report["steps"]] == [0, 2 * GIB, 0, 0, 0]
-    words = "".join(Page(render(report, work_dir)).words)
-    assert "peak GPU memory" in words
-    assert "2.00 GiB" in words
+def test_a_plot_has_its_points_where_they_belong() -> None:
+    svg = plot("A", "b", {"c": Line("trained", [(0, 0.0), (50, 0.5), (100, 1.0)], 100)})
+    points = re.search(r'points="([^"]+)"', svg)
+    assert points
+    assert points[1] == "54.0,246.0 249.0,145.0 444.0,44.0"
+    assert re.findall(r'end">([^<]+)<', svg) == ["0", "20", "40", "60", "80", "100"]
+    assert "var(--trained)" in svg
+    assert not any(colour in svg for pair in COLOURS.values() for colour in pair)
+    assert plot("A", "b", {"c": Line("trained", None), "d": Line("trained", [])}) == ""
 
 
-def test_averaged_weights_are_labelled(work_dir: Path) -> None:
-    path = next(work_dir.glob("classifier/*/vis_data/scalars.json"))
-    path.write_text(path.read_text() + '{"top1": 90.0, "ema/top1": 91.5, "step": 2}\n')
-    words = "".join(page_of(work_dir)[0].words)
-    assert "top-1 of the averaged weights (EMA): 91.5" in words
-    assert words.count("averaged weights (EMA)") == 2
+@pytest.mark.parametrize("values", [[0.0], [5.0], [-1.0, 1.0], [1e-9, 2e-9], [1e12], [0.1] * 40, [-3.0]])
+def test_a_plot_of_any_values_stays_inside(values: list[float]) -> None:
+    svg = plot("A", "b", {"c": Line("trained", list(enumerate(values)))})
+    numbers = re.search(r'points="([^"]+)"', svg)
+    assert numbers
+    for pair in numbers[1].split():
+        x, y = map(float, pair.split(","))
+        assert 54 <= x <= 444
+        assert 44 <= y <= 246
 
 
-def test_numbers_for_people() -> None:
-    assert [duration(seconds) for seconds in (0, 59.6, 3661)] == ["0:00", "1:00", "1:01:01"]
-    assert [memory(count) for count in (None, 0, 3 * GIB // 2)] == ["–", "–", "1.50 GiB"]
-    assert [number(None), number(-1.25, True), number(1.25, True), number(99.96)] == ["–", "−1.2", "+1.2", "100.0"]
-    assert headline("detector", {"bbox_mAP": 0.5}) == "box AP 50.0, mask AP –"
-    assert headline("data", {}) == ""
-
-
-def test_pictures_are_shrunk_to_jpeg(work_dir: Path) -> None:
-    page, _ = page_of(work_dir)
-    picture = Image.open(io.BytesIO(base64.b64decode(page.sources[-1].partition(",")[2])))
-    assert picture.format == "JPEG"
-    assert picture.size == (32, 16)
+def test_a_long_curve_is_thinned_and_keeps_its_ends() -> None:
+    points = [(index, float(index)) for index in range(10_001)]
+    kept = thinned(points, 100)
+    assert (len(kept), kept[0], kept[-1]) == (100, points[0], points[-1])
+    assert thinned(points[:100], 100) == points[:100]

@@ -364,7 +364,8 @@ def test_the_file_holds_nothing_but_plain_tensors(runs: Path) -> None:
     kinds = [_kinds(saved(folder)) for folder in (runs / "alone", runs / "sharded")]
     assert kinds[0] == kinds[1]
     size, whole = (os.path.getsize(folder / "iter_5.pth") for folder in (runs / "sharded", runs / "alone"))
-    assert size == pytest.approx(whole, rel=0.02)
+    random_states = 16_000  # of the second process: 624 words each of Python and of NumPy, and torch's 5,056 bytes
+    assert whole < size < whole + random_states
 
 
 def _kinds(node: Any, path: str = "") -> dict[str, str]:
@@ -481,8 +482,6 @@ def test_heads_are_not_compiled() -> None:
 @pytest.mark.gpu
 def test_a_model_on_a_gpu_is_sharded_over_one(tmp_path: Path) -> None:
     """From the CPU to shards on the GPU, steps in float16 with scaler and clipping, a whole file, and back."""
-    if not torch.cuda.is_available():
-        pytest.skip("no GPU")
     dist.init_process_group("nccl", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1)
     try:
         states = [gpu_steps(wrap) for wrap in (lambda model: model.cuda(), shard_model)]

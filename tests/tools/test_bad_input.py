@@ -23,6 +23,21 @@ CONFIG = {
 }
 FORMAT = {"classifier": "imagenet", "detector": "coco", "segmentor": "ade"}
 TASKS = tuple(CONFIG)
+FULL_DISK = """
+_base_ = {config!r}
+def _register():
+    from mmengine.registry import VISBACKENDS
+    from mmengine.visualization import LocalVisBackend
+
+    @VISBACKENDS.register_module(force=True)
+    class FullDisk(LocalVisBackend):
+        def add_scalars(self, *_, **settings):
+            raise OSError(28, "No space left on device", "scalars.json")
+
+_register()
+visualizer = dict(vis_backends=[dict(type="FullDisk")])
+default_hooks = dict(logger=dict(interval=1))
+"""
 WRONG_FILES = {
     "absent": "does not exist",
     "truncated": "cannot be read: it is damaged, or no checkpoint",
@@ -247,3 +262,11 @@ def test_drawings_never_replace_the_images(tool: Any, settings: Any, weights: An
     arguments = ("predict.py", CONFIG["classifier"], weights["sound"], image, "--out", tmp_path)
     assert_one_line(tool(*arguments, *settings("classifier")), "would overwrite the images")
     assert image.read_bytes() == before
+
+
+def test_a_full_disk_wherever_it_is_noticed(tool: Any, settings: Any, tmp_path: Path) -> None:
+    """Curves and logs are written more often than checkpoints."""
+    config = tmp_path / "full.py"
+    config.write_text(FULL_DISK.format(config=str(CONFIG["classifier"])), encoding="utf-8")
+    ended = tool("train.py", config, "--no-data-check", *settings("classifier"))
+    assert_one_line(ended, "No space left on device for 'scalars.json': make room and start again")

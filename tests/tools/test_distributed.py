@@ -115,8 +115,47 @@ def test_a_failure_of_the_processes_is_told_in_lines(program: Any, tmp_path: Pat
     assert lines
     for line in lines:
         assert re.fullmatch(r"(\[rank 1\] )?error: config '.*absent.py' does not exist.*", line)
-    assert re.fullmatch(r"error: rank [01] ended with exit code 2; its message is above", last)
+    assert re.fullmatch(
+        r"error: rank [01] ended with exit code 2; its last line: config '.*absent.py' does not exist.*", last
+    )
     assert "Traceback" not in ended.out + ended.err
+
+
+KILL_ONCE = """
+import os, signal
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+@HOOKS.register_module()
+class KillOnce(Hook):
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == 7 and (os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]) == ("1", "0"):
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+KILLED = """
+_base_ = {base!r}
+custom_imports = dict(imports=["classification", "kill_once"])
+custom_hooks = [dict(type="ProgressBar"), dict(type="KeepEMA", decay=0.99), dict(type="KillOnce")]
+"""
+
+
+def test_an_elastic_restart_ends_where_a_run_without_faults_ends(
+    program: Any, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "kill_once.py").write_text(KILL_ONCE)
+    killed = tmp_path / "killed.py"
+    killed.write_text(KILLED.format(base=str(config)))
+    assert program("dist_train.sh", config, 2, "--work-dir", tmp_path / "whole").code == 0
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("MAX_RESTARTS", "1")
+    ended = program("dist_train.sh", killed, 2, "--work-dir", tmp_path / "again")
+    assert ended.code == 0, ended.err
+    line = "rank 1 ended with signal SIGKILL; its last line: epoch 2, step 3 of 5 (training): starting again (1 of 1)"
+    assert line in ended.err.splitlines()
+    for key in ("state_dict", "ema_state_dict"):
+        theirs, ours = tensors(tmp_path / "again", key), tensors(tmp_path / "whole", key)
+        assert theirs.keys() == ours.keys()
+        assert all(torch.equal(theirs[name], ours[name]) for name in ours)
 
 
 @pytest.mark.parametrize("present", [0, 1])

@@ -22,6 +22,8 @@ import torch.distributed as dist
 
 if "--fail" in sys.argv:
     sys.exit(2)
+if "--leave" in sys.argv:
+    sys.exit(75)
 dist.init_process_group("gloo")
 rank_sum = torch.tensor(dist.get_rank())
 dist.all_reduce(rank_sum)
@@ -42,6 +44,7 @@ wait $other
 """
 
 FAKE_SCONTROL = """#!/usr/bin/env bash
+[ "$1" = requeue ] && { echo "$*" >>"$FAKE_LOG.requeue"; echo "${REFUSE:-}"; [ -z "${REFUSE:-}" ]; exit; }
 [ "$*" = "show hostnames node[1-2]" ] && printf '127.0.0.1\\nnode2\\n'
 """
 
@@ -53,6 +56,7 @@ def room(tmp_path: Path) -> Path:
     tools.mkdir(parents=True)
     for script in (*TOOLS.glob("*.sh"), TOOLS / "launch.py"):
         shutil.copy(script, tools)
+    (tools.parent / "engine").symlink_to(TOOLS.parent / "engine")
     for name in ("train.py", "test.py"):
         (tools / name).write_text(PROGRAM)
     return tools.parent
@@ -62,7 +66,8 @@ def clean_environment(**extra: str) -> dict[str, str]:
     """This interpreter first on PATH, and no setting of a surrounding launcher or environment."""
     mine = {"NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK"}
     mine |= {"OMP_NUM_THREADS", "GPUS_PER_NODE", "CPUS_PER_TASK", "SRUN_ARGS", "VIRTUAL_ENV", "CONDA_PREFIX"}
-    kept = {name: value for name, value in os.environ.items() if name not in mine}
+    mine |= {"MAX_RESTARTS", "STOP_GRACE"}
+    kept = {name: value for name, value in os.environ.items() if name not in mine and not name.startswith("SLURM_")}
     return kept | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"} | extra
 
 
@@ -145,6 +150,23 @@ def test_wrong_usage_says_so_with_code_2(room: Path, script: str, args: list[str
     assert needle in err
 
 
+@pytest.mark.parametrize(
+    ("setting", "value", "needle"),
+    [
+        ("NODE_RANK", "2", "NODE_RANK=2: it counts from 0 to 1"),
+        ("NODE_RANK", "first", "NODE_RANK must be a number from 0, not 'first'"),
+        ("MAX_RESTARTS", "-1", "MAX_RESTARTS must be a number from 0"),
+        ("STOP_GRACE", "2min", "STOP_GRACE must be a number from 0"),
+    ],
+)
+def test_wrong_settings_say_so_with_code_2(room: Path, setting: str, value: str, needle: str) -> None:
+    settings = {"NNODES": "2", "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", setting: value}
+    process = start(room / "tools/dist_train.sh", "c.py", "1", **settings)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert needle in err
+
+
 @pytest.mark.parametrize("missing", ["NODE_RANK", "MASTER_ADDR"])
 def test_several_machines_need_a_rank_and_an_address(room: Path, missing: str) -> None:
     settings = {"NNODES": "2", "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
@@ -167,27 +189,67 @@ def test_the_environment_of_the_checkout_is_used_when_none_is_active(room: Path)
     assert out == "active\n"
 
 
-def test_slurm_starts_one_torchrun_per_machine(room: Path) -> None:
+@pytest.fixture
+def slurm(room: Path) -> dict[str, str]:
+    """The environment of a job on a cluster with stand-ins for srun and scontrol, on a meeting port that is free."""
     make_executable(room / "bin/srun", FAKE_SRUN)
     make_executable(room / "bin/scontrol", FAKE_SCONTROL)
-    port = free_port_of_a_job()
-    settings = {
+    return {
         "PATH": f"{room / 'bin'}{os.pathsep}{clean_environment()['PATH']}",
         "FAKE_LOG": str(room / "srun.log"),
-        "SLURM_JOB_ID": str(port + 10_000),
+        "SLURM_JOB_ID": str(free_port_of_a_job() + 10_000),
         "GPUS_PER_NODE": "1",
         "SRUN_ARGS": "--time=1:00:00 --requeue",
     }
+
+
+def test_slurm_starts_one_launcher_per_machine(room: Path, slurm: dict[str, str]) -> None:
+    """The port that follows from the job is taken by somebody who says nothing: no reason not to meet."""
     args = ["gpu", "a job", "c.py", "2", "--seed", "1"]
-    code, said, err = finish(start(room / "tools/slurm_train.sh", *args, **settings))
+    port = int(slurm["SLURM_JOB_ID"]) - 10_000
+    with socket.create_server(("", port)):
+        code, said, err = finish(start(room / "tools/slurm_train.sh", *args, **slurm))
     assert code == 0, err
     assert [(one["RANK"], one["rank_sum"]) for one in said] == [("0", 1), ("1", 1)]
     assert {one["MASTER_ADDR"] for one in said} == {"127.0.0.1"}
-    assert {one["MASTER_PORT"] for one in said} == {str(port)}
+    assert len({one["MASTER_PORT"] for one in said} - {str(port)}) == 1
     assert said[0]["args"] == ["c.py", "--launcher", "pytorch", "--seed", "1"]
     asked = set((room / "srun.log").read_text().splitlines())
     assert asked >= {"--partition=gpu", "--job-name=a job", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1"}
     assert asked >= {"--gres=gpu:1", "--cpus-per-task=8", "--time=1:00:00", "--requeue"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "needle"),
+    [
+        ({}, "is queued again and will go on from there"),
+        (
+            {"REFUSE": "Job is no batch job"},
+            "not queued again (Job is no batch job): go on with the same line and ",
+        ),
+        ({"SLURM_JOB_ID": ""}, "only an sbatch job is queued again by itself: go on with the same line and --resume"),
+    ],
+)
+def test_slurm_queues_a_saved_job_again_once(
+    room: Path, slurm: dict[str, str], settings: dict[str, str], needle: str
+) -> None:
+    args = ["gpu", "a job", "c.py", "2", "--leave"]
+    process = start(room / "tools/slurm_train.sh", *args, **slurm | settings)
+    code, _, err = finish(process)
+    assert code == 75
+    assert needle in err.splitlines()[-1]
+    assert err.count("stopped with everything saved") == 2  # by each machine
+    asked = room / "srun.log.requeue"
+    job = (slurm | settings)["SLURM_JOB_ID"]
+    assert (asked.read_text().splitlines() if asked.exists() else []) == ([f"requeue {job}"] if job else [])
+
+
+@pytest.mark.parametrize(("count", "more"), [("0", []), ("2", ["--resume"])])
+def test_slurm_resumes_after_a_requeue(room: Path, slurm: dict[str, str], count: str, more: list[str]) -> None:
+    make_executable(room / "bin/srun", '#!/bin/sh\nwhile [ "$1" != slurm_train ]; do shift; done\necho "$@"\n')
+    process = start(room / "tools/slurm_train.sh", "gpu", "job", "c.py", "2", **slurm, SLURM_RESTART_COUNT=count)
+    out, _ = process.communicate(timeout=60)
+    assert out.rstrip().endswith(" ".join(["/dist_train.sh", "c.py", "1", *more]))
 
 
 def free_port_of_a_job() -> int:

@@ -1,0 +1,177 @@
+"""Reproduce, in one process, the step that :mod:`engine.nonfinite.black_box` wrote down; its files execute nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import mmengine.registry
+import torch
+from mmengine.config import ConfigDict
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, DefaultScope, Registry
+from torch import nn
+
+from backbones.errors import UserError
+from backbones.weights import read_checkpoint
+from engine.nonfinite.batch import decode
+from engine.nonfinite.report import REPORT, WEIGHTS, place, rank_file
+from engine.nonfinite.trace import run_again
+from engine.precision import losses_in_float32
+from engine.records.run_folder import read_json
+from engine.resume.randomness import RandomState
+
+OURS = ("classification", "detection", "segmentation")
+# Not in a registry: mmdet takes mmcv's operator of this name.
+OPERATORS = ("nms", "soft_nms", "RoIAlign")
+PATHS_SHOWN = 8
+CLOSE = 1e-4
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What a replay came to.
+
+    Attributes:
+        reproduced: Whether the same number of the same module was the first that is not finite.
+        lines: What to tell.
+    """
+
+    reproduced: bool
+    lines: tuple[str, ...]
+
+
+def replay(folder: Path, rank: int | None = None, trust_imports: bool = False) -> Replayed:
+    """Run the step of a record forward and backward, with its batch, weights and random states.
+
+    Args:
+        folder: ``work_dir/nonfinite/step_<N>``.
+        rank: The process whose batch it is; the first one that had the event of its own, if not given.
+        trust_imports: Import the modules that the config names even where they are not of this project.
+
+    Raises:
+        UserError: If the record is not whole, or not of this version of the project.
+    """
+    report = read_json(folder / REPORT)
+    if "ranks" not in report:
+        raise UserError(f"{str(folder)!r} is no record of a step: it has no {REPORT}, the last file to be written")
+    if not (folder / WEIGHTS).exists():
+        raise UserError(
+            f"{str(folder)!r} holds the report alone: of many events, the first and the last are kept whole"
+        )
+    if rank is None:
+        rank = next(iter(report["ranks"]["had_it"]), 0)
+    if not rank_file(folder, rank).exists():
+        raise UserError(f"{str(folder)!r} has nothing of rank {rank}; there were {len(report['by_rank'])} processes")
+    common, own = read_checkpoint(str(folder / WEIGHTS)), read_checkpoint(str(rank_file(folder, rank)))
+    device = "cuda" if own["device"] == "cuda" and torch.cuda.is_available() else "cpu"
+    model = _model(decode(common["config"]), trust_imports)
+    model.load_state_dict(common["state_dict"])
+    model.to(device).train()
+    batch = [decode(part) for part in own["batch"]]
+    dtype = getattr(torch, own["precision"]) if own["precision"] else None
+    RandomState.from_dict(own["random"]).restore()
+    now = run_again(
+        model, batch, lambda: nullcontext() if dtype is None else torch.autocast(device, dtype), own["scale"]
+    )
+    reproduced = _where(now["found"]) is not None and _where(now["found"]) == _where(own["found"])
+    lines = [*_said(report, rank), *_losses(own["losses"], now["losses"])]
+    lines += [f"first, as recorded: {_first(own)}", f"first, in the replay: {_first(now)}"]
+    if reproduced:
+        return Replayed(True, (*lines, "reproduced"))
+    return Replayed(False, (*lines, f"not reproduced: {'; '.join(_differences(report, own, rank, device))}"))
+
+
+def _model(config: Mapping[str, Any], trust_imports: bool) -> Any:
+    """The model as the training built it, but whole and not compiled."""
+    for name in (config.get("custom_imports") or {}).get("imports", ()):
+        if name not in OURS and not trust_imports:
+            raise UserError(f"the config imports {name!r}, which is not of this project: --trust-imports does so")
+        import_module(name)
+    settings = ConfigDict(config["model"])
+    if settings.get("backbone", {}).get("weights"):
+        settings.backbone.weights = None
+    check_types(settings)
+    with DefaultScope.overwrite_default_scope(config.get("default_scope")):
+        model: nn.Module = MODELS.build(settings)
+    losses_in_float32(model)
+    return revert_sync_batchnorm(model)
+
+
+def check_types(settings: Any) -> None:
+    """Refuse every ``type`` that nobody registered: mmengine would import and call whatever it names.
+
+    Args:
+        settings: Config of a model, from a file that anybody may have written.
+
+    Raises:
+        UserError: With the name of the first one.
+    """
+    known = {*OPERATORS, *_registered()}
+    for name in _types(settings):
+        if name not in known:
+            raise UserError(f"the config was refused: it builds {name!r}, which is no registered part of a model")
+
+
+def _registered() -> Iterator[str]:
+    roots = (value for value in vars(mmengine.registry).values() if isinstance(value, Registry))
+    for root in roots:
+        root.import_from_location()
+        yield from root.module_dict
+        for scope, child in root.children.items():
+            yield from child.module_dict
+            yield from (f"{scope}.{name}" for name in child.module_dict)
+
+
+def _types(node: Any) -> Iterator[Any]:
+    if isinstance(node, Mapping):
+        if "type" in node:
+            yield node["type"]
+        for value in node.values():
+            yield from _types(value)
+    elif isinstance(node, Sequence) and not isinstance(node, str):
+        for value in node:
+            yield from _types(value)
+
+
+def _where(found: Mapping[str, Any] | None) -> tuple[Any, ...] | None:
+    return None if found is None else (found["micro_batch"], found["module"], found["what"])
+
+
+def _first(found: Mapping[str, Any]) -> str:
+    return "none" if found["found"] is None else place(found["found"])
+
+
+def _said(report: Mapping[str, Any], rank: int) -> Iterator[str]:
+    entry = next(one for one in report["by_rank"] if one["rank"] == rank)
+    paths = [str(sample["path"] or sample["id"]) for part in entry["samples"] for sample in part]
+    more = f" and {len(paths) - PATHS_SHOWN} more" if len(paths) > PATHS_SHOWN else ""
+    yield f"step {report['step']}, rank {rank} of {len(report['by_rank'])}: {', '.join(paths[:PATHS_SHOWN])}{more}"
+
+
+def _losses(recorded: Mapping[str, float], now: Mapping[str, float]) -> Iterator[str]:
+    for name, value in recorded.items():
+        again = now.get(name, math.nan)
+        same = value == again or math.isclose(value, again, rel_tol=CLOSE) or (value != value and again != again)
+        yield f"{name}: {again:.6g}" + ("" if same else f" (recorded: {value:.6g})")
+
+
+def _differences(report: Mapping[str, Any], own: Mapping[str, Any], rank: int, device: str) -> Iterator[str]:
+    had = report["ranks"]["had_it"]
+    if own["found"] is None and had:
+        yield f"rank {rank} only received it, --rank {had[0]} had it"
+    elif own["found"] is None:
+        yield "the run itself, asked again, found the step finite"
+    if own["device"] != device:
+        precision = own["precision"] or "float32"
+        yield f"recorded on {own['device']} in {precision}, replayed on {device}, which draws other numbers"
+    if report["torch"] != torch.__version__:
+        yield f"recorded with torch {report['torch']}, replayed with {torch.__version__}"
+    if len(report["by_rank"]) > 1:
+        yield "statistics that the processes shared are those of one process here"
+    yield "the batch, the weights and the random states are those of the record"

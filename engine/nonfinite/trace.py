@@ -1,0 +1,158 @@
+"""Run a step again and find the module where a number first was not finite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from engine.nonfinite.batch import describe
+from engine.sharding import local
+
+OUTPUT = "output"
+INPUTS_SHOWN = 4
+
+
+class Trace:
+    """Watches every module of a model inside of a ``with`` block; values and gradients stay what they are.
+
+    Attributes:
+        forward: The first output, in the order in which modules finish, that was not finite; ``None`` if all were.
+        backward: The first gradient, in the order of the backward pass, that was not finite.
+        micro_batch: Which one of the step is being worked on, from 0; set from outside.
+
+    The gradient that a module sends to its input is looked at apart from what other users of the same input send: each
+    module sees its inputs under a new name (a view), so that a residual connection is not taken for its neighbour.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.forward: dict[str, Any] | None = None
+        self.backward: dict[str, Any] | None = None
+        self.micro_batch = 0
+        self._model = model
+        self._classes = {name: type(module).__name__ for name, module in model.named_modules()}
+        self._going_back = False
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> Trace:
+        for name, module in self._model.named_modules():
+            self._handles.append(module.register_forward_pre_hook(partial(self._enter, name), with_kwargs=True))
+            self._handles.append(module.register_forward_hook(partial(self._leave, name), with_kwargs=True))
+        for name, param in self._model.named_parameters():
+            if param.requires_grad:
+                owner, _, own = name.rpartition(".")
+                self._handles.append(param.register_hook(partial(self._check_gradient, owner, f"gradient of {own}")))
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    @contextmanager
+    def going_back(self) -> Iterator[None]:
+        """The backward pass, in which blocks that are recomputed run forward a second time."""
+        self._going_back = True
+        try:
+            yield
+        finally:
+            self._going_back = False
+
+    def _enter(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        def renamed(tensor: Tensor) -> Tensor:
+            if not tensor.requires_grad:
+                return tensor
+            view = tensor.view_as(tensor)
+            self._handles.append(view.register_hook(partial(self._check_gradient, name, "gradient of its input")))
+            return view
+
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in _tensors((args, kwargs))):
+            return tree_map_only(Tensor, renamed, (args, kwargs))
+        return None
+
+    def _leave(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        tensors = list(_tensors(output))
+        for tensor in tensors:
+            if tensor.requires_grad:
+                hook = partial(self._check_gradient, name, "gradient of its output")
+                self._handles.append(tensor.register_hook(hook))
+        bad = next((tensor for tensor in tensors if not _finite(tensor)), None)
+        if bad is None or self._going_back or self.forward is not None:
+            return
+        inputs = list(_tensors((args, kwargs)))
+        self.forward = {
+            **self._found(name, OUTPUT, bad),
+            "inputs_finite": all(map(_finite, inputs)),
+            "inputs": [describe(tensor) for tensor in inputs[:INPUTS_SHOWN]],
+            "parameters_not_finite": [own for own, param in module.named_parameters() if not _finite(local(param))],
+        }
+
+    def _check_gradient(self, name: str, what: str, gradient: Tensor) -> None:
+        if self.backward is None and not _finite(gradient):
+            self.backward = self._found(name, what, gradient)
+
+    def _found(self, name: str, what: str, tensor: Tensor) -> dict[str, Any]:
+        place = {"module": name, "class": self._classes[name], "what": what, "micro_batch": self.micro_batch}
+        return {**place, "tensor": describe(tensor)}
+
+
+class _Step:
+    """Stands where models expect an optimizer wrapper: goes back through the loss and changes nothing."""
+
+    def __init__(self, trace: Trace, precision: Callable[[], AbstractContextManager[Any]], factor: float) -> None:
+        self._trace, self._precision, self._factor = trace, precision, factor
+
+    def optim_context(self, model: nn.Module) -> AbstractContextManager[Any]:
+        return self._precision()
+
+    def update_params(self, loss: Tensor) -> None:
+        with self._trace.going_back():
+            (loss * self._factor).backward()
+
+
+def run_again(
+    model: Any, parts: Sequence[Any], precision: Callable[[], AbstractContextManager[Any]], scale: float = 1.0
+) -> dict[str, Any]:
+    """Forward and backward of one optimizer step, watched; nothing is updated.
+
+    Random numbers are drawn from the present states, and layers that count or average change as in training.
+
+    Args:
+        model: The model itself, not a wrapper of it for several processes.
+        parts: The micro-batches.
+        precision: Makes the context of the forward pass, such as autocast.
+        scale: Loss scale of float16.
+
+    Returns:
+        Plain data: ``losses`` (by name, the mean of the micro-batches), ``forward`` and ``backward`` as in
+        :class:`Trace`, and ``found``: that of the two that is the cause, or ``None``.
+    """
+    model.zero_grad()
+    trace = Trace(model)
+    logs = []
+    # What was compiled runs as it is written: inside of a compiled part there are no modules to watch.
+    with torch.compiler.set_stance("force_eager"), trace:
+        for number, part in enumerate(parts):
+            trace.micro_batch = number
+            logs.append(model.train_step(part, optim_wrapper=_Step(trace, precision, scale / len(parts))))
+    model.zero_grad()
+    losses = {
+        name: sum(float(torch.as_tensor(log[name]).detach().mean()) for log in logs) / len(logs) for name in logs[0]
+    }
+    # A finite loss may have come through an infinity that is meant, such as a masked score.
+    found = trace.backward if math.isfinite(losses["loss"]) else trace.forward
+    return {"losses": losses, "forward": trace.forward, "backward": trace.backward, "found": found}
+
+
+def _tensors(tree: Any) -> Iterable[Tensor]:
+    return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.is_floating_point())
+
+
+def _finite(tensor: Tensor) -> bool:
+    return bool(tensor.detach().isfinite().all())

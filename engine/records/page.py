@@ -1,0 +1,286 @@
+"""Parts of the self-contained pages that runs and the demo end with: figures in words, tables, plots, pictures.
+
+Nothing in a page is fetched from anywhere; its colours follow the reader's light or dark setting.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+NONE = "–"
+GIB = 2**30
+JPEG_QUALITY = 88
+MOST_POINTS = 400  # of a line: more than the pixels of a plot show nothing
+MARKED = 30  # a line of fewer points shows each of them
+
+# Of every colour, in plots and page: on white, on black.
+COLOURS = {
+    "text": ("#1c2126", "#e4e7ea"),
+    "faint": ("#6a737d", "#98a1ab"),
+    "line": ("#d9dee3", "#343b42"),
+    "page": ("#fbfbfa", "#16191c"),
+    "card": ("#ffffff", "#1e2226"),
+    "trained": ("#2367b0", "#78b0ee"),
+    "scratch": ("#c06a1c", "#e8a15c"),
+    "averaged": ("#3b8a52", "#7cc791"),
+    "wrong": ("#c23b3b", "#ee8080"),
+}
+
+
+def duration(seconds: float) -> str:
+    """Seconds as ``h:mm:ss`` or ``m:ss``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def memory(count: int | None) -> str:
+    """Bytes in GiB."""
+    return NONE if not count else f"{count / GIB:.2f} GiB"
+
+
+def number(value: float | None, signed: bool = False) -> str:
+    """A score in 0..100, or a difference of two."""
+    if value is None:
+        return NONE
+    return f"{value:{'+' if signed else ''}.1f}".replace("-", "−")
+
+
+def document(title: str, lead: str, sections: Mapping[str, str]) -> str:
+    """A whole page.
+
+    Args:
+        title: In words.
+        lead: HTML under it.
+        sections: HTML by heading; an empty one is left out.
+    """
+    parts = [f"<section><h2>{escape(name)}</h2>\n{text}</section>" for name, text in sections.items() if text]
+    body = "\n".join(parts)
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title>\n<style>{_style()}</style></head>\n<body><main>\n"
+        f"<h1>{escape(title)}</h1>\n{lead}\n{body}\n</main></body></html>\n"
+    )
+
+
+def facts(rows: Mapping[str, Any]) -> str:
+    """A table of names and what they are."""
+    cells = "".join(f'<tr><th scope="row">{escape(k)}</th><td>{escape(str(v))}</td></tr>' for k, v in rows.items())
+    return f'<div class="wide"><table class="facts">{cells}</table></div>'
+
+
+def table(head: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table whose first column names the row."""
+    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    lines = []
+    for first, *others in rows:
+        cells = "".join(f"<td>{escape(cell)}</td>" for cell in others)
+        lines.append(f'<tr><th scope="row">{escape(first)}</th>{cells}</tr>')
+    return f'<div class="wide"><table><tr>{top}</tr>{"".join(lines)}</table></div>'
+
+
+def note(text: str) -> str:
+    """A remark."""
+    return f'<p class="faint">{escape(text)}</p>'
+
+
+def receipt_line(receipts: Sequence[Mapping[str, Any]] | None, nothing: str) -> str:
+    """What was loaded, in a line.
+
+    Args:
+        receipts: In order; ``None`` where there is no record of them.
+        nothing: What to say where there are none.
+    """
+    if receipts is None:
+        return "no record"
+    return "; then ".join(str(receipt.get("line")) for receipt in receipts) or nothing
+
+
+class Line(NamedTuple):
+    """A line of a plot: the name of its colour, its points, and what to multiply their values with."""
+
+    colour: str
+    points: Sequence[tuple[int, float]] | None
+    factor: float = 1.0
+
+
+def plot(heading: str, title: str, lines: Mapping[str, Line]) -> str:
+    """A line plot over optimizer steps as inline SVG whose colours follow the page's.
+
+    Args:
+        heading: Of the plots around it.
+        title: Of the plot.
+        lines: By label.
+
+    Returns:
+        The SVG, or an empty text where no line has points.
+    """
+    drawn = {
+        label: (line.colour, [(x, line.factor * y) for x, y in thinned(line.points)])
+        for label, line in lines.items()
+        if line.points
+    }
+    if not drawn:
+        return ""
+    values = [y for _, points in drawn.values() for _, y in points]
+    xs = _Axis(0, max(x for _, points in drawn.values() for x, _ in points), 54, 444)
+    ys = _Axis(min(0, *values), max(0, *values), 246, 44)
+    parts = [f'<text x="8" y="16" class="title">{escape(title)}</text>']
+    for at in ys.ticks():
+        parts.append(f'<path class="grid" d="M54 {ys(at):.1f}H444"/>')
+        parts.append(f'<text x="48" y="{ys(at) + 4:.1f}" text-anchor="end">{at:.4g}</text>')
+    for at in xs.ticks():
+        parts.append(f'<text x="{xs(at):.1f}" y="262" text-anchor="middle">{at:,.4g}</text>')
+    parts.append('<path class="axis" d="M54 44V246H444"/><text x="249" y="280" text-anchor="middle">')
+    parts.append("optimizer steps</text>")
+    for index, (label, (colour, points)) in enumerate(drawn.items()):
+        parts.append(_drawn_line(colour, [(xs(x), ys(y)) for x, y in points]))
+        if len(lines) > 1:
+            x = 54 + 134 * index
+            parts.append(f'<path class="line" style="stroke:var(--{colour})" d="M{x} 30h16"/>')
+            parts.append(f'<text x="{x + 20}" y="34">{escape(label)}</text>')
+    name = escape(f"{heading}, {title}")
+    return f'<svg viewBox="0 0 460 288" role="img" aria-label="{name}">{"".join(parts)}</svg>'
+
+
+def thinned(points: Sequence[tuple[int, float]], most: int = MOST_POINTS) -> list[tuple[int, float]]:
+    """At most so many points, evenly taken, the first and the last among them."""
+    if len(points) <= most:
+        return list(points)
+    return [points[round(index * (len(points) - 1) / (most - 1))] for index in range(most)]
+
+
+class _Axis:
+    """Brings values to pixels; begins and ends at round numbers."""
+
+    def __init__(self, low: float, high: float, start: float, end: float) -> None:
+        span = (high - low) or abs(high) or 1.0
+        power = 10.0 ** math.floor(math.log10(span / 5))
+        self.step = next(m * power for m in (1, 2, 2.5, 5, 10) if 5.001 * m * power >= span)
+        self.low = math.floor(low / self.step) * self.step
+        # Steps are counted to the last one; values have air above them.
+        self.high = high if start < end else math.ceil(high / self.step) * self.step
+        self.high = self.high if self.high > self.low else self.low + span
+        self.start, self.end = start, end
+
+    def __call__(self, value: float) -> float:
+        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+
+    def ticks(self) -> list[float]:
+        count = math.floor((self.high - self.low) / self.step + 1e-6)
+        return [round(self.low + index * self.step, 12) for index in range(count + 1)]
+
+
+def _drawn_line(colour: str, points: Sequence[tuple[float, float]]) -> str:
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in points) if len(points) < MARKED else ""
+    line = f'<polyline class="line" style="stroke:var(--{colour})" points="{path}"/>'
+    return f'{line}<g style="fill:var(--{colour})">{dots}</g>' if dots else line
+
+
+def confusion_table(confusion: Mapping[str, Any]) -> str:
+    """What was taken for what.
+
+    Args:
+        confusion: ``classes``, and ``matrix`` with a row of counts for each true class.
+    """
+    classes, matrix = confusion["classes"], confusion["matrix"]
+    head = "".join(f'<th scope="col">{escape(str(name))}</th>' for name in classes)
+    rows = []
+    for true, (name, counts) in enumerate(zip(classes, matrix, strict=True)):
+        total = sum(counts) or 1
+        cells = [f'<th scope="row">{escape(str(name))}</th>']
+        for predicted, count in enumerate(counts):
+            kind = "trained" if predicted == true else "wrong"
+            # The root makes few mistakes visible; three quarters of a colour leave the number legible.
+            share = 75 * math.sqrt(count / total)
+            shade = f"background:color-mix(in srgb, var(--{kind}) {share:.0f}%, transparent)" if count else ""
+            cells.append(f'<td style="{shade}">{count or ""}</td>')
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    return (
+        '<p class="faint">Rows: what it is. Columns: what the classifier said. Number of held-out images.</p>'
+        f'<div class="wide"><table class="confusion"><tr><th></th>{head}</tr>{"".join(rows)}</table></div>'
+    )
+
+
+def figure(path: Path, caption: str) -> str:
+    """One picture inside of the page, as JPEG: a quarter of the PNG's size."""
+    try:
+        file = io.BytesIO()
+        Image.open(path).convert("RGB").save(file, "JPEG", quality=JPEG_QUALITY)
+    except OSError:
+        return f"<figure><figcaption>{escape(caption)}: no picture</figcaption></figure>"
+    data = base64.b64encode(file.getvalue()).decode()
+    words = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    alt = escape(f"prediction {path.parent.parent.name} {path.stem}")
+    return f'<figure><img src="data:image/jpeg;base64,{data}" alt="{alt}">{words}</figure>'
+
+
+def _style() -> str:
+    light, dark = ("".join(f"--{name}:{pair[i]};" for name, pair in COLOURS.items()) for i in (0, 1))
+    return f":root{{color-scheme:light dark;{light}}}@media(prefers-color-scheme:dark){{:root{{{dark}}}}}{STYLE}"
+
+
+STYLE = """
+*{box-sizing:border-box}
+body{margin:0;background:var(--page);color:var(--text);font:16px/1.5 system-ui,sans-serif}
+main{max-width:68rem;margin:0 auto;padding:1.5rem 1rem 4rem}
+h1{font-size:2rem;line-height:1.2;margin:1rem 0 .5rem}
+h2{font-size:1.35rem;margin:2.75rem 0 .75rem;padding-bottom:.3rem;border-bottom:1px solid var(--line)}
+h3{font-size:1rem;margin:1.25rem 0 .5rem}
+p{margin:.4rem 0}
+.lead{max-width:46rem}
+.faint,.label,figcaption{color:var(--faint);font-size:.875rem}
+.cards,.gallery,.plots{display:grid;gap:1rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,17rem),1fr))}
+.plots{grid-template-columns:repeat(auto-fit,minmax(min(100%,24rem),1fr))}
+.gallery{gap:.75rem;grid-template-columns:repeat(auto-fill,minmax(min(100%,9rem),1fr))}
+.pairs{grid-template-columns:repeat(auto-fill,minmax(min(100%,19rem),1fr))}
+.card{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:1rem}
+.card h3{margin-top:0}
+.gallery .card{padding:.5rem}
+.big{font-size:2.6rem;font-weight:650;line-height:1.1;color:var(--trained);font-variant-numeric:tabular-nums}
+.big small{font-size:1rem;font-weight:400;color:var(--faint)}
+.label{margin:.75rem 0 .15rem}
+.bar{display:flex;align-items:center;gap:.6rem;margin:.2rem 0}
+.bar span{flex:1;background:var(--line);border-radius:.3rem;overflow:hidden}
+.bar i{display:block;height:.7rem}
+.bar b{min-width:3rem;text-align:right;font-weight:500;font-variant-numeric:tabular-nums}
+i.trained{background:var(--trained)}i.scratch{background:var(--scratch)}
+.legend{font-size:.875rem;margin-top:1rem}
+.legend i{display:inline-block;width:.8rem;height:.8rem;border-radius:.2rem;margin-right:.35rem}
+.legend .scratch{margin-left:.6rem}
+svg{width:100%;height:auto;max-width:34rem}
+svg text{font:11px system-ui,sans-serif;fill:var(--faint)}
+svg .title{font-size:13px;fill:var(--text)}
+svg .grid,svg .axis{stroke:var(--line);fill:none}
+svg .line{stroke-width:2;fill:none;stroke-linejoin:round}
+figure{margin:0}
+figure+figure{margin-top:.6rem}
+img{display:block;width:100%;height:auto;border-radius:.3rem}
+.wide{overflow-x:auto}
+table{border-collapse:collapse;font-size:.9rem}
+th,td{padding:.35rem .8rem;border-bottom:1px solid var(--line);text-align:right;font-variant-numeric:tabular-nums}
+th{font-weight:500;color:var(--faint)}
+th:first-child{text-align:left;padding-left:0;color:var(--text)}
+.facts td{text-align:left}
+.total th,.total td{font-weight:650}
+.confusion td,.confusion th{padding:.3rem .5rem;border:1px solid var(--line);min-width:2.6rem;font-size:.8rem}
+.confusion th:first-child{padding-left:.5rem}
+pre{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.75rem 1rem;margin:.25rem 0;
+white-space:pre-wrap;overflow-wrap:anywhere;font-size:.82rem}
+li,.facts td{overflow-wrap:anywhere}
+.state{border-left:.3rem solid var(--averaged);padding:.4rem .8rem;background:var(--card)}
+.state.wrong{border-color:var(--wrong)}
+.state.faint{border-color:var(--scratch)}
+details{margin:.75rem 0}
+summary{cursor:pointer;color:var(--faint)}
+"""

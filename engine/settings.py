@@ -1,0 +1,220 @@
+"""What the settings that every config has must be, and one line for those that a constructor refuses.
+
+Libraries take a wrong kind of value until something far from it fails, or for good: -1 epochs are a finished training.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import MODELS, build_from_cfg
+
+from backbones.errors import UserError, first_line
+
+_ABSENT = object()
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+_SCOPES = ("mmengine", "mmdet", "mmseg")
+_LARGEST_SEED = 2**32 - 1  # NumPy's
+
+
+def is_whole(value: Any, least: float = 0, most: float = math.inf) -> bool:
+    """Whether a value is a whole number in a range; ``True`` is none."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number; ``True`` is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_part(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value.get("type"))
+
+
+def _is_list_of_parts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(_is_part(item) for item in value)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str | os.PathLike)
+
+
+def _is_positive_count(value: Any) -> bool:
+    return is_whole(value, 1)
+
+
+def _or_none(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or fits(value)
+
+
+_MAPPING = (_is_mapping, "a mapping is needed, dict(...)")
+_MAPPING_OR_NONE = (_or_none(_is_mapping), "a mapping is needed, dict(...), or None")
+_PART = (_is_part, "a mapping with a type is needed, dict(type=...)")
+_PARTS = (_or_none(_is_list_of_parts), "a list of mappings with a type is needed, [dict(type=...), ...]")
+_STEPS = (
+    _or_none(lambda value: _is_list_of_parts(value) and len(value) > 0),
+    "a list of mappings with a type is needed, [dict(type=...), ...], and not an empty one",
+)
+_ONE_OR_MORE = (
+    _or_none(lambda value: _is_part(value) or _is_list_of_parts(value)),
+    "a mapping with a type or a list of them is needed",
+)
+_TEXT = (_is_text, "text is needed")
+_TEXT_OR_NONE = (_or_none(_is_text), "text is needed, or None")
+_COUNT = (_is_positive_count, "a whole number from 1 up is needed")
+_FLAG = (lambda value: isinstance(value, bool), "True or False is needed")
+
+# Outer settings before what is inside of them. A star stands for all entries.
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "model": _PART,
+    "model.backbone": _MAPPING,
+    "model.backbone.weights": _TEXT_OR_NONE,
+    "work_dir": _TEXT,
+    "data_root": _TEXT_OR_NONE,
+    "load_from": _TEXT_OR_NONE,
+    "experiment_name": _TEXT_OR_NONE,
+    "resume": _FLAG,
+    "find_unused_parameters": _FLAG,
+    "train_pipeline": _STEPS,
+    "test_pipeline": _STEPS,
+    "tta_pipeline": _STEPS,
+    "tta_model": _MAPPING_OR_NONE,
+    **{
+        f"{split}_dataloader{inside}": rule
+        for split in ("train", "val", "test")
+        for inside, rule in {
+            "": _MAPPING_OR_NONE,
+            ".dataset": _PART,
+            ".dataset.data_root": _TEXT_OR_NONE,
+            ".dataset.ann_file": _TEXT_OR_NONE,
+            ".dataset.split": _TEXT,
+            ".dataset.data_prefix": _MAPPING,
+            ".dataset.data_prefix.*": _TEXT_OR_NONE,
+            ".dataset.pipeline": _PARTS,
+            ".dataset.every": _COUNT,
+            ".sampler": _MAPPING,
+            ".collate_fn": _MAPPING,
+            ".batch_size": _COUNT,
+            ".num_workers": (is_whole, "a whole number from 0 up is needed"),
+            ".drop_last": _FLAG,
+        }.items()
+    },
+    "optim_wrapper": _MAPPING_OR_NONE,
+    "optim_wrapper.optimizer": _MAPPING,
+    "optim_wrapper.optimizer.lr": (lambda value: is_number(value) and value > 0, "a positive number is needed"),
+    "optim_wrapper.optimizer.weight_decay": (
+        lambda value: is_number(value) and value >= 0,
+        "a number from 0 up is needed",
+    ),
+    "optim_wrapper.paramwise_cfg": _MAPPING_OR_NONE,
+    "optim_wrapper.clip_grad": _MAPPING_OR_NONE,
+    "optim_wrapper.clip_grad.max_norm": (
+        lambda value: is_number(value) and value > 0,
+        "a positive number is needed",
+    ),
+    "train_cfg": _MAPPING_OR_NONE,
+    "train_cfg.max_epochs": _COUNT,
+    "train_cfg.max_iters": _COUNT,
+    "train_cfg.val_interval": _COUNT,
+    "train_cfg.val_begin": (is_whole, "a whole number from 0 up is needed"),
+    "val_cfg": _MAPPING_OR_NONE,
+    "test_cfg": _MAPPING_OR_NONE,
+    "param_scheduler": _ONE_OR_MORE,
+    "val_evaluator": _ONE_OR_MORE,
+    "test_evaluator": _ONE_OR_MORE,
+    "default_hooks": _MAPPING_OR_NONE,
+    "default_hooks.*": _MAPPING_OR_NONE,
+    "custom_hooks": _PARTS,
+    "env_cfg": _MAPPING,
+    "randomness": _MAPPING,
+    "randomness.seed": (
+        _or_none(lambda value: is_whole(value, 0, _LARGEST_SEED)),
+        f"a whole number from 0 to {_LARGEST_SEED} is needed",
+    ),
+    "log_processor": _MAPPING_OR_NONE,
+    "log_level": (lambda value: value in _LEVELS, f"choose from {', '.join(_LEVELS)}"),
+    "visualizer": _MAPPING_OR_NONE,
+    "default_scope": (
+        lambda value: value in (None, *_SCOPES, *MODELS.children),
+        f"choose from {', '.join(_SCOPES)}",
+    ),
+}
+
+
+def check_settings(cfg: Config) -> None:
+    """Check the kinds and ranges of the settings that all configs share.
+
+    Args:
+        cfg: A config; settings that it lacks are not missed here.
+
+    Raises:
+        UserError: For the first one that is wrong, with its place.
+    """
+    for place, (fits, wanted) in _RULES.items():
+        for name, value in _found(cfg, place):
+            if not fits(value):
+                raise UserError(f"{name}={_short(value)}: {wanted}")
+
+
+def _found(cfg: Config, place: str) -> list[tuple[str, Any]]:
+    """The values at a place, with their full names."""
+    outer, _, leaf = place.rpartition(".")
+    node: Any = cfg._cfg_dict
+    for part in outer.split(".") if outer else []:
+        node = node.get(part, _ABSENT) if isinstance(node, dict) else _ABSENT
+    if not isinstance(node, dict):
+        return []
+    names = list(node) if leaf == "*" else [leaf] if leaf in node else []
+    return [(f"{outer}.{name}" if outer else name, node[name]) for name in names]
+
+
+def _short(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+@contextmanager
+def naming_wrong_settings() -> Iterator[None]:
+    """Building inside of this context turns what registries and constructors say about a setting into one line.
+
+    Raises:
+        UserError: For an unknown ``type``, an unknown or wrong argument, or a schedule that begins after the end.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # constructors refuse their arguments in any way
+        # Text of a KeyError has quotes around it.
+        reason = first_line(error.args[0] if isinstance(error, KeyError) and error.args else error)
+        built = _being_built(error)
+        if "unexpected keyword argument" in reason or "is not in the" in reason:
+            raise UserError(f"config does not build: {reason.partition('. ')[0]}") from error
+        if "end should be larger than begin" in reason:
+            raise UserError(
+                "param_scheduler: a schedule begins when training is over; with another length of training change its "
+                "begin and end too, such as --cfg-options param_scheduler.1.begin=0"
+            ) from error
+        if built is None:
+            raise
+        raise UserError(f"config does not build: {built}: {type(error).__name__}: {reason}") from error
+
+
+def _being_built(error: BaseException) -> str | None:
+    """What a registry was making when an error arose in its constructor, the innermost one; ``None`` for nothing."""
+    place, found = error.__traceback__, None
+    while place is not None:
+        if place.tb_frame.f_code is build_from_cfg.__code__:
+            found = place.tb_frame.f_locals.get("obj_type", "a part without a type")
+        place = place.tb_next
+    return found if found is None or isinstance(found, str) else getattr(found, "__name__", str(found))

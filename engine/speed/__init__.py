@@ -1,0 +1,1 @@
+"""Measuring: ours beside others, in turns."""

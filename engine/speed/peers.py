@@ -1,0 +1,134 @@
+"""The networks that stand side by side in a measurement: ours, and the others' with the same weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from backbones.convnext import ConvNeXt
+from backbones.errors import UserError
+from backbones.layouts import from_ours
+from backbones.registry import build_backbone
+
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+PEERS = ("timm", "timm-compiled", "torchvision")
+OURS = "ours"
+SCALES = ("gamma", "layer_scale")
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One side of a measurement.
+
+    Attributes:
+        name: For the table.
+        build: Makes the network, in evaluation mode and on the CPU.
+        layout: Of its weights and images.
+        compiled: Whether it runs under :func:`torch.compile`.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    layout: str
+    compiled: bool = False
+
+    @property
+    def how(self) -> str:
+        """Layout and mode in words."""
+        return f"{self.layout}, {'compiled' if self.compiled else 'eager'}"
+
+
+def telling_weights(network: nn.Module, seed: int = 0) -> None:
+    """Draw weights with which every layer shows in the output.
+
+    As initialised, layer scale is 1e-6 and V2's response normalisation is 0: the blocks of two networks could differ in
+    everything, and the outputs would still agree.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    for name, value in network.named_parameters():
+        noise = torch.randn(value.shape, generator=draw)
+        if any(part in SCALES for part in name.split(".")):
+            fresh = 0.3 + 0.1 * noise
+        elif value.ndim > 1:
+            fresh = noise / value[0].numel() ** 0.5
+        else:
+            fresh = 0.1 * noise + (1.0 if name.endswith("weight") else 0.0)
+        value.data.copy_(fresh)
+
+
+def contenders(name: str, peers: tuple[str, ...], layout: str | None, compiled: bool) -> list[Contender]:
+    """Ours first, then each peer as it comes and at its best settings.
+
+    Args:
+        name: A registered network.
+        peers: Of ``PEERS``.
+        layout: For all; by default ours and each peer's best in channels_last, and peers as they come in contiguous.
+        compiled: Whether ours is compiled.
+
+    Raises:
+        UserError: If a peer does not have the network.
+    """
+    ours = build_backbone(name)
+    telling_weights(ours)
+    state = ours.state_dict()
+
+    def build_ours() -> nn.Module:
+        network: nn.Module = build_backbone(name)
+        network.load_state_dict(state)
+        return network.eval()
+
+    first = Contender(OURS, build_ours, layout or "channels_last", compiled)
+    if peers and not isinstance(ours, ConvNeXt):
+        raise UserError(f"--peer: {name} has no peer with the same weights; ConvNeXt V1 and V2 have")
+    found = [first]
+    for peer in peers:
+        found += _torchvision(name, state, layout) if peer == "torchvision" else _timm(name, state, layout, peer)
+    return found
+
+
+def _timm(name: str, state: dict[str, Tensor], layout: str | None, peer: str) -> list[Contender]:
+    if name not in timm.list_models():
+        raise UserError(f"--peer {peer}: timm has no {name!r}")
+    weights = from_ours(state, "timm")
+
+    def build(**settings: Any) -> nn.Module:
+        network = timm.create_model(name, pretrained=False, num_classes=0, **settings)
+        return _filled(network, weights)
+
+    def best() -> nn.Module:
+        return build(conv_mlp=True)
+
+    compiled = peer == "timm-compiled"
+    return [
+        Contender(peer, build, layout or "contiguous", compiled),
+        Contender(f"{peer}, conv_mlp", best, layout or "channels_last", compiled),
+    ]
+
+
+def _torchvision(name: str, state: dict[str, Tensor], layout: str | None) -> list[Contender]:
+    if name not in torchvision.models.list_models(torchvision.models):
+        raise UserError(f"--peer torchvision: torchvision has no {name!r}")
+    weights = from_ours(state, "torchvision")
+
+    def build() -> nn.Module:
+        network = torchvision.models.get_model(name, weights=None, stochastic_depth_prob=0.0)
+        network.classifier[2] = nn.Identity()
+        return _filled(network, weights)
+
+    return [
+        Contender("torchvision", build, layout or "contiguous"),
+        *([] if layout else [Contender("torchvision, channels_last", build, "channels_last")]),
+    ]
+
+
+def _filled(network: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
+    """The network with our weights, every one of which must have its place; products may be 1 x 1 convolutions."""
+    shapes = {key: value.shape for key, value in network.state_dict().items()}
+    network.load_state_dict({key: value.view(shapes.get(key, value.shape)) for key, value in weights.items()})
+    return network.eval()

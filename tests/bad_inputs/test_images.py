@@ -1,0 +1,208 @@
+"""Image files of every kind, damaged and merely unusual, in the training, the test and the predictions of each task."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmengine.registry import DATASETS, DefaultScope
+from PIL import Image
+
+from engine.data.check import check_data
+from engine.data.image_files import DamagedImage
+from engine.data.samples import REPLACED, Samples
+from engine.data.sampling import Draw
+from engine.picture import find_images, predict_images
+from engine.resolve import Launch, load_config
+from tests.bad_inputs.builders import (
+    CONFIG,
+    DAMAGED,
+    FORMAT,
+    TASKS,
+    UNUSUAL,
+    contents,
+    encoded,
+    pixels,
+    refused,
+)
+
+
+class Task:
+    """The data sets of a task on a copy of the digits."""
+
+    def __init__(self, name: str, root: Path) -> None:
+        self.name, self.root = name, root
+        options = {"data_root": str(root), "work_dir": str(root / "work")}
+        self.cfg = load_config(CONFIG[name], options, Launch()).cfg
+        with DefaultScope.overwrite_default_scope(self.cfg.default_scope):
+            self.train = DATASETS.build(self.cfg.train_dataloader.dataset)
+            self.test = DATASETS.build(self.cfg.test_dataloader.dataset)
+
+    def read(self, dataset: Any, index: int) -> Any:
+        with DefaultScope.overwrite_default_scope(self.cfg.default_scope):
+            return dataset[index]
+
+
+@pytest.fixture(scope="module")
+def tasks(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Task]:
+    folder = tmp_path_factory.mktemp("tasks")
+    for name in TASKS:
+        shutil.copytree(digits / FORMAT[name], folder / name)
+    return {name: Task(name, folder / name) for name in TASKS}
+
+
+@pytest.fixture
+def broken() -> Iterator[Callable[[Any, int, Callable[[Path], Any]], str]]:
+    """``broken(dataset, 2, harm)`` harms the file of an image, until the test is over."""
+    before: list[tuple[Path, bytes]] = []
+
+    def do(dataset: Any, index: int, harm: Callable[[Path], Any]) -> str:
+        path = Path(dataset.get_data_info(index)["img_path"])
+        before.append((path, path.read_bytes()))
+        path.unlink()
+        harm(path)
+        return str(path)
+
+    yield do
+    for path, content in before:
+        if path.is_dir() and not path.is_symlink():
+            path.rmdir()
+        else:
+            path.unlink(missing_ok=True)
+        path.write_bytes(content)
+
+
+def by_content(content: bytes) -> Callable[[Path], Any]:
+    return lambda path: path.write_bytes(content)
+
+
+NO_FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "a folder": (lambda path: path.mkdir(), "cannot be read: Is a directory"),
+    "a link to nowhere": (lambda path: path.symlink_to("nowhere"), "is missing"),
+    "a link to itself": (lambda path: path.symlink_to(path.name), "cannot be read: Too many levels"),
+    "nothing": (lambda path: None, "is missing"),
+}
+HARM = {name: (by_content(make()), word) for name, (make, word) in DAMAGED.items()} | NO_FILES
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("harm", HARM)
+def test_training_replaces_and_counts_it(tasks: Any, broken: Any, task: str, harm: str, tmp_path: Path) -> None:
+    data, (act, word) = tasks[task], HARM[harm]
+    path = broken(data.train, 1, act)
+    samples = Samples(data.train, tmp_path)
+    with DefaultScope.overwrite_default_scope(data.cfg.default_scope):
+        assert "inputs" in samples[Draw(1, 7)]
+    (entry,) = [json.loads(line) for line in (tmp_path / REPLACED).read_text().splitlines()]
+    assert entry["file"] == path
+    assert word in entry["reason"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("harm", HARM)
+def test_testing_names_it(tasks: Any, broken: Any, task: str, harm: str) -> None:
+    data, (act, word) = tasks[task], HARM[harm]
+    path = broken(data.test, 0, act)
+    with refused(f"{path}: ", word):
+        data.read(data.test, 0)
+
+
+@pytest.mark.parametrize("harm", HARM)
+def test_predicting_names_it(tasks: Any, harm: str, tmp_path: Path) -> None:
+    path = tmp_path / "in" / "image.jpg"
+    path.parent.mkdir()
+    HARM[harm][0](path)
+    with refused(path.parent if harm != "nothing" else path):
+        list(predict_images(tasks["classifier"].cfg, None, None, find_images(path), tmp_path / "out"))
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_an_unusual_file_is_read(tasks: Any, broken: Any, task: str, name: str) -> None:
+    """Three channels of 8 bits, nothing but the picture turned upright where that is the rule of the task."""
+    data = tasks[task]
+    path = Path(broken(data.test, 0, by_content(UNUSUAL[name]())))
+    if task == "segmentor":
+        labels = Path(data.test.get_data_info(0)["seg_map_path"])
+        sound = labels.read_bytes()
+        with Image.open(path) as image:
+            size = image.size[::-1] if name == "turned.jpg" else image.size
+        Image.new("L", size, 1).save(labels)
+    try:
+        inputs = data.read(data.test, 0)["inputs"]
+    finally:
+        if task == "segmentor":
+            labels.write_bytes(sound)
+    assert inputs.dtype == torch.uint8
+    assert inputs.shape[0] == 3
+    if task == "segmentor":
+        assert tuple(inputs.shape[1:]) == size[::-1]
+    elif task == "detector":
+        assert max(inputs.shape[1:]) == 160
+    else:
+        assert tuple(inputs.shape[1:]) == (48, 48)
+
+
+@pytest.mark.parametrize("name", ["16 bit grey.png", "16 bit colours.png", "16 bit colours.tif"])
+@pytest.mark.parametrize("task", ["classifier", "segmentor"])
+def test_16_bits_become_the_same_picture(tasks: Any, broken: Any, task: str, name: str, tmp_path: Path) -> None:
+    """Each value is the byte of the 8-bit picture twice: neither cut off at 255 nor scaled otherwise."""
+    from classification.data import read_rgb
+    from engine.data.image_files import LoadWholeImage
+
+    (tmp_path / name).write_bytes(UNUSUAL[name]())
+    path = str(tmp_path / name)
+    array = np.asarray(read_rgb(path)) if task == "classifier" else LoadWholeImage()({"img_path": path})["img"]
+    expected = np.repeat(pixels()[..., :1], 3, 2) if "grey" in name else pixels()
+    if task == "classifier" and "grey" not in name:
+        expected = expected[..., ::-1]  # OpenCV wrote the file, blue first
+    assert np.array_equal(array, expected)
+
+
+@pytest.mark.parametrize(
+    "name", ["a new\nline.jpg", "blanks and ünïcode ☃.jpg", "'quotes' \"too\".jpg", "$(touch x).jpg"]
+)
+def test_any_name_of_a_file(name: str, tmp_path: Path) -> None:
+    """In a folder of classes: read where it is sound, named in one line where it is not."""
+    for split in ("train", "val"):
+        for number, label in enumerate(("cat", "dog")):
+            folder = tmp_path / "pets" / split / label
+            folder.mkdir(parents=True)
+            (folder / name).write_bytes(encoded(Image.fromarray(pixels(seed=number + 2 * len(split))), "JPEG"))
+    options = {"data_root": str(tmp_path / "pets"), "classes": ("cat", "dog"), "work_dir": str(tmp_path / "work")}
+    cfg = load_config(CONFIG["classifier"], options, Launch()).cfg
+    assert check_data(cfg, ("train", "val")).errors == []
+    dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    assert dataset[0]["inputs"].shape == (3, 48, 48)
+    (tmp_path / "pets/train/cat" / name).write_bytes(b"")
+    with refused("is empty (0 bytes)", "cat/"):
+        dataset[0]
+    found = check_data(cfg, ("train", "val"))
+    assert [item.kind for item in found.errors] == ["empty image"]
+    assert all(len(line.splitlines()) == 1 for line in found.screen("data_check.json"))
+    before = contents(tmp_path)
+    samples = Samples(dataset, tmp_path / "pets")
+    samples[Draw(0, 1)]
+    assert contents(tmp_path).keys() - before.keys() == {f"pets/{REPLACED}"}
+
+
+def test_a_file_without_permission(tasks: Any, broken: Any) -> None:
+    data = tasks["classifier"]
+    path = broken(data.test, 0, by_content(UNUSUAL["grey.jpg"]()))
+    os.chmod(path, 0)
+    if os.access(path, os.R_OK):
+        pytest.skip("permissions do not hold for this user")
+    with refused(path, "Permission denied"):
+        data.read(data.test, 0)
+
+
+def test_the_error_knows_its_file_apart() -> None:
+    error = DamagedImage.of("a\nb.jpg", "is empty")
+    assert (str(error), error.path) == (r"'a\nb.jpg': is empty", "a\nb.jpg")

@@ -1,0 +1,127 @@
+"""What a person gets wrong with a folder of class folders, each in its line."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mmengine.config import Config
+from PIL import Image
+
+import classification  # noqa: F401
+from classification import check
+from engine.data.check import check_data
+from engine.data.findings import Findings
+
+
+@pytest.fixture
+def pets(tmp_path: Path) -> Path:
+    random = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for i in range(4):
+            Image.fromarray(random.integers(0, 255, (16, 20, 3), np.uint8)).save(tmp_path / f"train/{name}/{i}.png")
+    return tmp_path
+
+
+def checked(root: Path, classes: tuple[str, ...] = ("cat", "dog"), **more: Any) -> Findings:
+    dataset = dict(type="FolderDataset", data_root=str(root), split="train", metainfo=dict(classes=classes), **more)
+    return check_data(Config(dict(default_scope="mmengine", train_dataloader=dict(dataset=dataset))), ("train",))
+
+
+def kinds(found: Findings) -> list[tuple[str, str]]:
+    return [(item.level, item.kind) for item in found.items]
+
+
+def test_sound_folders(pets: Path) -> None:
+    found = checked(pets, ("dog", "cat"))
+    assert found.items == []
+    assert found.looked_at == {"train images": (8, 8)}
+    assert checked(pets, every=2).looked_at == {"train images": (4, 4)}
+
+
+def test_classes_that_are_not_the_folders(pets: Path) -> None:
+    found = checked(pets, ("cat", "dgo"))
+    assert [item.what for item in found.items] == [
+        "2 class folders, 2 classes in the config; no folder 'dgo'",
+        "class 'dgo' has no folder; nearest: 'dog'",
+        "folder 'dog' is no class; nearest: 'dgo'",
+    ]
+    assert len(found.errors) == 3
+
+
+def copy_of_a_cat(path: Path) -> None:
+    shutil.copy(path.parents[1] / "cat/0.png", path)
+
+
+def link_to_nothing(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
+@pytest.mark.parametrize(
+    "name, harm, expected",
+    [
+        ("cat/1.png", link_to_nothing, ("error", "missing image")),
+        ("cat/1.png", lambda path: path.write_bytes(b""), ("error", "empty image")),
+        ("cat/1.png", lambda path: path.write_bytes(path.read_bytes()[:-9]), ("error", "truncated image")),
+        ("cat/._1.png", lambda path: path.write_text("finder"), ("error", "no image")),
+        ("cat/notes.txt", lambda path: path.write_text("notes"), ("warning", "no image by its name")),
+        ("notes.txt", lambda path: path.write_text("notes"), ("warning", "loose file")),
+        ("dog/copy.png", copy_of_a_cat, ("warning", "one image in two classes")),
+    ],
+    ids=lambda value: value[1] if isinstance(value, tuple) else "",
+)  # fmt: skip
+def test_one_thing_wrong(pets: Path, name: str, harm: Callable[[Path], Any], expected: tuple[str, str]) -> None:
+    harm(pets / "train" / name)
+    found = checked(pets)
+    assert kinds(found) == [expected]
+    assert name.rpartition("/")[2] in found.items[0].file or "copy.png" in found.items[0].what
+
+
+def test_a_copy_in_one_class_is_no_matter(pets: Path) -> None:
+    shutil.copy(pets / "train/cat/0.png", pets / "train/cat/copy.png")
+    assert checked(pets).items == []
+
+
+def test_one_class(pets: Path) -> None:
+    shutil.rmtree(pets / "train/dog")
+    assert kinds(checked(pets, ("cat",))) == [("error", "one class")]
+
+
+def test_a_class_of_no_image_or_of_one(pets: Path) -> None:
+    for i in range(3):
+        (pets / f"train/cat/{i}.png").unlink()
+    assert kinds(checked(pets)) == [("warning", "small class")]
+    (pets / "train/cat/3.png").unlink()
+    assert kinds(checked(pets)) == [("error", "empty class")]
+
+
+def test_most_images_of_a_kind_that_is_not_read(pets: Path) -> None:
+    for i in range(9):
+        (pets / f"train/cat/{i}.heic").write_bytes(b"heic")
+    found = checked(pets)
+    assert found.errors[0].what == "9 files with .heic are not read, 8 images are"
+    assert kinds(found).count(("warning", "no image by its name")) == 9
+
+
+def test_a_folder_that_cannot_be_read(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may read any folder: the refusal is made here."""
+
+    def refused(folder: Path, others: list[str], unreadable: list[OSError]) -> list[str]:
+        unreadable.append(PermissionError(13, "Permission denied", str(folder / "deep")))
+        return list_images(folder, others, unreadable)
+
+    list_images = check.list_images
+    monkeypatch.setattr(check, "list_images", refused)
+    found = checked(pets)
+    assert kinds(found) == [("error", "unreadable folder")] * 2
+    assert found.items[0].what == "cannot be read: Permission denied"
+
+
+def test_no_folder(pets: Path) -> None:
+    assert kinds(checked(pets / "elsewhere")) == [("error", "folder")]

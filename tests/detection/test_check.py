@@ -1,0 +1,229 @@
+"""What a person gets wrong with a COCO annotation file, each field in turn, each in its line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mmengine.config import Config
+from PIL import Image
+
+import detection  # noqa: F401
+from backbones import UserError
+from detection.data import CocoInstances
+from engine.data.check import check_data
+from engine.data.findings import Findings
+
+CLASSES = ("cat", "dog")
+BOX = [2, 3, 10, 8]
+POLYGON = [2, 3, 12, 3, 12, 11, 2, 11]
+
+
+def content() -> dict[str, Any]:
+    images = [{"id": i, "file_name": f"{i}.jpg", "width": 30, "height": 20} for i in (1, 2)]
+    categories = [{"id": 7, "name": "dog"}, {"id": 5, "name": "cat"}]
+    objects = [
+        {
+            "id": i,
+            "image_id": 1 + i % 2,
+            "category_id": 5 + 2 * (i % 2),
+            "bbox": list(BOX),
+            "area": 80,
+            "iscrowd": 0,
+            "segmentation": [list(POLYGON)],
+        }
+        for i in range(1, 21)
+    ]
+    return {"images": images, "annotations": objects, "categories": categories}
+
+
+def write(folder: Path, data: Any) -> Path:
+    (folder / "images").mkdir(exist_ok=True)
+    for i in (1, 2):
+        Image.fromarray(np.full((20, 30, 3), 60 * i, np.uint8)).save(folder / f"images/{i}.jpg")
+    (folder / "a.json").write_text(data if isinstance(data, str) else json.dumps(data))
+    return folder
+
+
+def checked(folder: Path, classes: tuple[str, ...] = CLASSES, masks: bool = True) -> Findings:
+    dataset = dict(
+        type="CocoInstances",
+        data_root=str(folder),
+        ann_file="a.json",
+        data_prefix=dict(img="images/"),
+        metainfo=dict(classes=classes),
+        pipeline=[dict(type="LoadAnnotations", with_bbox=True, with_mask=masks)],
+    )
+    return check_data(Config(dict(default_scope="mmdet", train_dataloader=dict(dataset=dataset))), ("train",))
+
+
+def kinds(found: Findings) -> list[tuple[str, str]]:
+    return [(item.level, item.kind) for item in found.items]
+
+
+def setting(part: str, index: int, **fields: Any) -> Callable[[dict[str, Any]], None]:
+    """A change of some fields of one entry; ``None`` takes a field away."""
+
+    def change(data: dict[str, Any]) -> None:
+        for name, value in fields.items():
+            data[part][index][name] = value
+            if value is None:
+                del data[part][index][name]
+
+    return change
+
+
+SECOND_CAT = {"id": 9, "name": "cat"}
+NAN, INF = float("nan"), float("inf")
+RLE = {"size": [20, 30], "counts": [100, 80, 420]}
+HARM = {
+    "image without a name": (setting("images", 0, file_name=None), "error", "image field"),
+    "image name is a number": (setting("images", 0, file_name=9), "error", "image field"),
+    "image without a width": (setting("images", 0, width=None), "error", "image field"),
+    "image without an id": (setting("images", 0, id=None), "error", "image field"),
+    "image of no height": (setting("images", 0, height=0), "error", "image field"),
+    "image is a list": (lambda data: data["images"].append([]), "error", "image field"),
+    "image of another size": (setting("images", 0, width=31), "error", "image size"),
+    "image id twice": (setting("images", 1, id=1), "error", "duplicate image id"),
+    "image name twice": (setting("images", 1, file_name="1.jpg"), "warning", "duplicate file name"),
+    "image that is absent": (setting("images", 0, file_name="9.jpg"), "error", "missing image"),
+    "image above its folder": (setting("images", 0, file_name="../1.jpg"), "error", "path"),
+    "image anywhere": (setting("images", 0, file_name="/etc/passwd"), "error", "path"),
+    "no images": (lambda data: data.update(images=[]), "error", "no images"),
+    "images is no list": (lambda data: data.update(images={}), "error", "annotation file"),
+    "without annotations": (lambda data: data.pop("annotations"), "error", "annotation file"),
+    "no objects": (lambda data: data.update(annotations=[]), "error", "no objects"),
+    "category id twice": (setting("categories", 1, id=7), "error", "duplicate category id"),
+    "category name twice": (lambda data: data["categories"].append(SECOND_CAT), "error", "duplicate category"),
+    "category without a name": (setting("categories", 1, name=None), "error", "category field"),
+    "category of another name": (setting("categories", 1, name="Cat"), "error", "classes"),
+    "object id twice": (setting("annotations", 0, id=2), "error", "duplicate annotation id"),
+    "object without an id": (setting("annotations", 0, id=None), "error", "annotation field"),
+    "object of no image": (setting("annotations", 0, image_id=99), "warning", "unknown image"),
+    "object of no category": (setting("annotations", 0, category_id=99), "error", "unknown category"),
+    "object without a category": (setting("annotations", 0, category_id="cat"), "error", "annotation field"),
+    "no box": (setting("annotations", 0, bbox=None), "error", "box field"),
+    "box of three": (setting("annotations", 0, bbox=[1, 2, 3]), "error", "box field"),
+    "box of words": (setting("annotations", 0, bbox=["1", "2", "3", "4"]), "error", "box field"),
+    "box with NaN": (setting("annotations", 0, bbox=[1, NAN, 3, 4]), "error", "box field"),
+    "box without end": (setting("annotations", 0, bbox=[1, 2, INF, 4]), "error", "box field"),
+    "empty box": (setting("annotations", 0, bbox=[2, 3, 0, 8]), "warning", "empty box"),
+    "inverted box": (setting("annotations", 0, bbox=[12, 3, -10, 8]), "warning", "inverted box"),
+    "box elsewhere": (setting("annotations", 0, bbox=[40, 3, 10, 8]), "warning", "box outside the image"),
+    "box over the edge": (setting("annotations", 0, bbox=[25, 3, 10, 8]), "warning", "box over the edge"),
+    "box over the upper edge": (setting("annotations", 0, bbox=[2, -3, 10, 8]), "warning", "box over the edge"),
+    "no area": (setting("annotations", 0, area=None), "error", "area field"),
+    "area NaN": (setting("annotations", 0, area=NAN), "error", "area field"),
+    "area zero": (setting("annotations", 0, area=0), "warning", "empty object"),
+    "area too large": (setting("annotations", 0, area=200), "warning", "area"),
+    "crowd of two": (setting("annotations", 0, iscrowd=2), "warning", "iscrowd"),
+    "no mask": (setting("annotations", 0, segmentation=None), "error", "mask field"),
+    "empty mask": (setting("annotations", 0, segmentation=[]), "error", "mask field"),
+    "mask is text": (setting("annotations", 0, segmentation="abc"), "error", "mask field"),
+    "flat polygon": (setting("annotations", 0, segmentation=POLYGON), "error", "mask field"),
+    "polygon with NaN": (setting("annotations", 0, segmentation=[[*POLYGON[:5], NAN]]), "error", "mask field"),
+    "polygon of two points": (setting("annotations", 0, segmentation=[POLYGON[:4]]), "warning", "polygon"),
+    "polygon of half a point": (setting("annotations", 0, segmentation=[POLYGON[:7]]), "warning", "polygon"),
+    "code of another size": (setting("annotations", 0, segmentation={**RLE, "size": [30, 20]}), "error", "mask field"),
+    "code too short": (setting("annotations", 0, segmentation={**RLE, "counts": [9]}), "error", "mask field"),
+    "code of words": (setting("annotations", 0, segmentation={**RLE, "counts": ["9"]}), "error", "mask field"),
+    "no code": (setting("annotations", 0, segmentation={"size": [20, 30]}), "error", "mask field"),
+}  # fmt: skip
+
+
+def test_sound_annotations(tmp_path: Path) -> None:
+    data = content()
+    data["annotations"][0].update(iscrowd=1, segmentation=RLE)
+    data["annotations"][1].update(segmentation={**RLE, "counts": "T3`2T="}, bbox=[20.5, 3, 11, 8])
+    del data["annotations"][2]["iscrowd"]
+    found = checked(write(tmp_path, data))
+    assert found.items == []
+    assert found.looked_at == {"train images": (2, 2)}
+
+
+@pytest.mark.parametrize("name", HARM)
+def test_one_thing_wrong(tmp_path: Path, name: str) -> None:
+    change, level, kind = HARM[name]
+    data = content()
+    change(data)
+    found = checked(write(tmp_path, data))
+    assert (level, kind) in kinds(found)
+    if level == "warning":
+        assert not found.errors
+    assert all("\n" not in str(item) and len(str(item)) < 600 for item in found.items)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '"text"', "[" * 100_000, "\0"])
+def test_a_file_that_is_none(tmp_path: Path, text: str) -> None:
+    assert kinds(checked(write(tmp_path, text))) == [("error", "annotation file")]
+
+
+def test_masks_are_needed_where_they_are_trained_on(tmp_path: Path) -> None:
+    data = content()
+    setting("annotations", 0, segmentation=None)(data)
+    assert checked(write(tmp_path, data), masks=False).items == []
+
+
+def test_names_both_ways(tmp_path: Path) -> None:
+    found = checked(write(tmp_path, content()), ("cat", "dgo"))
+    assert [item.kind for item in found.items] == ["classes", "category without a class"]
+    assert "classes: 1 of 2 are no category of the annotation file ('dgo'...)" in found.items[0].what
+    assert found.items[0].what.endswith("nearest: 'dog'")
+    assert "its 10 objects are background" in found.items[1].what
+
+
+def test_a_class_without_objects(tmp_path: Path) -> None:
+    data = content()
+    for item in data["annotations"]:
+        item["category_id"] = 5
+    assert kinds(checked(write(tmp_path, data))) == [("warning", "class without objects")]
+
+
+@pytest.mark.parametrize(
+    "box, mend",
+    [
+        ([0.1, 0.2, 0.4, 0.3], "in pixels, not in parts of the image"),
+        ([15, 8, 25, 16], "not x1, y1, x2, y2"),
+    ],
+)
+def test_boxes_of_another_format(tmp_path: Path, box: list[float], mend: str) -> None:
+    data = content()
+    for item in data["annotations"]:
+        item["bbox"] = box
+    errors = checked(write(tmp_path, data)).errors
+    assert [item.kind for item in errors] == ["boxes"]
+    assert mend in errors[0].mend
+
+
+def test_crowds_alone(tmp_path: Path) -> None:
+    data = content()
+    for item in data["annotations"]:
+        item["iscrowd"] = 1
+    assert kinds(checked(write(tmp_path, data))) == [("error", "crowds")]
+
+
+def test_an_image_that_exif_turns(tmp_path: Path) -> None:
+    write(tmp_path, content())
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    Image.new("RGB", (30, 20)).save(tmp_path / "images/1.jpg", exif=exif)
+    (item,) = checked(tmp_path).items
+    assert item.what == "is 20 x 30 as its EXIF orientation 8 turns it, the annotations say 30 x 20"
+
+
+def test_loading_refuses_names_that_lead_out(tmp_path: Path) -> None:
+    data = content()
+    data["images"][0]["file_name"] = "../secret.jpg"
+    write(tmp_path, data)
+    with pytest.raises(UserError, match=r"file name '\.\./secret\.jpg' leads out of"):
+        CocoInstances(
+            ann_file="a.json",
+            data_root=str(tmp_path),
+            data_prefix=dict(img="images/"),
+            metainfo=dict(classes=CLASSES),
+            pipeline=[],
+        )

@@ -1,0 +1,124 @@
+"""Masks pasted and encoded as mmdet and pycocotools do it, pixel by pixel and byte by byte."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmdet.models.roi_heads.mask_heads import FCNMaskHead
+from mmdet.registry import MODELS
+from mmdet.structures.mask import encode_mask_results
+from mmengine.config import ConfigDict
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from detection import masks
+from detection.masks import FastMaskHead, encode_masks, encoded
+from detection.synthetic import blobs
+
+SHAPE = (90, 130)
+
+
+def both(logits: Tensor, boxes: Tensor, labels: Tensor, scale: float = 1.0, **options: Any) -> tuple[Tensor, Tensor]:
+    """Masks of mmdet's head and of ours; the boxes end the same too."""
+    found = []
+    for kind in (FCNMaskHead, FastMaskHead):
+        head = kind(num_convs=0, in_channels=1, conv_out_channels=1, num_classes=logits.shape[1], **options)
+        given = InstanceData(bboxes=boxes.clone(), labels=labels)
+        meta = {"ori_shape": SHAPE, "scale_factor": (scale, scale)}
+        found.append(head.predict_by_feat([logits], [given], [meta], ConfigDict(mask_thr_binary=0.5), rescale=True)[0])
+    assert torch.equal(found[0].bboxes, found[1].bboxes)
+    return found[0].masks, found[1].masks
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.7])
+@pytest.mark.parametrize("seed", range(4))
+def test_every_pixel_is_that_of_mmdet(seed: int, scale: float) -> None:
+    boxes, logits = blobs(SHAPE, 40, 3, seed)
+    boxes[::5] += (
+        20 * torch.randn(8, 4, generator=torch.Generator().manual_seed(seed)).abs() * torch.tensor([-1, -1, 1, 1])
+    )
+    labels = torch.arange(40) % 3
+    expected, found = both(logits, boxes, labels, scale)
+    assert torch.equal(found, expected)
+    assert 0.005 < found.float().mean() < 0.5
+
+
+def test_one_mask_for_all_classes() -> None:
+    boxes, logits = blobs(SHAPE, 6, 1)
+    expected, found = both(logits, boxes, torch.arange(6), class_agnostic=True)
+    assert torch.equal(found, expected)
+
+
+def test_scores_on_the_threshold_are_settled_as_mmdet_settles_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    boxes, logits = blobs(SHAPE, 10, 1)
+    logits = logits.clone()
+    logits[:, :, 8:] = 1e-7 * torch.randn(10, 1, 20, 28, generator=torch.Generator().manual_seed(0))
+    labels = torch.zeros(10, dtype=torch.long)
+    expected, found = both(logits, boxes, labels)
+    assert torch.equal(found, expected)
+    monkeypatch.setattr(masks, "MARGIN", 0.0)
+    assert not torch.equal(both(logits, boxes, labels)[1], expected)  # without the margin some pixels differ
+
+
+def test_boxes_without_extent_and_heads_that_diverged() -> None:
+    boxes = torch.tensor([[20.0, 30, 20, 50], [10, 10, 40, 10], [5.5, 5.5, 5.5, 5.5], [30, 20, 70, 60]])
+    _, logits = blobs(SHAPE, 4, 1)
+    logits = logits.clone()
+    logits[3, 0, 4, 5] = float("nan")
+    expected, found = both(logits, boxes, torch.zeros(4, dtype=torch.long))
+    assert torch.equal(found, expected)
+    assert found[3].any()
+
+
+def test_boxes_outside_of_the_image_hold_nothing() -> None:
+    _, logits = blobs(SHAPE, 2, 1)
+    boxes = torch.tensor([[200.0, 10, 240, 50], [10.0, 200, 50, 240]])
+    assert not masks.paste_masks(logits[:, 0].sigmoid(), boxes, *SHAPE, threshold=0.5).any()
+
+
+def test_what_is_not_ours_stays_with_mmdet() -> None:
+    boxes, logits = blobs(SHAPE, 3, 1)
+    labels = torch.zeros(3, dtype=torch.long)
+    for threshold, kind in ((-1, torch.uint8), (0, torch.bool)):
+        results = []
+        for head in (FCNMaskHead, FastMaskHead):
+            given = InstanceData(bboxes=boxes.clone(), labels=labels)
+            made = head(num_convs=0, in_channels=1, conv_out_channels=1, num_classes=1)
+            meta = {"ori_shape": SHAPE, "scale_factor": (1.0, 1.0)}
+            settings = ConfigDict(mask_thr_binary=threshold)
+            results.append(made.predict_by_feat([logits], [given], [meta], settings, rescale=True)[0].masks)
+        assert results[1].dtype == kind
+        assert torch.equal(*results)
+
+
+def test_configs_get_our_head() -> None:
+    assert MODELS.get("FCNMaskHead") is FastMaskHead
+
+
+def test_codes_are_those_of_pycocotools() -> None:
+    random = np.random.default_rng(0)
+    shape = (23, 17)
+    sparse = random.random((20, *shape)) < 0.02
+    dense = random.random((20, *shape)) < 0.7
+    rectangles = np.zeros((6, *shape), bool)
+    rectangles[0, 3:9, 4:7] = True
+    rectangles[1, :, 5:8] = True  # columns from top to bottom are one run
+    rectangles[2, :, :] = True
+    rectangles[3, :5, -1] = True
+    rectangles[4, -1, -1] = True  # the last run is of ones
+    given = np.concatenate([sparse, dense, rectangles])  # the last one is empty
+    assert not given[-1].any()
+    expected = encode_mask_results(given)
+    assert encode_masks(given) == expected
+    assert encode_masks(given.astype(np.uint8)) == expected
+    assert encode_masks(given[:, ::2]) == encode_mask_results(given[:, ::2])
+    assert encode_masks(given[:0]) == []
+
+
+def test_codes_stay_codes() -> None:
+    codes = encode_masks(np.eye(5, dtype=bool)[None])
+    assert encoded(codes) == codes
+    assert encoded(torch.eye(5, dtype=torch.bool)[None]) == codes

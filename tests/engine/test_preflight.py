@@ -1,0 +1,301 @@
+"""The check of the data as a whole: order, limits, what the splits share, and what a training makes of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mmengine.config import Config, ConfigDict
+from mmengine.dataset import BaseDataset
+from mmengine.registry import DATASETS
+from PIL import Image
+
+import classification  # noqa: F401
+from backbones import UserError
+from engine.data import check as data_check
+from engine.data import preflight
+from engine.data.check import Checker, Job, check_data, escapes, spread
+from engine.data.findings import Finding, Findings
+from engine.data.image_files import Seen
+from engine.data.preflight import DATA_CHECK, check_before_training, fingerprint
+
+CLASSES = ("cat", "dog")
+LOGGER = logging.getLogger("preflight")
+
+
+def pictures(folder: Path, count: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    for i in range(count):
+        Image.fromarray(random.integers(0, 255, (16, 20, 3), np.uint8)).save(folder / f"{i:02}.png")
+
+
+@pytest.fixture
+def cfg(tmp_path: Path) -> Config:
+    root = tmp_path / "pets"
+    for number, (split, count) in enumerate((("train", 20), ("val", 5))):
+        for i, name in enumerate(CLASSES):
+            pictures(root / split / name, count, 10 * number + i)
+
+    def loader(split: str) -> dict[str, Any]:
+        metainfo = dict(classes=CLASSES)
+        return dict(
+            dataset=dict(type="FolderDataset", data_root=str(root), split=split, metainfo=metainfo, pipeline=[])
+        )
+
+    return Config(
+        dict(
+            default_scope="mmengine",
+            work_dir=str(tmp_path / "work"),
+            train_dataloader=loader("train"),
+            val_dataloader=loader("val"),
+            test_dataloader=loader("val"),
+        )
+    )
+
+
+def root(cfg: Config) -> Path:
+    return Path(cfg.train_dataloader.dataset.data_root)
+
+
+def begin(cfg: Config, caplog: Any, resume: bool = False) -> list[str]:
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        check_before_training(cfg, LOGGER, resume)
+    return caplog.messages
+
+
+def test_sound_data_is_one_line(cfg: Config, caplog: Any) -> None:
+    (line,) = begin(cfg, caplog)
+    assert line.startswith("data check: 0 errors, 0 warnings; looked at val images all 10, train images all 40 in")
+    written = json.loads((Path(cfg.work_dir) / DATA_CHECK).read_text())
+    assert (written["errors"], written["findings"]) == (0, [])
+
+
+def test_a_split_that_is_the_same_as_another_is_looked_at_once(cfg: Config) -> None:
+    assert list(check_data(cfg, ("train", "val", "test")).looked_at) == ["val images", "train images"]
+    cfg.test_dataloader.dataset.split = "train"
+    assert list(check_data(cfg, ("train", "val", "test")).looked_at) == ["val images", "test images", "train images"]
+
+
+def test_several_processes_find_the_same(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root(cfg) / "train/cat/03.png").write_bytes(b"")
+    (root(cfg) / "val/dog/03.png").write_text("notes")
+    alone = check_data(cfg, ("train", "val"), workers=1)
+    monkeypatch.setattr(data_check, "WORTH_PROCESSES", 1)
+    monkeypatch.setattr(data_check, "CHUNK", 3)
+    together = check_data(cfg, ("train", "val"), workers=2)
+    assert [item.kind for item in alone.items] == ["no image", "empty image"]
+    assert (together.items, together.looked_at) == (alone.items, alone.looked_at)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_time_ends_the_look_and_the_summary_says_so(cfg: Config, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    monkeypatch.setattr(data_check, "WORTH_PROCESSES", 1)
+    monkeypatch.setattr(data_check, "CHUNK", 4)
+    found = check_data(cfg, ("train", "val"), seconds=0.0, workers=workers)
+    assert found.looked_at["train images"][0] < 40
+    assert "of 40" in found.summary()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 10, 97, 1000])
+def test_any_beginning_of_the_order_is_spread_evenly(count: int) -> None:
+    order = list(spread(count))
+    assert sorted(order) == list(range(count))
+    beginning = sorted(order[: count // 10])
+    assert all(after - before < 0.25 * count for before, after in pairwise(beginning))
+
+
+def test_a_killed_process_is_said(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(path: str, decode: bool, values: bool) -> Seen:
+        import os
+
+        os._exit(9)
+
+    monkeypatch.setattr(data_check, "WORTH_PROCESSES", 1)
+    monkeypatch.setattr(data_check, "look_at", killed)
+    with pytest.raises(UserError, match="process of the data check was killed"):
+        check_data(cfg, ("val",), workers=2)
+
+
+def test_validation_images_in_the_training_data(cfg: Config) -> None:
+    shutil.copy(root(cfg) / "val/cat/01.png", root(cfg) / "train/cat/another name.png")
+    (item,) = check_data(cfg, ("train", "val")).items
+    assert (item.level, item.kind, item.split) == ("error", "val in train", "val")
+    assert item.file.endswith("val/cat/01.png")
+    assert "train/cat/another name.png" in item.what
+
+
+def test_few_copies_among_many_are_a_warning(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_check, "MANY_COPIES", 0.1)
+    shutil.copy(root(cfg) / "val/cat/01.png", root(cfg) / "train/cat/copy.png")
+    assert [item.level for item in check_data(cfg, ("train", "val")).items] == ["warning"]
+
+
+def test_validation_folder_that_is_a_link_to_the_training_folder(cfg: Config) -> None:
+    shutil.rmtree(root(cfg) / "val")
+    (root(cfg) / "val").symlink_to(root(cfg) / "train")
+    items = check_data(cfg, ("train", "val")).items
+    assert len(items) == 40
+    assert {(item.level, item.what) for item in items} == {("error", "is in the training data too")}
+
+
+def test_few_damaged_training_images_do_not_stop_a_training(cfg: Config, caplog: Any) -> None:
+    for i in range(10):
+        (root(cfg) / f"train/cat/{i:02}.png").write_bytes(b"")
+    messages = begin(cfg, caplog)
+    assert "warning (10 in train)" in messages[0]
+    assert "another image takes its place" in messages[0]
+    assert "0 errors, 10 warnings" in messages[-1]
+    (root(cfg) / "train/cat/10.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"00\.png: is empty .* \(the first of 11 errors .*data_check\.json"):
+        begin(cfg, caplog)
+
+
+def test_a_damaged_validation_image_stops_it(cfg: Config, caplog: Any) -> None:
+    (root(cfg) / "val/cat/01.png").unlink()
+    (root(cfg) / "val/cat/01.png").symlink_to("nowhere")
+    with pytest.raises(UserError, match=r"^\S+/val/cat/01\.png: is missing; .*--no-data-check") as caught:
+        begin(cfg, caplog)
+    assert "\n" not in str(caught.value)
+    assert len(json.loads((Path(cfg.work_dir) / DATA_CHECK).read_text())["findings"]) == 1
+
+
+def test_a_resumed_run_checks_again_only_what_has_changed(cfg: Config, caplog: Any) -> None:
+    begin(cfg, caplog)
+    (line,) = begin(cfg, caplog, resume=True)
+    assert "those of the check before" in line
+    assert "looked at" in begin(cfg, caplog, resume=False)[-1]
+    before = fingerprint(cfg)
+    cfg.val_dataloader.dataset.every = 2
+    assert fingerprint(cfg) != before
+    assert "looked at" in begin(cfg, caplog, resume=True)[-1]
+    (root(cfg) / "val/new").touch()
+    assert "looked at" in begin(cfg, caplog, resume=True)[-1]
+    (Path(cfg.work_dir) / DATA_CHECK).write_text("{")
+    assert "looked at" in begin(cfg, caplog, resume=True)[-1]
+
+
+def test_a_check_that_failed_is_repeated(cfg: Config, caplog: Any) -> None:
+    (root(cfg) / "val/cat/01.png").write_bytes(b"")
+    for resume in (False, True):
+        with pytest.raises(UserError):
+            begin(cfg, caplog, resume)
+
+
+def test_what_the_main_process_found_ends_all(cfg: Config, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    def other_rank(found: list[Any]) -> None:
+        assert found == [None]
+        found[0] = "a.jpg: is missing"
+
+    monkeypatch.setattr(preflight, "is_main_process", lambda: False)
+    monkeypatch.setattr(preflight, "broadcast_object_list", other_rank)
+    monkeypatch.setattr(preflight, "check_data", None)  # it does not look itself
+    with pytest.raises(UserError, match=r"a\.jpg: is missing"):
+        begin(cfg, caplog)
+
+
+@DATASETS.register_module()
+class PlainImages(BaseDataset):
+    """A data set without a checker of its own."""
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        return [{"img_path": str(path)} for path in sorted(Path(self.data_root).glob("*.png"))]
+
+
+def test_a_data_set_without_a_checker(cfg: Config) -> None:
+    folder = root(cfg) / "train/cat"
+    (folder / "04.png").write_bytes(b"")
+    cfg.val_dataloader.dataset = ConfigDict(type="PlainImages", data_root=str(folder))
+    found = check_data(cfg, ("val",))
+    assert [item.kind for item in found.items] == ["empty image"]
+    assert found.looked_at == {"val images": (20, 20)}
+    cfg.val_dataloader.dataset.type = "NoSuchData"
+    with pytest.raises(UserError, match="'NoSuchData' is no type of data set"):
+        check_data(cfg, ("val",))
+
+
+RED = dict(form="PNG", mode="RGB", size=(40, 30))
+
+
+@pytest.mark.parametrize(
+    "turns, seen, kind, level",
+    [
+        (True, dict(size=(50, 30)), "image size", "error"),
+        (True, dict(orientation=6), "image size", "error"),
+        (False, dict(orientation=6), "EXIF orientation", "warning"),
+        (True, dict(bits=32, mode="F"), "32-bit image", "error"),
+        (True, dict(bits=16), "16-bit image", "warning"),
+        (True, dict(mode="CMYK"), "other colours", "warning"),
+        (True, dict(transparent=True, mode="P"), "transparency", "warning"),
+        (True, dict(frames=2), "several frames", "warning"),
+        (True, dict(form="JPEG"), "name of another format", "warning"),
+        (True, dict(), None, None),
+        (True, dict(form="MPO", frames=2), "name of another format", "warning"),
+    ],
+)
+def test_odd_images_are_named(turns: bool, seen: dict[str, Any], kind: str | None, level: str | None) -> None:
+    checker = Checker("train", ConfigDict(), Config())
+    checker.turns = turns
+    checker.saw(Job("a.png", size=(40, 30)), Seen(**{**RED, **seen}))
+    assert [(item.kind, item.level) for item in checker.found] == ([(kind, level)] if kind else [])
+
+
+@pytest.mark.parametrize(
+    "turns, size, level",
+    [
+        (True, (20_000, 10_000), "warning"),
+        (False, (20_000, 10_000), "error"),
+        (True, (40_000, 40_000), "error"),
+        (False, (9_000, 6_000), "warning"),
+        (True, (500, 7), "warning"),
+        (True, (8, 8), None),
+    ],
+)
+def test_huge_and_tiny_images(turns: bool, size: tuple[int, int], level: str | None) -> None:
+    checker = Checker("train", ConfigDict(), Config())
+    checker.turns = turns
+    checker.saw(Job("a.png"), Seen(**{**RED, "size": size}))
+    assert [item.level for item in checker.found] == ([level] if level else [])
+
+
+@pytest.mark.parametrize(
+    "name, out",
+    [
+        ("a.jpg", False),
+        ("b/../a..jpg", False),
+        ("../a.jpg", True),
+        ("b/../../a.jpg", True),
+        ("/etc/passwd", True),
+        ("/data/images/a.jpg", False),
+        ("/data/images2/a.jpg", True),
+        ("../images2/a.jpg", True),
+        ("..", True),
+    ],
+)
+def test_file_names_that_lead_out_of_their_folder(name: str, out: bool) -> None:
+    assert escapes("/data/images/", name) is out
+
+
+def test_a_screen_of_findings() -> None:
+    items = [
+        Finding("warning" if kind % 2 else "error", f"kind {kind}", "train", f"{kind}-{i}.jpg", "is odd", "mend it")
+        for kind in range(40)
+        for i in range(5)
+    ]
+    lines = Findings(items, {"train images": (500, 2000)}, 0.5).screen("all.json")
+    assert len(lines) <= 25
+    assert lines[0] == "error (5 in train): 0-0.jpg: is odd; mend it"
+    assert [line.split()[0] for line in lines[:22]] == ["error"] * 20 + ["warning"] * 2
+    assert lines[-2] == "and 18 more kinds: all.json"
+    assert lines[-1] == (
+        "100 errors, 100 warnings; looked at train images a sample of 500 of 2,000 in 0.5 s, 1,000 files/s"
+    )
+    few = Findings(items[:5], {}, 0.5).screen("all.json")
+    assert few[1:4] == ["    also 0-1.jpg: is odd", "    also 0-2.jpg: is odd", "the others: all.json"]

@@ -1,0 +1,170 @@
+"""What a person gets wrong with images and label PNGs, each in its line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mmengine.config import Config
+from PIL import Image
+
+import segmentation  # noqa: F401
+from engine.data import check as data_check
+from engine.data.check import check_data
+from engine.data.findings import Findings
+
+CLASSES = ("wall", "sky", "tree")
+SIZE = (12, 8)
+
+
+def store(path: Path, pixels: np.ndarray, **options: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, **options)
+
+
+def labels(*values: int) -> np.ndarray:
+    return np.resize(np.array(values, np.uint8), SIZE)
+
+
+def rooms(folder: Path, *values: int, count: int = 4) -> Path:
+    random = np.random.default_rng(0)
+    for i in range(count):
+        store(folder / f"images/{i}.jpg", random.integers(0, 255, (*SIZE, 3), np.uint8))
+        store(folder / f"labels/{i}.png", labels(*values))
+    return folder
+
+
+def checked(root: Path, reduce: bool = True, full: bool = False, **more: Any) -> Findings:
+    dataset = dict(
+        type="LabelPngDataset",
+        data_root=str(root),
+        img_suffix=".jpg",
+        seg_map_suffix=".png",
+        data_prefix=dict(img_path="images", seg_map_path="labels"),
+        reduce_zero_label=reduce,
+        metainfo=dict(classes=CLASSES),
+        pipeline=[dict(type="LoadLabels", num_classes=3, reduce_zero_label=more.pop("loading", reduce), **more)],
+    )
+    return check_data(Config(dict(default_scope="mmseg", train_dataloader=dict(dataset=dataset))), ("train",), full)
+
+
+def kinds(found: Findings) -> list[tuple[str, str]]:
+    return [(item.level, item.kind) for item in found.items]
+
+
+def test_sound_labels(tmp_path: Path) -> None:
+    found = checked(rooms(tmp_path / "reduced", 0, 1, 2, 3, 255))
+    assert found.items == []
+    assert found.looked_at == {"train images": (4, 4), "train labels": (4, 4)}
+    assert "41% are not labelled" in found.notes[0]
+    assert "wall 20%" in found.notes[0]
+    assert checked(rooms(tmp_path / "plain", 0, 1, 2, 255), reduce=False).items == []
+    assert checked(rooms(tmp_path / "other", 0, 1, 2, 77), reduce=False, unlabelled=77).items == []
+
+
+@pytest.mark.parametrize(
+    "values, reduce, kind, mend",
+    [
+        ((0, 1, 2, 9), False, "label value", "check classes, or set unlabelled"),
+        ((0, 1, 2, 3, 4), True, "label value", "check classes, or set unlabelled"),
+        ((1, 2, 3), False, "label value", "values count from 1: set reduce_zero_label=True"),
+        ((0, 1, 2), True, "reduce_zero_label", "set reduce_zero_label=False"),
+        ((0, 255), False, "masks of 0 and 255", "store classes as 0, 1, 2"),
+        ((255,), False, "nothing labelled", "check the labels"),
+        ((0,), True, "nothing labelled", "check the labels"),
+    ],
+)
+def test_values_that_mean_something_else(
+    tmp_path: Path, values: tuple[int, ...], reduce: bool, kind: str, mend: str
+) -> None:
+    errors = checked(rooms(tmp_path, *values), reduce).errors
+    assert {item.kind for item in errors} >= {kind}
+    assert any(mend in item.mend for item in errors if item.kind == kind)
+    assert {item.kind for item in errors} <= {kind, "masks of 0 and 255"}
+
+
+def test_a_zero_that_is_a_seam_is_no_class(tmp_path: Path) -> None:
+    rooms(tmp_path, 1, 2)
+    seam = labels(1, 2)
+    seam[0, 0] = 0
+    store(tmp_path / "labels/0.png", seam)
+    assert kinds(checked(tmp_path)) == [("warning", "class without pixels")]
+
+
+def test_a_sample_is_a_reason_to_warn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_check, "LABELS", 2)
+    root = rooms(tmp_path, 0, 1, 2)
+    assert kinds(checked(root)) == [("warning", "reduce_zero_label")]
+    assert ("error", "reduce_zero_label") in kinds(checked(root, full=True))
+
+
+def test_a_class_that_never_occurs(tmp_path: Path) -> None:
+    found = checked(rooms(tmp_path, 0, 2), reduce=False)
+    assert kinds(found) == [("warning", "class without pixels")]
+    assert "1 of 3 classes have no pixel: sky" in found.items[0].what
+
+
+def test_two_settings_that_differ(tmp_path: Path) -> None:
+    found = checked(rooms(tmp_path, 0, 1, 2), reduce=False, loading=True)
+    assert kinds(found) == [("error", "reduce_zero_label")]
+    assert found.items[0].what == "reduce_zero_label is False of the data set and True of LoadLabels"
+
+
+def turned(root: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    store(root / "images/1.jpg", np.zeros((*SIZE, 3), np.uint8), exif=exif)
+
+
+@pytest.mark.parametrize(
+    "harm, expected",
+    [
+        (lambda root: (root / "labels/1.png").unlink(), ("error", "image without labels")),
+        (lambda root: (root / "images/1.jpg").unlink(), ("error", "labels without image")),
+        (lambda root: (root / "images/1.jpg").rename(root / "images/1.jpeg"), ("error", "labels without image")),
+        (lambda root: store(root / "labels/1.png", np.ones((8, 8), np.uint8)), ("error", "size of labels")),
+        (turned, ("error", "size of labels")),
+        (lambda root: store(root / "labels/1.png", np.ones((*SIZE, 3), np.uint8)), ("error", "coloured labels")),
+        (lambda root: store(root / "labels/1.png", np.full(SIZE, 256, np.uint16)), ("error", "label value")),
+        (lambda root: store(root / "labels/1.png", labels(1), format="JPEG"), ("error", "JPEG labels")),
+        (lambda root: store(root / "labels/1.png", labels(0)), ("warning", "nothing labelled")),
+        (lambda root: (root / "labels/1.png").write_bytes(b""), ("error", "empty labels")),
+        (lambda root: (root / "images/1.jpg").write_bytes(b"\xff\xd8\xff"), ("error", "truncated image")),
+    ],
+    ids=lambda value: value[1] if isinstance(value, tuple) else "",
+)
+def test_one_file_wrong(tmp_path: Path, harm: Callable[[Path], Any], expected: tuple[str, str]) -> None:
+    harm(rooms(tmp_path, 0, 1, 2, 3))
+    found = checked(tmp_path)
+    assert expected in kinds(found)
+    assert len(found.errors) <= 1
+    assert all("1." in item.file for item in found.items)
+
+
+def test_an_orientation_is_named_as_the_cause(tmp_path: Path) -> None:
+    turned(rooms(tmp_path, 0, 1, 2, 3))
+    assert "when its EXIF orientation 6 has turned it" in checked(tmp_path).items[0].what
+
+
+def listed(root: Path, *stems: str) -> Findings:
+    (root / "list.txt").write_text("\n".join(stems))
+    dataset = dict(
+        type="BaseSegDataset",
+        data_root=str(root),
+        ann_file="list.txt",
+        data_prefix=dict(img_path="images", seg_map_path="labels"),
+        metainfo=dict(classes=CLASSES),
+        pipeline=[],
+    )
+    return check_data(Config(dict(default_scope="mmseg", train_dataloader=dict(dataset=dataset))), ("train",))
+
+
+def test_a_list_of_names(tmp_path: Path) -> None:
+    rooms(tmp_path, 0, 1, 2)
+    assert listed(tmp_path, "0", "2").looked_at == {"train images": (2, 2), "train labels": (2, 2)}
+    assert kinds(listed(tmp_path, "0", "0")) == [("warning", "listed twice")]
+    assert kinds(listed(tmp_path, "0", "../secret")) == [("error", "path")]
+    assert sorted(kinds(listed(tmp_path, "0", "9"))) == [("error", "missing image"), ("error", "missing labels")]

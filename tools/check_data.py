@@ -1,0 +1,50 @@
+"""Check the data of a config: ``python tools/check_data.py CONFIG [--full] [--json FILE] [--cfg-options k=v ...]``.
+
+Exit code 0 when nothing is wrong (warnings may be printed), 1 when there are errors, 2 when it could not be checked.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from engine.cli import run_tool
+
+ERRORS_FOUND = 1
+
+
+def main() -> None:
+    """Check, print at most a screen, write the rest."""
+    parser = argparse.ArgumentParser(description="Check the data of a config.")
+    parser.add_argument("config")
+    parser.add_argument("--full", action="store_true", help="decode every image and read the values of all labels")
+    parser.add_argument("--json", metavar="FILE", help="write every finding (default: data_check.json in the work_dir)")
+    parser.add_argument("--splits", nargs="+", choices=["train", "val", "test"], default=["train", "val", "test"])
+    parser.add_argument("--seconds", type=float, metavar="N", help="look into files for so long at most")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one for each core)")
+    parser.add_argument(
+        "--cfg-options", nargs="+", metavar="KEY=VALUE", help="override settings, such as data_root=DIR"
+    )
+    args = parser.parse_args()
+    if args.workers is not None and args.workers < 1:
+        parser.error("--workers: at least 1")
+
+    from engine.data.check import check_data
+    from engine.data.preflight import DATA_CHECK, check_data_folders
+    from engine.resolve import load_config, parse_options
+
+    cfg = load_config(args.config, parse_options(args.cfg_options), training=False).cfg
+    splits = [split for split in args.splits if cfg.get(f"{split}_dataloader")]
+    check_data_folders(cfg, tuple(splits))
+    found = check_data(cfg, splits, args.full, args.seconds, args.workers, progress=True)
+    path = Path(args.json or Path(cfg.work_dir) / DATA_CHECK)
+    if found.items or args.json:
+        found.write(path, config=args.config, full=args.full)
+    print("\n".join(found.screen(str(path))), flush=True)
+    if found.errors:
+        sys.exit(ERRORS_FOUND)
+
+
+if __name__ == "__main__":
+    run_tool(main)
