@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from PIL import Image
 
 from engine.records.demo_report import collect, headline, render, table, write_report
 from engine.records.page import COLOURS, GIB, duration, memory, number
+from tests.pages import Page
 
 METRICS = {
     "classifier": {"top1": 96.25, "top5": 99.8, "val_loss": 0.1},
@@ -54,36 +54,6 @@ def work_dir(tmp_path: Path) -> Path:
     return tmp_path
 
 
-class Page(HTMLParser):
-    """Collects what a browser would act on, and checks that every element is closed."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.sources: list[str] = []
-        self.words: list[str] = []
-        self._open: list[str] = []
-        self.feed(text)
-        self.close()
-        assert not self._open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.sources += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
-        if tag not in ("meta", "img"):
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        self._open.pop()
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-
-
 def page_of(work_dir: Path) -> tuple[Page, str]:
     text = render(collect(work_dir, TITLES, seed=5), work_dir)
     return Page(text), text
@@ -116,7 +86,7 @@ def test_the_page_shows_the_figures_and_the_json_holds_them(work_dir: Path) -> N
     assert [one["line"] for one in report["steps"][1]["receipts"]["training"]] == [RECEIPT]
     assert [step["receipts"]["training"] == [] for step in report["steps"]] == [False, False, True, False, True]
     assert report["steps"][1]["curves"]["val/bbox_mAP"] == [[20, 0.25]]
-    words = "".join(Page(page.read_text()).words)
+    words = "".join(Page(page.read_text()).lines)
     for text in (
         "96.2",
         "37.5 points ahead of scratch",
@@ -140,7 +110,7 @@ def test_the_page_shows_the_figures_and_the_json_holds_them(work_dir: Path) -> N
 def test_everything_is_escaped_and_inside(work_dir: Path) -> None:
     page, text = page_of(work_dir)
     assert "script" not in page.tags
-    assert EVIL in page.words
+    assert EVIL in page.lines
     assert len([source for source in page.sources if source.startswith("data:image/jpeg;base64,")]) == 5
     assert all(source.startswith(("data:", "#")) for source in page.sources)
     assert "@import" not in text
@@ -158,7 +128,7 @@ def test_plots_take_their_colours_from_the_page(work_dir: Path) -> None:
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
     page, _ = page_of(tmp_path)
-    words = "".join(page.words)
+    words = "".join(page.lines)
     for name in TITLES:
         assert re.search(rf"Not finished: .*\b{name}\b", words)
     assert "There is no classifier/confusion.json." in words
@@ -179,7 +149,7 @@ def test_damaged_files_do_not_stop_the_report(work_dir: Path) -> None:
     (work_dir / "detector" / "weights.json").write_text('{"receipts": {}}')
     (work_dir / "classifier" / "weights.json").write_text("[")
     page, _ = page_of(work_dir)
-    words = "".join(page.words)
+    words = "".join(page.lines)
     assert words.count("from the trained backbone: no picture") == 2
     assert "There is no classifier/confusion.json." in words
     assert "Not finished: segmentor." in words
@@ -199,7 +169,7 @@ def test_gpu_and_its_memory_come_from_the_logs(work_dir: Path) -> None:
     report = collect(work_dir, TITLES, seed=0)
     assert report["machine"]["gpu"] == "Some GPU"
     assert [step["gpu_memory_bytes"] for step in report["steps"]] == [0, 2 * GIB, 0, 0, 0]
-    words = "".join(Page(render(report, work_dir)).words)
+    words = "".join(Page(render(report, work_dir)).lines)
     assert "peak GPU memory" in words
     assert "2.00 GiB" in words
 
@@ -207,7 +177,7 @@ def test_gpu_and_its_memory_come_from_the_logs(work_dir: Path) -> None:
 def test_averaged_weights_are_labelled(work_dir: Path) -> None:
     path = next(work_dir.glob("classifier/*/vis_data/scalars.json"))
     path.write_text(path.read_text() + '{"top1": 90.0, "ema/top1": 91.5, "step": 2}\n')
-    words = "".join(page_of(work_dir)[0].words)
+    words = "".join(page_of(work_dir)[0].lines)
     assert "top-1 of the averaged weights (EMA): 91.5" in words
     assert words.count("averaged weights (EMA)") == 2
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from PIL import Image
 from engine.records.page import COLOURS, Line, plot, thinned
 from engine.records.report import read_run, render, state_line, write_report
 from engine.records.run_folder import best_point, read_curves, read_starts, write_json
+from tests.pages import Page
 
 EVIL = "<script>alert('7 & 1')</script>"
 RECEIPT = {"part": "backbone", "line": "124/132 backbone tensors loaded from a<b>.pth"}
@@ -77,36 +77,8 @@ def finding(level: str) -> dict[str, str]:
     return {"level": level, "file": "c.jpg", "what": f"{level} in it", "mend": "copy it again"}
 
 
-class Page(HTMLParser):
-    """Collects what a browser would act on, and checks that every element is closed."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.sources: list[str] = []
-        self.lines: list[str] = []
-        self._open: list[str] = []
-        self.text = write_report(folder).read_text(encoding="utf-8")
-        self.feed(self.text)
-        self.close()
-        assert not self._open
-        self.words = "\n".join(self.lines)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.sources += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
-        if tag not in ("meta", "img"):
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        self._open.pop()
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.lines.append(data)
+def read_page(folder: Path) -> Page:
+    return Page(write_report(folder).read_text(encoding="utf-8"))
 
 
 def row(page: Page, name: str) -> list[str]:
@@ -154,21 +126,21 @@ def test_the_best_is_the_highest_and_of_a_loss_the_lowest() -> None:
 
 
 def test_scores(folder: Path) -> None:
-    page = Page(folder)
+    page = read_page(folder)
     assert row(page, "top-1") == ["70.0", "80.0 (20)", "75.5", "75.5 (30)", "71.2"]
     assert row(page, "val_loss") == ["1", "1 (30)", "–", "–", "–"]
 
 
 def test_scores_of_detection_are_out_of_100(tmp_path: Path) -> None:
     log(tmp_path, "20260101_000000", {"bbox_mAP": 0.5, "bbox_mAP_50": 0.75, "bbox_mAP_l": -1.0, "step": 1})
-    page = Page(tmp_path)
+    page = read_page(tmp_path)
     assert row(page, "box AP") == ["50.0", "50.0 (1)"]
     assert row(page, "bbox_mAP_50") == ["75.0", "75.0 (1)"]
     assert row(page, "bbox_mAP_l") == ["–", "–"]
 
 
 def test_the_page_tells_all_there_is(folder: Path) -> None:
-    page = Page(folder)
+    page = read_page(folder)
     for words in (
         "Stopped at step 36 of 40: Ctrl-C. Go on with: python tools/train.py a.py --resume",
         "Classification: ImageClassifier with convnext_atto, 2 classes, trained on data/digits",
@@ -202,7 +174,7 @@ def test_the_page_tells_all_there_is(folder: Path) -> None:
 
 
 def test_everything_is_escaped_and_inside(folder: Path) -> None:
-    page = Page(folder)
+    page = read_page(folder)
     assert "script" not in page.tags
     assert page.words.count(EVIL) == 4
     assert all(source.startswith("data:image/jpeg;base64,") for source in page.sources)
@@ -210,7 +182,7 @@ def test_everything_is_escaped_and_inside(folder: Path) -> None:
 
 
 def test_an_empty_folder_has_a_page(tmp_path: Path) -> None:
-    page = Page(tmp_path)
+    page = read_page(tmp_path)
     assert "No starts.json tells how this training stands." in page.words
     assert "There was no validation yet." in page.words
     assert "Nothing was logged yet." in page.words
@@ -221,7 +193,7 @@ def test_an_empty_folder_has_a_page(tmp_path: Path) -> None:
 def test_damaged_files_do_not_stop_the_report(name: str, content: str, folder: Path) -> None:
     (folder / name).write_text(content)
     (folder / "pictures" / "3.png").write_bytes(b"no picture")
-    assert "top-1" in Page(folder).words
+    assert "top-1" in read_page(folder).words
 
 
 @pytest.mark.parametrize(
@@ -242,7 +214,7 @@ def test_many_classes_and_many_pictures_fit_a_page(folder: Path) -> None:
     write_json(folder / "confusion.json", {"classes": list(range(1000)), "matrix": []})
     for index in range(20):
         Image.new("RGB", (32, 16)).save(folder / "pictures" / f"{index}.png")
-    page = Page(folder)
+    page = read_page(folder)
     assert "1,000 classes are too many for a page: see confusion.json" in page.words
     assert page.tags.count("img") == 8
 

@@ -14,15 +14,8 @@ from mmengine.registry import MODELS
 from PIL import Image
 
 from engine.resolve import load_config
+from tests.bad_inputs.builders import CONFIG, FORMAT, TASKS
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-CONFIG = {
-    "classifier": CONFIGS / "classification/digits.py",
-    "detector": CONFIGS / "detection/mask_rcnn_digits.py",
-    "segmentor": CONFIGS / "segmentation/upernet_digits.py",
-}
-FORMAT = {"classifier": "imagenet", "detector": "coco", "segmentor": "ade"}
-TASKS = tuple(CONFIG)
 FULL_DISK = """
 _base_ = {config!r}
 def _register():
