@@ -71,7 +71,8 @@ class ForkServer:
         return Ended(code, out.read_text(), err.read_text())
 
     def stop(self) -> None:
-        """Let it end."""
+        """Let it end; that its input is closed it may never learn, other processes having inherited it."""
+        self._server.stdin.write("null\n")
         self._server.stdin.close()
         self._server.wait(timeout=PATIENCE)
         self._server.stdout.close()
@@ -146,6 +147,8 @@ def serve() -> None:
     gc.freeze()  # otherwise every forked process would touch, and so copy, all that was imported
     for line in sys.stdin:
         job = json.loads(line)
+        if job is None:
+            return
         child = os.fork()
         if not child:
             run(job)

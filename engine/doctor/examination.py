@@ -94,7 +94,7 @@ def diagnose(request: Request, groups: Iterable[str] = GROUPS) -> Iterator[Resul
     """
     for group in groups:
         try:
-            checks: list[Check] = importlib.import_module(f"engine.doctor.examination.{group}").checks(request)
+            checks: list[Check] = importlib.import_module(f"engine.doctor.{group}").checks(request)
         except (Exception, SystemExit) as error:
             yield bad(group, f"its checks cannot be loaded: {describe(error)}", INSTALL)
             continue

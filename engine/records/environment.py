@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 # Each under the names it is given out by; the first that is there counts.
 PACKAGES = (
     *(("torch",), ("torchvision",), ("timm",)),
