@@ -16,6 +16,12 @@ def printable(name: object) -> str:
     return text if text.isprintable() else repr(text)
 
 
-def first_line(error: object, most: int = 200) -> str:
+def first_line(error: object, most: int | None = None) -> str:
     """The first line of what an exception says, or its kind if it says nothing; at most so many characters."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:most]
+
+
+def described(error: BaseException, most: int | None = None) -> str:
+    """The kind of an exception and the first line of what it says."""
+    kind = type(error).__name__
+    return f"{kind}: {first_line(error, most)}" if str(error).strip() else kind

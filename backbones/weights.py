@@ -150,7 +150,7 @@ def read_checkpoint(source: str, in_place: bool = False) -> dict[str, Any]:
         mend = "; if you know who made it, --trust-checkpoint lets it execute what it asks for" if foreign else ""
         raise UserError(f"checkpoint {source!r} was refused: {reason}{mend}") from error
     except OSError as error:  # a folder without permission, an address that does not answer
-        raise UserError(f"checkpoint {source!r} cannot be read: {first_line(error)}") from error
+        raise UserError(f"checkpoint {source!r} cannot be read: {first_line(error, 160)}") from error
     except Exception as error:  # torch and safetensors raise many kinds for a damaged archive
         mend = f"; delete {path} to download it again" if _is_url(source) else ""
         raise UserError(f"checkpoint {source!r} cannot be read: it is damaged, or no checkpoint{mend}") from error
@@ -409,7 +409,7 @@ def convert_checkpoint(source: str, target: str, layout: LayoutName, averaged: b
             with written_whole(file.with_name("config.json")) as place:
                 place.write_text(json.dumps(hugging_face_config(tensors), indent=2) + "\n", encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{target!r} cannot be written: {first_line(error)}") from error
+        raise UserError(f"{target!r} cannot be written: {first_line(error, 160)}") from error
     return Conversion(
         source,
         averaged,

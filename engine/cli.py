@@ -13,10 +13,7 @@ from typing import Any
 from backbones.errors import UserError
 from backbones.files import NO_SPACE
 from engine.launch import watch
-from engine.launch.exit_codes import BAD_INPUT as BAD_INPUT
-from engine.launch.exit_codes import FAILED
-from engine.launch.exit_codes import INTERRUPTED as INTERRUPTED
-from engine.launch.exit_codes import SAVED_AND_LEFT as SAVED_AND_LEFT
+from engine.launch.exit_codes import BAD_INPUT, FAILED, INTERRUPTED
 
 
 def run_tool(main: Callable[[], None]) -> None:

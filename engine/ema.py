@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from backbones.errors import UserError
-from engine.sharding import local, reshard, shard_like
+from engine.sharding import local, reshard, shard_like, unwrapped
 
 MODULE = "module."  # before each name in ``ema_state_dict``, as mmengine writes it
 
@@ -58,7 +57,7 @@ class KeepEMA(Hook):
 
     def before_run(self, runner: Any) -> None:
         """Take note of the model."""
-        self._model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        self._model = unwrapped(runner.model)
 
     @torch.no_grad()
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch import Tensor
 
-from backbones.errors import UserError
+from backbones.errors import UserError, described
 from engine.export_formats import FORMATS, Run, missing_packages
 from engine.export_source import Range, Shape, Source
 from engine.picture import find_images
@@ -149,7 +149,9 @@ def compare(source: Source, run: Run, kind: str, images: Tensor) -> Difference:
     try:
         found = run(images)
     except Exception as error:  # each runtime has errors of its own
-        raise UserError(f"refused: the exported file does not run on {where}: {_reason(error)}; {FIXING}") from error
+        raise UserError(
+            f"refused: the exported file does not run on {where}: {described(error, 200)}; {FIXING}"
+        ) from error
     if [one.shape for one in found] != [one.shape for one in expected]:
         shapes = ", ".join(str(tuple(one.shape)) for one in found)
         raise UserError(f"refused: the exported file gives {shapes} for {where}; {FIXING}")
@@ -217,8 +219,8 @@ def _write(source: Source, name: str, path: Path, fixed: bool, notes: list[str])
         raise
     except Exception as error:  # the exporters raise many kinds
         if fixed or not chosen.traced:
-            raise UserError(f"--format {name}: {source.name} cannot be exported: {_reason(error)}") from error
-        notes.append(f"the exporter cannot leave the size of the image open ({_reason(error)})")
+            raise UserError(f"--format {name}: {source.name} cannot be exported: {described(error, 200)}") from error
+        notes.append(f"the exporter cannot leave the size of the image open ({described(error, 200)})")
     return _write(source, name, path, True, notes)
 
 
@@ -226,7 +228,7 @@ def _open(source: Source, name: str, path: Path) -> Run:
     try:
         return FORMATS[name].open(source, path)
     except Exception as error:
-        raise UserError(f"refused: the exported file cannot be opened: {_reason(error)}") from error
+        raise UserError(f"refused: the exported file cannot be opened: {described(error, 200)}") from error
 
 
 @contextmanager
@@ -253,8 +255,3 @@ def _judge(differences: Sequence[Difference], name: str) -> None:
 def _relative(found: Tensor, expected: Tensor) -> float:
     difference, scale = float((found - expected).abs().max()), float(expected.abs().max())
     return difference / scale if scale else (0.0 if difference == 0 else inf)
-
-
-def _reason(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:200] if lines else 'no reason given'}"

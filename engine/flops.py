@@ -42,7 +42,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from backbones.errors import UserError
+from backbones.errors import UserError, first_line
 from backbones.registry import build_backbone
 from engine.resolve import Launch, load_config
 
@@ -218,7 +218,7 @@ def _count_built(name: str, parts: str, build: Callable[[], nn.Module], run: Run
                 return count_model(name, model, torch.zeros(1, 3, *shape), run, parts)
             except (RuntimeError, AssertionError) as error:
                 failures.append(error)
-    reason = (str(failures[-1]).splitlines() or [type(failures[-1]).__name__])[0]
+    reason = first_line(failures[-1])
     raise UserError(f"{name} does not run on an image of {shape[0]} x {shape[1]}: {reason}") from failures[-1]
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmengine.model import is_model_wrapper
 from torch import nn
 
 from backbones.errors import UserError
+from engine.sharding import unwrapped
 
 NAMED = 5
 
@@ -38,8 +38,7 @@ def check_first_step(runner: Any) -> None:
 
 
 def _report(runner: Any) -> None:
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    names = without_gradient(model)
+    names = without_gradient(unwrapped(runner.model))
     if not names:
         return
     count = f"{len(names)} parameter{'s get' if len(names) > 1 else ' gets'} no gradient"

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from backbones.errors import first_line
 from backbones.network import Network
 
 GIB = 2**30
@@ -103,7 +104,7 @@ def estimate_memory(model: nn.Module, cfg: Any, processes: int, images: int) -> 
             activations = activation_bytes(model, images, shape, autocast_dtype(cfg.optim_wrapper))
         except (RuntimeError, AssertionError, AttributeError, TypeError, ValueError) as error:
             # An estimate never stops a training: a model of an unknown kind may want more than images.
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
     sharded = processes > 1 and bool(cfg.get("env_cfg", {}).get("sharded"))
     share = processes if sharded else 1
     return Memory(

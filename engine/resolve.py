@@ -20,7 +20,7 @@ import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import MODELS
 
-from backbones.errors import UserError
+from backbones.errors import UserError, described
 from backbones.registry import unknown_backbone
 from engine.batch import BatchPlan, plan_batch, scaled_lr
 from engine.classes import class_names, palette
@@ -209,7 +209,7 @@ def resolve(cfg: Config, stated_batch: int, launch: Launch, training: bool = Tru
 def _root_cause(error: BaseException) -> str:
     while error.__cause__ is not None and str(error.__cause__):
         error = error.__cause__
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+    return described(error)
 
 
 def _stated_batch(cfg: Config, path: str | Path) -> int:

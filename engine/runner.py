@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import difflib
-import json
 import logging
 import os
+import secrets
 import time
 from contextlib import nullcontext, suppress
 from datetime import timedelta
@@ -18,10 +18,11 @@ import mmengine
 import torch
 import torch.distributed as dist
 from mmengine import Config
+from mmengine.device import get_device
 from mmengine.dist import is_main_process
 from mmengine.hooks import LoggerHook
 from mmengine.logging import MMLogger
-from mmengine.model import MMDistributedDataParallel, is_model_wrapper
+from mmengine.model import MMDistributedDataParallel
 from mmengine.runner import CheckpointLoader, EpochBasedTrainLoop
 from mmengine.runner import Runner as MMRunner
 from mmengine.runner.checkpoint import get_torchvision_models
@@ -32,17 +33,19 @@ import engine.ema
 import engine.hooks
 import engine.layer_decay
 import engine.loops  # noqa: F401  (these four register what configs name)
-from backbones.errors import UserError, first_line
+from backbones.errors import UserError, described
 from backbones.kernels import choice
 from backbones.weights import read_checkpoint
 from engine.classes import class_names
 from engine.data.samples import CountReplaced, Samples
 from engine.data.sampling import leave_main_process_alone, training_loader
 from engine.ema import KeepEMA
+from engine.freed_memory import keep_freed_memory
 from engine.launch import watch
 from engine.launch.alike import check_data, check_devices, describe_data
 from engine.nonfinite.black_box import BlackBox, NonFinite, NonFiniteError, RollBack
 from engine.precision import losses_in_float32
+from engine.records.run_folder import write_json
 from engine.resolve import Launch, Resolved
 from engine.resume.checkpoints import last_good, write_checkpoint
 from engine.resume.saving import SaveCheckpoints
@@ -50,7 +53,7 @@ from engine.resume.state import check_resumable, restore_position, restore_rando
 from engine.resume.stopping import Agreement, Signals, Stop
 from engine.schedules import replay, shapes
 from engine.settings import is_number, naming_wrong_settings
-from engine.sharding import gathered, shard_model, shard_optimizer
+from engine.sharding import gathered, shard_model, shard_optimizer, unwrapped
 from engine.whole_model import kept_receipts, load_model
 
 CONSOLE_LINES = 8
@@ -105,7 +108,8 @@ class Runner(MMRunner):
         self._resumed: dict[str, Any] | None = None
         super().__init__(*args, **kwargs)
         self.agreement = Agreement()
-        self.run_id = self.timestamp
+        # Not from the time alone: two trainings may begin in a folder within a second.
+        self.run_id = f"{self.timestamp}_{secrets.token_hex(4)}"
         self.black_box = BlackBox(NonFinite.from_setting(self.cfg.get("env_cfg", {}).get("nonfinite", "stop")))
 
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
@@ -147,8 +151,7 @@ class Runner(MMRunner):
             self._load_from = found or self._load_from
         super().load_or_resume()
         if self._train_loop is not None and is_main_process():
-            text = json.dumps({"receipts": self.receipts}, indent=2)
-            (Path(self.work_dir) / RECEIPTS).write_text(text, encoding="utf-8")
+            write_json(Path(self.work_dir) / RECEIPTS, {"receipts": self.receipts})
 
     def resume(self, *args: Any, **kwargs: Any) -> None:
         """Resume; a schedule that has been changed since goes on as if it had been this one from the start."""
@@ -160,9 +163,8 @@ class Runner(MMRunner):
             raise
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             # Of torch and mmengine, for an optimizer or a schedule that is not the config's.
-            reason = f"{type(error).__name__}: {first_line(error)}"
             raise UserError(
-                f"--resume: checkpoint {args[0]!r} is of another training than the config's: {reason}"
+                f"--resume: checkpoint {args[0]!r} is of another training than the config's: {described(error)}"
             ) from error
         # Without a seed in the config, or with another one: the run stays the one that it was.
         self.train_dataloader.batch_sampler.reseed(self.seed, not self._randomness_cfg.get("diff_rank_seed", False))
@@ -184,15 +186,7 @@ class Runner(MMRunner):
 
     def _last_good(self) -> str | None:
         """The checkpoint to go on from; the main process looks, for all."""
-        found: list[Any] = [None]
-        if is_main_process():
-            try:
-                found = [last_good(Path(self.work_dir), self.logger.warning)]
-            except UserError as error:
-                found = [error]
-        (found,) = self.agreement.gather(found)[0]
-        if isinstance(found, UserError):
-            raise found
+        found = self.agreement.from_main(lambda: last_good(Path(self.work_dir), self.logger.warning))
         if found is None:
             self.logger.info(f"nothing to go on from in {self.work_dir}: beginning at the start")
         return None if found is None else str(found)
@@ -205,10 +199,8 @@ class Runner(MMRunner):
         """
         self.saving.wait()
         found = None
-        if is_main_process():
-            with suppress(UserError):  # all damaged
-                found = self.black_box.checkpoint_before(event)
-        found = self.agreement.gather(found)[0]
+        with suppress(UserError):  # all damaged
+            found = self.agreement.from_main(lambda: self.black_box.checkpoint_before(event))
         if found is None:
             raise NonFiniteError(f"step {event.step} was not finite, and {self.work_dir} has nothing to go back to")
         self.logger.warning(f"going back from step {event.step} to {found}")
@@ -274,7 +266,7 @@ class Runner(MMRunner):
         with gathered(*owners) if self.sharded else nullcontext():
             if not is_main_process():
                 return {}
-            model = self.model.module if is_model_wrapper(self.model) else self.model
+            model = unwrapped(self.model)
             state = {"meta": self._checkpoint_meta(), "state_dict": model.state_dict(), **parts}
             if resumable:
                 state["message_hub"] = self.message_hub.state_dict()
@@ -310,7 +302,7 @@ class Runner(MMRunner):
             return  # done while the model was whole
         with kept_receipts(self.model) as receipts:
             super()._init_model_weights()
-        model = self.model.module if is_model_wrapper(self.model) else self.model
+        model = unwrapped(self.model)
         for receipt in receipts:
             head = getattr(model, "head_origin", None)
             line = f"{receipt}; classifier's head {head}" if head else str(receipt)
@@ -461,6 +453,8 @@ def build_runner(resolved: Resolved, launch: Launch) -> Runner:
     settings = cfg.get("env_cfg", {})
     check_environment(settings)
     _check_work_dir(cfg)
+    if get_device() == "cpu":
+        keep_freed_memory()
     # What is compiled may be compiled again at any step, for a shape that is new.
     watch.settle(cfg.work_dir, settings.get("patience") or (COMPILE_PATIENCE if settings.get("compile") else 0.0))
     with naming_wrong_settings():

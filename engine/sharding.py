@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from mmengine.device import get_device
 from mmengine.dist import get_world_size, is_main_process
+from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -49,6 +50,11 @@ def shard_model(model: Model) -> Model:
 def shard_optimizer(optimizer: Optimizer) -> None:
     """Let the optimizer of a sharded model load the whole states that a checkpoint holds."""
     optimizer.register_load_state_dict_pre_hook(_shard_loaded_states)
+
+
+def unwrapped(model: Any) -> Any:
+    """The model itself, without what several processes put around it."""
+    return model.module if is_model_wrapper(model) else model
 
 
 def reshard(model: nn.Module) -> None:

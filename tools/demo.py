@@ -15,7 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from engine.cli import INTERRUPTED, run_tool  # noqa: E402
+from engine.cli import run_tool  # noqa: E402
+from engine.launch.exit_codes import INTERRUPTED  # noqa: E402
 
 
 def main() -> None:

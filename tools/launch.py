@@ -1,6 +1,7 @@
 """Processes of a tool on this machine, by torchrun's agent; used by tools/launch.sh, see docs/launching.md."""
 
 import argparse
+import os
 import signal
 import sys
 from pathlib import Path
@@ -30,7 +31,10 @@ def main() -> None:
     except MeetingError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
-    sys.exit(code)
+    # A thread of the launcher may be within a call of the store, and there the interpreter's end aborts the process.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

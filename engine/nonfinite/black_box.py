@@ -22,7 +22,6 @@ import torch
 from mmengine.device import get_device
 from mmengine.dist import get_rank, get_world_size, is_main_process
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -40,9 +39,9 @@ from engine.nonfinite.report import (
     write_report,
 )
 from engine.nonfinite.trace import run_again
-from engine.resume.checkpoints import checkpoints, copied, last_good
+from engine.resume.checkpoints import copied, last_good
 from engine.resume.randomness import RandomState
-from engine.sharding import gathered
+from engine.sharding import gathered, unwrapped
 
 ACTIONS = ("stop", "roll_back", "ignore")
 # The loss scale of float16 begins at 2**16 and is halved at each overflow: so many in a row are no search any more.
@@ -144,7 +143,6 @@ class BlackBox(Hook):
         self.skipped: set[int] = set()
         self.events = 0
         self._in_row = 0
-        self._foreign: dict[Path, int] | None = None
         self._handles: list[Any] = []
         self._runner: Any
         self._random: RandomState
@@ -163,14 +161,10 @@ class BlackBox(Hook):
         self._handles.clear()
         if self.settings.action == "ignore":
             return
-        if self._foreign is None:
-            # What an earlier training has left in the folder is nothing to go back to.
-            left = [] if runner._resume else [file for _, file, _ in checkpoints(Path(runner.work_dir))]
-            self._foreign = {file: file.stat().st_mtime_ns for file in left}
         optimizer = runner.optim_wrapper.optimizer
         self._handles.append(optimizer.register_step_pre_hook(self._before_update))
         self._handles.append(optimizer.register_step_post_hook(self._after_update))
-        self._buffers = list(_bare(runner.model).buffers())
+        self._buffers = list(unwrapped(runner.model).buffers())
         self._copies = [buffer.clone() for buffer in self._buffers]
         if self.settings.action == "roll_back" and not runner.iter and not self.events:
             runner.saving.in_between(runner)
@@ -196,8 +190,7 @@ class BlackBox(Hook):
             wrapper._inner_count += len(parts)
             return None
         self._random = RandomState.capture()
-        if self._buffers:
-            torch._foreach_copy_(self._copies, self._buffers)
+        _copy(self._copies, self._buffers)
         self._norm, self._found, self._updated = None, None, False
         try:
             logs = learn(_Guarded(wrapper))
@@ -220,14 +213,11 @@ class BlackBox(Hook):
             found = last_good(
                 Path(self._runner.work_dir),
                 self._runner.logger.warning,
-                lambda steps, file, most=most: steps <= most and not self._is_foreign(file),  # type: ignore[misc]
+                most,
             )
             if found is not None:
                 return found
         return None
-
-    def _is_foreign(self, file: Path) -> bool:
-        return (self._foreign or {}).get(file) == file.stat().st_mtime_ns
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """Keep what is passed over, and the counts."""
@@ -307,14 +297,14 @@ class BlackBox(Hook):
     def _look_again(self, parts: Sequence[Any]) -> dict[str, Any]:
         """Run the step again from where it began, in all processes, and put together what they found."""
         runner, wrapper = self._runner, self._runner.optim_wrapper
-        model = _bare(runner.model)
-        self._restore_buffers()
+        model = unwrapped(runner.model)
+        _copy(self._buffers, self._copies)
         self._random.restore()
         scale = 1.0 if self._scaler is None else float(self._scaler.get_scale())
         # Without it, processes that share their work would wait for gradients that are not exchanged here.
         with runner.model.no_sync() if hasattr(runner.model, "no_sync") else nullcontext():
             own = self._watched(parts, scale)
-        self._restore_buffers()
+        _copy(self._buffers, self._copies)
         self._own = {**own, "scale": scale, "device": get_device(), "precision": self._precision()}
         entry = {"rank": get_rank(), **own, "samples": [samples(part) for part in parts]}
         ranks = runner.agreement.gather(entry)
@@ -341,7 +331,7 @@ class BlackBox(Hook):
 
     def _watched(self, parts: Sequence[Any], scale: float) -> dict[str, Any]:
         """The step once more; a record without its place is better than none."""
-        model, wrapper = _bare(self._runner.model), self._runner.optim_wrapper
+        model, wrapper = unwrapped(self._runner.model), self._runner.optim_wrapper
         try:
             return run_again(model, parts, lambda: wrapper.optim_context(model), scale)
         except RuntimeError as error:  # as for want of memory
@@ -350,7 +340,7 @@ class BlackBox(Hook):
 
     def _write(self, folder: Path, parts: Sequence[Any], report: Mapping[str, Any]) -> str | None:
         """Write the part of this process; returns what went wrong. All processes go through all of it together."""
-        runner, model = self._runner, _bare(self._runner.model)
+        runner, model = self._runner, unwrapped(self._runner.model)
         main, rank = is_main_process(), get_rank()
         problems = [_attempt(lambda: clear(folder)) if main else None]
         runner.agreement.meet()
@@ -365,9 +355,6 @@ class BlackBox(Hook):
             problems.append(_attempt(lambda: thin_out(folder.parent)))
         return next(filter(None, problems), None)
 
-    def _restore_buffers(self) -> None:
-        torch._foreach_copy_(self._buffers, self._copies)
-
     def _precision(self) -> str | None:
         """The dtype of mixed precision; ``None`` without."""
         wrapper = self._runner.optim_wrapper
@@ -377,8 +364,9 @@ class BlackBox(Hook):
         return str(dtype).removeprefix("torch.")
 
 
-def _bare(model: Any) -> Any:
-    return model.module if is_model_wrapper(model) else model
+def _copy(to: list[Tensor], source: list[Tensor]) -> None:
+    if to:  # torch refuses empty lists
+        torch._foreach_copy_(to, source)
 
 
 def _attempt(write: Callable[[], None]) -> str | None:

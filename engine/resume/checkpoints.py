@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import queue
 import re
@@ -121,14 +122,14 @@ def checkpoints(
 def last_good(
     work_dir: Path,
     say: Callable[[str], None] = lambda line: None,
-    usable: Callable[[int, Path], bool] = lambda steps, file: True,
+    most: float = math.inf,
 ) -> Path | None:
     """The checkpoint to go on from: of the sound ones, that with the most steps behind it.
 
     Args:
         work_dir: Where a run saves.
         say: Gets a line for each file that is passed over, with what is wrong with it.
-        usable: Tells, of the steps behind a file and of the file, whether it comes into question.
+        most: Steps that it may have behind it.
 
     Returns:
         The file; ``None`` if nothing was saved yet.
@@ -138,7 +139,7 @@ def last_good(
     """
     damaged = []
     for steps, file, wrong in checkpoints(work_dir, say):
-        if not usable(steps, file):
+        if steps > most:
             continue
         if wrong is None:
             try:

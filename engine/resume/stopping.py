@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -17,7 +17,8 @@ import torch
 import torch.distributed as dist
 from mmengine.dist import is_main_process
 
-from engine.cli import INTERRUPTED, SAVED_AND_LEFT
+from backbones.errors import UserError
+from engine.launch.exit_codes import INTERRUPTED, SAVED_AND_LEFT
 from engine.resume.checkpoints import begin_run
 
 NEVER_BEGUN = "none"  # name of a training, of which there is no checkpoint
@@ -40,6 +41,20 @@ class Stop(Exception):
         self.exit_code = EXIT_CODES[wish]
 
 
+@contextmanager
+def _handled(ours: Mapping[signal.Signals, Callable[..., None]]) -> Iterator[None]:
+    """Inside of this context signals go to these handlers."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may decide on signals
+        return
+    before = {number: signal.signal(number, handler) for number, handler in ours.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class Signals:
     """Takes note of SIGTERM and SIGUSR1 (a scheduler's warning) and of Ctrl-C.
 
@@ -54,16 +69,9 @@ class Signals:
     @contextmanager
     def heeded(self) -> Iterator[None]:
         """Inside of this context a signal is a wish; a second Ctrl-C, seconds after the first, still ends at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield  # only the main thread may decide on signals
-            return
         ours = {signal.SIGTERM: self._leave, signal.SIGUSR1: self._leave, signal.SIGINT: self._interrupt}
-        before = {number: signal.signal(number, handler) for number, handler in ours.items()}
-        try:
+        with _handled(ours):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _leave(self, *_: Any) -> None:
         self.wish = LEAVE
@@ -91,12 +99,8 @@ def leaving_at_once(begins: Path | None) -> Iterator[None]:
         print("asked to stop before the first step: start again with --resume", file=sys.stderr)
         raise SystemExit(SAVED_AND_LEFT)
 
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
+    with _handled({signal.SIGTERM: leave, signal.SIGUSR1: leave}):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class Agreement:
@@ -141,6 +145,19 @@ class Agreement:
         values: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(values, value, group=self._group)
         return values
+
+    def from_main(self, find: Callable[[], Any]) -> Any:
+        """What the main process finds, in all processes; or, in all of them, its :class:`UserError`."""
+        found: Any = None
+        if is_main_process():
+            try:
+                found = find()
+            except UserError as error:
+                found = error
+        found = self.gather(found)[0]
+        if isinstance(found, UserError):
+            raise found
+        return found
 
     def _result(self) -> int:
         if self._pending is None:

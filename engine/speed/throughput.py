@@ -26,9 +26,10 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from backbones.cpu_block import cpu_name
-from backbones.errors import UserError
+from backbones.errors import UserError, described
 from backbones.kernels import choice
 from engine.flops import SMALLEST_SIDE, Shape
+from engine.freed_memory import keep_freed_memory
 from engine.speed.peers import LAYOUTS, OURS, PEERS, Contender, contenders
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -179,6 +180,8 @@ def measure(request: Request, clock: Callable[[], float] = time.perf_counter) ->
         UserError: If the request is impossible.
     """
     check(request)
+    if request.device == "cpu":
+        keep_freed_memory()  # as our tools do, for all sides
     sides = contenders(request.name, request.peers, request.layout, request.compiled)
     images = torch.randn(request.batch, 3, *request.shape, generator=torch.Generator().manual_seed(1))
     expected = _truth(request, sides[0], images)
@@ -192,7 +195,7 @@ def measure(request: Request, clock: Callable[[], float] = time.perf_counter) ->
         except Exception as failure:
             if isinstance(failure, MismatchError | UserError) or one.name == OURS:
                 raise
-            found[one.name] = Side(one.name, one.how, failure=_line(failure))
+            found[one.name] = Side(one.name, one.how, failure=described(failure, 120))
             continue
         steps[one.name], found[one.name] = step, Side(one.name, one.how, error=error)
     for name, seconds in take_turns(steps, request.rounds, lambda: settle(request.device), clock).items():
@@ -297,10 +300,6 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 def settle(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
-
-
-def _line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:120]
 
 
 def place(request: Request) -> dict[str, str]:

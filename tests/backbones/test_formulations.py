@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones import build_backbone, cpu_block
+from backbones import build_backbone, cpu_block, cpu_steps
 from backbones.convnext import Block
-from backbones.cpu_block import depthwise_weight_gradient
+from backbones.cpu_steps import depthwise_weight_gradient
 from backbones.isotropic import IsotropicConvNeXt
 from backbones.kernels import choice
 
 CHANNELS = 16
-DRAWS = 24
+DRAWS = 96
 SHAPES = {
     "usual": (2, 14, 14),
     "odd": (3, 9, 13),
@@ -41,7 +41,7 @@ KINDS: dict[str, dict[str, Any]] = {
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small maps are divided too, by images and by rows."""
-    monkeypatch.setattr(cpu_block, "PIECE_BYTES", 16 * 1024)
+    monkeypatch.setattr(cpu_steps, "PIECE_BYTES", 16 * 1024)
 
 
 @pytest.fixture
@@ -133,6 +133,22 @@ def test_inference_is_the_plain_one(kind: str, dtype: torch.dtype, calls: list[s
     assert error(fused, truth) < max(1e-5, 1.2 * error(plain, truth))
 
 
+def test_a_half_precision_input_is_added_in_full_precision(calls: list[str]) -> None:
+    """As in the first block of a stage under autocast, which comes after a convolution."""
+    block, x = made(layer_scale_init_value=0.01).eval(), maps(2, 9, 9).bfloat16()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        plain, fused = (outcome_of(block, x, form) for form in ("plain", "fused"))
+    assert calls
+    assert fused.dtype == plain.dtype == torch.float32
+    truth = outcome_of(block, x.float(), "plain")
+    assert error(fused, truth) < 1.2 * error(plain, truth)
+
+
+def outcome_of(block: Block, x: Tensor, form: str) -> Tensor:
+    with torch.no_grad(), choice.force(cpu_block=form):
+        return block(x)
+
+
 def test_a_model_in_bfloat16_runs(calls: list[str]) -> None:
     block, x = made().bfloat16().eval(), maps(2, 7, 7).bfloat16()
     with torch.no_grad():
@@ -155,6 +171,9 @@ def changes() -> dict[str, Any]:
     def one_row(block: Block) -> None:
         block.pwconv1.weight.data[5] = 0
 
+    def one_column(block: Block) -> None:
+        block.pwconv2.weight.data[:, 5] = 0
+
     def swapped(block: Block) -> None:
         block.pwconv2.weight.data.copy_(block.pwconv2.weight.data.flip(0))
 
@@ -162,6 +181,7 @@ def changes() -> dict[str, Any]:
         "a step": step,
         "a checkpoint": lambda block: block.load_state_dict(made(expansion=4.0, drop_path=0.1).state_dict()),
         "one row through .data": one_row,
+        "one column through .data": one_column,
         "rows swapped through .data": swapped,
         "layer scale through .data": lambda block: block.gamma.data.mul_(2),
         "a bias through .data": lambda block: block.pwconv2.bias.data.add_(1),
@@ -189,6 +209,15 @@ def test_kept_weights_are_never_stale(change: str, calls: list[str]) -> None:
     assert error(after, run("plain")) < 1e-5
     assert change == "a checkpoint" or error(after, before) > 1e-3
     assert len(calls) >= 3
+
+
+@pytest.mark.parametrize("channels", [1, 2, 7, 16, 40, 61, 96, 127, 254, 768, 1536])
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_values_compared_are_of_all_rows_and_columns(channels: int, turned: bool) -> None:
+    shape = (channels, 4 * channels) if turned else (4 * channels, channels)
+    found = cpu_block._probe(torch.arange(channels * 4 * channels).view(shape))
+    assert len((found // shape[1]).unique()) == shape[0]
+    assert len((found % shape[1]).unique()) == shape[1]
 
 
 def test_a_step_too_small_to_see_counts_too(calls: list[str]) -> None:

@@ -244,6 +244,33 @@ def test_slurm_queues_a_saved_job_again_once(
     assert (asked.read_text().splitlines() if asked.exists() else []) == ([f"requeue {job}"] if job else [])
 
 
+BUSY_MAIL = """
+import sys, threading, time
+sys.path.insert(0, {tools!r})
+import launch
+from torch.distributed import TCPStore
+
+def end_while_a_thread_asks_the_store(job):
+    store = TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
+    def ask():
+        while True:
+            store.set("beat", "")
+    threading.Thread(target=ask, daemon=True).start()
+    time.sleep(0.1)
+    print("the last line", file=sys.stderr)
+    return 75
+
+launch.launch = end_while_a_thread_asks_the_store
+launch.main()
+"""
+
+
+def test_the_launchers_mail_does_not_change_its_exit_code() -> None:
+    program = [sys.executable, "-c", BUSY_MAIL.format(tools=str(TOOLS)), "--processes", "1", "train.py"]
+    done = subprocess.run(program, capture_output=True, text=True, env=clean_environment(), timeout=60)
+    assert (done.returncode, done.stderr) == (75, "the last line\n")
+
+
 @pytest.mark.parametrize(("count", "more"), [("0", []), ("2", ["--resume"])])
 def test_slurm_resumes_after_a_requeue(room: Path, slurm: dict[str, str], count: str, more: list[str]) -> None:
     make_executable(room / "bin/srun", '#!/bin/sh\nwhile [ "$1" != slurm_train ]; do shift; done\necho "$@"\n')
