@@ -7,7 +7,6 @@ nothing is timed that differs.
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import statistics
 import time
@@ -303,9 +302,3 @@ class StockBackbone(nn.Module):
             x = stage(x)
             outputs.append(norm(x))
         return tuple(outputs)
-
-
-def write_json(path: Path, place: dict[str, str], comparisons: list[Comparison]) -> None:
-    """Keep measurements as plain data."""
-    found = {"place": place, "comparisons": [one.as_dict() for one in comparisons]}
-    path.write_text(json.dumps(found, indent=2), encoding="utf-8")

@@ -60,6 +60,11 @@ class _StepLoop:
     def _train(self) -> nn.Module:
         raise NotImplementedError
 
+    def _due(self, done: int, last: int) -> bool:
+        """Whether a validation follows, after so many epochs or steps of all."""
+        self._decide_current_val_interval()  # type: ignore[attr-defined]
+        return done >= max(self.val_begin, 1) and (done % self.val_interval == 0 or done == last)
+
     def _step(self, batch: Any) -> dict[str, torch.Tensor] | None:
         model = self.runner.model
         parts = batch if isinstance(batch, MicroBatches) else [batch]
@@ -126,11 +131,11 @@ class EpochLoop(_StepLoop, EpochBasedTrainLoop):
         self._begin()
         passed = self._iter - self._epoch * len(self.dataloader)
         if not passed:
-            self._validate(self._due())
+            self._validate(self._due(self._epoch, self._max_epochs))
         while self._epoch < self._max_epochs and not self.stop_training:
             self._run_epoch(passed)
             passed = 0
-            self._validate(self._due())
+            self._validate(self._due(self._epoch, self._max_epochs))
         self.runner.call_hook("after_train")
         return self.runner.model
 
@@ -150,11 +155,6 @@ class EpochLoop(_StepLoop, EpochBasedTrainLoop):
         self._epoch += 1
         self._boundary(epoch_ended=True, last=self._epoch == self._max_epochs)
 
-    def _due(self) -> bool:
-        self._decide_current_val_interval()
-        ended = self._epoch == self._max_epochs
-        return self._epoch >= max(self.val_begin, 1) and (self._epoch % self.val_interval == 0 or ended)
-
 
 @LOOPS.register_module()
 class IterationLoop(_StepLoop, IterBasedTrainLoop):
@@ -163,14 +163,14 @@ class IterationLoop(_StepLoop, IterBasedTrainLoop):
     def _train(self) -> nn.Module:
         self._begin()
         self.runner.call_hook("before_train_epoch")
-        self._validate(self._due())
+        self._validate(self._due(self._iter, self._max_iters))
         watch.enter(Phase.DATA)
         batches = self._batches()
         while self._iter < self._max_iters and not self.stop_training:
             self.runner.model.train()
             self.run_iter(self._iter, next(batches))
             self._boundary(epoch_ended=False, last=self._iter == self._max_iters)
-            self._validate(self._due())
+            self._validate(self._due(self._iter, self._max_iters))
         self.runner.call_hook("after_train_epoch")
         self.runner.call_hook("after_train")
         return self.runner.model
@@ -180,11 +180,6 @@ class IterationLoop(_StepLoop, IterBasedTrainLoop):
         while True:
             self.dataloader.batch_sampler.begin_at_step(self._iter)
             yield from self.dataloader
-
-    def _due(self) -> bool:
-        self._decide_current_val_interval()
-        ended = self._iter == self._max_iters
-        return self._iter >= max(self.val_begin, 1) and (self._iter % self.val_interval == 0 or ended)
 
 
 @LOOPS.register_module()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from engine.picture import draw_test_images
 from engine.plan import TrainingPlan, training_plan
 from engine.records.environment import environment
 from engine.records.record import command_line, recorded, report_test
+from engine.records.run_folder import write_json
 from engine.resolve import Launch, Resolved, load_config
 from engine.resume.stopping import Stop, leaving_at_once
 from engine.runner import Runner, build_runner
@@ -123,7 +123,7 @@ def test(
         result = {"checkpoint": checkpoint, "averaged": averaged, "tta": tta, "metrics": metrics}
         result |= {"receipts": runner.receipts, "command": command_line(sys.argv, os.environ)}
         result["environment"] = environment()
-        (Path(cfg.work_dir) / f"{name}.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
+        write_json(Path(cfg.work_dir) / f"{name}.json", result)
         if not tta:
             draw_test_images(runner, Path(cfg.work_dir) / "pictures", PICTURES)
     report_test(runner)

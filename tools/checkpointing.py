@@ -1,7 +1,6 @@
 """Time and memory of recomputing a share of the blocks: ``python tools/checkpointing.py NAME [--modes MODE ...]``."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -35,6 +34,7 @@ def main() -> None:
     import torch
 
     from backbones.errors import UserError
+    from engine.records.run_folder import write_json
     from engine.speed.checkpointing import as_dict, as_text, chart, study
     from engine.speed.throughput import Request, check, place
 
@@ -49,7 +49,7 @@ def main() -> None:
     where = place(request)
     print(as_text(request, points, where))
     if args.json:
-        args.json.write_text(json.dumps({"place": where, "points": as_dict(points)}, indent=2), encoding="utf-8")
+        write_json(args.json, {"place": where, "points": as_dict(points)})
     if args.plot:
         chart(request, points, where).savefig(args.plot, dpi=110)
 

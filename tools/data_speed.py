@@ -4,7 +4,6 @@ Exit code 1 if our images are not timm's; nothing is measured then.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -33,6 +32,7 @@ def main() -> None:
         parser.error("--rounds: at least 1")
 
     from engine.data.preflight import check_data_folders
+    from engine.records.run_folder import write_json
     from engine.resolve import load_config, parse_options
     from engine.speed.throughput import MismatchError
 
@@ -49,7 +49,7 @@ def main() -> None:
         sys.exit(MISMATCH)
     print(found.as_text(), flush=True)
     if args.json:
-        args.json.write_text(json.dumps(found.as_dict(), indent=2), encoding="utf-8")
+        write_json(args.json, found.as_dict())
 
 
 if __name__ == "__main__":

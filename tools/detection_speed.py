@@ -49,6 +49,7 @@ def main() -> None:
 
     import torch
 
+    from engine.records.run_folder import write_json
     from engine.speed.throughput import MismatchError, Request, check, place
 
     if args.threads:
@@ -76,7 +77,7 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(MISMATCH)
     if args.json:
-        speed.write_json(args.json, where, comparisons)
+        write_json(args.json, {"place": where, "comparisons": [one.as_dict() for one in comparisons]})
 
 
 if __name__ == "__main__":

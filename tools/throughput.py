@@ -4,7 +4,6 @@ Exit code 1 if two sides compute different things; nothing is measured then.
 """
 
 import argparse
-import json
 import sys
 from itertools import product
 from pathlib import Path
@@ -58,6 +57,7 @@ def main() -> None:
     import torch
 
     from backbones.errors import UserError
+    from engine.records.run_folder import write_json
     from engine.speed.model_throughput import measure_config
     from engine.speed.throughput import MismatchError, as_text, chart, measure
 
@@ -74,7 +74,7 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(MISMATCH)
     if args.json:
-        args.json.write_text(json.dumps([result.as_dict() for result in results], indent=2), encoding="utf-8")
+        write_json(args.json, [result.as_dict() for result in results])
     if args.plot:
         chart(results).savefig(args.plot, dpi=150)
 

@@ -5,7 +5,6 @@ Whatever a step did not leave is said to be missing; a report is written in any 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +38,7 @@ from engine.records.run_folder import (
     read_json_lines,
     read_receipts,
     scaled,
+    write_json,
 )
 
 TITLE = "One ConvNeXt, three tasks"
@@ -107,7 +107,7 @@ def write_report(report: dict[str, Any], work_dir: Path) -> tuple[Path, Path]:
         The two paths, page first.
     """
     page, data = work_dir / "report.html", work_dir / "report.json"
-    data.write_text(json.dumps(report, indent=2), encoding="utf-8")
+    write_json(data, report)
     page.write_text(render(report, work_dir), encoding="utf-8")
     return page, data
 

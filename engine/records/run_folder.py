@@ -125,7 +125,7 @@ def read_json_lines(path: Path) -> Iterable[dict[str, Any]]:
             yield entry
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any] | Sequence[Any]) -> None:
     """Write JSON at once: a reader sees the old or the new. The folder is made where it is absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as place:

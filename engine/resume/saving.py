@@ -87,7 +87,7 @@ class SaveCheckpoints(Hook):
         if is_main_process():
             begin_run(self._folder, runner.run_id)
             remove_parts(self._folder)
-            self._passing = [file for _, file, _ in checkpoints(self._folder) if self._is_passing(file)]
+            self._passing = [file for _, file, _ in checkpoints(self._folder) if _is_passing(file)]
 
     @property
     def late(self) -> bool:
@@ -169,10 +169,10 @@ class SaveCheckpoints(Hook):
         for file in self._passing:
             if file != newest:
                 file.unlink(missing_ok=True)
-        self._passing = [newest] if self._is_passing(newest) else []
-        regular = {_count(file): file for file in self._folder.glob("*.pth") if self._is_regular(file)}
+        self._passing = [newest] if _is_passing(newest) else []
+        regular = {_named(file)[1]: file for file in self._folder.glob("*.pth") if self._is_regular(file)}
         # After a return to an older file there may be newer ones, which are damaged or of no use: they are left alone.
-        last = max(regular, default=0) if self._passing else _count(newest)
+        last = max(regular, default=0) if self._passing else _named(newest)[1]
         past = sorted(count for count in regular if count <= last)
         for count in past[: -self.keep] if self.keep > 0 else []:
             regular[count].unlink(missing_ok=True)
@@ -191,15 +191,14 @@ class SaveCheckpoints(Hook):
 
     def _is_regular(self, file: Path) -> bool:
         """Whether the interval asked for a file."""
-        match = NAME.fullmatch(file.name)
-        return match is not None and match[1] == ("epoch" if self.by_epoch else "iter")
-
-    @staticmethod
-    def _is_passing(file: Path) -> bool:
-        match = NAME.fullmatch(file.name)
-        return match is not None and match[1] == "step"
+        return _named(file)[0] == ("epoch" if self.by_epoch else "iter")
 
 
-def _count(file: Path) -> int:
-    """The number in a checkpoint's name."""
-    return int("".join(filter(str.isdigit, file.stem)))
+def _named(file: Path) -> tuple[str, int]:
+    """What a checkpoint's name counts, and how many of it; nothing for other names."""
+    match = NAME.fullmatch(file.name)
+    return (match[1], int(match[2])) if match else ("", 0)
+
+
+def _is_passing(file: Path) -> bool:
+    return _named(file)[0] == "step"

@@ -97,11 +97,11 @@ class Faulty(nn.Module):
 class ModelOfTheBlackBoxTest(BaseModel):
     """A few layers, a residual connection around the fault, statistics that a forward pass changes."""
 
-    def __init__(self, fault: str, always: bool = False) -> None:
+    def __init__(self, fault: str, always: bool = False, buffers: bool = True) -> None:
         super().__init__()
         self.fault, self.always = fault, always
         self.stem = nn.Conv2d(3, 4, 1)
-        self.norm = nn.BatchNorm2d(4)
+        self.norm = nn.BatchNorm2d(4, track_running_stats=buffers)
         self.relu = nn.ReLU(inplace=True)
         self.block = nn.Sequential(nn.Linear(4, 4), Faulty(fault))
         self.drop = nn.Dropout(0.3)
@@ -209,6 +209,14 @@ def test_the_first_bad_module_is_named_and_its_step_changes_nothing(
     assert result.reproduced, result.lines
     assert result.lines[-1] == "reproduced"
     assert result.lines[0] == "step 3, rank 0 of 1: 8.png, 9.png, 10.png, 11.png"
+
+
+def test_a_model_may_have_no_buffers(tmp_path: Path) -> None:
+    runner = train(tmp_path, "output", **{"model.buffers": False})
+    assert not list(runner.model.buffers())
+    folder, report = record(tmp_path)
+    assert report["cause"]["module"] == "block.1"
+    assert replay(folder).reproduced
 
 
 @pytest.mark.parametrize(
