@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as module_hooks
 
-from backbones.cpu_products import packed
+from backbones.cpu_products import few, packed
 from backbones.cpu_steps import Products, Steps, Weights
 from backbones.kernels import choice
 from backbones.layers import GRN
@@ -74,7 +74,7 @@ class Kept(NamedTuple):
     """Weights in oneDNN's layout, and how to tell that they are still those of the parameters."""
 
     origin: tuple[object, ...]
-    probes: tuple[Tensor, ...]
+    probes: Tensor
     products: Products
 
 
@@ -104,7 +104,7 @@ def takes(block: Parts, x: Tensor) -> bool:
         torch.clear_autocast_cache()  # in use, a block comes but once between two changes of the precision
         return _plain(block, x)
 
-    ways = {"fused": lambda: _inference(block, x, dtype), "plain": plain}
+    ways = {"fused": lambda: _inference(block, x, dtype, _weights(block)), "plain": plain}
     return choice.choose(question, ways, x) == "fused"
 
 
@@ -114,7 +114,7 @@ def forward(block: Parts, x: Tensor) -> Tensor:
     assert dtype is not None
     weights = _weights(block)
     if not torch.is_grad_enabled() or not any(one is not None and one.requires_grad for one in (x, *weights)):
-        return _inference(block, x, dtype)
+        return _inference(block, x, dtype, weights)
     assert isinstance(block, nn.Module)
     _kept_weights.pop(block, None)
     result: Tensor = _Training.apply(block, _keep(block, x, dtype), dtype, x, *weights)
@@ -205,11 +205,12 @@ def _keep(block: Parts, x: Tensor, dtype: torch.dtype) -> Tensor | None:
     return block.drop_path(x.new_ones((x.shape[0], 1, 1, 1), dtype=branch))
 
 
-def _inference(block: Parts, x: Tensor, dtype: torch.dtype) -> Tensor:
+def _inference(block: Parts, x: Tensor, dtype: torch.dtype, weights: Weights) -> Tensor:
     """The block without a backward pass."""
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        steps = _steps(block, _weights(block), _pack(block, dtype))
-        return steps.forward(_rows(x), _keep(block, x, dtype)).permute(0, 3, 1, 2)
+        rows = _rows(x)
+        steps = _steps(block, weights, _pack(block, rows, dtype, weights))
+        return steps.forward(rows, _keep(block, x, dtype)).permute(0, 3, 1, 2)
 
 
 def _weights(block: Parts) -> Weights:
@@ -228,33 +229,34 @@ def _rows(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).contiguous()
 
 
-def _pack(block: Parts, dtype: torch.dtype) -> Products:
-    """The weights of the products in oneDNN's layout: those kept from the last time, if they are still true.
+def _pack(block: Parts, x: Tensor, dtype: torch.dtype, weights: Weights) -> Products:
+    """The weights of the products in oneDNN's layout for ``(N, H, W, C)``: those of the last time, if still true.
 
     Versions of the parameters tell of every change that PyTorch notices. A change through ``.data`` is not one: some
     values are compared as well, so that no row and no column can change as a whole without being noticed. All values
     would cost a tenth of the time of ConvNeXt-T with 8 images.
     """
     assert isinstance(block, nn.Module)
-    weights = _weights(block)
     sources = [one for one in weights[:9] if one is not None]
     if sources[0].dtype != torch.float32:  # too coarse to tell a change by
         return Products.of(weights, dtype)
-    origin = (dtype, *((one.data_ptr(), 0 if one.is_inference() else one._version) for one in sources))
-    probes = tuple(_probe(one.detach()) for one in sources)
+    many = not few(x, weights.first)
+    origin = (dtype, many, *((one.data_ptr(), 0 if one.is_inference() else one._version) for one in sources))
+    probes = torch.cat([_probe(one) for one in sources])
     known = _kept_weights.get(block)
-    if known is not None and known.origin == origin and all(map(torch.equal, known.probes, probes)):
+    if known is not None and known.origin == origin and torch.equal(known.probes, probes):
         return known.products
     fresh = Products.of(weights, dtype)
-    fresh = fresh._replace(first=packed(fresh.first), second=packed(fresh.second))
-    _kept_weights[block] = Kept(origin, tuple(probe.clone() for probe in probes), fresh)
+    first, second = (packed(one, x.shape, many) for one in (fresh.first, fresh.second))
+    fresh = fresh._replace(first=first, second=second)
+    _kept_weights[block] = Kept(origin, probes, fresh)
     return fresh
 
 
 def _probe(weight: Tensor) -> Tensor:
     """Some values of a parameter, of each row and of each column of the weight of a product."""
     if weight.ndim != 2:
-        return weight
+        return weight.flatten()
     step = next((prime for prime in STEPS if prime <= min(weight.shape) and weight.shape[1] % prime), 1)
     return weight.flatten()[::step]
 

@@ -23,7 +23,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -
 
     Args:
         x: ``(n, h, w, K)``, contiguous.
-        weight: ``(N, K)``, of the precision of ``x``; or packed by :func:`packed`.
+        weight: ``(N, K)``, of the precision of ``x``; or one of :func:`packed`.
         bias: ``(N,)``, of the same precision.
         gelu: Whether GELU follows.
 
@@ -31,21 +31,35 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -
         ``(n, h, w, N)``, contiguous.
     """
     then: tuple[str, list[float], str] = ("gelu", [], "none") if gelu else ("none", [], "")
-    if weight.is_mkldnn or _few(x, weight):
+    if weight.ndim == 2 and (weight.is_mkldnn or few(x, weight)):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *then)
-    maps, kernel = x.permute(0, 3, 1, 2), weight[:, :, None, None]
+    maps, kernel = x.permute(0, 3, 1, 2), weight[:, :, None, None] if weight.ndim == 2 else weight
     y = torch.ops.mkldnn._convolution_pointwise(maps, kernel, bias, [0, 0], [1, 1], [1, 1], 1, *then)
     return y.permute(0, 2, 3, 1).contiguous()
 
 
-def packed(weight: Tensor) -> Tensor:
-    """A weight in the layout in which :func:`linear` need not reorder it: worth it for more products than one."""
-    return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+def few(rows: Tensor, weight: Tensor) -> bool:
+    """Whether rows ``(..., K)`` are too few for a convolution with a weight ``(N, K)``."""
+    return rows.shape[:-1].numel() <= min(weight.shape)
+
+
+def packed(weight: Tensor, shape: torch.Size, by_convolution: bool) -> Tensor:
+    """A weight in a layout that :func:`linear` need not reorder: worth it for more products than one.
+
+    Args:
+        weight: ``(N, K)``.
+        shape: Of the maps that it will meet, ``(n, h, w, K)`` with any ``K``; others are met as well, if less quickly.
+        by_convolution: The operator for which it is laid out.
+    """
+    if not by_convolution:
+        return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+    kernel, maps = weight.contiguous()[:, :, None, None], [shape[0], weight.shape[1], *shape[1:3]]
+    return torch.ops.mkldnn._reorder_convolution_weight(kernel, [0, 0], [1, 1], [1, 1], 1, maps)
 
 
 def input_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
     """``gradient @ weight``, ``(n, h, w, N) -> (n, h, w, K)``."""
-    if gradient.dtype == torch.float32 or _few(gradient, weight):
+    if gradient.dtype == torch.float32 or few(gradient, weight):
         return torch.ops.mkldnn._linear_pointwise(gradient, weight.t(), None, "none", [], "")
     # The operator asks for the input, and takes no value of it.
     x = gradient.new_empty(*gradient.shape[:-1], weight.shape[1])
@@ -69,7 +83,7 @@ def weight_gradient(gradient: Tensor, x: Tensor) -> Tensor:
         return (gradient.t() @ x).float()
     shape = torch.empty(gradient.shape[1], x.shape[1])  # the operators ask for the weight, and take no value of it
     side = next((side for side in ROWS if len(x) % side == 0), None)
-    if side is None or _few(x, shape):
+    if side is None or few(x, shape):
         found, _ = torch.ops.aten.mkldnn_linear_backward_weights(gradient.to_mkldnn(), x.to_mkldnn(), shape, False)
         return found.to_dense()
     maps = [one.view(-1, side, 1, one.shape[1]).permute(0, 3, 1, 2) for one in (gradient, x)]
@@ -80,7 +94,3 @@ def weight_gradient(gradient: Tensor, x: Tensor) -> Tensor:
 def column_sums(rows: Tensor) -> Tensor:
     """``(n, h, w, N) -> (N,)`` in float32: the gradient of a bias."""
     return rows.flatten(0, -2).sum(0).float()
-
-
-def _few(rows: Tensor, weight: Tensor) -> bool:
-    return rows.shape[:-1].numel() <= min(weight.shape)

@@ -39,7 +39,9 @@ def test_products_and_gradients_are_right(shape: str, dtype: torch.dtype) -> Non
     expected = x.double() @ weight.double().t() + bias.double()
     rows = gradient.flatten(0, 2).double()
     bound = BOUNDS[dtype]
-    for one in (weight, cpu_products.packed(weight)):
+    other = torch.Size((1, 20, 20, 1))  # not the size that it was packed for
+    layouts = (cpu_products.packed(weight, size, way) for way in (False, True) for size in (x.shape, other))
+    for one in (weight, *layouts):
         assert error(cpu_products.linear(x, one, bias), expected) < bound
         assert error(cpu_products.linear(x, one, bias, gelu=True), torch.nn.functional.gelu(expected)) < bound
     assert error(cpu_products.linear(x, weight, None), expected - bias.double()) < bound
