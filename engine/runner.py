@@ -18,7 +18,6 @@ import mmengine
 import torch
 import torch.distributed as dist
 from mmengine import Config
-from mmengine.device import get_device
 from mmengine.dist import is_main_process
 from mmengine.hooks import LoggerHook
 from mmengine.logging import MMLogger
@@ -40,7 +39,6 @@ from engine.classes import class_names
 from engine.data.samples import CountReplaced, Samples
 from engine.data.sampling import leave_main_process_alone, training_loader
 from engine.ema import KeepEMA
-from engine.freed_memory import keep_freed_memory
 from engine.launch import watch
 from engine.launch.alike import check_data, check_devices, describe_data
 from engine.nonfinite.black_box import BlackBox, NonFinite, NonFiniteError, RollBack
@@ -453,8 +451,6 @@ def build_runner(resolved: Resolved, launch: Launch) -> Runner:
     settings = cfg.get("env_cfg", {})
     check_environment(settings)
     _check_work_dir(cfg)
-    if get_device() == "cpu":
-        keep_freed_memory()
     # What is compiled may be compiled again at any step, for a shape that is new.
     watch.settle(cfg.work_dir, settings.get("patience") or (COMPILE_PATIENCE if settings.get("compile") else 0.0))
     with naming_wrong_settings():

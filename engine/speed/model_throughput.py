@@ -20,7 +20,6 @@ from mmengine.structures import InstanceData, PixelData
 from backbones.errors import UserError
 from backbones.kernels import choice
 from engine.flops import DETECTOR_SHAPE, SEGMENTOR_SHAPE, Shape, count_config
-from engine.freed_memory import keep_freed_memory
 from engine.memory import gib, training_shape
 from engine.resolve import Launch, load_config
 from engine.speed.peers import OURS, telling_weights
@@ -61,8 +60,6 @@ def measure_config(request: Request, clock: Callable[[], float] = time.perf_coun
     shape = request.shape if min(request.shape) else paper_shape(cfg, request)
     request = replace(request, shape=shape)
     check(request)
-    if request.device == "cpu":
-        keep_freed_memory()
     if request.compiled or request.layout:
         raise UserError("--compile and --layout are for networks; a config says itself how its model runs")
     model = _model(cfg).to(request.device)

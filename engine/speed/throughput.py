@@ -29,7 +29,6 @@ from backbones.cpu_block import cpu_name
 from backbones.errors import UserError, described
 from backbones.kernels import choice
 from engine.flops import SMALLEST_SIDE, Shape
-from engine.freed_memory import keep_freed_memory
 from engine.speed.peers import LAYOUTS, OURS, PEERS, Contender, contenders
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -180,8 +179,6 @@ def measure(request: Request, clock: Callable[[], float] = time.perf_counter) ->
         UserError: If the request is impossible.
     """
     check(request)
-    if request.device == "cpu":
-        keep_freed_memory()  # as our tools do, for all sides
     sides = contenders(request.name, request.peers, request.layout, request.compiled)
     images = torch.randn(request.batch, 3, *request.shape, generator=torch.Generator().manual_seed(1))
     expected = _truth(request, sides[0], images)
