@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from backbones.cpu_products import column_sums, input_gradient, linear, weight_gradient
 from backbones.layers import GRN
 
-# Hidden values that are held at a time. On a Zen 5 with 1 MB of level-2 cache for each core and 32 MB of level 3, 8 MB is
-# best of 2 to 20: with less the calls cost, with more the caches are left, and the C library gives the memory back to
-# the system each time, which then clears it again page by page.
+# Hidden values that are held at a time. On a Zen 5 with 1 MB of level-2 cache for each core and 32 MB of level 3, 8 MB
+# is best of 2 to 20: with less the calls cost, with more the caches are left, and the C library gives the memory back
+# to the system each time, which then clears it again page by page.
 PIECE_BYTES = 8 << 20
 # Side of the tiles of the output's gradient that serve as kernels; a larger kernel leaves the cache.
 LARGEST_KERNEL = 64
