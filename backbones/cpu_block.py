@@ -4,8 +4,8 @@ What the plain steps lose there, and what is done instead:
 
 * Products are oneDNN's, in the form that is fastest for each (:mod:`backbones.cpu_products`).
 * All steps of a block run over a few images at a time (:mod:`backbones.cpu_steps`). For the backward pass the output
-  of the convolution and that of the first product are kept, and the rest is computed again: plain steps keep twice as
-  much.
+  of the convolution and that of the first product are kept, and the rest is computed again: plain steps keep half as
+  much again.
 * oneDNN has no fast kernel for the weight's gradient of a depthwise convolution; it was a third of a training step.
   That gradient is itself a depthwise convolution, of the input with the output's gradient as its kernel, and the
   forward kernel is fast at that. The gradient of the input is a convolution with the kernel turned around.
