@@ -269,13 +269,14 @@ def cache_file() -> Path:
 
 @functools.cache
 def _versions() -> str:
-    """Versions of PyTorch, CUDA and Triton, and a digest of the kernels."""
+    """Versions of PyTorch, CUDA and Triton, and a digest of the kernels and of the CPU's form of a block."""
     try:
         triton = version("triton")
     except PackageNotFoundError:
         triton = "none"
     digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    here = Path(__file__).parent
+    for source in sorted((*here.glob("*.py"), *here.parent.glob("cpu_*.py"))):
         digest.update(source.read_bytes())
     return f"torch-{torch.__version__}-cuda-{torch.version.cuda}-triton-{triton}-{digest.hexdigest()[:12]}"
 
