@@ -40,7 +40,6 @@ from backbones.kernels import choice
 from backbones.layers import GRN
 
 OPERATION = "cpu_block"
-FORMS = ("fused", "plain")
 # Multiply-adds below which the calls cost more than the work, and neither form is worth measuring.
 SMALLEST_WORK = 1 << 24
 # Values so far apart in a weight (N, K) are in all rows and columns, if K and N are not smaller and K is no multiple.

@@ -14,8 +14,10 @@ from torch import Tensor
 # Rows that the weight's gradient takes for one image: with fewer the calls cost, with more the transposed rows leave
 # the cache.
 ROWS = range(200, 63, -1)
-# Of a convolution of side 1: no bias, its stride, padding and dilation, not transposed, no padding of that, one group.
-SIDE_1 = (None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)
+# Of a convolution of side 1: its padding, stride, dilation and groups; and as the gradient's operator has it, with no
+# bias, stride, padding and dilation, not transposed, no padding of that, one group.
+SIDE_1 = ([0, 0], [1, 1], [1, 1], 1)
+SIDE_1_BACK = (None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
@@ -34,7 +36,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -
     if weight.ndim == 2 and (weight.is_mkldnn or few(x, weight)):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *then)
     maps, kernel = x.permute(0, 3, 1, 2), weight[:, :, None, None] if weight.ndim == 2 else weight
-    y = torch.ops.mkldnn._convolution_pointwise(maps, kernel, bias, [0, 0], [1, 1], [1, 1], 1, *then)
+    y = torch.ops.mkldnn._convolution_pointwise(maps, kernel, bias, *SIDE_1, *then)
     return y.permute(0, 2, 3, 1).contiguous()
 
 
@@ -54,7 +56,7 @@ def packed(weight: Tensor, shape: torch.Size, by_convolution: bool) -> Tensor:
     if not by_convolution:
         return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
     kernel, maps = weight.contiguous()[:, :, None, None], [shape[0], weight.shape[1], *shape[1:3]]
-    return torch.ops.mkldnn._reorder_convolution_weight(kernel, [0, 0], [1, 1], [1, 1], 1, maps)
+    return torch.ops.mkldnn._reorder_convolution_weight(kernel, *SIDE_1, maps)
 
 
 def input_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
@@ -64,7 +66,7 @@ def input_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
     # The operator asks for the input, and takes no value of it.
     x = gradient.new_empty(*gradient.shape[:-1], weight.shape[1])
     maps, kernel = [one.permute(0, 3, 1, 2) for one in (gradient, x)], weight[:, :, None, None]
-    found, _, _ = torch.ops.aten.convolution_backward(*maps, kernel, *SIDE_1, [True, False, False])
+    found, _, _ = torch.ops.aten.convolution_backward(*maps, kernel, *SIDE_1_BACK, [True, False, False])
     return found.permute(0, 2, 3, 1).contiguous()
 
 
@@ -87,7 +89,9 @@ def weight_gradient(gradient: Tensor, x: Tensor) -> Tensor:
         found, _ = torch.ops.aten.mkldnn_linear_backward_weights(gradient.to_mkldnn(), x.to_mkldnn(), shape, False)
         return found.to_dense()
     maps = [one.view(-1, side, 1, one.shape[1]).permute(0, 3, 1, 2) for one in (gradient, x)]
-    _, found, _ = torch.ops.aten.convolution_backward(*maps, shape[:, :, None, None], *SIDE_1, [False, True, False])
+    _, found, _ = torch.ops.aten.convolution_backward(
+        *maps, shape[:, :, None, None], *SIDE_1_BACK, [False, True, False]
+    )
     return found.flatten(1)
 
 

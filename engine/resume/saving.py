@@ -16,6 +16,7 @@ from backbones.errors import UserError
 from backbones.files import remove_parts, written_whole
 from engine.launch import watch
 from engine.resume.checkpoints import NAME, POINTER, Writer, begin_run, checkpoints
+from engine.settings import is_whole
 
 # What a validation is judged by, first of those it gives: the papers' numbers.
 SCORES = ("top1", "coco/bbox_mAP", "mIoU")
@@ -51,8 +52,7 @@ class SaveCheckpoints(Hook):
         minutes: float = 30.0,
         by_epoch: bool | None = None,
     ) -> None:
-        whole = all(isinstance(number, int) and not isinstance(number, bool) for number in (interval, max_keep_ckpts))
-        if not whole or interval < 1 or max_keep_ckpts == 0 or max_keep_ckpts < -1:
+        if not is_whole(interval, 1) or not is_whole(max_keep_ckpts, -1) or max_keep_ckpts == 0:
             raise UserError(
                 f"default_hooks.checkpoint: interval={interval!r}, max_keep_ckpts={max_keep_ckpts!r}: positive whole "
                 "numbers are needed, or -1 to keep all"

@@ -35,7 +35,7 @@ from engine.nonfinite.batch import decode, encode, samples
 from engine.nonfinite.black_box import NonFinite, NonFiniteError
 from engine.nonfinite.replay import check_types, replay
 from engine.nonfinite.report import clear, hint, thin_out
-from engine.resolve import Launch, load_config, resolve
+from engine.resolve import Launch, Resolved, load_config, resolve
 from engine.runner import build_runner
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -149,7 +149,11 @@ def train(
     """Train as ``tools/train.py`` does; gives the runner, whose attribute ``error`` is what stopped it."""
     resolved = resolve(config(work_dir, fault, **changes), GLOBAL, launch or Launch())
     resolved.cfg.resume = resume
-    runner = build_runner(resolved, launch or Launch())
+    return trained(resolved, launch or Launch())
+
+
+def trained(resolved: Resolved, launch: Launch) -> Any:
+    runner = build_runner(resolved, launch)
     runner.error = None
     try:
         runner.train()
@@ -349,13 +353,7 @@ def scaled(
     monkeypatch.setattr(amp_optimizer_wrapper, "GradScaler", partial(torch.amp.GradScaler, "cpu"))
     resolved = resolve(config(work_dir, fault, **changes), GLOBAL, Launch())
     resolved.cfg.optim_wrapper.update(type="AmpOptimWrapper", dtype=dtype, loss_scale=dict(init_scale=scale))
-    runner = build_runner(resolved, Launch())
-    runner.error = None
-    try:
-        runner.train()
-    except NonFiniteError as error:
-        runner.error = error
-    return runner
+    return trained(resolved, Launch())
 
 
 @pytest.mark.parametrize("fused", [False, True])
