@@ -71,9 +71,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if fused.wanted(x):
             return fused.forward(self, x)
-        if cpu_block.takes(self, x):
-            return cpu_block.forward(self, x)
-        return self.mixed(x, self.normalised(x))
+        result = cpu_block.run(self, x)
+        return self.mixed(x, self.normalised(x)) if result is None else result
 
     def normalised(self, x: Tensor) -> Tensor:
         """First half: ``(N, C, H, W) -> (N, H, W, C)``."""

@@ -10,19 +10,20 @@ What the plain steps lose there, and what is done instead:
   That gradient is itself a depthwise convolution, of the input with the output's gradient as its kernel, and the
   forward kernel is fast at that. The gradient of the input is a convolution with the kernel turned around.
 * Images that stochastic depth leaves out of a block are left out of its work.
+* Inference goes through a block in one pass, where there is a C compiler (:mod:`backbones.cpu_native`).
 
-Inference keeps the weights in oneDNN's layout, with layer scale multiplied in, until they change. Parameters, their
-names and the modules that hold them are untouched. The plain steps are taken where something would be passed over:
-parts that were replaced, parametrised or given hooks, and programs that are being traced, compiled or exported.
+Inference keeps the weights laid out for its products, with layer scale multiplied in, until they change. Parameters,
+their names and the modules that hold them are untouched. The plain steps are taken where something would be passed
+over: parts that were replaced, parametrised or given hooks, and programs that are being traced, compiled or exported.
 
-Inference measures once which form is faster (:mod:`backbones.kernels.choice`). Training does not, so that two runs of
-one seed agree to the last bit: it has this form wherever the CPU has AVX-512 and the block is not tiny.
+Inference measures once which form is fastest (:mod:`backbones.kernels.choice`). Training does not, so that two runs of
+one seed agree to the last bit: it has the fused form wherever the CPU has AVX-512 and the block is not tiny.
 """
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -34,12 +35,18 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as module_hooks
 
+from backbones import cpu_native
 from backbones.cpu_products import few, packed
 from backbones.cpu_steps import Products, Steps, Weights
+from backbones.errors import UserError
 from backbones.kernels import choice
 from backbones.layers import GRN
 
 OPERATION = "cpu_block"
+# The forms: C code of one pass, PyTorch's operators over pieces of a map, PyTorch's operators as they come.
+NATIVE, FUSED, PLAIN = "native", "fused", "plain"
+# Of a block's layers, in the order of :func:`_weights`.
+KINDS = ((nn.Conv2d,), (nn.LayerNorm,), (nn.Linear,), (nn.GELU,), (GRN, nn.Identity), (nn.Linear,))
 # Multiply-adds below which the calls cost more than the work, and neither form is worth measuring.
 SMALLEST_WORK = 1 << 24
 # Values so far apart in a weight (N, K) are in all rows and columns, if K and N are not smaller and K is no multiple.
@@ -70,54 +77,79 @@ class Parts(Protocol):
 
 
 class Kept(NamedTuple):
-    """Weights in oneDNN's layout, and how to tell that they are still those of the parameters."""
+    """Weights as the products of a form take them, and how to tell that they are still those of the parameters."""
 
     origin: tuple[object, ...]
     probes: Tensor
-    products: Products
+    laid_out: Products | cpu_native.Packed
 
 
 _kept_weights: WeakKeyDictionary[nn.Module, Kept] = WeakKeyDictionary()
 
 
-def takes(block: Parts, x: Tensor) -> bool:
-    """Whether a block runs fused on this input ``(N, C, H, W)``."""
+def run(block: Parts, x: Tensor) -> Tensor | None:
+    """A block's result ``(N, C, H, W)``, or None where its plain steps are to be taken.
+
+    Raises:
+        UserError: If a form was forced that there is not, or not here.
+    """
     if x.device.type != "cpu" or x.ndim != 4 or _traced(x):
-        return False
-    forced = choice.forced(OPERATION)
+        return None
     dtype = _precision(x)
-    if forced == "plain" or dtype is None or not _as_made(block, dtype, x.dtype):
-        return False
-    if forced is not None:
-        return True
-    hidden, channels = block.pwconv1.weight.shape
-    if x.numel() * hidden * 2 < SMALLEST_WORK:
-        return False
-    if torch.is_grad_enabled() or block.training or not choice.measures():
-        return _has_avx512()
-    static = (channels, hidden, block.dwconv.weight.shape[-1], int(isinstance(block.grn, GRN)), torch.get_num_threads())
-    name = str(dtype).removeprefix("torch.")
-    question = choice.Question(OPERATION, cpu_name(), name, static, x.numel().bit_length() - 1)
-
-    def plain() -> Tensor:
-        torch.clear_autocast_cache()  # in use, a block comes but once between two changes of the precision
-        return _plain(block, x)
-
-    ways = {"fused": lambda: _inference(block, x, dtype, _weights(block)), "plain": plain}
-    return choice.choose(question, ways, x) == "fused"
-
-
-def forward(block: Parts, x: Tensor) -> Tensor:
-    """A block's result ``(N, C, H, W)``, where :func:`takes` said yes."""
-    dtype = _precision(x)
-    assert dtype is not None
-    weights = _weights(block)
+    weights = None if dtype is None or choice.forced(OPERATION) == PLAIN else _weights(block, dtype)
+    if dtype is None or weights is None:
+        return None
+    form = _form(block, x, dtype, weights)
+    if form == PLAIN:
+        return None
     if not torch.is_grad_enabled() or not any(one is not None and one.requires_grad for one in (x, *weights)):
-        return _inference(block, x, dtype, weights)
+        return _inference(block, x, dtype, weights, _laid_out(block, x, dtype, weights, form))
     assert isinstance(block, nn.Module)
     _kept_weights.pop(block, None)
     result: Tensor = _Training.apply(block, _keep(block, x, dtype), dtype, x, *weights)
     return result
+
+
+def _form(block: Parts, x: Tensor, dtype: torch.dtype, weights: Weights) -> str:
+    """The form in which a block runs on this input ``(N, C, H, W)``."""
+    native = not (torch.is_grad_enabled() or block.training) and cpu_native.takes(weights, dtype)
+    if (forced := choice.forced(OPERATION)) is not None:
+        return _forced(forced, native)
+    hidden, channels = weights.first.shape
+    if x.numel() * hidden * 2 < SMALLEST_WORK:
+        return PLAIN
+    if torch.is_grad_enabled() or block.training or not choice.measures():
+        return FUSED if _has_avx512() else PLAIN
+    static = (channels, hidden, weights.conv.shape[-1], int(weights.grn_gamma is not None), torch.get_num_threads())
+    question = choice.Question(OPERATION, cpu_name(), str(dtype), static, x.numel().bit_length() - 1)
+    return choice.choose(question, _forms(block, x, dtype, weights, native), x)
+
+
+def _forced(form: str, native: bool) -> str:
+    """The form that was forced, or the fused one where the C code does not take a block, as in training.
+
+    Raises:
+        UserError: If there is no such form, or not here.
+    """
+    if form not in (NATIVE, FUSED):
+        raise UserError(f"{choice.VARIABLE}: {OPERATION}={form} is none of {NATIVE}, {FUSED}, {PLAIN}")
+    if form == NATIVE and (why := cpu_native.missing()):
+        raise UserError(f"{choice.VARIABLE}: {OPERATION}={NATIVE} is not to be had here: {why}")
+    return form if form == FUSED or native else FUSED
+
+
+def _forms(
+    block: Parts, x: Tensor, dtype: torch.dtype, weights: Weights, native: bool
+) -> dict[str, Callable[[], object]]:
+    """The forms as candidates, with weights that are laid out once for the time of measuring."""
+    laid_out = cache(lambda form: _lay_out(weights, dtype, form, x))
+
+    def plain() -> Tensor:
+        torch.clear_autocast_cache()  # in use, a block comes but once between two changes of the precision
+        return block.mixed(x, block.normalised(x))
+
+    forms = (NATIVE, FUSED) if native else (FUSED,)
+    return {one: lambda one=one: _inference(block, x, dtype, weights, laid_out(one)) for one in forms} | {PLAIN: plain}
 
 
 @cache
@@ -166,34 +198,38 @@ def _traced(x: Tensor) -> bool:
     )
 
 
-def _as_made(block: Parts, dtype: torch.dtype, residual: torch.dtype) -> bool:
-    """Whether a block's layers are those of :class:`backbones.convnext.Block`, with nothing hung on them."""
-    conv, norm = block.dwconv, block.norm
-    kinds = (nn.Conv2d, nn.LayerNorm, nn.Linear, nn.GELU, nn.Linear)
-    layers = (conv, norm, block.pwconv1, block.act, block.pwconv2)
-    if any(type(layer) is not kind for layer, kind in zip(layers, kinds, strict=True)):
-        return False
-    grn: tuple[nn.Module, ...] = (block.grn, *((block.grn,) if type(block.grn) is GRN else ()))
-    if type(block.grn) not in (GRN, nn.Identity) or any(_hooked(layer) for layer in (*layers, *grn)):
-        return False
-    side = conv.weight.shape[-1]
+def _weights(block: Parts, dtype: torch.dtype) -> Weights | None:
+    """The parameters of a block whose layers are those of :class:`backbones.convnext.Block`, with nothing hung on them.
+
+    It is asked for each block of each pass, hence the plain look into the layers' dictionaries.
+    """
+    conv, norm, first, act, grn, second = layers = (
+        block.dwconv,
+        block.norm,
+        block.pwconv1,
+        block.act,
+        block.grn,
+        block.pwconv2,
+    )
+    if any(type(layer) not in kinds or _hooked(layer) for layer, kinds in zip(layers, KINDS, strict=True)):
+        return None
+    side = conv.kernel_size[0]
     same = conv.stride == (1, 1) and conv.dilation == (1, 1) and conv.padding_mode == "zeros"
-    if not same or conv.padding != (side // 2, side // 2) or block.act.approximate != "none":
-        return False
-    weights = _weights(block)
-    if any(one is None for one in weights[:8]):
-        return False
-    held = [one for one in weights if one is not None]
+    if not same or conv.padding != (side // 2, side // 2) or act.approximate != "none":
+        return None
+    pairs = [layer._parameters.get(name) for layer in (conv, norm, first, second) for name in ("weight", "bias")]
+    normalisation = [grn._parameters.get(name) for name in ("gamma", "beta")]
+    needed = pairs if type(grn) is nn.Identity else [*pairs, *normalisation]
+    held = needed if block.gamma is None else [*needed, block.gamma]
     kind = torch.float32 if torch.is_autocast_enabled("cpu") else dtype
-    return all(type(one) in (nn.Parameter, Tensor) and one.dtype == kind and one.device.type == "cpu" for one in held)
+    for one in held:
+        if one is None or type(one) not in (nn.Parameter, Tensor) or one.dtype != kind or one.device.type != "cpu":
+            return None
+    return Weights._make((*pairs, block.gamma, *normalisation))
 
 
 def _hooked(layer: nn.Module) -> bool:
     return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
-
-
-def _plain(block: Parts, x: Tensor) -> Tensor:
-    return block.mixed(x, block.normalised(x))
 
 
 def _keep(block: Parts, x: Tensor, dtype: torch.dtype) -> Tensor | None:
@@ -204,23 +240,26 @@ def _keep(block: Parts, x: Tensor, dtype: torch.dtype) -> Tensor | None:
     return block.drop_path(x.new_ones((x.shape[0], 1, 1, 1), dtype=branch))
 
 
-def _inference(block: Parts, x: Tensor, dtype: torch.dtype, weights: Weights) -> Tensor:
+def _inference(
+    block: Parts, x: Tensor, dtype: torch.dtype, weights: Weights, laid_out: Products | cpu_native.Packed
+) -> Tensor:
     """The block without a backward pass."""
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         rows = _rows(x)
-        steps = _steps(block, weights, _pack(block, rows, dtype, weights))
-        return steps.forward(rows, _keep(block, x, dtype)).permute(0, 3, 1, 2)
-
-
-def _weights(block: Parts) -> Weights:
-    grn = (block.grn.gamma, block.grn.beta) if isinstance(block.grn, GRN) else (None, None)
-    conv, norm, first, second = block.dwconv, block.norm, block.pwconv1, block.pwconv2
-    pairs = (conv.weight, conv.bias, norm.weight, norm.bias, first.weight, first.bias, second.weight, second.bias)
-    return Weights(*pairs, block.gamma, *grn)  # type: ignore[arg-type]
+        if isinstance(laid_out, Products):
+            out = _steps(block, weights, laid_out).forward(rows, _keep(block, x, dtype))
+        else:
+            result = rows.dtype if block.gamma is None else torch.float32
+            out = cpu_native.forward(rows.to(result), laid_out, block.norm.eps, _grn(block))
+        return out.permute(0, 3, 1, 2)
 
 
 def _steps(block: Parts, weights: Weights, products: Products) -> Steps:
-    return Steps(weights, products, block.norm.eps, block.grn if isinstance(block.grn, GRN) else None)
+    return Steps(weights, products, block.norm.eps, _grn(block))
+
+
+def _grn(block: Parts) -> GRN | None:
+    return block.grn if isinstance(block.grn, GRN) else None
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -228,34 +267,51 @@ def _rows(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).contiguous()
 
 
-def _pack(block: Parts, x: Tensor, dtype: torch.dtype, weights: Weights) -> Products:
-    """The weights of the products in oneDNN's layout for ``(N, H, W, C)``: those of the last time, if still true.
+def _laid_out(block: Parts, x: Tensor, dtype: torch.dtype, weights: Weights, form: str) -> Products | cpu_native.Packed:
+    """The weights as the products of a form take them: those of the last time, if still true.
 
     Versions of the parameters tell of every change that PyTorch notices. A change through ``.data`` is not one: some
     values are compared as well, so that no row and no column can change as a whole without being noticed. All values
     would cost a tenth of the time of ConvNeXt-T with 8 images.
     """
     assert isinstance(block, nn.Module)
-    sources = [one for one in weights[:9] if one is not None]
+    sources = [one for one in weights if one is not None]
     if sources[0].dtype != torch.float32:  # too coarse to tell a change by
-        return Products.of(weights, dtype)
-    many = not few(x, weights.first)
-    origin = (dtype, many, *((one.data_ptr(), 0 if one.is_inference() else one._version) for one in sources))
+        return _lay_out(weights, dtype, form, x)
+    versions = ((one.data_ptr(), 0 if one.is_inference() else one._version) for one in sources)
+    origin = (form, dtype, _many(x, weights), *versions)
     probes = torch.cat([_probe(one) for one in sources])
     known = _kept_weights.get(block)
     if known is not None and known.origin == origin and torch.equal(known.probes, probes):
-        return known.products
-    fresh = Products.of(weights, dtype)
-    first, second = (packed(one, x.shape, many) for one in (fresh.first, fresh.second))
-    fresh = fresh._replace(first=first, second=second)
+        return known.laid_out
+    fresh = _lay_out(weights, dtype, form, x)
     _kept_weights[block] = Kept(origin, probes, fresh)
     return fresh
 
 
+def _lay_out(weights: Weights, dtype: torch.dtype, form: str, x: Tensor) -> Products | cpu_native.Packed:
+    """The weights for one form's products on maps such as ``(N, C, H, W)``."""
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        if form == NATIVE:
+            return cpu_native.pack(weights, dtype)
+        fresh = Products.of(weights, dtype)
+        if weights.first.dtype != torch.float32:
+            return fresh
+        shape, many = x.permute(0, 2, 3, 1).shape, _many(x, weights)
+        first, second = (packed(one, shape, many) for one in (fresh.first, fresh.second))
+        return fresh._replace(first=first, second=second)
+
+
+def _many(x: Tensor, weights: Weights) -> bool:
+    """Whether a map ``(N, C, H, W)`` has rows enough for products by convolution."""
+    return not few(x.permute(0, 2, 3, 1), weights.first)
+
+
 def _probe(weight: Tensor) -> Tensor:
-    """Some values of a parameter, of each row and of each column of the weight of a product."""
-    if weight.ndim != 2:
-        return weight.flatten()
+    """Some values of a parameter: of a weight ``(N, ...)``, some of each row and of each column of ``(N, K)``."""
+    if weight.ndim == 1:
+        return weight
+    weight = weight.flatten(1)
     step = next((prime for prime in STEPS if prime <= min(weight.shape) and weight.shape[1] % prime), 1)
     return weight.flatten()[::step]
 

@@ -145,7 +145,7 @@ class Steps:
 
     def _groups(self, x: Tensor) -> Iterator[slice]:
         """Slices of the images of a map: as many as have their hidden values held at a time, but one at least."""
-        return _evenly(len(x), PIECE_BYTES // (x.shape[1] * self._row_bytes(x)))
+        return evenly(len(x), PIECE_BYTES // (x.shape[1] * self._row_bytes(x)))
 
     def _rows(self, x: Tensor) -> Iterator[slice]:
         """Slices of the rows of the images of a group, which are all rows unless the group is one large image.
@@ -153,7 +153,7 @@ class Steps:
         The response normalisation looks at whole images.
         """
         height, row = x.shape[1], self._row_bytes(x)
-        return _evenly(height, height if self.grn is not None else PIECE_BYTES // row)
+        return evenly(height, height if self.grn is not None else PIECE_BYTES // row)
 
     def _row_bytes(self, x: Tensor) -> int:
         hidden = self.weights.first.shape[0]
@@ -202,7 +202,7 @@ class Steps:
         sums.add(scale=scale, shift=shift)
 
 
-def _evenly(count: int, most: int) -> Iterator[slice]:
+def evenly(count: int, most: int) -> Iterator[slice]:
     """Slices of so many things, of at most so many each (but of one at least), none much smaller than the others."""
     parts = -(-count // max(most, 1))
     bounds = [part * count // parts for part in range(parts + 1)] if count else []

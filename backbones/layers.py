@@ -52,9 +52,13 @@ class GRN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         precise = torch.promote_types(x.dtype, torch.float32)
-        response = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=precise)
-        response = response / (response.mean(-1, keepdim=True) + 1e-6)
+        response = self.relative(torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=precise))
         return (x + self.gamma * (x * response) + self.beta).to(x.dtype)
+
+    @staticmethod
+    def relative(response: Tensor) -> Tensor:
+        """Responses ``(..., C)`` of whole maps against the mean one of all channels."""
+        return response / (response.mean(-1, keepdim=True) + 1e-6)
 
 
 def check_kernel_size(kernel_size: int) -> None:

@@ -276,7 +276,7 @@ def _versions() -> str:
         triton = "none"
     digest = hashlib.sha256()
     here = Path(__file__).parent
-    for source in sorted((*here.glob("*.py"), *here.parent.glob("cpu_*.py"))):
+    for source in sorted((*here.glob("*.py"), *here.parent.glob("cpu_*"))):
         digest.update(source.read_bytes())
     return f"torch-{torch.__version__}-cuda-{torch.version.cuda}-triton-{triton}-{digest.hexdigest()[:12]}"
 

@@ -12,14 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones import build_backbone, cpu_block, cpu_steps
+from backbones import build_backbone, cpu_block, cpu_native, cpu_steps
 from backbones.convnext import Block
 from backbones.cpu_steps import depthwise_weight_gradient
+from backbones.errors import UserError
 from backbones.isotropic import IsotropicConvNeXt
 from backbones.kernels import choice
 
 CHANNELS = 16
 DRAWS = 96
+needs_compiler = pytest.mark.skipif(cpu_native.missing() is not None, reason=str(cpu_native.missing()))
+FORMS = ["fused", pytest.param("native", marks=needs_compiler)]
 SHAPES = {
     "usual": (2, 14, 14),
     "odd": (3, 9, 13),
@@ -46,10 +49,20 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Notes each fused pass, so that no test compares the plain steps with themselves."""
+    """Notes the form of each pass that is not plain, so that no test compares the plain steps with themselves."""
     noted: list[str] = []
-    forward = cpu_block.forward
-    monkeypatch.setattr(cpu_block, "forward", lambda block, x: (noted.append("fused"), forward(block, x))[1])
+    run, native = cpu_block.run, cpu_native.forward
+    outputs: list[Tensor] = []
+
+    def noting(block: Block, x: Tensor) -> Tensor | None:
+        result = run(block, x)
+        if result is not None:
+            made_natively = any(result.data_ptr() == one.data_ptr() for one in outputs)
+            noted.append("native" if made_natively else "fused")
+        return result
+
+    monkeypatch.setattr(cpu_native, "forward", lambda *given: (outputs.append(native(*given)), outputs[-1])[1])
+    monkeypatch.setattr(cpu_block, "run", noting)
     return noted
 
 
@@ -118,30 +131,37 @@ def test_in_bfloat16_the_error_is_that_of_pytorch(kind: str, calls: list[str]) -
     assert all(our <= 1.05 * their for our, their in zip(ours, theirs, strict=True)), (ours, theirs)
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", ["v1", "v2"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_inference_is_the_plain_one(kind: str, dtype: torch.dtype, calls: list[str]) -> None:
+def test_inference_is_the_plain_one(kind: str, dtype: torch.dtype, form: str, calls: list[str]) -> None:
     block, x = made(**KINDS[kind]).eval(), maps(3, 14, 9)
     found = []
-    for form, precision in (("plain", torch.float32), ("plain", dtype), ("fused", dtype)):
+    for one, precision in (("plain", torch.float32), ("plain", dtype), (form, dtype)):
         autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16)
-        with choice.force(cpu_block=form), torch.inference_mode(), autocast:
+        with choice.force(cpu_block=one), torch.inference_mode(), autocast:
             found.append(block(x))
-    truth, plain, fused = found
-    assert calls
-    assert fused.dtype == plain.dtype
-    assert error(fused, truth) < max(1e-5, 1.2 * error(plain, truth))
+    truth, plain, ours = found
+    assert calls == [form]
+    assert ours.dtype == plain.dtype
+    assert error(ours, truth) < max(1e-5, 1.2 * error(plain, truth))
 
 
-def test_a_half_precision_input_is_added_in_full_precision(calls: list[str]) -> None:
-    """As in the first block of a stage under autocast, which comes after a convolution."""
-    block, x = made(layer_scale_init_value=0.01).eval(), maps(2, 9, 9).bfloat16()
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", ["v1", "v2"])
+def test_a_half_precision_input_keeps_its_place(kind: str, form: str, calls: list[str]) -> None:
+    """As in the first block of a stage under autocast, which comes after a convolution.
+
+    With layer scale the sum is of float32, whatever is added; without, V2 goes on in half precision.
+    """
+    scale = {"layer_scale_init_value": 0.01} if kind == "v1" else KINDS[kind]
+    block, x = made(**scale).eval(), maps(2, 9, 9).bfloat16()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        plain, fused = (outcome_of(block, x, form) for form in ("plain", "fused"))
-    assert calls
-    assert fused.dtype == plain.dtype == torch.float32
+        plain, ours = (outcome_of(block, x, one) for one in ("plain", form))
+    assert calls == [form]
+    assert ours.dtype == plain.dtype == (torch.float32 if kind == "v1" else torch.bfloat16)
     truth = outcome_of(block, x.float(), "plain")
-    assert error(fused, truth) < 1.2 * error(plain, truth)
+    assert error(ours, truth) < 1.2 * error(plain, truth)
 
 
 def outcome_of(block: Block, x: Tensor, form: str) -> Tensor:
@@ -189,26 +209,32 @@ def changes() -> dict[str, Any]:
     }
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("change", changes())
-def test_kept_weights_are_never_stale(change: str, calls: list[str]) -> None:
+def test_kept_weights_are_never_stale(change: str, form: str, calls: list[str]) -> None:
     block, x = made().eval(), maps(2, 8, 8)
-
-    def run(form: str) -> Tensor:
-        with choice.force(cpu_block=form), torch.no_grad():
-            return block(x)
-
-    before = run("fused")
+    before = outcome_of(block, x, form)
     kept = cpu_block._kept_weights[block]
-    assert torch.equal(run("fused"), before)
+    assert torch.equal(outcome_of(block, x, form), before)
     assert cpu_block._kept_weights[block] is kept, "nothing changed, and the weights were packed again"
     if change == "a checkpoint":
         nn.init.ones_(block.pwconv1.weight)
-        run("fused")
+        outcome_of(block, x, form)
     changes()[change](block)
-    after = run("fused")
-    assert error(after, run("plain")) < 1e-5
+    after = outcome_of(block, x, form)
+    assert error(after, outcome_of(block, x, "plain")) < 1e-5
     assert change == "a checkpoint" or error(after, before) > 1e-3
-    assert len(calls) >= 3
+    assert set(calls) == {form}
+
+
+@needs_compiler
+def test_the_shift_of_the_response_normalisation_is_never_stale(calls: list[str]) -> None:
+    """It is part of what is laid out."""
+    block, x = made(**KINDS["v2"]).eval(), maps(2, 8, 8)
+    outcome_of(block, x, "native")
+    block.grn.beta.data.add_(1)
+    assert error(outcome_of(block, x, "native"), outcome_of(block, x, "plain")) < 1e-5
+    assert calls == ["native", "native"]
 
 
 @pytest.mark.parametrize("channels", [1, 2, 7, 16, 40, 61, 96, 127, 254, 768, 1536])
@@ -316,11 +342,12 @@ def strided(block: Block) -> None:
     block.dwconv._reversed_padding_repeated_twice = [3, 3, 3, 3]
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("change", [hooked, replaced, parametrised, another_activation, strided])
-def test_changed_parts_run_as_they_are(change: Any, calls: list[str]) -> None:
+def test_changed_parts_run_as_they_are(change: Any, form: str, calls: list[str]) -> None:
     block, x = made().eval(), maps(1, 8, 8)
     change(block)
-    with torch.no_grad(), choice.force(cpu_block="fused"):
+    with torch.no_grad(), choice.force(cpu_block=form):
         assert torch.equal(block(x), block.mixed(x, block.normalised(x)))
     assert not calls
 
@@ -370,16 +397,17 @@ def test_whole_networks(kind: str, calls: list[str]) -> None:
     assert max(worst) < 1e-5, kind
 
 
-def test_copies_and_files_of_a_network_that_has_run(calls: list[str]) -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_copies_and_files_of_a_network_that_has_run(form: str, calls: list[str]) -> None:
     block, x = made().eval(), maps(1, 8, 8)
-    with choice.force(cpu_block="fused"), torch.no_grad():
+    with choice.force(cpu_block=form), torch.no_grad():
         expected = block(x)
         file = io.BytesIO()
         torch.save(block, file)
         file.seek(0)
         for other in (copy.deepcopy(block), torch.load(file, weights_only=False)):
             assert torch.equal(other(x), expected)
-    assert len(calls) == 3
+    assert calls == [form] * 3
 
 
 def test_what_decides(monkeypatch: pytest.MonkeyPatch, calls: list[str]) -> None:
@@ -400,7 +428,32 @@ def test_what_decides(monkeypatch: pytest.MonkeyPatch, calls: list[str]) -> None
         assert not asked, "nothing is measured in training"
         block.eval()(x)
     assert (asked, calls) == (["cpu_block"], ["fused"]), "inference is measured"
-    monkeypatch.setattr(choice, "choose", lambda question, ways, x: min(ways, key=lambda name: name == "fused"))
+    monkeypatch.setattr(choice, "choose", lambda question, ways, x: "plain")
     with torch.no_grad():
         block(x)
     assert calls == ["fused"]
+
+
+@pytest.mark.parametrize("found", FORMS)
+def test_the_forms_that_are_measured(found: str, monkeypatch: pytest.MonkeyPatch, calls: list[str]) -> None:
+    """Each gives the same, and the one that is named is taken."""
+    monkeypatch.setattr(cpu_block, "SMALLEST_WORK", 1)
+    block, x = made().eval(), maps(2, 8, 8)
+    measured: dict[str, Tensor] = {}
+
+    def chosen(question: choice.Question, ways: choice.Candidates, x: Tensor) -> str:
+        measured.update({name: call() for name, call in ways.items()})
+        return found
+
+    monkeypatch.setattr(choice, "choose", chosen)
+    with torch.no_grad():
+        out = block(x)
+    assert calls == [found]
+    assert list(measured) == [*(["native"] if cpu_native.missing() is None else []), "fused", "plain"]
+    assert torch.equal(out, measured[found])
+    assert all(error(one, out) < 1e-5 for one in measured.values())
+
+
+def test_a_form_that_there_is_not_is_named() -> None:
+    with pytest.raises(UserError, match="cpu_block=quick is none of native, fused, plain"):
+        outcome_of(made(), maps(1, 8, 8), "quick")

@@ -1,0 +1,357 @@
+// A ConvNeXt block for inference on CPUs with AVX-512; cpu_native.py compiles, packs and calls it, and says why.
+//
+// A tile is some positions (n, h, w) that follow each other. All steps of one are done before the next, by one thread:
+// its normalised and hidden values lie in that thread's scratch memory, small enough for the level-2 cache. Maps are
+// (images, height, width, channels), of float32 or (narrow) of bfloat16. The products are in float32, or (half) of pairs of
+// bfloat16 added up in float32; such a pair is as wide as one float32, and both are "words" here. All memory is passed as
+// float *, whatever it holds.
+
+#include <immintrin.h>
+#include <math.h>
+#include <omp.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define LANES 16
+#define COLUMNS 14        // of the output, whose sums are in registers at a time
+#define MOST_ROWS 12      // of a product's tile
+#define MOST_VECTORS 4    // of its columns
+#define INLINE static inline __attribute__((always_inline))
+
+// Accumulators stay in registers only if no loop runs over them: these stand for the loops.
+#define EACH_4(X) X(0) X(1) X(2) X(3)
+#define EACH_4_OF(X, i) X(i, 0) X(i, 1) X(i, 2) X(i, 3)
+#define EACH_11(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10)
+#define EACH_11_OF(X, i) X(i, 0) X(i, 1) X(i, 2) X(i, 3) X(i, 4) X(i, 5) X(i, 6) X(i, 7) X(i, 8) X(i, 9) X(i, 10)
+#define EACH_12(X) EACH_11(X) X(11)
+#define EACH_14(X) EACH_12(X) X(12) X(13)
+#define EACH_24(X) EACH_14(X) X(14) X(15) X(16) X(17) X(18) X(19) X(20) X(21) X(22) X(23)
+
+// Mirrored by cpu_native.py.
+typedef struct {
+  int64_t images, height, width, channels, hidden, side;
+  int64_t span;     // positions after which a tile ends in any case: all, or those of an image
+  int64_t tile;     // positions of a tile
+  int64_t threads;
+  int64_t scratch;  // words of each thread's memory
+  float eps;
+  const float *conv, *conv_bias;  // (side, side, channels), (channels)
+  const float *scale, *shift;     // of the norm
+  const float *first, *first_bias, *second, *second_bias;  // weights as cpu_native.py packs them
+} Block;
+
+static ptrdiff_t smaller(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
+
+INLINE void store(float *to, ptrdiff_t at, __m512 values, const int half) {
+#ifdef __AVX512BF16__
+  if (half) {
+    _mm256_storeu_si256((__m256i *)((uint16_t *)to + at), (__m256i)_mm512_cvtneps_pbh(values));
+    return;
+  }
+#endif
+  _mm512_storeu_ps(to + at, values);
+}
+
+INLINE __m512 load(const float *from, ptrdiff_t at, const int half) {
+  if (!half) return _mm512_loadu_ps(from + at);
+  const __m512i words = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)((const uint16_t *)from + at)));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
+}
+
+// The place of a value in memory that holds bfloat16 (half) or float32.
+INLINE float *place(const float *memory, ptrdiff_t at, const int half) { return (float *)((char *)memory + at * (half ? 2 : 4)); }
+
+INLINE __m512 multiply_add(__m512 a, __m512 b, __m512 sum, const int half) {
+#ifdef __AVX512BF16__
+  if (half) return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
+#endif
+  return _mm512_fmadd_ps(a, b, sum);
+}
+
+// 16 channels of the depthwise convolution at COLUMNS positions of a row. Each value of the input is read once for a row
+// of the kernel, and meets all of that row's weights.
+#define BEGIN(c) sums[c] = _mm512_loadu_ps(bias);
+#define WEIGHT(k) if (k < side) weights[k] = _mm512_loadu_ps(weight + (line * side + k) * channels);
+#define MEET(c, k) if (k < side && c >= k && c - k < COLUMNS) \
+    sums[(c - k + COLUMNS) % COLUMNS] = _mm512_fmadd_ps(value, weights[k], sums[(c - k + COLUMNS) % COLUMNS]);
+#define READ(c) if (c < COLUMNS + side - 1 && left + c >= 0 && left + c < width) { \
+    const __m512 value = load(image, (above * width + left + c) * channels, narrow); \
+    EACH_11_OF(MEET, c) \
+  }
+#define WRITE(c) _mm512_storeu_ps(out + c * channels, sums[c]);
+INLINE void convolve(const float *image, ptrdiff_t height, ptrdiff_t width, ptrdiff_t channels, ptrdiff_t y, ptrdiff_t x,
+                     const float *weight, const float *bias, float *out, const int side, const int narrow) {
+  const ptrdiff_t left = x - side / 2;
+  __m512 sums[COLUMNS];
+  EACH_14(BEGIN)
+  for (ptrdiff_t line = 0; line < side; line++) {
+    const ptrdiff_t above = y + line - side / 2;
+    if (above < 0 || above >= height) continue;
+    __m512 weights[11];
+    EACH_11(WEIGHT)
+    EACH_24(READ)
+  }
+  EACH_14(WRITE)
+}
+
+#define CONVOLVE(side, narrow) \
+  __attribute__((noinline)) static void convolve_##side##_##narrow( \
+      const float *image, ptrdiff_t height, ptrdiff_t width, ptrdiff_t channels, ptrdiff_t y, ptrdiff_t x, \
+      const float *weight, const float *bias, float *out) { \
+    convolve(image, height, width, channels, y, x, weight, bias, out, side, narrow); \
+  }
+CONVOLVE(3, 0) CONVOLVE(5, 0) CONVOLVE(7, 0) CONVOLVE(9, 0) CONVOLVE(11, 0)
+CONVOLVE(3, 1) CONVOLVE(5, 1) CONVOLVE(7, 1) CONVOLVE(9, 1) CONVOLVE(11, 1)
+
+typedef void Convolve(const float *, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, const float *, const float *,
+                      float *);
+static Convolve *const CONVOLUTIONS[2][5] = {{convolve_3_0, convolve_5_0, convolve_7_0, convolve_9_0, convolve_11_0},
+                                             {convolve_3_1, convolve_5_1, convolve_7_1, convolve_9_1, convolve_11_1}};
+
+// Layer normalisation of one position's channels.
+INLINE void normalise(const float *x, ptrdiff_t channels, const float *scale, const float *shift, float eps, float *out,
+                      ptrdiff_t at, const int half) {
+  __m512 sum = _mm512_setzero_ps(), squares = sum;
+  for (ptrdiff_t c = 0; c < channels; c += LANES) sum = _mm512_add_ps(sum, _mm512_loadu_ps(x + c));
+  const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / channels);
+  for (ptrdiff_t c = 0; c < channels; c += LANES) {
+    const __m512 difference = _mm512_sub_ps(_mm512_loadu_ps(x + c), mean);
+    squares = _mm512_fmadd_ps(difference, difference, squares);
+  }
+  const __m512 factor = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(squares) / channels + eps));
+  for (ptrdiff_t c = 0; c < channels; c += LANES) {
+    const __m512 normal = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(x + c), mean), factor);
+    store(out, at + c, _mm512_fmadd_ps(normal, _mm512_loadu_ps(scale + c), _mm512_loadu_ps(shift + c)), half);
+  }
+}
+
+// max(x, 0) - |x| Phi(-|x|), which is x Phi(x). Phi(-a) is exp(-a^2 / 2) times a polynomial of t = 1 / (1 + 0.28 a), as in
+// Abramowitz and Stegun 7.1.26; its coefficients, and those of 2^f for -0.5 <= f <= 0.5, are fits of least largest error:
+// 3.3e-9 of GELU, 7.5e-8 of the power. Beyond 13 the power would leave float32. "min" gives a NaN on if it comes second.
+INLINE __m512 gelu(__m512 x) {
+  const __m512 a = _mm512_min_ps(_mm512_set1_ps(13.0f), _mm512_abs_ps(x));
+  const __m512 divisor = _mm512_fmadd_ps(a, _mm512_set1_ps(0.28f), _mm512_set1_ps(1.0f));
+  const __m512 guess = _mm512_rcp14_ps(divisor);
+  const __m512 t = _mm512_mul_ps(guess, _mm512_fnmadd_ps(divisor, guess, _mm512_set1_ps(2.0f)));
+  const __m512 exponent = _mm512_mul_ps(_mm512_mul_ps(a, a), _mm512_set1_ps(-0.72134752f));
+  const __m512 whole = _mm512_roundscale_ps(exponent, 0), f = _mm512_sub_ps(exponent, whole);
+  __m512 power = _mm512_set1_ps(0.0013276467f);
+  power = _mm512_fmadd_ps(power, f, _mm512_set1_ps(0.0096755417f));
+  power = _mm512_fmadd_ps(power, f, _mm512_set1_ps(0.0555071329f));
+  power = _mm512_fmadd_ps(power, f, _mm512_set1_ps(0.2402211972f));
+  power = _mm512_fmadd_ps(power, f, _mm512_set1_ps(0.6931469671f));
+  power = _mm512_fmadd_ps(power, f, _mm512_set1_ps(1.0000000717f));
+  power = _mm512_scalef_ps(power, whole);
+  __m512 tail = _mm512_set1_ps(-0.10755499f);
+  tail = _mm512_fmadd_ps(tail, t, _mm512_set1_ps(0.39699039f));
+  tail = _mm512_fmadd_ps(tail, t, _mm512_set1_ps(-0.24851859f));
+  tail = _mm512_fmadd_ps(tail, t, _mm512_set1_ps(0.27818286f));
+  tail = _mm512_fmadd_ps(tail, t, _mm512_set1_ps(0.06379125f));
+  tail = _mm512_fmadd_ps(tail, t, _mm512_set1_ps(0.11710903f));
+  tail = _mm512_mul_ps(_mm512_mul_ps(tail, t), _mm512_mul_ps(power, a));
+  return _mm512_sub_ps(_mm512_max_ps(_mm512_setzero_ps(), x), tail);
+}
+
+// A tile of a product, `rows` x `vectors` * 16: rows of `words` words times a panel of the weight (words, vectors, 16).
+#define SUM(i, j) if (j < vectors) sums[i][j] = _mm512_loadu_ps(bias + j * LANES);
+#define SUMS(i) if (i < rows) { EACH_4_OF(SUM, i) }
+#define PANEL(j) if (j < vectors) columns[j] = _mm512_loadu_ps(panel + (word * vectors + j) * LANES);
+#define ADD(i, j) if (j < vectors) sums[i][j] = multiply_add(value, columns[j], sums[i][j], half);
+#define ADDS(i) if (i < rows) { const __m512 value = _mm512_set1_ps(x[i * words + word]); EACH_4_OF(ADD, i) }
+#define PRODUCT \
+  __m512 sums[MOST_ROWS][MOST_VECTORS]; \
+  EACH_12(SUMS) \
+  for (ptrdiff_t word = 0; word < words; word++) { \
+    __m512 columns[MOST_VECTORS]; \
+    EACH_4(PANEL) \
+    EACH_12(ADDS) \
+  }
+
+#define ACTIVE(i, j) if (j < vectors) store(out, i * width + j * LANES, gelu(sums[i][j]), half);
+#define ACTIVES(i) if (i < rows) { EACH_4_OF(ACTIVE, i) }
+INLINE void first_tile(const float *x, ptrdiff_t words, const float *panel, const float *bias, float *out, ptrdiff_t width,
+                       const int rows, const int vectors, const int half) {
+  PRODUCT
+  EACH_12(ACTIVES)
+}
+
+#define RESULT(i, j) if (j < vectors) { \
+    const ptrdiff_t at = i * width + j * LANES; \
+    store(out, at, _mm512_add_ps(sums[i][j], load(input, at, narrow)), narrow); \
+  }
+#define RESULTS(i) if (i < rows && i < left) { EACH_4_OF(RESULT, i) }
+INLINE void second_tile(const float *x, ptrdiff_t words, const float *panel, const float *bias, const float *input, float *out,
+                        ptrdiff_t width, ptrdiff_t left, const int rows, const int vectors, const int half,
+                        const int narrow) {
+  PRODUCT
+  EACH_12(RESULTS)
+}
+
+// Functions of their own: within a larger one the compiler has no registers left for the sums.
+#define FIRST(name, rows, vectors, half) \
+  __attribute__((noinline)) static void first_##name##_##vectors( \
+      const float *x, ptrdiff_t words, const float *panel, const float *bias, float *out, ptrdiff_t width) { \
+    first_tile(x, words, panel, bias, out, width, rows, vectors, half); \
+  }
+#define SECOND(name, rows, vectors, half, narrow) \
+  __attribute__((noinline)) static void second_##name##_##vectors( \
+      const float *x, ptrdiff_t words, const float *panel, const float *bias, const float *input, float *out, \
+      ptrdiff_t width, ptrdiff_t left) { \
+    second_tile(x, words, panel, bias, input, out, width, left, rows, vectors, half, narrow); \
+  }
+FIRST(float, 12, 1, 0) FIRST(float, 10, 2, 0) FIRST(float, 8, 3, 0) FIRST(float, 6, 4, 0)
+FIRST(half, 12, 1, 1) FIRST(half, 10, 2, 1) FIRST(half, 8, 3, 1) FIRST(half, 6, 4, 1)
+SECOND(float, 12, 1, 0, 0) SECOND(float, 10, 2, 0, 0) SECOND(float, 8, 3, 0, 0) SECOND(float, 6, 4, 0, 0)
+SECOND(half, 12, 1, 1, 0) SECOND(half, 10, 2, 1, 0) SECOND(half, 8, 3, 1, 0) SECOND(half, 6, 4, 1, 0)
+SECOND(narrow, 12, 1, 1, 1) SECOND(narrow, 10, 2, 1, 1) SECOND(narrow, 8, 3, 1, 1) SECOND(narrow, 6, 4, 1, 1)
+
+typedef void First(const float *, ptrdiff_t, const float *, const float *, float *, ptrdiff_t);
+typedef void Second(const float *, ptrdiff_t, const float *, const float *, const float *, float *, ptrdiff_t, ptrdiff_t);
+static First *const FIRSTS[2][MOST_VECTORS] = {{first_float_1, first_float_2, first_float_3, first_float_4},
+                                               {first_half_1, first_half_2, first_half_3, first_half_4}};
+static Second *const SECONDS[3][MOST_VECTORS] = {{second_float_1, second_float_2, second_float_3, second_float_4},
+                                                 {second_half_1, second_half_2, second_half_3, second_half_4},
+                                                 {second_narrow_1, second_narrow_2, second_narrow_3, second_narrow_4}};
+static const ptrdiff_t ROWS[MOST_VECTORS] = {12, 10, 8, 6};
+
+// Memory of a thread, in words: a row of the convolution's output, and the normalised and the hidden values of a tile.
+// The products' last rows may go beyond the tile; what they find there is of no consequence.
+typedef struct {
+  float *line, *normal, *hidden;
+} Scratch;
+
+static Scratch scratch_of(const Block *block, float *all, int half) {
+  float *mine = all + omp_get_thread_num() * block->scratch;
+  float *normal = mine + (smaller(block->tile, block->width) + COLUMNS) * block->channels;
+  return (Scratch){mine, normal, normal + (block->tile + MOST_ROWS) * block->channels / (half ? 2 : 1)};
+}
+
+// Convolution and norm of the positions from `begin` to `end`.
+INLINE void depthwise(const Block *block, const float *x, ptrdiff_t begin, ptrdiff_t end, Scratch scratch, const int half,
+                      const int narrow) {
+  const ptrdiff_t channels = block->channels, width = block->width, height = block->height;
+  Convolve *const convolution = CONVOLUTIONS[narrow][(block->side - 3) / 2];
+  for (ptrdiff_t at = begin; at < end;) {
+    const ptrdiff_t left = at % width, right = smaller(width, left + end - at), row = at / width % height;
+    const ptrdiff_t image = at / width / height * height * width * channels;
+    for (ptrdiff_t c = 0; c < channels; c += LANES)
+      for (ptrdiff_t w = left; w < right; w += COLUMNS)
+        convolution(place(x, image + c, narrow), height, width, channels, row, w, block->conv + c, block->conv_bias + c,
+                    scratch.line + (w - left) * channels + c);
+    for (ptrdiff_t w = left; w < right; w++)
+      normalise(scratch.line + (w - left) * channels, channels, block->scale, block->shift, block->eps, scratch.normal,
+                (at - begin + w - left) * channels, half);
+    at += right - left;
+  }
+}
+
+// First product and GELU of so many normalised rows.
+INLINE void expand(const Block *block, ptrdiff_t rows, Scratch scratch, const int half) {
+  const ptrdiff_t words = block->channels / (half ? 2 : 1), vectors = block->hidden / LANES;
+  const ptrdiff_t panels = (vectors + MOST_VECTORS - 1) / MOST_VECTORS;
+  for (ptrdiff_t panel = 0; panel < panels; panel++) {
+    const ptrdiff_t from = panel * vectors / panels, many = (panel + 1) * vectors / panels - from;
+    for (ptrdiff_t row = 0; row < rows; row += ROWS[many - 1])
+      FIRSTS[half][many - 1](scratch.normal + row * words, words, block->first + from * LANES * words,
+                             block->first_bias + from * LANES,
+                             place(scratch.hidden, row * block->hidden + from * LANES, half), block->hidden);
+  }
+}
+
+// Second product of so many hidden rows, and residual, at the positions from `begin`.
+INLINE void project(const Block *block, const float *x, float *out, ptrdiff_t begin, ptrdiff_t rows, Scratch scratch,
+                    const int half, const int narrow) {
+  const ptrdiff_t words = block->hidden / (half ? 2 : 1), channels = block->channels, vectors = channels / LANES;
+  const ptrdiff_t panels = (vectors + MOST_VECTORS - 1) / MOST_VECTORS;
+  for (ptrdiff_t panel = 0; panel < panels; panel++) {
+    const ptrdiff_t from = panel * vectors / panels, many = (panel + 1) * vectors / panels - from;
+    for (ptrdiff_t row = 0; row < rows; row += ROWS[many - 1]) {
+      const ptrdiff_t at = (begin + row) * channels + from * LANES;
+      SECONDS[half + narrow][many - 1](scratch.hidden + row * words, words, block->second + from * LANES * words,
+                                       block->second_bias + from * LANES, place(x, at, narrow), place(out, at, narrow),
+                                       channels, rows - row);
+    }
+  }
+}
+
+// The tiles, shared out among the threads; each has positions from `begin` to `end`.
+#define FOR_TILES(block) \
+  const ptrdiff_t total = block->images * block->height * block->width; \
+  const ptrdiff_t parts = (block->span + block->tile - 1) / block->tile, tiles = (total + block->span - 1) / block->span * parts; \
+  _Pragma("omp for schedule(dynamic)") for (ptrdiff_t tile = 0; tile < tiles; tile++)
+#define TILE_BEGIN(block) (tile / parts * block->span + tile % parts * block->tile)
+#define TILE_END(block, begin) smaller(begin + block->tile, (tile / parts + 1) * block->span)
+
+// All steps of a block without response normalisation.
+INLINE void whole(const Block *block, const float *x, float *out, float *all, const int half, const int narrow) {
+#pragma omp parallel num_threads(block->threads)
+  {
+    const Scratch scratch = scratch_of(block, all, half);
+    FOR_TILES(block) {
+      const ptrdiff_t begin = TILE_BEGIN(block), end = TILE_END(block, begin);
+      depthwise(block, x, begin, end, scratch, half, narrow);
+      expand(block, end - begin, scratch, half);
+      project(block, x, out, begin, end - begin, scratch, half, narrow);
+    }
+  }
+}
+
+// The steps before the response normalisation: hidden values of all positions, and the sums of their squares in each tile.
+INLINE void before_grn(const Block *block, const float *x, float *hidden, float *squares, float *all, const int half,
+                       const int narrow) {
+#pragma omp parallel num_threads(block->threads)
+  {
+    const Scratch scratch = scratch_of(block, all, half);
+    FOR_TILES(block) {
+      const ptrdiff_t begin = TILE_BEGIN(block), end = TILE_END(block, begin);
+      depthwise(block, x, begin, end, scratch, half, narrow);
+      expand(block, end - begin, scratch, half);
+      for (ptrdiff_t c = 0; c < block->hidden; c += LANES) {
+        __m512 sum = _mm512_setzero_ps();
+        for (ptrdiff_t row = 0; row < end - begin; row++) {
+          const __m512 value = load(scratch.hidden, row * block->hidden + c, half);
+          store(hidden, (begin + row) * block->hidden + c, value, half);
+          sum = _mm512_fmadd_ps(value, value, sum);
+        }
+        _mm512_storeu_ps(squares + tile * block->hidden + c, sum);
+      }
+    }
+  }
+}
+
+// The steps from the response normalisation on: `factors` of the hidden channels of each image.
+INLINE void after_grn(const Block *block, const float *x, const float *hidden, const float *factors, float *out, float *all,
+                      const int half, const int narrow) {
+#pragma omp parallel num_threads(block->threads)
+  {
+    const Scratch scratch = scratch_of(block, all, half);
+    FOR_TILES(block) {
+      const ptrdiff_t begin = TILE_BEGIN(block), end = TILE_END(block, begin);
+      const float *factor = factors + tile / parts * block->hidden;
+      for (ptrdiff_t row = 0; row < end - begin; row++)
+        for (ptrdiff_t c = 0; c < block->hidden; c += LANES) {
+          const __m512 value = load(hidden, (begin + row) * block->hidden + c, half);
+          store(scratch.hidden, row * block->hidden + c, _mm512_mul_ps(value, _mm512_loadu_ps(factor + c)), half);
+        }
+      project(block, x, out, begin, end - begin, scratch, half, narrow);
+    }
+  }
+}
+
+#define EXPORT(name, half, narrow) \
+  void whole_##name(const Block *block, const float *x, float *out, float *scratch) { \
+    whole(block, x, out, scratch, half, narrow); \
+  } \
+  void before_grn_##name(const Block *block, const float *x, float *hidden, float *squares, float *scratch) { \
+    before_grn(block, x, hidden, squares, scratch, half, narrow); \
+  } \
+  void after_grn_##name(const Block *block, const float *x, const float *hidden, const float *factors, float *out, \
+                        float *scratch) { \
+    after_grn(block, x, hidden, factors, out, scratch, half, narrow); \
+  }
+// Names are of the products' precision and of the maps'.
+EXPORT(float32_float32, 0, 0)
+#ifdef __AVX512BF16__
+EXPORT(bfloat16_float32, 1, 0)
+EXPORT(bfloat16_bfloat16, 1, 1)
+#endif
