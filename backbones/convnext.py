@@ -16,7 +16,7 @@ from math import ceil
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from backbones import cpu_block
+from backbones import cpu_block, cpu_downsample
 from backbones.errors import UserError
 from backbones.kernels import block as fused
 from backbones.layers import GRN, LayerNorm2d, check_kernel_size, drop_path_rates, init_trunc_normal, layer_scale
@@ -90,6 +90,22 @@ class Block(nn.Module):
         return y.permute(0, 3, 1, 2)
 
 
+class Downsampling(nn.Sequential):
+    """Norm and convolution of side and stride 2 between two stages: ``(N, C, H, W) -> (N, outputs, H // 2, W // 2)``.
+
+    Args:
+        channels: ``C``.
+        outputs: Channels of the next stage.
+    """
+
+    def __init__(self, channels: int, outputs: int) -> None:
+        super().__init__(LayerNorm2d(channels), nn.Conv2d(channels, outputs, 2, stride=2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        result = cpu_downsample.run(self, x)
+        return super().forward(x) if result is None else result
+
+
 class ConvNeXt(Network):
     """The network: four stages at strides 4, 8, 16 and 32, without a head.
 
@@ -140,9 +156,7 @@ class ConvNeXt(Network):
         self.strides = tuple(STEM_STRIDE * 2**i for i in self.out_indices or (3,))
 
         stem = nn.Sequential(nn.Conv2d(in_channels, dims[0], STEM_STRIDE, stride=STEM_STRIDE), LayerNorm2d(dims[0]))
-        downsampling = (
-            nn.Sequential(LayerNorm2d(dims[i]), nn.Conv2d(dims[i], dims[i + 1], 2, stride=2)) for i in range(3)
-        )
+        downsampling = (Downsampling(dims[i], dims[i + 1]) for i in range(3))
         self.downsample_layers = nn.ModuleList([stem, *downsampling])
         rates = drop_path_rates(drop_path_rate, self.depths)
         self.stages = nn.ModuleList(

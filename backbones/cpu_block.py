@@ -22,20 +22,17 @@ one seed agree to the last bit: it has the fused form wherever the CPU has AVX-5
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
-from weakref import WeakKeyDictionary
+from typing import Any, Protocol
 
 import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.nn.modules import module as module_hooks
 
 from backbones import cpu_native
+from backbones.cpu_conditions import SMALLEST_WORK, cpu_name, has_avx512, held_as, hooked, precision, watched
+from backbones.cpu_kept import forget, laid_out
 from backbones.cpu_products import few, packed
 from backbones.cpu_steps import Products, Steps, Weights
 from backbones.errors import UserError
@@ -47,10 +44,6 @@ OPERATION = "cpu_block"
 NATIVE, FUSED, PLAIN = "native", "fused", "plain"
 # Of a block's layers, in the order of :func:`_weights`.
 KINDS = ((nn.Conv2d,), (nn.LayerNorm,), (nn.Linear,), (nn.GELU,), (GRN, nn.Identity), (nn.Linear,))
-# Multiply-adds below which the calls cost more than the work, and neither form is worth measuring.
-SMALLEST_WORK = 1 << 24
-# Values so far apart in a weight (N, K) are in all rows and columns, if K and N are not smaller and K is no multiple.
-STEPS = (509, 251, 127, 61, 31, 13, 7, 3, 2)
 
 
 class Parts(Protocol):
@@ -76,26 +69,15 @@ class Parts(Protocol):
         """The block's result from its input ``(N, C, H, W)`` and the normalised map ``(N, H, W, C)``."""
 
 
-class Kept(NamedTuple):
-    """Weights as the products of a form take them, and how to tell that they are still those of the parameters."""
-
-    origin: tuple[object, ...]
-    probes: Tensor
-    laid_out: Products | cpu_native.Packed
-
-
-_kept_weights: WeakKeyDictionary[nn.Module, Kept] = WeakKeyDictionary()
-
-
 def run(block: Parts, x: Tensor) -> Tensor | None:
     """A block's result ``(N, C, H, W)``, or None where its plain steps are to be taken.
 
     Raises:
         UserError: If a form was forced that there is not, or not here.
     """
-    if x.device.type != "cpu" or x.ndim != 4 or _traced(x):
+    if x.device.type != "cpu" or x.ndim != 4 or watched(x):
         return None
-    dtype = _precision(x)
+    dtype = precision(x)
     weights = None if dtype is None or choice.forced(OPERATION) == PLAIN else _weights(block, dtype)
     if dtype is None or weights is None:
         return None
@@ -105,7 +87,7 @@ def run(block: Parts, x: Tensor) -> Tensor | None:
     if not torch.is_grad_enabled() or not any(one is not None and one.requires_grad for one in (x, *weights)):
         return _inference(block, x, dtype, weights, _laid_out(block, x, dtype, weights, form))
     assert isinstance(block, nn.Module)
-    _kept_weights.pop(block, None)
+    forget(block)
     result: Tensor = _Training.apply(block, _keep(block, x, dtype), dtype, x, *weights)
     return result
 
@@ -119,7 +101,7 @@ def _form(block: Parts, x: Tensor, dtype: torch.dtype, weights: Weights) -> str:
     if x.numel() * hidden * 2 < SMALLEST_WORK:
         return PLAIN
     if torch.is_grad_enabled() or block.training or not choice.measures():
-        return FUSED if _has_avx512() else PLAIN
+        return FUSED if has_avx512() else PLAIN
     static = (channels, hidden, weights.conv.shape[-1], int(weights.grn_gamma is not None), torch.get_num_threads())
     question = choice.Question(OPERATION, cpu_name(), str(dtype), static, x.numel().bit_length() - 1)
     return choice.choose(question, _forms(block, x, dtype, weights, native), x)
@@ -142,60 +124,16 @@ def _forms(
     block: Parts, x: Tensor, dtype: torch.dtype, weights: Weights, native: bool
 ) -> dict[str, Callable[[], object]]:
     """The forms as candidates, with weights that are laid out once for the time of measuring."""
-    laid_out = cache(lambda form: _lay_out(weights, dtype, form, x))
+    weights_for = cache(lambda form: _lay_out(weights, dtype, form, x))
 
     def plain() -> Tensor:
         torch.clear_autocast_cache()  # in use, a block comes but once between two changes of the precision
         return block.mixed(x, block.normalised(x))
 
     forms = (NATIVE, FUSED) if native else (FUSED,)
-    return {one: lambda one=one: _inference(block, x, dtype, weights, laid_out(one)) for one in forms} | {PLAIN: plain}
-
-
-@cache
-def cpu_name() -> str:
-    """The processor's model and the instructions that PyTorch uses of it."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(errors="replace")
-    except OSError:
-        text = ""
-    model = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
-    return f"{(model or [platform.processor() or platform.machine()])[0]} {torch.backends.cpu.get_cpu_capability()}"
-
-
-@cache
-def _has_avx512() -> bool:
-    return "AVX512" in torch.backends.cpu.get_cpu_capability()
-
-
-@cache
-def _computes(dtype: torch.dtype) -> bool:
-    """Whether this build and CPU have oneDNN's products in a precision."""
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return False
-    return dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def _precision(x: Tensor) -> torch.dtype | None:
-    """The precision of the products, where it is one of those that are fused."""
-    autocast = torch.is_autocast_enabled("cpu")
-    dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
-    inputs = (torch.float32, dtype) if autocast else (dtype,)
-    fits = dtype in (torch.float32, torch.bfloat16) and x.dtype in inputs
-    return dtype if fits and torch.backends.mkldnn.enabled and _computes(dtype) else None
-
-
-def _traced(x: Tensor) -> bool:
-    """Whether something looks at the operators, which has to see the plain ones."""
-    return (
-        type(x) not in (Tensor, nn.Parameter)
-        or torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-        or bool(module_hooks._global_forward_hooks or module_hooks._global_forward_pre_hooks)
-    )
+    return {one: lambda one=one: _inference(block, x, dtype, weights, weights_for(one)) for one in forms} | {
+        PLAIN: plain
+    }
 
 
 def _weights(block: Parts, dtype: torch.dtype) -> Weights | None:
@@ -211,7 +149,7 @@ def _weights(block: Parts, dtype: torch.dtype) -> Weights | None:
         block.grn,
         block.pwconv2,
     )
-    if any(type(layer) not in kinds or _hooked(layer) for layer, kinds in zip(layers, KINDS, strict=True)):
+    if any(type(layer) not in kinds or hooked(layer) for layer, kinds in zip(layers, KINDS, strict=True)):
         return None
     side = conv.kernel_size[0]
     same = conv.stride == (1, 1) and conv.dilation == (1, 1) and conv.padding_mode == "zeros"
@@ -221,15 +159,9 @@ def _weights(block: Parts, dtype: torch.dtype) -> Weights | None:
     normalisation = [grn._parameters.get(name) for name in ("gamma", "beta")]
     needed = pairs if type(grn) is nn.Identity else [*pairs, *normalisation]
     held = needed if block.gamma is None else [*needed, block.gamma]
-    kind = torch.float32 if torch.is_autocast_enabled("cpu") else dtype
-    for one in held:
-        if one is None or type(one) not in (nn.Parameter, Tensor) or one.dtype != kind or one.device.type != "cpu":
-            return None
+    if not all(held_as(one, dtype) for one in held):
+        return None
     return Weights._make((*pairs, block.gamma, *normalisation))
-
-
-def _hooked(layer: nn.Module) -> bool:
-    return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
 
 
 def _keep(block: Parts, x: Tensor, dtype: torch.dtype) -> Tensor | None:
@@ -241,17 +173,15 @@ def _keep(block: Parts, x: Tensor, dtype: torch.dtype) -> Tensor | None:
 
 
 def _inference(
-    block: Parts, x: Tensor, dtype: torch.dtype, weights: Weights, laid_out: Products | cpu_native.Packed
+    block: Parts, x: Tensor, dtype: torch.dtype, weights: Weights, taken: Products | cpu_native.Packed
 ) -> Tensor:
     """The block without a backward pass."""
+    rows = _rows(x)
+    if isinstance(taken, cpu_native.Packed):
+        result = rows.dtype if block.gamma is None else torch.float32
+        return cpu_native.forward(rows.to(result), taken, block.norm.eps, _grn(block)).permute(0, 3, 1, 2)
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        rows = _rows(x)
-        if isinstance(laid_out, Products):
-            out = _steps(block, weights, laid_out).forward(rows, _keep(block, x, dtype))
-        else:
-            result = rows.dtype if block.gamma is None else torch.float32
-            out = cpu_native.forward(rows.to(result), laid_out, block.norm.eps, _grn(block))
-        return out.permute(0, 3, 1, 2)
+        return _steps(block, weights, taken).forward(rows, _keep(block, x, dtype)).permute(0, 3, 1, 2)
 
 
 def _steps(block: Parts, weights: Weights, products: Products) -> Steps:
@@ -268,25 +198,10 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _laid_out(block: Parts, x: Tensor, dtype: torch.dtype, weights: Weights, form: str) -> Products | cpu_native.Packed:
-    """The weights as the products of a form take them: those of the last time, if still true.
-
-    Versions of the parameters tell of every change that PyTorch notices. A change through ``.data`` is not one: some
-    values are compared as well, so that no row and no column can change as a whole without being noticed. All values
-    would cost a tenth of the time of ConvNeXt-T with 8 images.
-    """
+    """The weights as the products of a form take them, kept until they change."""
     assert isinstance(block, nn.Module)
-    sources = [one for one in weights if one is not None]
-    if sources[0].dtype != torch.float32:  # too coarse to tell a change by
-        return _lay_out(weights, dtype, form, x)
-    versions = ((one.data_ptr(), 0 if one.is_inference() else one._version) for one in sources)
-    origin = (form, dtype, _many(x, weights), *versions)
-    probes = torch.cat([_probe(one) for one in sources])
-    known = _kept_weights.get(block)
-    if known is not None and known.origin == origin and torch.equal(known.probes, probes):
-        return known.laid_out
-    fresh = _lay_out(weights, dtype, form, x)
-    _kept_weights[block] = Kept(origin, probes, fresh)
-    return fresh
+    sources, purpose = [one for one in weights if one is not None], (form, dtype, _many(x, weights))
+    return laid_out(block, sources, purpose, lambda: _lay_out(weights, dtype, form, x))
 
 
 def _lay_out(weights: Weights, dtype: torch.dtype, form: str, x: Tensor) -> Products | cpu_native.Packed:
@@ -305,15 +220,6 @@ def _lay_out(weights: Weights, dtype: torch.dtype, form: str, x: Tensor) -> Prod
 def _many(x: Tensor, weights: Weights) -> bool:
     """Whether a map ``(N, C, H, W)`` has rows enough for products by convolution."""
     return not few(x.permute(0, 2, 3, 1), weights.first)
-
-
-def _probe(weight: Tensor) -> Tensor:
-    """Some values of a parameter: of a weight ``(N, ...)``, some of each row and of each column of ``(N, K)``."""
-    if weight.ndim == 1:
-        return weight
-    weight = weight.flatten(1)
-    step = next((prime for prime in STEPS if prime <= min(weight.shape) and weight.shape[1] % prime), 1)
-    return weight.flatten()[::step]
 
 
 class _Training(torch.autograd.Function):

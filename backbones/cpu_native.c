@@ -1,4 +1,4 @@
-// A ConvNeXt block for inference on CPUs with AVX-512; cpu_native.py compiles, packs and calls it, and says why.
+// ConvNeXt's blocks and downsampling for inference on CPUs with AVX-512; cpu_native.py compiles and calls it, and says why.
 //
 // A tile is some positions (n, h, w) that follow each other. All steps of one are done before the next, by one thread:
 // its normalised and hidden values lie in that thread's scratch memory, small enough for the level-2 cache. Maps are
@@ -38,7 +38,17 @@ typedef struct {
   const float *conv, *conv_bias;  // (side, side, channels), (channels)
   const float *scale, *shift;     // of the norm
   const float *first, *first_bias, *second, *second_bias;  // weights as cpu_native.py packs them
+  const float *tail;                                       // polynomials of Phi(-a), see gelu_of_half
 } Block;
+
+typedef struct {
+  int64_t images, height, width;        // of the input
+  int64_t channels, outputs;            // of input and output
+  int64_t tile, threads, scratch;       // as in Block
+  float eps;
+  const float *scale, *shift;           // of the norm
+  const float *weight, *bias;           // of the convolution
+} Downsample;
 
 static ptrdiff_t smaller(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 
@@ -108,27 +118,27 @@ typedef void Convolve(const float *, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t,
 static Convolve *const CONVOLUTIONS[2][5] = {{convolve_3_0, convolve_5_0, convolve_7_0, convolve_9_0, convolve_11_0},
                                              {convolve_3_1, convolve_5_1, convolve_7_1, convolve_9_1, convolve_11_1}};
 
-// Layer normalisation of one position's channels.
-INLINE void normalise(const float *x, ptrdiff_t channels, const float *scale, const float *shift, float eps, float *out,
-                      ptrdiff_t at, const int half) {
+// Layer normalisation of one position's channels: those of x from `from` on, to those of out from `to` on.
+INLINE void normalise(const float *x, ptrdiff_t from, ptrdiff_t channels, const float *scale, const float *shift, float eps,
+                      float *out, ptrdiff_t to, const int half, const int narrow) {
   __m512 sum = _mm512_setzero_ps(), squares = sum;
-  for (ptrdiff_t c = 0; c < channels; c += LANES) sum = _mm512_add_ps(sum, _mm512_loadu_ps(x + c));
+  for (ptrdiff_t c = 0; c < channels; c += LANES) sum = _mm512_add_ps(sum, load(x, from + c, narrow));
   const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / channels);
   for (ptrdiff_t c = 0; c < channels; c += LANES) {
-    const __m512 difference = _mm512_sub_ps(_mm512_loadu_ps(x + c), mean);
+    const __m512 difference = _mm512_sub_ps(load(x, from + c, narrow), mean);
     squares = _mm512_fmadd_ps(difference, difference, squares);
   }
   const __m512 factor = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(squares) / channels + eps));
   for (ptrdiff_t c = 0; c < channels; c += LANES) {
-    const __m512 normal = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(x + c), mean), factor);
-    store(out, at + c, _mm512_fmadd_ps(normal, _mm512_loadu_ps(scale + c), _mm512_loadu_ps(shift + c)), half);
+    const __m512 normal = _mm512_mul_ps(_mm512_sub_ps(load(x, from + c, narrow), mean), factor);
+    store(out, to + c, _mm512_fmadd_ps(normal, _mm512_loadu_ps(scale + c), _mm512_loadu_ps(shift + c)), half);
   }
 }
 
 // max(x, 0) - |x| Phi(-|x|), which is x Phi(x). Phi(-a) is exp(-a^2 / 2) times a polynomial of t = 1 / (1 + 0.28 a), as in
 // Abramowitz and Stegun 7.1.26; its coefficients, and those of 2^f for -0.5 <= f <= 0.5, are fits of least largest error:
 // 3.3e-9 of GELU, 7.5e-8 of the power. Beyond 13 the power would leave float32. "min" gives a NaN on if it comes second.
-INLINE __m512 gelu(__m512 x) {
+INLINE __m512 gelu_of_float(__m512 x) {
   const __m512 a = _mm512_min_ps(_mm512_set1_ps(13.0f), _mm512_abs_ps(x));
   const __m512 divisor = _mm512_fmadd_ps(a, _mm512_set1_ps(0.28f), _mm512_set1_ps(1.0f));
   const __m512 guess = _mm512_rcp14_ps(divisor);
@@ -152,6 +162,20 @@ INLINE __m512 gelu(__m512 x) {
   return _mm512_sub_ps(_mm512_max_ps(_mm512_setzero_ps(), x), tail);
 }
 
+// The same for results that are rounded to bfloat16: Phi(-a) from polynomials of second degree between 32 points, which
+// are SEGMENTS apart; at most 8e-6 from it. The sum with 2^23 is rounded to a whole number, whose bits are the index.
+#define SEGMENTS (31.0f / 4.75f)
+INLINE __m512 gelu_of_half(__m512 x, const float *tail) {
+  const __m512 a = _mm512_min_ps(_mm512_set1_ps(4.75f), _mm512_abs_ps(x));
+  const __m512 shifted = _mm512_fmadd_ps(a, _mm512_set1_ps(SEGMENTS), _mm512_set1_ps(0x1p23f));
+  const __m512i index = _mm512_castps_si512(shifted);
+  const __m512 f = _mm512_fmsub_ps(a, _mm512_set1_ps(SEGMENTS), _mm512_sub_ps(shifted, _mm512_set1_ps(0x1p23f)));
+  __m512 value = _mm512_permutex2var_ps(_mm512_loadu_ps(tail + 64), index, _mm512_loadu_ps(tail + 80));
+  value = _mm512_fmadd_ps(value, f, _mm512_permutex2var_ps(_mm512_loadu_ps(tail + 32), index, _mm512_loadu_ps(tail + 48)));
+  value = _mm512_fmadd_ps(value, f, _mm512_permutex2var_ps(_mm512_loadu_ps(tail), index, _mm512_loadu_ps(tail + 16)));
+  return _mm512_fnmadd_ps(value, a, _mm512_max_ps(_mm512_setzero_ps(), x));
+}
+
 // A tile of a product, `rows` x `vectors` * 16: rows of `words` words times a panel of the weight (words, vectors, 16).
 #define SUM(i, j) if (j < vectors) sums[i][j] = _mm512_loadu_ps(bias + j * LANES);
 #define SUMS(i) if (i < rows) { EACH_4_OF(SUM, i) }
@@ -167,22 +191,24 @@ INLINE __m512 gelu(__m512 x) {
     EACH_12(ADDS) \
   }
 
-#define ACTIVE(i, j) if (j < vectors) store(out, i * width + j * LANES, gelu(sums[i][j]), half);
+#define ACTIVE(i, j) if (j < vectors) { \
+    store(out, i * width + j * LANES, half ? gelu_of_half(sums[i][j], tail) : gelu_of_float(sums[i][j]), half); \
+  }
 #define ACTIVES(i) if (i < rows) { EACH_4_OF(ACTIVE, i) }
 INLINE void first_tile(const float *x, ptrdiff_t words, const float *panel, const float *bias, float *out, ptrdiff_t width,
-                       const int rows, const int vectors, const int half) {
+                       const float *tail, const int rows, const int vectors, const int half) {
   PRODUCT
   EACH_12(ACTIVES)
 }
 
 #define RESULT(i, j) if (j < vectors) { \
     const ptrdiff_t at = i * width + j * LANES; \
-    store(out, at, _mm512_add_ps(sums[i][j], load(input, at, narrow)), narrow); \
+    store(out, at, residual ? _mm512_add_ps(sums[i][j], load(input, at, narrow)) : sums[i][j], narrow); \
   }
 #define RESULTS(i) if (i < rows && i < left) { EACH_4_OF(RESULT, i) }
 INLINE void second_tile(const float *x, ptrdiff_t words, const float *panel, const float *bias, const float *input, float *out,
                         ptrdiff_t width, ptrdiff_t left, const int rows, const int vectors, const int half,
-                        const int narrow) {
+                        const int narrow, const int residual) {
   PRODUCT
   EACH_12(RESULTS)
 }
@@ -190,28 +216,36 @@ INLINE void second_tile(const float *x, ptrdiff_t words, const float *panel, con
 // Functions of their own: within a larger one the compiler has no registers left for the sums.
 #define FIRST(name, rows, vectors, half) \
   __attribute__((noinline)) static void first_##name##_##vectors( \
-      const float *x, ptrdiff_t words, const float *panel, const float *bias, float *out, ptrdiff_t width) { \
-    first_tile(x, words, panel, bias, out, width, rows, vectors, half); \
+      const float *x, ptrdiff_t words, const float *panel, const float *bias, float *out, ptrdiff_t width, \
+      const float *tail) { \
+    first_tile(x, words, panel, bias, out, width, tail, rows, vectors, half); \
   }
-#define SECOND(name, rows, vectors, half, narrow) \
+#define SECOND(name, rows, vectors, half, narrow, residual) \
   __attribute__((noinline)) static void second_##name##_##vectors( \
       const float *x, ptrdiff_t words, const float *panel, const float *bias, const float *input, float *out, \
       ptrdiff_t width, ptrdiff_t left) { \
-    second_tile(x, words, panel, bias, input, out, width, left, rows, vectors, half, narrow); \
+    second_tile(x, words, panel, bias, input, out, width, left, rows, vectors, half, narrow, residual); \
   }
 FIRST(float, 12, 1, 0) FIRST(float, 10, 2, 0) FIRST(float, 8, 3, 0) FIRST(float, 6, 4, 0)
 FIRST(half, 12, 1, 1) FIRST(half, 10, 2, 1) FIRST(half, 8, 3, 1) FIRST(half, 6, 4, 1)
-SECOND(float, 12, 1, 0, 0) SECOND(float, 10, 2, 0, 0) SECOND(float, 8, 3, 0, 0) SECOND(float, 6, 4, 0, 0)
-SECOND(half, 12, 1, 1, 0) SECOND(half, 10, 2, 1, 0) SECOND(half, 8, 3, 1, 0) SECOND(half, 6, 4, 1, 0)
-SECOND(narrow, 12, 1, 1, 1) SECOND(narrow, 10, 2, 1, 1) SECOND(narrow, 8, 3, 1, 1) SECOND(narrow, 6, 4, 1, 1)
+SECOND(float, 12, 1, 0, 0, 1) SECOND(float, 10, 2, 0, 0, 1) SECOND(float, 8, 3, 0, 0, 1) SECOND(float, 6, 4, 0, 0, 1)
+SECOND(half, 12, 1, 1, 0, 1) SECOND(half, 10, 2, 1, 0, 1) SECOND(half, 8, 3, 1, 0, 1) SECOND(half, 6, 4, 1, 0, 1)
+SECOND(narrow, 12, 1, 1, 1, 1) SECOND(narrow, 10, 2, 1, 1, 1) SECOND(narrow, 8, 3, 1, 1, 1) SECOND(narrow, 6, 4, 1, 1, 1)
+SECOND(alone_float, 12, 1, 0, 0, 0) SECOND(alone_float, 10, 2, 0, 0, 0)
+SECOND(alone_float, 8, 3, 0, 0, 0) SECOND(alone_float, 6, 4, 0, 0, 0)
+SECOND(alone_half, 12, 1, 1, 1, 0) SECOND(alone_half, 10, 2, 1, 1, 0)
+SECOND(alone_half, 8, 3, 1, 1, 0) SECOND(alone_half, 6, 4, 1, 1, 0)
 
-typedef void First(const float *, ptrdiff_t, const float *, const float *, float *, ptrdiff_t);
+typedef void First(const float *, ptrdiff_t, const float *, const float *, float *, ptrdiff_t, const float *);
 typedef void Second(const float *, ptrdiff_t, const float *, const float *, const float *, float *, ptrdiff_t, ptrdiff_t);
 static First *const FIRSTS[2][MOST_VECTORS] = {{first_float_1, first_float_2, first_float_3, first_float_4},
                                                {first_half_1, first_half_2, first_half_3, first_half_4}};
 static Second *const SECONDS[3][MOST_VECTORS] = {{second_float_1, second_float_2, second_float_3, second_float_4},
                                                  {second_half_1, second_half_2, second_half_3, second_half_4},
                                                  {second_narrow_1, second_narrow_2, second_narrow_3, second_narrow_4}};
+static Second *const ALONE[2][MOST_VECTORS] = {
+    {second_alone_float_1, second_alone_float_2, second_alone_float_3, second_alone_float_4},
+    {second_alone_half_1, second_alone_half_2, second_alone_half_3, second_alone_half_4}};
 static const ptrdiff_t ROWS[MOST_VECTORS] = {12, 10, 8, 6};
 
 // Memory of a thread, in words: a row of the convolution's output, and the normalised and the hidden values of a tile.
@@ -239,8 +273,8 @@ INLINE void depthwise(const Block *block, const float *x, ptrdiff_t begin, ptrdi
         convolution(place(x, image + c, narrow), height, width, channels, row, w, block->conv + c, block->conv_bias + c,
                     scratch.line + (w - left) * channels + c);
     for (ptrdiff_t w = left; w < right; w++)
-      normalise(scratch.line + (w - left) * channels, channels, block->scale, block->shift, block->eps, scratch.normal,
-                (at - begin + w - left) * channels, half);
+      normalise(scratch.line, (w - left) * channels, channels, block->scale, block->shift, block->eps, scratch.normal,
+                (at - begin + w - left) * channels, half, 0);
     at += right - left;
   }
 }
@@ -254,24 +288,30 @@ INLINE void expand(const Block *block, ptrdiff_t rows, Scratch scratch, const in
     for (ptrdiff_t row = 0; row < rows; row += ROWS[many - 1])
       FIRSTS[half][many - 1](scratch.normal + row * words, words, block->first + from * LANES * words,
                              block->first_bias + from * LANES,
-                             place(scratch.hidden, row * block->hidden + from * LANES, half), block->hidden);
+                             place(scratch.hidden, row * block->hidden + from * LANES, half), block->hidden, block->tail);
+  }
+}
+
+// A product of so many rows of `words` words, whose results are `width` channels of `out`; `input` is added by some tiles.
+INLINE void multiply(Second *const *tiles, const float *x, ptrdiff_t words, const float *weight, const float *bias,
+                     const float *input, float *out, ptrdiff_t width, ptrdiff_t rows, const int narrow) {
+  const ptrdiff_t vectors = width / LANES, panels = (vectors + MOST_VECTORS - 1) / MOST_VECTORS;
+  for (ptrdiff_t panel = 0; panel < panels; panel++) {
+    const ptrdiff_t from = panel * vectors / panels, many = (panel + 1) * vectors / panels - from;
+    for (ptrdiff_t row = 0; row < rows; row += ROWS[many - 1]) {
+      const ptrdiff_t at = row * width + from * LANES;
+      tiles[many - 1](x + row * words, words, weight + from * LANES * words, bias + from * LANES, place(input, at, narrow),
+                      place(out, at, narrow), width, rows - row);
+    }
   }
 }
 
 // Second product of so many hidden rows, and residual, at the positions from `begin`.
 INLINE void project(const Block *block, const float *x, float *out, ptrdiff_t begin, ptrdiff_t rows, Scratch scratch,
                     const int half, const int narrow) {
-  const ptrdiff_t words = block->hidden / (half ? 2 : 1), channels = block->channels, vectors = channels / LANES;
-  const ptrdiff_t panels = (vectors + MOST_VECTORS - 1) / MOST_VECTORS;
-  for (ptrdiff_t panel = 0; panel < panels; panel++) {
-    const ptrdiff_t from = panel * vectors / panels, many = (panel + 1) * vectors / panels - from;
-    for (ptrdiff_t row = 0; row < rows; row += ROWS[many - 1]) {
-      const ptrdiff_t at = (begin + row) * channels + from * LANES;
-      SECONDS[half + narrow][many - 1](scratch.hidden + row * words, words, block->second + from * LANES * words,
-                                       block->second_bias + from * LANES, place(x, at, narrow), place(out, at, narrow),
-                                       channels, rows - row);
-    }
-  }
+  const ptrdiff_t at = begin * block->channels;
+  multiply(SECONDS[half + narrow], scratch.hidden, block->hidden / (half ? 2 : 1), block->second, block->second_bias,
+           place(x, at, narrow), place(out, at, narrow), block->channels, rows, narrow);
 }
 
 // The tiles, shared out among the threads; each has positions from `begin` to `end`.
@@ -338,7 +378,31 @@ INLINE void after_grn(const Block *block, const float *x, const float *hidden, c
   }
 }
 
+// Norm and convolution of side and stride 2: a product of the four normalised positions of each patch.
+INLINE void downsampled(const Downsample *layer, const float *x, float *out, float *all, const int half, const int narrow) {
+  const ptrdiff_t height = layer->height / 2, width = layer->width / 2, channels = layer->channels;
+  const ptrdiff_t total = layer->images * height * width, words = 4 * channels / (half ? 2 : 1);
+#pragma omp parallel num_threads(layer->threads)
+  {
+    float *normal = all + omp_get_thread_num() * layer->scratch;
+#pragma omp for schedule(dynamic)
+    for (ptrdiff_t begin = 0; begin < total; begin += layer->tile) {
+      const ptrdiff_t end = smaller(begin + layer->tile, total);
+      for (ptrdiff_t i = 0; i < 4 * (end - begin); i++) {
+        const ptrdiff_t at = begin + i / 4, line = 2 * (at / width % height) + i % 4 / 2, column = 2 * (at % width) + i % 2;
+        const ptrdiff_t from = ((at / width / height * layer->height + line) * layer->width + column) * channels;
+        normalise(x, from, channels, layer->scale, layer->shift, layer->eps, normal, i * channels, half, narrow);
+      }
+      float *const result = place(out, begin * layer->outputs, half);
+      multiply(ALONE[half], normal, words, layer->weight, layer->bias, result, result, layer->outputs, end - begin, half);
+    }
+  }
+}
+
 #define EXPORT(name, half, narrow) \
+  void downsampled_##name(const Downsample *layer, const float *x, float *out, float *scratch) { \
+    downsampled(layer, x, out, scratch, half, narrow); \
+  } \
   void whole_##name(const Block *block, const float *x, float *out, float *scratch) { \
     whole(block, x, out, scratch, half, narrow); \
   } \

@@ -1,10 +1,11 @@
-"""A block for inference on CPU in one pass, by C code that is compiled on first use where there is a C compiler.
+"""Inference on CPU in one pass for each layer, by C code that is compiled on first use where there is a C compiler.
 
 PyTorch's operators run one after another over a map or a piece of it: at 224 pixels and 8 images the first stage's
 hidden map alone is 19 MB in bfloat16, written once and read once in each block, and its products have so few channels
 that oneDNN waits for that memory half of the time. Here one thread takes about a hundred positions through all steps,
 convolution, norm, both products, GELU and residual, while they stay in its own cache (``cpu_native.c``). With response
-normalisation (V2), which looks at whole images between the products, there are two such passes.
+normalisation (V2), which looks at whole images between the products, there are two such passes. Norm and convolution
+between two stages are one pass as well.
 
 It needs AVX-512, for bfloat16 also AVX512_BF16, channels in multiples of 16 and parameters in float32. Nothing has to
 be compiled to install or to use this package: without a compiler :mod:`backbones.cpu_steps` does the same. The library
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import math
 import os
 import shlex
 import shutil
@@ -43,6 +45,8 @@ LANES, COLUMNS, MOST_ROWS, MOST_VECTORS = 16, 14, 12, 4
 SIDES = (3, 5, 7, 9, 11)
 # Positions of a tile: with 56 the weights are read too often, with 224 a wide block's hidden values leave the cache.
 TILE = 112
+# Points between which polynomials give the tail of the normal distribution, for bfloat16, and where the last one is.
+POINTS, LAST = 32, 4.75
 
 
 class Packed(NamedTuple):
@@ -66,6 +70,21 @@ class Packed(NamedTuple):
     second_bias: Tensor
 
 
+class PackedDownsample(NamedTuple):
+    """Weights of a norm and a convolution of side and stride 2 as the C code reads them.
+
+    Attributes:
+        scale: ``(C,)``, as is ``shift``.
+        weight: Panels of the convolution's weight, as of a product with patches ``(2, 2, C)``, in its precision.
+        bias: ``(outputs,)``.
+    """
+
+    scale: Tensor
+    shift: Tensor
+    weight: Tensor
+    bias: Tensor
+
+
 class _Block(ctypes.Structure):
     """``Block`` of the source."""
 
@@ -73,7 +92,18 @@ class _Block(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("images", "height", "width", "channels", "hidden", "side")),
         *((name, ctypes.c_int64) for name in ("span", "tile", "threads", "scratch")),
         ("eps", ctypes.c_float),
-        *((name, ctypes.c_void_p) for name in Packed._fields),
+        *((name, ctypes.c_void_p) for name in (*Packed._fields, "tail")),
+    )
+
+
+class _Downsample(ctypes.Structure):
+    """``Downsample`` of the source."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("images", "height", "width", "channels", "outputs")),
+        *((name, ctypes.c_int64) for name in ("tile", "threads", "scratch")),
+        ("eps", ctypes.c_float),
+        *((name, ctypes.c_void_p) for name in PackedDownsample._fields),
     )
 
 
@@ -85,10 +115,13 @@ def missing() -> str | None:
 
 def takes(weights: Weights, dtype: torch.dtype) -> bool:
     """Whether a block with these weights can run, with products in a precision."""
-    hidden, channels = weights.first.shape
-    fits = channels % LANES == 0 and hidden % LANES == 0 and weights.conv.shape[-1] in SIDES
     precise = all(one is None or one.dtype == torch.float32 for one in weights)
-    return fits and precise and hasattr(_library(), f"whole_{_name(dtype)}_float32")
+    return precise and weights.conv.shape[-1] in SIDES and has_product(weights.first, dtype)
+
+
+def has_product(weight: Tensor, dtype: torch.dtype) -> bool:
+    """Whether there are products with a weight ``(N, K, ...)`` in a precision."""
+    return not any(size % LANES for size in weight.shape[:2]) and hasattr(_library(), f"whole_{_name(dtype)}_float32")
 
 
 def pack(weights: Weights, dtype: torch.dtype) -> Packed:
@@ -110,6 +143,36 @@ def pack(weights: Weights, dtype: torch.dtype) -> Packed:
     return Packed(*(one.contiguous() for one in found))
 
 
+def pack_downsample(scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> PackedDownsample:
+    """Parameters of a norm and of a convolution, its weight ``(outputs, C, 2, 2)``, for products in a precision."""
+    panels = _panels(weight.detach().permute(0, 2, 3, 1).flatten(1), dtype)
+    return PackedDownsample(*(one.detach().contiguous() for one in (scale, shift, panels, bias)))
+
+
+def downsample(x: Tensor, packed: PackedDownsample, eps: float) -> Tensor:
+    """Layer normalisation and a convolution of side and stride 2.
+
+    Args:
+        x: Input, ``(N, H, W, C)``, contiguous, in float32 or in the precision of the products.
+        packed: Of :func:`pack_downsample`.
+        eps: Of the norm.
+
+    Returns:
+        ``(N, H // 2, W // 2, outputs)`` in the precision of the products.
+    """
+    images, height, width, channels = x.shape
+    outputs, threads, dtype = len(packed.bias), torch.get_num_threads(), packed.weight.dtype
+    out = torch.empty(images, height // 2, width // 2, outputs, dtype=dtype)
+    if not out.numel():
+        return out
+    tile = _tile(out.shape[:3].numel(), out.shape[:3].numel(), 1, threads)
+    words = (tile + MOST_ROWS) * 4 * channels * packed.weight.element_size() // 4
+    pointers = (one.data_ptr() for one in packed)
+    layer = _Downsample(*x.shape, outputs, tile, threads, words, eps, *pointers)
+    _call("downsampled", dtype, layer, x, out, torch.empty(threads * words))
+    return out
+
+
 def forward(x: Tensor, packed: Packed, eps: float, grn: GRN | None) -> Tensor:
     """A block's result.
 
@@ -127,7 +190,7 @@ def forward(x: Tensor, packed: Packed, eps: float, grn: GRN | None) -> Tensor:
         return out
     if grn is None:
         block, scratch = _described(x, packed, eps, x.shape[:3].numel())
-        _call("whole", packed, block, x, out, scratch)
+        _call("whole", packed.first.dtype, block, x, out, scratch)
         return out
     hidden = len(packed.first_bias)
     image = x.shape[1:3].numel() * hidden * packed.first.element_size()
@@ -135,36 +198,37 @@ def forward(x: Tensor, packed: Packed, eps: float, grn: GRN | None) -> Tensor:
         block, scratch = _described(x[images], packed, eps, x.shape[1:3].numel())
         maps = torch.empty(block.images, *x.shape[1:3], hidden, dtype=packed.first.dtype)
         squares = torch.empty(block.images, -(-block.span // block.tile), hidden)
-        _call("before_grn", packed, block, x[images], maps, squares, scratch)
+        _call("before_grn", packed.first.dtype, block, x[images], maps, squares, scratch)
         factors = 1 + grn.gamma.flatten() * grn.relative(squares.sum(1).sqrt())
-        _call("after_grn", packed, block, x[images], maps, factors, out[images], scratch)
+        _call("after_grn", packed.first.dtype, block, x[images], maps, factors, out[images], scratch)
     return out
 
 
-def _call(step: str, packed: Packed, block: _Block, x: Tensor, *others: Tensor) -> None:
+def _call(step: str, dtype: torch.dtype, layer: _Block | _Downsample, x: Tensor, *others: Tensor) -> None:
     """Call a function of the library; the interpreter's lock is given back meanwhile."""
-    function = getattr(_library(), f"{step}_{_name(packed.first.dtype)}_{_name(x.dtype)}")
-    function(ctypes.byref(block), *(ctypes.c_void_p(one.data_ptr()) for one in (x, *others)))
+    function = getattr(_library(), f"{step}_{_name(dtype)}_{_name(x.dtype)}")
+    function(ctypes.byref(layer), *(ctypes.c_void_p(one.data_ptr()) for one in (x, *others)))
 
 
 def _described(x: Tensor, packed: Packed, eps: float, span: int) -> tuple[_Block, Tensor]:
     """The C code's description of a block on a map ``(N, H, W, C)``, and its scratch memory."""
     channels, hidden, threads = x.shape[3], len(packed.first_bias), torch.get_num_threads()
-    tile = _tile(span, x.shape[2], x.shape[:3].numel() // threads)
+    tile = _tile(x.shape[:3].numel(), span, x.shape[2], threads)
     rows = (tile + MOST_ROWS) * (channels + hidden) * packed.first.element_size() // 4
     words = (min(tile, x.shape[2]) + COLUMNS) * channels + rows
     words += -words % LANES
     side = round(packed.conv.shape[0] ** 0.5)
-    pointers = (one.data_ptr() for one in packed)
+    pointers = (one.data_ptr() for one in (*packed, _tail()))
     return _Block(*x.shape, hidden, side, span, tile, threads, words, eps, *pointers), torch.empty(threads * words)
 
 
-def _tile(span: int, width: int, share: int) -> int:
-    """Positions of a tile: whole rows where these are short, and no more than a thread's share."""
-    most = max(min(TILE, span, share), COLUMNS)
-    if width <= most:
-        return round(most / width) * width
-    return -(-width // -(-width // most) // COLUMNS) * COLUMNS
+def _tile(positions: int, span: int, width: int, threads: int) -> int:
+    """Positions of a tile: as many tiles as every thread gets as many of, and whole rows where these are short."""
+    tiles = -(-positions // TILE)
+    tile = min(-(-positions // (tiles + -tiles % threads)), span)
+    if width <= tile:
+        return round(tile / width) * width
+    return -(-width // -(-width // tile) // COLUMNS) * COLUMNS
 
 
 def _panels(weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -178,6 +242,18 @@ def _panels(weight: Tensor, dtype: torch.dtype) -> Tensor:
     panels = evenly(vectors, MOST_VECTORS)
     parts = (weight[rows.start * LANES : rows.stop * LANES] for rows in panels)
     return torch.cat([part.unflatten(1, (-1, pair)).transpose(0, 1).flatten() for part in parts])
+
+
+@cache
+def _tail() -> Tensor:
+    """Polynomials ``(3, POINTS)`` of Phi(-a), lowest power first, each exact at three places around its point.
+
+    These are Chebyshev's. The argument is the distance from the point, in parts of that between two points.
+    """
+    place = math.sqrt(3) / 4
+    points = torch.arange(POINTS, dtype=torch.float64)
+    before, at, after = (torch.special.ndtr(-(points + f) * LAST / (POINTS - 1)) for f in (-place, 0, place))
+    return torch.stack([at, (after - before) / (2 * place), (after + before - 2 * at) / (2 * place**2)]).float()
 
 
 def _name(dtype: torch.dtype) -> str:

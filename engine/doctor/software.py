@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from backbones import cpu_native
 from engine import mmcv_ops
 from engine.doctor.examination import Check, Request, Result, bad, note, ok
 from engine.records.environment import ROOT, code_state, commit_line
@@ -32,6 +33,7 @@ def checks(request: Request) -> list[Check]:
         Check("packages", lambda: check_packages(*requirements(), installed_versions())),
         Check("operators", lambda: (result for device in devices for result in check_operators(device))),
         Check("torch.compile", lambda: check_compile(compiler(os.environ), importlib.util.find_spec("triton"))),
+        Check("CPU inference", lambda: check_inference(cpu_native.missing())),
         Check("code", lambda: check_code(code_state())),
     ]
 
@@ -155,6 +157,14 @@ def check_compile(found: str | None, triton: Any) -> Iterator[Result]:
         yield note("torch.compile", "compiler present, no Triton", "only GPUs need it: pip install triton")
     else:
         yield ok("torch.compile", f"{Path(found).name} and Triton present")
+
+
+def check_inference(missing: str | None) -> Iterator[Result]:
+    """What makes inference on CPU faster, and is not needed for anything."""
+    if missing is None:
+        yield ok("CPU inference", "ConvNeXt's layers compile to one pass each")
+    else:
+        yield note("CPU inference", missing, "slower by PyTorch's operators, and as right: gcc and AVX-512 mend it")
 
 
 def check_code(state: Mapping[str, Any]) -> Iterator[Result]:

@@ -25,7 +25,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from backbones.cpu_block import cpu_name
+from backbones.cpu_conditions import cpu_name
 from backbones.errors import UserError, described
 from backbones.kernels import choice
 from engine.flops import SMALLEST_SIDE, Shape
@@ -36,7 +36,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # precision, through the depth of the largest network; TF32 has ten bits.
 TOLERANCE = {"fp32": 1e-5, "tf32": 5e-3, "bf16": 5e-2, "fp16": 1e-2}
 GRADIENT = 10  # times that for gradients, which pass through the network twice
-PLAIN = {"cpu_block": "plain", "dwconv_norm": "plain", "mlp": "plain"}
+PLAIN = {"cpu_block": "plain", "cpu_downsample": "plain", "dwconv_norm": "plain", "mlp": "plain"}
 WARM_UP = 2
 ROUND_SECONDS = 0.1  # a round repeats a call until it lasts about so long
 TEXT = "{:28} {:26} {:>8} {:>15} {:>9} {:>18} {:>9}"

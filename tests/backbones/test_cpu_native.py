@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from backbones import cpu_block, cpu_native
-from backbones.convnext import Block
+from backbones.convnext import Block, Downsampling
 from backbones.errors import UserError
 from backbones.kernels import choice
 
@@ -153,6 +153,100 @@ def test_what_it_does_not_take() -> None:
     with choice.force(cpu_block="native"):
         (block(x).sum()).backward()  # in training there is no such form, and forcing it is no error
     assert block.gamma.grad is not None
+
+
+def downsampling(channels: int, outputs: int) -> Downsampling:
+    torch.manual_seed(channels)
+    layer = Downsampling(channels, outputs)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return layer
+
+
+def downsampled(layer: Downsampling, x: Tensor, form: str, dtype: torch.dtype = torch.float32) -> Tensor:
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16)
+    with torch.no_grad(), autocast, choice.force(cpu_downsample=form):
+        return layer(x)
+
+
+@pytest.fixture
+def packed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Notes each pass of the compiled downsampling."""
+    noted: list[str] = []
+    plain = cpu_native.downsample
+    monkeypatch.setattr(cpu_native, "downsample", lambda *given: (noted.append("native"), plain(*given))[1])
+    return noted
+
+
+@needs_compiler
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize("shape", [(2, 8, 8), (1, 33, 57), (3, 2, 3), (1, 2, 500)])
+def test_any_map_is_downsampled(
+    shape: tuple[int, int, int], dtype: torch.dtype, threads: int, packed: list[str]
+) -> None:
+    layer, x = downsampling(48, 112), maps(48, *shape)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = [downsampled(layer, one, "native", dtype) for one in (x, x.to(dtype))]
+    finally:
+        torch.set_num_threads(before)
+    plain = [downsampled(layer, one, "plain", dtype) for one in (x, x.to(dtype))]
+    assert packed == ["native", "native"]
+    truth = downsampled(layer.double(), x.double(), "plain")
+    for ours, theirs in zip(found, plain, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert ours.shape == truth.shape
+        assert ours.is_contiguous(memory_format=torch.channels_last)
+        assert float((ours.double() - truth).norm() / truth.norm()) < BOUNDS[dtype]
+
+
+def hook(layer: Downsampling) -> None:
+    layer[0].register_forward_hook(lambda module, args, out: 2 * out)
+
+
+def another_stride(layer: Downsampling) -> None:
+    layer[1].stride = (1, 1)
+
+
+def another_norm(layer: Downsampling) -> None:
+    layer[0] = nn.BatchNorm2d(48)
+
+
+@needs_compiler
+@pytest.mark.parametrize("change", [hook, another_stride, another_norm, nn.Module.bfloat16])
+def test_a_changed_downsampling_runs_as_it_is(change: Any, packed: list[str]) -> None:
+    layer, x = downsampling(48, 96).eval(), maps(48, 1, 8, 8)
+    change(layer)
+    x = x.to(layer[1].weight.dtype)
+    with torch.no_grad():
+        assert torch.equal(downsampled(layer, x, "native"), layer[1](layer[0](x)))
+    assert not packed
+
+
+@needs_compiler
+def test_a_downsampling_in_training_runs_as_it_is(packed: list[str]) -> None:
+    layer, x = downsampling(48, 96), maps(48, 1, 8, 8)
+    with choice.force(cpu_downsample="native"):
+        layer(x).sum().backward()
+        assert torch.export.export(layer, (x,)) is not None
+        with torch.no_grad(), choice.without_measuring():
+            layer(x)
+    assert layer[0].weight.grad is not None
+    assert not packed
+
+
+@needs_compiler
+@pytest.mark.parametrize("changed", ["0.weight", "0.bias", "1.weight", "1.bias"])
+def test_a_downsampling_is_never_stale(changed: str, packed: list[str]) -> None:
+    layer, x = downsampling(48, 96), maps(48, 1, 8, 8)
+    before = downsampled(layer, x, "native")
+    layer.get_parameter(changed).data.mul_(2)
+    after = downsampled(layer, x, "native")
+    assert len(packed) == 2
+    assert not torch.allclose(before, after)
+    assert torch.allclose(after, downsampled(layer, x, "plain"), atol=1e-5)
 
 
 @pytest.fixture

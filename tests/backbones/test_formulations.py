@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones import build_backbone, cpu_block, cpu_native, cpu_steps
+from backbones import build_backbone, cpu_block, cpu_kept, cpu_native, cpu_steps
 from backbones.convnext import Block
 from backbones.cpu_steps import depthwise_weight_gradient
 from backbones.errors import UserError
@@ -214,9 +214,9 @@ def changes() -> dict[str, Any]:
 def test_kept_weights_are_never_stale(change: str, form: str, calls: list[str]) -> None:
     block, x = made().eval(), maps(2, 8, 8)
     before = outcome_of(block, x, form)
-    kept = cpu_block._kept_weights[block]
+    kept = cpu_kept._kept[block]
     assert torch.equal(outcome_of(block, x, form), before)
-    assert cpu_block._kept_weights[block] is kept, "nothing changed, and the weights were packed again"
+    assert cpu_kept._kept[block] is kept, "nothing changed, and the weights were packed again"
     if change == "a checkpoint":
         nn.init.ones_(block.pwconv1.weight)
         outcome_of(block, x, form)
@@ -241,7 +241,7 @@ def test_the_shift_of_the_response_normalisation_is_never_stale(calls: list[str]
 @pytest.mark.parametrize("turned", [False, True])
 def test_the_values_compared_are_of_all_rows_and_columns(channels: int, turned: bool) -> None:
     shape = (channels, 4 * channels) if turned else (4 * channels, channels)
-    found = cpu_block._probe(torch.arange(channels * 4 * channels).view(shape))
+    found = cpu_kept.probe(torch.arange(channels * 4 * channels).view(shape))
     assert len((found // shape[1]).unique()) == shape[0]
     assert len((found % shape[1]).unique()) == shape[1]
 
@@ -251,11 +251,11 @@ def test_a_step_too_small_to_see_counts_too(calls: list[str]) -> None:
     block, x = made().eval(), maps(1, 8, 8)
     with choice.force(cpu_block="fused"), torch.no_grad():
         block(x)
-        kept = cpu_block._kept_weights[block]
+        kept = cpu_kept._kept[block]
         block.pwconv1.weight.mul_(1)
         block(x)
     assert len(calls) == 2
-    assert cpu_block._kept_weights[block] is not kept
+    assert cpu_kept._kept[block] is not kept
 
 
 def test_dropped_images_pass_and_the_same_ones(calls: list[str]) -> None:
@@ -418,7 +418,7 @@ def test_what_decides(monkeypatch: pytest.MonkeyPatch, calls: list[str]) -> None
     assert (calls, asked) == ([], []), "a tiny block runs plain, unmeasured"
     monkeypatch.setattr(cpu_block, "SMALLEST_WORK", 1)
     for fast in (True, False):
-        monkeypatch.setattr(cpu_block, "_has_avx512", lambda fast=fast: fast)
+        monkeypatch.setattr(cpu_block, "has_avx512", lambda fast=fast: fast)
         calls.clear()
         block.train()(x)
         with torch.no_grad():

@@ -37,6 +37,7 @@ from engine.doctor.network import check_name, check_nccl, check_port, check_sum,
 from engine.doctor.software import (
     check_code,
     check_compile,
+    check_inference,
     check_operators,
     check_packages,
     check_python,
@@ -134,6 +135,11 @@ def test_operators_that_give_another_answer(kept: list[int], pooled: list[float]
 )
 def test_compile(compiler: str | None, triton: Any, level: str, words: str) -> None:
     one(check_compile(compiler, triton), level, words)
+
+
+def test_inference() -> None:
+    one(check_inference(None), "ok", "CPU inference")
+    one(check_inference("no C compiler is found"), "note", "no C compiler", "gcc")
 
 
 def test_code() -> None:
