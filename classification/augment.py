@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.data import auto_augment as timm_ops
-from torch import Tensor
 
 from backbones.errors import UserError
 
@@ -186,23 +185,24 @@ def _blend(base: Picture, picture: Picture, factor: float) -> Picture:
 def _translate(picture: Picture, shift: float, axis: int, fill: tuple[int, int, int]) -> Picture:
     """Take each pixel from ``shift`` pixels further down (axis 0) or right (1), by Pillow's bicubic interpolation."""
     length, whole = picture.shape[axis], math.floor(shift)
-    weights = _cubic_weights(torch.tensor([shift - whole])).numpy().reshape((4, 1) if axis == 0 else (1, 4))
+    first, last = (min(max(math.ceil(edge - 0.5 - shift), 0), length) for edge in (0, length))
+    if first == last:
+        return _plain(picture.shape, fill)
+    weights = _cubic_weights(np.array([shift - whole], np.float32)).reshape((4, 1) if axis == 0 else (1, 4))
     border = (1, 0, 0, 0) if axis == 0 else (0, 0, 1, 0)  # half of the first pixel lies before its centre
     wide = cv2.copyMakeBorder(picture, *border, cv2.BORDER_REPLICATE)
     anchor = (0, 1) if axis == 0 else (1, 0)
     mixed = cv2.filter2D(wide, -1, weights, anchor=anchor, delta=CUT_OFF - 0.5, borderType=cv2.BORDER_REPLICATE)
-    centres = np.arange(length) + 0.5 + shift
-    (inside,) = ((centres >= 0) & (centres < length)).nonzero()
-    moved = _plain(picture.shape, fill)
-    if inside.size:
-        to, source = slice(inside[0], inside[-1] + 1), slice(inside[0] + whole + 1, inside[-1] + whole + 2)
-        moved[(slice(None),) * axis + (to,)] = mixed[(slice(None),) * axis + (source,)]
-    return moved
+    inside = mixed[(slice(None),) * axis + (slice(first + whole + 1, last + whole + 1),)]
+    outside: tuple[int, int, int, int] = (first, length - last, 0, 0) if axis == 0 else (0, 0, first, length - last)
+    return cv2.copyMakeBorder(inside, *outside, cv2.BORDER_CONSTANT, value=fill)
 
 
 def _plain(shape: tuple[int, ...], color: tuple[int, int, int]) -> Picture:
     """A picture of one colour."""
-    return np.tile(np.array(color * shape[1], np.uint8), (shape[0], 1)).reshape(shape)
+    picture = np.empty((shape[0], shape[1] * 3), np.uint8)
+    picture[:] = np.tile(np.array(color, np.uint8), shape[1])
+    return picture.reshape(shape)
 
 
 def _slide(picture: Picture, shift: np.ndarray, fill: tuple[int, int, int]) -> Picture:
@@ -216,18 +216,20 @@ def _slide(picture: Picture, shift: np.ndarray, fill: tuple[int, int, int]) -> P
         wide, (height, before + after - 2, (width + 3) * channels), (wide.strides[0], channels, 1)
     )
     rows = torch.from_numpy(starts[np.arange(height), whole - 1 + before]).float()
-    weights = _cubic_weights(torch.from_numpy(shift - whole))
+    weights = torch.from_numpy(_cubic_weights(shift - whole).astype(np.float32))
     size = width * channels
     mixed = torch.full((height, size), CUT_OFF)
     for tap in range(4):
         mixed.addcmul_(rows[:, tap * channels : tap * channels + size], weights[tap])
-    moved = np.clip(mixed.numpy(), 0, 255, out=mixed.numpy()).astype(np.uint8).reshape(picture.shape)
-    centre = np.arange(width) + 0.5 + shift[:, None]
-    outside = (centre < 0) | (centre >= width)
+    moved = mixed.clamp_(0, 255).numpy().astype(np.uint8).reshape(picture.shape)
+    first, last = (np.ceil(edge - 0.5 - shift)[:, None].astype(np.int32) for edge in (0, width))
+    column = np.arange(width, dtype=np.int32)
+    outside = (column < first) | (column >= last)
     return cv2.copyTo(_plain(picture.shape, fill), outside.view(np.uint8), moved)
 
 
-def _cubic_weights(distance: Tensor) -> Tensor:
+def _cubic_weights(distance: np.ndarray) -> np.ndarray:
     """Of the four neighbours ``(4, n, 1)``, by the distance to the second one: cubic convolution with a = -1."""
     d = distance[:, None]
-    return torch.stack([-d + 2 * d**2 - d**3, 1 - 2 * d**2 + d**3, d + d**2 - d**3, d**3 - d**2]).float()
+    square, cube = d * d, d * d * d
+    return np.stack([-d + 2 * square - cube, 1 - 2 * square + cube, d + square - cube, cube - square])

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import torch
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, TRANSFORMS
-from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
@@ -191,17 +191,19 @@ class AugmentedPixels:
         self.augment = augment.rand_augment(rand_augment) if rand_augment else None
         self.jitter = augment.ThroughPillow(ColorJitter(*[color_jitter] * 3)) if color_jitter else None
 
-    def draw_crop(self, image: Image.Image) -> Crop:
-        """Top, left, height and width, from the image's size; at least one pixel, where timm may take none of a few."""
-        top, left, height, width = RandomResizedCropAndInterpolation.get_params(image, self.scale, ASPECT_RATIO)
+    def draw_crop(self, picture: Tensor) -> Crop:
+        """Top, left, height and width of a crop of ``(3, H, W)``; at least one pixel, where timm may take none."""
+        top, left, height, width = RandomResizedCropAndInterpolation.get_params(picture, self.scale, ASPECT_RATIO)
         height, width = max(height, 1), max(width, 1)
-        return min(top, image.height - height), min(left, image.width - width), height, width
+        return min(top, picture.shape[1] - height), min(left, picture.shape[2] - width), height, width
 
     def __call__(self, path: str) -> Tensor:
-        """Read a file: ``(3, size, size)``, uint8, a view of ``(size, size, 3)``."""
+        """Read a file: ``(3, size, size)``, uint8, one colour after the other in memory: fast to put into a batch."""
         picture = read_crop(path, self.draw_crop, self.size)
         if self.flip and torch.rand(1) < self.flip:
             picture = cv2.flip(picture, 1)
         for change in (self.augment, self.jitter):
             picture = change(picture) if change else picture
-        return torch.from_numpy(picture).permute(2, 0, 1)
+        planes = np.empty((3, self.size, self.size), np.uint8)
+        cv2.split(picture, list(planes))
+        return torch.from_numpy(planes)

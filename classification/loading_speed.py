@@ -32,7 +32,7 @@ from torchvision import transforms
 from torchvision.datasets.folder import pil_loader
 from torchvision.transforms import InterpolationMode, v2
 
-from backbones.cpu_block import cpu_name
+from backbones.cpu_conditions import cpu_name
 from backbones.errors import UserError
 from engine.data.samples import Samples
 from engine.data.sampling import Draw

@@ -45,8 +45,8 @@ ARGUMENTS: dict[Any, list[tuple[float, ...]]] = {
     timm_ops.sharpness: [(0.1,), (0.33,), (1.0,), (1.81,), (1.9,)],
     timm_ops.shear_x: [(0.3 * level,) for level in LEVELS],
     timm_ops.shear_y: [(0.3 * level,) for level in LEVELS],
-    timm_ops.translate_x_rel: [(0.45 * level,) for level in LEVELS],
-    timm_ops.translate_y_rel: [(0.45 * level,) for level in LEVELS],
+    timm_ops.translate_x_rel: [(0.45 * level,) for level in (*LEVELS, 2.5, -4.0)],
+    timm_ops.translate_y_rel: [(0.45 * level,) for level in (*LEVELS, 2.5, -4.0)],
 }
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
+from torch import Tensor
 
 from classification import decode
 from classification.decode import read_crop, read_rgb
@@ -54,60 +55,119 @@ def test_a_crop_is_pillows_within_a_level(kind: str, photograph: Image.Image, tm
     name, mode, options = KINDS[kind]
     path = saved(tmp_path, name, photograph.crop((90, 80, 391, 280)).convert(mode), **options)
     for crop in ((0, 0, 200, 301), (17, 33, 120, 95), (150, 201, 50, 100), (60, 60, 64, 64)):
-        found = read_crop(path, lambda image, crop=crop: crop, 64)
+        found = read_crop(path, lambda picture, crop=crop: crop, 64)
         assert (found.shape, found.dtype, found.flags.c_contiguous) == ((64, 64, 3), np.uint8, True)
         difference = np.abs(found - by_pillow(path, crop, 64))
         assert difference.max() <= 1
         assert (difference > 0).mean() < 0.02
 
 
-def test_the_crop_is_drawn_from_the_size_in_the_file(photograph: Image.Image, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["a.jpg", "a.png"])
+def test_the_crop_is_drawn_from_the_picture(name: str, photograph: Image.Image, tmp_path: Path) -> None:
     asked = []
 
-    def draw(image: Image.Image) -> decode.Crop:
-        asked.append(image.size)
+    def draw(picture: Tensor) -> decode.Crop:
+        asked.append(tuple(picture.shape))
         return 0, 0, 10, 10
 
-    read_crop(saved(tmp_path, "a.jpg", photograph), draw, 8)
-    assert asked == [(640, 427)]
+    read_crop(saved(tmp_path, name, photograph), draw, 8)
+    assert asked == [(3, 427, 640)]
 
 
-def harmed(content: bytes, seed: int) -> bytes:
-    """With some bytes replaced that are not at the end."""
+def jpeg(image: Image.Image, form: str = "JPEG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+PLAIN: dict[str, tuple[bool, str, dict[str, Any]]] = {
+    "baseline": (True, "RGB", {}),
+    "progressive": (True, "RGB", {"progressive": True}),
+    "not transformed": (True, "RGB", {"keep_rgb": True}),
+    "restarts and a comment": (True, "RGB", {"restart_marker_blocks": 2, "comment": "a temple"}),
+    "grey": (True, "L", {}),
+    "print": (False, "CMYK", {}),
+    "turned": (False, "RGB", {"exif": b"Exif\0\0MM\0\x2a\0\0\0\x08\0\0"}),
+    "colour profile": (False, "RGB", {"icc_profile": b"profile"}),
+    "several pictures": (False, "RGB", {"form": "MPO", "save_all": True, "append_images": [Image.new("RGB", (9, 9))]}),
+}
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_pillow_is_asked_only_about_jpegs_that_are_not_plain(
+    kind: str, photograph: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, mode, options = PLAIN[kind]
+    content = jpeg(photograph.crop((90, 80, 190, 150)).convert(mode), **options)
+    assert decode.is_plain_jpeg(content) is plain
+    (tmp_path / "a.jpg").write_bytes(content)
+    expected = by_pillow(str(tmp_path / "a.jpg"), (5, 10, 50, 60), 20)
+    asked = []
+    pillows = Image.open
+
+    def opened(file: io.BytesIO) -> Image.Image:
+        asked.append(file)
+        return pillows(file)
+
+    monkeypatch.setattr(Image, "open", opened)
+    assert np.abs(read_crop(str(tmp_path / "a.jpg"), lambda picture: (5, 10, 50, 60), 20) - expected).max() <= 1
+    assert bool(asked) is not plain
+
+
+def test_no_other_content_is_a_plain_jpeg(photograph: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = jpeg(photograph)
+    frame = content.index(b"\xff\xc0")
+    assert decode.is_plain_jpeg(content)
+    assert not decode.is_plain_jpeg(b"\xff\xd9" + content[2:])
+    for place, value in ((frame + 4, 12), (frame + 9, 2), (frame + 1, 0xC9), (5, 6), (2, 0)):  # bits, channels, ...
+        assert not decode.is_plain_jpeg(content[:place] + bytes([value]) + content[place + 1 :])
+    assert not any(decode.is_plain_jpeg(content[:size]) for size in range(frame))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", photograph.width * photograph.height - 1)
+    assert not decode.is_plain_jpeg(content)
+
+
+def harmed(content: bytes, places: range, count: int, seed: int) -> bytes:
+    """With some bytes replaced."""
     draw, changed = random.Random(seed), bytearray(content)
-    for _ in range(8):
-        changed[draw.randrange(200, len(changed) - 40)] = draw.randrange(256)
+    for _ in range(count):
+        changed[draw.choice(places)] = draw.randrange(256)
     return bytes(changed)
 
 
-def test_what_pillow_refuses_is_refused(photograph: Image.Image, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("part", "count", "files"), [("header", 1, 150), ("tables and pixels", 8, 40)])
+def test_what_pillow_refuses_is_refused(
+    part: str, count: int, files: int, photograph: Image.Image, tmp_path: Path
+) -> None:
     """And of what it makes a picture in spite of the damage, the same picture is made."""
-    file = io.BytesIO()
-    photograph.crop((200, 100, 320, 220)).save(file, "JPEG", quality=90)
+    content = jpeg(photograph.crop((200, 100, 320, 220)), quality=90)
+    places = range(2, content.index(b"\xff\xda")) if part == "header" else range(200, len(content) - 40)
+    path, side = str(tmp_path / "a.jpg"), 20
     seen = {"refused": 0, "read": 0}
-    crop, side = (0, 0, 96, 96), 20
-    for seed in range(40):
-        path = tmp_path / f"{seed}.jpg"
-        path.write_bytes(harmed(file.getvalue(), seed))
+    for seed in range(files):
+        Path(path).write_bytes(harmed(content, places, count, seed))
         expected = refused = None
         try:
-            expected = by_pillow(str(path), crop, side)
+            expected = read_rgb(path)
         except DamagedImage as error:
             refused = str(error)
         if expected is None:
             seen["refused"] += 1
             with pytest.raises(DamagedImage) as raised:
-                read_crop(str(path), lambda image: crop, side)
+                read_crop(path, whole, side)
             assert str(raised.value) == refused
         else:
             seen["read"] += 1
-            difference = np.abs(read_crop(str(path), lambda image: crop, side) - expected)
-            assert difference.max() <= 1
+            resized = np.asarray(expected.resize((side, side), BICUBIC)).astype(int)
+            assert np.abs(read_crop(path, whole, side) - resized).max() <= 1
     assert min(seen.values()) >= 3
+
+
+def whole(picture: Tensor) -> decode.Crop:
+    return 0, 0, picture.shape[1], picture.shape[2]
 
 
 def test_a_file_that_was_cut_off_is_refused(photograph: Image.Image, tmp_path: Path) -> None:
     path = Path(saved(tmp_path, "a.jpg", photograph))
     path.write_bytes(path.read_bytes()[:-500])
     with pytest.raises(DamagedImage, match="the end marker of a JPEG is absent"):
-        read_crop(str(path), lambda image: (0, 0, 20, 20), 8)
+        read_crop(str(path), whole, 8)
