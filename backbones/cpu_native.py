@@ -199,7 +199,7 @@ def forward(x: Tensor, packed: Packed, eps: float, grn: GRN | None) -> Tensor:
         maps = torch.empty(block.images, *x.shape[1:3], hidden, dtype=packed.first.dtype)
         squares = torch.empty(block.images, -(-block.span // block.tile), hidden)
         _call("before_grn", packed.first.dtype, block, x[images], maps, squares, scratch)
-        factors = 1 + grn.gamma.flatten() * grn.relative(squares.sum(1).sqrt())
+        factors = grn.factors(squares.sum(1)[:, None, None].sqrt())
         _call("after_grn", packed.first.dtype, block, x[images], maps, factors, out[images], scratch)
     return out
 

@@ -52,13 +52,16 @@ class GRN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         precise = torch.promote_types(x.dtype, torch.float32)
-        response = self.relative(torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=precise))
-        return (x + self.gamma * (x * response) + self.beta).to(x.dtype)
+        factors = self.factors(torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=precise))
+        return torch.addcmul(self.beta, x, factors).to(x.dtype)
 
-    @staticmethod
-    def relative(response: Tensor) -> Tensor:
-        """Responses ``(..., C)`` of whole maps against the mean one of all channels."""
-        return response / (response.mean(-1, keepdim=True) + 1e-6)
+    def factors(self, response: Tensor) -> Tensor:
+        """What each channel is multiplied by, ``(N, 1, 1, C)``, from the norms of the maps, ``(N, 1, 1, C)``.
+
+        The map itself is in it: ``x + gamma * x * relative`` in one pass over the map instead of three.
+        """
+        relative = response / (response.mean(-1, keepdim=True) + 1e-6)
+        return 1 + self.gamma * relative
 
 
 def check_kernel_size(kernel_size: int) -> None:

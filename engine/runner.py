@@ -8,7 +8,8 @@ import logging
 import os
 import secrets
 import time
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import LoggerHook
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel
-from mmengine.runner import CheckpointLoader, EpochBasedTrainLoop
+from mmengine.runner import BaseLoop, CheckpointLoader, EpochBasedTrainLoop
 from mmengine.runner import Runner as MMRunner
 from mmengine.runner.checkpoint import get_torchvision_models
 from torch import nn
@@ -37,7 +38,7 @@ from backbones.kernels import choice
 from backbones.weights import read_checkpoint
 from engine.classes import class_names
 from engine.data.samples import CountReplaced, Samples
-from engine.data.sampling import leave_main_process_alone, training_loader
+from engine.data.sampling import end_workers, leave_main_process_alone, training_loader
 from engine.ema import KeepEMA
 from engine.launch import watch
 from engine.launch.alike import check_data, check_devices, describe_data
@@ -67,6 +68,7 @@ ENVIRONMENT = ("cudnn_benchmark", "mp_cfg", "dist_cfg", "resource_limit", "shard
 COMPILED = ("backbone", "neck")
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 COMPILE_PATIENCE = 600.0  # seconds
+LAST_BATCH = 1.0  # seconds that a run waits at its end for workers that are at work on one
 RECEIPTS = "weights.json"
 
 
@@ -236,7 +238,7 @@ class Runner(MMRunner):
         """Train; asked to stop, save and leave by :class:`engine.resume.stopping.Stop`."""
         saving = self.saving
         repeatable = nullcontext() if torch.cuda.is_available() else choice.without_measuring()
-        with self.signals.heeded(), repeatable:
+        with self.signals.heeded(), repeatable, self._workers_ended():
             try:
                 return super().train()
             except Stop:
@@ -249,6 +251,22 @@ class Runner(MMRunner):
                 with suppress(UserError):
                     saving.wait()
                 raise
+
+    def test(self) -> dict[str, float]:
+        """Test."""
+        with self._workers_ended():
+            return super().test()
+
+    @contextmanager
+    def _workers_ended(self) -> Iterator[None]:
+        """End the workers of all loaders when this context is left; an error or a stop does not wait for them."""
+        patience = 0.0
+        try:
+            yield
+            patience = LAST_BATCH
+        finally:
+            loops = (self._train_loop, self._val_loop, self._test_loop)
+            end_workers([loop.dataloader for loop in loops if isinstance(loop, BaseLoop)], patience)
 
     def checkpoint_state(self, resumable: bool = True) -> dict[str, Any]:
         """The state of the run, on whatever device it is, in the main process; the others help and get nothing.

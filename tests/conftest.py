@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 
+from backbones import cpu_native
+from backbones.cpu_conditions import has_avx512
 from engine import mmcv_ops
 from tests.programs import digits, program, terminal, tool  # noqa: F401  (fixtures)
 
@@ -15,6 +19,11 @@ torch.set_num_threads(1)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Tests marked ``gpu`` are for machines that have one."""
+    """Tests marked ``gpu`` and ``native`` are for machines that have one, and what the compiled form needs.
+
+    A compiler that is there and fails is no reason to skip.
+    """
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("no GPU")
+    if item.get_closest_marker("native") and not (has_avx512() and any(map(shutil.which, cpu_native.COMPILERS))):
+        pytest.skip("no AVX-512, or no C compiler")

@@ -10,9 +10,11 @@ from __future__ import annotations
 import atexit
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from itertools import islice
+from threading import Thread
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from mmengine.dist import get_rank, get_world_size
 from mmengine.registry import DATA_SAMPLERS, DATASETS, FUNCTIONS
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Sampler
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from backbones.errors import UserError
 from engine.resume.randomness import seed_of
@@ -159,3 +162,31 @@ def _start_worker(worker_id: int, ending: Tensor, **settings: Any) -> None:
     for warning in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(warning, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, terminate)
+
+
+def end_workers(loaders: Iterable[DataLoader], patience: float) -> None:
+    """End the workers that loaders keep from one iteration to the next.
+
+    A runner is part of cycles. Where the garbage collector takes it, queues may be closed before torch has told the
+    workers through them; at the interpreter's end torch waits for those of a loader that pins memory and tells them
+    nothing. Both cost 5 seconds for each worker, and :func:`_start_worker` lets none heed the SIGTERM that follows.
+
+    Threads do it, as torch waits without end where a killed worker has left half a message: whatever ended the run is
+    heard of all the same.
+
+    Args:
+        loaders: They start new workers when they are used again.
+        patience: Seconds to wait for the workers of each; those that are at work on a batch end after it in any case.
+    """
+    iterators = []
+    for loader in loaders:
+        if isinstance(loader._iterator, _MultiProcessingDataLoaderIter):
+            iterators.append(loader._iterator)
+            loader._iterator = None
+    threads = [Thread(target=iterator._shutdown_workers, daemon=True) for iterator in iterators]
+    # torch raises wherever this process is when a worker is killed; nobody needs its data any more.
+    with suppress(RuntimeError):
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(patience)

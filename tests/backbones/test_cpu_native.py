@@ -17,7 +17,6 @@ from backbones.convnext import Block, Downsampling
 from backbones.errors import UserError
 from backbones.kernels import choice
 
-needs_compiler = pytest.mark.skipif(cpu_native.missing() is not None, reason=str(cpu_native.missing()))
 BOUNDS = {torch.float32: 2e-6, torch.bfloat16: 6e-3}
 # Images, height and width: rows longer than a tile, many short ones, tiles that end within a row, a map of one value.
 SHAPES = [(1, 3, 300), (5, 7, 7), (2, 40, 33), (3, 1, 1), (1, 20, 2), (1, 2, 113)]
@@ -59,7 +58,7 @@ def error(found: Tensor, block: Block, x: Tensor) -> float:
     return float((found.double() - expected).norm() / expected.norm())
 
 
-@needs_compiler
+@pytest.mark.native
 @pytest.mark.parametrize("dtype", BOUNDS)
 @pytest.mark.parametrize("grn", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
@@ -68,7 +67,7 @@ def test_any_map(shape: tuple[int, int, int], grn: bool, dtype: torch.dtype) -> 
     assert error(native(block, x, dtype), block, x) < BOUNDS[dtype]
 
 
-@needs_compiler
+@pytest.mark.native
 @pytest.mark.parametrize("dtype", BOUNDS)
 @pytest.mark.parametrize("channels", [16, 48, 64, 80, 96, 112, 160])
 def test_any_width(channels: int, dtype: torch.dtype) -> None:
@@ -77,7 +76,7 @@ def test_any_width(channels: int, dtype: torch.dtype) -> None:
     assert error(native(block, x, dtype), block, x) < BOUNDS[dtype]
 
 
-@needs_compiler
+@pytest.mark.native
 @pytest.mark.parametrize("narrow", [False, True])
 @pytest.mark.parametrize("side", cpu_native.SIDES)
 def test_any_kernel(side: int, narrow: bool) -> None:
@@ -87,7 +86,7 @@ def test_any_kernel(side: int, narrow: bool) -> None:
     assert error(native(block, x, dtype), block, x) < BOUNDS[dtype]
 
 
-@needs_compiler
+@pytest.mark.native
 @pytest.mark.parametrize("grn", [False, True])
 @pytest.mark.parametrize("threads", [2, 5])
 def test_threads_share_the_work_and_change_nothing(threads: int, grn: bool) -> None:
@@ -106,25 +105,29 @@ def test_threads_share_the_work_and_change_nothing(threads: int, grn: bool) -> N
     assert error(together, block, x) < BOUNDS[torch.float32]
 
 
-@needs_compiler
-def test_gelu_is_right_everywhere() -> None:
-    """Hidden values from -40 to 40, passed on one by one; to two roundings of the value itself."""
-    block, inputs = made(16), torch.linspace(-1, 1, 64)
+@pytest.mark.native
+@pytest.mark.parametrize("dtype", BOUNDS)
+def test_gelu_is_right_everywhere(dtype: torch.dtype) -> None:
+    """Hidden values from -40 to 40, passed on one by one; to two roundings of float32, or to one of bfloat16."""
+    block, inputs = made(16), torch.linspace(-1, 1, 64).bfloat16().float()
     with torch.no_grad():
         for parameter in block.parameters():
             parameter.zero_()
         block.pwconv1.weight[:, 0] = inputs
         block.gamma.fill_(1)
-        for first, scale in product(range(0, 64, 16), (0.01, 1.0, 3.0, 6.0, 13.0, 40.0)):
+        for first, scale in product(range(0, 64, 16), (2**-7, 1.0, 3.0, 6.0, 13.0, 40.0)):
             block.norm.bias.fill_(scale)
             block.pwconv2.weight.zero_()[:, first : first + 16] = torch.eye(16)
-            found = native(block, torch.zeros(1, 16, 1, 1)).flatten().double()
+            found = native(block, torch.zeros(1, 16, 1, 1), dtype).flatten().double()
             hidden = (scale * inputs[first : first + 16]).double()
-            wrong = (found - nn.functional.gelu(hidden)).abs() / hidden.abs()
-            assert wrong.max() < 2 * torch.finfo(torch.float32).eps
+            right = nn.functional.gelu(hidden)
+            bound = 2 * torch.finfo(torch.float32).eps * hidden.abs()
+            if dtype == torch.bfloat16:
+                bound = torch.finfo(dtype).eps / 2 * right.abs() + 8e-6 * hidden.abs().clamp(max=4.75)
+            assert ((found - right).abs() <= bound).all()
 
 
-@needs_compiler
+@pytest.mark.native
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_values_that_are_not_finite_are_not_hidden(bad: float) -> None:
     block, x = made(16), maps(16, 2, 30, 30)
@@ -136,14 +139,14 @@ def test_values_that_are_not_finite_are_not_hidden(bad: float) -> None:
     assert found[0, :, :7].isfinite().all()
 
 
-@needs_compiler
+@pytest.mark.native
 def test_no_images_and_contiguous_ones() -> None:
     block, x = made(16), maps(16, 2, 9, 9)
     assert torch.equal(native(block, x.contiguous()), native(block, x))
     assert native(block, x[:0]).shape == (0, 16, 9, 9)
 
 
-@needs_compiler
+@pytest.mark.native
 def test_what_it_does_not_take() -> None:
     for block in (made(24), made(16, expansion=1.5), made(16, kernel_size=13), made(16).double()):
         weights = cpu_block._weights(block, block.gamma.dtype)
@@ -178,7 +181,7 @@ def packed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return noted
 
 
-@needs_compiler
+@pytest.mark.native
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("dtype", BOUNDS)
 @pytest.mark.parametrize("shape", [(2, 8, 8), (1, 33, 57), (3, 2, 3), (1, 2, 500)])
@@ -214,7 +217,7 @@ def another_norm(layer: Downsampling) -> None:
     layer[0] = nn.BatchNorm2d(48)
 
 
-@needs_compiler
+@pytest.mark.native
 @pytest.mark.parametrize("change", [hook, another_stride, another_norm, nn.Module.bfloat16])
 def test_a_changed_downsampling_runs_as_it_is(change: Any, packed: list[str]) -> None:
     layer, x = downsampling(48, 96).eval(), maps(48, 1, 8, 8)
@@ -225,7 +228,7 @@ def test_a_changed_downsampling_runs_as_it_is(change: Any, packed: list[str]) ->
     assert not packed
 
 
-@needs_compiler
+@pytest.mark.native
 def test_a_downsampling_in_training_runs_as_it_is(packed: list[str]) -> None:
     layer, x = downsampling(48, 96), maps(48, 1, 8, 8)
     with choice.force(cpu_downsample="native"):
@@ -237,7 +240,7 @@ def test_a_downsampling_in_training_runs_as_it_is(packed: list[str]) -> None:
     assert not packed
 
 
-@needs_compiler
+@pytest.mark.native
 @pytest.mark.parametrize("changed", ["0.weight", "0.bias", "1.weight", "1.bias"])
 def test_a_downsampling_is_never_stale(changed: str, packed: list[str]) -> None:
     layer, x = downsampling(48, 96), maps(48, 1, 8, 8)
@@ -260,7 +263,7 @@ def anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     cpu_native._library.cache_clear()
 
 
-@needs_compiler
+@pytest.mark.native
 def test_it_is_compiled_once(anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cpu_native.missing() is None
     (kept,) = anew.glob("*/cpu-*.so")
@@ -279,7 +282,7 @@ def test_it_is_compiled_once(anew: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(list(anew.glob("*/cpu-*.so"))) == 2
 
 
-@needs_compiler
+@pytest.mark.native
 def test_a_home_that_cannot_be_written_to(anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (anew / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(anew / "file"))

@@ -21,8 +21,7 @@ from backbones.kernels import choice
 
 CHANNELS = 16
 DRAWS = 96
-needs_compiler = pytest.mark.skipif(cpu_native.missing() is not None, reason=str(cpu_native.missing()))
-FORMS = ["fused", pytest.param("native", marks=needs_compiler)]
+FORMS = ["fused", pytest.param("native", marks=pytest.mark.native)]
 SHAPES = {
     "usual": (2, 14, 14),
     "odd": (3, 9, 13),
@@ -227,7 +226,7 @@ def test_kept_weights_are_never_stale(change: str, form: str, calls: list[str]) 
     assert set(calls) == {form}
 
 
-@needs_compiler
+@pytest.mark.native
 def test_the_shift_of_the_response_normalisation_is_never_stale(calls: list[str]) -> None:
     """It is part of what is laid out."""
     block, x = made(**KINDS["v2"]).eval(), maps(2, 8, 8)

@@ -8,6 +8,8 @@ import pickle
 import random
 import signal
 from itertools import chain, islice
+from multiprocessing.connection import wait
+from threading import Timer
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from mmengine.dataset import DefaultSampler, InfiniteSampler
 from torch.utils.data import BatchSampler, DataLoader
 
 from engine.data import sampling
-from engine.data.sampling import Draw, TrainBatches, training_loader
+from engine.data.sampling import Draw, TrainBatches, end_workers, training_loader
 from engine.loops import IterationLoop
 from engine.resume.randomness import RandomState, seed_of, seeded
 
@@ -182,15 +184,41 @@ def test_workers_change_nothing(workers: int, monkeypatch: pytest.MonkeyPatch) -
     assert torch.equal(found, torch.stack([Noise()[draw] for draw in draws]))
 
 
-def test_a_worker_outlives_the_signals_that_end_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def loader(monkeypatch: pytest.MonkeyPatch) -> DataLoader:
+    """With a worker that it keeps."""
     monkeypatch.setattr(sampling.DATASETS, "build", lambda cfg: Noise())
-    collate = dict(type="default_collate")
-    sampler = dict(type="DefaultSampler", shuffle=True)
-    built = training_loader(
-        dict(dataset={}, sampler=sampler, batch_size=1, num_workers=1, collate_fn=collate), seed=3, same_order=True
-    )
-    found = iter(built)
+    settings = dict(dataset={}, sampler=dict(type="DefaultSampler", shuffle=True), batch_size=1, num_workers=1)
+    settings |= dict(collate_fn=dict(type="default_collate"), persistent_workers=True)
+    return training_loader(settings, seed=3, same_order=True)
+
+
+def test_a_worker_outlives_the_signals_that_end_a_job(loader: DataLoader) -> None:
+    found = iter(loader)
     next(found)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         os.kill(found._workers[0].pid, number)
     assert len(list(found)) == SAMPLES - 1
+    end_workers([loader], patience=10)
+
+
+def test_workers_that_are_ended_can_be_replaced(loader: DataLoader) -> None:
+    end_workers([loader], patience=10)  # there is none
+    for _ in range(2):
+        assert len(list(loader)) == SAMPLES
+        (worker,) = loader._iterator._workers
+        end_workers([loader], patience=10)
+        assert worker.exitcode == 0
+
+
+def test_workers_that_are_stuck_or_killed_are_not_waited_for(loader: DataLoader) -> None:
+    loader.num_workers = 2
+    next(iter(loader))
+    first, second = loader._iterator._workers
+    for worker in (first, second):
+        os.kill(worker.pid, signal.SIGSTOP)
+    Timer(0.2, os.kill, (second.pid, signal.SIGKILL)).start()  # of which torch makes an error in the main thread
+    end_workers([loader], patience=1.0)
+    assert first.is_alive()
+    os.kill(first.pid, signal.SIGCONT)
+    assert wait([first.sentinel], timeout=10)

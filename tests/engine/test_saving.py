@@ -267,6 +267,7 @@ def test_what_was_handed_over_is_written_whatever_ends_the_run(tmp_path: Path, m
     monkeypatch.setattr("engine.runner.MMRunner.train", fail)
     runner = object.__new__(Runner)
     runner._hooks, runner.signals = [hook], Signals()
+    runner._train_loop = runner._val_loop = runner._test_loop = None
     with pytest.raises(RuntimeError, match="out of memory"):
         runner.train()
     assert names(tmp_path) == ["step_1.pth"]

@@ -1,0 +1,77 @@
+"""The workers of a run end with it, whatever ends it."""
+
+from __future__ import annotations
+
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.digits import make_digits
+from engine.loops import EpochLoop
+from engine.resolve import Launch, Resolved, load_config
+from engine.resume.stopping import LEAVE, Stop
+from engine.run import test as run_test
+from engine.run import train
+
+CONFIG = Path(__file__).resolve().parents[2] / "configs/classification/digits.py"
+SMALL = {"model.backbone.depths": [1, 1, 1, 1], "model.backbone.dims": [8, 8, 8, 16]}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data") / "digits"
+    make_digits(root, train_images=20, val_images=10, train_scenes=1, val_scenes=1)
+    return root / "imagenet"
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[BaseProcess]:
+    """All processes from here on."""
+    found: list[BaseProcess] = []
+    start = BaseProcess.start
+    monkeypatch.setattr(BaseProcess, "start", lambda process: found.append(process) or start(process))
+    return found
+
+
+def run(data: Path, work_dir: Path) -> Resolved:
+    settings = {"data_root": str(data), "work_dir": str(work_dir), "batch.size": 10, "train_cfg.max_epochs": 1}
+    settings |= {f"{split}_dataloader.num_workers": 1 for split in ("train", "val", "test")}
+    settings |= {"train_pipeline.0.size": 32, "test_pipeline.0.size": 32, "custom_hooks": [], "param_scheduler": []}
+    return load_config(CONFIG, settings | SMALL | {"visualizer.vis_backends": []})
+
+
+def assert_ended(workers: list[BaseProcess], count: int) -> None:
+    assert len(workers) == count
+    for worker in workers:
+        assert wait([worker.sentinel], timeout=10)
+
+
+def test_after_a_training_and_a_test(data: Path, tmp_path: Path, started: list[BaseProcess]) -> None:
+    train(run(data, tmp_path), Launch(), resume=False, data_check=False)
+    assert_ended(started, 2)
+    run_test(run(data, tmp_path), Launch(), str(tmp_path / "epoch_1.pth"))
+    assert_ended(started, 3)
+
+
+@pytest.mark.parametrize(
+    "error, seen",
+    [(ValueError("bad"), ValueError), (Stop(LEAVE), SystemExit), (KeyboardInterrupt(), KeyboardInterrupt)],
+)
+def test_after_what_ends_a_training_early(
+    data: Path,
+    tmp_path: Path,
+    started: list[BaseProcess],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    seen: type[BaseException],
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(EpochLoop, "_boundary", fail)
+    with pytest.raises(seen):
+        train(run(data, tmp_path), Launch(), resume=False, data_check=False)
+    assert_ended(started, 1)
