@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from backbones import cpu_native
 from backbones.cpu_conditions import SMALLEST_WORK, cpu_name, held_as, hooked, precision, watched
-from backbones.cpu_kept import laid_out
+from backbones.cpu_kept import forget, laid_out
 from backbones.kernels import choice
 from backbones.layers import LayerNorm2d
 
@@ -38,7 +38,10 @@ def run(layer: nn.Sequential, x: Tensor) -> Tensor | None:
     Raises:
         UserError: If a form was forced that there is not.
     """
-    if torch.is_grad_enabled() or not choice.measures() or x.device.type != "cpu" or x.ndim != 4 or watched(x):
+    if torch.is_grad_enabled():
+        forget(layer)
+        return None
+    if not choice.measures() or x.device.type != "cpu" or x.ndim != 4 or watched(x):
         return None
     dtype = precision(x)
     parameters = None if dtype is None else _parameters(layer, dtype)

@@ -299,6 +299,7 @@ def _compile(command: list[str], library: Path) -> None:
     try:
         run = [*command, "-o", str(draft), str(SOURCE)]
         subprocess.run(run, check=True, capture_output=True, timeout=COMPILE_SECONDS)
+        draft.chmod(0o700)  # else a umask that lets a group write would have it compiled anew each time
         os.replace(draft, library)
     finally:
         draft.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from backbones import cpu_block, cpu_native
+from backbones import cpu_block, cpu_kept, cpu_native
 from backbones.convnext import Block, Downsampling
 from backbones.errors import UserError
 from backbones.kernels import choice
@@ -231,8 +231,11 @@ def test_a_changed_downsampling_runs_as_it_is(change: Any, packed: list[str]) ->
 @pytest.mark.native
 def test_a_downsampling_in_training_runs_as_it_is(packed: list[str]) -> None:
     layer, x = downsampling(48, 96), maps(48, 1, 8, 8)
+    downsampled(layer, x, "native")
+    assert packed.pop()
     with choice.force(cpu_downsample="native"):
         layer(x).sum().backward()
+        assert layer not in cpu_kept._kept, "training needs the memory"
         assert torch.export.export(layer, (x,)) is not None
         with torch.no_grad(), choice.without_measuring():
             layer(x)
@@ -272,6 +275,7 @@ def test_it_is_compiled_once(anew: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert cpu_native.missing() is None
     assert kept.stat().st_mtime_ns == written
     assert list(kept.parent.iterdir()) == [kept], "no drafts are left"
+    assert kept.stat().st_mode & 0o777 == 0o700
     kept.chmod(0o666)  # anyone may have written it
     cpu_native._library.cache_clear()
     assert cpu_native.missing() is None
