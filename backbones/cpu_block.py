@@ -23,7 +23,7 @@ one seed agree to the last bit: it has the fused form wherever the CPU has AVX-5
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any, Protocol
 
 import torch
@@ -124,16 +124,16 @@ def _forms(
     block: Parts, x: Tensor, dtype: torch.dtype, weights: Weights, native: bool
 ) -> dict[str, Callable[[], object]]:
     """The forms as candidates, with weights that are laid out once for the time of measuring."""
-    weights_for = cache(lambda form: _lay_out(weights, dtype, form, x))
+    laid_out_for = cache(lambda form: _lay_out(weights, dtype, form, x))
+
+    def ours(form: str) -> Tensor:
+        return _inference(block, x, dtype, weights, laid_out_for(form))
 
     def plain() -> Tensor:
         torch.clear_autocast_cache()  # in use, a block comes but once between two changes of the precision
         return block.mixed(x, block.normalised(x))
 
-    forms = (NATIVE, FUSED) if native else (FUSED,)
-    return {one: lambda one=one: _inference(block, x, dtype, weights, weights_for(one)) for one in forms} | {
-        PLAIN: plain
-    }
+    return {form: partial(ours, form) for form in (NATIVE, FUSED) if native or form == FUSED} | {PLAIN: plain}
 
 
 def _weights(block: Parts, dtype: torch.dtype) -> Weights | None:
@@ -200,7 +200,8 @@ def _rows(x: Tensor) -> Tensor:
 def _laid_out(block: Parts, x: Tensor, dtype: torch.dtype, weights: Weights, form: str) -> Products | cpu_native.Packed:
     """The weights as the products of a form take them, kept until they change."""
     assert isinstance(block, nn.Module)
-    sources, purpose = [one for one in weights if one is not None], (form, dtype, _many(x, weights))
+    sources = [one for one in weights if one is not None]
+    purpose = (form, dtype, form == FUSED and _many(x, weights))
     return laid_out(block, sources, purpose, lambda: _lay_out(weights, dtype, form, x))
 
 

@@ -69,7 +69,9 @@ INLINE __m512 load(const float *from, ptrdiff_t at, const int half) {
 }
 
 // The place of a value in memory that holds bfloat16 (half) or float32.
-INLINE float *place(const float *memory, ptrdiff_t at, const int half) { return (float *)((char *)memory + at * (half ? 2 : 4)); }
+INLINE float *place(const float *memory, ptrdiff_t at, const int half) {
+  return (float *)((char *)memory + at * (half ? 2 : 4));
+}
 
 INLINE __m512 multiply_add(__m512 a, __m512 b, __m512 sum, const int half) {
 #ifdef __AVX512BF16__
@@ -206,8 +208,8 @@ INLINE void first_tile(const float *x, ptrdiff_t words, const float *panel, cons
     store(out, at, residual ? _mm512_add_ps(sums[i][j], load(input, at, narrow)) : sums[i][j], narrow); \
   }
 #define RESULTS(i) if (i < rows && i < left) { EACH_4_OF(RESULT, i) }
-INLINE void second_tile(const float *x, ptrdiff_t words, const float *panel, const float *bias, const float *input, float *out,
-                        ptrdiff_t width, ptrdiff_t left, const int rows, const int vectors, const int half,
+INLINE void second_tile(const float *x, ptrdiff_t words, const float *panel, const float *bias, const float *input,
+                        float *out, ptrdiff_t width, ptrdiff_t left, const int rows, const int vectors, const int half,
                         const int narrow, const int residual) {
   PRODUCT
   EACH_12(RESULTS)
@@ -314,66 +316,51 @@ INLINE void project(const Block *block, const float *x, float *out, ptrdiff_t be
            place(x, at, narrow), place(out, at, narrow), block->channels, rows, narrow);
 }
 
-// The tiles, shared out among the threads; each has positions from `begin` to `end`.
-#define FOR_TILES(block) \
-  const ptrdiff_t total = block->images * block->height * block->width; \
-  const ptrdiff_t parts = (block->span + block->tile - 1) / block->tile, tiles = (total + block->span - 1) / block->span * parts; \
-  _Pragma("omp for schedule(dynamic)") for (ptrdiff_t tile = 0; tile < tiles; tile++)
-#define TILE_BEGIN(block) (tile / parts * block->span + tile % parts * block->tile)
-#define TILE_END(block, begin) smaller(begin + block->tile, (tile / parts + 1) * block->span)
-
-// All steps of a block without response normalisation.
-INLINE void whole(const Block *block, const float *x, float *out, float *all, const int half, const int narrow) {
-#pragma omp parallel num_threads(block->threads)
-  {
-    const Scratch scratch = scratch_of(block, all, half);
-    FOR_TILES(block) {
-      const ptrdiff_t begin = TILE_BEGIN(block), end = TILE_END(block, begin);
-      depthwise(block, x, begin, end, scratch, half, narrow);
-      expand(block, end - begin, scratch, half);
-      project(block, x, out, begin, end - begin, scratch, half, narrow);
+// Hidden values of a tile to `hidden`, and the sums of their squares to `squares`.
+INLINE void keep(const Block *block, Scratch scratch, ptrdiff_t begin, ptrdiff_t rows, float *hidden, float *squares,
+                 const int half) {
+  for (ptrdiff_t c = 0; c < block->hidden; c += LANES) {
+    __m512 sum = _mm512_setzero_ps();
+    for (ptrdiff_t row = 0; row < rows; row++) {
+      const __m512 value = load(scratch.hidden, row * block->hidden + c, half);
+      store(hidden, (begin + row) * block->hidden + c, value, half);
+      sum = _mm512_fmadd_ps(value, value, sum);
     }
+    _mm512_storeu_ps(squares + c, sum);
   }
 }
 
-// The steps before the response normalisation: hidden values of all positions, and the sums of their squares in each tile.
-INLINE void before_grn(const Block *block, const float *x, float *hidden, float *squares, float *all, const int half,
-                       const int narrow) {
+// The way back: hidden values of a tile from `hidden`, times the factors of their channels.
+INLINE void scale(const Block *block, Scratch scratch, ptrdiff_t begin, ptrdiff_t rows, const float *hidden,
+                  const float *factors, const int half) {
+  for (ptrdiff_t row = 0; row < rows; row++)
+    for (ptrdiff_t c = 0; c < block->hidden; c += LANES) {
+      const __m512 value = load(hidden, (begin + row) * block->hidden + c, half);
+      store(scratch.hidden, row * block->hidden + c, _mm512_mul_ps(value, _mm512_loadu_ps(factors + c)), half);
+    }
+}
+
+// The steps of a block, tile by tile, shared out among the threads: all, or those before the response normalisation, or
+// those from it on. `squares` has a row for each tile, `factors` one for each image.
+enum { WHOLE, BEFORE, AFTER };
+INLINE void run(const Block *block, const float *x, float *out, float *hidden, float *squares, const float *factors,
+                float *all, const int step, const int half, const int narrow) {
+  const ptrdiff_t total = block->images * block->height * block->width, span = block->span;
+  const ptrdiff_t parts = (span + block->tile - 1) / block->tile, tiles = (total + span - 1) / span * parts;
 #pragma omp parallel num_threads(block->threads)
   {
     const Scratch scratch = scratch_of(block, all, half);
-    FOR_TILES(block) {
-      const ptrdiff_t begin = TILE_BEGIN(block), end = TILE_END(block, begin);
-      depthwise(block, x, begin, end, scratch, half, narrow);
-      expand(block, end - begin, scratch, half);
-      for (ptrdiff_t c = 0; c < block->hidden; c += LANES) {
-        __m512 sum = _mm512_setzero_ps();
-        for (ptrdiff_t row = 0; row < end - begin; row++) {
-          const __m512 value = load(scratch.hidden, row * block->hidden + c, half);
-          store(hidden, (begin + row) * block->hidden + c, value, half);
-          sum = _mm512_fmadd_ps(value, value, sum);
-        }
-        _mm512_storeu_ps(squares + tile * block->hidden + c, sum);
+#pragma omp for schedule(dynamic)
+    for (ptrdiff_t tile = 0; tile < tiles; tile++) {
+      const ptrdiff_t begin = tile / parts * span + tile % parts * block->tile;
+      const ptrdiff_t rows = smaller(block->tile, (tile / parts + 1) * span - begin);
+      if (step != AFTER) {
+        depthwise(block, x, begin, begin + rows, scratch, half, narrow);
+        expand(block, rows, scratch, half);
       }
-    }
-  }
-}
-
-// The steps from the response normalisation on: `factors` of the hidden channels of each image.
-INLINE void after_grn(const Block *block, const float *x, const float *hidden, const float *factors, float *out, float *all,
-                      const int half, const int narrow) {
-#pragma omp parallel num_threads(block->threads)
-  {
-    const Scratch scratch = scratch_of(block, all, half);
-    FOR_TILES(block) {
-      const ptrdiff_t begin = TILE_BEGIN(block), end = TILE_END(block, begin);
-      const float *factor = factors + tile / parts * block->hidden;
-      for (ptrdiff_t row = 0; row < end - begin; row++)
-        for (ptrdiff_t c = 0; c < block->hidden; c += LANES) {
-          const __m512 value = load(hidden, (begin + row) * block->hidden + c, half);
-          store(scratch.hidden, row * block->hidden + c, _mm512_mul_ps(value, _mm512_loadu_ps(factor + c)), half);
-        }
-      project(block, x, out, begin, end - begin, scratch, half, narrow);
+      if (step == BEFORE) keep(block, scratch, begin, rows, hidden, squares + tile * block->hidden, half);
+      if (step == AFTER) scale(block, scratch, begin, rows, hidden, factors + tile / parts * block->hidden, half);
+      if (step != BEFORE) project(block, x, out, begin, rows, scratch, half, narrow);
     }
   }
 }
@@ -404,14 +391,14 @@ INLINE void downsampled(const Downsample *layer, const float *x, float *out, flo
     downsampled(layer, x, out, scratch, half, narrow); \
   } \
   void whole_##name(const Block *block, const float *x, float *out, float *scratch) { \
-    whole(block, x, out, scratch, half, narrow); \
+    run(block, x, out, NULL, NULL, NULL, scratch, WHOLE, half, narrow); \
   } \
   void before_grn_##name(const Block *block, const float *x, float *hidden, float *squares, float *scratch) { \
-    before_grn(block, x, hidden, squares, scratch, half, narrow); \
+    run(block, x, NULL, hidden, squares, NULL, scratch, BEFORE, half, narrow); \
   } \
-  void after_grn_##name(const Block *block, const float *x, const float *hidden, const float *factors, float *out, \
+  void after_grn_##name(const Block *block, const float *x, float *hidden, const float *factors, float *out, \
                         float *scratch) { \
-    after_grn(block, x, hidden, factors, out, scratch, half, narrow); \
+    run(block, x, out, hidden, NULL, factors, scratch, AFTER, half, narrow); \
   }
 // Names are of the products' precision and of the maps'.
 EXPORT(float32_float32, 0, 0)
