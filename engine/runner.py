@@ -106,7 +106,10 @@ class Runner(MMRunner):
         self.receipts: list[dict[str, Any]] = []
         self.signals = Signals()
         self._resumed: dict[str, Any] | None = None
-        super().__init__(*args, **kwargs)
+        # Logger, history and pictures of a run are found by this name and the second in which it began: another run of
+        # this process within that second would add to them.
+        name = kwargs.get("experiment_name") or Path(getattr(kwargs.get("cfg"), "filename", None) or "run").stem
+        super().__init__(*args, **kwargs | {"experiment_name": f"{name}_{secrets.token_hex(4)}"})
         self.agreement = Agreement()
         # Not from the time alone: two trainings may begin in a folder within a second.
         self.run_id = f"{self.timestamp}_{secrets.token_hex(4)}"

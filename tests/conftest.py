@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 
 from backbones import cpu_native
 from backbones.cpu_conditions import has_avx512
@@ -16,6 +18,15 @@ from tests.programs import digits, program, terminal, tool  # noqa: F401  (fixtu
 mmcv_ops.install()
 # Tiny networks run faster on one thread, and two test processes do not fight over the cores.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def own_scope() -> Iterator[None]:
+    """A run within a test's process leaves mmengine's registries set to its scope: not for the tests that follow."""
+    before = dict(DefaultScope._instance_dict)
+    yield
+    DefaultScope._instance_dict.clear()
+    DefaultScope._instance_dict.update(before)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -54,6 +55,17 @@ def test_after_a_training_and_a_test(data: Path, tmp_path: Path, started: list[B
     assert_ended(started, 2)
     run_test(run(data, tmp_path), Launch(), str(tmp_path / "epoch_1.pth"))
     assert_ended(started, 3)
+
+
+def test_runs_of_one_second_have_their_own_logs(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, second = time.strftime, "20260101_000000"
+    monkeypatch.setattr(time, "strftime", lambda form, *of: second if form == "%Y%m%d_%H%M%S" else shown(form, *of))
+    logs = []
+    for name in ("first", "second"):
+        train(run(data, tmp_path / name), Launch(), resume=False, data_check=False)
+        (log,) = (tmp_path / name).glob(f"{second}/*.log")
+        logs.append(log)
+    assert [log.read_text().count("Epoch(train) [1][2/2]") for log in logs] == [1, 1]
 
 
 @pytest.mark.parametrize(
