@@ -20,13 +20,12 @@ mmcv_ops.install()
 torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
-def own_scope() -> Iterator[None]:
-    """A run within a test's process leaves mmengine's registries set to its scope: not for the tests that follow."""
-    before = dict(DefaultScope._instance_dict)
+@pytest.fixture(scope="module", autouse=True)
+def no_scope() -> Iterator[None]:
+    """A run within a test or a fixture leaves mmengine's registries set to its scope: not for the next module."""
+    DefaultScope._instance_dict.clear()
     yield
     DefaultScope._instance_dict.clear()
-    DefaultScope._instance_dict.update(before)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
