@@ -95,15 +95,15 @@ def run(block: Parts, x: Tensor) -> Tensor | None:
 def _form(block: Parts, x: Tensor, dtype: torch.dtype, weights: Weights) -> str:
     """The form in which a block runs on this input ``(N, C, H, W)``."""
     native = not (torch.is_grad_enabled() or block.training) and cpu_native.takes(weights, dtype)
-    if (forced := choice.forced(OPERATION)) is not None:
-        return _forced(forced, native)
     hidden, channels = weights.first.shape
+    static = (channels, hidden, weights.conv.shape[-1], int(weights.grn_gamma is not None), torch.get_num_threads())
+    question = choice.Question(OPERATION, cpu_name(), str(dtype), static, x.numel().bit_length() - 1)
+    if choice.forced(OPERATION) is not None:
+        return _forced(choice.expected(question, (NATIVE, FUSED, PLAIN)), native)
     if x.numel() * hidden * 2 < SMALLEST_WORK:
         return PLAIN
     if torch.is_grad_enabled() or block.training or not choice.measures():
         return FUSED if has_avx512() else PLAIN
-    static = (channels, hidden, weights.conv.shape[-1], int(weights.grn_gamma is not None), torch.get_num_threads())
-    question = choice.Question(OPERATION, cpu_name(), str(dtype), static, x.numel().bit_length() - 1)
     return choice.choose(question, _forms(block, x, dtype, weights, native), x)
 
 
@@ -111,10 +111,8 @@ def _forced(form: str, native: bool) -> str:
     """The form that was forced, or the fused one where the C code does not take a block, as in training.
 
     Raises:
-        UserError: If there is no such form, or not here.
+        UserError: If there is no C code here.
     """
-    if form not in (NATIVE, FUSED):
-        raise UserError(f"{choice.VARIABLE}: {OPERATION}={form} is none of {NATIVE}, {FUSED}, {PLAIN}")
     if form == NATIVE and (why := cpu_native.missing()):
         raise UserError(f"{choice.VARIABLE}: {OPERATION}={NATIVE} is not to be had here: {why}")
     return form if form == FUSED or native else FUSED

@@ -18,12 +18,17 @@ SMALLEST_WORK = 1 << 24
 @cache
 def cpu_name() -> str:
     """The processor's model and the instructions that PyTorch uses of it."""
+    model = cpu_info("model name") or platform.processor() or platform.machine()
+    return f"{model} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def cpu_info(field: str) -> str:
+    """What Linux says of the first processor, such as its ``model name`` or ``flags``; nothing elsewhere."""
     try:
         text = Path("/proc/cpuinfo").read_text(errors="replace")
     except OSError:
-        text = ""
-    model = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
-    return f"{(model or [platform.processor() or platform.machine()])[0]} {torch.backends.cpu.get_cpu_capability()}"
+        return ""
+    return next((line.partition(":")[2].strip() for line in text.splitlines() if line.startswith(field)), "")
 
 
 @cache

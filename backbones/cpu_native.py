@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from backbones import cpu_steps
+from backbones.cpu_conditions import cpu_info, has_avx512
 from backbones.cpu_steps import Products, Weights, evenly
 from backbones.kernels import choice
 from backbones.layers import GRN
@@ -263,13 +264,14 @@ def _name(dtype: torch.dtype) -> str:
 @cache
 def _library() -> ctypes.CDLL | str:
     """The compiled source, or why there is none."""
-    if "AVX512" not in torch.backends.cpu.get_cpu_capability():
+    if not has_avx512():
         return "the processor has no AVX-512"
     compiler = os.environ.get("CC") or next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
         return f"no C compiler ({', '.join(COMPILERS)}, or CC) is found"
     command = [*shlex.split(compiler), *FLAGS]
-    digest = hashlib.sha256("\0".join([*command, _instructions()]).encode() + SOURCE.read_bytes()).hexdigest()
+    # -march=native compiles for the processor's instructions, and homes are shared between machines.
+    digest = hashlib.sha256("\0".join([*command, cpu_info("flags")]).encode() + SOURCE.read_bytes()).hexdigest()
     kept = choice.cache_file().parent / f"cpu-{digest[:16]}.so"
     try:
         if not _is_ours(kept):
@@ -312,9 +314,3 @@ def _is_ours(library: Path) -> bool:
     except OSError:
         return False
     return state.st_uid == os.getuid() and not state.st_mode & 0o022
-
-
-def _instructions() -> str:
-    """The processor's instructions, for which ``-march=native`` compiles: homes are shared between machines."""
-    lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-    return next((line for line in lines if line.startswith("flags")), "")

@@ -280,7 +280,7 @@ def test_it_is_compiled_once(anew: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     cpu_native._library.cache_clear()
     assert cpu_native.missing() is None
     assert not kept.stat().st_mode & 0o022
-    monkeypatch.setattr(cpu_native, "_instructions", lambda: "another processor, the same home")
+    monkeypatch.setattr(cpu_native, "cpu_info", lambda field: "another processor, the same home")
     cpu_native._library.cache_clear()
     assert cpu_native.missing() is None
     assert len(list(anew.glob("*/cpu-*.so"))) == 2
@@ -294,7 +294,7 @@ def test_a_home_that_cannot_be_written_to(anew: Path, monkeypatch: pytest.Monkey
 
 
 def test_without_a_compiler_the_others_do_it(anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(cpu_native, "has_avx512", lambda: True)
     monkeypatch.setenv("PATH", str(anew))
     assert "no C compiler (gcc, cc, clang, or CC) is found" in str(cpu_native.missing())
     block, x = made(16), maps(16, 1, 8, 8)
@@ -308,12 +308,12 @@ def test_without_a_compiler_the_others_do_it(anew: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("compiler", ["false", "no-such-compiler"])
 def test_a_compiler_that_fails(compiler: str, anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(cpu_native, "has_avx512", lambda: True)
     monkeypatch.setenv("CC", compiler)
     assert compiler in str(cpu_native.missing())
     assert not list(anew.rglob("*.so")) + list(anew.rglob(f"*.{os.getpid()}"))
 
 
 def test_another_processor(anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(cpu_native, "has_avx512", lambda: False)
     assert cpu_native.missing() == "the processor has no AVX-512"
