@@ -18,8 +18,12 @@ SMALLEST_WORK = 1 << 24
 @cache
 def cpu_name() -> str:
     """The processor's model and the instructions that PyTorch uses of it."""
-    model = cpu_info("model name") or platform.processor() or platform.machine()
-    return f"{model} {torch.backends.cpu.get_cpu_capability()}"
+    return f"{cpu_model()} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def cpu_model() -> str:
+    """The processor's model."""
+    return cpu_info("model name") or platform.processor() or platform.machine()
 
 
 def cpu_info(field: str) -> str:

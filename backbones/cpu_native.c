@@ -178,7 +178,8 @@ INLINE __m512 gelu_of_half(__m512 x, const float *tail) {
   return _mm512_fnmadd_ps(value, a, _mm512_max_ps(_mm512_setzero_ps(), x));
 }
 
-// A tile of a product, `rows` x `vectors` * 16: rows of `words` words times a panel of the weight (words, vectors, 16).
+// A tile of a product, `rows` x `vectors` * 16: rows of `words` words times a panel of the weight (words, vectors, 16). Its
+// results are those of `out` from `at` on, of `left` rows at most where it matters.
 #define SUM(i, j) if (j < vectors) sums[i][j] = _mm512_loadu_ps(bias + j * LANES);
 #define SUMS(i) if (i < rows) { EACH_4_OF(SUM, i) }
 #define PANEL(j) if (j < vectors) columns[j] = _mm512_loadu_ps(panel + (word * vectors + j) * LANES);
@@ -194,23 +195,23 @@ INLINE __m512 gelu_of_half(__m512 x, const float *tail) {
   }
 
 #define ACTIVE(i, j) if (j < vectors) { \
-    store(out, i * width + j * LANES, half ? gelu_of_half(sums[i][j], tail) : gelu_of_float(sums[i][j]), half); \
+    store(out, at + i * width + j * LANES, half ? gelu_of_half(sums[i][j], tail) : gelu_of_float(sums[i][j]), half); \
   }
 #define ACTIVES(i) if (i < rows) { EACH_4_OF(ACTIVE, i) }
-INLINE void first_tile(const float *x, ptrdiff_t words, const float *panel, const float *bias, float *out, ptrdiff_t width,
-                       const float *tail, const int rows, const int vectors, const int half) {
+INLINE void first_tile(const float *x, ptrdiff_t words, const float *panel, const float *bias, const float *tail, float *out,
+                       ptrdiff_t at, ptrdiff_t width, const int rows, const int vectors, const int half) {
   PRODUCT
   EACH_12(ACTIVES)
 }
 
 #define RESULT(i, j) if (j < vectors) { \
-    const ptrdiff_t at = i * width + j * LANES; \
-    store(out, at, residual ? _mm512_add_ps(sums[i][j], load(input, at, narrow)) : sums[i][j], narrow); \
+    const ptrdiff_t to = at + i * width + j * LANES; \
+    store(out, to, residual ? _mm512_add_ps(sums[i][j], load(input, to, narrow)) : sums[i][j], narrow); \
   }
 #define RESULTS(i) if (i < rows && i < left) { EACH_4_OF(RESULT, i) }
 INLINE void second_tile(const float *x, ptrdiff_t words, const float *panel, const float *bias, const float *input,
-                        float *out, ptrdiff_t width, ptrdiff_t left, const int rows, const int vectors, const int half,
-                        const int narrow, const int residual) {
+                        float *out, ptrdiff_t at, ptrdiff_t width, ptrdiff_t left, const int rows, const int vectors,
+                        const int half, const int narrow, const int residual) {
   PRODUCT
   EACH_12(RESULTS)
 }
@@ -218,15 +219,16 @@ INLINE void second_tile(const float *x, ptrdiff_t words, const float *panel, con
 // Functions of their own: within a larger one the compiler has no registers left for the sums.
 #define FIRST(name, rows, vectors, half) \
   __attribute__((noinline)) static void first_##name##_##vectors( \
-      const float *x, ptrdiff_t words, const float *panel, const float *bias, float *out, ptrdiff_t width, \
-      const float *tail) { \
-    first_tile(x, words, panel, bias, out, width, tail, rows, vectors, half); \
+      const float *x, ptrdiff_t words, const float *panel, const float *bias, const float *tail, float *out, ptrdiff_t at, \
+      ptrdiff_t width, ptrdiff_t left) { \
+    (void)left; \
+    first_tile(x, words, panel, bias, tail, out, at, width, rows, vectors, half); \
   }
 #define SECOND(name, rows, vectors, half, narrow, residual) \
   __attribute__((noinline)) static void second_##name##_##vectors( \
-      const float *x, ptrdiff_t words, const float *panel, const float *bias, const float *input, float *out, \
+      const float *x, ptrdiff_t words, const float *panel, const float *bias, const float *input, float *out, ptrdiff_t at, \
       ptrdiff_t width, ptrdiff_t left) { \
-    second_tile(x, words, panel, bias, input, out, width, left, rows, vectors, half, narrow, residual); \
+    second_tile(x, words, panel, bias, input, out, at, width, left, rows, vectors, half, narrow, residual); \
   }
 FIRST(float, 12, 1, 0) FIRST(float, 10, 2, 0) FIRST(float, 8, 3, 0) FIRST(float, 6, 4, 0)
 FIRST(half, 12, 1, 1) FIRST(half, 10, 2, 1) FIRST(half, 8, 3, 1) FIRST(half, 6, 4, 1)
@@ -238,14 +240,14 @@ SECOND(alone_float, 8, 3, 0, 0, 0) SECOND(alone_float, 6, 4, 0, 0, 0)
 SECOND(alone_half, 12, 1, 1, 1, 0) SECOND(alone_half, 10, 2, 1, 1, 0)
 SECOND(alone_half, 8, 3, 1, 1, 0) SECOND(alone_half, 6, 4, 1, 1, 0)
 
-typedef void First(const float *, ptrdiff_t, const float *, const float *, float *, ptrdiff_t, const float *);
-typedef void Second(const float *, ptrdiff_t, const float *, const float *, const float *, float *, ptrdiff_t, ptrdiff_t);
-static First *const FIRSTS[2][MOST_VECTORS] = {{first_float_1, first_float_2, first_float_3, first_float_4},
-                                               {first_half_1, first_half_2, first_half_3, first_half_4}};
-static Second *const SECONDS[3][MOST_VECTORS] = {{second_float_1, second_float_2, second_float_3, second_float_4},
-                                                 {second_half_1, second_half_2, second_half_3, second_half_4},
-                                                 {second_narrow_1, second_narrow_2, second_narrow_3, second_narrow_4}};
-static Second *const ALONE[2][MOST_VECTORS] = {
+typedef void Tile(const float *, ptrdiff_t, const float *, const float *, const float *, float *, ptrdiff_t, ptrdiff_t,
+                  ptrdiff_t);
+static Tile *const FIRSTS[2][MOST_VECTORS] = {{first_float_1, first_float_2, first_float_3, first_float_4},
+                                              {first_half_1, first_half_2, first_half_3, first_half_4}};
+static Tile *const SECONDS[3][MOST_VECTORS] = {{second_float_1, second_float_2, second_float_3, second_float_4},
+                                                {second_half_1, second_half_2, second_half_3, second_half_4},
+                                                {second_narrow_1, second_narrow_2, second_narrow_3, second_narrow_4}};
+static Tile *const ALONE[2][MOST_VECTORS] = {
     {second_alone_float_1, second_alone_float_2, second_alone_float_3, second_alone_float_4},
     {second_alone_half_1, second_alone_half_2, second_alone_half_3, second_alone_half_4}};
 static const ptrdiff_t ROWS[MOST_VECTORS] = {12, 10, 8, 6};
@@ -281,39 +283,30 @@ INLINE void depthwise(const Block *block, const float *x, ptrdiff_t begin, ptrdi
   }
 }
 
-// First product and GELU of so many normalised rows.
-INLINE void expand(const Block *block, ptrdiff_t rows, Scratch scratch, const int half) {
-  const ptrdiff_t words = block->channels / (half ? 2 : 1), vectors = block->hidden / LANES;
-  const ptrdiff_t panels = (vectors + MOST_VECTORS - 1) / MOST_VECTORS;
-  for (ptrdiff_t panel = 0; panel < panels; panel++) {
-    const ptrdiff_t from = panel * vectors / panels, many = (panel + 1) * vectors / panels - from;
-    for (ptrdiff_t row = 0; row < rows; row += ROWS[many - 1])
-      FIRSTS[half][many - 1](scratch.normal + row * words, words, block->first + from * LANES * words,
-                             block->first_bias + from * LANES,
-                             place(scratch.hidden, row * block->hidden + from * LANES, half), block->hidden, block->tail);
-  }
-}
-
-// A product of so many rows of `words` words, whose results are `width` channels of `out`; `input` is added by some tiles.
-INLINE void multiply(Second *const *tiles, const float *x, ptrdiff_t words, const float *weight, const float *bias,
-                     const float *input, float *out, ptrdiff_t width, ptrdiff_t rows, const int narrow) {
+// A product of so many rows of `words` words, whose results are `width` channels of `out` from `at` on; `other` is what the
+// tiles need besides.
+INLINE void multiply(Tile *const *tiles, const float *x, ptrdiff_t words, const float *weight, const float *bias,
+                     const float *other, float *out, ptrdiff_t at, ptrdiff_t width, ptrdiff_t rows) {
   const ptrdiff_t vectors = width / LANES, panels = (vectors + MOST_VECTORS - 1) / MOST_VECTORS;
   for (ptrdiff_t panel = 0; panel < panels; panel++) {
     const ptrdiff_t from = panel * vectors / panels, many = (panel + 1) * vectors / panels - from;
-    for (ptrdiff_t row = 0; row < rows; row += ROWS[many - 1]) {
-      const ptrdiff_t at = row * width + from * LANES;
-      tiles[many - 1](x + row * words, words, weight + from * LANES * words, bias + from * LANES, place(input, at, narrow),
-                      place(out, at, narrow), width, rows - row);
-    }
+    for (ptrdiff_t row = 0; row < rows; row += ROWS[many - 1])
+      tiles[many - 1](x + row * words, words, weight + from * LANES * words, bias + from * LANES, other, out,
+                      at + row * width + from * LANES, width, rows - row);
   }
+}
+
+// First product and GELU of so many normalised rows.
+INLINE void expand(const Block *block, ptrdiff_t rows, Scratch scratch, const int half) {
+  multiply(FIRSTS[half], scratch.normal, block->channels / (half ? 2 : 1), block->first, block->first_bias, block->tail,
+           scratch.hidden, 0, block->hidden, rows);
 }
 
 // Second product of so many hidden rows, and residual, at the positions from `begin`.
 INLINE void project(const Block *block, const float *x, float *out, ptrdiff_t begin, ptrdiff_t rows, Scratch scratch,
                     const int half, const int narrow) {
-  const ptrdiff_t at = begin * block->channels;
-  multiply(SECONDS[half + narrow], scratch.hidden, block->hidden / (half ? 2 : 1), block->second, block->second_bias,
-           place(x, at, narrow), place(out, at, narrow), block->channels, rows, narrow);
+  multiply(SECONDS[half + narrow], scratch.hidden, block->hidden / (half ? 2 : 1), block->second, block->second_bias, x, out,
+           begin * block->channels, block->channels, rows);
 }
 
 // Hidden values of a tile to `hidden`, and the sums of their squares to `squares`.
@@ -380,8 +373,8 @@ INLINE void downsampled(const Downsample *layer, const float *x, float *out, flo
         const ptrdiff_t from = ((at / width / height * layer->height + line) * layer->width + column) * channels;
         normalise(x, from, channels, layer->scale, layer->shift, layer->eps, normal, i * channels, half, narrow);
       }
-      float *const result = place(out, begin * layer->outputs, half);
-      multiply(ALONE[half], normal, words, layer->weight, layer->bias, result, result, layer->outputs, end - begin, half);
+      multiply(ALONE[half], normal, words, layer->weight, layer->bias, NULL, out, begin * layer->outputs, layer->outputs,
+               end - begin);
     }
   }
 }

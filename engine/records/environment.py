@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from backbones.cpu_conditions import cpu_model
+
 ROOT = Path(__file__).resolve().parents[2]
 # Each under the names it is given out by; the first that is there counts.
 PACKAGES = (
@@ -66,9 +68,8 @@ def versions() -> dict[str, str]:
 
 def machine() -> dict[str, Any]:
     """Processor, cores that this process may use, memory in bytes, system; neither host nor user."""
-    cpu = re.search(r"^model name\s*: (.+)$", read_text(Path("/proc/cpuinfo")), re.MULTILINE)
     return {
-        "cpu": cpu[1] if cpu else platform.processor() or platform.machine(),
+        "cpu": cpu_model(),
         "cores": usable_cores(),
         "memory_bytes": memory_limit(),
         "system": f"{platform.system()} {platform.machine()}",
