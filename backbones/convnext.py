@@ -16,11 +16,12 @@ from math import ceil
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from backbones import cpu_block, cpu_downsample
+from backbones.base import Network
 from backbones.errors import UserError
-from backbones.kernels import block as fused
+from backbones.kernels.cpu import block as cpu_block
+from backbones.kernels.cpu import downsample as cpu_downsample
+from backbones.kernels.cuda import block as fused
 from backbones.layers import GRN, LayerNorm2d, check_kernel_size, drop_path_rates, init_trunc_normal, layer_scale
-from backbones.network import Network
 
 STEM_STRIDE = 4
 BLOCKS_PER_GROUP = 3
@@ -31,7 +32,7 @@ class Block(nn.Module):
 
     ``(N, C, H, W) -> (N, C, H, W)``. The MLP is written with linear layers over the last axis: on ``channels_last``
     maps every permutation here is a view and the products run as one large matrix multiplication. On a GPU, fused
-    kernels take over the halves that they compute faster (:mod:`backbones.kernels.block`).
+    kernels take over the halves that they compute faster (:mod:`backbones.kernels.cuda.block`).
 
     Args:
         dim: Channels ``C``.
@@ -186,7 +187,7 @@ class ConvNeXt(Network):
             self.collect(outputs, i, x)
         return self.finish(outputs, x)
 
-    def without_decay(self, name: str) -> bool:
+    def no_weight_decay(self, name: str) -> bool:
         """Whether a parameter takes no weight decay: scale and shift of the response normalisation, as released."""
         return ".grn." in name
 

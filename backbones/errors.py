@@ -1,13 +1,30 @@
-"""The one exception that means: the input is wrong, the code is not."""
+"""The exceptions that mean: the input is wrong, the code is not."""
 
 from __future__ import annotations
 
 
 class UserError(ValueError):
-    """A mistake a person can mend; the message is one line that names the thing and the mend.
+    """A mistake that a person can fix; the message is one line that names the thing and the fix.
 
-    Every tool prints the message without a stack and exits with code 2 (see ``engine.cli``).
+    Raise one of the subclasses where one applies. Every tool prints the message without a traceback and exits with code
+    2 (see ``engine.cli``).
     """
+
+
+class ConfigError(UserError):
+    """A setting, an option or an argument is wrong: of a config, a command line or a function's caller."""
+
+
+class CheckpointError(UserError):
+    """A file of weights or a checkpoint is damaged, of another layout, or does not fit the model."""
+
+
+class DataError(UserError):
+    """Images, labels or annotations are missing, damaged or contradict the config."""
+
+
+class MachineError(UserError):
+    """The machine lacks what was asked for: a GPU, memory, disk space, a package, a port, another process."""
 
 
 def printable(name: object) -> str:

@@ -12,10 +12,10 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from backbones.base import STAGES, Network
 from backbones.convnext import Block
 from backbones.errors import UserError
 from backbones.layers import check_kernel_size, drop_path_rates, init_trunc_normal
-from backbones.network import STAGES, Network
 
 PATCH = 16
 

@@ -18,7 +18,7 @@ from backbones.convnext import ConvNeXt
 from backbones.errors import UserError
 from backbones.isotropic import IsotropicConvNeXt
 from backbones.roadmap import RESNET50_TO_TINY, RESNET200_TO_BASE
-from backbones.timm_features import TimmConvNet, TimmSwin, TimmVisionTransformer
+from backbones.timm_backbones import TimmConvNet, TimmSwin, TimmVisionTransformer
 from backbones.variants import (
     CONVNETS,
     CONVNEXT_V1,
@@ -35,7 +35,7 @@ _NAMES: dict[str, Callable[..., nn.Module]] = {}
 
 
 class Backbone(Protocol):
-    """What every registered network answers about itself; :class:`backbones.network.Network` does most of it."""
+    """What every registered network answers about itself; :class:`backbones.base.Network` does most of it."""
 
     out_channels: tuple[int, ...]
     strides: tuple[int, ...]
@@ -53,7 +53,7 @@ class Backbone(Protocol):
 
     def stage_id(self, name: str) -> int | None: ...
 
-    def without_decay(self, name: str) -> bool: ...
+    def no_weight_decay(self, name: str) -> bool: ...
 
 
 def register_backbone(name: str, build: Callable[..., nn.Module]) -> None:

@@ -30,10 +30,10 @@ from typing import Any
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from backbones.base import STAGES, Network
 from backbones.convnext import BLOCKS_PER_GROUP, STEM_STRIDE, ConvNeXt
 from backbones.errors import UserError
 from backbones.layers import LayerNorm2d, drop_path_rates, init_trunc_normal, layer_scale
-from backbones.network import STAGES, Network
 
 EXPANSION = 4
 

@@ -2,7 +2,7 @@
 
 The family keeps two ratios of blocks per stage, 1:1:3:1 (T and smaller) and 1:1:9:1 (S and larger), and doubles the
 width from stage to stage (Liu et al., "A ConvNet for the 2020s", sections 2.2 and 4). One of depth and width is given,
-the budget decides the other. What a shape costs is computed in closed form, by the rules of ``engine/flops.py``.
+the budget decides the other. What a shape costs is computed in closed form, by the rules of ``analysis/flops.py``.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
+from backbones.base import Network
 from backbones.errors import UserError
 from backbones.layers import check_kernel_size
-from backbones.network import Network
 
 RATIOS = {"1:1:3:1": (1, 1, 3, 1), "1:1:9:1": (1, 1, 9, 1)}
 WIDTH_STEP = 8  # all widths of the family are multiples of 8, as matrix units want them

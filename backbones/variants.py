@@ -107,7 +107,7 @@ class TimmVariant:
     timm_options: dict[str, Any] = field(default_factory=dict)
 
     def arguments(self) -> dict[str, Any]:
-        """What the classes of :mod:`backbones.timm_features` are built with."""
+        """What the classes of :mod:`backbones.timm_backbones` are built with."""
         return {"timm_name": self.timm_name, "timm_options": self.timm_options}
 
 

@@ -74,7 +74,7 @@ _HEAD = re.compile(r"(module\.)?(model\.)?(head|head\.fc|fc|classifier)\.weight"
 
 
 @dataclass(frozen=True)
-class Receipt:
+class LoadReport:
     """What a load did.
 
     Attributes:
@@ -245,7 +245,7 @@ def network_tensors(checkpoint: Mapping[str, Any], source: str, averaged: bool =
 
 def load_backbone_weights(
     network: nn.Module, source: str, may_miss: Callable[[str], bool] = lambda name: False
-) -> Receipt:
+) -> LoadReport:
     """Load a checkpoint into a backbone and log the receipt.
 
     The layouts of ConvNeXt are recognised. Another network may have a method ``rename_weights(tensors)``, which brings
@@ -273,7 +273,7 @@ def load_backbone_weights(
             theirs, ours = tuple(found.tensors[name].shape), tuple(value.shape)
             raise UserError(f"checkpoint {source!r} is of another network: {name} is {theirs}, here {ours}")
     network.load_state_dict({name: value for name, value in found.tensors.items() if name in wanted}, strict=False)
-    receipt = Receipt(
+    receipt = LoadReport(
         source,
         loaded=len(wanted) - len(missing),
         total=len(wanted),

@@ -21,8 +21,8 @@ from torchvision.transforms import ColorJitter
 from backbones.errors import UserError
 from classification import augment
 from classification.decode import Crop, read_crop, read_rgb
+from engine.config.schema import is_whole
 from engine.data.image_files import IMAGE_SUFFIXES
-from engine.settings import is_whole
 
 ASPECT_RATIO = (3 / 4, 4 / 3)  # range of the random crop's, width over height
 

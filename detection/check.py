@@ -13,8 +13,8 @@ from mmdet.datasets import CocoDataset
 
 from backbones.errors import UserError
 from detection.data import category_ids
+from engine.config.schema import is_number
 from engine.data.check import Checker, Job, checks, escapes, nearest
-from engine.settings import is_number
 
 SLACK = 2.0  # pixels that a box may stick out of its image by rounding
 MANY = 0.1  # of the objects: so many are no slips of a pen but a wrong format

@@ -12,7 +12,7 @@ from typing import Any
 
 from backbones.errors import UserError
 from backbones.files import NO_SPACE
-from engine.launch import watch
+from engine.launch import heartbeat as watch
 from engine.launch.exit_codes import BAD_INPUT, FAILED, INTERRUPTED
 
 
@@ -21,7 +21,7 @@ def run_tool(main: Callable[[], None]) -> None:
 
     A broken pipe (``tool | head``) ends quietly, Ctrl-C with the customary code 130. Warnings about old idioms inside
     the OpenMMLab packages, which nobody here can mend, are left out. Under a launcher, the last words of this process
-    are left to it, see :mod:`engine.launch.watch`.
+    are left to it, see :mod:`engine.launch.heartbeat`.
     """
     watch.begin()
     warnings.filterwarnings("ignore", module=r"mm(cv|engine|det|seg)\.")

@@ -11,16 +11,17 @@ from mmengine.config import ConfigDict
 from mmengine.dist import is_main_process
 
 from backbones.errors import UserError
+from engine.checkpoint.preemption import Stop, leaving_at_once
+from engine.config.load import Resolved, load_config
+from engine.config.world import Launch
 from engine.data.preflight import check_before_training, check_data_folders
-from engine.fit import measured_fit
-from engine.picture import draw_test_images
-from engine.plan import TrainingPlan, training_plan
-from engine.records.environment import environment
-from engine.records.record import command_line, recorded, report_test
-from engine.records.run_folder import write_json
-from engine.resolve import Launch, Resolved, load_config
-from engine.resume.stopping import Stop, leaving_at_once
-from engine.runner import Runner, build_runner
+from engine.planning.plan import TrainingPlan, training_plan
+from engine.report.environment import environment
+from engine.report.recorder import command_line, recorded, report_test
+from engine.report.run_dir import write_json
+from engine.training.batch_size_finder import measured_fit
+from engine.training.runner import Runner, build_runner
+from engine.visualize import draw_test_images
 
 PICTURES = 8
 
@@ -144,7 +145,7 @@ def _without_training(cfg: ConfigDict) -> None:
         cfg[key] = None
     if "backbone" in cfg.model:
         cfg.model.backbone.pop("weights", None)
-    cfg.custom_hooks = [hook for hook in cfg.get("custom_hooks", []) if hook["type"] != "KeepEMA"]
+    cfg.custom_hooks = [hook for hook in cfg.get("custom_hooks", []) if hook["type"] != "EMAHook"]
 
 
 def _use_tta(cfg: ConfigDict) -> None:

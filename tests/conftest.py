@@ -9,8 +9,8 @@ import pytest
 import torch
 from mmengine.registry import DefaultScope
 
-from backbones import cpu_native
-from backbones.cpu_conditions import has_avx512
+from backbones.kernels.cpu import native as cpu_native
+from backbones.kernels.cpu.dispatch import has_avx512
 from engine import mmcv_ops
 from tests.programs import digits, program, terminal, tool  # noqa: F401  (fixtures)
 

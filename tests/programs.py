@@ -126,7 +126,7 @@ def terminal() -> Callable[..., Ended]:
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A few digits in the three formats: 5 steps of 8 images, 11 scenes with something on them."""
-    from engine.digits import make_digits
+    from demo.dataset import make_digits
 
     root = tmp_path_factory.mktemp("data") / "digits"
     # An odd number to validate on: two processes cannot share it evenly.

@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("backbones", "engine", "classification", "detection", "segmentation")
+PACKAGES = ("backbones", "engine", "classification", "detection", "segmentation", "demo", "analysis")
 NOT_OURS = {".git", ".venv", "data", "work_dirs", "build", "dist"}
 LEFT_OUT_OF_PINS = {"opencv-python", "imagecorruptions-imaug"}
 

@@ -1,4 +1,4 @@
-"""Imports point downwards only: backbones <- engine <- the three tasks <- tools, configs."""
+"""Imports point downwards only: backbones <- engine <- the three tasks, demo <- analysis <- tools."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "classification": {"backbones", "engine"},
     "detection": {"backbones", "engine"},
     "segmentation": {"backbones", "engine"},
+    "demo": {"backbones", "engine"},
+    "analysis": {"backbones", "engine", "classification", "detection", "segmentation", "demo"},
 }
 OURS = {*MAY_IMPORT, "tools", "configs", "tests"}
 

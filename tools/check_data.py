@@ -30,9 +30,9 @@ def main() -> None:
     if args.workers is not None and args.workers < 1:
         parser.error("--workers: at least 1")
 
+    from engine.config.load import load_config, parse_options
     from engine.data.check import check_data
     from engine.data.preflight import DATA_CHECK, check_data_folders
-    from engine.resolve import load_config, parse_options
 
     cfg = load_config(args.config, parse_options(args.cfg_options), training=False).cfg
     splits = [split for split in args.splits if cfg.get(f"{split}_dataloader")]

@@ -33,10 +33,10 @@ def main() -> None:
 
     import torch
 
+    from analysis.benchmark.checkpointing import as_dict, as_text, chart, study
+    from analysis.benchmark.networks import Request, check, place
     from backbones.errors import UserError
-    from engine.records.run_folder import write_json
-    from engine.speed.checkpointing import as_dict, as_text, chart, study
-    from engine.speed.throughput import Request, check, place
+    from engine.report.run_dir import write_json
 
     if args.threads is not None:
         if args.threads < 1:

@@ -31,15 +31,15 @@ def main() -> None:
     if args.rounds < 1:
         parser.error("--rounds: at least 1")
 
+    from analysis.benchmark.networks import MismatchError
+    from engine.config.load import load_config, parse_options
     from engine.data.preflight import check_data_folders
-    from engine.records.run_folder import write_json
-    from engine.resolve import load_config, parse_options
-    from engine.speed.throughput import MismatchError
+    from engine.report.run_dir import write_json
 
     cfg = load_config(args.config, parse_options(args.cfg_options), training=False).cfg
     check_data_folders(cfg, ("train",))
 
-    from classification.loading_speed import PEERS, measure
+    from analysis.benchmark.loading import PEERS, measure
 
     peers = {"all": PEERS, "none": ()}.get(args.peer, (args.peer,))
     try:

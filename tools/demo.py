@@ -30,7 +30,7 @@ def main() -> None:
         work_dir = work_dir.relative_to(ROOT)
     os.chdir(ROOT)
     try:
-        from engine.demo import demo_steps, run_demo
+        from demo.steps import demo_steps, run_demo
 
         run_demo(demo_steps(work_dir, args.seed), work_dir, args.seed)
     except KeyboardInterrupt:

@@ -49,8 +49,8 @@ def main() -> None:
 
     import torch
 
-    from engine.records.run_folder import write_json
-    from engine.speed.throughput import MismatchError, Request, check, place
+    from analysis.benchmark.networks import MismatchError, Request, check, place
+    from engine.report.run_dir import write_json
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -58,7 +58,7 @@ def main() -> None:
     request = Request(args.config, True, args.batch, tuple(args.shape), args.dtype, device, rounds=args.rounds)
     check(request)
 
-    from detection import speed
+    from analysis.benchmark import detection as speed
 
     measures = {
         "evaluation": lambda: (speed.compare_evaluation(args.images, args.rounds),),

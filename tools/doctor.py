@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 # These need no package: what is broken in the installation is a finding.
-from engine.doctor.examination import Request, diagnose, write_results  # noqa: E402
+from analysis.doctor.examination import Request, diagnose, write_results  # noqa: E402
 
 
 def main() -> int:

@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from engine.cli import TrustCheckpoint, run_tool
 
 if TYPE_CHECKING:
-    from engine.export import Difference
-    from engine.export_source import Range
+    from analysis.export.exporter import Difference
+    from analysis.export.source import Range
 
 FORMATS = ("safetensors", "timm", "onnx", "torch_export")
 
@@ -39,11 +39,11 @@ def main() -> None:
     parser.add_argument("--trust-checkpoint", action=TrustCheckpoint)
     args = parser.parse_args()
 
+    from analysis.export.exporter import check_request, export
+    from analysis.export.formats import FORMATS as WRITERS
+    from analysis.export.source import source_of_config, source_of_name
     from backbones.errors import UserError
-    from engine.export import check_request, export
-    from engine.export_formats import FORMATS as WRITERS
-    from engine.export_source import source_of_config, source_of_name
-    from engine.resolve import parse_options
+    from engine.config.load import parse_options
 
     is_config, shape = args.network.endswith(".py"), tuple(args.shape) if args.shape else None
     if args.out_indices and is_config:

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from engine.cli import run_tool
 
 if TYPE_CHECKING:
-    from engine.flops import Count
+    from analysis.flops import Count
 
 UNCOUNTED_HEAVY = 1
 
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print plain data instead")
     args = parser.parse_args()
 
-    from engine.flops import count_backbone, count_config
+    from analysis.flops import count_backbone, count_config
 
     shape = tuple(args.shape) if args.shape else None
     count = (count_config if args.network.endswith(".py") else count_backbone)(args.network, shape)

@@ -11,7 +11,7 @@ signal.signal(signal.SIGINT, signal.SIG_DFL)
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.launch.job import Job, launch  # noqa: E402
-from engine.launch.meeting import MeetingError  # noqa: E402
+from engine.launch.rendezvous import RendezvousError  # noqa: E402
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("arguments", nargs=argparse.REMAINDER)
     try:
         code = launch(Job(**vars(parser.parse_args())))
-    except MeetingError as error:
+    except RendezvousError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
     # A thread of the launcher may be within a call of the store, and there the interpreter's end aborts the process.

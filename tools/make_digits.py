@@ -14,8 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from demo.dataset import make_digits, read_stamp
 from engine.cli import run_tool
-from engine.digits import make_digits, read_stamp
 
 
 def main() -> None:

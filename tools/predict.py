@@ -23,8 +23,9 @@ def main() -> None:
     parser.add_argument("--trust-checkpoint", action=TrustCheckpoint)
     args = parser.parse_args()
 
-    from engine.picture import find_images, load_predictor, predict_images
-    from engine.resolve import Launch, load_config, parse_options
+    from engine.config.load import load_config, parse_options
+    from engine.config.world import Launch
+    from engine.visualize import find_images, load_predictor, predict_images
 
     images = find_images(args.images)
     launch = Launch.from_environment()

@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", help="override settings")
     args = parser.parse_args()
 
-    from engine.resolve import load_config, parse_options
+    from engine.config.load import load_config, parse_options
 
     resolved = load_config(args.config, parse_options(args.cfg_options))
     print(resolved.cfg.pretty_text)

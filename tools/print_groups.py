@@ -27,9 +27,10 @@ def main() -> None:
     )
     args = parser.parse_args()
 
-    from engine.layer_decay import group_rows, group_table, groups_of_config
-    from engine.plan import build_on_meta
-    from engine.resolve import Launch, load_config, parse_options
+    from engine.config.load import load_config, parse_options
+    from engine.config.world import Launch
+    from engine.optim.param_groups import group_rows, group_table, groups_of_config
+    from engine.planning.plan import build_on_meta
 
     cfg = load_config(args.config, parse_options(args.cfg_options), Launch()).cfg
     model = build_on_meta(cfg)

@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", help="override settings of all runs")
     args = parser.parse_args()
 
-    from engine.repeat import repeat, report
+    from analysis.seeds import repeat, report
 
     work_dir = Path(args.work_dir or f"work_dirs/{Path(args.config).stem}_seeds")
     options = args.cfg_options or []

@@ -28,8 +28,8 @@ def main() -> None:
     parser.add_argument("--count-only", action="store_true", help="do not measure throughput")
     args = parser.parse_args()
 
-    from engine.speed.table_throughput import NUMBER
-    from engine.tables import as_data, as_text, compare, table_numbers
+    from analysis.benchmark.paper_table import NUMBER
+    from analysis.paper.compare import as_data, as_text, compare, table_numbers
 
     off, data = [], []
     for number in table_numbers() if args.table == "all" else [args.table]:
@@ -54,8 +54,8 @@ def measure(batch: int | None, quiet: bool) -> dict[str, Any]:
     """Measure the networks of Table 2.12 here; print each pair when it is done."""
     import torch
 
+    from analysis.benchmark.paper_table import CPU_BATCH, GPU_BATCH, as_data, header, line, measure_table
     from backbones.errors import UserError
-    from engine.speed.table_throughput import CPU_BATCH, GPU_BATCH, as_data, header, line, measure_table
 
     if batch is not None and batch < 1:
         raise UserError(f"--batch {batch}: a positive number is needed")

@@ -24,7 +24,8 @@ def main() -> None:
 
     from mmengine.dist import is_main_process
 
-    from engine.resolve import Launch, load_config, parse_options
+    from engine.config.load import load_config, parse_options
+    from engine.config.world import Launch
     from engine.run import test
 
     options = parse_options(args.cfg_options)

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from engine.cli import run_tool
 
 if TYPE_CHECKING:
-    from engine.speed.throughput import Request, Result
+    from analysis.benchmark.networks import Request, Result
 
 MISMATCH = 1
 CONFIG_BATCH, NETWORK_BATCH, NETWORK_SIZE = 1, 8, 224
@@ -56,10 +56,10 @@ def main() -> None:
 
     import torch
 
+    from analysis.benchmark.models import measure_config
+    from analysis.benchmark.networks import MismatchError, as_text, chart, measure
     from backbones.errors import UserError
-    from engine.records.run_folder import write_json
-    from engine.speed.model_throughput import measure_config
-    from engine.speed.throughput import MismatchError, as_text, chart, measure
+    from engine.report.run_dir import write_json
 
     if args.threads is not None:
         if args.threads < 1:
@@ -83,7 +83,7 @@ def requests(args: argparse.Namespace) -> "list[Request]":
     """One request for each batch and size."""
     import torch
 
-    from engine.speed.throughput import Request, chosen_peers
+    from analysis.benchmark.networks import Request, chosen_peers
 
     whole = args.name.endswith(".py")
     batches = args.batch or [CONFIG_BATCH if whole else NETWORK_BATCH]

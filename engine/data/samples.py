@@ -21,8 +21,8 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from backbones.errors import UserError, first_line, printable
+from engine.checkpoint.rng import seeded
 from engine.data.image_files import DamagedImage
-from engine.resume.randomness import seeded
 
 REPLACED = "replaced_images.jsonl"
 MOST, MOST_SHARE = 10, 0.01  # files, or share of the data set if that is more, that are replaced before a run ends
@@ -36,12 +36,12 @@ def most_replaced(images: int) -> int:
     return max(MOST, round(MOST_SHARE * images))
 
 
-class Samples:
+class FaultTolerantDataset:
     """A data set of which no single image ends a run, and whose samples follow from their draws alone.
 
-    ``samples[draw]`` takes an index. If it has an attribute ``seed``, as :class:`engine.data.sampling.Draw` does, all
-    that is random in the sample begins at this seed, whatever was drawn before and in whichever worker. Everything else
-    is the data set's own.
+    ``samples[draw]`` takes an index. If it has an attribute ``seed``, as :class:`engine.data.sampling.SeededIndex`
+    does, all that is random in the sample begins at this seed, whatever was drawn before and in whichever worker.
+    Everything else is the data set's own.
 
     Args:
         dataset: A data set with ``pipeline``, such as mmengine's ``BaseDataset``.
@@ -109,20 +109,20 @@ def _at(seed: int | None) -> AbstractContextManager[None]:
 class CountReplaced(Hook):
     """Logs each image that was replaced, once, with the count; too many end the run.
 
-    It does nothing where the training data is not a :class:`Samples`.
+    It does nothing where the training data is not a :class:`FaultTolerantDataset`.
     """
 
     priority = "VERY_HIGH"
 
     def __init__(self) -> None:
-        self._samples: Samples | None = None
+        self._samples: FaultTolerantDataset | None = None
         self._read = 0
         self._files: set[str] = set()
 
     def before_train(self, runner: Any) -> None:
         """Begin behind what an earlier run has left in the file."""
         dataset = runner.train_dataloader.dataset
-        self._samples = dataset if isinstance(dataset, Samples) else None
+        self._samples = dataset if isinstance(dataset, FaultTolerantDataset) else None
         if self._samples is not None and self._samples.replaced.exists():
             self._read = self._samples.replaced.stat().st_size
 

@@ -26,19 +26,19 @@ from torch.utils.data import BatchSampler, DataLoader, Sampler
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from backbones.errors import UserError
-from engine.resume.randomness import seed_of
+from engine.checkpoint.rng import seed_of
 
 
-class Draw(int):
+class SeededIndex(int):
     """An index into a data set, with the seed for all that is random about this sample.
 
     Attributes:
-        seed: For :func:`engine.resume.randomness.seeded`.
+        seed: For :func:`engine.checkpoint.rng.seeded`.
     """
 
     seed: int
 
-    def __new__(cls, index: int, seed: int) -> Draw:
+    def __new__(cls, index: int, seed: int) -> SeededIndex:
         """Make one."""
         draw = super().__new__(cls, index)
         draw.seed = seed
@@ -49,8 +49,8 @@ class Draw(int):
         return int(self), self.seed
 
 
-class TrainBatches(Sampler[list[int]]):
-    """Batches of :class:`Draw`, from any batch of an epoch or of an endless stream on.
+class ResumableBatchSampler(Sampler[list[int]]):
+    """Batches of :class:`SeededIndex`, from any batch of an epoch or of an endless stream on.
 
     Args:
         batches: Batches of plain indices of this process.
@@ -98,7 +98,7 @@ class TrainBatches(Sampler[list[int]]):
         for number, batch in enumerate(islice(iter(self.batches), start, None), start):
             # An endless stream has no epochs: count how often it has gone over the data.
             passes = epoch + number * len(batch) * world // self._samples
-            yield [Draw(index, seed_of(self._seed, passes, index)) for index in batch]
+            yield [SeededIndex(index, seed_of(self._seed, passes, index)) for index in batch]
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -132,7 +132,7 @@ def training_loader(
     if (function := FUNCTIONS.get(name)) is None:
         raise UserError(f"train_dataloader.collate_fn: {name!r} is no registered function")
     loader["collate_fn"] = partial(function, **collate)
-    built = DataLoader(dataset, batch_sampler=TrainBatches(batches, sampler, len(dataset), seed), **loader)
+    built = DataLoader(dataset, batch_sampler=ResumableBatchSampler(batches, sampler, len(dataset), seed), **loader)
     leave_main_process_alone(built, seed)
     return built
 

@@ -1,9 +1,9 @@
 """torchrun's agent, which in addition sees hangs, names the rank that failed, and knows the exit codes of our tools.
 
 torch's agent starts the processes of one machine, numbers them and starts them again. What it lacks is here: who failed
-first and what it said last, a hang (:mod:`engine.launch.hang`), the ends of the other machines
-(:mod:`engine.launch.mail`), time to save for processes that are told to stop, and no second try for what would fail
-again.
+first and what it said last, a hang (:mod:`engine.launch.hang_detector`), the ends of the other machines
+(:mod:`engine.launch.node_channel`), time to save for processes that are told to stop, and no second try for what would
+fail again.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 
 from engine.launch.exit_codes import BAD_INPUT, FAILED, HUNG, INTERRUPTED, NONFINITE, SAVED_AND_LEFT
-from engine.launch.hang import Judge, Status, verdict
-from engine.launch.mail import Ended, Mail
-from engine.launch.watch import STACK_SIGNAL, STACKS, read_frames, read_last_words, read_position
+from engine.launch.hang_detector import Judge, Status, verdict
+from engine.launch.heartbeat import STACK_SIGNAL, STACKS, read_frames, read_last_words, read_position
+from engine.launch.node_channel import Ended, Mail
 
 LEFT = {
     SAVED_AND_LEFT: "stopped with everything saved: go on with the same command and --resume",

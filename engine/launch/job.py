@@ -16,7 +16,7 @@ from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousIn
 
 from engine.launch.agent import LEFT, Agent, say
 from engine.launch.exit_codes import HUNG
-from engine.launch.meeting import Meeting, ask, run_id
+from engine.launch.rendezvous import Meeting, ask, run_id
 
 MEETING_PATIENCE = 600.0  # seconds from the first machine's start to the last one's
 TIMEOUT = timedelta(seconds=MEETING_PATIENCE)

@@ -1,4 +1,4 @@
-"""Reproduce, in one process, the step that :mod:`engine.nonfinite.black_box` wrote down; its files execute nothing."""
+"""Reproduce, in one process, the step that :mod:`engine.nonfinite.guard` wrote down; its files execute nothing."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from torch import nn
 
 from backbones.errors import UserError
 from backbones.weights import read_checkpoint
-from engine.nonfinite.batch import decode
+from engine.checkpoint.rng import RandomState
+from engine.nonfinite.batch_codec import decode
 from engine.nonfinite.report import REPORT, WEIGHTS, place, rank_file
 from engine.nonfinite.trace import run_again
-from engine.precision import losses_in_float32
-from engine.records.run_folder import read_json
-from engine.resume.randomness import RandomState
+from engine.optim.precision import losses_in_float32
+from engine.report.run_dir import read_json
 
 OURS = ("classification", "detection", "segmentation")
 # Not in a registry: mmdet takes mmcv's operator of this name.

@@ -15,10 +15,10 @@ import torch
 from mmengine.config import Config
 
 from backbones.errors import UserError
-from engine.nonfinite.batch import encode
+from engine.checkpoint.store import write_checkpoint
+from engine.nonfinite.batch_codec import encode
 from engine.nonfinite.trace import OUTPUT
-from engine.records.run_folder import write_json
-from engine.resume.checkpoints import write_checkpoint
+from engine.report.run_dir import write_json
 
 FOLDER = "nonfinite"
 REPORT, CONFIG, WEIGHTS = "report.json", "config.py", "weights.pt"

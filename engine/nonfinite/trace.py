@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from engine.nonfinite.batch import describe
-from engine.sharding import local
+from engine.distributed.sharding import local
+from engine.nonfinite.batch_codec import describe
 
 OUTPUT = "output"
 INPUTS_SHOWN = 4

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
+from analysis.flops import Count, count_backbone
 from backbones import build_backbone
 from backbones.convnext import ConvNeXt
 from backbones.errors import UserError
@@ -24,7 +25,6 @@ from backbones.roadmap import (
     RoadmapNet,
     RoadmapRow,
 )
-from engine.flops import Count, count_backbone
 
 ROWS = {**RESNET50_TO_TINY, **RESNET200_TO_BASE}
 ON_THE_WAY = {name: row for name, row in ROWS.items() if not row.design.separate_downsampling}

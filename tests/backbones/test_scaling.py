@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from analysis.flops import count_backbone, count_model
 from backbones import UserError
 from backbones.convnext import ConvNeXt
 from backbones.scaling import Shape, shape_for_budget
 from backbones.variants import CONVNEXT_V1
-from engine.flops import count_backbone, count_model
 
 FAMILY = [name for name in CONVNEXT_V1 if name != "convnext_nano"]  # nano's 2:2:8:2 has neither of the two ratios
 ODD: dict[str, Any] = dict(depths=(1, 2, 3, 1), dims=(24, 32, 56, 72), kernel_size=11, expansion=2.5)

@@ -31,10 +31,10 @@ from transformers import (
 )
 
 from backbones import UserError, build_backbone
+from backbones.base import Network
 from backbones.convnext import ConvNeXt
 from backbones.isotropic import IsotropicConvNeXt
-from backbones.network import Network
-from backbones.weights import Receipt, network_tensors, read_checkpoint, read_head, trust_checkpoints
+from backbones.weights import LoadReport, network_tensors, read_checkpoint, read_head, trust_checkpoints
 
 SMALL: dict[str, Any] = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32))
 TENSORS = 5 * 9 + 4 * 4 + 2
@@ -90,7 +90,7 @@ def test_output_norms_of_a_dense_network_may_be_new(pretrained: dict[str, Tensor
     path = saved({"model": pretrained | HEAD}, tmp_path / "classifier.pth")
     network = dense(path)
     receipt = network.init_weights()
-    assert isinstance(receipt, Receipt)
+    assert isinstance(receipt, LoadReport)
     assert receipt.fresh == tuple(f"norm{i}.{kind}" for i in range(4) for kind in ("weight", "bias"))
     assert (receipt.loaded, receipt.total) == (TENSORS - 2, TENSORS - 2 + 8)
     assert set(receipt.skipped) == {"norm.weight", "norm.bias", *HEAD}

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from backbones import build_backbone
 from backbones.weights import load_backbone_weights, read_checkpoint
-from engine.resolve import Launch, load_config
-from engine.resume.checkpoints import last_good, write_checkpoint
+from engine.checkpoint.model_weights import load_model
+from engine.checkpoint.store import last_good, write_checkpoint
+from engine.config.load import load_config
+from engine.config.world import Launch
 from engine.run import test as run_test
 from engine.run import train
-from engine.whole_model import load_model
 from tests.bad_inputs.builders import CONFIG, contents, refused, tried
 
 

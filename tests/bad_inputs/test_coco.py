@@ -18,9 +18,10 @@ from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
 
 import detection  # noqa: F401
+from engine.config.load import load_config
+from engine.config.schema import naming_wrong_settings
+from engine.config.world import Launch
 from engine.data.check import check_data
-from engine.resolve import Launch, load_config
-from engine.settings import naming_wrong_settings
 from tests.bad_inputs.builders import CONFIG, contents, pixels, refused
 
 HEIGHT, WIDTH = 40, 60

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from engine.plan import dry_run
-from engine.resolve import Launch, load_config, parse_options
-from engine.runner import build_runner
+from engine.config.load import load_config, parse_options
+from engine.config.world import Launch
+from engine.planning.plan import dry_run
+from engine.training.runner import build_runner
 from tests.bad_inputs.builders import CONFIG, refused
 
 BASE = f"_base_ = [{str(CONFIG['classifier'])!r}]\n"

@@ -15,12 +15,13 @@ import torch
 from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
 
+from engine.config.load import load_config
+from engine.config.world import Launch
 from engine.data.check import check_data
 from engine.data.image_files import DamagedImage
-from engine.data.samples import REPLACED, Samples
-from engine.data.sampling import Draw
-from engine.picture import find_images, predict_images
-from engine.resolve import Launch, load_config
+from engine.data.samples import REPLACED, FaultTolerantDataset
+from engine.data.sampling import SeededIndex
+from engine.visualize import find_images, predict_images
 from tests.bad_inputs.builders import (
     CONFIG,
     DAMAGED,
@@ -97,9 +98,9 @@ HARM = {name: (by_content(make()), word) for name, (make, word) in DAMAGED.items
 def test_training_replaces_and_counts_it(tasks: Any, broken: Any, task: str, harm: str, tmp_path: Path) -> None:
     data, (act, word) = tasks[task], HARM[harm]
     path = broken(data.train, 1, act)
-    samples = Samples(data.train, tmp_path)
+    samples = FaultTolerantDataset(data.train, tmp_path)
     with DefaultScope.overwrite_default_scope(data.cfg.default_scope):
-        assert "inputs" in samples[Draw(1, 7)]
+        assert "inputs" in samples[SeededIndex(1, 7)]
     (entry,) = [json.loads(line) for line in (tmp_path / REPLACED).read_text().splitlines()]
     assert entry["file"] == path
     assert word in entry["reason"]
@@ -188,8 +189,8 @@ def test_any_name_of_a_file(name: str, tmp_path: Path) -> None:
     assert [item.kind for item in found.errors] == ["empty image"]
     assert all(len(line.splitlines()) == 1 for line in found.screen("data_check.json"))
     before = contents(tmp_path)
-    samples = Samples(dataset, tmp_path / "pets")
-    samples[Draw(0, 1)]
+    samples = FaultTolerantDataset(dataset, tmp_path / "pets")
+    samples[SeededIndex(0, 1)]
     assert contents(tmp_path).keys() - before.keys() == {f"pets/{REPLACED}"}
 
 

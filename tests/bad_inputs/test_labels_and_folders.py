@@ -12,9 +12,10 @@ import pytest
 from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
 
+from engine.config.load import load_config
+from engine.config.schema import naming_wrong_settings
+from engine.config.world import Launch
 from engine.data.check import check_data
-from engine.resolve import Launch, load_config
-from engine.settings import naming_wrong_settings
 from tests.bad_inputs.builders import CONFIG, DAMAGED, contents, encoded, pixels, refused
 
 HEIGHT, WIDTH = 24, 32

@@ -20,20 +20,21 @@ from PIL import Image
 from torch.utils.data import BatchSampler, SequentialSampler
 
 import detection  # noqa: F401
+from analysis.flops import count_backbone
 from backbones import UserError, build_backbone
 from backbones.weights import read_checkpoint
 from detection.check import CocoChecker, _runs
-from engine.batch import LR_RULES, plan_batch, scaled_lr
-from engine.classes import class_names
+from engine.checkpoint.rng import RandomState, seed_of, seeded
+from engine.checkpoint.state import restore_position
+from engine.checkpoint.store import copied, write_checkpoint
+from engine.config.batch import LR_RULES, plan_batch, scaled_lr
+from engine.config.classes import class_names
+from engine.config.load import load_config, parse_options
+from engine.config.world import Launch
 from engine.data.check import escapes, spread
-from engine.data.sampling import TrainBatches
-from engine.flops import count_backbone
-from engine.launch.hang import Judge, accused, verdict
-from engine.launch.watch import Phase, Position
-from engine.resolve import Launch, load_config, parse_options
-from engine.resume.checkpoints import copied, write_checkpoint
-from engine.resume.randomness import RandomState, seed_of, seeded
-from engine.resume.state import restore_position
+from engine.data.sampling import ResumableBatchSampler
+from engine.launch.hang_detector import Judge, accused, verdict
+from engine.launch.heartbeat import Phase, Position
 from tests.bad_inputs.builders import CONFIG, TASKS, tried
 
 modest = settings(
@@ -227,9 +228,9 @@ def test_a_run_goes_on_in_its_epoch(before: int, now: int, epoch: int, share: fl
 @modest
 @given(samples=st.integers(1, 60), size=st.integers(1, 9), start=st.integers(0, 80), seed=st.integers(0, 2**32))
 def test_a_stream_goes_on_from_any_batch(samples: int, size: int, start: int, seed: int) -> None:
-    def make() -> TrainBatches:
+    def make() -> ResumableBatchSampler:
         sampler = SequentialSampler(range(samples))
-        return TrainBatches(BatchSampler(sampler, size, drop_last=False), sampler, samples, seed)
+        return ResumableBatchSampler(BatchSampler(sampler, size, drop_last=False), sampler, samples, seed)
 
     whole = [[(int(draw), draw.seed) for draw in batch] for batch in make()]
     batches = make()

@@ -11,7 +11,8 @@ import pytest
 import torch
 from mmengine.registry import MODELS
 
-from engine.resolve import Launch, load_config
+from engine.config.load import load_config
+from engine.config.world import Launch
 from tests.bad_inputs.builders import CONFIG, FORMAT, UNUSUAL, contents
 from tests.bad_inputs.test_checkpoints import HOSTILE
 

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
+from analysis.benchmark.loading import timm_transform
 from backbones import UserError
 from classification.data import ClassificationTransform, FolderDataset
 from classification.decode import read_rgb
-from classification.loading_speed import timm_transform
-from engine.resume.randomness import RandomState, seeded
+from engine.checkpoint.rng import RandomState, seeded
 
 PACK: list[dict[str, Any]] = [dict(type="ClassificationTransform", size=32)]
 

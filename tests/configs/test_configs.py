@@ -31,10 +31,11 @@ from mmengine.registry import (
 )
 from torch import nn
 
-import engine.runner  # noqa: F401  (registers loops, hooks and the constructor)
+import engine.training.runner  # noqa: F401  (registers loops, hooks and the constructor)
 from backbones import UserError
-from engine.layer_decay import ParameterGroup, parameter_groups
-from engine.resolve import Launch, load_config
+from engine.config.load import load_config
+from engine.config.world import Launch
+from engine.optim.param_groups import ParameterGroup, parameter_groups
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*/*.py") if path.parent.name != "_base_")
@@ -302,7 +303,7 @@ def test_classification_is_table_2_5() -> None:
     blocks = [block for stage in model.backbone.stages for block in stage]
     assert [block.drop_path.drop_prob for block in blocks] == pytest.approx([0.1 * i / 17 for i in range(18)])
     assert {block.layer_scale_init_value for block in blocks} == {1e-6}
-    (ema,) = [hook for hook in cfg.custom_hooks if hook.type == "KeepEMA"]
+    (ema,) = [hook for hook in cfg.custom_hooks if hook.type == "EMAHook"]
     assert ema.decay == 0.9999
     assert (model.head.out_features, model.backbone.dims) == (1000, (96, 192, 384, 768))
 

@@ -14,7 +14,8 @@ import yaml
 from mmengine.config import Config
 
 from backbones import build_backbone
-from engine.resolve import Launch, load_config
+from engine.config.load import load_config
+from engine.config.world import Launch
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLES = yaml.safe_load((ROOT / "tests/data/recipes.yaml").read_text(encoding="utf-8"))
@@ -53,7 +54,7 @@ def rand_augment(cfg: Config) -> list[float]:
 
 
 def ema(cfg: Config) -> float | None:
-    return next((hook["decay"] for hook in cfg.custom_hooks if hook["type"] == "KeepEMA"), None)
+    return next((hook["decay"] for hook in cfg.custom_hooks if hook["type"] == "EMAHook"), None)
 
 
 def layer_scale(cfg: Config) -> float | str:

@@ -14,9 +14,10 @@ from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, init_default_s
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
-import engine.runner  # noqa: F401  (registers the constructor)
+import engine.training.runner  # noqa: F401  (registers the constructor)
 from backbones.variants import CONVNETS, CONVNEXT_V1, CONVNEXT_V2, ISOTROPIC, SWIN, VIT
-from engine.resolve import Launch, load_config
+from engine.config.load import load_config
+from engine.config.world import Launch
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("[a-z]*/*.py"))

@@ -14,9 +14,9 @@ from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from analysis.benchmark.synthetic_detections import blobs
 from detection import masks
 from detection.masks import FastMaskHead, encode_masks, encoded
-from detection.synthetic import blobs
 
 SHAPE = (90, 130)
 

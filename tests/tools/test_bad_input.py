@@ -13,7 +13,7 @@ import torch
 from mmengine.registry import MODELS
 from PIL import Image
 
-from engine.resolve import load_config
+from engine.config.load import load_config
 from tests.bad_inputs.builders import CONFIG, FORMAT, TASKS
 
 FULL_DISK = """

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from classification import loading_speed
-from engine.speed.throughput import MismatchError
+from analysis.benchmark import loading as loading_speed
+from analysis.benchmark.networks import MismatchError
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "configs/classification/digits.py"

@@ -12,8 +12,8 @@ import torch
 
 from backbones import UserError
 from backbones.weights import read_checkpoint
-from engine.resolve import Launch
-from engine.runner import start_processes
+from engine.config.world import Launch
+from engine.distributed.processes import start_processes
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # Nothing random but the initial weights and the order of the images, which one seed decides for all processes. Plain
@@ -135,7 +135,7 @@ class KillOnce(Hook):
 KILLED = """
 _base_ = {base!r}
 custom_imports = dict(imports=["classification", "kill_once"])
-custom_hooks = [dict(type="ProgressBar"), dict(type="KeepEMA", decay=0.99), dict(type="KillOnce")]
+custom_hooks = [dict(type="ProgressBar"), dict(type="EMAHook", decay=0.99), dict(type="KillOnce")]
 """
 
 

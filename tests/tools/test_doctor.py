@@ -15,13 +15,13 @@ import pytest
 import torch
 from packaging.specifiers import SpecifierSet
 
-from engine.doctor import data as doctor_data
-from engine.doctor import examination as doctor
-from engine.doctor import network as doctor_network
-from engine.doctor import trial as doctor_trial
-from engine.doctor.data import check_config, check_disk, check_places, check_work_dir, free_bytes
-from engine.doctor.examination import Check, Request, Result, diagnose, made, write_results
-from engine.doctor.hardware import (
+from analysis.doctor import data as doctor_data
+from analysis.doctor import examination as doctor
+from analysis.doctor import network as doctor_network
+from analysis.doctor import trial as doctor_trial
+from analysis.doctor.data import check_config, check_disk, check_places, check_work_dir, free_bytes
+from analysis.doctor.examination import Check, Request, Result, diagnose, made, write_results
+from analysis.doctor.hardware import (
     GIB,
     MIB,
     Gpus,
@@ -33,8 +33,8 @@ from engine.doctor.hardware import (
     check_shared_memory,
     cpu_quota,
 )
-from engine.doctor.network import check_name, check_nccl, check_port, check_sum, sum_over_two
-from engine.doctor.software import (
+from analysis.doctor.network import check_name, check_nccl, check_port, check_sum, sum_over_two
+from analysis.doctor.software import (
     check_code,
     check_compile,
     check_inference,
@@ -43,9 +43,9 @@ from engine.doctor.software import (
     check_python,
     requirements,
 )
-from engine.doctor.trial import TASKS, Done, jobs, result_of, trial
-from engine.records.run_folder import write_json
-from engine.resolve import Launch
+from analysis.doctor.trial import TASKS, Done, jobs, result_of, trial
+from engine.config.world import Launch
+from engine.report.run_dir import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 H100 = {"name": "H100", "memory_bytes": 80 * GIB, "free_bytes": 79 * GIB, "capability": (9, 0), "trouble": ""}
@@ -334,7 +334,7 @@ def test_a_check_that_fails_itself_is_a_finding(monkeypatch: pytest.MonkeyPatch)
     one(made(Check("it", broken)), "bad", "it", "the check itself failed: ZeroDivisionError: first")
     one(diagnose(Request(), ["no_such_group"]), "bad", "its checks cannot be loaded: ModuleNotFoundError", ".venv")
     module = SimpleNamespace(checks=lambda request: [Check("a", broken), Check("b", lambda: [doctor.ok("b", "fine")])])
-    monkeypatch.setitem(sys.modules, "engine.doctor.pretended", module)
+    monkeypatch.setitem(sys.modules, "analysis.doctor.pretended", module)
     assert [result.level for result in diagnose(Request(), ["pretended"])] == ["bad", "ok"]
 
 

@@ -16,8 +16,8 @@ import torch
 from mmengine.logging import HistoryBuffer
 
 from backbones.weights import read_checkpoint
+from engine.checkpoint.store import last_good
 from engine.launch.exit_codes import INTERRUPTED, SAVED_AND_LEFT
-from engine.resume.checkpoints import last_good
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # A config is a program: this one ends or signals its own process, when its environment says so.
@@ -25,7 +25,7 @@ DEATH = """
 import os, signal, threading
 import torch
 if "DIE_WRITING" in os.environ:
-    import engine.resume.checkpoints
+    import engine.checkpoint.store
     def _half(content, file, left=[int(os.environ["DIE_WRITING"])], whole=torch.save, **settings):
         left[0] -= not settings  # torch pickles tensors for other processes by the same function, with settings
         if left[0] or settings:
@@ -33,7 +33,7 @@ if "DIE_WRITING" in os.environ:
         file.write(b"PK" + bytes(100_000))
         file.flush()
         os.kill(os.getpid(), signal.SIGKILL)
-    engine.resume.checkpoints.torch.save = _half
+    engine.checkpoint.store.torch.save = _half
 def _register():
     from mmengine.hooks import Hook
     from mmengine.registry import HOOKS
@@ -55,7 +55,7 @@ def _register():
             self.ask(os.environ.get("ASK_AT") == "val")
 
 _register()
-custom_hooks = [dict(type="Ask"), dict(type="KeepEMA", decay=0.9)]
+custom_hooks = [dict(type="Ask"), dict(type="EMAHook", decay=0.9)]
 """
 TASKS = {
     "classifier": """

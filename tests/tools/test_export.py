@@ -11,8 +11,9 @@ import torch
 from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
 
-from engine.export_formats import FORMATS
-from engine.resolve import Launch, load_config, parse_options
+from analysis.export.formats import FORMATS
+from engine.config.load import load_config, parse_options
+from engine.config.world import Launch
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 CONFIG = {

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from backbones import UserError
-from engine.fit import Trial, largest_that_fits, measured_fit, micro_batches
-from engine.resolve import Launch, load_config
+from engine.config.load import load_config
+from engine.config.world import Launch
+from engine.training.batch_size_finder import Trial, largest_that_fits, measured_fit, micro_batches
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TASKS = {

@@ -21,8 +21,8 @@ PATIENCE = 120  # seconds until something that hangs is ended; a run takes a few
 HEAD = f"""
 import os, signal, sys, time
 sys.path.insert(0, {str(ROOT)!r})
-from engine.launch import watch
-from engine.launch.watch import Phase
+from engine.launch import heartbeat as watch
+from engine.launch.heartbeat import Phase
 RANK, TRY = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
 watch.begin()
 
@@ -238,13 +238,13 @@ def test_both_machines_name_the_rank_that_died_on_one_and_start_again(start: Cal
         assert err[-1] == f"rank 1 ended with signal SIGKILL; its last line: {place}: starting again (1 of 1)"
 
 
-# What engine.runner does first, with GPUs that are not there; rank 0 would wait for rank 1 for ever.
+# What engine.training.runner does first, with GPUs that are not there; rank 0 would wait for rank 1 for ever.
 GPUS = """
 import torch
 import torch.distributed as dist
 from engine.cli import run_tool
-from engine.resolve import Launch
-from engine.runner import start_processes
+from engine.config.world import Launch
+from engine.distributed.processes import start_processes
 torch.cuda.set_device = lambda index: None
 torch.cuda.device_count = lambda: (2, 1)[RANK]
 dist.init_process_group = lambda *_, **__: time.sleep(60)

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-import engine.repeat
+import analysis.seeds
+from analysis.seeds import repeat, report, summary
 from backbones import UserError
-from engine.repeat import repeat, report, summary
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = str(ROOT / "configs/classification/digits.py")
@@ -53,7 +53,7 @@ class Trainings:
 @pytest.fixture
 def trainings(monkeypatch: pytest.MonkeyPatch) -> Trainings:
     stand_in = Trainings()
-    monkeypatch.setattr(engine.repeat, "_run", stand_in)
+    monkeypatch.setattr(analysis.seeds, "_run", stand_in)
     return stand_in
 
 
@@ -199,7 +199,7 @@ def test_whatever_ends_the_command_ends_the_training(tmp_path: Path) -> None:
 
     threading.Thread(target=end_when_it_runs, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
-        engine.repeat._run(["bash", "-c", f"echo $$ > {note}; exec sleep 100"])
+        analysis.seeds._run(["bash", "-c", f"echo $$ > {note}; exec sleep 100"])
     assert signal.getsignal(signal.SIGTERM) is before
     with pytest.raises(ProcessLookupError):
         os.kill(int(note.read_text()), 0)

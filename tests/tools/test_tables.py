@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from engine import tables
-from engine.paper_tables import TABLES
+from analysis.paper import compare as tables
+from analysis.paper.printed import TABLES
 
 PROGRAM = Path(__file__).resolve().parents[2] / "tools" / "tables.py"
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from engine.speed import throughput
-from engine.speed.throughput import MismatchError
+from analysis.benchmark import networks as throughput
+from analysis.benchmark.networks import MismatchError
 
 PROGRAM = Path(__file__).resolve().parents[2] / "tools" / "throughput.py"
 

@@ -17,7 +17,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from backbones.weights import read_checkpoint
-from engine.resolve import load_config
+from engine.config.load import load_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 ONE_EPOCH = ("train_cfg.max_epochs=1", "param_scheduler.1.begin=0", "batch.size=8")

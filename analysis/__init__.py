@@ -1,0 +1,1 @@
+"""Everything that looks at networks, configs and machines from above the tasks: counted, compared, measured."""

@@ -1,0 +1,328 @@
+"""How fast a classifier's training images are read: its own data set beside timm's and torchvision's, in turns.
+
+All sides read the same files in the same order and end with batches of bytes; converting to numbers, normalising,
+erasing and mixing happen on the device and are left out. Before any time is taken, our images are compared with timm's
+of the same random states: who augments otherwise is not compared in speed.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import date
+from importlib.metadata import version
+from typing import Any, BinaryIO
+
+import cv2
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS, FUNCTIONS, DefaultScope
+from PIL import Image, ImageOps, features
+from timm.data import auto_augment
+from timm.data.dataset import ImageDataset
+from timm.data.loader import fast_collate
+from timm.data.transforms_factory import create_transform
+from torch import Tensor
+from torch.utils.data import DataLoader, default_collate
+from torchvision import transforms
+from torchvision.datasets.folder import pil_loader
+from torchvision.transforms import InterpolationMode, v2
+
+from analysis.benchmark.networks import MismatchError, quartiles, ratios, take_turns
+from backbones.errors import UserError
+from backbones.kernels.cpu.dispatch import cpu_name
+from engine.checkpoint.rng import seed_of, seeded
+from engine.data.samples import FaultTolerantDataset
+from engine.data.sampling import SeededIndex
+
+PEERS = ("timm", "torchvision")
+BATCH = 64
+BATCHES_PER_WORKER = 2  # in a turn, so that one is decoded while another is handed over
+COMPARED = 32
+# Mean difference of an image from timm's, in levels, over all that are compared. Rounding, which later operations may
+# amplify, stays far below 1; another operation or crop changes an image by tens.
+ALIKE = 2.0
+TEXT = "{:30} {:>16} {:>17} {:>20}"
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side's times.
+
+    Attributes:
+        name: Whose, and how.
+        seconds: For each image and worker, in each round: the process's CPU time, or what elapsed with workers.
+    """
+
+    name: str
+    seconds: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A measurement: what was read where, and all sides, ours first."""
+
+    images: int
+    megapixels: float
+    kilobytes: float
+    workers: int
+    difference: float
+    place: dict[str, str]
+    sides: tuple[Side, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        rows = []
+        for side in self.sides:
+            pairs = ratios(self.sides[0].seconds, side.seconds)
+            rows.append(
+                asdict(side)
+                | {
+                    "images_per_second_and_core": 1 / statistics.median(side.seconds),
+                    "images_per_second_and_core_quartiles": [1 / one for one in quartiles(side.seconds)[::-1]],
+                    "ours_is_times_faster": statistics.median(pairs),
+                    "ours_is_times_faster_quartiles": list(quartiles(pairs)),
+                }
+            )
+        return asdict(self) | {"sides": rows}
+
+    def as_text(self) -> str:
+        """For people."""
+        how = f"{self.workers} worker processes, elapsed time" if self.workers else "one process, its CPU time"
+        lines = [
+            f"{self.images:,} training images of {self.megapixels:.2f} megapixels and {self.kilobytes:.0f} kB "
+            f"in the mean, {how}, {len(self.sides[0].seconds)} rounds in turns",
+            *(f"  {key}: {value}" for key, value in self.place.items()),
+            f"  mean difference from timm's images: {self.difference:.2f} of 255 levels",
+            "",
+            TEXT.format("", "img/s per core", "quartiles", "ours is x faster").rstrip(),
+        ]
+        for row in self.as_dict()["sides"]:
+            low, high = row["images_per_second_and_core_quartiles"]
+            ratio = "{:.2f} ({:.2f}-{:.2f})".format(row["ours_is_times_faster"], *row["ours_is_times_faster_quartiles"])
+            ours = row["name"] == self.sides[0].name
+            speed = f"{row['images_per_second_and_core']:.0f}"
+            lines.append(TEXT.format(row["name"], speed, f"{low:.0f}-{high:.0f}", "" if ours else ratio).rstrip())
+        return "\n".join(lines)
+
+
+class NextBatches:
+    """Batches of draws; each iteration goes on where the one before ended, and begins again after the last image."""
+
+    def __init__(self, images: int, batches: int) -> None:
+        self.order = np.random.default_rng(0).permutation(images)
+        self.batches, self.taken = batches, 0
+
+    def __iter__(self) -> Iterator[list[SeededIndex]]:
+        """Yield ``batches`` batches."""
+        for _ in range(self.batches):
+            places = range(self.taken, self.taken + BATCH)
+            self.taken += BATCH
+            yield [SeededIndex(int(self.order[place % len(self.order)]), seed_of(0, place)) for place in places]
+
+
+class OpenedFiles:
+    """What timm's data set reads: files in our order, opened."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[BinaryIO, int]:
+        info = self.dataset.get_data_info(int(index))
+        return open(info["img_path"], "rb"), info["gt_label"]
+
+
+class PillowFiles:
+    """The files in our order as torchvision's folders read them, then changed."""
+
+    def __init__(self, dataset: Any, change: Callable[[Image.Image], Tensor]) -> None:
+        self.dataset, self.change = dataset, change
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        info = self.dataset.get_data_info(int(index))
+        return self.change(pil_loader(info["img_path"])), info["gt_label"]
+
+
+def measure(cfg: Config, peers: Sequence[str], workers: int, rounds: int) -> Measured:
+    """Compare, then time.
+
+    Args:
+        cfg: A resolved config of a classifier.
+        peers: Of ``PEERS``.
+        workers: Processes that read, 0 for this one.
+        rounds: Of taking turns.
+
+    Raises:
+        UserError: If the config does not train a classifier on images in folders.
+        MismatchError: If our images are not timm's.
+    """
+    settings = training_settings(cfg)
+    threads, cv_threads = torch.get_num_threads(), cv2.getNumThreads()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    try:
+        with tempfile.TemporaryDirectory() as folder, DefaultScope.overwrite_default_scope(cfg.default_scope):
+            dataset = DATASETS.build(cfg.train_dataloader.dataset)
+            difference = compare(dataset, settings)
+            collate = cfg.train_dataloader.collate_fn
+            ours = (FaultTolerantDataset(dataset, folder), FUNCTIONS.get(collate.get("collate", collate["type"])))
+            sides = {"ours": ours, **peer_data(dataset, settings, peers)}
+            batches = max(workers * BATCHES_PER_WORKER, 1)
+            steps = {name: step(*side, len(dataset), batches, workers) for name, side in sides.items()}
+            for one in steps.values():
+                one()
+            # What other processes do meanwhile costs time, but not a core's own.
+            taken = take_turns(steps, rounds, clock=time.perf_counter if workers else time.process_time)
+    finally:
+        torch.set_num_threads(threads)
+        cv2.setNumThreads(cv_threads)
+    per_image = max(workers, 1) / (batches * BATCH)
+    found = tuple(Side(name, tuple(one * per_image for one in seconds)) for name, seconds in taken.items())
+    return Measured(len(dataset), *_mean_size(dataset), workers, difference, place(), found)
+
+
+def training_settings(cfg: Config) -> dict[str, Any]:
+    """What the training's ``ClassificationTransform`` is built with.
+
+    Raises:
+        UserError: If there is none.
+    """
+    dataset = cfg.get("train_dataloader", {}).get("dataset", {})
+    pipeline = dataset.get("pipeline", [])
+    if [one.get("type") for one in pipeline] != ["ClassificationTransform"] or not pipeline[0].get("training"):
+        raise UserError("train_pipeline: one ClassificationTransform with training=True is what can be measured here")
+    return {key: value for key, value in pipeline[0].items() if key not in ("type", "training", "crop_ratio")}
+
+
+def step(data: Any, collate: Callable[..., Any], images: int, batches: int, workers: int) -> Callable[[], None]:
+    """Reads the next batches of a side, in the same order for all."""
+    order: Any = NextBatches(images, batches)
+    loader: DataLoader = DataLoader(
+        data, batch_sampler=order, num_workers=workers, collate_fn=collate, persistent_workers=workers > 0
+    )
+
+    def read() -> None:
+        for _ in loader:
+            pass
+
+    return read
+
+
+def peer_data(dataset: Any, settings: dict[str, Any], peers: Sequence[str]) -> dict[str, tuple[Any, Any]]:
+    """Data set and collating function of each peer."""
+    found: dict[str, tuple[Any, Any]] = {}
+    if "timm" in peers:
+        timm_data = ImageDataset("", reader=OpenedFiles(dataset), transform=timm_transform(**settings))
+        found["timm"] = (timm_data, fast_collate)
+    if "torchvision" in peers:
+        for name, on_tensors in (("torchvision", False), ("torchvision, v2 on tensors", True)):
+            change = torchvision_transform(on_tensors, **settings)
+            found[name] = (PillowFiles(dataset, change), default_collate)
+    return found
+
+
+def timm_transform(
+    size: int,
+    rand_augment: str | None = None,
+    scale: tuple[float, float] = (0.08, 1.0),
+    flip: float = 0.5,
+    color_jitter: float = 0.0,
+) -> Any:
+    """timm's own transform with the settings of ours, ending with bytes as for its prefetcher."""
+    transform: Any = create_transform(
+        size,
+        is_training=True,
+        use_prefetcher=True,
+        auto_augment=rand_augment,
+        color_jitter=0.0,
+        interpolation="bicubic",
+        scale=scale,
+        hflip=flip,
+    )
+    for op in (op for one in transform.transforms for op in getattr(one, "ops", ())):
+        if op.aug_fn is auto_augment.posterize:
+            op.aug_fn = _posterize
+    if color_jitter:
+        transform.transforms.insert(-1, transforms.ColorJitter(*[color_jitter] * 3))  # left out beside RandAugment
+    return transform
+
+
+def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """timm's, which as it comes ends with an error where no bit is left and Pillow is 12 or newer."""
+    return ImageOps.posterize(image, bits) if bits else image.point([0] * 256 * len(image.getbands()))
+
+
+def torchvision_transform(
+    on_tensors: bool,
+    size: int,
+    rand_augment: str | None = None,
+    scale: tuple[float, float] = (0.08, 1.0),
+    flip: float = 0.5,
+    color_jitter: float = 0.0,
+) -> Callable[[Image.Image], Tensor]:
+    """The transform of torchvision's reference training, ending with bytes.
+
+    Its RandAugment applies both operations always, timm's each in half of the images.
+    """
+    make: Any = v2 if on_tensors else transforms
+    steps = [
+        make.RandomResizedCrop(size, scale=scale, interpolation=InterpolationMode.BICUBIC, antialias=True),
+        make.RandomHorizontalFlip(flip),
+        *([make.RandAugment(magnitude=9, interpolation=InterpolationMode.BILINEAR)] if rand_augment else []),
+        *([make.ColorJitter(*[color_jitter] * 3)] if color_jitter else []),
+    ]
+    convert = [make.PILToTensor()]
+    whole: Callable[[Image.Image], Tensor] = make.Compose(convert + steps if on_tensors else steps + convert)
+    return whole
+
+
+def compare(dataset: Any, settings: dict[str, Any]) -> float:
+    """Mean difference of our images from timm's of the same random states, in levels.
+
+    Raises:
+        MismatchError: If the augmentation differs.
+    """
+    theirs = timm_transform(**settings)
+    differences = []
+    for place_ in range(min(COMPARED, len(dataset))):
+        index, seed = place_ * len(dataset) // COMPARED % len(dataset), seed_of(1, place_)
+        with seeded(seed):
+            ours = dataset[index]["inputs"]
+        with seeded(seed):
+            other = theirs(pil_loader(dataset.get_data_info(index)["img_path"]))
+        differences.append(float((ours.int() - other.int()).abs().float().mean()))
+    difference = statistics.mean(differences)
+    if difference > ALIKE:
+        raise MismatchError(
+            f"our images differ from timm's by {difference:.1f} levels in the mean (allowed: {ALIKE}); nothing measured"
+        )
+    return difference
+
+
+def _mean_size(dataset: Any) -> tuple[float, float]:
+    """Megapixels and kilobytes of an image, in the mean of some."""
+    pixels, size = [], []
+    for index in NextBatches(len(dataset), 1).order[:256]:
+        path = dataset.get_data_info(int(index))["img_path"]
+        with open(path, "rb") as file, Image.open(file) as image:
+            pixels.append(image.width * image.height)
+            size.append(file.seek(0, 2))
+    return statistics.mean(pixels) / 1e6, statistics.mean(size) / 1e3
+
+
+def place() -> dict[str, str]:
+    """Device, versions and date, in words."""
+    packages = ("torch", "torchvision", "timm", "Pillow")
+    return {
+        "device": f"{cpu_name()}, one thread per process",
+        "versions": ", ".join(f"{package} {version(package)}" for package in packages)
+        + f", OpenCV {cv2.__version__}, Pillow's libjpeg-turbo {features.version_feature('libjpeg_turbo')}",
+        "date": date.today().isoformat(),
+    }

@@ -1,0 +1,210 @@
+"""Frames per second, seconds per iteration and training memory of a config's whole model.
+
+The other side is the same model, with the same weights, whose ConvNeXt blocks run PyTorch's plain steps: what a
+framework's own ConvNeXt runs. Images are noise and weights are random: a detector finds next to nothing, so that
+suppression and mask pasting, which depend on what is found, take next to no time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.structures import InstanceData, PixelData
+
+from analysis.benchmark.networks import (
+    DTYPES,
+    PLAIN,
+    TOLERANCE,
+    WARM_UP,
+    MismatchError,
+    Request,
+    Result,
+    Side,
+    autocast,
+    check,
+    place,
+    relative_error,
+    settle,
+    take_turns,
+)
+from analysis.benchmark.peers import OURS, telling_weights
+from analysis.flops import DETECTOR_SHAPE, SEGMENTOR_SHAPE, Shape, count_config
+from backbones.errors import UserError
+from backbones.kernels import autotune as choice
+from engine.config.load import load_config
+from engine.config.world import Launch
+from engine.planning.memory import gib, training_shape
+
+OBJECTS = 8  # annotated in each training image
+MEMORY_IMAGES = 2  # per GPU, as in the remark below the paper's Table 2.3
+OTHER = "plain PyTorch blocks"
+
+
+def measure_config(request: Request, clock: Callable[[], float] = time.perf_counter) -> Result:
+    """Compare the features of both sides, then time whole steps.
+
+    Args:
+        request: Its name is the config's path; a shape of zeros stands for the paper's size.
+        clock: Seconds.
+
+    Raises:
+        MismatchError: If the features differ.
+        UserError: If the config is wrong or the request impossible.
+    """
+    cfg = load_config(request.name, None, launch=Launch()).cfg
+    shape = request.shape if min(request.shape) else paper_shape(cfg, request)
+    request = replace(request, shape=shape)
+    check(request)
+    if request.compiled or request.layout:
+        raise UserError("--compile and --layout are for networks; a config says itself how its model runs")
+    model = _model(cfg).to(request.device)
+    error = _compare(model, request)
+    step = training_step(model, request) if request.train else testing_step(model, request)
+
+    def plain() -> None:
+        with choice.force(**PLAIN):
+            step()
+
+    steps: dict[str, Callable[[], object]] = {OURS: step, OTHER: plain}
+    try:
+        for one in steps.values():
+            for _ in range(WARM_UP):
+                one()
+    except ValueError as failure:  # batch norm: one value for each channel has no variance
+        raise UserError(
+            f"{request.name} does not run on a batch of {request.batch} at this size: {failure}"
+        ) from failure
+    taken = take_turns(steps, request.rounds, lambda: settle(request.device), clock)
+    sides = tuple(Side(name, "channels_last blocks, eager", taken[name], error) for name in steps)
+    return Result(request, place(request), sides, tuple(_notes(model, request)))
+
+
+def paper_shape(cfg: Any, request: Request) -> Shape:
+    """The size at which the papers test, or with which the config trains.
+
+    Raises:
+        UserError: If the config tells none.
+    """
+    found: Shape | None
+    if request.train:
+        found = training_shape(cfg)
+    elif "roi_head" in cfg.model:
+        found = DETECTOR_SHAPE
+    elif "decode_head" in cfg.model:
+        found = SEGMENTOR_SHAPE
+    else:
+        found = count_config(request.name).shape
+    if found is None:
+        raise UserError(f"config {request.name!r}: it states no size of its images; give one with --size")
+    return found
+
+
+def _model(cfg: Any) -> Any:
+    if "backbone" in cfg.model:
+        cfg.model.backbone.pop("weights", None)
+    with DefaultScope.overwrite_default_scope(cfg.get("default_scope", "mmengine")):
+        model = MODELS.build(cfg.model)
+    telling_weights(model.backbone)
+    return model.eval()
+
+
+def _compare(model: Any, request: Request) -> float:
+    """Error of our features against the plain ones, both in float32."""
+    images = torch.randn(1, 3, *request.shape, device=request.device)
+    with torch.no_grad():
+        found = model.backbone(images)
+        with choice.force(**PLAIN):
+            expected = model.backbone(images)
+    pairs = zip(found, expected, strict=True) if isinstance(found, tuple) else [(found, expected)]
+    error = max(relative_error(one, other) for one, other in pairs)
+    allowed = TOLERANCE["tf32" if request.device == "cuda" else "fp32"]
+    if not error <= allowed:
+        raise MismatchError(f"{request.name}: our blocks and plain ones differ by {error:.1e} (allowed: {allowed:.0e})")
+    return error
+
+
+def testing_step(model: Any, request: Request) -> Callable[[], object]:
+    """Images in, predictions out."""
+    images = torch.randn(request.batch, 3, *request.shape, device=request.device)
+
+    def step() -> object:
+        model.eval()
+        with torch.inference_mode(), autocast(request.device, DTYPES[request.dtype]):
+            if not hasattr(model, "extract_feat"):
+                return model(images, mode="tensor")
+            return model(images, _samples(model, request, images.device), mode="predict")
+
+    return step
+
+
+def training_step(model: Any, request: Request) -> Callable[[], object]:
+    """Images and annotations in, gradients out; without the optimizer."""
+    images = torch.randn(request.batch, 3, *request.shape, device=request.device)
+
+    def step() -> object:
+        model.train()
+        with autocast(request.device, DTYPES[request.dtype]):
+            losses = model(images, _samples(model, request, images.device), mode="loss")
+        model.parse_losses(losses)[0].backward()
+        model.zero_grad(set_to_none=True)
+        return None
+
+    return step
+
+
+def _samples(model: Any, request: Request, device: torch.device) -> Any:
+    """One annotated sample for each image, new each time: models write into them."""
+    height, width = request.shape
+    meta = {
+        "img_shape": request.shape,
+        "ori_shape": request.shape,
+        "pad_shape": request.shape,
+        "batch_input_shape": request.shape,
+        "scale_factor": (1.0, 1.0),
+    }
+    if hasattr(model, "roi_head"):
+        from mmdet.structures import DetDataSample
+        from mmdet.structures.mask import BitmapMasks
+
+        corners = torch.arange(OBJECTS, device=device).unsqueeze(1) * torch.tensor([width, height], device=device)
+        corners = corners / (2 * OBJECTS)
+        sides = torch.tensor([width, height], device=device) / 4
+        masks = BitmapMasks(np.ones((OBJECTS, height, width), np.uint8), height, width)
+        annotated = InstanceData(
+            bboxes=torch.cat([corners, corners + sides], 1),
+            labels=torch.arange(OBJECTS, device=device) % 2,
+            masks=masks,
+        )
+        return [DetDataSample(metainfo=meta, gt_instances=annotated.clone()) for _ in range(request.batch)]
+    if hasattr(model, "decode_head"):
+        from mmseg.structures import SegDataSample
+
+        classes = model.decode_head.num_classes
+        labels = torch.arange(height * width, device=device).view(1, height, width) % classes
+        return [SegDataSample(metainfo=meta, gt_sem_seg=PixelData(data=labels)) for _ in range(request.batch)]
+    classes = model.head.out_features
+    return torch.full((request.batch, classes), 1 / classes, device=device)  # soft targets
+
+
+def _notes(model: Any, request: Request) -> list[str]:
+    """Peak memory of a training step, where it can be measured."""
+    if not request.train:
+        return []
+    if request.device != "cuda":
+        return [f"peak training memory at {MEMORY_IMAGES} images per GPU: not measured on CPU"]
+    step = training_step(model, replace(request, batch=MEMORY_IMAGES))
+    notes = []
+    for name, answers in ((OURS, {}), (OTHER, PLAIN)):
+        with choice.force(**answers):
+            step()
+            torch.cuda.reset_peak_memory_stats()
+            step()
+        peak = torch.cuda.max_memory_allocated()
+        notes.append(f"peak training memory at {MEMORY_IMAGES} images per GPU, {name}: {gib(peak)} GiB, no optimizer")
+    return notes

@@ -1,0 +1,177 @@
+"""Checks of the installation: Python, packages, operators, compiler, code."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from analysis.doctor.examination import Check, Request, Result, bad, note, ok
+from backbones.kernels.cpu import native as cpu_native
+from engine import mmcv_ops
+from engine.report.environment import ROOT, code_state, commit_line
+
+OLDEST, NEWEST_TRIED = (3, 10), (3, 13)
+INSTALL_PINS = "pip install --no-deps -r requirements.txt"
+FEW = 6  # names in a line
+
+
+def checks(request: Request) -> list[Check]:
+    """The checks of this group."""
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    return [
+        Check("python", lambda: check_python(sys.version_info[:3])),
+        Check("packages", lambda: check_packages(*requirements(), installed_versions())),
+        Check("operators", lambda: (result for device in devices for result in check_operators(device))),
+        Check("torch.compile", lambda: check_compile(compiler(os.environ), importlib.util.find_spec("triton"))),
+        Check("CPU inference", lambda: check_inference(cpu_native.missing())),
+        Check("code", lambda: check_code(code_state())),
+    ]
+
+
+def check_python(version: tuple[int, ...]) -> Iterator[Result]:
+    """The interpreter."""
+    text = ".".join(map(str, version))
+    if version[:2] < OLDEST:
+        yield bad("python", text, "Python 3.10 or newer is needed: PYTHON=python3.12 . tools/env.sh")
+    elif version[:2] > NEWEST_TRIED:
+        yield note("python", text, "not tried yet: 3.10 to 3.13 are")
+    else:
+        yield ok("python", text)
+
+
+def requirements() -> tuple[dict[str, str], dict[str, Any]]:
+    """Exact versions of ``requirements.txt``, and the ranges that ``pyproject.toml`` asks for, both by package."""
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    def read(lines: Iterable[str]) -> dict[str, Requirement]:
+        parsed = [Requirement(line) for line in lines if line.strip() and not line.startswith("#")]
+        here = [one for one in parsed if one.marker is None or one.marker.evaluate()]
+        return {canonicalize_name(one.name): one for one in here}
+
+    pins = read((ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines())
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    # tomllib came with Python 3.11.
+    needed = re.search(r"^dependencies = \[\n(.*?)^\]", text, re.MULTILINE | re.DOTALL)
+    ranges = read(re.findall(r'^\s*"([^"]+)"', needed[1] if needed else "", re.MULTILINE))
+    exact = {name: str(pin.specifier).removeprefix("==") for name, pin in pins.items()}
+    return exact, {name: one.specifier for name, one in ranges.items()}
+
+
+def installed_versions() -> dict[str, str]:
+    """Version of each installed package."""
+    from packaging.utils import canonicalize_name
+
+    return {canonicalize_name(one.name): one.version for one in importlib.metadata.distributions() if one.name}
+
+
+def check_packages(
+    pins: Mapping[str, str], ranges: Mapping[str, Any], installed: Mapping[str, str]
+) -> Iterator[Result]:
+    """What is installed beside what is tested.
+
+    Args:
+        pins: The tested version of each package.
+        ranges: Versions that may do, of the packages that are needed directly.
+        installed: What is there.
+    """
+    differ = []
+    for name, pin in pins.items():
+        found, wanted = installed.get(name), ranges.get(name)
+        # Builds for one GPU generation or the CPU carry a suffix: 2.11.0+cu128.
+        if found is not None and found.partition("+")[0] == pin:
+            continue
+        if wanted is None:
+            differ.append(f"{name} {found or 'missing'}")
+        elif found is None:
+            yield bad(name, "is not installed", f"pip install --no-deps {name}=={pin}")
+        elif not wanted.contains(found, prereleases=True):
+            yield bad(name, f"{found} is {_age(found, pin)} than may do ({wanted})", f"pip install {name}=={pin}")
+        else:
+            yield note(name, f"{found} is {_age(found, pin)} than what is tested, {pin}", INSTALL_PINS)
+    if differ:
+        more = f" and {len(differ) - FEW} more" if len(differ) > FEW else ""
+        found = (
+            f"{len(differ)} of those that others bring differ from requirements.txt: {', '.join(differ[:FEW])}{more}"
+        )
+        yield note("packages", found, INSTALL_PINS)
+    right = sum(installed.get(name, "").partition("+")[0] == pin for name, pin in pins.items())
+    yield ok("packages", f"{right} of {len(pins)} as in requirements.txt")
+
+
+def _age(found: str, pin: str) -> str:
+    from packaging.version import Version
+
+    return "newer" if Version(found) > Version(pin) else "older"
+
+
+def check_operators(device: str, ops: Any = None) -> Iterator[Result]:
+    """Whether the detectors' operators give the known answer.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+        ops: Instead of ``mmcv.ops``.
+    """
+    kind = mmcv_ops.install()
+    if ops is None:
+        ops = importlib.import_module("mmcv.ops")
+    what = f"operators, {'GPU' if device == 'cuda' else 'CPU'}"
+    boxes = torch.tensor([[0.0, 0, 10, 10], [1, 1, 10, 10], [20, 20, 30, 30]], device=device)
+    scores = torch.tensor([0.9, 0.8, 0.7], device=device)
+    kept = ops.nms(boxes, scores, 0.5)[1].tolist()
+    # A plane: the mean of a bin is its value in the middle.
+    plane = torch.arange(16.0, device=device).reshape(1, 1, 4, 4)
+    roi = torch.tensor([[0.0, 0, 0, 4, 4]], device=device)
+    pooled = ops.roi_align(plane, roi, (2, 2), 1.0, 2, "avg", True).flatten().tolist()
+    wrong = [] if kept == [0, 2] else [f"nms keeps boxes {kept} instead of [0, 2]"]
+    if not all(abs(value - right) < 1e-4 for value, right in zip(pooled, (2.5, 4.5, 10.5, 12.5))):
+        wrong.append(f"roi_align gives {[round(value, 3) for value in pooled]} instead of [2.5, 4.5, 10.5, 12.5]")
+    source = "mmcv's, compiled" if kind == "compiled" else "torchvision's"
+    if wrong:
+        mend = "build mmcv again for this torch, or take the one without operators: " + INSTALL_PINS
+        yield bad(what, f"{source}: {'; '.join(wrong)}", mend)
+    else:
+        yield ok(what, f"{source}: nms and roi_align give the known answers")
+
+
+def compiler(environ: Mapping[str, str]) -> str | None:
+    """A C++ compiler, as torch looks for it."""
+    return shutil.which(environ.get("CXX", "g++")) or shutil.which("clang++")
+
+
+def check_compile(found: str | None, triton: Any) -> Iterator[Result]:
+    """What torch.compile (``env_cfg.compile``) needs; nothing else does."""
+    if found is None:
+        yield note("torch.compile", "no C++ compiler", "only env_cfg.compile needs one: install g++")
+    elif triton is None:
+        yield note("torch.compile", "compiler present, no Triton", "only GPUs need it: pip install triton")
+    else:
+        yield ok("torch.compile", f"{Path(found).name} and Triton present")
+
+
+def check_inference(missing: str | None) -> Iterator[Result]:
+    """What makes inference on CPU faster, and is not needed for anything."""
+    if missing is None:
+        yield ok("CPU inference", "ConvNeXt's layers compile to one pass each")
+    else:
+        yield note("CPU inference", missing, "slower by PyTorch's operators, and as right: gcc and AVX-512 mend it")
+
+
+def check_code(state: Mapping[str, Any]) -> Iterator[Result]:
+    """Whether a run could be traced back to a commit."""
+    if not state.get("commit"):
+        yield note("code", commit_line(state), "runs cannot record their commit")
+    elif state.get("dirty"):
+        yield note("code", commit_line(state), "runs keep the difference in code.diff")
+    else:
+        yield ok("code", commit_line(state))

@@ -1,0 +1,1 @@
+"""Weights out in other formats, each file run beside its source before it is kept."""

@@ -1,0 +1,291 @@
+"""What is exported: a classifier, the pyramid of a backbone, or a segmentor, with its trained weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
+
+from backbones.base import Network
+from backbones.errors import UserError
+from backbones.registry import build_backbone
+from backbones.variants import BASELINES
+from backbones.weights import network_tensors, read_checkpoint, read_head
+from engine.checkpoint.model_weights import file_classes, load_model
+from engine.config.classes import class_names
+from engine.config.load import load_config
+from engine.config.schema import naming_wrong_settings
+from engine.config.world import Launch
+
+# Some released ViT, BiT and EfficientNetV2 want 0.5 for both.
+ASSUMED = "neither name nor checkpoint says how images were normalised: mean and deviation of ImageNet are written"
+Shape = tuple[int, int]
+Range = tuple[int, int | None]  # least and greatest number of pixels; None for any
+
+IMAGE_SIZE = 224
+
+
+class Classifier(nn.Module):
+    """A backbone that pools, under its linear head: images ``(N, 3, H, W) -> (N, K)`` logits.
+
+    Args:
+        backbone: Gives one vector for each image.
+        head: ``None`` leaves the vector as it is.
+    """
+
+    def __init__(self, backbone: nn.Module, head: nn.Linear | None) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.backbone(images)
+        return features if self.head is None else self.head(features)
+
+
+class Segmentor(nn.Module):
+    """An mmseg model in one pass over the whole image: ``(N, 3, H, W) -> (N, K, H, W)`` scores before the softmax.
+
+    mmseg gives them at stride 4; they are resized to the image in the way of its own testing, so that the argmax over
+    the classes is the label map.
+
+    Args:
+        model: An ``EncoderDecoder``.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        scores = self.model(images, mode="tensor")
+        corners = bool(self.model.align_corners)
+        return F.interpolate(scores, size=images.shape[-2:], mode="bilinear", align_corners=corners)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A network that is ready to be exported.
+
+    Attributes:
+        name: Registered name of the backbone.
+        kind: ``classifier``, ``pyramid`` or ``segmentor``.
+        network: In evaluation mode, on the CPU: normalised images to one tensor, or to a tuple of them.
+        outputs: A name for each output.
+        shape: Height and width in pixels that the network is made for.
+        weights: The checkpoint and which of its weights, in words.
+        mean: Per channel, of pixels in [0, 1].
+        std: Per channel, of pixels in [0, 1].
+        colour: Order of the channels.
+        classes: Their names, where they are known.
+        notes: What a person should know, one line each.
+    """
+
+    name: str
+    kind: str
+    network: nn.Module
+    outputs: tuple[str, ...]
+    shape: Shape
+    weights: str
+    mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN
+    std: tuple[float, ...] = IMAGENET_DEFAULT_STD
+    colour: str = "RGB"
+    classes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def taken(self) -> tuple[Range, Range]:
+        """Heights and widths that the network takes, each as the least and the greatest."""
+        least = max((part.smallest_side for part in self.network.modules() if isinstance(part, Network)), default=1)
+        return (least, None), (least, None)
+
+    def run(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The outputs for normalised images ``(N, 3, H, W)``."""
+        with torch.no_grad():
+            return as_tuple(self.network(images))
+
+    def metadata(self) -> dict[str, str]:
+        """What the user of an exported file has to know, as strings; lists are written in JSON."""
+        return {
+            "network": self.name,
+            "kind": self.kind,
+            "weights": self.weights,
+            "input": "images (N, 3, H, W), float32: (pixel / 255 - mean) / std for each channel",
+            "colour": self.colour,
+            "mean": json.dumps([round(value, 6) for value in self.mean]),
+            "std": json.dumps([round(value, 6) for value in self.std]),
+            "size": json.dumps(self.shape),
+            "outputs": json.dumps(self.outputs),
+            "classes": json.dumps(self.classes),
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors under this project's names; a segmentor's are those of its checkpoints."""
+        outer = self._outer()
+        return {name.removeprefix(outer): value for name, value in self.network.state_dict().items()}
+
+    def load(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        """Load what :meth:`tensors` gives into a copy of the network; each has to be there and to fit."""
+        outer = self._outer()
+        names = {name.removeprefix(outer): name for name in network.state_dict()}
+        network.load_state_dict({names.get(name, name): value for name, value in tensors.items()}, strict=True)
+
+    def _outer(self) -> str:
+        return {"classifier": "backbone.", "segmentor": "model."}.get(self.kind, "")
+
+
+def as_tuple(outputs: Any) -> tuple[Tensor, ...]:
+    """One output or several, as several."""
+    return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+
+
+def source_of_name(
+    name: str, checkpoint: str, averaged: bool, out_indices: Sequence[int] | None, shape: Shape | None
+) -> Source:
+    """A registered network with the weights of any checkpoint that has its backbone.
+
+    Args:
+        name: A name of :func:`backbones.list_backbones`.
+        checkpoint: Path or URL, in any layout that is known.
+        averaged: Take its averaged weights.
+        out_indices: Stages of a pyramid; ``None`` for a classifier, or for the pooled vector where the checkpoint has
+            no head.
+        shape: Height and width in pixels; by default 224 x 224, or what a baseline is made for.
+
+    Raises:
+        UserError: If the name is unknown, or the weights are not those of this network.
+    """
+    options = {} if out_indices is None else {"out_indices": tuple(out_indices)}
+    with _chosen_weights(checkpoint, averaged) as chosen:
+        backbone = build_backbone(name, weights=chosen, **options)
+        found = None if out_indices is not None else read_head(chosen)
+    side = BASELINES[name].image_size if name in BASELINES else IMAGE_SIZE
+    weights, size = _weights(checkpoint, averaged), shape or (side, side)
+    if out_indices is not None:
+        return _pyramid(name, backbone, weights, size, notes=(ASSUMED,))
+    head = None if found is None else _linear(*found)
+    headless = ("the checkpoint has no head: the pooled vector is exported",) if head is None else ()
+    return Source(
+        name,
+        "classifier",
+        Classifier(backbone, head).eval(),
+        ("features",) if head is None else ("logits",),
+        size,
+        weights,
+        classes=() if head is None else _named_classes(checkpoint, head.out_features),
+        notes=(*headless, ASSUMED),
+    )
+
+
+def source_of_config(
+    path: str, checkpoint: str, averaged: bool, shape: Shape | None, options: dict[str, Any] | None = None
+) -> Source:
+    """The model of a config with the weights of its checkpoint; of a detector only the pyramid of its backbone.
+
+    Args:
+        path: Config of any task.
+        checkpoint: Of the whole model.
+        averaged: Take its averaged weights.
+        shape: Height and width in pixels; by default those that the config tests at.
+        options: Settings to override, under dotted keys.
+
+    Raises:
+        UserError: If the config is wrong, its model is of no known kind, or the checkpoint is of another model.
+    """
+    cfg = load_config(path, options, Launch(), training=False).cfg
+    size = shape or _tested_shape(cfg)
+    model, weights = _load_whole(cfg, checkpoint, averaged), _weights(checkpoint, averaged)
+    name, settings = cfg.model.backbone.type, _settings(cfg, model)
+    if "roi_head" in cfg.model:
+        note = "a detector: the pyramid of its backbone is exported, without neck and heads"
+        return _pyramid(name, model.backbone, weights, size, notes=(note,), **settings)
+    if "decode_head" in cfg.model:
+        return Source(name, "segmentor", Segmentor(model).eval(), ("scores",), size, weights, **settings)
+    if "num_classes" in cfg.model:
+        network = Classifier(model.backbone, model.head).eval()
+        return Source(name, "classifier", network, ("logits",), size, weights, **settings)
+    raise UserError(
+        f"config {path!r}: model {cfg.model.get('type')!r} cannot be exported; known are classifiers (num_classes), "
+        "two-stage detectors (roi_head) and segmentors (decode_head)"
+    )
+
+
+def _load_whole(cfg: Config, checkpoint: str, averaged: bool) -> Any:
+    cfg.model.backbone.pop("weights", None)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope), naming_wrong_settings():
+        model = MODELS.build(cfg.model)
+    classes = cfg.test_dataloader.dataset.metainfo["classes"]
+    print(load_model(model, read_checkpoint(checkpoint), checkpoint, averaged, classes))
+    return model
+
+
+def _pyramid(name: str, backbone: Any, weights: str, shape: Shape, **settings: Any) -> Source:
+    outputs = tuple(f"stage{i}" for i in backbone.out_indices)
+    return Source(name, "pyramid", backbone.eval(), outputs, shape, weights, **settings)
+
+
+def _weights(checkpoint: str, averaged: bool) -> str:
+    return f"{'averaged' if averaged else 'raw'} weights of {Path(checkpoint).name}"
+
+
+@contextmanager
+def _chosen_weights(checkpoint: str, averaged: bool) -> Iterator[str]:
+    """A file whose weights are the wanted ones: the checkpoint itself, or one of its averages."""
+    if not averaged:
+        yield checkpoint
+        return
+    tensors = network_tensors(read_checkpoint(checkpoint), checkpoint, averaged=True)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / f"averaged weights of {Path(checkpoint).name}"
+        torch.save(tensors, path)
+        yield str(path)
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    head = nn.Linear(weight.shape[1], weight.shape[0])
+    head.load_state_dict({"weight": weight, "bias": bias})
+    return head
+
+
+def _named_classes(checkpoint: str, count: int) -> tuple[str, ...]:
+    """Names of the classes where the checkpoint tells them, and they are those of the head."""
+    names = file_classes(read_checkpoint(checkpoint))
+    return names if len(names) == count else ()
+
+
+def _settings(cfg: Config, model: Any) -> dict[str, Any]:
+    """Normalisation and classes of a config, for :class:`Source`."""
+    # Without normalisation the pixels stay in [0, 255]: as if their mean were 0 and their deviation 1.
+    mean = getattr(model.data_preprocessor, "mean", torch.zeros(3))
+    std = getattr(model.data_preprocessor, "std", torch.ones(3))
+    reads_rgb = cfg.default_scope == "mmengine"  # our classifiers read by Pillow, mmdet and mmseg by OpenCV
+    return {
+        "mean": tuple((mean.flatten() / 255).tolist()),
+        "std": tuple((std.flatten() / 255).tolist()),
+        "colour": "RGB" if reads_rgb or cfg.model.data_preprocessor.get("bgr_to_rgb") else "BGR",
+        "classes": class_names(cfg.classes),
+    }
+
+
+def _tested_shape(cfg: Config) -> Shape:
+    """The size that a config tests at: of its crops, its images, or its batches."""
+    crop = (cfg.model.get("test_cfg") or {}).get("crop_size")
+    if crop:
+        return crop[0], crop[1]
+    for step in reversed(cfg.get("test_pipeline", [])):
+        if isinstance(step.get("size"), int):
+            return step["size"], step["size"]
+        if isinstance(step.get("scale"), list | tuple):
+            return step["scale"][1], step["scale"][0]  # the library writes width first
+    height, width = (cfg.model.get("data_preprocessor") or {}).get("size") or (IMAGE_SIZE, IMAGE_SIZE)
+    return height, width

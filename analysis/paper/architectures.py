@@ -1,0 +1,104 @@
+"""Table 2.9 of the dissertation: the layers of ResNet-50, ConvNeXt-T and Swin-T, read off the networks."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Any
+
+import torch
+from timm.models.resnet import Bottleneck
+from timm.models.swin_transformer import WindowAttention
+from torch import nn
+
+from backbones.convnext import Block
+from backbones.registry import build_backbone
+from backbones.timm_backbones import WindowBlock
+
+STAGES = ("res2", "res3", "res4", "res5")
+
+
+def _printed_resnet(width: int, blocks: int) -> str:
+    return f"[1×1, {width} | 3×3, {width} | 1×1, {4 * width}] × {blocks}"
+
+
+def _printed_convnext(width: int, blocks: int) -> str:
+    return f"[d7×7, {width} | 1×1, {4 * width} | 1×1, {width}] × {blocks}"
+
+
+def _printed_swin(width: int, heads: int, blocks: int) -> str:
+    attention = f"1×1, {width}×3 | MSA, w7×7, H={heads}, rel. pos. | 1×1, {width}"
+    return f"[{attention} | 1×1, {4 * width} | 1×1, {width}] × {blocks}"
+
+
+PRINTED = {
+    "resnet50": {
+        "stem": "7×7, 64, stride 2 | 3×3 max pool, stride 2",
+        "res2": _printed_resnet(64, 3),
+        "res3": _printed_resnet(128, 4),
+        "res4": _printed_resnet(256, 6),
+        "res5": _printed_resnet(512, 3),
+    },
+    "convnext_tiny": {
+        "stem": "4×4, 96, stride 4",
+        "res2": _printed_convnext(96, 3),
+        "res3": _printed_convnext(192, 3),
+        "res4": _printed_convnext(384, 9),
+        "res5": _printed_convnext(768, 3),
+    },
+    "swin_tiny": {
+        "stem": "4×4, 96, stride 4",
+        "res2": _printed_swin(96, 3, 2),
+        "res3": _printed_swin(192, 6, 2),
+        "res4": _printed_swin(384, 12, 6),
+        "res5": _printed_swin(768, 24, 2),
+    },
+}
+
+
+def architecture(name: str) -> dict[str, str]:
+    """Stem and stages of a registered network in the words of Table 2.9.
+
+    Args:
+        name: One of the keys of ``PRINTED``, or another network of these three kinds of blocks.
+    """
+    with torch.device("meta"):
+        network = build_backbone(name)
+    blocks = [cell for module in network.modules() if (cell := _block(module))]
+    stages = [f"[{cell}] × {len(list(equal))}" for cell, equal in groupby(blocks)]
+    return {"stem": _stem(network), **dict(zip(STAGES, stages, strict=True))}
+
+
+def _stem(network: nn.Module) -> str:
+    first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
+    parts = [f"{_layer(first)}, stride {first.stride[0]}"]
+    for module in network.modules():
+        if isinstance(module, nn.MaxPool2d):
+            parts.append(f"{module.kernel_size}×{module.kernel_size} max pool, stride {module.stride}")
+    return " | ".join(parts)
+
+
+def _block(module: nn.Module) -> str | None:
+    """The layers of a residual block in the order in which they run; ``None`` for any other module."""
+    layers: tuple[Any, ...]
+    if isinstance(module, Block):
+        layers = (module.dwconv, module.pwconv1, module.pwconv2)
+    elif isinstance(module, Bottleneck):
+        layers = (module.conv1, module.conv2, module.conv3)
+    elif isinstance(module, WindowBlock):
+        attention: Any = module.attn
+        layers = (attention.qkv, attention, attention.proj, module.mlp.fc1, module.mlp.fc2)
+    else:
+        return None
+    return " | ".join(map(_layer, layers))
+
+
+def _layer(layer: Any) -> str:
+    if isinstance(layer, WindowAttention):
+        height, width = layer.window_size
+        return f"MSA, w{height}×{width}, H={layer.num_heads}, rel. pos."
+    if isinstance(layer, nn.Linear):
+        fused = layer.out_features == 3 * layer.in_features  # queries, keys and values
+        return f"1×1, {layer.in_features}×3" if fused else f"1×1, {layer.out_features}"
+    depthwise = "d" if layer.groups == layer.in_channels > 1 else ""
+    height, width = layer.kernel_size
+    return f"{depthwise}{height}×{width}, {layer.out_channels}"

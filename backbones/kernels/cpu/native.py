@@ -1,0 +1,316 @@
+"""Inference on CPU in one pass for each layer, by C code that is compiled on first use where there is a C compiler.
+
+PyTorch's operators run one after another over a map or a piece of it: at 224 pixels and 8 images the first stage's
+hidden map alone is 19 MB in bfloat16, written once and read once in each block, and its products have so few channels
+that oneDNN waits for that memory half of the time. Here one thread takes about a hundred positions through all steps,
+convolution, norm, both products, GELU and residual, while they stay in its own cache (``cpu_native.c``). With response
+normalisation (V2), which looks at whole images between the products, there are two such passes. Norm and convolution
+between two stages are one pass as well.
+
+It needs AVX-512, for bfloat16 also AVX512_BF16, channels in multiples of 16 and parameters in float32. Nothing has to
+be compiled to install or to use this package: without a compiler :mod:`backbones.kernels.cpu.autograd` does the same.
+The library is kept beside the remembered choices (:mod:`backbones.kernels.autotune`), under a name made of its source,
+the compiler's command and the processor's instructions.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import math
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from backbones.kernels import autotune as choice
+from backbones.kernels.cpu import autograd as cpu_steps
+from backbones.kernels.cpu.autograd import Products, Weights, evenly
+from backbones.kernels.cpu.dispatch import cpu_info, has_avx512
+from backbones.layers import GRN
+
+SOURCE = Path(__file__).with_suffix(".c")
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
+COMPILERS = ("gcc", "cc", "clang")
+COMPILE_SECONDS = 120
+# Of the source: channels in a vector, columns of the convolution and rows of a product that are done at a time, and
+# vectors of a product's panel.
+LANES, COLUMNS, MOST_ROWS, MOST_VECTORS = 16, 14, 12, 4
+SIDES = (3, 5, 7, 9, 11)
+# Positions of a tile: with 56 the weights are read too often, with 224 a wide block's hidden values leave the cache.
+TILE = 112
+# Points between which polynomials give the tail of the normal distribution, for bfloat16, and where the last one is.
+POINTS, LAST = 32, 4.75
+
+
+class Packed(NamedTuple):
+    """A block's weights as the C code reads them.
+
+    Attributes:
+        conv: ``(side, side, C)``.
+        conv_bias: ``(C,)``, as are ``scale`` and ``shift`` of the norm.
+        first: Panels of the first product's weight, in its precision.
+        second: The same of the second's, with layer scale multiplied in.
+        second_bias: ``(C,)``, with layer scale, and with what the shift of the response normalisation comes to.
+    """
+
+    conv: Tensor
+    conv_bias: Tensor
+    scale: Tensor
+    shift: Tensor
+    first: Tensor
+    first_bias: Tensor
+    second: Tensor
+    second_bias: Tensor
+
+
+class PackedDownsample(NamedTuple):
+    """Weights of a norm and a convolution of side and stride 2 as the C code reads them.
+
+    Attributes:
+        scale: ``(C,)``, as is ``shift``.
+        weight: Panels of the convolution's weight, as of a product with patches ``(2, 2, C)``, in its precision.
+        bias: ``(outputs,)``.
+    """
+
+    scale: Tensor
+    shift: Tensor
+    weight: Tensor
+    bias: Tensor
+
+
+class _Block(ctypes.Structure):
+    """``Block`` of the source."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("images", "height", "width", "channels", "hidden", "side")),
+        *((name, ctypes.c_int64) for name in ("span", "tile", "threads", "scratch")),
+        ("eps", ctypes.c_float),
+        *((name, ctypes.c_void_p) for name in (*Packed._fields, "tail")),
+    )
+
+
+class _Downsample(ctypes.Structure):
+    """``Downsample`` of the source."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("images", "height", "width", "channels", "outputs")),
+        *((name, ctypes.c_int64) for name in ("tile", "threads", "scratch")),
+        ("eps", ctypes.c_float),
+        *((name, ctypes.c_void_p) for name in PackedDownsample._fields),
+    )
+
+
+def missing() -> str | None:
+    """Why there is no compiled block on this machine; None if there is one."""
+    found = _library()
+    return found if isinstance(found, str) else None
+
+
+def takes(weights: Weights, dtype: torch.dtype) -> bool:
+    """Whether a block with these weights can run, with products in a precision."""
+    precise = all(one is None or one.dtype == torch.float32 for one in weights)
+    return precise and weights.conv.shape[-1] in SIDES and has_product(weights.first, dtype)
+
+
+def has_product(weight: Tensor, dtype: torch.dtype) -> bool:
+    """Whether there are products with a weight ``(N, K, ...)`` in a precision."""
+    return not any(size % LANES for size in weight.shape[:2]) and hasattr(_library(), f"whole_{_name(dtype)}_float32")
+
+
+def pack(weights: Weights, dtype: torch.dtype) -> Packed:
+    """The weights for products in a precision."""
+    products = Products.of(weights, torch.float32)
+    bias = products.second_bias
+    if weights.grn_beta is not None:
+        bias = bias + products.second @ weights.grn_beta.detach().flatten()
+    found = Packed(
+        products.conv.flatten(1).t(),
+        products.conv_bias,
+        weights.scale.detach(),
+        weights.shift.detach(),
+        _panels(products.first, dtype),
+        products.first_bias,
+        _panels(products.second, dtype),
+        bias,
+    )
+    return Packed(*(one.contiguous() for one in found))
+
+
+def pack_downsample(scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> PackedDownsample:
+    """Parameters of a norm and of a convolution, its weight ``(outputs, C, 2, 2)``, for products in a precision."""
+    panels = _panels(weight.detach().permute(0, 2, 3, 1).flatten(1), dtype)
+    return PackedDownsample(*(one.detach().contiguous() for one in (scale, shift, panels, bias)))
+
+
+def downsample(x: Tensor, packed: PackedDownsample, eps: float) -> Tensor:
+    """Layer normalisation and a convolution of side and stride 2.
+
+    Args:
+        x: Input, ``(N, H, W, C)``, contiguous, in float32 or in the precision of the products.
+        packed: Of :func:`pack_downsample`.
+        eps: Of the norm.
+
+    Returns:
+        ``(N, H // 2, W // 2, outputs)`` in the precision of the products.
+    """
+    images, height, width, channels = x.shape
+    outputs, threads, dtype = len(packed.bias), torch.get_num_threads(), packed.weight.dtype
+    out = torch.empty(images, height // 2, width // 2, outputs, dtype=dtype)
+    if not out.numel():
+        return out
+    tile = _tile(out.shape[:3].numel(), out.shape[:3].numel(), 1, threads)
+    words = (tile + MOST_ROWS) * 4 * channels * packed.weight.element_size() // 4
+    pointers = (one.data_ptr() for one in packed)
+    layer = _Downsample(*x.shape, outputs, tile, threads, words, eps, *pointers)
+    _call("downsampled", dtype, layer, x, out, torch.empty(threads * words))
+    return out
+
+
+def forward(x: Tensor, packed: Packed, eps: float, grn: GRN | None) -> Tensor:
+    """A block's result.
+
+    Args:
+        x: Input, ``(N, H, W, C)``, contiguous, in float32 or in the precision of the products.
+        packed: Of :func:`pack`, for the precision of the products.
+        eps: Of the norm.
+        grn: The response normalisation, if the block has one.
+
+    Returns:
+        ``(N, H, W, C)`` in the precision of ``x``.
+    """
+    out = torch.empty_like(x)
+    if not x.numel():
+        return out
+    if grn is None:
+        block, scratch = _described(x, packed, eps, x.shape[:3].numel())
+        _call("whole", packed.first.dtype, block, x, out, scratch)
+        return out
+    hidden = len(packed.first_bias)
+    image = x.shape[1:3].numel() * hidden * packed.first.element_size()
+    for images in evenly(len(x), cpu_steps.PIECE_BYTES // image):
+        block, scratch = _described(x[images], packed, eps, x.shape[1:3].numel())
+        maps = torch.empty(block.images, *x.shape[1:3], hidden, dtype=packed.first.dtype)
+        squares = torch.empty(block.images, -(-block.span // block.tile), hidden)
+        _call("before_grn", packed.first.dtype, block, x[images], maps, squares, scratch)
+        factors = grn.factors(squares.sum(1)[:, None, None].sqrt())
+        _call("after_grn", packed.first.dtype, block, x[images], maps, factors, out[images], scratch)
+    return out
+
+
+def _call(step: str, dtype: torch.dtype, layer: _Block | _Downsample, x: Tensor, *others: Tensor) -> None:
+    """Call a function of the library; the interpreter's lock is given back meanwhile."""
+    function = getattr(_library(), f"{step}_{_name(dtype)}_{_name(x.dtype)}")
+    function(ctypes.byref(layer), *(ctypes.c_void_p(one.data_ptr()) for one in (x, *others)))
+
+
+def _described(x: Tensor, packed: Packed, eps: float, span: int) -> tuple[_Block, Tensor]:
+    """The C code's description of a block on a map ``(N, H, W, C)``, and its scratch memory."""
+    channels, hidden, threads = x.shape[3], len(packed.first_bias), torch.get_num_threads()
+    tile = _tile(x.shape[:3].numel(), span, x.shape[2], threads)
+    rows = (tile + MOST_ROWS) * (channels + hidden) * packed.first.element_size() // 4
+    words = (min(tile, x.shape[2]) + COLUMNS) * channels + rows
+    words += -words % LANES
+    side = round(packed.conv.shape[0] ** 0.5)
+    pointers = (one.data_ptr() for one in (*packed, _tail()))
+    return _Block(*x.shape, hidden, side, span, tile, threads, words, eps, *pointers), torch.empty(threads * words)
+
+
+def _tile(positions: int, span: int, width: int, threads: int) -> int:
+    """Positions of a tile: as many tiles as every thread gets as many of, and whole rows where these are short."""
+    tiles = -(-positions // TILE)
+    tile = min(-(-positions // (tiles + -tiles % threads)), span)
+    if width <= tile:
+        return round(tile / width) * width
+    return -(-width // -(-width // tile) // COLUMNS) * COLUMNS
+
+
+def _panels(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """A weight ``(N, K)`` in panels of up to ``MOST_VECTORS`` vectors of its rows, ``(K words, rows of a panel)`` each.
+
+    A word is one value of float32, or two of bfloat16 that follow each other in a row.
+    """
+    weight = weight.to(dtype)
+    pair = 4 // weight.element_size()
+    vectors = len(weight) // LANES
+    panels = evenly(vectors, MOST_VECTORS)
+    parts = (weight[rows.start * LANES : rows.stop * LANES] for rows in panels)
+    return torch.cat([part.unflatten(1, (-1, pair)).transpose(0, 1).flatten() for part in parts])
+
+
+@cache
+def _tail() -> Tensor:
+    """Polynomials ``(3, POINTS)`` of Phi(-a), lowest power first, each exact at three places around its point.
+
+    These are Chebyshev's. The argument is the distance from the point, in parts of that between two points.
+    """
+    place = math.sqrt(3) / 4
+    points = torch.arange(POINTS, dtype=torch.float64)
+    before, at, after = (torch.special.ndtr(-(points + f) * LAST / (POINTS - 1)) for f in (-place, 0, place))
+    return torch.stack([at, (after - before) / (2 * place), (after + before - 2 * at) / (2 * place**2)]).float()
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+@cache
+def _library() -> ctypes.CDLL | str:
+    """The compiled source, or why there is none."""
+    if not has_avx512():
+        return "the processor has no AVX-512"
+    compiler = os.environ.get("CC") or next(filter(None, map(shutil.which, COMPILERS)), None)
+    if compiler is None:
+        return f"no C compiler ({', '.join(COMPILERS)}, or CC) is found"
+    command = [*shlex.split(compiler), *FLAGS]
+    # -march=native compiles for the processor's instructions, and homes are shared between machines.
+    digest = hashlib.sha256("\0".join([*command, cpu_info("flags")]).encode() + SOURCE.read_bytes()).hexdigest()
+    kept = choice.cache_file().parent / f"cpu-{digest[:16]}.so"
+    try:
+        if not _is_ours(kept):
+            _compile(command, kept)
+        return ctypes.CDLL(str(kept))
+    except subprocess.SubprocessError as error:
+        return f"{compiler} does not compile {SOURCE.name}: {error}"
+    except OSError:  # no such compiler, or homes that are read-only or not to be executed from, as on some clusters
+        return _temporary(command)
+
+
+def _temporary(command: list[str]) -> ctypes.CDLL | str:
+    """The source compiled for this process alone, or why it is not."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="convnext-") as folder:
+            library = Path(folder) / "cpu.so"
+            _compile(command, library)
+            return ctypes.CDLL(str(library))
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"{SOURCE.name} cannot be compiled and loaded: {error}"
+
+
+def _compile(command: list[str], library: Path) -> None:
+    """Compile to a file of this process, and give it its name when it is whole."""
+    library.parent.mkdir(parents=True, exist_ok=True)
+    draft = library.with_suffix(f".{os.getpid()}")
+    try:
+        run = [*command, "-o", str(draft), str(SOURCE)]
+        subprocess.run(run, check=True, capture_output=True, timeout=COMPILE_SECONDS)
+        draft.chmod(0o700)  # else a umask that lets a group write would have it compiled anew each time
+        os.replace(draft, library)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _is_ours(library: Path) -> bool:
+    """Whether a file is there that nobody else can have written: it is going to be executed."""
+    try:
+        state = library.stat()
+    except OSError:
+        return False
+    return state.st_uid == os.getuid() and not state.st_mode & 0o022

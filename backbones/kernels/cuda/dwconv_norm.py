@@ -1,0 +1,368 @@
+"""Depthwise K x K convolution, bias and layer norm over the channels, in one pass over a channels-last map.
+
+Why it is laid out as it is, for one H200 (4.8 TB/s; 67 TFLOP/s in float32 outside of the matrix units, NVIDIA's data
+sheet) and ConvNeXt-T's first stage at 224 pixels, batch 256: a map is 77 M elements, 154 MB in bfloat16. This is
+arithmetic, and no measurement.
+
+* Reading and writing such a map takes 64 us, its 49 products an element 113 us: 7 x 7 is bound by arithmetic, not by
+  memory. What counts is that few instructions besides the products are left. A program therefore computes several
+  rows at once: each input row is loaded and converted once and used for all output rows that it reaches. With 7 rows,
+  which also divide 56, 28, 14 and 7, the inner loop compiled for sm_90 is 392 multiply-adds of about 710 instructions.
+* Layer norm needs all channels of a pixel. A program walks over the channels in chunks that divide them (96 is 3 x 32:
+  a power of two would waste a quarter), merges the statistics of the chunks, and reads its tile back to normalise it:
+  from the cache, since it has just been written. A second kernel would read and write the map in memory once more.
+* Backward needs the output of the convolution. Recomputing it costs 113 us or more, keeping it 64 us at most for
+  writing and reading: it is kept, in the precision of the map, with mean and 1 / deviation of each pixel (8 bytes). The
+  normalised map belongs to the next operation. In autocast PyTorch keeps the output of the convolution in float32.
+* Backward is three kernels: through the norm (bound by memory; the map's gradient is written, because the next two read
+  it), the convolution with the kernel turned around, and the gradient of the weight. This one keeps its 49 sums for
+  each channel and column in registers while it walks down the image, where each row of the gradient stays in a window
+  of 7 and each row of the map is loaded at 7 shifts: 8 loads for 49 products. Sums over programs are added in a fixed
+  order.
+
+The matrix units are no help as they are: a depthwise product fills at most an eighth of theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.grad import conv2d_input, conv2d_weight
+
+from backbones.kernels import autotune as choice
+from backbones.kernels.cuda.launch import FLOATS, ceil_div, next_power, on_device, runs_kernels, spread
+
+KERNEL_SIZES = range(1, 14, 2)
+WIDEST = 8192  # channels whose gradient through the norm a program can hold
+MAX_OFFSET = 2**31 - 1
+# Programs of the weight's gradient: each leaves K * K partial sums, and more of them would cost more than they gain. A
+# multiprocessor of sm_90 has room for three, so that these are just below two rounds of an H200's 132.
+WEIGHT_PROGRAMS = 768
+
+
+class Tile(NamedTuple):
+    """What a program computes at a time: rows, columns, channels, by how many warps of 32 threads."""
+
+    rows: int
+    cols: int
+    block: int
+    warps: int
+
+
+def reference(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-6) -> Tensor:
+    """The definition: convolution, bias and layer norm by PyTorch.
+
+    Args:
+        x: ``(N, H, W, C)``.
+        weight: ``(C, 1, K, K)``, K odd; the map is padded with K // 2 zeros on each side.
+        bias: ``(C,)`` of the convolution.
+        scale: ``(C,)`` of the norm.
+        shift: ``(C,)`` of the norm.
+        eps: Added to the variance.
+
+    Returns:
+        ``(N, H, W, C)``.
+    """
+    y = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=weight.shape[-1] // 2, groups=weight.shape[0])
+    return F.layer_norm(y.permute(0, 2, 3, 1), scale.shape, scale, shift, eps)
+
+
+def dwconv_norm(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-6) -> Tensor:
+    """Compute :func:`reference` with fused kernels on a GPU, differentiable once in all five tensors.
+
+    Products are summed in float32, statistics too, and the parameters may be wider than the map. In autocast, the map
+    is cast to its precision as for a convolution, and the output has that precision (PyTorch's own layer norm gives
+    float32, which the linear layer after it casts back).
+
+    Raises:
+        TypeError: If a tensor is neither float32, bfloat16 nor float16 (float64 has the plain steps on CPU alone).
+        ValueError: If shapes do not fit, see :func:`supports`.
+    """
+    if torch.is_autocast_enabled(x.device.type) and x.is_floating_point():
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    _check(x, weight, bias, scale, shift)
+    tensors = (x, weight, bias, scale, shift)
+    save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    return _forward(x.contiguous(), weight, bias, scale, shift, eps, save)[0]
+
+
+def supports(x: Tensor, weight: Tensor) -> bool:
+    """Whether the kernels take a map ``(N, H, W, C)`` and a depthwise weight of these shapes and types."""
+    square = weight.ndim == 4 and weight.shape[1] == 1 and weight.shape[2] == weight.shape[3]
+    return (
+        x.ndim == 4
+        and square
+        and weight.shape[0] == x.shape[3] <= WIDEST
+        and weight.shape[2] in KERNEL_SIZES
+        and x.dtype in FLOATS
+        and weight.dtype in FLOATS
+        and x.shape[1] * x.shape[2] * x.shape[3] <= MAX_OFFSET
+    )
+
+
+def _check(x: Tensor, weight: Tensor, *vectors: Tensor) -> None:
+    """Say in one line what is wrong with the tensors of a call."""
+    tensors = (x, weight, *vectors)
+    allowed = FLOATS if x.is_cuda else (*FLOATS, torch.float64)
+    for tensor in tensors:
+        if tensor.dtype not in allowed:
+            raise TypeError(f"dwconv_norm does not take {tensor.dtype}: float32, bfloat16 or float16 is needed")
+        if tensor.device != x.device:
+            raise ValueError(f"dwconv_norm: tensors on {x.device} and on {tensor.device}")
+    if x.ndim != 4 or any(vector.shape != x.shape[3:] for vector in vectors):
+        shapes = [tuple(vector.shape) for vector in vectors]
+        raise ValueError(f"dwconv_norm: a map (N, H, W, C) and three vectors (C,), not {tuple(x.shape)} and {shapes}")
+    if x.dtype in FLOATS and weight.dtype in FLOATS and not supports(x, weight):
+        raise ValueError(
+            f"dwconv_norm: no kernels for a map {tuple(x.shape)} and a weight {tuple(weight.shape)}: "
+            f"a weight (C, 1, K, K) with K odd and at most {KERNEL_SIZES[-1]} is needed, C at most {WIDEST}"
+        )
+
+
+@torch.library.custom_op("convnext::dwconv_norm", mutates_args=())
+def _forward(
+    x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, eps: float, save: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Output, and for the backward pass the convolution, mean and 1 / deviation; these are empty unless ``save``."""
+    with on_device(x), torch.autocast(x.device.type, enabled=False):
+        if runs_kernels(x):
+            return _launch_forward(x, weight, bias, scale, shift, eps, save)
+        precise = torch.promote_types(x.dtype, torch.float32)
+        pad = weight.shape[-1] // 2
+        y = F.conv2d(x.permute(0, 3, 1, 2), weight.to(x.dtype), bias.to(x.dtype), padding=pad, groups=x.shape[3])
+        conv = y.permute(0, 2, 3, 1).contiguous()
+        variance, mean = torch.var_mean(conv.to(precise), -1, correction=0)
+        rstd = (variance + eps).rsqrt()
+        out = (conv.to(precise) - mean[..., None]) * rstd[..., None] * scale + shift
+        kept = (conv, mean, rstd) if save else (x.new_empty(0), mean.new_empty(0), mean.new_empty(0))
+        return out.to(x.dtype), *kept
+
+
+@_forward.register_fake
+def _(
+    x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, eps: float, save: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    conv, statistic = (x.shape, x.shape[:3]) if save else ((0,), (0,))
+    precise = torch.promote_types(x.dtype, torch.float32)
+    return (
+        x.new_empty(x.shape),
+        x.new_empty(conv),
+        x.new_empty(statistic, dtype=precise),
+        x.new_empty(statistic, dtype=precise),
+    )
+
+
+@torch.library.custom_op("convnext::dwconv_norm_backward", mutates_args=())
+def _backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    conv: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    for_input: bool,
+    for_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of map, weight, bias, scale and shift; the first two are empty where they are not wanted."""
+    with on_device(x), torch.autocast(x.device.type, enabled=False):
+        grad = grad.contiguous()
+        if not runs_kernels(x):
+            return _plain_backward(grad, x, weight, scale, conv, mean, rstd, for_input, for_weight)
+        grad_conv, partial = _launch_norm_grad(grad, conv, mean, rstd, scale)
+        gain, lift, bias = (sums.sum(0) for sums in partial)
+        grad_x = _launch_input_grad(grad_conv, weight) if for_input else x.new_empty(0)
+        grad_weight = _launch_weight_grad(grad_conv, x, weight) if for_weight else weight.new_empty(0)
+        return grad_x, grad_weight, bias, gain, lift
+
+
+@_backward.register_fake
+def _(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    conv: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    for_input: bool,
+    for_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    bias, gain, lift = (mean.new_empty(x.shape[3]) for _ in range(3))
+    return (
+        x.new_empty(x.shape if for_input else (0,)),
+        mean.new_empty(weight.shape if for_weight else (0,)),
+        bias,
+        gain,
+        lift,
+    )
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weight, bias, scale, shift, _, save = inputs
+    ctx.dtypes = (bias.dtype, scale.dtype, shift.dtype)
+    ctx.mark_non_differentiable(*output[1:])
+    if save:
+        ctx.save_for_backward(x, weight, scale, *output[1:])
+
+
+def _differentiate(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    x, weight, scale, conv, mean, rstd = ctx.saved_tensors
+    for_input, for_weight = ctx.needs_input_grad[:2]
+    grads = _backward(grad, x, weight, scale, conv, mean, rstd, for_input, for_weight)
+    vectors = (vector.to(dtype) for vector, dtype in zip(grads[2:], ctx.dtypes, strict=True))
+    return grads[0] if for_input else None, grads[1].to(weight.dtype) if for_weight else None, *vectors, None, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_keep)
+
+
+def _plain_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    conv: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    for_input: bool,
+    for_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The steps of the backward kernels by PyTorch."""
+    g = grad.to(mean.dtype)
+    unit = (conv.to(mean.dtype) - mean[..., None]) * rstd[..., None]
+    scaled = g * scale
+    level, slope = scaled.mean(-1, keepdim=True), (scaled * unit).mean(-1, keepdim=True)
+    through = (scaled - level - unit * slope) * rstd[..., None]
+    down, x = through.to(x.dtype).permute(0, 3, 1, 2), x.permute(0, 3, 1, 2)
+    size = weight.shape[-1]
+    settings = dict(padding=size // 2, groups=x.shape[1])
+    grad_x, grad_weight = x.new_empty(0), weight.new_empty(0, dtype=mean.dtype)
+    if for_input:
+        turned = conv2d_input(x.shape, weight.to(x.dtype), down, **settings)
+        grad_x = turned.permute(0, 2, 3, 1).contiguous()
+    if for_weight:
+        grad_weight = conv2d_weight(x, weight.shape, down, **settings).to(mean.dtype).flatten().view(weight.shape)
+    return grad_x, grad_weight, through.sum((0, 1, 2)), (g * unit).sum((0, 1, 2)), g.sum((0, 1, 2))
+
+
+def tiles(channels: int, kernel: int) -> dict[str, Tile]:
+    """The tiles worth trying for the convolution, the best guess first.
+
+    Channels are cut by the largest power of two that divides them, of 32 to 128, else as they come; up to 128, they
+    may also be one chunk with empty places, which needs no second reading. A thread has 8 or 16 elements of each row.
+    Compiled for sm_90 and K = 7, 7 rows take 177 to 243 registers, 4 rows 104 to 188, 2 rows 70 to 146;
+    4 rows of several chunks of 128 put 24 bytes on the stack, the others nothing.
+    """
+    power = channels & -channels  # the largest that divides them
+    block = min(power if power >= 32 else max(next_power(channels), 16), 128)
+    warps = max(block // 32, 1)
+    tall = Tile(7, 8, block, warps)
+    wide = Tile(4, 16, block, warps)
+    low = Tile(4, 8, block, warps)
+    small = Tile(2, 8, block, warps)
+    if kernel > 7:  # the taps of a column alone fill the registers of more rows
+        return {"low": low, "small": small}
+    found = {"tall": tall, "wide": wide, "low": low, "small": small}
+    if block < channels < 128:
+        found["whole"] = Tile(7, 8, 128, 4)
+    return found
+
+
+def _taps(weight: Tensor) -> Tensor:
+    """The depthwise weight as ``(K * K, C)`` in float32: neighbouring channels are neighbours in memory."""
+    return weight.detach().flatten(1).t().to(torch.float32).contiguous()
+
+
+def _launch_forward(
+    x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, eps: float, save: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from backbones.kernels.cuda.dwconv_norm_triton import conv_norm_kernel
+
+    images, height, width, channels = x.shape
+    out = torch.empty_like(x)
+    conv = torch.empty_like(x) if save else out
+    mean, rstd = (x.new_empty(x.shape[:3] if save else (0,), dtype=torch.float32) for _ in range(2))
+    taps, kernel = _taps(weight), weight.shape[-1]
+
+    def launch(tile: Tile) -> None:
+        grid = (images * ceil_div(height, tile.rows) * ceil_div(width, tile.cols),)
+        shape = dict(C=channels, K=kernel, ROWS=tile.rows, COLS=tile.cols, BLOCK=tile.block, SAVE=save)
+        conv_norm_kernel[grid](
+            x, taps, bias, scale, shift, conv, out, mean, rstd, height, width, eps, **shape, num_warps=tile.warps
+        )
+
+    if out.numel():
+        _with_tile(launch, "dwconv_norm.forward", x, kernel)
+    return out, conv if save else x.new_empty(0), mean, rstd
+
+
+def _launch_input_grad(grad: Tensor, weight: Tensor) -> Tensor:
+    from backbones.kernels.cuda.dwconv_norm_triton import input_grad_kernel
+
+    images, height, width, channels = grad.shape
+    out = torch.empty_like(grad)
+    taps, kernel = _taps(weight), weight.shape[-1]
+
+    def launch(tile: Tile) -> None:
+        spots = images * ceil_div(height, tile.rows) * ceil_div(width, tile.cols)
+        shape = dict(C=channels, K=kernel, ROWS=tile.rows, COLS=tile.cols, BLOCK=tile.block)
+        grid = (spots, ceil_div(channels, tile.block))
+        input_grad_kernel[grid](grad, taps, out, height, width, **shape, num_warps=tile.warps)
+
+    if out.numel():
+        _with_tile(launch, "dwconv_norm.input_grad", grad, kernel)
+    return out
+
+
+def _with_tile(launch: Callable[[Tile], None], operation: str, x: Tensor, kernel: int) -> None:
+    """Launch with the tile that is fastest on this device, measured where it may be."""
+    candidates = tiles(x.shape[3], kernel)
+    question = choice.TuningKey.about(operation, x, (x.shape[3], kernel))
+    calls = {name: partial(launch, tile) for name, tile in candidates.items()}
+    launch(candidates[choice.choose(question, calls, x) if x.is_cuda else choice.expected(question, calls)])
+
+
+def _launch_weight_grad(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    from backbones.kernels.cuda.dwconv_norm_triton import weight_grad_kernel
+
+    images, height, width, channels = x.shape
+    kernel = weight.shape[-1]
+    if not x.numel():
+        return weight.new_zeros(weight.shape, dtype=torch.float32)
+    block = min(64 if channels % 64 == 0 else 32, max(next_power(channels), 16))
+    cols = 256 // block  # two elements of each sum to a thread: 151 registers for 49 sums
+    rows_of_taps = min(kernel, max(49 // kernel, 1))
+    band = ceil_div(height, ceil_div(height, 16))
+    units = images * ceil_div(height, band) * ceil_div(width, cols)
+    blocks, groups = ceil_div(channels, block), ceil_div(kernel, rows_of_taps)
+    shares, _ = spread(units, 1, blocks * groups, WEIGHT_PROGRAMS)
+    partial = x.new_empty((shares, kernel * kernel, channels), dtype=torch.float32)
+    shape = dict(C=channels, K=kernel, TAPS=rows_of_taps, COLS=cols, BLOCK=block)
+    grid = (shares, blocks, groups)
+    weight_grad_kernel[grid](x, grad, partial, height, width, units, band, **shape, num_warps=4)
+    return partial.sum(0).t().flatten().view(weight.shape)
+
+
+def _launch_norm_grad(grad: Tensor, conv: Tensor, mean: Tensor, rstd: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient of the convolution's output; partial sums ``(3, programs, C)`` of those of scale, shift and bias."""
+    from backbones.kernels.cuda.dwconv_norm_triton import norm_grad_kernel
+
+    channels = conv.shape[3]
+    pixels = conv.numel() // channels
+    if not pixels:
+        return torch.empty_like(conv), mean.new_zeros((3, 1, channels))
+    out = torch.empty_like(conv)
+    block = next_power(channels)
+    rows = max(2048 // block, 1)
+    shares, steps = spread(pixels, rows, 2)
+    partial = mean.new_empty((3, shares, channels))
+    shape = dict(C=channels, ROWS=rows, BLOCK=block)
+    warps = 4 if block <= 2048 else 8
+    norm_grad_kernel[(shares,)](grad, conv, mean, rstd, scale, out, partial, pixels, steps, **shape, num_warps=warps)
+    return out, partial

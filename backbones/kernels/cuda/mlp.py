@@ -1,0 +1,309 @@
+"""The block after its norm: linear, bias and GELU (and GRN), linear, bias, layer scale, stochastic depth, residual.
+
+The two products are cuBLAS's. What lies between and after them is bound by memory, and is done in as few passes as
+there are products: one that adds the bias and applies the GELU (V2: one that reads for the statistics, one that
+normalises), and one that adds bias, scale, mask and shortcut.
+
+For the backward pass are kept: the normalised map, the output of the first product (four times as wide) and, for the
+gradient of the layer scale, that of the second. The GELU, as wide as the first product, is not: the pass that takes the
+gradient through it reads its input anyway, and writes it once more for the gradient of the second weight, while the
+gradient goes over its own input. For C channels in bfloat16 that is 2 C + 8 C + 2 C bytes for each pixel, 12 C, and 4 C
+in :mod:`backbones.kernels.cuda.dwconv_norm`. In autocast, PyTorch's steps keep 26 C: the map, the convolution's output
+(in float32, for the norm), the normalised map, both sides of the GELU, and the scaled output.
+
+The gradients of biases and layer scale are sums over all pixels. They are taken in the passes that have the numbers in
+registers, in float32 and in a fixed order, and cost no pass of their own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from backbones.kernels.cuda import grn as response
+from backbones.kernels.cuda.launch import FLOATS, on_device, runs_kernels
+
+Grads = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def reference(
+    shortcut: Tensor,
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    gamma: Tensor | None = None,
+    keep: Tensor | None = None,
+    grn_gamma: Tensor | None = None,
+    grn_beta: Tensor | None = None,
+) -> Tensor:
+    """The definition by PyTorch.
+
+    Args:
+        shortcut: ``(N, H, W, C)``, what the result is added to.
+        x: ``(N, H, W, C)``, the normalised map.
+        weight1: ``(hidden, C)``.
+        bias1: ``(hidden,)``.
+        weight2: ``(C, hidden)``.
+        bias2: ``(C,)``.
+        gamma: ``(C,)``, the layer scale; ``None`` leaves it out.
+        keep: ``(N,)``, what each image's result is multiplied by: stochastic depth. Takes no gradient.
+        grn_gamma: ``(1, 1, 1, hidden)``, scale of the response normalisation; ``None`` leaves it out.
+        grn_beta: ``(1, 1, 1, hidden)``, its shift.
+
+    Returns:
+        ``(N, H, W, C)``, in the wider precision of shortcut and layer scale.
+    """
+    y = F.gelu(F.linear(x, weight1, bias1))
+    if grn_gamma is not None and grn_beta is not None:
+        y = response.reference(y, grn_gamma, grn_beta)
+    y = F.linear(y, weight2, bias2)
+    if gamma is not None:
+        y = gamma * y
+    return shortcut + (y if keep is None else y * keep.to(y.dtype)[:, None, None, None])
+
+
+def mlp(
+    shortcut: Tensor,
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    gamma: Tensor | None = None,
+    keep: Tensor | None = None,
+    grn_gamma: Tensor | None = None,
+    grn_beta: Tensor | None = None,
+) -> Tensor:
+    """Compute :func:`reference` with fused kernels on a GPU, differentiable once in all tensors but ``keep``.
+
+    The products are in the precision of ``x``, in autocast in autocast's; weights are cast to it, as autocast does, and
+    everything else is computed in float32 before it is rounded to the map.
+
+    Raises:
+        TypeError: If a tensor is neither float32, bfloat16 nor float16 (float64 has the plain steps on CPU alone).
+        ValueError: If the shapes do not fit.
+    """
+    if torch.is_autocast_enabled(x.device.type) and x.is_floating_point():
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    tensors = (shortcut, x, weight1, bias1, weight2, bias2, gamma, keep, grn_gamma, grn_beta)
+    _check(*tensors)
+    kept = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    arguments = (shortcut.contiguous(), x.contiguous(), *tensors[2:])
+    return _forward(*arguments, kept)[0]
+
+
+def _check(
+    shortcut: Tensor, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, *others: Tensor | None
+) -> None:
+    """Say in one line what is wrong with the tensors of a call."""
+    allowed = FLOATS if x.is_cuda else (*FLOATS, torch.float64)
+    gamma, keep, grn_gamma, grn_beta = others
+    for tensor in (shortcut, x, weight1, bias1, weight2, bias2, *others):
+        if tensor is not None and tensor.dtype not in allowed:
+            raise TypeError(f"mlp does not take {tensor.dtype}: float32, bfloat16 or float16 is needed")
+    hidden, channels = weight1.shape
+    if x.ndim != 4 or x.shape != shortcut.shape or x.shape[3] != channels:
+        raise ValueError(f"mlp: maps {tuple(shortcut.shape)} and {tuple(x.shape)} do not fit {channels} channels")
+    sizes = {"weight2": (weight2, channels * hidden), "bias1": (bias1, hidden), "bias2": (bias2, channels)}
+    sizes |= {"gamma": (gamma, channels), "keep": (keep, x.shape[0])}  # type: ignore[dict-item]
+    sizes |= {"grn_gamma": (grn_gamma, hidden), "grn_beta": (grn_beta, hidden)}  # type: ignore[dict-item]
+    for name, (tensor, count) in sizes.items():
+        if tensor is not None and tensor.numel() != count:
+            raise ValueError(f"mlp: {name} has {tensor.numel()} values, {count} are needed")
+    if (grn_gamma is None) != (grn_beta is None):
+        raise ValueError("mlp: grn_gamma and grn_beta go together")
+
+
+@torch.library.custom_op("convnext::mlp", mutates_args=())
+def _forward(
+    shortcut: Tensor,
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    gamma: Tensor | None,
+    keep: Tensor | None,
+    grn_gamma: Tensor | None,
+    grn_beta: Tensor | None,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Output; for the backward pass both products and the norms of GRN, empty where they are not needed."""
+    with on_device(x), torch.autocast(x.device.type, enabled=False):
+        hidden = x @ weight1.to(x.dtype).t()
+        gains = None if grn_gamma is None else response.gather(hidden, bias1, grn_gamma)
+        a = response.activate(hidden, bias1, gains, grn_beta)
+        z = a @ weight2.to(x.dtype).t()
+        out = _residual(shortcut, z, bias2, gamma, keep)
+        hidden = hidden if save else x.new_empty(0)
+        z = z if save and gamma is not None else x.new_empty(0)
+        norm = gains.norm if save and gains is not None else x.new_empty(0, dtype=_precise(x))
+        return out, hidden, z, norm
+
+
+@_forward.register_fake
+def _(
+    shortcut: Tensor,
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    gamma: Tensor | None,
+    keep: Tensor | None,
+    grn_gamma: Tensor | None,
+    grn_beta: Tensor | None,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    wide = (*x.shape[:3], weight1.shape[0])
+    norm = (x.shape[0], weight1.shape[0]) if save and grn_gamma is not None else (0,)
+    return (
+        x.new_empty(x.shape, dtype=_out_dtype(shortcut, x, gamma)),
+        x.new_empty(wide if save else (0,)),
+        x.new_empty(x.shape if save and gamma is not None else (0,)),
+        x.new_empty(norm, dtype=_precise(x)),
+    )
+
+
+@torch.library.custom_op("convnext::mlp_backward", mutates_args=())
+def _backward(
+    grad: Tensor,
+    x: Tensor,
+    hidden: Tensor,
+    z: Tensor,
+    norm: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    gamma: Tensor | None,
+    keep: Tensor | None,
+    grn_gamma: Tensor | None,
+    grn_beta: Tensor | None,
+) -> Grads:
+    """Gradients of map, weight1, bias1, weight2, bias2, gamma and of GRN's two; empty for what there is not."""
+    with on_device(x), torch.autocast(x.device.type, enabled=False):
+        down, grad_bias2, grad_gamma = _residual_grad(grad.contiguous(), z, bias2, gamma, keep, x.dtype)
+        wide = down @ weight2.to(x.dtype)
+        gains = pull = None
+        grad_scale, grad_shift = grad_bias2.new_empty(0), grad_bias2.new_empty(0)
+        if grn_gamma is not None:
+            gains = response.gains_of(norm, grn_gamma)
+            pull, grad_scale, grad_shift = response.responses(wide, hidden, bias1, gains, grn_gamma)
+        inner, a, grad_bias1 = response.differentiate(wide, hidden, bias1, gains, pull, grn_beta, inplace=True)
+        grad_weight2 = down.flatten(0, 2).t() @ a.flatten(0, 2)
+        grad_weight1 = inner.flatten(0, 2).t() @ x.flatten(0, 2)
+        grad_x = inner @ weight1.to(x.dtype)
+        return grad_x, grad_weight1, grad_bias1, grad_weight2, grad_bias2, grad_gamma, grad_scale, grad_shift
+
+
+@_backward.register_fake
+def _(
+    grad: Tensor,
+    x: Tensor,
+    hidden: Tensor,
+    z: Tensor,
+    norm: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    gamma: Tensor | None,
+    keep: Tensor | None,
+    grn_gamma: Tensor | None,
+    grn_beta: Tensor | None,
+) -> Grads:
+    wide = 0 if grn_gamma is None else weight1.shape[0]
+    return (
+        x.new_empty(x.shape),
+        x.new_empty(weight1.shape),
+        norm.new_empty(bias1.shape),
+        x.new_empty(weight2.shape),
+        norm.new_empty(bias2.shape),
+        norm.new_empty(bias2.shape if gamma is not None else (0,)),
+        norm.new_empty(wide),
+        norm.new_empty(wide),
+    )
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, save = inputs
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.shortcut = tensors[0].dtype
+    if save:
+        ctx.save_for_backward(tensors[1], *output[1:], *tensors[2:])
+
+
+def _differentiate(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    x, hidden, z, norm, *parameters = ctx.saved_tensors
+    grad_x, *found = _backward(grad, x, hidden, z, norm, *parameters)
+    found.insert(5, None)  # keep
+    grads = (
+        None if parameter is None or gradient is None else gradient.to(parameter.dtype).view_as(parameter)
+        for parameter, gradient in zip(parameters, found, strict=True)
+    )
+    return grad.to(ctx.shortcut), grad_x, *grads, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_keep)
+
+
+def _precise(x: Tensor) -> torch.dtype:
+    """Precision of sums."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _out_dtype(shortcut: Tensor, x: Tensor, gamma: Tensor | None) -> torch.dtype:
+    """Precision of the result, by the rules of ``shortcut + gamma * y``."""
+    branch = x.dtype if gamma is None else torch.promote_types(x.dtype, gamma.dtype)
+    return torch.promote_types(shortcut.dtype, branch)
+
+
+def _residual(shortcut: Tensor, z: Tensor, bias: Tensor, gamma: Tensor | None, keep: Tensor | None) -> Tensor:
+    """``shortcut + keep * gamma * (z + bias)``."""
+    dtype = _out_dtype(shortcut, z, gamma)
+    if not runs_kernels(z):
+        y = z.to(_precise(z)) + bias
+        y = y if gamma is None else y * gamma
+        y = y if keep is None else y * keep[:, None, None, None]
+        return (shortcut.to(y.dtype) + y).to(dtype)
+    from backbones.kernels.cuda.mlp_triton import residual_kernel
+
+    out = torch.empty_like(z, dtype=dtype)
+    images = 1 if keep is None else z.shape[0]
+    grid, steps, shape = response.walk(z, images)
+    if z.numel():
+        flags = dict(GAMMA=gamma is not None, KEEP=keep is not None, **shape)
+        tensors = (shortcut, z, bias, gamma, keep, out)
+        residual_kernel[grid](*tensors, response.pixels_of(z, images), steps, **flags, num_warps=response.WARPS)
+    return out
+
+
+def _residual_grad(
+    grad: Tensor, z: Tensor, bias: Tensor, gamma: Tensor | None, keep: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradient of ``z``, in the precision ``dtype``, of the bias and of the layer scale."""
+    if not runs_kernels(grad):
+        g = grad.to(_precise(grad))
+        g = g if keep is None else g * keep[:, None, None, None]
+        grad_gamma = g.new_empty(0) if gamma is None else (g * (z.to(g.dtype) + bias)).sum((0, 1, 2))
+        g = g if gamma is None else g * gamma
+        return g.to(dtype), g.sum((0, 1, 2)), grad_gamma
+    from backbones.kernels.cuda.mlp_triton import residual_grad_kernel
+
+    images = 1 if keep is None else grad.shape[0]
+    grid, steps, shape = response.walk(grad, images)
+    same = gamma is None and keep is None and grad.dtype == dtype
+    out = grad if same else torch.empty_like(grad, dtype=dtype)
+    partial = grad.new_zeros((1 if gamma is None else 2, *grid[:2], grad.shape[-1]), dtype=torch.float32)
+    if grad.numel():
+        flags = dict(GAMMA=gamma is not None, KEEP=keep is not None, STORE=not same, **shape)
+        tensors = (grad, z, bias, gamma, keep, out, partial)
+        pixels = response.pixels_of(grad, images)
+        residual_grad_kernel[grid](*tensors, pixels, steps, **flags, num_warps=response.WARPS)
+    return out, partial[0].sum((0, 1)), partial.new_empty(0) if gamma is None else partial[1].sum((0, 1))

@@ -1,0 +1,340 @@
+"""The demo's report: reads what the steps left in their folders, writes ``report.json`` and one self-contained page.
+
+Whatever a step did not leave is said to be missing; a report is written in any case.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from engine.report.environment import code_state, commit_line, machine, read_text, versions
+from engine.report.html import (
+    Line,
+    confusion_table,
+    document,
+    duration,
+    facts,
+    figure,
+    memory,
+    note,
+    number,
+    plot,
+    receipt_line,
+)
+from engine.report.run_dir import (
+    CLASSIFICATION,
+    DETECTION,
+    SEGMENTATION,
+    Score,
+    finite,
+    read_curves,
+    read_json,
+    read_json_lines,
+    read_receipts,
+    scaled,
+    write_json,
+)
+
+TITLE = "One ConvNeXt, three tasks"
+PRETRAINED, SCRATCH = "from the trained backbone", "from scratch"
+GPU = re.compile(r"^\s*GPU [\d,]+: (.+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What the report says about one task.
+
+    Attributes:
+        title: Heading.
+        trained: Name of the step.
+        scratch: Name of the step that began with random weights, if there is one.
+        scores: The first is the headline and has a curve.
+    """
+
+    title: str
+    trained: str
+    scratch: str | None
+    scores: tuple[Score, ...]
+
+
+EXPERIMENTS = (
+    Experiment("Classification", "classifier", None, CLASSIFICATION),
+    Experiment("Detection: Mask R-CNN", "detector", "detector_scratch", DETECTION),
+    Experiment("Segmentation: UperNet", "segmentor", "segmentor_scratch", SEGMENTATION),
+)
+
+
+def collect(work_dir: Path, titles: Mapping[str, str], seed: int) -> dict[str, Any]:
+    """Gather all figures of a demo as plain data.
+
+    Args:
+        work_dir: Folder with one folder for each step.
+        titles: Name and description of each step, in order.
+        seed: Of the trainings.
+
+    Returns:
+        The content of ``report.json``.
+    """
+    steps = [_read_step(work_dir / name, name, title) for name, title in titles.items()]
+    return {
+        "title": TITLE,
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "seed": seed,
+        "machine": _machine(steps),
+        "versions": versions(),
+        "commit": commit_line(code_state()),
+        "scores": _scores({step["name"]: step["metrics"] for step in steps}),
+        "confusion": read_json(work_dir / "classifier" / "confusion.json") or None,
+        "seconds": sum(step["seconds"] for step in steps),
+        "steps": steps,
+    }
+
+
+def write_report(report: dict[str, Any], work_dir: Path) -> tuple[Path, Path]:
+    """Write ``report.json`` and ``report.html``.
+
+    Args:
+        report: From :func:`collect`.
+        work_dir: Where they go; drawn predictions are read from the steps' folders in it.
+
+    Returns:
+        The two paths, page first.
+    """
+    page, data = work_dir / "report.html", work_dir / "report.json"
+    write_json(data, report)
+    page.write_text(render(report, work_dir), encoding="utf-8")
+    return page, data
+
+
+def table(report: dict[str, Any]) -> list[str]:
+    """Scores and costs as lines for a terminal."""
+    lines = [f"{'':<44}{'trained backbone':>18}{'scratch':>10}{'margin':>9}"]
+    for score in report["scores"]:
+        values = (number(score["trained"]), number(score["scratch"]), number(score["margin"], signed=True))
+        lines.append(f"{score['task'] + ', ' + score['label']:<44}{values[0]:>18}{values[1]:>10}{values[2]:>9}")
+    lines += ["", f"{'':<44}{'time':>18}{'peak memory':>19}"]
+    for step in report["steps"]:
+        lines.append(f"{step['name']:<44}{duration(step['seconds']):>18}{memory(step['memory_bytes']):>19}")
+    return [*lines, f"{'total':<44}{duration(report['seconds']):>18}"]
+
+
+def headline(name: str, metrics: Mapping[str, float]) -> str:
+    """The scores of one step in a few words; empty for a step without."""
+    scores = [score for one in EXPERIMENTS if name in (one.trained, one.scratch) for score in one.scores]
+    return ", ".join(f"{score.label} {number(scaled(metrics, score))}" for score in scores)
+
+
+def render(report: dict[str, Any], work_dir: Path) -> str:
+    """The page, with everything it needs inside.
+
+    Args:
+        report: From :func:`collect`.
+        work_dir: The drawn predictions are read from ``<step>/pictures`` in it.
+
+    Returns:
+        HTML.
+    """
+    steps = {step["name"]: step for step in report["steps"]}
+    sections = {
+        "Scores on held-out data": _score_cards(report),
+        "Curves": _curves(steps),
+        "What the classifier confuses": _confusion(report["confusion"]),
+        "Predictions beside the truth": _pictures(steps, work_dir),
+        "Time and memory": _costs(report),
+        "Weights": _receipts(steps),
+        "Each step by hand": _commands(report["steps"]),
+        "Made with": _made_with(report),
+    }
+    return document(report["title"], _lead(report), sections)
+
+
+def _read_step(folder: Path, name: str, title: str) -> dict[str, Any]:
+    done = read_json(folder / "done.json")
+    gpu = [match for path in sorted(folder.glob("*/*.log")) for match in GPU.findall(read_text(path))]
+    entries = [entry for path in folder.glob("*/vis_data/scalars.json") for entry in read_json_lines(path)]
+    megabytes = max((entry.get("memory", 0) for entry in entries), default=0)
+    metrics = {key: finite(value) for key, value in done.get("metrics", {}).items()}
+    return {
+        "name": name,
+        "title": title,
+        "finished": bool(done),
+        "commands": done.get("commands", []),
+        "seconds": done.get("seconds", 0.0),
+        "starts": done.get("starts", 0),
+        "memory_bytes": done.get("memory_bytes", 0),
+        "gpu": gpu[-1] if gpu else None,
+        "gpu_memory_bytes": megabytes * 2**20,
+        "metrics": metrics,
+        "receipts": {"training": read_receipts(folder / "weights.json"), "test": read_receipts(folder / "test.json")},
+        "curves": read_curves(folder),
+        "pictures": sorted(path.name for path in (folder / "pictures").glob("*.png")),
+    }
+
+
+def _scores(metrics: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
+    rows = []
+    for experiment in EXPERIMENTS:
+        for score in experiment.scores:
+            trained = scaled(metrics.get(experiment.trained, {}), score)
+            scratch = scaled(metrics.get(experiment.scratch or "", {}), score)
+            margin = trained - scratch if trained is not None and scratch is not None else None
+            values = {"trained": trained, "scratch": scratch, "margin": margin}
+            rows.append({"task": experiment.title, "label": score.label, "metric": score.metric, **values})
+    return rows
+
+
+def _machine(steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {"gpu": next((step["gpu"] for step in steps if step["gpu"]), None), **machine()}
+
+
+def _lead(report: dict[str, Any]) -> str:
+    where = report["machine"]
+    cpu = f"{where['cpu']}, {where['cores']} core{'s' if where['cores'] != 1 else ''}"
+    about = (where["gpu"] or f"CPU: {cpu}", f"{duration(report['seconds'])} in all", report["date"].replace("T", " "))
+    text = (
+        "A small backbone learnt to name handwritten digits by the classification recipe. Its checkpoint then went, "
+        "unedited, into a detector and a segmentor. Each of these two was trained a second time with random weights "
+        "in its place: same config, same data, same number of steps, same seed."
+    )
+    return f'<p class="lead">{text}</p>{note(" · ".join(about))}'
+
+
+def _score_cards(report: dict[str, Any]) -> str:
+    cards = []
+    curves = {step["name"]: step["curves"] for step in report["steps"]}
+    for experiment in EXPERIMENTS:
+        rows = [row for row in report["scores"] if row["task"] == experiment.title]
+        head = rows[0]
+        parts = [f"<h3>{escape(experiment.title)}</h3>"]
+        parts.append(f'<p class="big">{number(head["trained"])} <small>{escape(head["label"])}</small></p>')
+        if experiment.scratch:
+            parts.append(f"<p>{_margin(head['margin'])}</p>")
+        for row in rows:
+            parts.append(_bars(row, experiment.scratch is not None))
+        averaged = curves.get(experiment.trained, {}).get(f"val/ema/{head['metric']}")
+        if averaged:
+            last = number(averaged[-1][1] * experiment.scores[0].factor)
+            parts.append(f'<p class="label">{escape(head["label"])} of the averaged weights (EMA): {last}</p>')
+        cards.append(f'<article class="card">{"".join(parts)}</article>')
+    unfinished = [step["name"] for step in report["steps"] if not step["finished"]]
+    remark = f"One run with seed {report['seed']}; all scores are out of 100. AP is COCO's, over IoU 0.50 to 0.95."
+    if unfinished:
+        remark += f" Not finished: {', '.join(unfinished)}."
+    legend = f'<p class="legend"><i class="trained"></i>{PRETRAINED} <i class="scratch"></i>{SCRATCH}</p>'
+    return f'<div class="cards">{"".join(cards)}</div>{legend}{note(remark)}'
+
+
+def _margin(margin: float | None) -> str:
+    if margin is None:
+        return f"no comparison with {SCRATCH} yet"
+    return f"{number(abs(margin))} points {'behind' if margin < 0 else 'ahead of'} scratch"
+
+
+def _bars(row: Mapping[str, Any], paired: bool) -> str:
+    bars = []
+    for kind in ("trained", "scratch") if paired else ("trained",):
+        width = min(max(row[kind] or 0.0, 0.0), 100.0)
+        bars.append(
+            f'<div class="bar"><span><i class="{kind}" style="width:{width:.1f}%"></i></span>'
+            f"<b>{number(row[kind])}</b></div>"
+        )
+    return f'<p class="label">{escape(row["label"])}</p>{"".join(bars)}'
+
+
+def _curves(steps: Mapping[str, dict[str, Any]]) -> str:
+    parts = []
+    for experiment in EXPERIMENTS:
+        score = experiment.scores[0]
+        trained = steps.get(experiment.trained, {}).get("curves", {})
+        scratch = steps.get(experiment.scratch or "", {}).get("curves", {})
+        loss = {
+            PRETRAINED: Line("trained", trained.get("train/loss")),
+            SCRATCH: Line("scratch", scratch.get("train/loss")),
+        }
+        value = {
+            PRETRAINED: Line("trained", trained.get(f"val/{score.metric}"), score.factor),
+            "averaged weights (EMA)": Line("averaged", trained.get(f"val/ema/{score.metric}"), score.factor),
+            SCRATCH: Line("scratch", scratch.get(f"val/{score.metric}"), score.factor),
+        }
+        if experiment.scratch is None:
+            loss = {"raw weights": loss[PRETRAINED]}
+            value["raw weights"] = value.pop(PRETRAINED)
+        plots = plot(experiment.title, "training loss", loss)
+        plots += plot(experiment.title, f"{score.label} on held-out data", value)
+        missing = note(f"No curves in the folder of {experiment.trained}.")
+        parts.append(f'<h3>{escape(experiment.title)}</h3><div class="plots">{plots or missing}</div>')
+    return "".join(parts)
+
+
+def _confusion(confusion: dict[str, Any] | None) -> str:
+    return confusion_table(confusion) if confusion else note("There is no classifier/confusion.json.")
+
+
+def _pictures(steps: Mapping[str, dict[str, Any]], work_dir: Path) -> str:
+    parts = []
+    for experiment in EXPERIMENTS:
+        runs = [(experiment.trained, PRETRAINED if experiment.scratch else "")]
+        runs += [(experiment.scratch, SCRATCH)] if experiment.scratch else []
+        names = sorted({name for run, _ in runs for name in steps.get(run, {}).get("pictures", [])})
+        cards = []
+        for name in names:
+            shown = [figure(work_dir / run / "pictures" / name, caption) for run, caption in runs]
+            cards.append(f'<div class="card">{"".join(shown)}</div>')
+        how = "Left the truth, right the prediction." if experiment.scratch else "The truth, and the five likeliest."
+        folders = " and ".join(f"{run}/pictures" for run, _ in runs)
+        remark = how if cards else f"There are no pictures in {folders}."
+        kind = "gallery pairs" if experiment.scratch else "gallery"
+        gallery = f'<div class="{kind}">{"".join(cards)}</div>' if cards else ""
+        parts.append(f"<h3>{escape(experiment.title)}</h3>{note(remark)}{gallery}")
+    return "".join(parts)
+
+
+def _costs(report: dict[str, Any]) -> str:
+    on_gpu = any(step["gpu_memory_bytes"] for step in report["steps"])
+    head = "<th>step</th><th>time</th><th>peak memory</th>" + ("<th>peak GPU memory</th>" if on_gpu else "")
+    rows = []
+    for step in report["steps"]:
+        again = f" ({step['starts']} starts)" if step["starts"] > 1 else ""
+        time = duration(step["seconds"]) if step["finished"] else "not finished"
+        cells = [time + again, memory(step["memory_bytes"])]
+        cells += [memory(step["gpu_memory_bytes"])] if on_gpu else []
+        numbers = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+        rows.append(f'<tr><th scope="row">{escape(step["title"])}</th>{numbers}</tr>')
+    empty = "<td></td>" * (2 if on_gpu else 1)
+    rows.append(f'<tr class="total"><th scope="row">all</th><td>{duration(report["seconds"])}</td>{empty}</tr>')
+    remark = (
+        "Time of training and test together, of all starts where a step was interrupted. Memory: the largest resident "
+        "size of any one process of the step; the processes that load data come on top."
+    )
+    return f'<div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div>{note(remark)}'
+
+
+def _receipts(steps: Mapping[str, dict[str, Any]]) -> str:
+    lines = []
+    for experiment in EXPERIMENTS:
+        for name in filter(None, (experiment.trained, experiment.scratch)):
+            found = steps.get(name, {}).get("receipts", {})
+            begun = receipt_line(found.get("training"), "random weights, nothing loaded")
+            tested = receipt_line(found.get("test"), "nothing loaded")
+            lines.append(f"<li><b>{escape(name)}</b> began with: {escape(begun)}. Tested with: {escape(tested)}.</li>")
+    return f"<ul>{''.join(lines)}</ul>"
+
+
+def _commands(steps: Sequence[Mapping[str, Any]]) -> str:
+    parts = [note("From the root of the repository, in the environment that tools/demo.sh made.")]
+    for step in steps:
+        lines = [entry["command"] for entry in step["commands"]] or ["not finished"]
+        parts.append(f"<h3>{escape(step['title'])}</h3>{''.join(f'<pre>{escape(line)}</pre>' for line in lines)}")
+    return "".join(parts)
+
+
+def _made_with(report: dict[str, Any]) -> str:
+    where = report["machine"]
+    rows = {"GPU": where["gpu"] or "none", "CPU": f"{where['cpu']}, {where['cores']} cores"}
+    return facts(rows | {"system": where["system"], "commit": report["commit"], **report["versions"]})

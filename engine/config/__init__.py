@@ -1,0 +1,1 @@
+"""From a config file to the config that runs: read, checked, and fitted to the batch, classes and launch."""

@@ -1,0 +1,352 @@
+"""From a config file to the config that runs: classes, channels, data places, batch and launch in one pass.
+
+A config states a few *drivers* at its top level (``classes``, ``data_root``, ``batch``, ``train_pipeline``,
+``test_pipeline``); :func:`resolve` carries each to all its places, so that none can be forgotten. Resolving is
+idempotent: the dumped result resolves to itself.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.registry import MODELS
+
+from backbones.errors import UserError, described
+from backbones.registry import unknown_backbone
+from engine.config.batch import BatchPlan, plan_batch, scaled_lr
+from engine.config.classes import class_names, palette
+from engine.config.schema import check_settings, is_whole, naming_wrong_settings
+from engine.config.world import Launch
+
+SPLITS = ("train", "val", "test")
+DRIVERS = ("classes", "data_root", "batch", "train_pipeline", "test_pipeline")
+RUNNER_KEYS = (
+    *(
+        "model",
+        "work_dir",
+        "train_dataloader",
+        "val_dataloader",
+        "test_dataloader",
+        "train_cfg",
+        "val_cfg",
+        "test_cfg",
+    ),
+    *("optim_wrapper", "param_scheduler", "val_evaluator", "test_evaluator", "default_hooks", "custom_hooks"),
+    *(
+        "load_from",
+        "resume",
+        "launcher",
+        "env_cfg",
+        "log_processor",
+        "log_level",
+        "visualizer",
+        "default_scope",
+    ),
+    *(
+        "randomness",
+        "experiment_name",
+        "custom_imports",
+        "tta_model",
+        "tta_pipeline",
+        "find_unused_parameters",
+    ),
+)
+NEEDED = ("model", "train_dataloader", "train_cfg", "optim_wrapper")  # of a training; for a test, the first
+FOLLOWS = {"num_classes": "classes", "accumulative_counts": "batch.size and batch.per_gpu", "launcher": "the launch"}
+FROM_BACKBONE = re.compile(r"from_backbone(?:\[(\d)\])?")
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A config that is ready to run.
+
+    Attributes:
+        cfg: The resolved config.
+        plan: How the global batch is spread; ``None`` where nothing is trained.
+        notes: What was changed for this launch, one line each.
+        changed: The options that were given: what the config file says there, and what holds instead.
+    """
+
+    cfg: Config
+    plan: BatchPlan | None
+    notes: tuple[str, ...]
+    changed: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+
+
+def parse_options(options: list[str] | None) -> dict[str, Any]:
+    """Turn ``--cfg-options a.b=1 c=[2,3]`` into a flat mapping.
+
+    Raises:
+        UserError: If an option has no ``=``.
+    """
+    parsed = {}
+    for option in options or []:
+        key, equals, value = option.partition("=")
+        if not equals or not key:
+            raise UserError(f"--cfg-options {option!r}: write key=value, such as batch.size=64")
+        # The parser of lists drops all blanks, which the name of a folder may have.
+        parse = DictAction._parse_iterable if set(value) & set("[(,'\"") else DictAction._parse_int_float_bool
+        try:
+            parsed[key] = parse(value)
+        except Exception as error:  # an assertion for brackets, an index for what is inside of them
+            raise UserError(f"--cfg-options {key!r}: the brackets or quotes of {value!r} do not match") from error
+    return parsed
+
+
+def load_config(
+    path: str | Path,
+    options: dict[str, Any] | None = None,
+    launch: Launch | None = None,
+    training: bool = True,
+) -> Resolved:
+    """Read a config file, apply options and resolve it for a launch.
+
+    Args:
+        path: Config file.
+        options: Overrides under dotted keys.
+        launch: Defaults to the present process.
+        training: Whether the global batch has to divide among the processes.
+
+    Raises:
+        UserError: If the file or a setting is wrong.
+    """
+    if Path(path).is_dir():
+        raise UserError(f"config {str(path)!r} is a folder: name a file in it")
+    if not Path(path).is_file():
+        near = difflib.get_close_matches(str(path), map(str, Path("configs").glob("*/*.py")), n=1, cutoff=0.5)
+        raise UserError(f"config {str(path)!r} does not exist" + (f"; did you mean {near[0]}?" if near else ""))
+    try:
+        cfg = Config.fromfile(str(path))
+    except UserError:
+        raise
+    except RecursionError as error:
+        raise UserError(f"config {str(path)!r} cannot be read: its _base_ files lead back to one another") from error
+    except (Exception, SystemExit) as error:  # a config is a program: it can fail in any way
+        raise UserError(f"config {str(path)!r} cannot be read: {_root_cause(error)}") from error
+    stated = _stated_batch(cfg, path)
+    before: dict[str, Any] = {}
+    if options:
+        before = _check_options(cfg, options)
+        cfg.merge_from_dict(options)
+        if "optim_wrapper.optimizer.lr" in options:
+            stated = _stated_batch(cfg, path)  # a rate that is given with a batch belongs to that batch
+    cfg.setdefault("work_dir", str(Path("work_dirs") / Path(path).stem))
+    resolved = resolve(cfg, stated, launch or Launch.from_environment(), training)
+    return replace(resolved, changed={key: (before[key], value) for key, value in (options or {}).items()})
+
+
+def resolve(cfg: Config, stated_batch: int, launch: Launch, training: bool = True) -> Resolved:
+    """Carry the drivers to their places and fit the config to the launch.
+
+    Args:
+        cfg: A config with the drivers; changed in place.
+        stated_batch: Global batch that ``optim_wrapper.optimizer.lr`` belongs to.
+        launch: Where it will run.
+        training: Whether to spread the global batch.
+
+    Raises:
+        UserError: If a key is unknown, or a setting is impossible.
+    """
+    _check_keys(cfg)
+    for key in NEEDED if training else NEEDED[:1]:
+        if not cfg.get(key):
+            raise UserError(f"config states no {key}: take it from a file in configs/_base_")
+    check_settings(cfg)
+    _check_backbone(cfg)
+    _set_classes(cfg)
+    _set_data(cfg, launch)
+    _set_channels(cfg.model)
+    notes: list[str] = []
+    plan = _set_batch(cfg, stated_batch, launch, notes) if training else None
+    _fit_to_launch(cfg, launch, notes)
+    return Resolved(cfg, plan, tuple(notes))
+
+
+def _root_cause(error: BaseException) -> str:
+    while error.__cause__ is not None and str(error.__cause__):
+        error = error.__cause__
+    return described(error)
+
+
+def _stated_batch(cfg: Config, path: str | Path) -> int:
+    if not isinstance(cfg.get("batch"), dict) or "size" not in cfg.batch:
+        raise UserError(f"config {str(path)!r} states no batch: add batch = dict(size=..., per_gpu=...)")
+    _check_batch(cfg.batch)
+    return int(cfg.batch.size)
+
+
+def _check_options(cfg: Config, options: dict[str, Any]) -> dict[str, Any]:
+    """An option may add a leaf to a mapping that exists, never a new branch that nothing reads.
+
+    Returns:
+        What the config says where an option will stand; ``None`` where it says nothing.
+    """
+    before = {}
+    for key in options:
+        parent, _, leaf = key.rpartition(".")
+        node: Any = cfg._cfg_dict
+        for part in parent.split(".") if parent else []:
+            if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+                node = node[int(part)]
+            elif isinstance(node, dict) and part in node:
+                node = node[part]
+            else:
+                raise UserError(f"--cfg-options {key}: the config has no {parent!r}")
+        if leaf in FOLLOWS:
+            raise UserError(f"--cfg-options {key}: it follows from {FOLLOWS[leaf]}, which is to be changed instead")
+        before[key] = node.get(leaf) if isinstance(node, dict) else None
+    return before
+
+
+def _check_keys(cfg: Config) -> None:
+    known = (*RUNNER_KEYS, *DRIVERS)
+    for key in cfg:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = (
+                f"did you mean {near[0]!r}?"
+                if near
+                else "nothing reads it; underscore-free helper names belong in a function"
+            )
+            raise UserError(f"config: unknown top-level key {key!r}; {hint}")
+    _check_batch(cfg.batch)
+
+
+def _check_batch(batch: Any) -> None:
+    if not isinstance(batch, dict):
+        raise UserError(f"batch={batch!r} names no setting: give its size, such as batch.size=64")
+    unknown = set(batch) - {"size", "per_gpu", "lr_rule"}
+    if unknown:
+        raise UserError(f"batch has no setting {', '.join(sorted(unknown))}: choose from size, per_gpu, lr_rule")
+    for name in ("size", "per_gpu"):
+        if not (is_whole(batch.get(name), -math.inf) or (name == "per_gpu" and batch.get(name) is None)):
+            raise UserError(f"batch.{name}={batch.get(name)!r}: a whole number is needed")
+
+
+def _check_backbone(cfg: Config) -> None:
+    name = cfg.model.get("backbone", {}).get("type")
+    # The task's library may know networks, such as mmdet's ResNet, that are not in our registry.
+    with MODELS.switch_scope_and_registry(cfg.get("default_scope")) as registry:
+        if isinstance(name, str) and registry.get(name) is None:
+            raise unknown_backbone(name)
+
+
+def _walk(node: Any) -> Iterator[dict[str, Any]]:
+    """All mappings inside of a config value, the outer ones first."""
+    if isinstance(node, dict):
+        yield node
+        for value in list(node.values()):
+            yield from _walk(value)
+    elif isinstance(node, list | tuple):
+        for value in node:
+            yield from _walk(value)
+
+
+def _datasets(cfg: Config) -> Iterator[tuple[str, ConfigDict]]:
+    for split in SPLITS:
+        loader = cfg.get(f"{split}_dataloader")
+        if loader:
+            yield split, loader.dataset
+
+
+def _set_classes(cfg: Config) -> None:
+    if cfg.get("classes") is None:
+        raise UserError("config states no classes: a tuple of names, a file with one name per line, or a known set")
+    names = class_names(cfg.classes)
+    for key in ("model", "train_pipeline", "test_pipeline", "tta_pipeline"):
+        for node in _walk(cfg.get(key)):
+            if "num_classes" in node:
+                node["num_classes"] = len(names)
+    for _, dataset in _datasets(cfg):
+        # Classes of whole images are not drawn in colours; 21,841 of them take a while to print.
+        colours = {} if cfg.get("default_scope") == "mmengine" else {"palette": palette(names)}
+        dataset.metainfo = dict(classes=names, **colours)
+
+
+def _set_data(cfg: Config, launch: Launch) -> None:
+    cores = max(1, (os.cpu_count() or 1) // launch.local_processes)
+    for split, dataset in _datasets(cfg):
+        if cfg.get("data_root") is not None:
+            dataset.data_root = cfg.data_root
+        pipeline = cfg.get("train_pipeline" if split == "train" else "test_pipeline")
+        if pipeline is not None:
+            dataset.pipeline = pipeline
+        loader = cfg[f"{split}_dataloader"]
+        loader.num_workers = min(loader.num_workers, cores)
+        loader.persistent_workers = loader.num_workers > 0
+    for name in ("val_evaluator", "test_evaluator"):
+        for node in _walk(cfg.get(name)):
+            if "ann_file" in node and cfg.get(name.replace("evaluator", "dataloader")):
+                dataset = cfg[name.replace("evaluator", "dataloader")].dataset
+                node["ann_file"] = str(Path(dataset.data_root) / dataset.ann_file)
+            if node.get("confusion_file"):
+                node["confusion_file"] = str(Path(cfg.work_dir) / Path(node["confusion_file"]).name)
+
+
+def _set_channels(model: ConfigDict) -> None:
+    """Replace ``from_backbone`` by the channels of the backbone's outputs, ``from_backbone[i]`` by one of them."""
+    channels: tuple[int, ...] | None = None
+    for node in _walk(model):
+        for key, value in node.items():
+            match = FROM_BACKBONE.fullmatch(value) if isinstance(value, str) else None
+            if not match:
+                continue
+            if channels is None:
+                with torch.device("meta"), naming_wrong_settings():
+                    channels = MODELS.build({**model.backbone, "weights": None}).out_channels
+            node[key] = list(channels) if match[1] is None else channels[int(match[1])]
+
+
+def _set_batch(cfg: Config, stated: int, launch: Launch, notes: list[str]) -> BatchPlan:
+    size = int(cfg.batch.size)
+    plan = plan_batch(size, launch.processes, cfg.batch.get("per_gpu"))
+    optimizer = cfg.optim_wrapper.get("optimizer", {})
+    if "lr" not in optimizer:
+        raise UserError("optim_wrapper.optimizer.lr=None: a positive number is needed")
+    if size != stated:
+        rule = cfg.batch.get("lr_rule", "linear")
+        lr = scaled_lr(optimizer.lr, stated, size, rule)
+        notes.append(f"global batch {stated} -> {size}: learning rate {optimizer.lr:g} -> {lr:g} ({rule} rule)")
+        optimizer.lr = lr
+    loader = cfg.train_dataloader
+    loader.batch_size = plan.per_process * plan.accumulation
+    cfg.optim_wrapper.accumulative_counts = plan.accumulation
+    collate = loader.get("collate_fn", dict(type="pseudo_collate"))
+    inner = collate.get("collate", collate["type"])
+    loader.collate_fn = (
+        dict(type="micro_batch_collate", parts=plan.accumulation, collate=inner)
+        if plan.accumulation > 1
+        else dict(type=inner)
+    )
+    return plan
+
+
+def _fit_to_launch(cfg: Config, launch: Launch, notes: list[str]) -> None:
+    if launch.processes == 1 or launch.device == "cpu":
+        replaced = _replace_types(cfg.model, {"SyncBN": "BN"})
+        if replaced:
+            where = "one process" if launch.processes == 1 else "CPU"
+            notes.append(f"SyncBN -> BN in {replaced} place{'s' if replaced > 1 else ''} ({where})")
+    if launch.device == "cpu" and (cfg.get("optim_wrapper") or {}).get("type") == "AmpOptimWrapper":
+        for key in ("dtype", "loss_scale", "use_fp64"):
+            cfg.optim_wrapper.pop(key, None)
+        cfg.optim_wrapper.type = "OptimWrapper"
+        notes.append("mixed precision -> float32 (CPU)")
+    cfg.setdefault("env_cfg", {}).dist_cfg = dict(backend="nccl" if launch.device == "cuda" else "gloo")
+    cfg.launcher = "pytorch" if launch.processes > 1 else "none"
+
+
+def _replace_types(node: Any, table: dict[str, str]) -> int:
+    matches = [item for item in _walk(node) if item.get("type") in table]
+    for item in matches:
+        item["type"] = table[item["type"]]
+    return len(matches)

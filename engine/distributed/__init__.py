@@ -1,0 +1,1 @@
+"""Several processes of one training: started, compared, agreed, and sharing a model."""

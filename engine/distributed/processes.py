@@ -1,0 +1,43 @@
+"""The processes of a run: each with its GPU, all in one group."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from backbones.errors import UserError
+from engine.config.world import Launch
+from engine.distributed.consistency import check_devices
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+
+
+def take_gpu(launch: Launch) -> None:
+    """Make the GPU of this process's rank on its machine the current one.
+
+    Raises:
+        UserError: If the machine has fewer GPUs than processes were started on it.
+    """
+    present = torch.cuda.device_count()
+    if launch.local_processes > present:
+        raise UserError(
+            f"{launch.local_processes} GPUs asked for on this machine, which has {present}: ask for no more"
+        )
+    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def start_processes(launch: Launch) -> None:
+    """Join the process group that torchrun made.
+
+    Raises:
+        UserError: If the machine has fewer GPUs than processes were started on it.
+    """
+    if launch.processes == 1 or dist.is_initialized():
+        return
+    check_devices(launch.device)
+    if launch.device == "cuda":
+        take_gpu(launch)
+    dist.init_process_group("nccl" if launch.device == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)

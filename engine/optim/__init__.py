@@ -1,0 +1,1 @@
+"""Parameter groups with layer-wise decay, schedules, precision, and parameters that get no gradient."""

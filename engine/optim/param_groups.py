@@ -1,0 +1,287 @@
+"""Layer-wise and stage-wise learning-rate decay for every task and every registered backbone.
+
+Sources: Clark et al., 2020; Bao et al., "BEiT", 2021; groups as in the released ConvNeXt code. The backbone gives the
+ids; nothing here knows a parameter name of a network.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mmengine.logging import print_log
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
+from torch import nn
+
+from backbones.errors import UserError
+from backbones.registry import Backbone
+
+BACKBONE = "backbone."
+OPTIONS = ("decay_rate", "decay_type", "num_groups")
+DECAY_TYPES = ("layer", "stage", "block")
+STAGES = 4
+
+
+@dataclass
+class ParameterGroup:
+    """Parameters that share a learning rate and a weight decay.
+
+    Attributes:
+        layer_id: 0 for the stem; the highest for the head.
+        lr_scale: Factor on the peak rate.
+        weight_decay: 0 for biases, norms, layer scale and the like.
+        params: The tensors.
+        names: Their names.
+    """
+
+    layer_id: int
+    lr_scale: float
+    weight_decay: float
+    params: list[nn.Parameter] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+
+
+def parameter_groups(
+    model: nn.Module,
+    weight_decay: float,
+    decay_rate: float = 1.0,
+    decay_type: str | None = None,
+    num_groups: int | None = None,
+) -> list[ParameterGroup]:
+    """Put every trainable parameter of a model in exactly one group.
+
+    Args:
+        model: A model with a registered network as ``backbone``; without decay any model.
+        weight_decay: For weights; vectors, biases and what the backbone names get none.
+        decay_rate: Factor from one layer id to the one below.
+        decay_type: ``layer`` (the default; in a ConvNeXt each 3 blocks of the third stage are one), ``stage``, or
+            ``block`` (every block is a layer, ``single`` in the released fine-tuning code of ConvNeXt V2).
+        num_groups: Ids below the head's. For ``layer`` and ``block`` the backbone knows, and another number is an
+            error; for ``stage`` the released ADE20K configs use 6 with T and 12 with the others, which sets how far the
+            stages lie below the head.
+
+    Returns:
+        The groups, from the head down, so that the first one has the highest rate (the one that is logged).
+
+    Raises:
+        UserError: If an option does not exist, does nothing, or contradicts the backbone.
+    """
+    _check_options(decay_rate, decay_type, num_groups)
+    ids_of, top = _depths(model, decay_rate, decay_type or "layer", num_groups)
+    no_weight_decay = getattr(getattr(model, "backbone", None), "no_weight_decay", lambda name: False)
+    groups: dict[tuple[int, bool], ParameterGroup] = {}
+    for name, param in model.named_parameters():
+        if not param.requires_grad:
+            continue
+        layer_id = top
+        decayed = param.ndim > 1 and not name.endswith(".bias")
+        if name.startswith(BACKBONE):
+            short = name.removeprefix(BACKBONE)
+            own_id = ids_of(short)
+            layer_id = top if own_id is None else own_id
+            decayed = decayed and not no_weight_decay(short)
+        group = groups.setdefault(
+            (layer_id, decayed),
+            ParameterGroup(layer_id, decay_rate ** (top - layer_id), weight_decay if decayed else 0.0),
+        )
+        group.params.append(param)
+        group.names.append(name)
+    return sorted(groups.values(), key=lambda group: (-group.layer_id, -group.weight_decay))
+
+
+def _check_options(decay_rate: float, decay_type: str | None, num_groups: int | None) -> None:
+    if decay_type is not None and decay_type not in DECAY_TYPES:
+        raise UserError(f"paramwise_cfg.decay_type={decay_type!r}: choose from {', '.join(DECAY_TYPES)}")
+    if not isinstance(decay_rate, int | float) or not 0 < decay_rate <= 1:
+        raise UserError(f"paramwise_cfg.decay_rate={decay_rate!r}: a factor in (0, 1] is needed")
+    if decay_rate == 1:
+        for name, value in (("decay_type", decay_type), ("num_groups", num_groups)):
+            if value is not None:
+                raise UserError(
+                    f"paramwise_cfg.{name}={value!r} does nothing at decay_rate=1: state a decay_rate below 1, or "
+                    f"leave {name} out"
+                )
+
+
+def _depths(
+    model: nn.Module, decay_rate: float, decay_type: str, num_groups: int | None
+) -> tuple[Callable[[str], int | None], int]:
+    """The id of each parameter of the backbone (``None`` for the head's), and the head's id."""
+    network = getattr(model, "backbone", None)
+    if not callable(getattr(network, "layer_id", None)):
+        if decay_rate == 1:
+            return lambda name: None, 1
+        kind = "no backbone" if network is None else f"{type(network).__name__} as backbone, which has no layer ids"
+        raise UserError(
+            f"paramwise_cfg.decay_rate={decay_rate}: the model has {kind}; name a registered network "
+            "(backbones.list_backbones()), or leave decay_rate out"
+        )
+    backbone: Backbone = network  # type: ignore[assignment]
+    if decay_type == "stage":
+        top = (backbone.num_layers if num_groups is None else num_groups) + 1
+        if top <= STAGES:
+            raise UserError(
+                f"paramwise_cfg.num_groups={num_groups}: the last stage would lie above the head; 4 or more"
+            )
+        return backbone.stage_id, top
+    ids_of, count = {
+        "layer": (backbone.layer_id, backbone.num_layers),
+        "block": (backbone.block_id, backbone.num_blocks),
+    }[decay_type]
+    if num_groups not in (None, count):
+        raise UserError(f"paramwise_cfg.num_groups={num_groups}: this backbone has {count} {decay_type} groups")
+    return ids_of, count + 1
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class LayerDecayConstructor:
+    """Build an optimizer wrapper whose parameter groups follow the depth of the backbone.
+
+    In a config: ``optim_wrapper=dict(constructor="LayerDecayConstructor", paramwise_cfg=dict(decay_rate=0.95))``.
+    Without ``paramwise_cfg`` all layers learn at one rate, and biases, norms and layer scale are not decayed.
+
+    Args:
+        optim_wrapper_cfg: Wrapper and optimizer.
+        paramwise_cfg: ``decay_rate``, ``decay_type`` and ``num_groups`` of :func:`parameter_groups`.
+    """
+
+    def __init__(self, optim_wrapper_cfg: dict[str, Any], paramwise_cfg: dict[str, Any] | None = None) -> None:
+        self.wrapper = dict(optim_wrapper_cfg)
+        self.optimizer = dict(self.wrapper.pop("optimizer"))
+        self.paramwise = dict(paramwise_cfg or {})
+        check_names(self.paramwise)
+
+    def __call__(self, model: nn.Module) -> Any:
+        model = getattr(model, "module", model)
+        lr = self.optimizer["lr"]
+        groups = parameter_groups(model, self.optimizer.get("weight_decay", 0.0), **self.paramwise)
+        self.optimizer["params"] = [
+            {
+                "params": group.params,
+                "lr": lr * group.lr_scale,
+                "weight_decay": group.weight_decay,
+                "layer_id": group.layer_id,
+            }
+            for group in groups
+        ]
+        lowest = min(group.lr_scale for group in groups)
+        print_log(f"{len(groups)} parameter groups, rates {lr * lowest:.3g} to {lr:.3g}", "current", logging.INFO)
+        optimizer = OPTIMIZERS.build(self.optimizer)
+        self.wrapper.setdefault("type", "OptimWrapper")
+        return OPTIM_WRAPPERS.build(self.wrapper, default_args={"optimizer": optimizer})
+
+
+def check_names(paramwise: dict[str, Any]) -> None:
+    """Refuse an option that nothing reads.
+
+    Raises:
+        UserError: With its name.
+    """
+    unknown = sorted(set(paramwise) - set(OPTIONS))
+    if unknown:
+        raise UserError(f"paramwise_cfg has no option {', '.join(unknown)}: choose from {', '.join(OPTIONS)}")
+
+
+def groups_of_config(model: nn.Module, optim_wrapper: dict[str, Any]) -> list[ParameterGroup]:
+    """The groups that a resolved config's ``optim_wrapper`` would train a model with.
+
+    Raises:
+        UserError: If an option is wrong, or another constructor makes the groups.
+    """
+    constructor = optim_wrapper.get("constructor")
+    if constructor != LayerDecayConstructor.__name__:
+        raise UserError(
+            f"optim_wrapper.constructor={constructor!r}: the groups of LayerDecayConstructor alone are known here"
+        )
+    paramwise = dict(optim_wrapper.get("paramwise_cfg") or {})
+    check_names(paramwise)
+    return parameter_groups(model, optim_wrapper["optimizer"].get("weight_decay", 0.0), **paramwise)
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """One line of the table of groups.
+
+    Attributes:
+        layer_id: As in :class:`ParameterGroup`.
+        rate: Peak learning rate.
+        scale: The same as a factor on the highest.
+        weight_decay: Of the group.
+        drop_path: Lowest and highest stochastic depth of the blocks with this id; ``None`` without blocks.
+        tensors: Number of parameters that are tensors.
+        params: Number of their elements.
+    """
+
+    layer_id: int
+    rate: float
+    scale: float
+    weight_decay: float
+    drop_path: tuple[float, float] | None
+    tensors: int
+    params: int
+
+
+def group_rows(model: nn.Module, groups: Sequence[ParameterGroup], lr: float) -> list[GroupRow]:
+    """Describe groups, in their order.
+
+    Args:
+        model: The model they are of.
+        groups: From :func:`parameter_groups`.
+        lr: Peak rate of the head.
+    """
+    layer_of = {name: group.layer_id for group in groups for name in group.names}
+    depths: dict[int, list[float]] = {}
+    for name, module in model.named_modules():
+        if type(module).__name__ == "DropPath":  # timm's, and mmcv's of the same interface
+            block = name.rpartition(".")[0] + "."
+            layer = next((layer_of[one] for one in layer_of if one.startswith(block)), None)
+            if layer is not None:
+                depths.setdefault(layer, []).append(float(getattr(module, "drop_prob", None) or 0.0))
+    return [
+        GroupRow(
+            layer_id=group.layer_id,
+            rate=lr * group.lr_scale,
+            scale=group.lr_scale,
+            weight_decay=group.weight_decay,
+            drop_path=(min(found), max(found)) if (found := depths.get(group.layer_id)) else None,
+            tensors=len(group.params),
+            params=sum(param.numel() for param in group.params),
+        )
+        for group in groups
+    ]
+
+
+def group_table(rows: Sequence[GroupRow], frozen: int = 0) -> list[str]:
+    """The groups as lines of text, with a total.
+
+    Args:
+        rows: From :func:`group_rows`.
+        frozen: Parameters that are not trained and therefore in no group.
+    """
+    heads = ("layer", "rate", "rate/peak", "weight decay", "drop path", "tensors", "parameters")
+    cells = [
+        (
+            str(row.layer_id),
+            f"{row.rate:.4g}",
+            f"{row.scale:.4g}",
+            f"{row.weight_decay:g}",
+            _span(row.drop_path),
+            f"{row.tensors:,}",
+            f"{row.params:,}",
+        )
+        for row in rows
+    ]
+    total = (f"{sum(row.tensors for row in rows):,}", f"{sum(row.params for row in rows) + frozen:,}")
+    cells += [("frozen", "", "", "", "", "", f"{frozen:,}")] if frozen else []
+    cells += [("total", "", "", "", "", *total)]
+    widths = [max(len(line[i]) for line in [heads, *cells]) for i in range(len(heads))]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in [heads, *cells]]
+
+
+def _span(ends: tuple[float, float] | None) -> str:
+    if ends is None:
+        return "-"
+    low, high = (f"{end:.3g}" for end in ends)
+    return low if low == high else f"{low} to {high}"

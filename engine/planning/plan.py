@@ -1,0 +1,254 @@
+"""What a training is about to do, in a few lines, before it begins; the whole of it without data as a dry run."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.registry import MODELS, DefaultScope
+from torch import nn
+
+from backbones.errors import UserError
+from engine.config.batch import BatchPlan
+from engine.config.environment import check_environment
+from engine.config.load import Resolved
+from engine.config.schema import naming_wrong_settings
+from engine.config.world import Launch
+from engine.data.preflight import data_paths
+from engine.optim.param_groups import GroupRow, LayerDecayConstructor, group_rows, group_table, groups_of_config
+from engine.planning.memory import Memory, autocast_dtype, estimate_memory
+
+# Training images of the known sets of classes: Russakovsky et al., 2015; ImageNet as of autumn 2011; COCO 2017, of
+# which mmdet keeps the images with an object; Zhou et al., 2017.
+KNOWN_IMAGES = {"imagenet-1k": 1_281_167, "imagenet-22k": 14_197_122, "coco": 117_266, "ade20k": 20_210}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The length of a training.
+
+    Attributes:
+        epochs: Of an epoch-based training.
+        steps: Of an iteration-based one; of the other once ``steps_per_epoch`` is known.
+        steps_per_epoch: Optimizer steps; ``None`` until the data is known.
+        images: Training images; ``None`` until the data is known.
+        assumed: What ``images`` is true of, where the data has not been read.
+    """
+
+    epochs: int | None
+    steps: int | None
+    steps_per_epoch: int | None = None
+    images: int | None = None
+    assumed: str = ""
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """A training in figures.
+
+    Attributes:
+        batch: How an optimizer step is spread.
+        schedule: How long.
+        peak: Highest rate.
+        lowest: Peak of the group with the lowest rate.
+        warm_up: Length of the linear warm-up and whether it is counted in epochs; ``None`` without one.
+        precision: In words.
+        clip: Norm at which gradients are clipped; ``None`` for none.
+        rows: Parameter groups; none where another constructor makes them.
+        frozen: Parameters that are not trained.
+        memory: Of one process.
+    """
+
+    batch: BatchPlan
+    schedule: Schedule
+    peak: float
+    lowest: float
+    warm_up: tuple[int, bool] | None
+    precision: str
+    clip: float | None
+    rows: tuple[GroupRow, ...]
+    frozen: int
+    memory: Memory
+
+    def lines(self) -> list[str]:
+        """The plan for people; the first line is the batch."""
+        span = f"peak rate {self.peak:g}"
+        span += f" at the head, {self.lowest:.3g} at the lowest layer" if self.lowest < self.peak else ""
+        clip = f", gradients clipped to a norm of {self.clip:g}" if self.clip is not None else ""
+        return [
+            f"batch: {self.batch}",
+            f"length: {self._length()}",
+            f"rate: {span}; {self._warm_up()}",
+            f"precision: {self.precision}{clip}",
+            f"memory: {self.memory}",
+        ]
+
+    def with_data(self, images: int, steps_per_epoch: int) -> TrainingPlan:
+        """The same plan once the data has been read."""
+        return replace(self, schedule=_completed(self.schedule, images, steps_per_epoch, ""))
+
+    def _length(self) -> str:
+        plan, size = self.schedule, self.batch.global_batch
+        known = f"{plan.images:,} images{plan.assumed}" if plan.images is not None else ""
+        if plan.epochs is None:
+            assert plan.steps is not None
+            seen = f", {plan.steps * size / plan.images:.4g} times {known}" if plan.images else ""
+            return f"{plan.steps:,} steps{seen}"
+        epochs = f"{plan.epochs} epoch{'s' if plan.epochs > 1 else ''}"
+        if plan.steps_per_epoch is None:
+            return f"{epochs}; steps per epoch are known when the data is read"
+        return f"{epochs} of {plan.steps_per_epoch:,} steps = {plan.steps:,} steps ({known})"
+
+    def _warm_up(self) -> str:
+        if self.warm_up is None:
+            return "no warm-up"
+        length, by_epoch = self.warm_up
+        if not by_epoch:
+            return f"linear warm-up over {length:,} steps"
+        epochs = f"{length} epoch{'s' if length > 1 else ''}"
+        if self.schedule.steps_per_epoch is None:
+            return f"linear warm-up over {epochs}"
+        return f"linear warm-up over {length * self.schedule.steps_per_epoch:,} steps ({epochs})"
+
+
+def build_on_meta(cfg: Any) -> nn.Module:
+    """Build the model of a resolved config without memory and without weights.
+
+    Raises:
+        UserError: If a part or an argument does not exist.
+    """
+    settings = copy.deepcopy(cfg.model)
+    if settings.get("backbone", {}).get("weights"):
+        settings.backbone.weights = None  # a network that was promised weights does not run without them
+    with naming_wrong_settings(), DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device("meta"):
+        model: nn.Module = MODELS.build(settings)
+    return model
+
+
+def training_plan(resolved: Resolved, launch: Launch) -> TrainingPlan:
+    """Work out the plan of a resolved config; reads no data and starts nothing.
+
+    Args:
+        resolved: A config that was resolved for training.
+        launch: Where it will run.
+
+    Raises:
+        UserError: If the model does not build, or groups or schedules contradict themselves.
+    """
+    cfg = resolved.cfg
+    assert resolved.plan is not None, "resolved for testing"
+    check_environment(cfg.get("env_cfg", {}))
+    mixing = cfg.model.get("data_preprocessor") or {}
+    if resolved.plan.per_process % 2 and (mixing.get("mixup") or mixing.get("cutmix")):
+        raise UserError(f"{resolved.plan.per_process} images per process: mixup pairs them, so it has to be even")
+    model = build_on_meta(cfg)
+    peak = float(cfg.optim_wrapper.optimizer.lr)
+    rows: list[GroupRow] = []
+    if cfg.optim_wrapper.get("constructor") == LayerDecayConstructor.__name__:
+        rows = group_rows(model, groups_of_config(model, cfg.optim_wrapper), peak)
+    frozen = sum(param.numel() for param in model.parameters() if not param.requires_grad)
+    lowest = min((row.rate for row in rows), default=peak)
+    schedulers = cfg.get("param_scheduler") or []
+    schedulers = [schedulers] if isinstance(schedulers, dict) else schedulers
+    _check_ends(schedulers, lowest)
+    clip = cfg.optim_wrapper.get("clip_grad") or {}
+    return TrainingPlan(
+        batch=resolved.plan,
+        schedule=_schedule(cfg, launch.processes),
+        peak=peak,
+        lowest=lowest,
+        warm_up=_warm_up(schedulers, cfg.train_cfg),
+        precision=_precision(cfg.optim_wrapper),
+        clip=clip.get("max_norm", clip.get("clip_value")),
+        rows=tuple(rows),
+        frozen=frozen,
+        memory=estimate_memory(model, cfg, launch.processes, resolved.plan.per_process),
+    )
+
+
+def dry_run(resolved: Resolved, launch: Launch) -> list[str]:
+    """All that a training would do, as lines of text.
+
+    Args:
+        resolved: A config that was resolved for training.
+        launch: Where it would run.
+
+    Raises:
+        UserError: As :func:`training_plan`.
+    """
+    cfg, plan = resolved.cfg, training_plan(resolved, launch)
+    batch, *others = plan.lines()
+    device = {"cuda": "GPU", "cpu": "CPU"}[launch.device]
+    lines = [batch, f"device: {device}", *others, f"work directory: {cfg.work_dir}"]
+    lines += [f"note: {note}" for note in resolved.notes]
+    for split in ("train", "val"):
+        if loader := cfg.get(f"{split}_dataloader"):
+            lines += [f"{split} data: {_presence(path)}" for path in data_paths(loader.dataset)]
+    begins = {"backbone from": cfg.model.get("backbone", {}).get("weights"), "model from": cfg.get("load_from")}
+    lines += [f"{what}: {_presence(source)}" for what, source in begins.items() if source]
+    if plan.rows:
+        return [*lines, "", *group_table(plan.rows, plan.frozen)]
+    return [*lines, f"parameter groups: those of {cfg.optim_wrapper.get('constructor', 'the default constructor')}"]
+
+
+def _presence(source: str | Path) -> str:
+    if "://" in str(source):
+        return f"{source} (not looked up)"
+    return f"{source} ({'present' if Path(source).exists() else 'ABSENT'})"
+
+
+def _schedule(cfg: Any, processes: int) -> Schedule:
+    loop, loader = cfg.train_cfg, cfg.train_dataloader
+    plan = Schedule(loop.get("max_epochs"), loop.get("max_iters"))
+    name = cfg.get("classes")
+    if not isinstance(name, str) or name not in KNOWN_IMAGES:
+        return plan
+    every = loader.dataset.get("every", 1)  # a study on a part of the data
+    images = KNOWN_IMAGES[name] // every
+    share = math.ceil(images / processes)
+    # The batches of one process: AspectRatioBatches gives full ones alone.
+    full = loader.get("drop_last", False) or "batch_sampler" in loader
+    steps = share // loader.batch_size if full else math.ceil(share / loader.batch_size)
+    part = "all" if every == 1 else f"1/{every}"
+    return _completed(plan, images, steps, f" if the data is {part} of {name}")
+
+
+def _completed(plan: Schedule, images: int, steps_per_epoch: int, assumed: str) -> Schedule:
+    if plan.epochs is None:
+        return replace(plan, images=images, assumed=assumed)
+    steps = plan.epochs * steps_per_epoch
+    return replace(plan, steps=steps, steps_per_epoch=steps_per_epoch, images=images, assumed=assumed)
+
+
+def _warm_up(schedulers: Sequence[Any], loop: Any) -> tuple[int, bool] | None:
+    for one in schedulers:
+        if one["type"] == "LinearLR" and one.get("begin", 0) == 0 and one.get("start_factor", 1 / 3) < 1:
+            by_epoch = bool(one.get("by_epoch", True))
+            end = one.get("end", loop.get("max_epochs" if by_epoch else "max_iters"))  # without one mmengine's own
+            return None if end is None else (int(end), by_epoch)
+    return None
+
+
+def _check_ends(schedulers: Sequence[Any], lowest: float) -> None:
+    """An end that is given as a rate is the same for all groups: those below it would rise instead of falling."""
+    for index, one in enumerate(schedulers):
+        end = one.get("eta_min")
+        if end and end >= lowest:
+            raise UserError(
+                f"param_scheduler.{index}.eta_min={end:g} is not below the lowest layer's peak rate {lowest:.3g}: that "
+                "layer would not fall; state eta_min_ratio, which is a share of each layer's own rate"
+            )
+
+
+def _precision(optim_wrapper: Any) -> str:
+    dtype = autocast_dtype(optim_wrapper)
+    if dtype is None:
+        return "float32"
+    if dtype is torch.bfloat16:
+        return "mixed, bfloat16"
+    return "mixed, float16 with scaled loss"

@@ -1,0 +1,204 @@
+"""What a run is made with: packages, machine, variables, code."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from backbones.kernels.cpu.dispatch import cpu_model
+
+ROOT = Path(__file__).resolve().parents[2]
+# Each under the names it is given out by; the first that is there counts.
+PACKAGES = (
+    *(("torch",), ("torchvision",), ("timm",)),
+    *(("onedl-mmengine", "mmengine"), ("onedl-mmcv", "mmcv", "mmcv-lite")),
+    *(("onedl-mmdetection", "mmdet"), ("onedl-mmsegmentation", "mmsegmentation")),
+    *(("faster-coco-eval",), ("pycocotools",), ("numpy",), ("pillow",)),
+    *(("opencv-python-headless", "opencv-python"), ("triton",)),
+)
+VARIABLES = re.compile(
+    r"(OMP|MKL|OPENBLAS|KMP|CUDA|CUBLAS|CUDNN|NVIDIA|NCCL|GLOO|UCX|TORCH\w*|PYTORCH|TRITON)_\w+"
+    r"|WORLD_SIZE|LOCAL_WORLD_SIZE|NNODES|SLURM_(JOB_ID|NNODES|NTASKS|CPUS_PER_TASK|RESTART_COUNT)|PYTHONHASHSEED"
+)
+SECRET = re.compile(r"TOKEN|KEY|SECRET|PASS|CREDENTIAL|AUTH", re.IGNORECASE)
+LOGIN = re.compile(r"(://)[^/\s@]+@")
+SIGNED = re.compile(r"([?&][\w-]*(?:token|key|secret|sig|signature|credential)[\w-]*=)[^&\s'\"]+", re.IGNORECASE)
+DIFF_LIMIT = 2**20  # bytes: a change of code is smaller, a notebook with pictures is not
+GIT_PATIENCE = 20  # seconds: a checkout on a slow disk may not hold up a training
+MANY = 20  # untracked files that are named
+
+
+def environment(gpus: bool = True) -> dict[str, Any]:
+    """All of it as plain data.
+
+    Args:
+        gpus: Ask for the GPUs too, which starts CUDA in this process.
+    """
+    return {
+        "versions": versions(),
+        "machine": machine() | ({"gpus": list_gpus(), "driver": driver_version()} if gpus else {}),
+        "variables": variables(os.environ),
+        "threads": torch.get_num_threads(),
+        "code": code_state(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, of the packages that results depend on, and of what torch was built with."""
+    found = {"python": platform.python_version()}
+    for names in PACKAGES:
+        for name in names:
+            try:
+                found[name] = importlib.metadata.version(name)
+                break
+            except importlib.metadata.PackageNotFoundError:
+                continue
+    built = {"CUDA": torch.version.cuda, "cuDNN": _cudnn(), "NCCL": _nccl()}
+    return found | {name: version for name, version in built.items() if version}
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores that this process may use, memory in bytes, system; neither host nor user."""
+    return {
+        "cpu": cpu_model(),
+        "cores": usable_cores(),
+        "memory_bytes": memory_limit(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "kernel": platform.release(),
+    }
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_limit(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes of memory that this machine has, or that its container may use where that is less; ``None`` if unknown."""
+    total = re.search(r"^MemTotal:\s*(\d+) kB", read_text(proc / "meminfo"), re.MULTILINE)
+    limits = [int(total[1]) * 1024] if total else []
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        text = read_text(cgroup / name).strip()
+        limits += [int(text)] if text.isdecimal() else []
+    return min(limits, default=None)
+
+
+def list_gpus() -> list[dict[str, Any]]:
+    """Name, memory in bytes and compute capability of each GPU that this process sees."""
+    found = []
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        found.append({"name": gpu.name, "memory_bytes": gpu.total_memory, "capability": f"{gpu.major}.{gpu.minor}"})
+    return found
+
+
+def driver_version() -> str | None:
+    """Version of NVIDIA's driver; ``None`` where there is none."""
+    match = re.search(r"(?:Kernel Module\D*?|for \w+\s+)(\d+\.[\d.]+)", read_text(Path("/proc/driver/nvidia/version")))
+    return match[1] if match else None
+
+
+def variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables that change how a run computes or how its processes meet; nothing that looks like a secret."""
+    kept = {name: value for name, value in environ.items() if VARIABLES.fullmatch(name) and not SECRET.search(name)}
+    return {name: without_secrets(kept[name]) for name in sorted(kept)}
+
+
+def without_secrets(text: str) -> str:
+    """The text with logins and signatures inside of its addresses blotted out."""
+    return SIGNED.sub(r"\1***", LOGIN.sub(r"\1***@", text))
+
+
+def code_state(folder: Path = ROOT) -> dict[str, Any]:
+    """Where the code stands in its history.
+
+    Args:
+        folder: In a checkout.
+
+    Returns:
+        ``commit``, ``branch`` (``None`` for a detached head), ``dirty`` (whether tracked files differ from the commit)
+        and ``untracked`` (the first names of files that git neither tracks nor ignores); or ``commit`` of ``None`` and
+        the ``reason``.
+    """
+    try:
+        # Another project's checkout may hold this folder, such as the one that an environment lies in.
+        if Path(_git(folder, "rev-parse", "--show-toplevel").strip()).resolve() != folder.resolve():
+            return {"commit": None, "reason": "not a git checkout"}
+        commit, branch = _git(folder, "rev-parse", "HEAD", "--abbrev-ref", "HEAD").split()
+        lines = _git(folder, "status", "--porcelain").splitlines()
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        return {"commit": None, "reason": _git_reason(error)}
+    untracked = [line[3:] for line in lines if line.startswith("??")]
+    return {
+        "commit": commit,
+        "branch": None if branch == "HEAD" else branch,
+        "dirty": len(untracked) < len(lines),
+        "untracked": untracked[:MANY],
+    }
+
+
+def code_diff(folder: Path = ROOT, limit: int = DIFF_LIMIT) -> str:
+    """What tracked files have that the commit has not, at most ``limit`` bytes of it; empty where git cannot tell."""
+    try:
+        raw = _git(folder, "diff", "HEAD", "--no-color", "--no-ext-diff").encode()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    if len(raw) <= limit:
+        return raw.decode()
+    return raw[:limit].decode(errors="ignore") + f"\n# cut: {limit} of {len(raw)} bytes\n"
+
+
+def commit_line(state: Mapping[str, Any]) -> str:
+    """The state of the code in a few words."""
+    if not state.get("commit"):
+        return str(state.get("reason", "no record"))
+    branch = f" on {state['branch']}" if state.get("branch") else ""
+    return f"{state['commit'][:12]}{branch}{' with changes' if state.get('dirty') else ''}"
+
+
+def read_text(path: Path) -> str:
+    """The content of a file; empty where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    # Without its optional locks: a person may be at work in the same checkout.
+    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+    done = subprocess.run(command, capture_output=True, timeout=GIT_PATIENCE, check=True)
+    return done.stdout.decode(errors="replace")
+
+
+def _git_reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "git is not installed"
+    if isinstance(error, subprocess.TimeoutExpired):
+        return f"git did not answer within {GIT_PATIENCE} s"
+    words = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip().splitlines()
+    if not words or "not a git repository" in words[0]:
+        return "not a git checkout"
+    return f"git: {words[0]}"
+
+
+@cache
+def _cudnn() -> str | None:
+    number = torch.backends.cudnn.version()
+    return f"{number // 10000}.{number // 100 % 100}.{number % 100}" if number else None
+
+
+@cache
+def _nccl() -> str | None:
+    if not torch.version.cuda or not torch.distributed.is_nccl_available():
+        return None
+    return ".".join(map(str, torch.cuda.nccl.version()))

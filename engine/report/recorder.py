@@ -1,0 +1,245 @@
+"""What a training leaves in its folder besides weights and logs: with what it was started, how far it came, a report.
+
+One history for all starts of a training, in ``starts.json``; ``docs/run_folder.md`` lists the files. Only the main
+process writes, and nothing here can fail a training: what cannot be written is a warning in its log.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+
+from backbones.errors import UserError
+from engine.checkpoint.preemption import Stop
+from engine.config.load import Resolved
+from engine.planning.plan import TrainingPlan
+from engine.report.environment import code_diff, environment, read_text, without_secrets
+from engine.report.run_dir import DIFF, ENVIRONMENT, PLAN, STARTS, read_json, write_json
+from engine.report.training import write_report
+
+RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"
+RESUME, LAUNCHER = "--resume", "--launcher"
+LONGEST_CONFIG = 2**16  # characters of a config file that are kept: one that a run has dumped is a tenth of it
+
+
+@contextmanager
+def recorded(runner: Any, resolved: Resolved, plan: TrainingPlan) -> Iterator[None]:
+    """Keep the record of a start: of its beginning at once, of its end however this context is left.
+
+    Args:
+        runner: That will train inside of the context.
+        resolved: Its config.
+        plan: Of the training, with the data's figures.
+    """
+    if not is_main_process():
+        yield
+        return
+    record = Record(runner, resolved, plan)
+    runner.register_hook(record, priority="VERY_LOW")
+    try:
+        yield
+    except BaseException as error:
+        record.end(error)
+        raise
+    record.end(None)
+
+
+class Record(Hook):
+    """The record of one start; the files are brought up to date when training begins, after validations, at the end."""
+
+    priority = "VERY_LOW"
+
+    def __init__(self, runner: Any, resolved: Resolved, plan: TrainingPlan) -> None:
+        self._runner = runner
+        self._folder = Path(runner.work_dir)
+        self._start: dict[str, Any] = {"folder": runner.timestamp, "outcome": RUNNING, "began": _now()}
+        self._earlier: list[Any] = []
+        with only_warning(self._runner.logger):
+            listed = read_json(self._folder / STARTS).get("starts")
+            self._earlier = listed if isinstance(listed, list) else []
+            self._start |= _beginning(runner, resolved, plan)
+            self._save()
+            write_json(self._folder / PLAN, self._start["plan"])
+            write_json(self._folder / ENVIRONMENT, self._start["environment"])
+            self._save_diff()
+
+    def before_train(self, runner: Any) -> None:
+        """Note where it goes on from, and with which weights."""
+        self._start |= {"from_step": runner.iter, "resumed": runner._resume, "weights": runner.receipts}
+        with only_warning(self._runner.logger):
+            self._save()
+            write_report(self._folder)
+
+    def after_val_epoch(self, runner: Any, metrics: Mapping[str, float] | None = None) -> None:
+        """Bring the report up to date: what is killed later has this one."""
+        self._start |= {"to_step": runner.iter, "seconds": self._seconds()}
+        with only_warning(self._runner.logger):
+            self._save()
+            write_report(self._folder)
+
+    def end(self, error: BaseException | None) -> None:
+        """Note how it ended and write the report.
+
+        Args:
+            error: That ended it; ``None`` if nothing did.
+        """
+        with only_warning(self._runner.logger):
+            step, steps = self._runner.iter, self._runner.max_iters
+            outcome, reason = outcome_of(error)
+            self._start |= {"outcome": outcome, "reason": reason, "ended": _now(), "seconds": self._seconds()}
+            self._start |= {"to_step": step, "of_steps": steps, "go_on": _go_on(self._start["command"])}
+            self._start |= _peak_memory()
+            self._save()
+            write_report(self._folder)
+
+    def _seconds(self) -> float:
+        began = datetime.fromisoformat(self._start["began"])
+        return round((datetime.now().astimezone() - began).total_seconds(), 1)
+
+    def _save(self) -> None:
+        write_json(self._folder / STARTS, {"starts": [*self._earlier, self._start]})
+
+    def _save_diff(self) -> None:
+        """Each start has its own beside its log."""
+        if self._start["environment"]["code"].get("dirty"):
+            place = self._folder / self._start["folder"] / DIFF
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(code_diff(), encoding="utf-8")
+
+
+@contextmanager
+def only_warning(logger: logging.Logger) -> Iterator[None]:
+    """What goes wrong inside of this context is a warning: a training is worth more than its record."""
+    try:
+        yield
+    except Exception as error:
+        logger.warning("the record of this run is not complete: %s: %s", type(error).__name__, error)
+
+
+def report_test(runner: Any) -> None:
+    """Bring the report of a training up to date after a test in its folder."""
+    folder = Path(runner.work_dir)
+    if is_main_process() and (folder / STARTS).is_file():
+        with only_warning(runner.logger):
+            write_report(folder)
+
+
+def outcome_of(error: BaseException | None) -> tuple[str, str]:
+    """How a training ended, and why, in a line.
+
+    Args:
+        error: That left it; ``None`` if it came to its end.
+    """
+    if error is None:
+        return FINISHED, ""
+    if isinstance(error, KeyboardInterrupt):
+        return STOPPED, "Ctrl-C"
+    if isinstance(error, Stop):
+        return STOPPED, f"asked to, exit code {error.exit_code}"
+    lines = str(error).strip().splitlines() or [""]
+    # The message of an error in a worker of a data loader is the worker's whole stack; its last line is what was meant.
+    line = lines[-1] if lines[0].startswith("Caught ") else lines[0]
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return FAILED, without_secrets(kind + line)
+
+
+def command_line(arguments: Sequence[str], environ: Mapping[str, str]) -> str:
+    """What to type to start this again; logins in addresses are left out.
+
+    Args:
+        arguments: Of the program, itself first.
+        environ: Variables of torchrun, if it started the program.
+    """
+    program, *words = arguments
+    local = int(environ.get("LOCAL_WORLD_SIZE", 1))
+    if LAUNCHER not in words or local < 2:
+        return without_secrets(shlex.join(["python", _from_here(program), *words]))
+    config, *words = [word for word, before in zip(words, ["", *words]) if LAUNCHER not in (word, before)]
+    nodes = int(environ.get("WORLD_SIZE", local)) // local
+    several = f"NNODES={nodes} NODE_RANK=... MASTER_ADDR=... " if nodes > 1 else ""
+    script = str(Path(_from_here(program)).with_name("dist_train.sh"))
+    return several + without_secrets(shlex.join(["bash", script, config, str(local), *words]))
+
+
+def _from_here(path: str) -> str:
+    here = Path.cwd()
+    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
+
+
+def _beginning(runner: Any, resolved: Resolved, plan: TrainingPlan) -> dict[str, Any]:
+    cfg = resolved.cfg
+    return {
+        "command": command_line(sys.argv, os.environ),
+        "processes": runner.world_size,
+        "config": {
+            "file": str(cfg.filename or ""),
+            "text": read_text(Path(cfg.filename))[:LONGEST_CONFIG] if cfg.filename else "",
+            "changed": {key: [_plain(old), _plain(new)] for key, (old, new) in resolved.changed.items()},
+        },
+        "about": _about(cfg, runner),
+        "plan": _plan(plan, resolved.notes),
+        "environment": environment(),
+        "of_steps": runner.max_iters,
+    }
+
+
+def _about(cfg: Any, runner: Any) -> dict[str, Any]:
+    """What people ask first."""
+    task = {"mmdet": "detection", "mmseg": "segmentation"}.get(str(cfg.get("default_scope")), "classification")
+    backbone = cfg.model.get("backbone") or {}
+    ema = next((hook for hook in cfg.get("custom_hooks") or [] if hook["type"] == "EMAHook"), None)
+    return {
+        "task": task,
+        "model": str(cfg.model.type),
+        "backbone": str(backbone.get("type", "")),
+        "data": str(cfg.get("data_root") or ""),
+        "classes": len(cfg.train_dataloader.dataset.metainfo["classes"]),
+        "optimizer": _plain(dict(cfg.optim_wrapper.optimizer)),
+        "ema": None if ema is None else ema["decay"],
+        "seed": runner.seed,
+    }
+
+
+def _plan(plan: TrainingPlan, notes: Sequence[str]) -> dict[str, Any]:
+    return {**_plain(asdict(plan)), "lines": plan.lines(), "notes": list(notes)}
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON has it."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, str):
+        return without_secrets(value)
+    return value if value is None or isinstance(value, bool | int | float) else repr(value)
+
+
+def _peak_memory() -> dict[str, int]:
+    """Bytes: the largest resident size of this process and, on a GPU, the most that its tensors took."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = {"memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        peak["gpu_memory_bytes"] = torch.cuda.max_memory_allocated()
+    return peak
+
+
+def _go_on(command: str) -> str:
+    return command if RESUME in shlex.split(command) else f"{command} {RESUME}"
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")

@@ -1,0 +1,147 @@
+"""Read what a training has left in its folder; whatever is absent or damaged is left out, nothing here fails.
+
+``docs/run_folder.md`` lists the files.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from backbones.files import written_whole
+from engine.report.environment import read_text
+
+# Written by engine.report.recorder.
+STARTS = "starts.json"
+ENVIRONMENT = "environment.json"
+PLAN = "plan.json"
+DIFF = "code.diff"
+REPORT = "report.html"
+
+Points = list[tuple[int, float]]
+TRAINING = {"loss": "train/loss", "lr": "train/lr", "grad_norm": "train/grad_norm"}
+NOT_METRICS = ("step", "time", "data_time")
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric as people read it: ``factor`` brings the stored value to 0..100."""
+
+    label: str
+    metric: str
+    factor: float = 1.0
+
+
+# The scores of each task, the one that counts first.
+CLASSIFICATION = (Score("top-1", "top1"), Score("top-5", "top5"))
+DETECTION = (Score("box AP", "bbox_mAP", 100), Score("mask AP", "segm_mAP", 100))
+SEGMENTATION = (Score("mIoU", "mIoU"), Score("mean class accuracy", "mAcc"))
+
+
+def scaled(metrics: Mapping[str, float | None], score: Score) -> float | None:
+    """The value of a score among metrics, in 0..100; ``None`` where it is absent."""
+    value = metrics.get(score.metric)
+    return None if value is None else value * score.factor
+
+
+def best_point(name: str, points: Sequence[tuple[int, float]]) -> tuple[int, float]:
+    """The step and value where a metric was best, the first of equals: the highest, of a loss the lowest."""
+    sign = 1 if name.endswith("loss") else -1
+    return min(points, key=lambda point: sign * point[1])
+
+
+def read_curves(folder: Path) -> dict[str, Points]:
+    """Training loss, rate and validation metrics of all starts of one training.
+
+    A validation is placed at the optimizer step that it took place after, or, where the folder has no plan, at the last
+    step that was logged before it. Where a start went on from an earlier step than the one before had reached, only
+    what was done again counts.
+
+    Args:
+        folder: Work directory of the training.
+
+    Returns:
+        ``train/loss``, ``train/lr``, ``train/grad_norm`` and ``val/<metric>``, as far as they were logged, each a list
+        of (optimizer step, value).
+    """
+    per_epoch = _steps_per_epoch(folder)
+    begun = {start.get("folder"): start.get("from_step") for start in read_starts(folder)}
+    curves: dict[str, dict[int, float]] = {}
+    for path in sorted(folder.glob("*/vis_data/scalars.json")):
+        step, first = 0, begun.get(path.parent.parent.name)
+        if isinstance(first, int):
+            curves = {name: {at: y for at, y in curve.items() if at <= first} for name, curve in curves.items()}
+        for entry in read_json_lines(path):
+            if "lr" in entry:
+                step = at = entry["step"]
+                values = {TRAINING[name]: entry.get(name) for name in TRAINING}
+            else:
+                values = {f"val/{name}": entry[name] for name in entry if name not in NOT_METRICS}
+                at = entry["step"] * per_epoch if per_epoch else step or entry["step"]
+            for name, value in values.items():
+                if (number := finite(value)) is not None:
+                    curves.setdefault(name, {})[at] = number
+    return {name: sorted(points.items()) for name, points in curves.items() if points}
+
+
+def read_starts(folder: Path) -> list[dict[str, Any]]:
+    """The starts of the training that the folder holds, the first one first.
+
+    A start that did not resume began a new training: what was in the folder before is not part of it.
+    """
+    listed = read_json(folder / STARTS).get("starts")
+    starts = [start for start in listed if isinstance(start, dict)] if isinstance(listed, list) else []
+    fresh = [index for index, start in enumerate(starts) if not start.get("resumed")]
+    return starts[fresh[-1] :] if fresh else starts
+
+
+def read_receipts(path: Path) -> list[dict[str, Any]] | None:
+    """What a training or a test says that it loaded, in order; ``None`` where it has left no word."""
+    receipts = read_json(path).get("receipts")
+    return [one for one in receipts if isinstance(one, dict)] if isinstance(receipts, list) else None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The mapping in a file; an empty one where there is none."""
+    try:
+        content = json.loads(read_text(path))
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def read_json_lines(path: Path) -> Iterable[dict[str, Any]]:
+    """The mappings with a ``step`` in a file of one JSON per line."""
+    for line in read_text(path).splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:  # the last line of a run that was killed may be cut
+            continue
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+            yield entry
+
+
+def write_json(path: Path, content: Mapping[str, Any] | Sequence[Any]) -> None:
+    """Write JSON at once: a reader sees the old or the new. The folder is made where it is absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as place:
+        place.write_text(json.dumps(content, indent=2), encoding="utf-8")
+
+
+def finite(value: Any) -> float | None:
+    """The number, if it is one and finite."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number and math.isfinite(value) else None
+
+
+def _steps_per_epoch(folder: Path) -> int | None:
+    """Optimizer steps for each count of the validations' log: 1 where it counts steps, ``None`` if unknown."""
+    schedule = read_json(folder / PLAN).get("schedule")
+    if not isinstance(schedule, dict):
+        return None
+    steps = schedule.get("steps_per_epoch") if schedule.get("epochs") else 1
+    return steps if isinstance(steps, int) else None

@@ -1,0 +1,361 @@
+"""The one-page report of a training, made from what its folder holds; it needs nothing but the file.
+
+Whatever the folder does not hold is left out or said to be missing; a report can be made at any time.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from html import escape
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from backbones.files import written_whole
+from engine.report.environment import commit_line, read_text
+from engine.report.html import (
+    NONE,
+    Line,
+    confusion_table,
+    document,
+    duration,
+    facts,
+    figure,
+    memory,
+    note,
+    number,
+    plot,
+    receipt_line,
+    table,
+)
+from engine.report.run_dir import (
+    CLASSIFICATION,
+    DETECTION,
+    REPORT,
+    SEGMENTATION,
+    STARTS,
+    Points,
+    Score,
+    best_point,
+    finite,
+    read_curves,
+    read_json,
+    read_json_lines,
+    read_receipts,
+    read_starts,
+)
+
+SCORES = (*CLASSIFICATION, *DETECTION, *SEGMENTATION)
+SUMMED_UP = {"classification": CLASSIFICATION, "detection": DETECTION, "segmentation": SEGMENTATION}
+TESTS = {"test": "test", "test_ema": "test, EMA", "test_tta": "test, TTA", "test_ema_tta": "test, EMA, TTA"}
+REPLACED = "replaced_images.jsonl"
+DATA_CHECK = "data_check.json"
+NON_FINITE = "nonfinite"
+MOST_CLASSES = 30  # of a table of confusions that fits a page
+MOST_PICTURES = 8
+FEW = 5  # lines of a list of events
+RAW, AVERAGED = "raw weights", "averaged (EMA)"
+
+
+def write_report(folder: Path) -> Path:
+    """Make the report of a training.
+
+    Args:
+        folder: Its work directory.
+
+    Returns:
+        The page.
+    """
+    page = folder / REPORT
+    with written_whole(page) as place:
+        place.write_text(render(read_run(folder), folder), encoding="utf-8")
+    return page
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """All that the page is about, as plain data.
+
+    Args:
+        folder: Work directory of a training.
+    """
+    entries = [entry for path in folder.glob("*/vis_data/scalars.json") for entry in read_json_lines(path)]
+    times = [time for entry in entries if "lr" in entry and (time := finite(entry.get("time")))]
+    return {
+        "name": folder.resolve().name,
+        "made": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "starts": read_starts(folder),
+        "curves": read_curves(folder),
+        "step_seconds": median(times) if times else None,
+        "gpu_memory_bytes": max((int(entry.get("memory", 0)) for entry in entries), default=0) * 2**20,
+        "tests": {name: read_json(folder / f"{name}.json") for name in TESTS if (folder / f"{name}.json").is_file()},
+        "receipts": read_receipts(folder / "weights.json"),
+        "checkpoints": sorted(path.name for path in folder.glob("*.pth")),
+        "replaced": [line for line in read_text(folder / REPLACED).splitlines() if line.strip()],
+        "data_check": read_json(folder / DATA_CHECK),
+        "non_finite": _read_non_finite(folder / NON_FINITE),
+        "confusion": read_json(folder / "confusion.json"),
+        "pictures": sorted(path.name for path in (folder / "pictures").glob("*.png"))[:MOST_PICTURES],
+    }
+
+
+def _read_non_finite(folder: Path) -> list[dict[str, Any]]:
+    """The events of a black box, in the order of their steps."""
+    events = [{"folder": path.name, **read_json(path / "report.json")} for path in folder.glob("*") if path.is_dir()]
+    return sorted(events, key=lambda event: (finite(event.get("step")) or 0, event["folder"]))
+
+
+def render(run: Mapping[str, Any], folder: Path) -> str:
+    """The page, with everything it needs inside.
+
+    Args:
+        run: From :func:`read_run`.
+        folder: Pictures are read from ``pictures`` in it.
+    """
+    last = run["starts"][-1] if run["starts"] else {}
+    sections = {
+        "Scores on held-out data": _scores(run, last),
+        "Curves": _curves(run, last),
+        "What to know": _events(run),
+        "What is confused": _confusion(run["confusion"]),
+        "Predictions": _pictures(run["pictures"], folder),
+        "The training": _training(run, last),
+        "Settings": _settings(last),
+        "Weights": _weights(run),
+        "Starts": _starts(run["starts"]),
+        "Made with": _made_with(last),
+    }
+    return document(str(run["name"]), _lead(run, last), sections)
+
+
+def state_line(start: Mapping[str, Any], checkpoints: Sequence[str]) -> str:
+    """How a training stands, and how to go on with it.
+
+    Args:
+        start: The last one.
+        checkpoints: Names of the files to go on from.
+    """
+    if not start:
+        return f"No {STARTS} tells how this training stands."
+    at = f"at step {_steps(start.get('to_step', start.get('from_step')))} of {_steps(start.get('of_steps'))}"
+    outcome, reason = start.get("outcome"), start.get("reason")
+    if outcome == "finished":
+        return f"Finished {at}."
+    if outcome == "running":
+        return f"Running, or ended without a word: last heard of {at}."
+    how = f"{'Stopped' if outcome == 'stopped' else 'Failed'} {at}: {reason or 'no reason is known'}."
+    go_on = start.get("go_on") if checkpoints else start.get("command")
+    words = "Go on with" if checkpoints else "Nothing was saved yet; start again with"
+    return f"{how} {words}: {go_on}" if go_on else how
+
+
+def _lead(run: Mapping[str, Any], last: Mapping[str, Any]) -> str:
+    about = last.get("about", {})
+    kind = {"running": " faint", "stopped": " faint", "failed": " wrong"}.get(str(last.get("outcome")), "")
+    parts = [f'<p class="state{kind}">{escape(state_line(last, run["checkpoints"]))}</p>']
+    if about:
+        backbone = f" with {about['backbone']}" if about.get("backbone") else ""
+        text = f"{str(about.get('task')).capitalize()}: {about.get('model')}{backbone}, {about.get('classes')} classes"
+        parts.append(f'<p class="lead">{escape(text)}, trained on {escape(str(about.get("data")))}</p>')
+    seconds = sum(finite(start.get("seconds")) or 0.0 for start in run["starts"])
+    machine = last.get("environment", {}).get("machine", {})
+    words = [_device(machine, last), f"{duration(seconds)} in all", f"written {run['made'].replace('T', ' ')}"]
+    return "".join(parts) + note(" · ".join(word for word in words if word))
+
+
+def _device(machine: Mapping[str, Any], last: Mapping[str, Any]) -> str:
+    if not machine:
+        return ""
+    gpus = machine.get("gpus") or []
+    one = gpus[0]["name"] if gpus else f"CPU: {machine.get('cpu')}, {machine.get('cores')} cores"
+    processes = last.get("processes", 1)
+    return f"{processes} × {one}" if processes > 1 else one
+
+
+def _scores(run: Mapping[str, Any], last: Mapping[str, Any]) -> str:
+    curves: Mapping[str, Points] = run["curves"]
+    names = [name.removeprefix("val/") for name in curves if name.startswith("val/")]
+    names += [name for test in run["tests"].values() for name in test.get("metrics", {})]
+    first = [score.metric for score in _headlines(last)]
+    plain = sorted({name.removeprefix("ema/") for name in names}, key=lambda name: (name not in first, name))
+    if not plain:
+        return note("There was no validation yet.")
+    averaged = any(name.startswith("ema/") for name in names)
+    head = ["metric", "last", "best", *(["last, EMA", "best, EMA"] if averaged else [])]
+    head += [TESTS[name] for name in run["tests"]]
+    rows = []
+    for name in plain:
+        score = _score(name)
+        cells = [score.label]
+        for prefix in ("", "ema/") if averaged else ("",):
+            cells += _last_and_best(score, curves.get(f"val/{prefix}{name}"))
+        cells += [_value(score, test.get("metrics", {}).get(name)) for test in run["tests"].values()]
+        rows.append(cells)
+    words = "Last and best: of the validations during training, the best with its step."
+    return table(head, rows) + note(f"{words} AP is COCO's, over IoU 0.50 to 0.95.")
+
+
+def _headlines(last: Mapping[str, Any]) -> tuple[Score, ...]:
+    return SUMMED_UP.get(str(last.get("about", {}).get("task")), SCORES)
+
+
+def _score(name: str) -> Score:
+    known = {score.metric: score for score in SCORES}
+    return known.get(name) or Score(name, name, 100 if "_mAP" in name else 1)
+
+
+def _last_and_best(score: Score, points: Points | None) -> list[str]:
+    if not points:
+        return [NONE, NONE]
+    step, best = best_point(score.metric, points)
+    shown = _value(score, best)
+    return [_value(score, points[-1][1]), shown if shown == NONE else f"{shown} ({_steps(step)})"]
+
+
+def _value(score: Score, value: Any) -> str:
+    value = finite(value)
+    if value is None or (score.factor > 1 and value < 0):  # COCO's -1: there is nothing of that size
+        return NONE
+    return f"{value:.4g}" if score.metric.endswith("loss") else number(value * score.factor)
+
+
+def _curves(run: Mapping[str, Any], last: Mapping[str, Any]) -> str:
+    curves: Mapping[str, Points] = run["curves"]
+    plots = [plot("", "training loss", {RAW: Line("trained", curves.get("train/loss"))})]
+    for score in _headlines(last):
+        raw, averaged = curves.get(f"val/{score.metric}"), curves.get(f"val/ema/{score.metric}")
+        lines = {RAW: Line("trained", raw, score.factor)}
+        lines |= {AVERAGED: Line("averaged", averaged, score.factor)} if averaged else {}
+        plots.append(plot("", f"{score.label} on held-out data", lines))
+    plots.append(plot("", "learning rate (of the first group)", {RAW: Line("scratch", curves.get("train/lr"))}))
+    plots.append(plot("", "norm of the gradient", {RAW: Line("scratch", curves.get("train/grad_norm"))}))
+    drawn = "".join(plots)
+    return f'<div class="plots">{drawn}</div>' if drawn else note("Nothing was logged yet.")
+
+
+def _events(run: Mapping[str, Any]) -> str:
+    """What a person should not overlook."""
+    lines = []
+    if run["replaced"]:
+        count = len(run["replaced"])
+        lines.append(f"{count:,} image{'s' if count > 1 else ''} could not be read and were replaced: {REPLACED}")
+    for event in run["non_finite"][:FEW]:
+        words = [f"not finite at {event['folder'].replace('_', ' ')}"]
+        words += [f"first in {event['place']}"] if event.get("place") else []
+        words += [str(event[key]) for key in ("hint", "replay") if event.get(key)]
+        lines.append("; ".join(words))
+    if len(run["non_finite"]) > FEW:
+        lines.append(f"and {len(run['non_finite']) - FEW} more folders in {NON_FINITE}")
+    if summary := run["data_check"].get("summary"):
+        lines.append(f"data check: {summary}; all of it in {DATA_CHECK}")
+        errors = [one for one in run["data_check"].get("findings", []) if one.get("level") == "error"]
+        lines += [f"{one.get('file')}: {one.get('what')}; {one.get('mend')}" for one in errors[:FEW]]
+    return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>" if lines else ""
+
+
+def _confusion(confusion: Mapping[str, Any]) -> str:
+    if not confusion:
+        return ""
+    count = len(confusion.get("classes", []))
+    if count > MOST_CLASSES:
+        return note(f"{count:,} classes are too many for a page: see confusion.json")
+    return confusion_table(confusion)
+
+
+def _pictures(names: Sequence[str], folder: Path) -> str:
+    cards = [f'<div class="card">{figure(folder / "pictures" / name, "")}</div>' for name in names]
+    return f'<div class="gallery">{"".join(cards)}</div>' if cards else ""
+
+
+def _training(run: Mapping[str, Any], last: Mapping[str, Any]) -> str:
+    plan, about = last.get("plan", {}), last.get("about", {})
+    rows: dict[str, Any] = {}
+    for line in [*plan.get("lines", []), *(f"note: {line}" for line in plan.get("notes", []))]:
+        name, _, text = line.partition(": ")
+        rows[name] = f"{rows[name]}; {text}" if name in rows else text
+    if optimizer := about.get("optimizer"):
+        rows["optimizer"] = ", ".join(
+            str(value) if name == "type" else f"{name} {value}" for name, value in optimizer.items()
+        )
+    if about:
+        rows["averaged weights (EMA)"] = f"decay {about['ema']:g}" if about.get("ema") else "none"
+        rows["seed"] = about.get("seed")
+    if seconds := run["step_seconds"]:
+        batch = plan.get("batch", {}).get("global_batch")
+        rows["time of a step"] = f"{seconds:.3g} s" + (f", {batch / seconds:.4g} images/s" if batch else "")
+    peak = max((finite(start.get("memory_bytes")) or 0 for start in run["starts"]), default=0)
+    rows["peak memory"] = f"{memory(int(peak))} of the main process" if peak else NONE
+    if run["gpu_memory_bytes"]:
+        rows["peak GPU memory"] = memory(run["gpu_memory_bytes"])
+    return facts(rows) if last else ""
+
+
+def _settings(last: Mapping[str, Any]) -> str:
+    config = last.get("config", {})
+    if not config:
+        return ""
+    changed = {key: pair for key, pair in config.get("changed", {}).items() if key != "work_dir"}
+    rows = [[key, _setting(old), _setting(new)] for key, (old, new) in changed.items()]
+    parts = [table(["given at the start", "in the config", "here"], rows) if rows else note("All as in the config.")]
+    if text := config.get("text"):
+        words = f"{config.get('file')}: what it says beyond its bases"
+        parts.append(f"<details><summary>{escape(words)}</summary><pre>{escape(text)}</pre></details>")
+    return "".join(parts)
+
+
+def _setting(value: Any) -> str:
+    return "not stated" if value is None else str(value)
+
+
+def _weights(run: Mapping[str, Any]) -> str:
+    starts = run["starts"]
+    # Each start writes weights.json anew: what the training began with is in the record of its first start.
+    begun = starts[0].get("weights", run["receipts"]) if starts else run["receipts"]
+    lines = [f"began with: {receipt_line(begun, 'random weights, nothing loaded')}"]
+    for start in starts[1:]:
+        loaded = receipt_line([one for one in start.get("weights", []) if one.get("part") == "model"], "nothing loaded")
+        lines.append(f"went on at step {_steps(start.get('from_step'))} with: {loaded}")
+    for name, test in run["tests"].items():
+        lines.append(f"{TESTS[name]} with: {receipt_line(test.get('receipts'), 'nothing loaded')}")
+    return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
+
+
+def _starts(starts: Sequence[Mapping[str, Any]]) -> str:
+    if not starts:
+        return ""
+    rows = []
+    for index, start in enumerate(starts):
+        outcome = str(start.get("outcome"))
+        if outcome == "running" and index < len(starts) - 1:
+            outcome = "ended without a word"
+        reason = f": {start['reason']}" if start.get("reason") else ""
+        began = str(start.get("began", "")).partition("+")[0].replace("T", " ")
+        steps = f"{_steps(start.get('from_step'))} to {_steps(start.get('to_step'))}"
+        code = commit_line(start.get("environment", {}).get("code", {}))
+        rows.append([began, steps, duration(finite(start.get("seconds")) or 0), outcome + reason, code])
+    shown = table(["began", "steps", "time", "ended", "code"], rows)
+    commands = dict.fromkeys(str(start.get("command", "")) for start in starts)
+    return shown + "".join(f"<pre>{escape(command)}</pre>" for command in commands)
+
+
+def _made_with(last: Mapping[str, Any]) -> str:
+    made = last.get("environment", {})
+    if not made:
+        return ""
+    machine = made.get("machine", {})
+    gpus = [f"{gpu['name']}, {memory(gpu['memory_bytes'])}" for gpu in machine.get("gpus", [])]
+    rows = {"code": commit_line(made.get("code", {})), "GPU": "; ".join(gpus) or "none"}
+    rows |= {"driver": machine["driver"]} if machine.get("driver") else {}
+    rows |= {
+        "CPU": f"{machine.get('cpu')}, {machine.get('cores')} cores",
+        "memory": memory(machine.get("memory_bytes")),
+    }
+    rows |= {"system": f"{machine.get('system')}, {machine.get('kernel')}", "threads": made.get("threads")}
+    rows["packages"] = ", ".join(f"{name} {version}" for name, version in made.get("versions", {}).items())
+    variables = shlex.join(f"{name}={value}" for name, value in made.get("variables", {}).items())
+    return facts(rows | ({"variables": variables} if variables else {}))
+
+
+def _steps(count: Any) -> str:
+    return f"{count:,}" if isinstance(count, int) else "?"

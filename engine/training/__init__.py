@@ -1,0 +1,1 @@
+"""The runner and the loops of all tasks: one optimizer step, averaged weights, progress."""

@@ -1,0 +1,150 @@
+"""``--per-gpu-batch auto``: the largest micro-batch that a GPU takes, found by training on it."""
+
+from __future__ import annotations
+
+import copy
+import gc
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from mmengine.dist import all_reduce
+from mmengine.registry import DATASETS, FUNCTIONS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, DefaultScope
+
+from backbones.errors import UserError
+from engine.config.load import Resolved
+from engine.config.schema import naming_wrong_settings
+from engine.config.world import Launch
+from engine.distributed.processes import start_processes, take_gpu
+from engine.optim.precision import losses_in_float32
+
+LOOKED_AT = 32  # samples, of which the largest is taken: sizes vary in detection
+PASSES = 4  # two steps of two
+SHARE = 0.92  # of the GPU's memory; the rest is for gaps of the allocator and for larger images to come
+
+
+def micro_batches(share: int, even: bool = False) -> list[int]:
+    """Sizes into which the images that one process has in a step divide, the smallest first.
+
+    Args:
+        share: Images per process and step.
+        even: Leave odd ones out; mixup pairs images.
+    """
+    return [size for size in range(1, share + 1) if share % size == 0 and not (even and size % 2)]
+
+
+def largest_that_fits(sizes: Sequence[int], fits: Callable[[int], bool]) -> int | None:
+    """Search by halves for the largest size that fits; what a size takes, a smaller one takes too.
+
+    Args:
+        sizes: Rising.
+        fits: Tries one size. The largest is tried first: where memory is plenty nothing else is.
+
+    Returns:
+        The size, or ``None`` if not even the first fits.
+    """
+    if sizes and fits(sizes[-1]):
+        return sizes[-1]
+    low, high = 0, len(sizes) - 1  # sizes[low - 1] is known to fit, sizes[high] not to
+    while low < high:
+        middle = (low + high) // 2
+        if fits(sizes[middle]):
+            low = middle + 1
+        else:
+            high = middle
+    return sizes[low - 1] if low else None
+
+
+def measured_fit(resolved: Resolved, launch: Launch) -> int:
+    """Measure the largest micro-batch with which the GPU of every process trains.
+
+    Args:
+        resolved: The config, resolved for training; it is left as it is.
+        launch: Where it runs.
+
+    Returns:
+        ``batch.per_gpu``, the same in every process.
+
+    Raises:
+        UserError: If there is no GPU, or it does not take the smallest micro-batch.
+    """
+    if launch.device != "cuda":
+        raise UserError("--per-gpu-batch auto measures a GPU's memory, and here is none: give a number")
+    assert resolved.plan is not None, "resolved for testing"
+    # No process group yet: a layer that waits for the others (SyncBN) would wait for one that ran out of memory.
+    take_gpu(launch)
+    torch.cuda.set_per_process_memory_fraction(SHARE)
+    share = resolved.plan.per_process * resolved.plan.accumulation
+    preprocessor = resolved.cfg.model.get("data_preprocessor", {})
+    sizes = micro_batches(share, even=bool(preprocessor.get("mixup") or preprocessor.get("cutmix")))
+    if not sizes:
+        raise UserError(f"{share} images per process and step: mixup pairs them, so that number has to be even")
+    try:
+        found = largest_that_fits(sizes, Trial(resolved.cfg, launch.processes, "cuda").fits)
+    except torch.OutOfMemoryError:  # the model alone is too much
+        found = None
+    _give_back()
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    start_processes(launch)
+    least = torch.tensor(found or 0, device="cuda")
+    all_reduce(least, op="min")
+    if not least:
+        raise UserError(
+            f"--per-gpu-batch auto: this GPU does not even take {sizes[0]} at a time; see "
+            "model.backbone.grad_checkpointing, mixed precision, or a smaller model"
+        )
+    return int(least)
+
+
+class Trial:
+    """The model and the optimizer of a config, and the largest of some training samples.
+
+    The model is whole and not compiled: one that is sharded takes less.
+
+    Args:
+        cfg: Resolved; it is left as it is.
+        processes: World size: exchanging gradients takes memory too.
+        device: Where to train.
+    """
+
+    def __init__(self, cfg: Any, processes: int, device: str) -> None:
+        cfg = copy.deepcopy(cfg)
+        if "backbone" in cfg.model:
+            cfg.model.backbone.weights = None
+        torch.backends.cudnn.benchmark = bool(cfg.env_cfg.get("cudnn_benchmark"))
+        with naming_wrong_settings(), DefaultScope.overwrite_default_scope(cfg.default_scope):
+            dataset = DATASETS.build(cfg.train_dataloader.dataset)
+            collate = cfg.train_dataloader.collate_fn
+            self._collate = FUNCTIONS.get(collate.get("collate", collate["type"]))
+            self._model = MODELS.build(cfg.model).to(device).train()
+            losses_in_float32(self._model)
+            # Two passes for a step: the second one finds gradients, moments and activations in memory together.
+            settings = dict(cfg.optim_wrapper, accumulative_counts=2)
+            options = {"optim_wrapper_cfg": settings, "paramwise_cfg": settings.pop("paramwise_cfg", None)}
+            maker = {"type": settings.pop("constructor", "DefaultOptimWrapperConstructor"), **options}
+            self._wrapper = OPTIM_WRAPPER_CONSTRUCTORS.build(maker)(self._model)
+        self._wrapper.initialize_count_status(self._model, 0, PASSES * 2**20)
+        stride = max(1, len(dataset) // LOOKED_AT)
+        samples = [dataset[index] for index in range(0, len(dataset), stride)]
+        self._sample = max(samples, key=lambda sample: sample["inputs"].numel())
+        copies = any(hook["type"] == "EMAHook" for hook in cfg.get("custom_hooks") or []) + (processes > 1)
+        self._beside = torch.empty(copies * sum(one.numel() for one in self._model.parameters()), device=device)
+
+    def fits(self, size: int) -> bool:
+        """Train two steps with micro-batches of a size."""
+        try:
+            for _ in range(PASSES):
+                batch = self._collate([copy.deepcopy(self._sample) for _ in range(size)])
+                self._model.train_step(batch, optim_wrapper=self._wrapper)
+            fits = True
+        except torch.OutOfMemoryError:
+            fits = False
+        # Outside of the handler: until here the error holds the tensors of the pass that failed.
+        self._wrapper.zero_grad()
+        _give_back()
+        return fits
+
+
+def _give_back() -> None:
+    gc.collect()
+    torch.cuda.empty_cache()

@@ -1,0 +1,321 @@
+"""The compiled block beside the plain one in float64, in all its sizes, and machines that cannot compile it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from backbones.convnext import Block, Downsampling
+from backbones.errors import UserError
+from backbones.kernels import autotune as choice
+from backbones.kernels.cpu import block as cpu_block
+from backbones.kernels.cpu import native as cpu_native
+from backbones.kernels.cpu import weight_cache as cpu_kept
+
+BOUNDS = {torch.float32: 2e-6, torch.bfloat16: 6e-3}
+# Images, height and width: rows longer than a tile, many short ones, tiles that end within a row, a map of one value.
+SHAPES = [(1, 3, 300), (5, 7, 7), (2, 40, 33), (3, 1, 1), (1, 20, 2), (1, 2, 113)]
+
+
+def made(channels: int, grn: bool = False, **settings: Any) -> Block:
+    torch.manual_seed(channels)
+    block = Block(channels, layer_scale_init_value=0.0 if grn else 0.5, grn=grn, **settings).eval()
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return block
+
+
+def maps(channels: int, images: int, height: int, width: int) -> Tensor:
+    torch.manual_seed(1)
+    return torch.randn(images, channels, height, width).contiguous(memory_format=torch.channels_last)
+
+
+def native(block: Block, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The compiled block's result; an error if another form would run."""
+    taken = cpu_native.forward
+    passes: list[int] = []
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16)
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad(), autocast, choice.force(cpu_block="native"):
+        patch.setattr(cpu_native, "forward", lambda *given: (passes.append(1), taken(*given))[1])
+        result = block(x)
+    assert passes
+    return result
+
+
+def error(found: Tensor, block: Block, x: Tensor) -> float:
+    """Of a result, relative to the plain steps in float64."""
+    precise = block.double()
+    with torch.no_grad(), choice.force(cpu_block="plain"):
+        expected = precise(x.double())
+    block.float()
+    assert found.shape == expected.shape
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    return float((found.double() - expected).norm() / expected.norm())
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize("grn", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_any_map(shape: tuple[int, int, int], grn: bool, dtype: torch.dtype) -> None:
+    block, x = made(32, grn), maps(32, *shape)
+    assert error(native(block, x, dtype), block, x) < BOUNDS[dtype]
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize("channels", [16, 48, 64, 80, 96, 112, 160])
+def test_any_width(channels: int, dtype: torch.dtype) -> None:
+    """All numbers of vectors that a panel of the weights can have."""
+    block, x = made(channels, expansion=3.0), maps(channels, 2, 9, 5)
+    assert error(native(block, x, dtype), block, x) < BOUNDS[dtype]
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("narrow", [False, True])
+@pytest.mark.parametrize("side", cpu_native.SIDES)
+def test_any_kernel(side: int, narrow: bool) -> None:
+    block, x = made(16, grn=narrow, kernel_size=side), maps(16, 2, 15, 31)
+    dtype = torch.bfloat16 if narrow else torch.float32
+    x = x.to(dtype)
+    assert error(native(block, x, dtype), block, x) < BOUNDS[dtype]
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("grn", [False, True])
+@pytest.mark.parametrize("threads", [2, 5])
+def test_threads_share_the_work_and_change_nothing(threads: int, grn: bool) -> None:
+    """To the last bit; but for the sums of the response normalisation, whose parts are other ones then."""
+    block, x = made(32, grn), maps(32, 3, 20, 20)
+    alone = native(block, x)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        together = native(block, x)
+        again = native(block, x)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(together, again)
+    assert torch.equal(together, alone) or grn
+    assert error(together, block, x) < BOUNDS[torch.float32]
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("dtype", BOUNDS)
+def test_gelu_is_right_everywhere(dtype: torch.dtype) -> None:
+    """Hidden values from -40 to 40, passed on one by one; to two roundings of float32, or to one of bfloat16."""
+    block, inputs = made(16), torch.linspace(-1, 1, 64).bfloat16().float()
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.zero_()
+        block.pwconv1.weight[:, 0] = inputs
+        block.gamma.fill_(1)
+        for first, scale in product(range(0, 64, 16), (2**-7, 1.0, 3.0, 6.0, 13.0, 40.0)):
+            block.norm.bias.fill_(scale)
+            block.pwconv2.weight.zero_()[:, first : first + 16] = torch.eye(16)
+            found = native(block, torch.zeros(1, 16, 1, 1), dtype).flatten().double()
+            hidden = (scale * inputs[first : first + 16]).double()
+            right = nn.functional.gelu(hidden)
+            bound = 2 * torch.finfo(torch.float32).eps * hidden.abs()
+            if dtype == torch.bfloat16:
+                bound = torch.finfo(dtype).eps / 2 * right.abs() + 8e-6 * hidden.abs().clamp(max=4.75)
+            assert ((found - right).abs() <= bound).all()
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_not_hidden(bad: float) -> None:
+    block, x = made(16), maps(16, 2, 30, 30)
+    x[0, 3, 10, 10] = bad
+    found = native(block, x)
+    near = found[0, :, 7:14, 7:14]
+    assert not near.isfinite().any()
+    assert found[1].isfinite().all()
+    assert found[0, :, :7].isfinite().all()
+
+
+@pytest.mark.native
+def test_no_images_and_contiguous_ones() -> None:
+    block, x = made(16), maps(16, 2, 9, 9)
+    assert torch.equal(native(block, x.contiguous()), native(block, x))
+    assert native(block, x[:0]).shape == (0, 16, 9, 9)
+
+
+@pytest.mark.native
+def test_what_it_does_not_take() -> None:
+    for block in (made(24), made(16, expansion=1.5), made(16, kernel_size=13), made(16).double()):
+        weights = cpu_block._weights(block, block.gamma.dtype)
+        assert weights is not None
+        assert not cpu_native.takes(weights, torch.float32)
+    block, x = made(16), maps(16, 1, 8, 8)
+    with choice.force(cpu_block="native"):
+        (block(x).sum()).backward()  # in training there is no such form, and forcing it is no error
+    assert block.gamma.grad is not None
+
+
+def downsampling(channels: int, outputs: int) -> Downsampling:
+    torch.manual_seed(channels)
+    layer = Downsampling(channels, outputs)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return layer
+
+
+def downsampled(layer: Downsampling, x: Tensor, form: str, dtype: torch.dtype = torch.float32) -> Tensor:
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16)
+    with torch.no_grad(), autocast, choice.force(cpu_downsample=form):
+        return layer(x)
+
+
+@pytest.fixture
+def packed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Notes each pass of the compiled downsampling."""
+    noted: list[str] = []
+    plain = cpu_native.downsample
+    monkeypatch.setattr(cpu_native, "downsample", lambda *given: (noted.append("native"), plain(*given))[1])
+    return noted
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize("shape", [(2, 8, 8), (1, 33, 57), (3, 2, 3), (1, 2, 500)])
+def test_any_map_is_downsampled(
+    shape: tuple[int, int, int], dtype: torch.dtype, threads: int, packed: list[str]
+) -> None:
+    layer, x = downsampling(48, 112), maps(48, *shape)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = [downsampled(layer, one, "native", dtype) for one in (x, x.to(dtype))]
+    finally:
+        torch.set_num_threads(before)
+    plain = [downsampled(layer, one, "plain", dtype) for one in (x, x.to(dtype))]
+    assert packed == ["native", "native"]
+    truth = downsampled(layer.double(), x.double(), "plain")
+    for ours, theirs in zip(found, plain, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert ours.shape == truth.shape
+        assert ours.is_contiguous(memory_format=torch.channels_last)
+        assert float((ours.double() - truth).norm() / truth.norm()) < BOUNDS[dtype]
+
+
+def hook(layer: Downsampling) -> None:
+    layer[0].register_forward_hook(lambda module, args, out: 2 * out)
+
+
+def another_stride(layer: Downsampling) -> None:
+    layer[1].stride = (1, 1)
+
+
+def another_norm(layer: Downsampling) -> None:
+    layer[0] = nn.BatchNorm2d(48)
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("change", [hook, another_stride, another_norm, nn.Module.bfloat16])
+def test_a_changed_downsampling_runs_as_it_is(change: Any, packed: list[str]) -> None:
+    layer, x = downsampling(48, 96).eval(), maps(48, 1, 8, 8)
+    change(layer)
+    x = x.to(layer[1].weight.dtype)
+    with torch.no_grad():
+        assert torch.equal(downsampled(layer, x, "native"), layer[1](layer[0](x)))
+    assert not packed
+
+
+@pytest.mark.native
+def test_a_downsampling_in_training_runs_as_it_is(packed: list[str]) -> None:
+    layer, x = downsampling(48, 96), maps(48, 1, 8, 8)
+    downsampled(layer, x, "native")
+    assert packed.pop()
+    with choice.force(cpu_downsample="native"):
+        layer(x).sum().backward()
+        assert layer not in cpu_kept._kept, "training needs the memory"
+        assert torch.export.export(layer, (x,)) is not None
+        with torch.no_grad(), choice.without_measuring():
+            layer(x)
+    assert layer[0].weight.grad is not None
+    assert not packed
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("changed", ["0.weight", "0.bias", "1.weight", "1.bias"])
+def test_a_downsampling_is_never_stale(changed: str, packed: list[str]) -> None:
+    layer, x = downsampling(48, 96), maps(48, 1, 8, 8)
+    before = downsampled(layer, x, "native")
+    layer.get_parameter(changed).data.mul_(2)
+    after = downsampled(layer, x, "native")
+    assert len(packed) == 2
+    assert not torch.allclose(before, after)
+    assert torch.allclose(after, downsampled(layer, x, "plain"), atol=1e-5)
+
+
+@pytest.fixture
+def anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """The library is looked for anew, in an empty cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    cpu_native._library.cache_clear()
+    yield tmp_path
+    monkeypatch.undo()
+    cpu_native._library.cache_clear()
+
+
+@pytest.mark.native
+def test_it_is_compiled_once(anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cpu_native.missing() is None
+    (kept,) = anew.glob("*/cpu-*.so")
+    written = kept.stat().st_mtime_ns
+    cpu_native._library.cache_clear()
+    assert cpu_native.missing() is None
+    assert kept.stat().st_mtime_ns == written
+    assert list(kept.parent.iterdir()) == [kept], "no drafts are left"
+    assert kept.stat().st_mode & 0o777 == 0o700
+    kept.chmod(0o666)  # anyone may have written it
+    cpu_native._library.cache_clear()
+    assert cpu_native.missing() is None
+    assert not kept.stat().st_mode & 0o022
+    monkeypatch.setattr(cpu_native, "cpu_info", lambda field: "another processor, the same home")
+    cpu_native._library.cache_clear()
+    assert cpu_native.missing() is None
+    assert len(list(anew.glob("*/cpu-*.so"))) == 2
+
+
+@pytest.mark.native
+def test_a_home_that_cannot_be_written_to(anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (anew / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(anew / "file"))
+    assert cpu_native.missing() is None
+
+
+def test_without_a_compiler_the_others_do_it(anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_native, "has_avx512", lambda: True)
+    monkeypatch.setenv("PATH", str(anew))
+    assert "no C compiler (gcc, cc, clang, or CC) is found" in str(cpu_native.missing())
+    block, x = made(16), maps(16, 1, 8, 8)
+    weights = cpu_block._weights(block, torch.float32)
+    assert weights is not None
+    assert not cpu_native.takes(weights, torch.float32)
+    assert list(cpu_block._forms(block, x, torch.float32, weights, native=False)) == ["fused", "plain"]
+    with pytest.raises(UserError, match="cpu_block=native is not to be had here: no C compiler"):
+        native(block, x)
+
+
+@pytest.mark.parametrize("compiler", ["false", "no-such-compiler"])
+def test_a_compiler_that_fails(compiler: str, anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_native, "has_avx512", lambda: True)
+    monkeypatch.setenv("CC", compiler)
+    assert compiler in str(cpu_native.missing())
+    assert not list(anew.rglob("*.so")) + list(anew.rglob(f"*.{os.getpid()}"))
+
+
+def test_another_processor(anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_native, "has_avx512", lambda: False)
+    assert cpu_native.missing() == "the processor has no AVX-512"

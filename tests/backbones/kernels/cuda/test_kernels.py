@@ -1,0 +1,372 @@
+"""Fused kernels against float64, in Triton's interpreter on any machine and compiled where there is a GPU."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import chain
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+# Before anything is interpreted: modules that Triton imports while it runs must find its functions as they were.
+import triton.experimental.gluon
+from triton.runtime import interpreter
+from triton.runtime.jit import JITFunction
+
+from backbones.kernels import autotune as choice
+from backbones.kernels.cuda import (
+    dwconv_norm,
+    dwconv_norm_triton,
+    grn,
+    grn_triton,
+    launch,
+    maps_triton,
+    mlp,
+    mlp_triton,
+)
+
+KERNELS = (dwconv_norm_triton, grn_triton, maps_triton, mlp_triton)
+EPS = torch.finfo(torch.float32).eps
+Call = Callable[..., Tensor]
+
+
+@pytest.fixture(params=["interpreter", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Iterator[str]:
+    """Where kernels run: on the CPU one NumPy operation after another, or on a GPU."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    choice.forget()
+    if request.param == "interpreter":
+        with interpreted():
+            yield "cpu"
+    else:
+        yield "cuda"
+    choice.forget()
+
+
+@contextmanager
+def interpreted() -> Iterator[None]:
+    """Put interpreted functions in the place of compiled ones: Triton itself decides that when it is first imported.
+
+    Its patches of the language stay in place meanwhile. A function called from a kernel would else patch again at each
+    call, and never take that back.
+    """
+    language = [module for name, module in sys.modules.items() if name.startswith("triton.language")]
+    made: dict[int, interpreter.InterpretedFunction] = {}
+    module: ModuleType
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        patch.setattr(interpreter, "_convert_float", converted)
+        patch.setattr(interpreter.InterpretedFunction, "__call__", lambda self, *a, **k: self.rewrite()(*a, **k))
+        scopes = [interpreter._patch_lang(f.fn) for f in (grn_triton.normal, triton.language.standard.zeros)]
+        for module in chain(language, KERNELS):
+            for name, value in list(vars(module).items()):
+                if isinstance(value, JITFunction):
+                    function = made.setdefault(id(value), interpreter.InterpretedFunction(value.fn))
+                    patch.setattr(module, name, function)
+        try:
+            yield
+        finally:
+            for scope in reversed(scopes):
+                scope.restore()
+
+
+def converted(numbers: np.ndarray, source: Any, target: Any, _: Any) -> np.ndarray:
+    """Bits of float32 as bfloat16 and back, rounded to nearest as a GPU does; the interpreter would cut them off."""
+    if source == triton.language.bfloat16:
+        return numbers.view(np.uint16).astype(np.uint32) << 16
+    halves = torch.from_numpy(np.ascontiguousarray(numbers)).bfloat16().view(torch.int16)
+    return halves.numpy().view(np.uint16)
+
+
+def values(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape) + seed))
+
+
+def run(call: Call, tensors: list[Tensor | None], weights: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """Output, then the gradients of all tensors, as float64."""
+    leaves = [None if t is None else t.detach().to(dtype).requires_grad_() for t in tensors]
+    out = call(*leaves)
+    gradients = torch.autograd.grad(out, [leaf for leaf in leaves if leaf is not None], weights.to(out.dtype))
+    return [tensor.detach().double().cpu() for tensor in (out, *gradients)]
+
+
+def check(fused: Call, plain: Call, tensors: list[Tensor | None], dtype: torch.dtype, terms: int) -> None:
+    """Hold a fused operation against float64.
+
+    float32: a sum of n terms is off by about sqrt(n) roundings, a few more come from what is done with it. Half
+    precisions: on average no farther from the truth than PyTorch's own steps in that precision. Where both round once,
+    it is chance whose is nearer: the ratio of two such averages over n numbers is within 3 / sqrt(n) of 1.
+    """
+    device = next(t.device for t in tensors if t is not None)
+    tensors = [None if t is None else t.to(dtype) for t in tensors]
+    shape = next(t.shape for t in tensors if t is not None)
+    weights = values(*shape, seed=9).to(device, dtype)
+    truth = run(plain, [None if t is None else t.double() for t in tensors], weights, torch.float64)
+    ours = run(fused, tensors, weights, dtype)
+    theirs = run(plain, tensors, weights, dtype)
+    assert len(ours) == len(truth)
+    for mine, other, true in zip(ours, theirs, truth, strict=True):
+        assert mine.shape == true.shape
+        if dtype == torch.float32:
+            assert (mine - true).abs().max() <= (4 + terms**0.5) * EPS * true.abs().max()
+        else:
+            error, allowed = ((t - true).square().mean().sqrt() for t in (mine, other))
+            assert error <= (1 + 3 / true.numel() ** 0.5) * allowed
+
+
+def conv_tensors(n: int, h: int, w: int, c: int, k: int, device: str) -> list[Tensor | None]:
+    shapes = ((n, h, w, c), (c, 1, k, k), (c,), (c,), (c,))
+    return [values(*shape, seed=i).to(device) for i, shape in enumerate(shapes)]
+
+
+def mlp_tensors(
+    n: int, h: int, w: int, c: int, hidden: int, device: str, gamma: bool, grn: bool
+) -> list[Tensor | None]:
+    shapes = ((n, h, w, c), (n, h, w, c), (hidden, c), (hidden,), (c, hidden), (c,))
+    found: list[Tensor | None] = [values(*shape, seed=i).to(device) for i, shape in enumerate(shapes)]
+    wide = [values(1, 1, 1, hidden, seed=i).to(device) if grn else None for i in (7, 8)]
+    return [*found, values(c, seed=6).to(device) if gamma else None, *wide]
+
+
+def mlp_call(call: Call, keep: Tensor | None) -> Call:
+    return lambda *t: call(*t[:7], keep if keep is None else keep.to(t[0].device), *t[7:])
+
+
+# Rows and columns that no tile divides, one pixel, one image, channels that are no power of two, one chunk of them and
+# several, kernels whose taps are split over programs (9 and more).
+CONV_SHAPES = [(1, 8, 9, 20, 3), (1, 1, 1, 5, 7), (1, 3, 4, 96, 3), (1, 2, 3, 20, 9), (2, 3, 4, 7, 5)]
+
+
+@pytest.mark.parametrize("shape", CONV_SHAPES)
+def test_depthwise_convolution_and_norm(shape: tuple[int, ...], device: str) -> None:
+    tensors = conv_tensors(*shape, device)  # type: ignore[arg-type]
+    terms = max(shape[0] * shape[1] * shape[2], shape[3], shape[4] ** 2)
+    check(dwconv_norm.dwconv_norm, dwconv_norm.reference, tensors, torch.float32, terms)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(1, 5, 4, 96, 3)])
+def test_depthwise_convolution_and_norm_in_half_precision(
+    shape: tuple[int, ...], dtype: torch.dtype, device: str
+) -> None:
+    tensors = conv_tensors(*shape, device)  # type: ignore[arg-type]
+    check(dwconv_norm.dwconv_norm, dwconv_norm.reference, tensors, dtype, 0)
+
+
+@pytest.mark.parametrize("name", ["tall", "wide", "low", "small", "whole"])
+def test_every_tile_computes_the_same(name: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tile = dwconv_norm.tiles(96, 7)[name]
+    monkeypatch.setattr(dwconv_norm, "tiles", lambda *_: {name: tile})
+    x, *rest = (t for t in conv_tensors(1, 8, 9, 20, 3, device) if t is not None)
+    fused = partial(map_gradient, dwconv_norm.dwconv_norm, rest)
+    plain = partial(map_gradient, dwconv_norm.reference, rest)
+    check(fused, plain, [x], torch.float32, 20)
+
+
+def map_gradient(call: Call, others: list[Tensor], x: Tensor) -> Tensor:
+    """An operation with tensors that take no gradient."""
+    return call(x, *(other.to(x.dtype) for other in others))
+
+
+def test_large_means_cost_no_digits_of_the_statistics(device: str) -> None:
+    # The mean is rounded to 1000 * EPS / 2, which moves all channels alike; sums of squares would have cost 1e6 * EPS.
+    x, weight, *_ = conv_tensors(1, 3, 4, 160, 1, device)
+    assert x is not None
+    assert weight is not None
+    one, zero = torch.ones(160, device=device), torch.zeros(160, device=device)
+    out = dwconv_norm.dwconv_norm(x, torch.ones_like(weight), 1000 * one, one, zero)
+    y = (x + 1000 * one).double()  # the sum itself is rounded to 1000 * EPS, which is no fault of the norm
+    true = dwconv_norm.reference(y, torch.ones_like(weight).double(), *(v.double() for v in (zero, one, zero)))
+    assert (out - true).abs().max() <= 1000 * EPS
+
+
+def test_reductions_are_spread_over_as_many_programs_as_wanted() -> None:
+    assert launch.spread(0, 8, 3) == (1, 1)
+    for rows, others, programs in ((1000, 3, 12), (7, 1, 100), (5000, 50, 12), (64, 1, 8)):
+        shares, steps = launch.spread(rows, 8, others, programs)
+        assert shares * others <= max(programs, others)
+        assert (shares - 1) * steps * 8 < rows <= shares * steps * 8
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 9, 40), (3, 1, 1, 5), (1, 7, 3, 300)])
+@pytest.mark.parametrize("programs", [2048, 4])
+def test_response_normalisation(
+    shape: tuple[int, ...], programs: int, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch.spread, "__defaults__", (programs,))
+    tensors = [values(*shape), values(1, 1, 1, shape[3], seed=1), values(1, 1, 1, shape[3], seed=2)]
+    on_device: list[Tensor | None] = [t.to(device) for t in tensors]
+    terms = max(shape[0] * shape[1] * shape[2], shape[3])
+    check(grn.grn, grn.reference, on_device, torch.float32, terms)
+    check(grn.grn, grn.reference, on_device, torch.bfloat16, terms)
+
+
+def test_a_channel_without_response_has_a_gradient(device: str) -> None:
+    x = values(2, 3, 3, 5).to(device)
+    x[0, ..., 2] = 0
+    x[1] = 0
+    tensors: list[Tensor | None] = [x, *(values(1, 1, 1, 5, seed=i).to(device) for i in (1, 2))]
+    check(grn.grn, grn.reference, tensors, torch.float32, 18)
+
+
+@pytest.mark.parametrize("gamma, with_grn", [(True, False), (False, True), (False, False), (True, True)])
+@pytest.mark.parametrize("shape", [(2, 3, 5, 40, 150), (3, 1, 1, 5, 7), (1, 4, 7, 130, 33)])
+@pytest.mark.parametrize("kept", [None, (2.0, 0.0, 1.25)])
+def test_mlp(shape: tuple[int, ...], gamma: bool, with_grn: bool, kept: tuple[float, ...] | None, device: str) -> None:
+    keep = None if kept is None else torch.tensor(kept[: shape[0]])
+    tensors = mlp_tensors(*shape, device, gamma, with_grn)  # type: ignore[arg-type]
+    fused = mlp_call(mlp.mlp, keep)
+    plain = mlp_call(mlp.reference, keep)
+    terms = max(shape[0] * shape[1] * shape[2], shape[3], shape[4])
+    check(fused, plain, tensors, torch.float32, terms)
+    if device == "cuda":  # in half precision a CPU's own steps round less than a GPU's, and are no measure
+        check(fused, plain, tensors, torch.bfloat16, terms)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_mlp_in_half_precision(dtype: torch.dtype, device: str) -> None:
+    keep = torch.tensor([2.0, 1.0])
+    for gamma, with_grn in ((True, False), (False, True)):
+        tensors = mlp_tensors(2, 3, 5, 40, 160, device, gamma, with_grn)
+        tensors[2:5:2] = [t / 8 for t in tensors[2:5:2] if t is not None]  # weights as large as trained ones
+        check(mlp_call(mlp.mlp, keep), mlp_call(mlp.reference, keep), tensors, dtype, 0)
+
+
+def test_gelu_is_the_exact_one(device: str) -> None:
+    x = torch.linspace(-12, 12, 4096, device=device).reshape(1, 1, 32, 128)
+    zero = torch.zeros(128, device=device)
+    ours = grn.activate(x, zero, None, None).double()
+    slope, again, _ = grn.differentiate(torch.ones_like(x), x, zero, None, None, None, inplace=False)
+    v = x.double()
+    below = 0.5 * torch.special.erfc(-v * 0.5**0.5)  # keeps its digits in the lower tail, where 1 + erf loses them
+    true, true_slope = v * below, below + v * torch.exp(-0.5 * v * v) / (2 * torch.pi) ** 0.5
+    assert torch.equal(again.double(), ours)
+    assert ((ours - true).abs() / true.abs().clamp_min(1)).max() <= 4 * EPS
+    assert (slope - true_slope).abs().max() <= 4 * EPS
+    tail = (x < -3) & (x > -9)
+    assert (ours[tail] / true[tail] - 1).abs().max() <= 0.02
+
+
+def test_maps_of_any_strides_and_an_expanded_gradient(device: str) -> None:
+    shape = (2, 4, 5, 6)
+    tensors = conv_tensors(*shape, 1, device)
+    x, *rest = (t for t in tensors if t is not None)
+    dense = run(lambda *t: dwconv_norm.dwconv_norm(*t).sum((0, 1)), [x, *rest], torch.ones(5, 6), torch.float32)
+    for strided in (
+        x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1),
+        torch.stack([x, x], 1)[:, 1],
+        x.flip(2).flip(2).transpose(1, 2).contiguous().transpose(1, 2),
+    ):
+        again = run(
+            lambda *t: dwconv_norm.dwconv_norm(*t).sum((0, 1)), [strided, *rest], torch.ones(5, 6), torch.float32
+        )
+        assert all(torch.equal(a, b) for a, b in zip(dense, again, strict=True))
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 5, 6), (2, 0, 5, 6)])
+def test_empty_maps(shape: tuple[int, ...], device: str) -> None:
+    tensors = conv_tensors(*shape, 3, device)  # type: ignore[arg-type]
+    found = run(dwconv_norm.dwconv_norm, tensors, torch.zeros(shape, device=device), torch.float32)
+    assert [t.shape for t in found] == [shape, *(t.shape for t in tensors if t is not None)]
+    assert not any(t.any() for t in found)
+    for gamma, with_grn in ((True, False), (False, True)):
+        tensors = mlp_tensors(*shape, 9, device, gamma, with_grn)  # type: ignore[arg-type]
+        found = run(mlp_call(mlp.mlp, None), tensors, torch.zeros(shape, device=device), torch.float32)
+        assert not any(t.any() for t in found)
+
+
+def test_frozen_tensors_cost_nothing_and_get_nothing(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, *vectors = (t for t in conv_tensors(1, 3, 4, 6, 1, device) if t is not None)
+    full = run(dwconv_norm.dwconv_norm, [x, weight, *vectors], torch.ones_like(x), torch.float32)
+    with monkeypatch.context() as patch:
+        patch.setattr(dwconv_norm, "_launch_weight_grad", None)
+        leaf = x.clone().requires_grad_()
+        dwconv_norm.dwconv_norm(leaf, weight, *vectors).sum().backward()
+    assert leaf.grad is not None
+    assert torch.equal(leaf.grad.double().cpu(), full[1])
+    assert not dwconv_norm.dwconv_norm(x, weight, *vectors).requires_grad
+
+
+def test_inference_keeps_nothing_and_computes_the_same(device: str) -> None:
+    for channels in (20, 96):  # one chunk of channels, and several, which pass through the output
+        tensors = [t for t in conv_tensors(1, 4, 9, channels, 1, device) if t is not None]
+        out, conv, mean, rstd = torch.ops.convnext.dwconv_norm(*tensors, 1e-6, False)
+        kept = torch.ops.convnext.dwconv_norm(*tensors, 1e-6, True)
+        assert torch.equal(out, kept[0])
+        assert [conv.numel(), mean.numel(), rstd.numel()] == [0, 0, 0]
+
+
+def test_wide_parameters_with_a_half_precision_map(device: str) -> None:
+    # As in autocast: the parameters, and their gradients, are in float32.
+    tensors = [t for t in conv_tensors(1, 5, 6, 40, 3, device) if t is not None]
+    x = tensors[0].bfloat16().requires_grad_()
+    leaves = [t.requires_grad_() for t in tensors[1:]]
+    out = dwconv_norm.dwconv_norm(x, *leaves)
+    assert out.dtype == torch.bfloat16
+    out.float().sum().backward()
+    assert [leaf.grad.dtype for leaf in (x, *leaves) if leaf.grad is not None] == [torch.bfloat16] + [torch.float32] * 4
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "shape", [(4, 56, 56, 96), (4, 28, 28, 256), (8, 14, 14, 384), (8, 7, 7, 768), (2, 7, 9, 2816)]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_sizes_of_real_networks(shape: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    terms = shape[0] * shape[1] * shape[2]
+    tensors = conv_tensors(*shape, 7, "cuda")  # type: ignore[arg-type]
+    check(dwconv_norm.dwconv_norm, dwconv_norm.reference, tensors, dtype, terms)
+    for gamma, with_grn in ((True, False), (False, True)):
+        rest = mlp_tensors(*shape, 4 * shape[3], "cuda", gamma, with_grn)  # type: ignore[arg-type]
+        rest[2:5:2] = [t / t.shape[1] ** 0.5 for t in rest[2:5:2] if t is not None]
+        check(mlp_call(mlp.mlp, None), mlp_call(mlp.reference, None), rest, dtype, terms)
+
+
+@pytest.mark.gpu
+def test_two_runs_agree_to_the_bit() -> None:
+    calls: list[tuple[Call, list[Tensor | None]]] = [
+        (dwconv_norm.dwconv_norm, conv_tensors(8, 28, 28, 192, 7, "cuda")),
+        (mlp_call(mlp.mlp, None), mlp_tensors(8, 28, 28, 192, 768, "cuda", True, True)),
+    ]
+    for call, tensors in calls:
+        weights = values(8, 28, 28, 192).cuda()
+        first, second = (run(call, tensors, weights, torch.bfloat16) for _ in range(2))
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.gpu
+def test_offsets_beyond_32_bits() -> None:
+    n, c = 1800, 384  # 2.17e9 elements
+    x = torch.randn(n, 56, 56, c, device="cuda", dtype=torch.bfloat16)
+    _, weight, *vectors = (t for t in conv_tensors(1, 1, 1, c, 7, "cuda") if t is not None)
+    call = partial(dwconv_norm.dwconv_norm, weight=weight, bias=vectors[0], scale=vectors[1], shift=vectors[2])
+    with torch.no_grad():
+        assert torch.equal(call(x)[-1:], call(x[-1:]))
+        assert torch.equal(grn.activate(x, vectors[0], None, None)[-1:], grn.activate(x[-1:], vectors[0], None, None))
+
+
+@pytest.mark.gpu
+def test_nothing_waits_for_the_gpu_and_graphs_capture_it() -> None:
+    tensors = [t.cuda().requires_grad_() for t in conv_tensors(2, 14, 14, 96, 7, "cuda") if t is not None]
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            torch.autograd.grad(dwconv_norm.dwconv_norm(*tensors).sum(), tensors)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = torch.autograd.grad(dwconv_norm.dwconv_norm(*tensors).sum(), tensors)
+    graph.replay()
+    eager = torch.autograd.grad(dwconv_norm.dwconv_norm(*tensors).sum(), tensors)
+    assert all(torch.equal(a, b) for a, b in zip(captured, eager, strict=True))

@@ -1,0 +1,325 @@
+"""The demo's bookkeeping, with tiny programs in the place of trainings."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import runpy
+import signal
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import demo.steps
+from backbones.errors import UserError
+from demo.steps import Command, Screen, Step, demo_steps, describe, last_checkpoint, run_demo
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Writes its arguments to calls.txt and does what the arguments say.
+PROGRAM = """
+import json, os, sys, time
+from pathlib import Path
+folder = Path(sys.argv[1])
+with (folder / "calls.txt").open("a") as file:
+    file.write(" ".join(sys.argv[2:]) + "\\n")
+if "train" in sys.argv:
+    (folder / "epoch_1.pth").write_text("weights")
+    (folder / "last_checkpoint").write_text("/elsewhere/epoch_1.pth")
+if "test" in sys.argv:
+    (folder / "test.json").write_text(json.dumps({"metrics": {"top1": 90.0}}))
+if "fail" in sys.argv and not (folder.parent / "mended").exists():
+    print("all is well")
+    sys.exit("error: the roof \\x1b[1mleaks\\x1b[0m")
+if "sleep" in sys.argv and not (folder.parent / "mended").exists():
+    child = os.fork()
+    print(f"pid {os.getpid() if child else os.getppid()}")
+    (folder / f"pid_{'parent' if child else 'child'}").write_text(str(os.getpid()))
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def work_dir(tmp_path: Path) -> Path:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    return tmp_path / "runs"
+
+
+def make_step(work_dir: Path, name: str = "classifier", *words: str, test: tuple[str, ...] = ("test",)) -> Step:
+    folder, program = str(work_dir / name), str(work_dir.parent / "program.py")
+    train = Command((program, folder, "train", *words), resumable=True)
+    commands = (train, Command((program, folder, *test, f"{{checkpoint of {name}}}")))
+    return Step(name, f"Make a {name}", commands, outputs=(work_dir / name / "test.json",))
+
+
+def run(work_dir: Path, *steps: Step) -> str:
+    stream = io.StringIO()
+    run_demo(steps, work_dir, 0, stream)
+    return stream.getvalue()
+
+
+def calls(work_dir: Path, name: str = "classifier") -> list[str]:
+    return (work_dir / name / "calls.txt").read_text().splitlines()
+
+
+def done(work_dir: Path, name: str = "classifier") -> dict:
+    return json.loads((work_dir / name / "done.json").read_text())
+
+
+def test_a_finished_step_leaves_its_record_and_is_not_done_again(work_dir: Path) -> None:
+    step = make_step(work_dir)
+    text = run(work_dir, step)
+    assert "[1/1] Make a classifier\n      done in 0:0" in text
+    assert "top-1 90.0" in text
+    record = done(work_dir)
+    checkpoint = str(work_dir / "classifier" / "epoch_1.pth")
+    assert record["metrics"] == {"top1": 90.0}
+    assert record["starts"] == 1
+    assert 2**23 < record["memory_bytes"] < 2**36
+    assert record["commands"][1]["command"].startswith("python ")
+    assert record["commands"][1]["command"].endswith(f"test {checkpoint}")
+    assert not (work_dir / "classifier" / "started.json").exists()
+    assert calls(work_dir) == ["train", f"test {checkpoint}"]
+
+    again = run(work_dir, step)
+    assert "[1/1] Make a classifier: done before, in 0:0" in again
+    assert done(work_dir) == record
+    assert len(calls(work_dir)) == 2
+    assert (work_dir / "report.html").is_file()
+    assert json.loads((work_dir / "report.json").read_text())["steps"][0]["metrics"] == {"top1": 90.0}
+
+
+def test_a_change_has_a_step_done_again_in_an_empty_folder(work_dir: Path) -> None:
+    base, config = work_dir.parent / "base.py", work_dir.parent / "config.py"
+    base.write_text("lr = 1\n")
+    config.write_text("_base_ = 'base.py'\n")
+    step = replace(make_step(work_dir), config=str(config))
+    run(work_dir, step)
+
+    config.write_text("# a comment changes nothing\n_base_ = 'base.py'\n")
+    assert "done before" in run(work_dir, step)
+    base.write_text("lr = 2\n")
+    (work_dir / "classifier" / "stale").touch()
+    assert "done before" not in run(work_dir, step)
+    assert not (work_dir / "classifier" / "stale").exists()
+    assert calls(work_dir)[0] == "train"
+
+    other = replace(make_step(work_dir, "classifier", "more"), config=str(config))
+    assert "done before" not in run(work_dir, other)
+    assert calls(work_dir)[0] == "train more"
+
+
+def test_the_data_follows_the_code_that_draws_it(work_dir: Path) -> None:
+    data = demo_steps(work_dir, seed=0)[0]
+    assert Path("demo/dataset.py").resolve() in {path.resolve() for path in data.inputs}
+
+
+def test_a_step_follows_its_inputs_and_its_outputs(work_dir: Path) -> None:
+    first = make_step(work_dir)
+    second = replace(make_step(work_dir, "detector"), inputs=(work_dir / "classifier" / "done.json",))
+    run(work_dir, first, second)
+    assert run(work_dir, first, second).count("done before") == 2
+
+    (work_dir / "detector" / "test.json").unlink()
+    assert run(work_dir, first, second).count("done before") == 1
+    (work_dir / "classifier" / "epoch_1.pth").unlink()
+    assert "done before" not in run(work_dir, first, second)
+
+
+def test_a_failing_step_ends_with_one_line_and_is_resumed(work_dir: Path) -> None:
+    step = make_step(work_dir, "classifier", "fail")
+    with pytest.raises(UserError, match=r"^step \[1/1\] classifier failed: the roof leaks; all of its output: .+log$"):
+        run(work_dir, step)
+    log = (work_dir / "classifier" / "console.log").read_text()
+    assert "all is well\n" in log
+    started = work_dir / "classifier" / "started.json"
+    state = json.loads(started.read_text())
+    assert state["commands"][0]["seconds"] > 0
+    assert state["commands"][0]["finished"] is False
+    state["commands"][0]["seconds"] += 1000
+    started.write_text(json.dumps(state))
+
+    (work_dir / "mended").touch()
+    run(work_dir, step)
+    assert calls(work_dir)[:2] == ["train fail", "train fail --resume"]
+    assert done(work_dir)["seconds"] > 1000
+    assert done(work_dir)["starts"] == 2
+    assert "--resume" not in done(work_dir)["commands"][0]["command"]
+
+
+def test_a_finished_training_is_not_repeated_when_its_test_fails(work_dir: Path) -> None:
+    step = make_step(work_dir, test=("test", "fail"))
+    with pytest.raises(UserError, match="the roof leaks"):
+        run(work_dir, step)
+    (work_dir / "mended").touch()
+    run(work_dir, step)
+    assert [call.split()[0] for call in calls(work_dir)] == ["train", "test", "test"]
+    assert not any("--resume" in call for call in calls(work_dir))
+
+
+def test_a_failed_step_that_is_changed_starts_anew(work_dir: Path) -> None:
+    with pytest.raises(UserError, match="the roof leaks"):
+        run(work_dir, make_step(work_dir, "classifier", "fail"))
+    run(work_dir, make_step(work_dir))
+    assert calls(work_dir)[0] == "train"
+    assert done(work_dir)["starts"] == 1
+
+
+def test_a_program_that_is_killed_is_told_from_one_that_fails(work_dir: Path) -> None:
+    command = Command(("-c", "import os; os.kill(os.getpid(), 9)"))
+    with pytest.raises(UserError, match=r"ended by SIGKILL, perhaps for want of memory"):
+        run(work_dir, Step("classifier", "Die", (command,)))
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and was not collected does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_an_interruption_ends_the_programs_and_loses_nothing(work_dir: Path, name: str) -> None:
+    step, folder = make_step(work_dir, "classifier", "sleep"), work_dir / "classifier"
+    pids = [folder / "pid_parent", folder / "pid_child"]
+
+    def interrupt() -> None:
+        for _ in range(500):
+            if all(path.exists() and path.read_text() for path in pids):
+                break
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.Signals[name])
+
+    # A shell starts what it runs in the background deaf to SIGINT.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    handler = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        run(work_dir, step)
+    thread.join()
+    assert signal.getsignal(signal.SIGTERM) is handler
+    for _ in range(100):
+        if not any(alive(int(path.read_text())) for path in pids):
+            break
+        time.sleep(0.02)
+    assert not any(alive(int(path.read_text())) for path in pids)
+    before = json.loads((folder / "started.json").read_text())["commands"][0]["seconds"]
+    assert before > 0
+
+    (work_dir / "mended").touch()
+    run(work_dir, step)
+    assert calls(work_dir)[1] == "train sleep --resume"
+    assert done(work_dir)["commands"][0]["seconds"] > before
+    assert done(work_dir)["starts"] == 2
+
+
+def test_ctrl_c_ends_the_tool_with_the_way_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo.steps, "run_demo", interrupted)
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--seed", "3"])
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as ending:
+        runpy.run_path(str(ROOT / "tools" / "demo.py"), run_name="__main__")
+    assert ending.value.code == 130
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].endswith("goes on from here: bash tools/demo.sh --seed 3")
+
+
+def test_two_demos_in_one_folder_are_refused(work_dir: Path) -> None:
+    with demo.steps._alone(work_dir), pytest.raises(UserError, match=r"a demo is at work in .*choose another"):
+        run(work_dir, make_step(work_dir))
+    run(work_dir, make_step(work_dir))
+
+
+def test_a_folder_of_somebody_else_is_left_alone(work_dir: Path) -> None:
+    (work_dir / "classifier").mkdir(parents=True)
+    (work_dir / "classifier" / "thesis.tex").touch()
+    with pytest.raises(UserError, match=r"holds other files: give the demo another folder with --work-dir"):
+        run(work_dir, make_step(work_dir))
+    assert (work_dir / "classifier" / "thesis.tex").exists()
+
+
+def test_a_work_dir_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write to .*file/runs .*--work-dir"):
+        run_demo([], tmp_path / "file" / "runs", 0, io.StringIO())
+
+
+def test_the_pairs_differ_in_the_weights_alone() -> None:
+    steps = {step.name: step for step in demo_steps(Path("w"), 7, {demo.steps.DETECTION: ["a=1"]})}
+    assert list(steps) == ["data", "classifier", "detector", "detector_scratch", "segmentor", "segmentor_scratch"]
+    for name in ("detector", "segmentor"):
+        trained, scratch = steps[name], steps[f"{name}_scratch"]
+        arguments = list(trained.commands[0].arguments)
+        arguments.remove("model.backbone.weights={checkpoint of classifier}")
+        arguments[arguments.index(f"w/{name}")] = f"w/{name}_scratch"
+        assert tuple(arguments) == scratch.commands[0].arguments
+        assert trained.config == scratch.config
+    assert all("randomness.seed=7" in step.commands[0].arguments for step in list(steps.values())[1:])
+    assert steps["detector"].commands[1].arguments[-2:] == ("--cfg-options", "a=1")
+    assert "a=1" not in steps["segmentor"].commands[0].arguments
+    for step in steps.values():
+        assert all((ROOT / command.arguments[0]).is_file() for command in step.commands)
+        assert step.config is None or (ROOT / step.config).is_file()
+
+
+def test_a_checkpoint_is_found_in_a_folder_that_was_moved(tmp_path: Path) -> None:
+    assert last_checkpoint(tmp_path) is None
+    (tmp_path / "last_checkpoint").write_text("/somewhere/else/iter_240.pth\n")
+    assert last_checkpoint(tmp_path) == tmp_path / "iter_240.pth"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (
+            "INFO - Epoch(train) [2][30/58]  lr: 1e-03  eta: 0:00:40  time: 1.1  loss: 1.2345  loss_cls: 9.9",
+            "training, epoch 2, step 30 of 58, loss 1.23, about 0:40 left",
+        ),
+        (
+            "INFO - Iter(train) [ 50/240]  eta: 1:02:03  time: 0.1  loss: 3.0",
+            "training, step 50 of 240, loss 3.00, about 1:02:03 left",
+        ),
+        ("INFO - Epoch(val) [1][8/8]  top1: 10.4", "checking on held-out images, batch 8 of 8"),
+        ("INFO - Iter(test) [ 50/120]  eta: 0:00:01  time: 0.1", "testing on held-out images, batch 50 of 120"),
+        ("INFO - Saving checkpoint at 1 epochs", None),
+    ],
+)
+def test_log_lines_in_a_newcomers_words(line: str, words: str | None) -> None:
+    assert describe(line) == words
+
+
+class Terminal(io.StringIO):
+    """A stream that says that it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_sees_one_line_rewritten_and_a_file_few_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    texts = {}
+    for stream in (Terminal(), io.StringIO()):
+        now = 0.0
+        screen = Screen(stream)
+        screen.say("[1/1] step")
+        for now in range(0, 61, 10):
+            screen.show(now, "training, step 1 of 1000000000")
+        texts[type(stream)] = stream.getvalue()
+    assert texts[Terminal].count("\n") == 1
+    assert texts[Terminal].count("training") == 7
+    assert max(len(line) for line in texts[Terminal].replace("\x1b[2K", "").split("\r")) <= 29
+    assert texts[io.StringIO] == "[1/1] step\n      0:30  training, step 1 of 1000000000\n"

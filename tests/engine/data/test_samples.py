@@ -1,0 +1,184 @@
+"""Damaged training images are replaced, counted and reported; too many end the run, and wrong labels always do."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+import random
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmengine.dataset import BaseDataset
+from torch.utils.data import DataLoader
+
+from backbones import UserError
+from engine.data.image_files import DamagedImage
+from engine.data.samples import REPLACED, CountReplaced, FaultTolerantDataset, most_replaced
+from engine.data.sampling import SeededIndex
+
+
+class Numbers(BaseDataset):
+    """Sample ``i`` gives ``i`` and random numbers; some raise."""
+
+    def __init__(self, count: int = 50, errors: dict[int, Exception] | None = None, none: tuple[int, ...] = ()) -> None:
+        self.count, self.errors, self.none = count, errors or {}, none
+        super().__init__(serialize_data=False)
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        return [{"img_path": f"{i}.jpg"} for i in range(self.count)]
+
+    def prepare_data(self, index: int) -> dict[str, Any] | None:
+        if index in self.errors:
+            raise self.errors[index]
+        if index in self.none:
+            return None
+        noise = (random.random(), float(np.random.rand()), float(torch.rand(())))
+        return {"index": index, "noise": noise}
+
+
+def damaged(*indices: int) -> dict[int, Exception]:
+    return {i: DamagedImage.of(f"{i}.jpg", "is empty (0 bytes)") for i in indices}
+
+
+def entries(folder: Path, name: str = REPLACED) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def test_a_sample_depends_on_its_draw_alone(tmp_path: Path) -> None:
+    samples = FaultTolerantDataset(Numbers(none=(4,)), tmp_path)
+    first = [samples[SeededIndex(3, 11)], samples[SeededIndex(4, 11)]]
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
+    torch.rand(7)
+    assert [samples[SeededIndex(3, 11)], samples[SeededIndex(4, 11)]] == first
+    assert samples[SeededIndex(3, 12)]["noise"] != first[0]["noise"]
+    assert first[1]["index"] != 4
+
+
+def test_a_sample_leaves_the_random_state_alone(tmp_path: Path) -> None:
+    samples = FaultTolerantDataset(Numbers(errors=damaged(3)), tmp_path)
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
+    expected = random.random(), np.random.rand(), float(torch.rand(()))
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
+    assert samples[SeededIndex(3, 11)]["index"] != 3
+    assert (random.random(), np.random.rand(), float(torch.rand(()))) == expected
+
+
+def test_a_damaged_image_is_replaced_by_the_same_one_each_time(tmp_path: Path) -> None:
+    samples = FaultTolerantDataset(Numbers(errors=damaged(3, 7)), tmp_path)
+    sample = samples[SeededIndex(3, 11)]
+    assert sample["index"] not in (3, 7)
+    assert samples[SeededIndex(3, 11)] == sample
+    assert {samples[SeededIndex(3, seed)]["index"] for seed in range(20)} != {sample["index"]}
+    assert entries(tmp_path)[0] == {"file": "3.jpg", "reason": "is empty (0 bytes)"}
+    assert samples[3]["index"] not in (3, 7)  # without a seed too
+
+
+@pytest.mark.parametrize("error", [OSError("broken data stream"), FileNotFoundError(2, "No such file", "3.jpg")])
+def test_errors_of_other_loaders_count_too(tmp_path: Path, error: Exception) -> None:
+    assert FaultTolerantDataset(Numbers(errors={3: error}), tmp_path)[SeededIndex(3, 1)]["index"] != 3
+    assert entries(tmp_path)[0]["file"] == "3.jpg"
+
+
+@pytest.mark.parametrize(
+    "error", [UserError("label value 9 stands for no class"), KeyError("mask"), OSError(24, "Too many open files")]
+)
+def test_what_is_no_damaged_image_ends_the_run(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(type(error), match=str(error.args[-1])):
+        FaultTolerantDataset(Numbers(errors={3: error}), tmp_path)[SeededIndex(3, 1)]
+    assert not (tmp_path / REPLACED).exists()
+
+
+def test_a_lost_disk_ends_the_run_at_once(tmp_path: Path) -> None:
+    samples = FaultTolerantDataset(Numbers(errors=damaged(*range(50))), tmp_path)
+    with pytest.raises(UserError, match=r"20 images in a row cannot be read, the last is \d+\.jpg: is empty"):
+        samples[SeededIndex(3, 1)]
+
+
+def test_all_else_is_the_data_sets(tmp_path: Path) -> None:
+    samples = FaultTolerantDataset(Numbers(9), tmp_path)
+    assert len(samples) == 9
+    assert samples.get_data_info(4)["img_path"] == "4.jpg"
+    assert samples.metainfo == {}
+    copy = pickle.loads(pickle.dumps(samples))
+    assert copy[SeededIndex(2, 3)] == samples[SeededIndex(2, 3)]
+    with pytest.raises(AttributeError):
+        samples.no_such_thing  # noqa: B018
+
+
+class Counting:
+    """A hook that counts, with what it needs of a runner."""
+
+    def __init__(self, samples: FaultTolerantDataset, caplog: Any) -> None:
+        loader = SimpleNamespace(dataset=samples)
+        self.runner = SimpleNamespace(train_dataloader=loader, logger=logging.getLogger("counting"))
+        self.hook, self._caplog = CountReplaced(), caplog
+        self.hook.before_train(self.runner)
+
+    def step(self) -> list[str]:
+        self._caplog.clear()
+        self.hook.after_train_iter(self.runner, 0)
+        return self._caplog.messages
+
+
+@pytest.mark.parametrize("start", ["fork", None])
+def test_reports_come_from_workers(tmp_path: Path, caplog: Any, start: str | None) -> None:
+    samples = FaultTolerantDataset(Numbers(12, damaged(3, 7)), tmp_path)
+    counting = Counting(samples, caplog)
+    loader = DataLoader(
+        samples,
+        batch_sampler=[[SeededIndex(i, 5) for i in range(at, at + 3)] for at in (0, 3, 6, 9)],
+        num_workers=2 if start else 0,
+        multiprocessing_context=start,
+        collate_fn=list,
+    )
+    assert sum(len(batch) for batch in loader) == 12
+    messages = sorted(message.replace("2 so far", "1 so far") for message in counting.step())
+    assert messages == [f"{i}.jpg is empty (0 bytes): another image takes its place (1 so far)" for i in (3, 7)]
+    assert counting.step() == []
+
+
+def test_each_file_is_reported_once_and_old_reports_never(tmp_path: Path, caplog: Any) -> None:
+    samples = FaultTolerantDataset(Numbers(50, damaged(3)), tmp_path)
+    counting = Counting(samples, caplog)
+    assert counting.step() == []
+    samples[SeededIndex(3, 1)]
+    assert len(counting.step()) == 1
+    samples[SeededIndex(3, 2)]
+    assert counting.step() == []
+    again = Counting(samples, caplog)
+    assert again.step() == []
+    samples[SeededIndex(3, 3)]
+    assert len(again.step()) == 1
+
+
+def test_too_many_end_the_run(tmp_path: Path, caplog: Any) -> None:
+    samples = FaultTolerantDataset(Numbers(1500, damaged(*range(0, 32, 2))), tmp_path)
+    counting = Counting(samples, caplog)
+    assert most_replaced(1500) == 15
+    assert most_replaced(40) == 10
+    for i in range(0, 30, 2):
+        samples[SeededIndex(i, 1)]
+    assert len(counting.step()) == 15
+    samples[SeededIndex(30, 1)]
+    with pytest.raises(UserError, match=rf"16 of 1,500 training images cannot be read, listed in .*{REPLACED}"):
+        counting.step()
+
+
+def test_it_leaves_other_data_sets_alone(tmp_path: Path, caplog: Any) -> None:
+    assert Counting(Numbers(5), caplog).step() == []
+
+
+def test_a_full_disk_is_no_reason_to_stop(tmp_path: Path) -> None:
+    (tmp_path / REPLACED).mkdir()  # nothing can be appended to a folder
+    assert FaultTolerantDataset(Numbers(errors=damaged(3)), tmp_path)[SeededIndex(3, 1)]["index"] != 3
+
+
+def test_each_rank_has_its_own_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.data.samples.get_rank", lambda: 3)
+    FaultTolerantDataset(Numbers(errors=damaged(3)), tmp_path)[SeededIndex(3, 1)]
+    assert len(entries(tmp_path, "replaced_images_rank3.jsonl")) == 1

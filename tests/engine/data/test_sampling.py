@@ -1,0 +1,224 @@
+"""The order of the training data and all that is random in it follow from the step, whoever asks and when."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import random
+import signal
+from itertools import chain, islice
+from multiprocessing.connection import wait
+from threading import Timer
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmengine.dataset import DefaultSampler, InfiniteSampler
+from torch.utils.data import BatchSampler, DataLoader
+
+from engine.checkpoint.rng import RandomState, seed_of, seeded
+from engine.data import sampling
+from engine.data.sampling import ResumableBatchSampler, SeededIndex, end_workers, training_loader
+from engine.training.loops import IterationLoop
+
+SAMPLES = 10
+
+
+def batches(sampler: Any, size: int = 2, seed: int = 3) -> ResumableBatchSampler:
+    return ResumableBatchSampler(BatchSampler(sampler, size, False), sampler, SAMPLES, seed)
+
+
+def drawn(found: Any) -> list[list[tuple[int, int]]]:
+    return [[(int(draw), draw.seed) for draw in batch] for batch in found]
+
+
+def test_an_epoch_goes_on_from_any_batch() -> None:
+    sampler = DefaultSampler(range(SAMPLES), seed=1)
+    whole = drawn(batches(sampler))
+    assert len(whole) == 5
+    for begin in range(6):
+        part = batches(sampler)
+        part.begin_at(begin)
+        assert drawn(part) == whole[begin:]
+        assert drawn(part) == whole  # the epoch after it is whole
+
+
+def test_an_endless_stream_goes_on_from_any_batch() -> None:
+    whole = drawn(islice(batches(InfiniteSampler(range(SAMPLES), seed=1)), 20))
+    part = batches(InfiniteSampler(range(SAMPLES), seed=1))
+    part.begin_at(13)
+    assert drawn(islice(part, 7)) == whole[13:]
+
+
+def test_a_sampler_that_ends_begins_anew_in_a_training_of_steps() -> None:
+    def stream(begin: int, count: int) -> list[list[int]]:
+        sampler = DefaultSampler(range(SAMPLES), seed=1)
+        loop = object.__new__(IterationLoop)
+        loop.dataloader = DataLoader(range(SAMPLES), batch_sampler=batches(sampler), collate_fn=list)
+        found, loop._iter = [], begin
+        for batch in islice(loop._batches(), count):
+            found.append(batch)
+            loop._iter += 1
+        return found
+
+    whole = stream(0, 13)
+    for epoch in (0, 5):
+        assert sorted(chain(*whole[epoch : epoch + 5])) == list(range(SAMPLES))
+    assert whole[:5] != whole[5:10]
+    for begin in (3, 5, 8):
+        assert stream(begin, 13 - begin) == whole[begin:]
+
+
+@pytest.mark.parametrize("make", [DefaultSampler, InfiniteSampler])
+def test_a_seed_that_is_known_late(make: Any) -> None:
+    whole = drawn(islice(batches(make(range(SAMPLES), seed=3), seed=3), 5))
+    other = batches(make(range(SAMPLES), seed=8), seed=8)
+    assert drawn(islice(other, 5)) != whole
+    other.reseed(3, True)
+    assert drawn(islice(other, 5)) == whole
+
+
+def test_each_pass_over_the_data_draws_anew() -> None:
+    sampler = DefaultSampler(range(SAMPLES), seed=1)
+    seeds = []
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        seeds += [draw.seed for batch in batches(sampler) for draw in batch]
+    endless = islice(batches(InfiniteSampler(range(SAMPLES), seed=1)), 15)
+    for found in (seeds, [draw.seed for batch in endless for draw in batch]):
+        assert len(set(found)) == 3 * SAMPLES
+
+
+def test_another_seed_draws_otherwise() -> None:
+    sampler = DefaultSampler(range(SAMPLES), seed=1)
+    one, two = (drawn(batches(sampler, seed=seed)) for seed in (3, 4))
+    assert [[index for index, _ in batch] for batch in one] == [[index for index, _ in batch] for batch in two]
+    assert not {seed for batch in one for _, seed in batch} & {seed for batch in two for _, seed in batch}
+
+
+@pytest.mark.parametrize("make", [DefaultSampler, InfiniteSampler])
+def test_processes_share_the_draws_of_one(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step of two processes with batches of 2 has the images, and the draws, of one with a batch of 4."""
+    alone = drawn(islice(batches(make(range(SAMPLES), seed=1), size=4), 2))
+    monkeypatch.setattr(sampling, "get_world_size", lambda: 2)
+    shared = []
+    for rank in (0, 1):
+        monkeypatch.setattr("mmengine.dataset.sampler.get_dist_info", lambda rank=rank: (rank, 2))
+        shared.append(drawn(islice(batches(make(range(SAMPLES), seed=1)), 2)))
+    for step in (0, 1):
+        assert sorted(alone[step]) == sorted(shared[0][step] + shared[1][step])
+
+
+def test_a_draw_is_an_index_everywhere() -> None:
+    draw = SeededIndex(7, 2**62 + 1)
+    for same in (draw, pickle.loads(pickle.dumps(draw)), copy.deepcopy(draw)):
+        assert same == 7
+        assert same.seed == 2**62 + 1
+        assert list(range(10))[same] == 7
+
+
+def test_seeds_are_unlike_each_other() -> None:
+    seeds = [seed_of(*parts) for parts in ((0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 0, 11), (0, 0, 1, 1), (10, 0, 1))]
+    assert len(set(seeds)) == 6
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert seed_of(0, 0, 1) == seeds[0]
+
+
+def numbers() -> tuple[float, float, float]:
+    return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+
+def test_inside_a_seed_and_after_it() -> None:
+    state = RandomState.capture()
+    expected = [numbers() for _ in range(2)]
+    state.restore()
+    first = numbers()
+    with seeded(5):
+        inside = numbers()
+    assert [first, numbers()] == expected
+    with seeded(5):
+        assert numbers() == inside
+    with seeded(6):
+        assert not set(numbers()) & set(inside)
+
+
+def test_a_state_survives_as_plain_data(tmp_path: Any) -> None:
+    random.gauss(0, 1)  # leaves a second number for the next call
+    state = RandomState.capture()
+    expected = random.gauss(0, 1), numbers()
+    torch.save(state.as_dict(), tmp_path / "state.pth")
+    RandomState.from_dict(torch.load(tmp_path / "state.pth", weights_only=True)).restore()
+    assert (random.gauss(0, 1), numbers()) == expected
+
+
+class Noise:
+    """A data set whose samples show what their process draws."""
+
+    metainfo: dict[str, Any] = {}
+
+    def __len__(self) -> int:
+        return SAMPLES
+
+    def __getitem__(self, index: int) -> Any:
+        with seeded(index.seed):  # type: ignore[attr-defined]
+            return torch.tensor(numbers())
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_workers_change_nothing(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling.DATASETS, "build", lambda cfg: Noise())
+    loader = dict(
+        dataset={},
+        sampler=dict(type="DefaultSampler", shuffle=True),
+        batch_size=5,
+        num_workers=workers,
+        collate_fn=dict(type="default_collate"),
+    )
+    before = torch.get_rng_state()
+    built = training_loader(copy.deepcopy(loader), 3, True)
+    found = torch.cat(list(built))
+    assert torch.equal(torch.get_rng_state(), before)
+    draws = [draw for batch in built.batch_sampler for draw in batch]
+    assert torch.equal(found, torch.stack([Noise()[draw] for draw in draws]))
+
+
+@pytest.fixture
+def loader(monkeypatch: pytest.MonkeyPatch) -> DataLoader:
+    """With a worker that it keeps."""
+    monkeypatch.setattr(sampling.DATASETS, "build", lambda cfg: Noise())
+    settings = dict(dataset={}, sampler=dict(type="DefaultSampler", shuffle=True), batch_size=1, num_workers=1)
+    settings |= dict(collate_fn=dict(type="default_collate"), persistent_workers=True)
+    return training_loader(settings, seed=3, same_order=True)
+
+
+def test_a_worker_outlives_the_signals_that_end_a_job(loader: DataLoader) -> None:
+    found = iter(loader)
+    next(found)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        os.kill(found._workers[0].pid, number)
+    assert len(list(found)) == SAMPLES - 1
+    end_workers([loader], patience=10)
+
+
+def test_workers_that_are_ended_can_be_replaced(loader: DataLoader) -> None:
+    end_workers([loader], patience=10)  # there is none
+    for _ in range(2):
+        assert len(list(loader)) == SAMPLES
+        (worker,) = loader._iterator._workers
+        end_workers([loader], patience=10)
+        assert worker.exitcode == 0
+
+
+def test_workers_that_are_stuck_or_killed_are_not_waited_for(loader: DataLoader) -> None:
+    loader.num_workers = 2
+    next(iter(loader))
+    first, second = loader._iterator._workers
+    for worker in (first, second):
+        os.kill(worker.pid, signal.SIGSTOP)
+    Timer(0.2, os.kill, (second.pid, signal.SIGKILL)).start()  # of which torch makes an error in the main thread
+    end_workers([loader], patience=1.0)
+    assert first.is_alive()
+    os.kill(first.pid, signal.SIGCONT)
+    assert wait([first.sentinel], timeout=10)

@@ -1,0 +1,168 @@
+"""What a rank announces, and when its launcher takes it for one that hangs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.launch import hang_detector as hang
+from engine.launch import heartbeat as watch
+from engine.launch.hang_detector import Judge, Status, accused, verdict
+from engine.launch.heartbeat import Phase, Position
+
+ROOT = Path(__file__).resolve().parents[3]
+LONG_AFTER = 10 * hang.WARM_UP_STEPS
+
+# In a process of its own, since it takes over a signal and the handling of crashes.
+RANK = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+from engine.launch import heartbeat as watch
+from engine.launch.heartbeat import Phase
+
+watch.begin()
+watch.settle("work", 7.5)
+watch.enter(Phase.DATA)
+watch.enter(Phase.STEP, "epoch 1, step 1 of 5 " + "\\u00e4" * 900)
+watch.enter(Phase.STEP, "epoch 1, step 2 of 5")
+with watch.during(Phase.SAVING):
+    os.kill(os.getpid(), signal.SIGUSR2)
+watch.last_words({error})
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def run_rank(folder: Path, error: str) -> Position:
+    program = RANK.format(root=str(ROOT), error=error)
+    environment = {"TORCHELASTIC_ERROR_FILE": str(folder / "error.json")}
+    subprocess.run([sys.executable, "-c", program], env=environment, cwd=folder, check=False)
+    return watch.read_position(folder)
+
+
+def test_the_launcher_reads_what_a_killed_rank_announced(tmp_path: Path) -> None:
+    position = run_rank(tmp_path, "ValueError('boom\\nand more')")
+    assert (position.steps, position.phase, position.patience) == (2, Phase.STEP, 7.5)
+    assert str(position) == "epoch 1, step 2 of 5 (training)"
+    assert position.folder == str(tmp_path / "work")
+    assert watch.read_last_words(tmp_path) == ("ValueError: boom", False)
+    assert watch.read_frames(tmp_path)[0].endswith("in <module>")
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        ("RuntimeError('[third_party/gloo/pair.cc:1] Connection closed by peer')", True),
+        ("type('DistBackendError', (RuntimeError,), {})('timed out')", True),
+        ("RuntimeError('shapes differ')", False),
+        ("ValueError('gloo')", False),
+    ],
+)
+def test_an_error_about_another_rank_is_told_from_one_of_its_own(tmp_path: Path, error: str, lost: bool) -> None:
+    run_rank(tmp_path, error)
+    assert watch.read_last_words(tmp_path)[1] is lost
+
+
+def test_without_a_launcher_nothing_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    watch.enter(Phase.STEP, "step 1")
+    with watch.during(Phase.SAVING):
+        watch.settle("work", 3.0)
+    assert not watch.last_words(RuntimeError("Connection closed by peer"))
+    assert not list(tmp_path.iterdir())
+    assert watch.read_position(tmp_path) == Position()
+    assert watch.read_last_words(tmp_path) == ("", False)
+
+
+def late_after(seconds: float, *positions: Position) -> list[int]:
+    """Ranks that are late when all have stayed where they are for so long."""
+    judge = Judge()
+    now, late = 100.0, []
+    while now <= 100 + seconds:
+        late = judge.look(dict(enumerate(positions)), now)
+        now += 1.0
+    return [status.rank for status in late]
+
+
+@pytest.mark.parametrize(
+    ("phase", "patience"),
+    [
+        (Phase.STEP, hang.STEP_PATIENCE),
+        (Phase.DATA, hang.DATA_PATIENCE),
+        (Phase.VALIDATION, hang.LONG_PATIENCE),
+        (Phase.SAVING, hang.LONG_PATIENCE),
+    ],
+)
+def test_each_phase_has_its_patience(phase: Phase, patience: float) -> None:
+    position = Position(9, LONG_AFTER, phase)
+    assert late_after(patience, position) == []
+    assert late_after(patience + 2, position) == [0]
+
+
+def test_the_first_steps_may_compile_and_the_start_takes_what_it_takes() -> None:
+    assert late_after(10 * hang.STEP_PATIENCE, Position(3, hang.WARM_UP_STEPS, Phase.STEP)) == []
+    assert late_after(2 * hang.LONG_PATIENCE, Position(1, 0, Phase.STARTING)) == []
+
+
+def test_the_config_decides_how_long_a_step_may_take() -> None:
+    position = Position(9, LONG_AFTER, Phase.STEP, patience=5.0)
+    assert late_after(5, position) == []
+    assert late_after(7, position) == [0]
+
+
+def test_slow_steps_make_patient() -> None:
+    judge = Judge()
+    now = 0.0
+    for step in range(1, 9):
+        for _ in range(20):  # 20 s each
+            judge.look({0: Position(step, step, Phase.STEP)}, now)
+            now += 1.0
+    assert judge.patience(Position(9, 9, Phase.STEP)) == pytest.approx(200)
+
+
+def test_a_job_that_was_suspended_does_not_hang() -> None:
+    judge = Judge()
+    position = Position(9, LONG_AFTER, Phase.STEP)
+    judge.look({0: position}, 0.0)
+    assert judge.look({0: position}, 3600.0) == []
+
+
+def test_a_rank_that_moves_is_not_late() -> None:
+    judge = Judge()
+    for second in range(200):
+        late = judge.look({0: Position(second, LONG_AFTER, Phase.STEP), 1: Position(5, LONG_AFTER, Phase.STEP)}, second)
+    assert [status.rank for status in late] == [1]
+
+
+def sits(rank: int, steps: int, phase: Phase = Phase.STEP, frame: str = "engine/training/loops.py:5 in run") -> Status:
+    return Status(rank, steps, phase, f"step {steps} (training)", 46.0, (frame, "tools/train.py:1 in main"))
+
+
+WAITS = "distributed/distributed_c10d.py:9 in all_reduce"
+
+
+@pytest.mark.parametrize(
+    ("statuses", "guilty"),
+    [
+        ([sits(0, 8), sits(1, 7), sits(2, 8)], [1]),
+        ([sits(0, 8, Phase.SAVING), sits(1, 8)], [0]),
+        ([sits(0, 8, frame=WAITS), sits(1, 8), sits(2, 8, frame=WAITS)], [1]),
+        ([sits(0, 8, frame=WAITS), sits(1, 8, frame=WAITS)], [0, 1]),
+    ],
+)
+def test_the_one_to_blame_is_behind_or_does_something_else(statuses: list[Status], guilty: list[int]) -> None:
+    assert [status.rank for status in accused(statuses)] == guilty
+    told = [Status.from_plain(json.loads(json.dumps(status.plain()))) for status in statuses]
+    assert told == statuses
+
+
+def test_the_verdict_is_one_line() -> None:
+    line = verdict([sits(0, 8, frame=WAITS), sits(1, 8)])
+    assert line == (
+        "rank 1 hangs (46 s without progress); its last line: step 8 (training), at engine/training/loops.py:5 in run; "
+        "the other ranks wait for it"
+    )
+    assert verdict([sits(1, 8, frame=WAITS), sits(0, 8, frame=WAITS)]).startswith("ranks 0, 1 hang (46 s")

@@ -1,0 +1,149 @@
+"""The plan of a training: the papers' figures come out of the configs, and contradictions are named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backbones import UserError
+from engine.config.load import load_config
+from engine.config.world import Launch
+from engine.planning.plan import TrainingPlan, dry_run, training_plan
+
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
+CLASSIFICATION = CONFIGS / "classification/convnext_tiny_in1k_300e.py"
+DIGITS = CONFIGS / "classification/digits.py"
+MASK = CONFIGS / "detection/mask_rcnn_convnext_tiny_coco_3x.py"
+CASCADE = CONFIGS / "detection/cascade_mask_rcnn_convnext_tiny_coco_3x.py"
+UPERNET = CONFIGS / "segmentation/upernet_convnext_tiny_ade20k_160k.py"
+
+
+def plan(path: Path, launch: Launch | None = None, **options: Any) -> TrainingPlan:
+    launch = launch or Launch()
+    return training_plan(load_config(path, options, launch), launch)
+
+
+def line(found: TrainingPlan, name: str) -> str:
+    (one,) = (text.removeprefix(f"{name}: ") for text in found.lines() if text.startswith(f"{name}: "))
+    return one
+
+
+def test_a_study_on_a_part_of_the_data_counts_the_part() -> None:
+    found = plan(CONFIGS / "classification/convnext_tiny_in1k_subset_ablation.py")
+    assert "(128,116 images if the data is 1/10 of imagenet-1k)" in line(found, "length")
+
+
+def test_the_plan_of_the_paper_s_classifier() -> None:
+    found = plan(CLASSIFICATION, Launch.on_gpus(32))
+    batch, length, rate, precision, memory = found.lines()
+    assert batch == "batch: 32 processes x 128 images x 1 accumulation = global batch 4096"
+    images = "1,281,167 images if the data is all of imagenet-1k"
+    assert length == f"length: 300 epochs of 312 steps = 93,600 steps ({images})"
+    assert rate == "rate: peak rate 0.004; linear warm-up over 6,240 steps (20 epochs)"
+    assert precision == "precision: float32"
+    assert memory.startswith("memory: about ")
+    assert "activations of 128 images of 224 x 224" in memory
+
+
+@pytest.mark.parametrize("path, gpus", [(CLASSIFICATION, 1), (CLASSIFICATION, 64), (CASCADE, 1), (CASCADE, 4)])
+def test_steps_do_not_depend_on_the_launch(path: Path, gpus: int) -> None:
+    steps = {CLASSIFICATION: 1_281_167 // 4096, CASCADE: 117_266 // 16}[path]
+    assert plan(path, Launch.on_gpus(gpus)).schedule.steps_per_epoch == steps
+
+
+def test_the_plan_of_dense_tasks() -> None:
+    detector, segmentor = plan(CASCADE, Launch.on_gpus(8)), plan(UPERNET, Launch.on_gpus(8))
+    lowest = 2e-4 * 0.7**7
+    assert line(detector, "rate") == (
+        f"peak rate 0.0002 at the head, {lowest:.3g} at the lowest layer; linear warm-up over 500 steps"
+    )
+    assert line(detector, "precision") == "mixed, float16 with scaled loss"
+    assert line(segmentor, "length") == "160,000 steps, 126.7 times 20,210 images if the data is all of ade20k"
+    assert line(segmentor, "rate").endswith("linear warm-up over 1,500 steps")
+
+
+def test_the_data_completes_the_plan() -> None:
+    found = plan(DIGITS)
+    assert line(found, "length") == "10 epochs; steps per epoch are known when the data is read"
+    assert line(found, "rate").endswith("linear warm-up over 1 epoch")
+    known = found.with_data(6000, 93)
+    assert line(known, "length") == "10 epochs of 93 steps = 930 steps (6,000 images)"
+    assert line(known, "rate").endswith("linear warm-up over 93 steps (1 epoch)")
+    stepwise = plan(UPERNET).with_data(2000, 2000)
+    assert line(stepwise, "length") == "160,000 steps, 1280 times 2,000 images"
+
+
+def test_precision_clipping_and_no_warm_up() -> None:
+    options = {"optim_wrapper.type": "AmpOptimWrapper", "optim_wrapper.dtype": "bfloat16"}
+    found = plan(CLASSIFICATION, Launch.on_gpus(8), **options, **{"optim_wrapper.clip_grad": {"max_norm": 1.0}})
+    assert line(found, "precision") == "mixed, bfloat16, gradients clipped to a norm of 1"
+    on_cpu = plan(CLASSIFICATION, Launch(), **options)
+    assert line(on_cpu, "precision") == "float32"
+    assert line(plan(CLASSIFICATION, **{"param_scheduler": []}), "rate") == "peak rate 0.004; no warm-up"
+
+
+def test_schedules_as_mmengine_takes_them() -> None:
+    """One alone, not in a list; and one without an end, which is then the training's."""
+    resolved = load_config(CLASSIFICATION, None, Launch())
+    for schedule in ({"type": "LinearLR"}, [{"type": "LinearLR"}]):
+        resolved.cfg.param_scheduler = schedule
+        assert line(training_plan(resolved, Launch()), "rate").endswith("(300 epochs)")
+
+
+def test_an_end_above_a_layer_s_rate_is_refused() -> None:
+    """1e-6 is a fiftieth of the fine-tuning rate; the stem's, under a decay of 0.7, is 2e-6 for T, 5e-7 for L."""
+    options = {
+        "optim_wrapper.optimizer.lr": 5e-5,
+        "optim_wrapper.paramwise_cfg": {"decay_rate": 0.7},
+        "param_scheduler": [{"type": "CosineAnnealingLR", "T_max": 30, "eta_min": 1e-6}],
+    }
+    plan(CLASSIFICATION, **options)
+    with pytest.raises(UserError, match=r"param_scheduler\.0\.eta_min=1e-06 .* rate 4\.84e-07: .*eta_min_ratio"):
+        plan(CLASSIFICATION, **options, **{"model.backbone.type": "convnext_large"})
+    options["param_scheduler"] = [{"type": "CosineAnnealingLR", "T_max": 30, "eta_min_ratio": 0.02}]
+    plan(CLASSIFICATION, **options, **{"model.backbone.type": "convnext_large"})
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"model.backbone.colour": "red"}, "'colour'"),
+        ({"optim_wrapper.paramwise_cfg": {"num_groups": 6}}, "num_groups=6 does nothing"),
+        ({"optim_wrapper.paramwise_cfg": {"decay": 0.9}}, "no option decay"),
+        ({"optim_wrapper.optimizer.lr": "high"}, "optimizer.lr='high': a positive number"),
+        ({"env_cfg.shraded": True}, "env_cfg has no setting 'shraded'; nearest: sharded"),
+    ],
+)
+def test_what_does_not_build_is_one_line(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        plan(CLASSIFICATION, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_dry_run_tells_where_the_data_would_be(tmp_path: Path) -> None:
+    (tmp_path / "train2017").mkdir()
+    launch = Launch.on_gpus(8)
+    options = {"data_root": str(tmp_path), "model.backbone.weights": "absent.pth", "batch.size": 32}
+    lines = dry_run(load_config(MASK, options, launch), launch)
+    assert lines[:2] == ["batch: 8 processes x 2 images x 2 accumulation = global batch 32", "device: GPU"]
+    assert f"train data: {tmp_path / 'train2017'} (present)" in lines
+    assert f"train data: {tmp_path / 'annotations/instances_train2017.json'} (ABSENT)" in lines
+    assert f"val data: {tmp_path / 'val2017'} (ABSENT)" in lines
+    assert "backbone from: absent.pth (ABSENT)" in lines
+    assert any(line.startswith("memory: ") and "activations of 2 images" in line for line in lines)
+    assert "note: global batch 16 -> 32: learning rate 0.0001 -> 0.0002 (linear rule)" in lines
+    assert lines[-1].split()[0] == "total"
+
+
+def test_a_launch_on_gpus() -> None:
+    assert Launch.on_gpus(4) == Launch(4, "cuda", 4)
+    assert Launch.on_gpus(32) == Launch(32, "cuda", 8)
+    with pytest.raises(UserError, match="--gpus 0"):
+        Launch.on_gpus(0)
+
+
+def test_odd_micro_batches_under_mixup_are_refused_before_anything_is_read() -> None:
+    with pytest.raises(UserError, match="1 images per process: mixup pairs them"):
+        plan(CONFIGS / "classification/convnext_tiny_in1k_300e.py", Launch.on_gpus(8), **{"batch.per_gpu": 1})

@@ -1,0 +1,261 @@
+"""The report of a training, from made-up folders, and the parts of pages."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from engine.report.html import COLOURS, Line, plot, thinned
+from engine.report.run_dir import best_point, read_curves, read_starts, write_json
+from engine.report.training import read_run, render, state_line, write_report
+from tests.pages import Page
+
+EVIL = "<script>alert('7 & 1')</script>"
+RECEIPT = {"part": "backbone", "line": "124/132 backbone tensors loaded from a<b>.pth"}
+
+
+def log(folder: Path, start: str, *entries: dict[str, Any], cut: str = "") -> None:
+    path = folder / start / "vis_data" / "scalars.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries) + cut)
+
+
+def step(number: int, loss: float) -> dict[str, Any]:
+    return {"lr": 0.1, "loss": loss, "grad_norm": 1.0, "step": number, "time": 0.5, "data_time": 0.0, "memory": 1024}
+
+
+def a_start(folder: str, begin: int, end: int | None, outcome: str, **more: Any) -> dict[str, Any]:
+    plan = {"batch": {"global_batch": 8}, "lines": ["batch: 8 in all", "rate: peak 0.1"], "notes": ["SyncBN -> BN"]}
+    config = {
+        "file": "configs/a.py",
+        "text": f'"""{EVIL}"""',
+        "changed": {"batch.size": [64, 8], "work_dir": ["a", "b"]},
+    }
+    about = {"task": "classification", "model": "ImageClassifier", "backbone": "convnext_atto", "data": "data/digits"}
+    machine = {"cpu": "Some CPU", "cores": 2, "memory_bytes": 2**34, "system": "Linux", "kernel": "6", "gpus": []}
+    code = {"commit": "0123456789abcdef", "branch": "main", "dirty": True}
+    made = {"versions": {"torch": "2.11.0"}, "machine": machine, "variables": {"OMP_NUM_THREADS": "2"}, "code": code}
+    start = {"folder": folder, "outcome": outcome, "began": "2026-01-01T00:00:00+00:00", "seconds": 61.0}
+    start |= {"from_step": begin, "to_step": end, "of_steps": 40, "command": "python tools/train.py a.py"}
+    start |= {"go_on": "python tools/train.py a.py --resume", "processes": 1, "plan": plan, "config": config}
+    start |= {"about": about | {"classes": 2, "optimizer": {"type": "AdamW", "lr": 0.1}, "ema": 0.99, "seed": 7}}
+    return start | {"environment": made, "weights": [RECEIPT], "resumed": begin > 0, "memory_bytes": 2**30} | more
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A run that failed, went on from step 20 and was asked to stop."""
+    place = tmp_path / "run"
+    first = a_start("20260101_000000", 0, 30, "failed", reason=f"RuntimeError: {EVIL}")
+    again = [RECEIPT, {"part": "model", "line": "all of epoch_2.pth"}]
+    second = a_start("20260101_000100", 20, 36, "stopped", reason="Ctrl-C", weights=again)
+    write_json(place / "starts.json", {"starts": [first, second]})
+    write_json(place / "plan.json", {"schedule": {"epochs": 4, "steps_per_epoch": 10}})
+    scores = ({"top1": 50.0, "val_loss": 2.0, "ema/top1": 40.0, "step": 1}, {"top1": 80.0, "val_loss": 1.5, "step": 2})
+    log(place, first["folder"], step(10, 5.0), scores[0], step(20, 4.0), scores[1], step(30, 99.0))
+    log(
+        place, second["folder"], step(30, 3.0), {"top1": 70.0, "val_loss": 1.0, "ema/top1": 75.5, "step": 3}, cut='{"lr'
+    )
+    write_json(place / "test.json", {"metrics": {"top1": 71.25}, "receipts": [{"line": "all of epoch_3.pth"}]})
+    write_json(place / "confusion.json", {"classes": [EVIL, "two"], "matrix": [[95, 5], [0, 100]]})
+    write_json(place / "weights.json", {"receipts": again})
+    (place / "epoch_2.pth").touch()
+    (place / "replaced_images.jsonl").write_text('{"file": "a.jpg"}\n{"file": "b.jpg"}\n')
+    write_json(place / "data_check.json", {"summary": "1 error, 0 warnings", "findings": [finding("error")]})
+    write_json(place / "nonfinite/step_27/report.json", {"step": 27, "place": "neck.0", "hint": "lower the rate"})
+    (place / "pictures").mkdir()
+    Image.new("RGB", (32, 16), "red").save(place / "pictures" / "3.png")
+    return place
+
+
+def finding(level: str) -> dict[str, str]:
+    return {"level": level, "file": "c.jpg", "what": f"{level} in it", "mend": "copy it again"}
+
+
+def read_page(folder: Path) -> Page:
+    return Page(write_report(folder).read_text(encoding="utf-8"))
+
+
+def row(page: Page, name: str) -> list[str]:
+    """The cells of the row that begins with a name."""
+    match = re.search(rf'<tr><th scope="row">{re.escape(name)}</th>(.*?)</tr>', page.text)
+    assert match, name
+    return re.findall(r"<td>(.*?)</td>", match[1])
+
+
+def test_curves_join_over_starts_and_what_was_done_again_counts(folder: Path) -> None:
+    curves = read_curves(folder)
+    assert curves["train/loss"] == [(10, 5.0), (20, 4.0), (30, 3.0)]
+    assert curves["train/lr"] == [(10, 0.1), (20, 0.1), (30, 0.1)]
+    assert curves["val/top1"] == [(10, 50.0), (20, 80.0), (30, 70.0)]
+    assert curves["val/ema/top1"] == [(10, 40.0), (30, 75.5)]
+
+
+def test_a_start_that_goes_on_earlier_forgets_what_came_after(folder: Path) -> None:
+    starts = json.loads((folder / "starts.json").read_text())
+    starts["starts"][1]["from_step"] = 10
+    write_json(folder / "starts.json", starts)
+    curves = read_curves(folder)
+    assert curves["train/loss"] == [(10, 5.0), (30, 3.0)]
+    assert curves["val/top1"] == [(10, 50.0), (30, 70.0)]
+
+
+def test_curves_of_a_folder_without_record(tmp_path: Path) -> None:
+    log(tmp_path, "20260101_000000", step(10, 5.0), {"mIoU": 1.0, "loss": 9.0, "step": 0}, step(20, 99.0))
+    log(tmp_path, "20260101_000100", step(20, float("nan")), {"mIoU": 2.0, "step": 0}, cut='{"lr": 1, "lo')
+    curves = read_curves(tmp_path)
+    assert curves["train/loss"] == [(10, 5.0), (20, 99.0)]
+    assert (curves["val/mIoU"], curves["val/loss"]) == ([(10, 1.0), (20, 2.0)], [(10, 9.0)])
+
+
+def test_validations_of_a_run_in_steps_are_where_they_say(tmp_path: Path) -> None:
+    write_json(tmp_path / "plan.json", {"schedule": {"epochs": None, "steps": 40, "steps_per_epoch": None}})
+    log(tmp_path, "20260101_000000", step(10, 5.0), {"mIoU": 1.0, "step": 16})
+    assert read_curves(tmp_path)["val/mIoU"] == [(16, 1.0)]
+
+
+def test_the_best_is_the_highest_and_of_a_loss_the_lowest() -> None:
+    points = [(1, 2.0), (2, 3.0), (3, 3.0), (4, 1.0)]
+    assert best_point("top1", points) == (2, 3.0)
+    assert best_point("ema/val_loss", points) == (4, 1.0)
+
+
+def test_scores(folder: Path) -> None:
+    page = read_page(folder)
+    assert row(page, "top-1") == ["70.0", "80.0 (20)", "75.5", "75.5 (30)", "71.2"]
+    assert row(page, "val_loss") == ["1", "1 (30)", "–", "–", "–"]
+
+
+def test_scores_of_detection_are_out_of_100(tmp_path: Path) -> None:
+    log(tmp_path, "20260101_000000", {"bbox_mAP": 0.5, "bbox_mAP_50": 0.75, "bbox_mAP_l": -1.0, "step": 1})
+    page = read_page(tmp_path)
+    assert row(page, "box AP") == ["50.0", "50.0 (1)"]
+    assert row(page, "bbox_mAP_50") == ["75.0", "75.0 (1)"]
+    assert row(page, "bbox_mAP_l") == ["–", "–"]
+
+
+def test_the_page_tells_all_there_is(folder: Path) -> None:
+    page = read_page(folder)
+    for words in (
+        "Stopped at step 36 of 40: Ctrl-C. Go on with: python tools/train.py a.py --resume",
+        "Classification: ImageClassifier with convnext_atto, 2 classes, trained on data/digits",
+        "CPU: Some CPU, 2 cores · 2:02 in all",
+        "2 images could not be read and were replaced: replaced_images.jsonl",
+        "not finite at step 27; first in neck.0; lower the rate",
+        "data check: 1 error, 0 warnings; all of it in data_check.json",
+        "c.jpg: error in it; copy it again",
+        f"began with: {RECEIPT['line']}",
+        "went on at step 20 with: all of epoch_2.pth",
+        "test with: all of epoch_3.pth",
+        "configs/a.py: what it says beyond its bases",
+        "OMP_NUM_THREADS=2",
+    ):
+        assert words in page.words
+    assert row(page, "batch.size") == ["64", "8"]
+    assert 'scope="row">work_dir<' not in page.text
+    assert row(page, "batch") == ["8 in all"]
+    assert row(page, "note") == ["SyncBN -&gt; BN"]
+    assert row(page, "optimizer") == ["AdamW, lr 0.1"]
+    assert row(page, "time of a step") == ["0.5 s, 16 images/s"]
+    assert row(page, "peak GPU memory") == ["1.00 GiB"]
+    assert row(page, "packages") == ["torch 2.11.0"]
+    assert row(page, "code") == ["0123456789ab on main with changes"]
+    assert re.findall(r"<td>(\d+ to \d+)</td><td>1:01</td><td>(\w+)", page.text) == [
+        ("0 to 30", "failed"),
+        ("20 to 36", "stopped"),
+    ]
+    assert page.tags.count("svg") == 4
+    assert page.tags.count("img") == 1
+
+
+def test_everything_is_escaped_and_inside(folder: Path) -> None:
+    page = read_page(folder)
+    assert "script" not in page.tags
+    assert page.words.count(EVIL) == 4
+    assert all(source.startswith("data:image/jpeg;base64,") for source in page.sources)
+    assert not re.search(r"@import|url\(", page.text)
+
+
+def test_an_empty_folder_has_a_page(tmp_path: Path) -> None:
+    page = read_page(tmp_path)
+    assert "No starts.json tells how this training stands." in page.words
+    assert "There was no validation yet." in page.words
+    assert "Nothing was logged yet." in page.words
+
+
+@pytest.mark.parametrize("content", ["", "[1", "[]", '{"starts": 1}', '{"starts": [1, {}]}', "\x00"])
+@pytest.mark.parametrize("name", ["starts.json", "plan.json", "test.json", "data_check.json", "weights.json"])
+def test_damaged_files_do_not_stop_the_report(name: str, content: str, folder: Path) -> None:
+    (folder / name).write_text(content)
+    (folder / "pictures" / "3.png").write_bytes(b"no picture")
+    assert "top-1" in read_page(folder).words
+
+
+@pytest.mark.parametrize(
+    ("outcome", "checkpoints", "expected"),
+    [
+        ("finished", ["a.pth"], "Finished at step 9 of 1,000."),
+        ("running", ["a.pth"], "Running, or ended without a word: last heard of at step 9 of 1,000."),
+        ("failed", [], "Failed at step 9 of 1,000: no reason is known. Nothing was saved yet; start again with: train"),
+        ("stopped", ["a.pth"], "Stopped at step 9 of 1,000: no reason is known. Go on with: train --resume"),
+    ],
+)
+def test_how_a_training_stands(outcome: str, checkpoints: list[str], expected: str) -> None:
+    start = {"outcome": outcome, "to_step": 9, "of_steps": 1000, "command": "train", "go_on": "train --resume"}
+    assert state_line(start, checkpoints) == expected
+
+
+def test_many_classes_and_many_pictures_fit_a_page(folder: Path) -> None:
+    write_json(folder / "confusion.json", {"classes": list(range(1000)), "matrix": []})
+    for index in range(20):
+        Image.new("RGB", (32, 16)).save(folder / "pictures" / f"{index}.png")
+    page = read_page(folder)
+    assert "1,000 classes are too many for a page: see confusion.json" in page.words
+    assert page.tags.count("img") == 8
+
+
+def test_a_start_that_does_not_resume_is_a_new_training(folder: Path) -> None:
+    starts = json.loads((folder / "starts.json").read_text())["starts"]
+    write_json(folder / "starts.json", {"starts": [*starts, a_start("20260101_000200", 0, 5, "finished")]})
+    assert [start["folder"] for start in read_starts(folder)] == ["20260101_000200"]
+    log(folder, "20260101_000200", step(5, 2.5))
+    assert read_curves(folder) == {
+        "train/loss": [(5, 2.5)],
+        "train/lr": [(5, 0.1)],
+        "train/grad_norm": [(5, 1.0)],
+    }
+    assert render(read_run(folder), folder).count("<td>finished</td>") == 1
+
+
+def test_a_plot_has_its_points_where_they_belong() -> None:
+    svg = plot("A", "b", {"c": Line("trained", [(0, 0.0), (50, 0.5), (100, 1.0)], 100)})
+    points = re.search(r'points="([^"]+)"', svg)
+    assert points
+    assert points[1] == "54.0,246.0 249.0,145.0 444.0,44.0"
+    assert re.findall(r'end">([^<]+)<', svg) == ["0", "20", "40", "60", "80", "100"]
+    assert "var(--trained)" in svg
+    assert not any(colour in svg for pair in COLOURS.values() for colour in pair)
+    assert plot("A", "b", {"c": Line("trained", None), "d": Line("trained", [])}) == ""
+
+
+@pytest.mark.parametrize("values", [[0.0], [5.0], [-1.0, 1.0], [1e-9, 2e-9], [1e12], [0.1] * 40, [-3.0]])
+def test_a_plot_of_any_values_stays_inside(values: list[float]) -> None:
+    svg = plot("A", "b", {"c": Line("trained", list(enumerate(values)))})
+    numbers = re.search(r'points="([^"]+)"', svg)
+    assert numbers
+    for pair in numbers[1].split():
+        x, y = map(float, pair.split(","))
+        assert 54 <= x <= 444
+        assert 44 <= y <= 246
+
+
+def test_a_long_curve_is_thinned_and_keeps_its_ends() -> None:
+    points = [(index, float(index)) for index in range(10_001)]
+    kept = thinned(points, 100)
+    assert (len(kept), kept[0], kept[-1]) == (100, points[0], points[-1])
+    assert thinned(points[:100], 100) == points[:100]
