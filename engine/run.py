@@ -145,7 +145,7 @@ def _without_training(cfg: ConfigDict) -> None:
         cfg[key] = None
     if "backbone" in cfg.model:
         cfg.model.backbone.pop("weights", None)
-    cfg.custom_hooks = [hook for hook in cfg.get("custom_hooks", []) if hook["type"] != "EMAHook"]
+    cfg.custom_hooks = [hook for hook in cfg.get("custom_hooks", []) if hook["type"] != "ModelEMAHook"]
 
 
 def _use_tta(cfg: ConfigDict) -> None:

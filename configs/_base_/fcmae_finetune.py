@@ -21,4 +21,4 @@ optim_wrapper = dict(
     paramwise_cfg=dict(decay_rate=0.9, decay_type="block"),
     optimizer=dict(type="AdamW", betas=(0.9, 0.999), weight_decay=0.05),
 )
-custom_hooks = [dict(type="ProgressBar"), dict(type="EMAHook", decay=0.9999)]
+custom_hooks = [dict(type="ProgressBar"), dict(type="ModelEMAHook", decay=0.9999)]

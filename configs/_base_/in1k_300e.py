@@ -1,7 +1,7 @@
 """What is ImageNet-1K's alone in Table 2.5: 300 epochs with 20 of warm-up, and averaged weights."""
 
 batch = dict(size=4096, per_gpu=128, lr_rule="linear")
-custom_hooks = [dict(type="ProgressBar"), dict(type="EMAHook", decay=0.9999)]
+custom_hooks = [dict(type="ProgressBar"), dict(type="ModelEMAHook", decay=0.9999)]
 
 train_cfg = dict(type="EpochLoop", max_epochs=300)
 param_scheduler = [

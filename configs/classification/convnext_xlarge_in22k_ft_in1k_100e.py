@@ -23,7 +23,7 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=1.0),
     optimizer=dict(lr=2e-4),
 )
-custom_hooks = [dict(type="ProgressBar"), dict(type="EMAHook", decay=0.9999)]
+custom_hooks = [dict(type="ProgressBar"), dict(type="ModelEMAHook", decay=0.9999)]
 
 train_cfg = dict(max_epochs=100)
 param_scheduler = [

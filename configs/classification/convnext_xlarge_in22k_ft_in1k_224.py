@@ -17,4 +17,4 @@ _base_ = [
 model = dict(backbone=dict(type="convnext_xlarge", drop_path_rate=0.4))
 
 batch = dict(per_gpu=16)
-custom_hooks = [dict(type="ProgressBar"), dict(type="EMAHook", decay=0.9999)]
+custom_hooks = [dict(type="ProgressBar"), dict(type="ModelEMAHook", decay=0.9999)]

@@ -20,4 +20,4 @@ _base_.train_pipeline[0].size = _base_.test_pipeline[0].size = 384
 _base_.test_pipeline[0].crop_ratio = 1.0
 
 batch = dict(per_gpu=8)
-custom_hooks = [dict(type="ProgressBar"), dict(type="EMAHook", decay=0.9999)]
+custom_hooks = [dict(type="ProgressBar"), dict(type="ModelEMAHook", decay=0.9999)]

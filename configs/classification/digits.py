@@ -36,7 +36,7 @@ optim_wrapper = dict(
     constructor="LayerDecayConstructor",
     optimizer=dict(type="AdamW", lr=2e-3, betas=(0.9, 0.999), weight_decay=0.05),
 )
-custom_hooks = [dict(type="ProgressBar"), dict(type="EMAHook", decay=0.99)]
+custom_hooks = [dict(type="ProgressBar"), dict(type="ModelEMAHook", decay=0.99)]
 
 train_cfg = dict(type="EpochLoop", max_epochs=10)
 param_scheduler = [

@@ -96,7 +96,7 @@ def estimate_memory(model: nn.Module, cfg: Any, processes: int, images: int) -> 
     """
     params, buffers = _bytes(model.parameters()), _bytes(model.buffers())
     trained = sum(param.numel() for param in model.parameters() if param.requires_grad)
-    averaged = any(hook["type"] == "EMAHook" for hook in cfg.get("custom_hooks") or [])
+    averaged = any(hook["type"] == "ModelEMAHook" for hook in cfg.get("custom_hooks") or [])
     shape = training_shape(cfg)
     activations, reason = None, "the config does not tell the size of the training images"
     if shape is not None:

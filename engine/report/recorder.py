@@ -200,7 +200,7 @@ def _about(cfg: Any, runner: Any) -> dict[str, Any]:
     """What people ask first."""
     task = {"mmdet": "detection", "mmseg": "segmentation"}.get(str(cfg.get("default_scope")), "classification")
     backbone = cfg.model.get("backbone") or {}
-    ema = next((hook for hook in cfg.get("custom_hooks") or [] if hook["type"] == "EMAHook"), None)
+    ema = next((hook for hook in cfg.get("custom_hooks") or [] if hook["type"] == "ModelEMAHook"), None)
     return {
         "task": task,
         "model": str(cfg.model.type),

@@ -127,7 +127,7 @@ class Trial:
         stride = max(1, len(dataset) // LOOKED_AT)
         samples = [dataset[index] for index in range(0, len(dataset), stride)]
         self._sample = max(samples, key=lambda sample: sample["inputs"].numel())
-        copies = any(hook["type"] == "EMAHook" for hook in cfg.get("custom_hooks") or []) + (processes > 1)
+        copies = any(hook["type"] == "ModelEMAHook" for hook in cfg.get("custom_hooks") or []) + (processes > 1)
         self._beside = torch.empty(copies * sum(one.numel() for one in self._model.parameters()), device=device)
 
     def fits(self, size: int) -> bool:

@@ -19,7 +19,7 @@ MODULE = "module."  # before each name in ``ema_state_dict``, as mmengine writes
 
 
 @HOOKS.register_module()
-class EMAHook(Hook):
+class ModelEMAHook(Hook):
     """Exponential moving average that never takes the place of the raw weights.
 
     mmengine's own hook validates the averaged weights only and saves them as ``state_dict``. The paper fine-tunes from

@@ -18,7 +18,7 @@ from engine.launch import heartbeat as watch
 from engine.launch.heartbeat import Phase
 from engine.nonfinite.guard import RollBack
 from engine.optim.unused_parameters import check_first_step
-from engine.training.ema import EMAHook
+from engine.training.ema import ModelEMAHook
 
 
 class _StepLoop:
@@ -194,7 +194,7 @@ class ValidationLoop(ValLoop):
         self.runner.call_hook("before_val_epoch")
         metrics = self._evaluate()
         for hook in self.runner.hooks:
-            if isinstance(hook, EMAHook):
+            if isinstance(hook, ModelEMAHook):
                 with hook.averaged():
                     metrics |= {f"ema/{name}": value for name, value in self._evaluate().items()}
         self.runner.call_hook("after_val_epoch", metrics=metrics)

@@ -26,6 +26,10 @@ from mmengine.runner.checkpoint import get_torchvision_models
 from torch import nn
 from torch.utils.data import DataLoader
 
+import engine.optim.param_groups
+import engine.training.ema
+import engine.training.loops
+import engine.training.progress  # noqa: F401  (these three register what configs name)
 from backbones.errors import UserError, described
 from backbones.kernels import autotune as choice
 from backbones.weights import read_checkpoint
@@ -50,7 +54,7 @@ from engine.nonfinite.guard import NonFiniteError, NonFiniteGuard, RollBack
 from engine.optim.precision import losses_in_float32
 from engine.optim.schedules import replay, shapes
 from engine.report.run_dir import write_json
-from engine.training.ema import EMAHook
+from engine.training.ema import ModelEMAHook
 
 CONSOLE_LINES = 8
 FILE_ONLY = (
@@ -275,7 +279,7 @@ class Runner(MMRunner):
         Args:
             resumable: Whether a run is to go on from it, or the weights alone are wanted.
         """
-        owners = [self.model, *(hook for hook in self.hooks if isinstance(hook, EMAHook))]
+        owners = [self.model, *(hook for hook in self.hooks if isinstance(hook, ModelEMAHook))]
         parts: dict[str, Any] = {}
         if resumable:
             parts["resume"] = resume_state(self)

@@ -303,7 +303,7 @@ def test_classification_is_table_2_5() -> None:
     blocks = [block for stage in model.backbone.stages for block in stage]
     assert [block.drop_path.drop_prob for block in blocks] == pytest.approx([0.1 * i / 17 for i in range(18)])
     assert {block.layer_scale_init_value for block in blocks} == {1e-6}
-    (ema,) = [hook for hook in cfg.custom_hooks if hook.type == "EMAHook"]
+    (ema,) = [hook for hook in cfg.custom_hooks if hook.type == "ModelEMAHook"]
     assert ema.decay == 0.9999
     assert (model.head.out_features, model.backbone.dims) == (1000, (96, 192, 384, 768))
 

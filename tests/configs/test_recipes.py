@@ -54,7 +54,7 @@ def rand_augment(cfg: Config) -> list[float]:
 
 
 def ema(cfg: Config) -> float | None:
-    return next((hook["decay"] for hook in cfg.custom_hooks if hook["type"] == "EMAHook"), None)
+    return next((hook["decay"] for hook in cfg.custom_hooks if hook["type"] == "ModelEMAHook"), None)
 
 
 def layer_scale(cfg: Config) -> float | str:

@@ -135,7 +135,7 @@ class KillOnce(Hook):
 KILLED = """
 _base_ = {base!r}
 custom_imports = dict(imports=["classification", "kill_once"])
-custom_hooks = [dict(type="ProgressBar"), dict(type="EMAHook", decay=0.99), dict(type="KillOnce")]
+custom_hooks = [dict(type="ProgressBar"), dict(type="ModelEMAHook", decay=0.99), dict(type="KillOnce")]
 """
 
 

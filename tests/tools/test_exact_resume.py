@@ -55,7 +55,7 @@ def _register():
             self.ask(os.environ.get("ASK_AT") == "val")
 
 _register()
-custom_hooks = [dict(type="Ask"), dict(type="EMAHook", decay=0.9)]
+custom_hooks = [dict(type="Ask"), dict(type="ModelEMAHook", decay=0.9)]
 """
 TASKS = {
     "classifier": """

@@ -164,7 +164,7 @@ def config(images: Path, work_dir: Path, per_gpu: int | None, by_epoch: bool) ->
                 else dict(type="PolyLR", begin=2, end=STEPS, power=1.0, by_epoch=False),
             ],
             default_hooks=dict(logger=dict(type="LoggerHook", interval=1)),
-            custom_hooks=[dict(type="EMAHook", decay=0.8)],
+            custom_hooks=[dict(type="ModelEMAHook", decay=0.8)],
             default_scope="mmengine",
             env_cfg=dict(),
             randomness=dict(seed=0),

@@ -35,7 +35,7 @@ from backbones.weights import read_checkpoint
 from engine.config.load import resolve
 from engine.config.world import Launch
 from engine.distributed.sharding import gathered, shard_model, shard_optimizer
-from engine.training.ema import EMAHook
+from engine.training.ema import ModelEMAHook
 from engine.training.runner import build_runner, compile_parts
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -96,7 +96,7 @@ def config(work_dir: Path, **changes: Any) -> Config:
                 logger=dict(type="LoggerHook", interval=1),
                 checkpoint=dict(type="CheckpointHook", interval=HALF, by_epoch=False),
             ),
-            custom_hooks=[dict(type="EMAHook", decay=0.7)],
+            custom_hooks=[dict(type="ModelEMAHook", decay=0.7)],
             default_scope="mmengine",
             env_cfg=dict(),
             randomness=dict(seed=0),
@@ -203,7 +203,7 @@ def together(rank: int, folder: Path) -> None:
 def observed_run(folder: Path, launch: Launch) -> dict[str, Any]:
     """Train sharded and look at what lies where."""
     runner = train(folder, launch, **{"env_cfg.sharded": True})
-    (hook,) = (hook for hook in runner.hooks if isinstance(hook, EMAHook))
+    (hook,) = (hook for hook in runner.hooks if isinstance(hook, ModelEMAHook))
     tensors = {
         "parameters": list(runner.model.parameters()),
         "averages": list(hook.averages.values()),
@@ -422,7 +422,7 @@ def test_a_detector_learns_the_same_sharded(facts: list[dict[str, Any]]) -> None
         ({"env_cfg.sharded": "fsdp"}, "env_cfg.sharded='fsdp': True or False"),
         ({"env_cfg.compile": "max"}, "env_cfg.compile='max': True, False or arguments of torch.compile"),
         ({"env_cfg.compile": dict(speed=1)}, "unexpected keyword argument 'speed'"),
-        ({"custom_hooks": [dict(type="EMAHook", decay=1.0)]}, "KeepEMA: decay=1.0"),
+        ({"custom_hooks": [dict(type="ModelEMAHook", decay=1.0)]}, "KeepEMA: decay=1.0"),
     ],
 )
 def test_wrong_settings(tmp_path: Path, setting: dict[str, Any], message: str) -> None:

@@ -133,7 +133,7 @@ def config(work_dir: Path, fault: str = "none", **changes: Any) -> Config:
                 logger=dict(type="LoggerHook", interval=1),
                 checkpoint=dict(type="CheckpointHook", interval=2, by_epoch=False, max_keep_ckpts=-1),
             ),
-            custom_hooks=[dict(type="EMAHook", decay=0.7)],
+            custom_hooks=[dict(type="ModelEMAHook", decay=0.7)],
             default_scope="mmengine",
             env_cfg=dict(),
             randomness=dict(seed=0),

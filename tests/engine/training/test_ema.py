@@ -20,7 +20,7 @@ from backbones.weights import read_checkpoint
 from engine.checkpoint.model_weights import load_model
 from engine.config.load import resolve
 from engine.config.world import Launch
-from engine.training.ema import EMAHook
+from engine.training.ema import ModelEMAHook
 from engine.training.runner import Runner, build_runner
 
 DECAY, SAMPLES, BATCH = 0.75, 12, 4
@@ -93,7 +93,7 @@ def config(work_dir: Path, epochs: int, ema: bool = True) -> Config:
             default_hooks=dict(
                 logger=dict(type="LoggerHook", interval=1), checkpoint=dict(type="CheckpointHook", max_keep_ckpts=-1)
             ),
-            custom_hooks=[dict(type="EMAHook", decay=DECAY)] if ema else [],
+            custom_hooks=[dict(type="ModelEMAHook", decay=DECAY)] if ema else [],
             default_scope="mmengine",
             env_cfg=dict(),
             randomness=dict(seed=0),
@@ -112,8 +112,8 @@ def run(work_dir: Path, epochs: int, resume: bool = False, ema: bool = True) -> 
     return runner
 
 
-def averages(runner: Runner) -> EMAHook:
-    return next(hook for hook in runner.hooks if isinstance(hook, EMAHook))
+def averages(runner: Runner) -> ModelEMAHook:
+    return next(hook for hook in runner.hooks if isinstance(hook, ModelEMAHook))
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +195,7 @@ def shared_layers() -> nn.Sequential:
 
 
 def test_averages_are_mmengines_in_value_and_in_name() -> None:
-    model, hook = shared_layers(), EMAHook(DECAY)
+    model, hook = shared_layers(), ModelEMAHook(DECAY)
     theirs = ExponentialMovingAverage(model, momentum=1 - DECAY)
     runner: Any = SimpleNamespace(model=model, _resume=True)
     hook.before_run(runner)
@@ -214,7 +214,7 @@ def test_averages_are_mmengines_in_value_and_in_name() -> None:
         torch.testing.assert_close(dict(model.state_dict()), dict(theirs.module.state_dict()), rtol=0, atol=0)
     torch.testing.assert_close(dict(model.state_dict()), raw, rtol=0, atol=0)
 
-    resumed = EMAHook(DECAY)
+    resumed = ModelEMAHook(DECAY)
     resumed.before_run(runner)
     resumed.after_load_checkpoint(runner, {"ema_state_dict": expected})
     torch.testing.assert_close(resumed.state_dict(), dict(expected), rtol=0, atol=0)
