@@ -37,33 +37,33 @@ class Block(nn.Module):
     Args:
         dim: Channels ``C``.
         kernel_size: Odd side of the depthwise kernel.
-        expansion: Width of the MLP over ``dim``.
+        mlp_ratio: Width of the MLP over ``dim``.
         drop_path: Probability of skipping the block in training.
         layer_scale_init_value: Initial residual scale; 0 leaves layer scale out.
-        grn: Global response normalisation of the hidden channels (V2).
+        use_grn: Global response normalisation of the hidden channels (V2).
 
     Raises:
-        UserError: If ``expansion`` leaves no hidden channel.
+        UserError: If ``mlp_ratio`` leaves no hidden channel.
     """
 
     def __init__(
         self,
         dim: int,
         kernel_size: int = 7,
-        expansion: float = 4.0,
+        mlp_ratio: float = 4.0,
         drop_path: float = 0.0,
         layer_scale_init_value: float = 1e-6,
-        grn: bool = False,
+        use_grn: bool = False,
     ) -> None:
         super().__init__()
-        hidden = int(expansion * dim)
+        hidden = int(mlp_ratio * dim)
         if hidden < 1:
-            raise UserError(f"expansion={expansion}: with {dim} channels nothing is left inside of the block")
+            raise UserError(f"mlp_ratio={mlp_ratio}: with {dim} channels nothing is left inside of the block")
         self.dwconv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.pwconv1 = nn.Linear(dim, hidden)
         self.act = nn.GELU()
-        self.grn = GRN(hidden) if grn else nn.Identity()
+        self.grn = GRN(hidden) if use_grn else nn.Identity()
         self.pwconv2 = nn.Linear(hidden, dim)
         self.layer_scale_init_value = layer_scale_init_value
         self.gamma = layer_scale(dim, layer_scale_init_value)
@@ -73,13 +73,13 @@ class Block(nn.Module):
         if fused.wanted(x):
             return fused.forward(self, x)
         result = cpu_block.run(self, x)
-        return self.mixed(x, self.normalised(x)) if result is None else result
+        return self.forward_mlp(x, self.forward_dwconv_norm(x)) if result is None else result
 
-    def normalised(self, x: Tensor) -> Tensor:
+    def forward_dwconv_norm(self, x: Tensor) -> Tensor:
         """First half: ``(N, C, H, W) -> (N, H, W, C)``."""
         return self.norm(self.dwconv(x).permute(0, 2, 3, 1))
 
-    def mixed(self, x: Tensor, y: Tensor) -> Tensor:
+    def forward_mlp(self, x: Tensor, y: Tensor) -> Tensor:
         """Second half, from the block's input ``(N, C, H, W)`` and the first half's output ``(N, H, W, C)``."""
         return x + self.drop_path(self.branch(y))
 
@@ -115,11 +115,11 @@ class ConvNeXt(Network):
         dims: Channels per stage.
         in_channels: Channels of the image.
         kernel_size: Odd side of the depthwise kernels (7 in the paper; 3 to 11 in its ablations).
-        expansion: Width of the blocks' MLP over their channels.
+        mlp_ratio: Width of the blocks' MLP over their channels.
         drop_path_rate: Stochastic depth of the last block, growing linearly from 0 at the first.
         layer_scale_init_value: Initial layer scale; 1e-6 for training from scratch, 1.0 where detectors and
             segmentors load pretrained weights over it, 0 for none (V2).
-        grn: Global response normalisation in the blocks (V2).
+        use_grn: Global response normalisation in the blocks (V2).
         out_indices: ``None`` gives one pooled and normalised vector for classification. A sequence of stage indices
             gives one map each, normalised by its own ``norm{i}``, for dense prediction.
         grad_checkpointing: Recompute the blocks, all or those of these stages, in the backward pass instead of keeping
@@ -138,10 +138,10 @@ class ConvNeXt(Network):
         dims: Sequence[int],
         in_channels: int = 3,
         kernel_size: int = 7,
-        expansion: float = 4.0,
+        mlp_ratio: float = 4.0,
         drop_path_rate: float = 0.0,
         layer_scale_init_value: float = 1e-6,
-        grn: bool = False,
+        use_grn: bool = False,
         out_indices: Sequence[int] | None = None,
         grad_checkpointing: bool | float | Sequence[int] = False,
         init_std: float = 0.02,
@@ -161,7 +161,9 @@ class ConvNeXt(Network):
         self.downsample_layers = nn.ModuleList([stem, *downsampling])
         rates = drop_path_rates(drop_path_rate, self.depths)
         self.stages = nn.ModuleList(
-            nn.Sequential(*(Block(dim, kernel_size, expansion, rate, layer_scale_init_value, grn) for rate in stage))
+            nn.Sequential(
+                *(Block(dim, kernel_size, mlp_ratio, rate, layer_scale_init_value, use_grn) for rate in stage)
+            )
             for dim, stage in zip(dims, rates, strict=True)
         )
         self.add_norms(dims)

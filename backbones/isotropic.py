@@ -28,7 +28,7 @@ class IsotropicConvNeXt(Network):
         dim: Channels.
         in_channels: Channels of the image.
         kernel_size: Odd side of the depthwise kernels.
-        expansion: Width of the blocks' MLP over ``dim``.
+        mlp_ratio: Width of the blocks' MLP over ``dim``.
         drop_path_rate: Stochastic depth of the last block, growing linearly from 0 at the first.
         layer_scale_init_value: Initial layer scale; the paper leaves it out (0) for S and B.
         out_indices: ``None`` gives one pooled and normalised vector. A sequence of quarters of the depth (0 to 3) gives
@@ -50,7 +50,7 @@ class IsotropicConvNeXt(Network):
         dim: int,
         in_channels: int = 3,
         kernel_size: int = 7,
-        expansion: float = 4.0,
+        mlp_ratio: float = 4.0,
         drop_path_rate: float = 0.0,
         layer_scale_init_value: float = 0.0,
         out_indices: Sequence[int] | None = None,
@@ -69,7 +69,7 @@ class IsotropicConvNeXt(Network):
         self.stem = nn.Conv2d(in_channels, dim, PATCH, stride=PATCH)
         (rates,) = drop_path_rates(drop_path_rate, (depth,))
         self.blocks = nn.Sequential(
-            *(Block(dim, kernel_size, expansion, rate, layer_scale_init_value) for rate in rates)
+            *(Block(dim, kernel_size, mlp_ratio, rate, layer_scale_init_value) for rate in rates)
         )
         self.add_norms((dim,) * len(STAGES))
         self.apply(partial(init_trunc_normal, std=init_std))

@@ -29,6 +29,7 @@ from backbones.variants import (
     IsotropicVariant,
     TimmVariant,
     Variant,
+    current_arguments,
 )
 
 _NAMES: dict[str, Callable[..., nn.Module]] = {}
@@ -116,7 +117,11 @@ def build_backbone(name: str, **kwargs: Any) -> Any:
 def _register(network: type[nn.Module], rows: Mapping[str, Variant | IsotropicVariant | TimmVariant]) -> None:
     """Register each row of a table as a network; a keyword argument goes before what the row says."""
     for name, row in rows.items():
-        register_backbone(name, partial(network, **row.arguments()))
+        register_backbone(name, partial(_build, partial(network, **row.arguments())))
+
+
+def _build(network: Callable[..., nn.Module], **arguments: Any) -> nn.Module:
+    return network(**current_arguments(arguments))
 
 
 _register(ConvNeXt, CONVNEXT_V1)
@@ -126,4 +131,4 @@ _register(TimmSwin, SWIN)
 _register(TimmVisionTransformer, VIT)
 _register(TimmConvNet, CONVNETS)
 for _name, _row in {**RESNET50_TO_TINY, **RESNET200_TO_BASE}.items():
-    register_backbone(_name, _row.build)
+    register_backbone(_name, partial(_build, _row.build))

@@ -29,13 +29,13 @@ class Shape:
         depths: Blocks per stage.
         dims: Channels per stage.
         kernel_size: Side of the depthwise kernels.
-        expansion: Width of the blocks' MLP over their channels.
+        mlp_ratio: Width of the blocks' MLP over their channels.
     """
 
     depths: tuple[int, int, int, int]
     dims: tuple[int, int, int, int]
     kernel_size: int = 7
-    expansion: float = 4.0
+    mlp_ratio: float = 4.0
 
     def params(self, classes: int = 1000) -> int:
         """Parameters with V1 blocks (with layer scale) and a linear head."""
@@ -44,7 +44,7 @@ class Shape:
         for narrow, wide in pairwise(self.dims):
             total += 2 * narrow + (DOWNSAMPLE_KERNEL**2 * narrow + 1) * wide
         for depth, dim in zip(self.depths, self.dims, strict=True):
-            hidden = int(self.expansion * dim)
+            hidden = int(self.mlp_ratio * dim)
             # depthwise kernel and bias, norm, both layers of the MLP, layer scale
             block = (self.kernel_size**2 + 1) * dim + 2 * dim + 2 * hidden * dim + hidden + dim + dim
             total += depth * block
@@ -60,7 +60,7 @@ class Shape:
                 total += LAYER_NORM * narrow * side**2
                 side //= DOWNSAMPLE_KERNEL
                 total += DOWNSAMPLE_KERNEL**2 * narrow * dim * side**2
-            hidden = int(self.expansion * dim)
+            hidden = int(self.mlp_ratio * dim)
             total += depth * side**2 * dim * (self.kernel_size**2 + LAYER_NORM + 2 * hidden)
         return total + (LAYER_NORM + classes) * self.dims[-1]
 
@@ -73,7 +73,7 @@ def shape_for_budget(
     blocks: int | None = None,
     width: int | None = None,
     kernel_size: int = 7,
-    expansion: float = 4.0,
+    mlp_ratio: float = 4.0,
     side: int = 224,
 ) -> Shape:
     """The shape of the family whose cost is nearest to a budget.
@@ -86,7 +86,7 @@ def shape_for_budget(
             nor ``width`` is given.
         width: Channels of the first stage: the depth is found.
         kernel_size: Side of the depthwise kernels.
-        expansion: Width of the blocks' MLP over their channels.
+        mlp_ratio: Width of the blocks' MLP over their channels.
         side: Side of the image in pixels.
 
     Raises:
@@ -97,7 +97,7 @@ def shape_for_budget(
         raise UserError("a budget is needed: either gflops or params (millions), not both")
     if ratio not in RATIOS:
         raise UserError(f"ratio={ratio!r}: choose from {', '.join(RATIOS)}")
-    _check_sizes(blocks, width, kernel_size, expansion, side)
+    _check_sizes(blocks, width, kernel_size, mlp_ratio, side)
     if blocks is not None and width is not None:
         raise UserError("blocks and width are both given: the budget has to decide one of them")
     budget = gflops if gflops is not None else params
@@ -107,7 +107,7 @@ def shape_for_budget(
     def shaped(unit: int, channels: int) -> Shape:
         first, second, third, last = (unit * share for share in RATIOS[ratio])
         dims = (channels, 2 * channels, 4 * channels, 8 * channels)
-        return Shape((first, second, third, last), dims, kernel_size, expansion)
+        return Shape((first, second, third, last), dims, kernel_size, mlp_ratio)
 
     def cost(shape: Shape) -> float:
         return shape.flops(side) / 1e9 if gflops is not None else shape.params() / 1e6
@@ -126,10 +126,10 @@ def shape_for_budget(
     return best
 
 
-def _check_sizes(blocks: int | None, width: int | None, kernel_size: int, expansion: float, side: int) -> None:
+def _check_sizes(blocks: int | None, width: int | None, kernel_size: int, mlp_ratio: float, side: int) -> None:
     for name, number, least in (("blocks", blocks, 1), ("width", width, 1), ("side", side, Network.smallest_side)):
         if number is not None and number < least:
             raise UserError(f"{name}={number}: at least {least} is needed")
-    if not expansion > 0:
-        raise UserError(f"expansion={expansion:g}: a positive number is needed")
+    if not mlp_ratio > 0:
+        raise UserError(f"mlp_ratio={mlp_ratio:g}: a positive number is needed")
     check_kernel_size(kernel_size)

@@ -7,8 +7,37 @@ small sizes of V1 (atto, femto, pico, nano) have the shapes of V2 with the V1 bl
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any
+
+from mmengine.logging import print_log
+
+from backbones.errors import ConfigError
+
+FORMER_ARGUMENTS = {"expansion": "mlp_ratio", "grn": "use_grn"}
+
+
+def current_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a ConvNeXt with the names of release 0.1 replaced by today's, which the log says.
+
+    The former names ``expansion`` and ``grn`` are accepted in configs and by
+    :func:`backbones.registry.build_backbone` for one release.
+
+    Raises:
+        ConfigError: If an argument is given under both names.
+    """
+    renamed = dict(arguments)
+    for former, current in FORMER_ARGUMENTS.items():
+        if former not in arguments:
+            continue
+        if current in arguments:
+            raise ConfigError(f"{former} is the former name of {current}: give {current} alone")
+        print_log(
+            f"{former} is now called {current}; the former name is accepted for one release", "current", logging.WARNING
+        )
+        renamed[current] = renamed.pop(former)
+    return renamed
 
 
 @dataclass(frozen=True)
@@ -31,7 +60,7 @@ class Variant:
 
     def arguments(self) -> dict[str, Any]:
         """What :class:`backbones.convnext.ConvNeXt` is built with. V2 has response normalisation, no layer scale."""
-        block = {"grn": True, "layer_scale_init_value": 0.0} if self.version == 2 else {}
+        block = {"use_grn": True, "layer_scale_init_value": 0.0} if self.version == 2 else {}
         return {"depths": self.depths, "dims": self.dims, **block}
 
 

@@ -20,7 +20,9 @@ def main() -> None:
     given.add_argument("--blocks", type=int, help="blocks of the first stage (default 3); the width is found")
     given.add_argument("--width", type=int, help="channels of the first stage; the depth is found")
     parser.add_argument("--kernel-size", type=int, default=7, help="side of the depthwise kernels (default 7)")
-    parser.add_argument("--expansion", type=float, default=4.0, help="width of the MLP over the channels (default 4)")
+    parser.add_argument(
+        "--expansion", dest="mlp_ratio", type=float, default=4.0, help="width of the MLP over the channels (default 4)"
+    )
     parser.add_argument("--side", type=int, default=224, help="side of the image in pixels (default 224)")
     args = parser.parse_args()
 
@@ -29,7 +31,7 @@ def main() -> None:
     shape = shape_for_budget(**vars(args))
     changed = [
         f"{key}={getattr(shape, key):g}"
-        for key, default in (("kernel_size", 7), ("expansion", 4.0))
+        for key, default in (("kernel_size", 7), ("mlp_ratio", 4.0))
         if getattr(shape, key) != default
     ]
     options = ", ".join(['type="convnext_tiny"', f"depths={shape.depths}", f"dims={shape.dims}", *changed])

@@ -222,12 +222,12 @@ def test_initial_weights_are_narrow_and_biases_zero() -> None:
             assert not parameter.any()
 
 
-@pytest.mark.parametrize("kernel_size, expansion", [(3, 4), (11, 2)])
-def test_kernel_and_expansion(kernel_size: int, expansion: float) -> None:
-    network = ConvNeXt(**SMALL, kernel_size=kernel_size, expansion=expansion, in_channels=1)
+@pytest.mark.parametrize("kernel_size, mlp_ratio", [(3, 4), (11, 2)])
+def test_kernel_size_and_mlp_ratio(kernel_size: int, mlp_ratio: float) -> None:
+    network = ConvNeXt(**SMALL, kernel_size=kernel_size, mlp_ratio=mlp_ratio, in_channels=1)
     block = network.get_submodule("stages.2.1")
     assert block.dwconv.weight.shape == (24, 1, kernel_size, kernel_size)
-    assert block.pwconv1.out_features == 24 * expansion
+    assert block.pwconv1.out_features == 24 * mlp_ratio
     assert network(torch.randn(1, 1, 40, 40)).shape == (1, 32)
 
 
@@ -243,8 +243,8 @@ def test_kernel_and_expansion(kernel_size: int, expansion: float) -> None:
         (dict(out_indices=()), "out_indices"),
         (dict(out_indices=(3, 0)), "ascending"),
         (dict(out_indices=(1, 1)), "ascending"),
-        (dict(expansion=0.0), "expansion=0.0"),
-        (dict(expansion=-1.0), "expansion=-1.0"),
+        (dict(mlp_ratio=0.0), "mlp_ratio=0.0"),
+        (dict(mlp_ratio=-1.0), "mlp_ratio=-1.0"),
         (dict(out_indicies=(0, 1)), "out_indicies"),
         (dict(weights="nowhere.pth"), "nowhere.pth"),
     ],

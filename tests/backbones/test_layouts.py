@@ -38,7 +38,7 @@ from backbones.variants import CONVNEXT_V1, CONVNEXT_V2
 FOUR = (0, 1, 2, 3)
 SMALL: dict[str, Any] = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32))
 HF_SMALL: dict[str, Any] = dict(depths=[1, 1, 2, 1], hidden_sizes=[8, 16, 24, 32])
-V2: dict[str, Any] = dict(grn=True, layer_scale_init_value=0.0)
+V2: dict[str, Any] = dict(use_grn=True, layer_scale_init_value=0.0)
 TORCHVISION = ("convnext_tiny", "convnext_small", "convnext_base", "convnext_large")
 State = dict[str, Tensor]
 
@@ -259,7 +259,7 @@ def mmpretrain(state: Mapping[str, Tensor], conv_mlp: bool = False) -> State:
     return result
 
 
-@pytest.mark.parametrize("options", [{}, V2, {"kernel_size": 3, "expansion": 2}], ids=["V1", "V2", "3x3"])
+@pytest.mark.parametrize("options", [{}, V2, {"kernel_size": 3, "mlp_ratio": 2}], ids=["V1", "V2", "3x3"])
 def test_official(options: dict[str, Any], numbers: Numbers) -> None:
     state = random_network(numbers, **options)
     found = to_ours(state, "weights.pth")
@@ -472,13 +472,13 @@ def test_other_networks_are_no_convnexts(name: str) -> None:
         ("torchvision", V2, r"torchvision has no ConvNeXt with global response normalisation \(V2\)"),
         ("torchvision", dict(layer_scale_init_value=0.0), "no layer scale"),
         ("torchvision", dict(kernel_size=5), "kernels of 5 x 5"),
-        ("torchvision", dict(expansion=2), "MLP"),
+        ("torchvision", dict(mlp_ratio=2), "MLP"),
         ("torchvision", dict(out_indices=FOUR), r"norms for dense outputs \(norm0, norm1, norm2, norm3\)"),
         ("timm", dict(out_indices=(1, 3)), r"norms for dense outputs \(norm1, norm3\)"),
-        ("timm", dict(expansion=3), "MLP"),
+        ("timm", dict(mlp_ratio=3), "MLP"),
         ("hf", dict(kernel_size=9), "kernels of 9 x 9"),
-        ("hf", dict(expansion=3), "MLP"),
-        ("hf", dict(grn=True), "both global response normalisation and layer scale"),
+        ("hf", dict(mlp_ratio=3), "MLP"),
+        ("hf", dict(use_grn=True), "both global response normalisation and layer scale"),
     ],
     ids=str,
 )
@@ -506,7 +506,7 @@ def test_only_whole_networks_are_renamed() -> None:
 @pytest.mark.parametrize("options", [dict(kernel_size=9), dict(layer_scale_init_value=0.0), V2], ids=str)
 @torch.no_grad()
 def test_options_that_timm_has_too(options: dict[str, Any], numbers: Numbers) -> None:
-    words = {"kernel_size": "kernel_sizes", "grn": "use_grn"}
+    words = {"kernel_size": "kernel_sizes", "use_grn": "use_grn"}
     theirs = {words[key]: value for key, value in options.items() if key in words}
     if "layer_scale_init_value" in options:
         theirs["ls_init_value"] = None

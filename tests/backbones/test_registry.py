@@ -10,8 +10,11 @@ from mmengine.registry import MODELS
 from mmseg.registry import MODELS as SEGMENTATION
 from torch import nn
 
-from backbones import UserError, build_backbone, list_backbones, register_backbone, registry
+from backbones import UserError, build_backbone, list_backbones, register_backbone, registry, variants
 from backbones.convnext import ConvNeXt
+from backbones.errors import ConfigError
+from backbones.isotropic import IsotropicConvNeXt
+from backbones.layers import GRN
 from backbones.variants import CONVNEXT_V1
 
 SMALL = dict(depths=(1, 1, 1, 1), dims=(8, 8, 8, 8))
@@ -48,6 +51,20 @@ def test_every_name_is_in_the_root_registry(name: str) -> None:
 def test_an_unknown_name_lists_the_nearest(typed: str, meant: str) -> None:
     with pytest.raises(UserError, match=f"unknown backbone {typed!r}.*{meant}"):
         build_backbone(typed)
+
+
+def test_former_argument_names_are_accepted_and_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[str] = []
+    monkeypatch.setattr(variants, "print_log", lambda message, *_: logged.append(message))
+    options = dict(expansion=2, grn=True, **SMALL)
+    for network in (build_backbone("convnext_tiny", **options), MODELS.build(dict(type="convnext_tiny", **options))):
+        block = network.stages[0][0]
+        assert (block.pwconv1.out_features, type(block.grn)) == (16, GRN)
+    assert IsotropicConvNeXt(4, 8, mlp_ratio=2).blocks[0].pwconv1.out_features == 16
+    assert build_backbone("convnext_isotropic_small", depth=4, dim=8, expansion=2).blocks[0].pwconv1.out_features == 16
+    assert logged[0].startswith("expansion is now called mlp_ratio")
+    with pytest.raises(ConfigError, match="grn is the former name of use_grn"):
+        build_backbone("convnext_tiny", grn=True, use_grn=True)
 
 
 def test_a_name_like_no_other_lists_some() -> None:

@@ -15,7 +15,7 @@ from backbones.scaling import Shape, shape_for_budget
 from backbones.variants import CONVNEXT_V1
 
 FAMILY = [name for name in CONVNEXT_V1 if name != "convnext_nano"]  # nano's 2:2:8:2 has neither of the two ratios
-ODD: dict[str, Any] = dict(depths=(1, 2, 3, 1), dims=(24, 32, 56, 72), kernel_size=11, expansion=2.5)
+ODD: dict[str, Any] = dict(depths=(1, 2, 3, 1), dims=(24, 32, 56, 72), kernel_size=11, mlp_ratio=2.5)
 
 
 @pytest.mark.parametrize("name", CONVNEXT_V1)
@@ -57,8 +57,8 @@ def scaled(width: int) -> tuple[int, int, int, int]:
     return (width, 2 * width, 4 * width, 8 * width)
 
 
-@pytest.mark.parametrize("change", [dict(kernel_size=31), dict(expansion=2.0)], ids=str)
-def test_kernel_and_expansion_are_paid_from_the_budget(change: dict[str, Any]) -> None:
+@pytest.mark.parametrize("change", [dict(kernel_size=31), dict(mlp_ratio=2.0)], ids=str)
+def test_kernel_size_and_mlp_ratio_are_paid_from_the_budget(change: dict[str, Any]) -> None:
     plain, changed = shape_for_budget(gflops=4.5), shape_for_budget(gflops=4.5, **change)
     assert changed.flops() == pytest.approx(plain.flops(), rel=0.1)
     assert (changed.dims[0] < plain.dims[0]) == ("kernel_size" in change)
@@ -75,7 +75,7 @@ def test_kernel_and_expansion_are_paid_from_the_budget(change: dict[str, Any]) -
         (dict(gflops=4, blocks=0), "blocks=0: at least 1"),
         (dict(gflops=4, width=-96), "width=-96: at least 1"),
         (dict(gflops=4, side=16), "side=16: at least 32"),
-        (dict(gflops=4, expansion=0.0), "expansion=0: a positive"),
+        (dict(gflops=4, mlp_ratio=0.0), "mlp_ratio=0: a positive"),
         (dict(gflops=4, kernel_size=4), "kernel_size=4: an odd"),
         (dict(gflops=0.001, width=96), "no such network"),
         (dict(params=1e6), "no such network"),

@@ -272,7 +272,7 @@ def test_what_mmengine_saves_beside_tensors_is_read(tmp_path: Path) -> None:
 
 
 HF_SMALL: dict[str, Any] = dict(depths=[1, 1, 2, 1], hidden_sizes=[8, 16, 24, 32])
-V2: dict[str, Any] = dict(grn=True, layer_scale_init_value=0.0)
+V2: dict[str, Any] = dict(use_grn=True, layer_scale_init_value=0.0)
 
 
 def shaken(network: Any) -> Any:

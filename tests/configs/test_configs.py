@@ -482,12 +482,12 @@ def test_networks_compared_with_are_trained_by_the_configs_of_swin(path: Path) -
     assert not any(module.training for module in backbone.modules() if isinstance(module, nn.BatchNorm2d))
 
 
-@pytest.mark.parametrize("setting, values", [("kernel_size", (3, 5, 7, 9, 11)), ("expansion", (2, 3, 4, 6))])
-def test_the_ablation_changes_kernels_and_expansions_by_options(setting: str, values: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("setting, values", [("kernel_size", (3, 5, 7, 9, 11)), ("mlp_ratio", (2, 3, 4, 6))])
+def test_the_ablation_changes_kernel_sizes_and_mlp_ratios_by_options(setting: str, values: tuple[int, ...]) -> None:
     for value in values:
         cfg = overridden(ABLATION, {f"model.backbone.{setting}": value, **FEW_CLASSES})
         block = built_from(cfg).backbone.stages[0][0]
-        found = {"kernel_size": block.dwconv.kernel_size[0], "expansion": block.pwconv1.out_features / 96}
+        found = {"kernel_size": block.dwconv.kernel_size[0], "mlp_ratio": block.pwconv1.out_features / 96}
         assert found[setting] == value
 
 

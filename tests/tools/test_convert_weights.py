@@ -23,7 +23,7 @@ from backbones.isotropic import IsotropicConvNeXt
 from backbones.weights import convert_checkpoint, read_checkpoint
 
 SMALL: dict[str, Any] = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32))
-V2: dict[str, Any] = dict(grn=True, layer_scale_init_value=0.0)
+V2: dict[str, Any] = dict(use_grn=True, layer_scale_init_value=0.0)
 FOUR = (0, 1, 2, 3)
 CLASSES = 7
 State = dict[str, Tensor]

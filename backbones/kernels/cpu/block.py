@@ -59,13 +59,13 @@ class Parts(Protocol):
     gamma: nn.Parameter | None
     drop_path: DropPath
 
-    def normalised(self, x: Tensor) -> Tensor:
+    def forward_dwconv_norm(self, x: Tensor) -> Tensor:
         """``(N, C, H, W) -> (N, H, W, C)``: convolution and norm."""
 
     def branch(self, y: Tensor) -> Tensor:
         """From the normalised map ``(N, H, W, C)`` what is added to the block's input, before stochastic depth."""
 
-    def mixed(self, x: Tensor, y: Tensor) -> Tensor:
+    def forward_mlp(self, x: Tensor, y: Tensor) -> Tensor:
         """The block's result from its input ``(N, C, H, W)`` and the normalised map ``(N, H, W, C)``."""
 
 
@@ -129,7 +129,7 @@ def _forms(
 
     def plain() -> Tensor:
         torch.clear_autocast_cache()  # in use, a block comes but once between two changes of the precision
-        return block.mixed(x, block.normalised(x))
+        return block.forward_mlp(x, block.forward_dwconv_norm(x))
 
     return {form: partial(ours, form) for form in (NATIVE, FUSED) if native or form == FUSED} | {PLAIN: plain}
 
@@ -276,7 +276,7 @@ def _differentiable(
     x = inputs[0]
     assert x is not None
     with torch.enable_grad(), torch.autocast("cpu", ctx.dtype, enabled=ctx.autocast):
-        branch = ctx.block.branch(ctx.block.normalised(x))
+        branch = ctx.block.branch(ctx.block.forward_dwconv_norm(x))
         out = x + (branch if keep is None else branch * keep)
     wanted = [one for one, need in zip(inputs, needed, strict=True) if need and one is not None]
     found = iter(torch.autograd.grad(out, wanted, gradient, create_graph=True))

@@ -46,10 +46,10 @@ class Parts(Protocol):
     @property
     def drop_path(self) -> nn.Module: ...
 
-    def normalised(self, x: Tensor) -> Tensor:
+    def forward_dwconv_norm(self, x: Tensor) -> Tensor:
         """``(N, C, H, W) -> (N, H, W, C)``: convolution and norm."""
 
-    def mixed(self, x: Tensor, y: Tensor) -> Tensor:
+    def forward_mlp(self, x: Tensor, y: Tensor) -> Tensor:
         """The block's result from its input ``(N, C, H, W)`` and the normalised map ``(N, H, W, C)``."""
 
 
@@ -65,8 +65,8 @@ def forward(block: Parts, x: Tensor) -> Tensor:
         block: The block, of ConvNeXt V1 or V2.
         x: ``(N, C, H, W)``.
     """
-    y = _fused_norm(block, x) if _takes_norm(block, x) else block.normalised(x)
-    return _fused_mlp(block, x, y) if _takes_mlp(block, x, y) else block.mixed(x, y)
+    y = _fused_norm(block, x) if _takes_norm(block, x) else block.forward_dwconv_norm(x)
+    return _fused_mlp(block, x, y) if _takes_mlp(block, x, y) else block.forward_mlp(x, y)
 
 
 def _fused_norm(block: Parts, x: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ def _takes_norm(block: Parts, x: Tensor) -> bool:
     if not fits or not (x.dtype == torch.float64 or supports(x.permute(0, 2, 3, 1), conv.weight)):
         return False
     static = (conv.weight.shape[0], kernel)
-    forms: Forms = {"fused": partial(_fused_norm, block), "plain": block.normalised}
+    forms: Forms = {"fused": partial(_fused_norm, block), "plain": block.forward_dwconv_norm}
     layers = (conv, norm)
     return _faster("dwconv_norm", static, forms, layers, x)
 
@@ -120,7 +120,7 @@ def _takes_mlp(block: Parts, x: Tensor, y: Tensor) -> bool:
     if not fits or not _usable(y):
         return False
     static = (block.pwconv1.in_features, block.pwconv1.out_features, int(isinstance(block.grn, GRN)))
-    forms: Forms = {"fused": partial(_fused_mlp, block), "plain": block.mixed}
+    forms: Forms = {"fused": partial(_fused_mlp, block), "plain": block.forward_mlp}
     layers = (block.pwconv1, block.grn, block.pwconv2)
     return _faster("mlp", static, forms, layers, x, y)
 

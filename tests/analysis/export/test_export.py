@@ -57,7 +57,7 @@ def source(kind: str, shape: tuple[int, int] = (64, 96)) -> Source:
     """A tiny source, by kind or by what is particular about it."""
     networks: dict[str, Callable[[], nn.Module]] = {
         "classifier": lambda: Classifier(ConvNeXt(**SMALL), nn.Linear(32, 5)),
-        "v2": lambda: Classifier(ConvNeXt(**SMALL, grn=True, layer_scale_init_value=0.0), nn.Linear(32, 5)),
+        "v2": lambda: Classifier(ConvNeXt(**SMALL, use_grn=True, layer_scale_init_value=0.0), nn.Linear(32, 5)),
         "isotropic": lambda: Classifier(IsotropicConvNeXt(4, 16), nn.Linear(16, 5)),
         "features": lambda: Classifier(ConvNeXt(**SMALL), None),
         "pyramid": lambda: ConvNeXt(**SMALL, out_indices=(0, 2, 3)),

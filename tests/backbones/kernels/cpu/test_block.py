@@ -36,10 +36,10 @@ SHAPES = {
 KINDS: dict[str, dict[str, Any]] = {
     "v1": {},
     "without layer scale": {"layer_scale_init_value": 0.0},
-    "v2": {"layer_scale_init_value": 0.0, "grn": True},
+    "v2": {"layer_scale_init_value": 0.0, "use_grn": True},
     "stochastic depth": {"drop_path": 0.5},
     "all dropped": {"drop_path": 0.999},
-    "kernel of 3": {"kernel_size": 3, "expansion": 2.5},
+    "kernel of 3": {"kernel_size": 3, "mlp_ratio": 2.5},
     "kernel of 11": {"kernel_size": 11},
 }
 
@@ -202,7 +202,7 @@ def changes() -> dict[str, Any]:
 
     return {
         "a step": step,
-        "a checkpoint": lambda block: block.load_state_dict(made(expansion=4.0, drop_path=0.1).state_dict()),
+        "a checkpoint": lambda block: block.load_state_dict(made(mlp_ratio=4.0, drop_path=0.1).state_dict()),
         "one row through .data": one_row,
         "one column through .data": one_column,
         "rows swapped through .data": swapped,
@@ -351,7 +351,7 @@ def test_changed_parts_run_as_they_are(change: Any, form: str, calls: list[str])
     block, x = made().eval(), maps(1, 8, 8)
     change(block)
     with torch.no_grad(), choice.force(cpu_block=form):
-        assert torch.equal(block(x), block.mixed(x, block.normalised(x)))
+        assert torch.equal(block(x), block.forward_mlp(x, block.forward_dwconv_norm(x)))
     assert not calls
 
 

@@ -26,7 +26,7 @@ SHAPES = [(1, 3, 300), (5, 7, 7), (2, 40, 33), (3, 1, 1), (1, 20, 2), (1, 2, 113
 
 def made(channels: int, grn: bool = False, **settings: Any) -> Block:
     torch.manual_seed(channels)
-    block = Block(channels, layer_scale_init_value=0.0 if grn else 0.5, grn=grn, **settings).eval()
+    block = Block(channels, layer_scale_init_value=0.0 if grn else 0.5, use_grn=grn, **settings).eval()
     for parameter in block.parameters():
         nn.init.normal_(parameter, std=0.3)
     return block
@@ -74,7 +74,7 @@ def test_any_map(shape: tuple[int, int, int], grn: bool, dtype: torch.dtype) -> 
 @pytest.mark.parametrize("channels", [16, 48, 64, 80, 96, 112, 160])
 def test_any_width(channels: int, dtype: torch.dtype) -> None:
     """All numbers of vectors that a panel of the weights can have."""
-    block, x = made(channels, expansion=3.0), maps(channels, 2, 9, 5)
+    block, x = made(channels, mlp_ratio=3.0), maps(channels, 2, 9, 5)
     assert error(native(block, x, dtype), block, x) < BOUNDS[dtype]
 
 
@@ -150,7 +150,7 @@ def test_no_images_and_contiguous_ones() -> None:
 
 @pytest.mark.native
 def test_what_it_does_not_take() -> None:
-    for block in (made(24), made(16, expansion=1.5), made(16, kernel_size=13), made(16).double()):
+    for block in (made(24), made(16, mlp_ratio=1.5), made(16, kernel_size=13), made(16).double()):
         weights = cpu_block._weights(block, block.gamma.dtype)
         assert weights is not None
         assert not cpu_native.takes(weights, torch.float32)

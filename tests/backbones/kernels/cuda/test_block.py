@@ -28,7 +28,7 @@ from backbones.kernels.cuda import dwconv_norm, grn, mlp
 ROOT = Path(__file__).resolve().parents[4]
 OPS = torch.ops.convnext
 V1: dict[str, Any] = dict(layer_scale_init_value=0.5)
-V2: dict[str, Any] = dict(layer_scale_init_value=0.0, grn=True)
+V2: dict[str, Any] = dict(layer_scale_init_value=0.0, use_grn=True)
 BOTH = pytest.mark.parametrize("options", [V1, V2], ids=["v1", "v2"])
 
 
