@@ -15,15 +15,12 @@ from torch.utils.data import Sampler
 
 from backbones.errors import UserError
 from engine.data.check import escapes
-from engine.data.image_files import DamagedImage, LoadWholeImage
-
-# In the place of mmcv's, which says little about a damaged file and takes some for whole pictures.
-TRANSFORMS.register_module("LoadImageFromFile", module=LoadWholeImage)
+from engine.data.image_files import DamagedImage
 
 
-@TRANSFORMS.register_module(name="Resize", force=True)
-class ResizeNamingImages(Resize):
-    """mmdet's resizing, which names an image of which nothing is left, as of 400 x 1 at a longer side of 160."""
+@TRANSFORMS.register_module()
+class CheckedResize(Resize):
+    """mmdet's ``Resize`` that names an image of which no pixel is left, such as 400 x 1 at a longer side of 160."""
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Resize the image with its boxes and masks.

@@ -15,10 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from backbones.errors import UserError, first_line
 from engine.data.check import escapes
-from engine.data.image_files import PILLOW_ERRORS, DamagedImage, LoadWholeImage, read_image_bytes
-
-# In the place of mmcv's, which says little about a damaged file and takes some for whole pictures.
-TRANSFORMS.register_module("LoadImageFromFile", module=LoadWholeImage)
+from engine.data.image_files import PILLOW_ERRORS, DamagedImage, read_image_bytes
 
 IGNORE = 255
 

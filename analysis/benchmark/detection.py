@@ -39,7 +39,7 @@ from analysis.benchmark.synthetic_detections import Scene, blobs, scenes, write_
 from backbones.errors import UserError
 from backbones.layouts import from_ours
 from detection.coco_metric import KINDS, FastCocoMetric
-from detection.masks import FastMaskHead, encode_masks
+from detection.masks import FastFCNMaskHead, encode_masks
 from engine.config.load import load_config
 from engine.config.world import Launch
 
@@ -218,7 +218,7 @@ def compare_masks(
     )
 
 
-_HEADS: dict[str, type[FCNMaskHead]] = {OURS: FastMaskHead, "mmdet's": FCNMaskHead}
+_HEADS: dict[str, type[FCNMaskHead]] = {OURS: FastFCNMaskHead, "mmdet's": FCNMaskHead}
 
 
 def _paster(

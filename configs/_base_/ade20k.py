@@ -11,7 +11,7 @@ custom_hooks = [dict(type="ProgressBar")]
 classes = "ade20k"
 data_root = "data/ade/ADEChallengeData2016"
 train_pipeline = [
-    dict(type="LoadImageFromFile"),
+    dict(type="LoadCheckedImage"),
     dict(type="LoadLabels", num_classes="from_classes", reduce_zero_label=True),
     dict(type="RandomResize", scale=(2048, 512), ratio_range=(0.5, 2.0), keep_ratio=True),
     dict(type="RandomCrop", crop_size=(512, 512), cat_max_ratio=0.75),
@@ -20,13 +20,13 @@ train_pipeline = [
     dict(type="PackSegInputs"),
 ]
 test_pipeline = [
-    dict(type="LoadImageFromFile"),
+    dict(type="LoadCheckedImage"),
     dict(type="Resize", scale=(2048, 512), keep_ratio=True),
     dict(type="LoadLabels", num_classes="from_classes", reduce_zero_label=True),
     dict(type="PackSegInputs"),
 ]
 tta_pipeline = [
-    dict(type="LoadImageFromFile"),
+    dict(type="LoadCheckedImage"),
     dict(
         type="TestTimeAug",
         transforms=[

@@ -29,6 +29,7 @@ model = dict(
                 loss_bbox=dict(type="GIoULoss", loss_weight=10.0),
             )
             for stds in ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067))
-        ]
+        ],
+        mask_head=dict(type="FastFCNMaskHead"),
     ),
 )

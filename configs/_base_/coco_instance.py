@@ -11,7 +11,7 @@ custom_hooks = [dict(type="ProgressBar")]
 classes = "coco"
 data_root = "data/coco"
 train_pipeline = [
-    dict(type="LoadImageFromFile"),
+    dict(type="LoadCheckedImage"),
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
     dict(type="RandomFlip", prob=0.5),
     dict(
@@ -21,11 +21,17 @@ train_pipeline = [
                 dict(
                     type="RandomChoiceResize",
                     scales=[(side, 1333) for side in range(480, 801, 32)],
+                    resize_type="CheckedResize",
                     keep_ratio=True,
                 )
             ],
             [
-                dict(type="RandomChoiceResize", scales=[(400, 1333), (500, 1333), (600, 1333)], keep_ratio=True),
+                dict(
+                    type="RandomChoiceResize",
+                    scales=[(400, 1333), (500, 1333), (600, 1333)],
+                    resize_type="CheckedResize",
+                    keep_ratio=True,
+                ),
                 dict(
                     type="RandomCrop",
                     crop_type="absolute_range",
@@ -35,6 +41,7 @@ train_pipeline = [
                 dict(
                     type="RandomChoiceResize",
                     scales=[(side, 1333) for side in range(480, 801, 32)],
+                    resize_type="CheckedResize",
                     keep_ratio=True,
                 ),
             ],
@@ -43,8 +50,8 @@ train_pipeline = [
     dict(type="PackDetInputs"),
 ]
 test_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="Resize", scale=(1333, 800), keep_ratio=True),
+    dict(type="LoadCheckedImage"),
+    dict(type="CheckedResize", scale=(1333, 800), keep_ratio=True),
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
     dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
 ]

@@ -10,4 +10,5 @@ model = dict(
         layer_scale_init_value=1.0,
     ),
     neck=dict(in_channels="from_backbone"),
+    roi_head=dict(mask_head=dict(type="FastFCNMaskHead")),
 )

@@ -21,13 +21,13 @@ model = dict(
     test_cfg=dict(_delete_=True, mode="whole"),
 )
 train_pipeline = [
-    dict(type="LoadImageFromFile"),
+    dict(type="LoadCheckedImage"),
     dict(type="LoadLabels", num_classes="from_classes", reduce_zero_label=True),
     dict(type="RandomCrop", crop_size=(128, 128)),
     dict(type="PackSegInputs"),
 ]
 test_pipeline = [
-    dict(type="LoadImageFromFile"),
+    dict(type="LoadCheckedImage"),
     dict(type="LoadLabels", num_classes="from_classes", reduce_zero_label=True),
     dict(type="PackSegInputs"),
 ]

@@ -17,6 +17,7 @@ import mmcv
 import numpy as np
 from mmcv.transforms import LoadImageFromFile
 from mmengine import fileio
+from mmengine.registry import TRANSFORMS
 from PIL import Image, UnidentifiedImageError
 
 from backbones.errors import UserError, first_line, printable
@@ -111,8 +112,12 @@ def read_image_bytes(path: str, backend_args: dict[str, Any] | None = None) -> b
     return content
 
 
-class LoadWholeImage(LoadImageFromFile):
-    """mmcv's loading of an image, which says in one line what is wrong with a file that gives no picture."""
+@TRANSFORMS.register_module()
+class LoadCheckedImage(LoadImageFromFile):
+    """mmcv's ``LoadImageFromFile`` that refuses a truncated file and says in one line what is wrong with it.
+
+    Registered in mmengine's root registry, so that configs of mmdet and mmseg find it by this name.
+    """
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Load ``img_path``.

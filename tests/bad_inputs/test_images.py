@@ -156,11 +156,11 @@ def test_an_unusual_file_is_read(tasks: Any, broken: Any, task: str, name: str) 
 def test_16_bits_become_the_same_picture(tasks: Any, broken: Any, task: str, name: str, tmp_path: Path) -> None:
     """Each value is the byte of the 8-bit picture twice: neither cut off at 255 nor scaled otherwise."""
     from classification.data import read_rgb
-    from engine.data.image_files import LoadWholeImage
+    from engine.data.image_files import LoadCheckedImage
 
     (tmp_path / name).write_bytes(UNUSUAL[name]())
     path = str(tmp_path / name)
-    array = np.asarray(read_rgb(path)) if task == "classifier" else LoadWholeImage()({"img_path": path})["img"]
+    array = np.asarray(read_rgb(path)) if task == "classifier" else LoadCheckedImage()({"img_path": path})["img"]
     expected = np.repeat(pixels()[..., :1], 3, 2) if "grey" in name else pixels()
     if task == "classifier" and "grey" not in name:
         expected = expected[..., ::-1]  # OpenCV wrote the file, blue first

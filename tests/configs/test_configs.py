@@ -383,7 +383,7 @@ def test_detection_sees_the_customary_sizes() -> None:
         choice = next(step for step in cfg.train_pipeline if step.type == "RandomChoice")
         sides = [scale[0] for scale in choice.transforms[0][0].scales]
         assert (min(sides), max(sides), {scale[1] for scale in choice.transforms[0][0].scales}) == (480, 800, {1333})
-        resize = next(step for step in cfg.test_pipeline if step.type == "Resize")
+        resize = next(step for step in cfg.test_pipeline if step.type == "CheckedResize")
         assert resize.scale == (1333, 800)
 
 

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mmcv.transforms import LoadImageFromFile
+from mmdet.datasets.transforms import Resize
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
-from mmdet.registry import MODELS
+from mmdet.registry import MODELS, TRANSFORMS
 from mmdet.structures.mask import encode_mask_results
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from analysis.benchmark.synthetic_detections import blobs
 from detection import masks
-from detection.masks import FastMaskHead, encode_masks, encoded
+from detection.masks import FastFCNMaskHead, encode_masks, encoded
 
 SHAPE = (90, 130)
 
@@ -24,7 +26,7 @@ SHAPE = (90, 130)
 def both(logits: Tensor, boxes: Tensor, labels: Tensor, scale: float = 1.0, **options: Any) -> tuple[Tensor, Tensor]:
     """Masks of mmdet's head and of ours; the boxes end the same too."""
     found = []
-    for kind in (FCNMaskHead, FastMaskHead):
+    for kind in (FCNMaskHead, FastFCNMaskHead):
         head = kind(num_convs=0, in_channels=1, conv_out_channels=1, num_classes=logits.shape[1], **options)
         given = InstanceData(bboxes=boxes.clone(), labels=labels)
         meta = {"ori_shape": SHAPE, "scale_factor": (scale, scale)}
@@ -84,7 +86,7 @@ def test_what_is_not_ours_stays_with_mmdet() -> None:
     labels = torch.zeros(3, dtype=torch.long)
     for threshold, kind in ((-1, torch.uint8), (0, torch.bool)):
         results = []
-        for head in (FCNMaskHead, FastMaskHead):
+        for head in (FCNMaskHead, FastFCNMaskHead):
             given = InstanceData(bboxes=boxes.clone(), labels=labels)
             made = head(num_convs=0, in_channels=1, conv_out_channels=1, num_classes=1)
             meta = {"ori_shape": SHAPE, "scale_factor": (1.0, 1.0)}
@@ -94,8 +96,11 @@ def test_what_is_not_ours_stays_with_mmdet() -> None:
         assert torch.equal(*results)
 
 
-def test_configs_get_our_head() -> None:
-    assert MODELS.get("FCNMaskHead") is FastMaskHead
+def test_a_config_gets_the_class_that_it_names() -> None:
+    assert MODELS.get("FCNMaskHead") is FCNMaskHead
+    assert MODELS.get("FastFCNMaskHead") is FastFCNMaskHead
+    assert TRANSFORMS.get("LoadImageFromFile") is LoadImageFromFile
+    assert TRANSFORMS.get("Resize") is Resize
 
 
 def test_codes_are_those_of_pycocotools() -> None:

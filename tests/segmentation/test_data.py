@@ -106,7 +106,7 @@ def test_coloured_labels_are_refused(tmp_path: Path) -> None:
 
 
 def test_data_set_and_loading_go_together(rooms: Path) -> None:
-    pipeline = [dict(type="LoadImageFromFile"), dict(type="LoadLabels", num_classes=3, reduce_zero_label=True)]
+    pipeline = [dict(type="LoadCheckedImage"), dict(type="LoadLabels", num_classes=3, reduce_zero_label=True)]
     with DefaultScope.overwrite_default_scope("mmseg"):
         item = dataset(rooms, reduce_zero_label=True, pipeline=pipeline)[0]
     assert item["img"].shape == (6, 8, 3)

@@ -53,14 +53,14 @@ def test_masks(clock: Any) -> None:
 
 
 def test_masks_that_differ_are_not_timed(monkeypatch: pytest.MonkeyPatch, clock: Any) -> None:
-    paste = speed.FastMaskHead._predict_by_feat_single
+    paste = speed.FastFCNMaskHead._predict_by_feat_single
 
     def differ(*args: Any, **kwargs: Any) -> Any:
         masks = paste(*args, **kwargs)
         masks[0, 0, 0] ^= True
         return masks
 
-    monkeypatch.setattr(speed.FastMaskHead, "_predict_by_feat_single", differ)
+    monkeypatch.setattr(speed.FastFCNMaskHead, "_predict_by_feat_single", differ)
     with pytest.raises(MismatchError, match="1 pixels differ"):
         compare_masks((60, 80), 1, clock)
 

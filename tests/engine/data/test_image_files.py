@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from classification.data import read_rgb
-from engine.data.image_files import DamagedImage, LoadWholeImage, look_at
+from engine.data.image_files import DamagedImage, LoadCheckedImage, look_at
 
 SUFFIXES = ("jpg", "png", "webp", "bmp", "gif", "tif", "ppm")
 
@@ -31,7 +31,7 @@ def cut(path: Path, end: int) -> Path:
 
 
 def loaders() -> list[Any]:
-    return [lambda path: LoadWholeImage()({"img_path": str(path)})["img"], lambda path: read_rgb(str(path))]
+    return [lambda path: LoadCheckedImage()({"img_path": str(path)})["img"], lambda path: read_rgb(str(path))]
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
