@@ -12,8 +12,8 @@ from typing import Any
 
 from backbones.errors import UserError
 from backbones.files import NO_SPACE
-from engine.launch import heartbeat as watch
-from engine.launch.exit_codes import BAD_INPUT, FAILED, INTERRUPTED
+from engine.launch.exit_codes import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED
+from engine.launch.heartbeat import HEARTBEAT
 
 
 def run_tool(main: Callable[[], None]) -> None:
@@ -23,7 +23,7 @@ def run_tool(main: Callable[[], None]) -> None:
     the OpenMMLab packages, which nobody here can mend, are left out. Under a launcher, the last words of this process
     are left to it, see :mod:`engine.launch.heartbeat`.
     """
-    watch.begin()
+    HEARTBEAT.start()
     warnings.filterwarnings("ignore", module=r"mm(cv|engine|det|seg)\.")
     # The configs ask for pinned memory; without a GPU there is nothing to pin it for.
     warnings.filterwarnings("ignore", "'pin_memory' argument is set as true but no accelerator is found")
@@ -31,20 +31,20 @@ def run_tool(main: Callable[[], None]) -> None:
         with _full_disk_in_one_line():
             main()
     except UserError as error:
-        watch.last_words(error, one_line(error))
+        HEARTBEAT.report_error(error, one_line(error))
         _say(f"error: {one_line(error)}")
-        sys.exit(getattr(error, "exit_code", BAD_INPUT))
+        sys.exit(getattr(error, "exit_code", EXIT_BAD_INPUT))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
         # The reader went away: point stdout at nothing so that the interpreter's own flush cannot fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
-        if not watch.last_words(error):
+        if not HEARTBEAT.report_error(error):
             raise
         _say(f"lost another process: {str(error).splitlines()[0]}")
-        sys.exit(FAILED)
+        sys.exit(EXIT_FAILED)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from engine.cli import run_tool  # noqa: E402
-from engine.launch.exit_codes import INTERRUPTED  # noqa: E402
+from engine.launch.exit_codes import EXIT_INTERRUPTED  # noqa: E402
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def main() -> None:
     except KeyboardInterrupt:
         again = shlex.join(["bash", "tools/demo.sh", *sys.argv[1:]])
         print(f"\nstopped; what is done is kept, and this goes on from here: {again}", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        sys.exit(EXIT_INTERRUPTED)
 
 
 if __name__ == "__main__":

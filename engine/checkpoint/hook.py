@@ -16,7 +16,7 @@ from backbones.errors import UserError
 from backbones.files import remove_parts, written_whole
 from engine.checkpoint.store import NAME, POINTER, Writer, begin_run, checkpoints
 from engine.config.schema import is_whole
-from engine.launch import heartbeat as watch
+from engine.launch.heartbeat import HEARTBEAT, Phase
 
 # What a validation is judged by, first of those it gives: the papers' numbers.
 SCORES = ("top1", "coco/bbox_mAP", "mIoU")
@@ -152,11 +152,11 @@ class SaveCheckpoints(Hook):
 
     def wait(self) -> None:
         """Return when all is written."""
-        with watch.during(watch.Phase.SAVING):
+        with HEARTBEAT.during(Phase.SAVING):
             self._writer.wait()
 
     def _save(self, runner: Any, file: Path) -> None:
-        with watch.during(watch.Phase.SAVING):
+        with HEARTBEAT.during(Phase.SAVING):
             state = runner.checkpoint_state()
             self._saved, self._since = (runner.iter, self.validated), time.monotonic()
             if is_main_process():

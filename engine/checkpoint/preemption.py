@@ -16,10 +16,10 @@ from mmengine.dist import is_main_process
 
 from engine.checkpoint.store import begin_run
 from engine.distributed.agreement import StopRequest
-from engine.launch.exit_codes import INTERRUPTED, SAVED_AND_LEFT
+from engine.launch.exit_codes import EXIT_INTERRUPTED, EXIT_SAVED
 
 NEVER_BEGUN = "none"  # name of a training, of which there is no checkpoint
-EXIT_CODES = {StopRequest.INTERRUPT: INTERRUPTED, StopRequest.LEAVE: SAVED_AND_LEFT}
+EXIT_CODES = {StopRequest.INTERRUPT: EXIT_INTERRUPTED, StopRequest.LEAVE: EXIT_SAVED}
 # A launcher passes Ctrl-C on to processes that the terminal has told already: within this time it is the same one.
 SAME_INTERRUPT = 2.0  # seconds
 
@@ -92,7 +92,7 @@ def leaving_at_once(begins: Path | None) -> Iterator[None]:
         if begins is not None and is_main_process():
             begin_run(begins, NEVER_BEGUN)
         print("asked to stop before the first step: start again with --resume", file=sys.stderr)
-        raise SystemExit(SAVED_AND_LEFT)
+        raise SystemExit(EXIT_SAVED)
 
     with _handled({signal.SIGTERM: leave, signal.SIGUSR1: leave}):
         yield

@@ -22,17 +22,24 @@ from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, W
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 
-from engine.launch.exit_codes import BAD_INPUT, FAILED, HUNG, INTERRUPTED, NONFINITE, SAVED_AND_LEFT
+from engine.launch.exit_codes import (
+    EXIT_BAD_INPUT,
+    EXIT_FAILED,
+    EXIT_HUNG,
+    EXIT_INTERRUPTED,
+    EXIT_NONFINITE,
+    EXIT_SAVED,
+)
 from engine.launch.hang_detector import Judge, Status, verdict
-from engine.launch.heartbeat import STACK_SIGNAL, STACKS, read_frames, read_last_words, read_position
+from engine.launch.heartbeat import STACK_SIGNAL, STACKS_FILE, read_error_report, read_frames, read_position
 from engine.launch.node_channel import Ended, Mail
 
 LEFT = {
-    SAVED_AND_LEFT: "stopped with everything saved: go on with the same command and --resume",
-    INTERRUPTED: "interrupted: the same command and --resume go on from what was saved",
+    EXIT_SAVED: "stopped with everything saved: go on with the same command and --resume",
+    EXIT_INTERRUPTED: "interrupted: the same command and --resume go on from what was saved",
 }
 CRASHES = (-signal.SIGSEGV, -signal.SIGBUS, -signal.SIGFPE, -signal.SIGILL, -signal.SIGABRT)
-ONCE = (BAD_INPUT, NONFINITE, *LEFT)  # another try would end in the same way, or is not wanted
+ONCE = (EXIT_BAD_INPUT, EXIT_NONFINITE, *LEFT)  # another try would end in the same way, or is not wanted
 LOOK_EVERY = 1.0  # seconds
 ROOT_CAUSE = 1.0  # seconds in which ranks that fail together are compared
 LOST_PEER = 5.0  # seconds to wait for the failure that a rank which lost another one complains about
@@ -99,7 +106,7 @@ class Agent(LocalElasticAgent):
             if any(code is None or code for code in codes.values()):
                 return RunResult(state=WorkerState.HEALTHY)
             return super()._monitor_workers(worker_group)
-        self._end_all(0.0 if self.ended.code == HUNG else FAREWELL)
+        self._end_all(0.0 if self.ended.code == EXIT_HUNG else FAREWELL)
         if not self.ended.again or self._signals:
             self._remaining_restarts = 0
         elif self._remaining_restarts:
@@ -154,7 +161,7 @@ class Agent(LocalElasticAgent):
             return Ended(f"{ranks} did not end within {self._grace:.0f} s of {number.name}", 128 + number, again=False)
         if any(other == signal.SIGINT and at - first > SAME_SIGNAL for other, at in self._signals):
             self._end_all(0.0)
-            return Ended(f"interrupted twice: {ranks} ended without saving", INTERRUPTED, again=False)
+            return Ended(f"interrupted twice: {ranks} ended without saving", EXIT_INTERRUPTED, again=False)
         return None
 
     def _failure(self, codes: dict[int, int | None], now: float) -> Ended | None:
@@ -162,7 +169,7 @@ class Agent(LocalElasticAgent):
         failed = {rank: code for rank, code in codes.items() if code}
         if not failed:
             return None
-        words = {rank: read_last_words(self._folders()[rank]) for rank in failed}
+        words = {rank: read_error_report(self._folders()[rank]) for rank in failed}
 
         def order(rank: int) -> tuple[int, float, int]:
             kind = 2 if words[rank][1] else 1 if failed[rank] in LEFT else 0
@@ -180,10 +187,10 @@ class Agent(LocalElasticAgent):
             return Ended(f"stopped by {name} before anything was there to save", 128 - code, again=False)
         said, position = words[rank][0], str(read_position(self._folders()[rank]))
         if said and code == -signal.SIGABRT:
-            code = FAILED  # of an exception; gloo's threads then abort a process that leaves without their consent
+            code = EXIT_FAILED  # of an exception; gloo's threads then abort a process that leaves without their consent
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         frames = read_frames(self._folders()[rank])[:1] if code in CRASHES else []
-        if said and code != BAD_INPUT:
+        if said and code != EXIT_BAD_INPUT:
             said = f"{said}, in {position}"
         line = f"rank {rank} ended with {how}; its last line: {', at '.join([said or position, *frames])}"
         return Ended(line, 128 - code if code < 0 else code, again=code not in ONCE)
@@ -200,7 +207,7 @@ class Agent(LocalElasticAgent):
         if self.mail is not None:
             self.mail.publish(statuses)
             statuses = self.mail.hung() if self._node == 0 else None
-        return Ended(verdict(statuses), HUNG, again=True) if statuses else None
+        return Ended(verdict(statuses), EXIT_HUNG, again=True) if statuses else None
 
     def _with_frames(self, late: list[Status], positions: dict[int, Any]) -> list[Status]:
         """Let the ranks write where in the code they are, once for each announcement."""
@@ -209,7 +216,7 @@ class Agent(LocalElasticAgent):
         new = [status for status in late if known.get(status.rank) != positions[status.rank].sequence]
         for status in new:
             # Only a rank that has its page open has said what to do on this signal.
-            if positions[status.rank].sequence and (folders[status.rank] / STACKS).exists():
+            if positions[status.rank].sequence and (folders[status.rank] / STACKS_FILE).exists():
                 self._processes()[status.rank].send_signal(STACK_SIGNAL)
         if new:
             time.sleep(STACKS_WITHIN)
@@ -229,7 +236,7 @@ class Agent(LocalElasticAgent):
                 with suppress(OSError):
                     kept = Path(position.folder) / "stacks"
                     kept.mkdir(parents=True, exist_ok=True)
-                    shutil.copy(folder / STACKS, kept / f"rank_{rank}.txt")
+                    shutil.copy(folder / STACKS_FILE, kept / f"rank_{rank}.txt")
         if kept is not None:
             say(f"the stacks of all threads are in {kept}")
 

@@ -15,7 +15,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
 from engine.launch.agent import LEFT, Agent, say
-from engine.launch.exit_codes import HUNG
+from engine.launch.exit_codes import EXIT_HUNG
 from engine.launch.rendezvous import Meeting, ask, run_id
 
 MEETING_PATIENCE = 600.0  # seconds from the first machine's start to the last one's
@@ -151,7 +151,7 @@ def _farewell(agent: Agent, job: Job) -> int:
     ended = agent.ended
     if ended is None:
         return 0
-    if ended.code == HUNG:
+    if ended.code == EXIT_HUNG:
         agent.tell_stacks()
     if agent.mail is not None:
         agent.mail.leave(ended.code, job.grace if ended.code in LEFT else LEAVING_PATIENCE)

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch.distributed import PrefixStore, Store
 
-from engine.launch.exit_codes import HUNG
+from engine.launch.exit_codes import EXIT_HUNG
 from engine.launch.hang_detector import Status
 
 EVERY = 1.0  # seconds
@@ -70,7 +70,9 @@ class Mail:
     def received(self) -> Ended | None:
         """How the job ended elsewhere."""
         if self._received is None and self._node and time.monotonic() - self._heard > SILENCE:
-            return Ended(f"the launcher of NODE_RANK=0 gave no sign of life for {SILENCE:.0f} s", HUNG, again=False)
+            return Ended(
+                f"the launcher of NODE_RANK=0 gave no sign of life for {SILENCE:.0f} s", EXIT_HUNG, again=False
+            )
         return self._received
 
     def hung(self) -> list[Status]:
@@ -129,7 +131,7 @@ class Mail:
                 self._beats[node] = (told["beat"], now)
             elif now - at > SILENCE:
                 line = f"the launcher of NODE_RANK={node} gave no sign of life for {SILENCE:.0f} s"
-                self.post(Ended(line, HUNG, again=False))
+                self.post(Ended(line, EXIT_HUNG, again=False))
             hang.append(told["hang"])
         all_hang = None not in hang
         self._hung = [Status.from_plain(one) for part in hang if part for one in part] if all_hang else []

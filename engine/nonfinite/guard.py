@@ -29,7 +29,7 @@ from engine.checkpoint.rng import RandomState
 from engine.checkpoint.store import copied, last_good
 from engine.config.environment import NonFinitePolicy
 from engine.distributed.sharding import gathered, unwrapped
-from engine.launch.exit_codes import NONFINITE
+from engine.launch.exit_codes import EXIT_NONFINITE
 from engine.nonfinite.batch_codec import encode, samples
 from engine.nonfinite.report import (
     clear,
@@ -52,7 +52,7 @@ WIDE_SCALE = 2.0**64
 class NonFiniteError(UserError):
     """Ends a run whose loss or gradient was not finite; its weights are those before the step."""
 
-    exit_code = NONFINITE
+    exit_code = EXIT_NONFINITE
 
 
 class RollBack(Exception):

@@ -14,8 +14,7 @@ from torch import nn
 from engine.checkpoint.preemption import Stop
 from engine.config.batch import MicroBatches
 from engine.distributed.agreement import StopRequest
-from engine.launch import heartbeat as watch
-from engine.launch.heartbeat import Phase
+from engine.launch.heartbeat import HEARTBEAT, Phase
 from engine.nonfinite.guard import RollBack
 from engine.optim.unused_parameters import check_first_step
 from engine.training.ema import ModelEMAHook
@@ -76,7 +75,7 @@ class _StepLoop:
 
     def run_iter(self, idx: int, data_batch: Any) -> None:
         """Run one optimizer step."""
-        watch.enter(Phase.STEP, self._place(idx))
+        HEARTBEAT.enter(Phase.STEP, self._place(idx))
         self.runner.call_hook("before_train_iter", batch_idx=idx, data_batch=data_batch)
         outputs = self._step(data_batch)
         self.runner.call_hook("after_train_iter", batch_idx=idx, data_batch=data_batch, outputs=outputs)
@@ -95,7 +94,7 @@ class _StepLoop:
             common = self.runner.agreement.at_rest(self.runner.signals.wish)
         if common > StopRequest.SAVE:
             raise Stop(common)
-        watch.enter(Phase.DATA)
+        HEARTBEAT.enter(Phase.DATA)
 
     def _place(self, idx: int) -> str:
         return f"step {idx + 1} of {self._max_iters}"
@@ -104,7 +103,7 @@ class _StepLoop:
         """Validate what has not been validated: a run that was stopped in between does it when it goes on."""
         if due and self.runner.val_loop is not None and self.runner.saving.validated != self._iter:
             self.runner.val_loop.run()
-            watch.enter(Phase.DATA)
+            HEARTBEAT.enter(Phase.DATA)
 
 
 def mean_over_processes(logs: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
@@ -144,7 +143,7 @@ class EpochLoop(_StepLoop, EpochBasedTrainLoop):
         return f"epoch {self._epoch + 1}, step {idx + 1} of {len(self.dataloader)}"
 
     def _run_epoch(self, passed: int) -> None:
-        watch.enter(Phase.DATA)
+        HEARTBEAT.enter(Phase.DATA)
         self.runner.call_hook("before_train_epoch")
         self.runner.model.train()
         self.dataloader.batch_sampler.begin_at(passed)
@@ -165,7 +164,7 @@ class IterationLoop(_StepLoop, IterBasedTrainLoop):
         self._begin()
         self.runner.call_hook("before_train_epoch")
         self._validate(self._due(self._iter, self._max_iters))
-        watch.enter(Phase.DATA)
+        HEARTBEAT.enter(Phase.DATA)
         batches = self._batches()
         while self._iter < self._max_iters and not self.stop_training:
             self.runner.model.train()
@@ -189,7 +188,7 @@ class ValidationLoop(ValLoop):
 
     def run(self) -> dict[str, float]:
         """Evaluate and log once."""
-        watch.enter(Phase.VALIDATION)
+        HEARTBEAT.enter(Phase.VALIDATION)
         self.runner.call_hook("before_val")
         self.runner.call_hook("before_val_epoch")
         metrics = self._evaluate()
@@ -204,7 +203,7 @@ class ValidationLoop(ValLoop):
     def _evaluate(self) -> dict[str, float]:
         self.runner.model.eval()
         for idx, batch in enumerate(self.dataloader):
-            watch.enter(Phase.VALIDATION)
+            HEARTBEAT.enter(Phase.VALIDATION)
             self.run_iter(idx, batch)
             wish = self.runner.agreement.at_step(self.runner.signals.wish)
             if wish > StopRequest.SAVE:

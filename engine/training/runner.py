@@ -49,7 +49,7 @@ from engine.distributed.agreement import Agreement
 from engine.distributed.consistency import check_data, describe_data
 from engine.distributed.processes import start_processes
 from engine.distributed.sharding import gathered, shard_model, shard_optimizer, unwrapped
-from engine.launch import heartbeat as watch
+from engine.launch.heartbeat import HEARTBEAT
 from engine.nonfinite.guard import NonFiniteError, NonFiniteGuard, RollBack
 from engine.optim.precision import losses_in_float32
 from engine.optim.schedules import replay, shapes
@@ -447,7 +447,9 @@ def build_runner(resolved: Resolved, launch: Launch) -> Runner:
     check_environment(settings)
     _check_work_dir(cfg)
     # What is compiled may be compiled again at any step, for a shape that is new.
-    watch.settle(cfg.work_dir, settings.get("patience") or (COMPILE_PATIENCE if settings.get("compile") else 0.0))
+    HEARTBEAT.configure(
+        cfg.work_dir, settings.get("patience") or (COMPILE_PATIENCE if settings.get("compile") else 0.0)
+    )
     with naming_wrong_settings():
         runner = Runner.from_cfg(cfg)
     if resolved.plan is not None:

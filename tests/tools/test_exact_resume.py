@@ -17,7 +17,7 @@ from mmengine.logging import HistoryBuffer
 
 from backbones.weights import read_checkpoint
 from engine.checkpoint.store import last_good
-from engine.launch.exit_codes import INTERRUPTED, SAVED_AND_LEFT
+from engine.launch.exit_codes import EXIT_INTERRUPTED, EXIT_SAVED
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # A config is a program: this one ends or signals its own process, when its environment says so.
@@ -194,9 +194,9 @@ def test_killed_at_a_step(train: Train, whole: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "by, moment, code",
     [
-        ("SIGTERM", "3", SAVED_AND_LEFT),
-        ("SIGINT", "val", INTERRUPTED),
-        ("SIGUSR1", "4", SAVED_AND_LEFT),
+        ("SIGTERM", "3", EXIT_SAVED),
+        ("SIGINT", "val", EXIT_INTERRUPTED),
+        ("SIGUSR1", "4", EXIT_SAVED),
     ],
 )
 @ONE_TASK
@@ -215,7 +215,7 @@ def test_a_second_training_in_the_folder_of_the_first(train: Train, whole: Path,
     shutil.copytree(whole, tmp_path / "work")
     for flags, before, until in ((), None, 3), (("--resume",), 3, 4), (("--resume",), 4, 6):
         ended = train(tmp_path / "work", *flags, ASK_AT=str(until), ASK_BY="SIGTERM")
-        assert ended.code == SAVED_AND_LEFT, ended.err
+        assert ended.code == EXIT_SAVED, ended.err
         assert not before or f"resumed epoch: 0, iter: {before}" in ended.out
         assert not before or "iter_14.pth, iter_15.pth in " in ended.out
 
@@ -223,7 +223,7 @@ def test_a_second_training_in_the_folder_of_the_first(train: Train, whole: Path,
 @ONE_TASK
 def test_a_run_keeps_its_seed(train: Train, whole: Path, tmp_path: Path) -> None:
     """A config without one draws another at each start."""
-    assert train(tmp_path, ASK_AT="3", ASK_BY="SIGTERM").code == SAVED_AND_LEFT
+    assert train(tmp_path, ASK_AT="3", ASK_BY="SIGTERM").code == EXIT_SAVED
     assert train(tmp_path, "--resume", seed="None").code == 0
     assert_same_run(tmp_path, whole)
 
@@ -235,7 +235,7 @@ def test_weights_to_begin_with_and_nothing_to_go_on_from(
     """As a job does that is started by one command, the first time and after each stop."""
     given = next(whole.glob("best_*.pth"))
     ended = train(tmp_path, "--resume", load_from=str(given), ASK_AT="3", ASK_BY="SIGTERM")
-    assert ended.code == SAVED_AND_LEFT, ended.err
+    assert ended.code == EXIT_SAVED, ended.err
     assert "nothing to go on from" in ended.out
     assert f"tensors loaded from {given}" in ended.out
     ended = train(tmp_path, "--resume", load_from=str(given))
@@ -281,7 +281,7 @@ def test_two_processes(program: Any, config: Path, tmp_path: Path, monkeypatch: 
 
     assert train(folders[0]).code == 0
     ended = train(folders[1], ASK_AT="3", ASK_BY="SIGTERM", ASK_RANK="1")
-    assert ended.code == SAVED_AND_LEFT, ended.err
+    assert ended.code == EXIT_SAVED, ended.err
     assert train(folders[1], "--resume").code == 0
     ended = train(folders[2], DIE_WRITING="9", MAX_RESTARTS="2")  # of 18 files, best ones included
     assert ended.code == 0, ended.err

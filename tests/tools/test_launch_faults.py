@@ -21,10 +21,9 @@ PATIENCE = 120  # seconds until something that hangs is ended; a run takes a few
 HEAD = f"""
 import os, signal, sys, time
 sys.path.insert(0, {str(ROOT)!r})
-from engine.launch import heartbeat as watch
-from engine.launch.heartbeat import Phase
+from engine.launch.heartbeat import HEARTBEAT, Phase
 RANK, TRY = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
-watch.begin()
+HEARTBEAT.start()
 
 def say(line):
     os.write(1, f"{{line}}\\n".encode())
@@ -32,7 +31,7 @@ def say(line):
 # Rank 1 has a fault in its eighth step; the others wait, without a collective and so without noticing.
 ALONE = """
 for step in range(1, 9):
-    watch.enter(Phase.STEP, f"epoch 1, step {step} of 9")
+    HEARTBEAT.enter(Phase.STEP, f"epoch 1, step {step} of 9")
 if RANK == 1:
     FAULT
 time.sleep(60)
@@ -41,18 +40,18 @@ time.sleep(60)
 TOGETHER = """
 import torch, torch.distributed as dist
 dist.init_process_group("gloo")
-watch.settle(sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else 0.0)
+HEARTBEAT.configure(sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else 0.0)
 try:
     for step in range(1, 10):
-        watch.enter(Phase.STEP, f"epoch 1, step {step} of 9")
+        HEARTBEAT.enter(Phase.STEP, f"epoch 1, step {step} of 9")
         if RANK == 1 and TRY == 0 and step == 8:
             FAULT
         sum = torch.ones(1)
         dist.all_reduce(sum)
 except RuntimeError as error:
-    watch.last_words(error)
+    HEARTBEAT.report_error(error)
     os._exit(1)
-watch.enter(Phase.SAVING)
+HEARTBEAT.enter(Phase.SAVING)
 say(f"rank {RANK} has {int(sum)}")
 dist.destroy_process_group()
 """
@@ -90,7 +89,7 @@ def end(process: subprocess.Popen[str]) -> tuple[int, list[str], list[str]]:
         ("os.kill(os.getpid(), signal.SIGKILL)", 137, "signal SIGKILL; its last line: epoch 1, step 8 of 9 (training)"),
         ("os._exit(3)", 3, "exit code 3; its last line: epoch 1, step 8 of 9 (training)"),
         (
-            "watch.last_words(ValueError('boom')); raise ValueError('boom')",
+            "HEARTBEAT.report_error(ValueError('boom')); raise ValueError('boom')",
             1,
             "exit code 1; its last line: ValueError: boom, in epoch 1, step 8 of 9 (training)",
         ),
@@ -138,18 +137,18 @@ def test_a_hang_in_a_collective_names_who_keeps_the_others_waiting(start: Callab
 def test_waiting_for_a_long_phase_is_no_hang(start: Callable) -> None:
     """Rank 0 validates for longer than a step may take, while rank 1 waits in a step."""
     program = """
-watch.settle(sys.argv[1], 0.5)
+HEARTBEAT.configure(sys.argv[1], 0.5)
 for step in range(1, 9):
-    watch.enter(Phase.STEP, f"step {step}")
+    HEARTBEAT.enter(Phase.STEP, f"step {step}")
 if RANK == 0:
-    watch.enter(Phase.VALIDATION)
+    HEARTBEAT.enter(Phase.VALIDATION)
 time.sleep(4)
 """
     assert end(start(program, "--processes", "2")) == (0, [], [])
 
 
 def test_what_a_person_has_to_mend_is_not_tried_again(start: Callable) -> None:
-    program = "watch.last_words(ValueError(), 'no such file'); say('tried'); sys.exit(2)"
+    program = "HEARTBEAT.report_error(ValueError(), 'no such file'); say('tried'); sys.exit(2)"
     code, out, err = end(start(program, "--processes", "1", "--max-restarts", "3"))
     assert (code, out) == (2, ["tried"])
     assert err == ["error: rank 0 ended with exit code 2; its last line: no such file"]

@@ -17,7 +17,7 @@ import torch.multiprocessing as mp
 from engine.checkpoint.preemption import Signals, Stop, leaving_at_once
 from engine.checkpoint.store import begin_run, last_good, write_checkpoint
 from engine.distributed.agreement import Agreement, StopRequest
-from engine.launch.exit_codes import INTERRUPTED, SAVED_AND_LEFT
+from engine.launch.exit_codes import EXIT_INTERRUPTED, EXIT_SAVED
 from engine.training.loops import EpochLoop
 
 STEPS = 6
@@ -59,8 +59,8 @@ def test_to_leave_is_more_urgent_than_an_interrupt() -> None:
 
 
 def test_exit_codes() -> None:
-    assert Stop(StopRequest.LEAVE).exit_code == SAVED_AND_LEFT == 75
-    assert Stop(StopRequest.INTERRUPT).exit_code == INTERRUPTED == 130
+    assert Stop(StopRequest.LEAVE).exit_code == EXIT_SAVED == 75
+    assert Stop(StopRequest.INTERRUPT).exit_code == EXIT_INTERRUPTED == 130
 
 
 def test_one_process_agrees_with_itself_at_once() -> None:
@@ -138,7 +138,7 @@ def test_told_to_leave_before_the_first_step(tmp_path: Path, begins: bool, capsy
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as left, leaving_at_once(tmp_path if begins else None):
         os.kill(os.getpid(), signal.SIGTERM)
-    assert left.value.code == SAVED_AND_LEFT
+    assert left.value.code == EXIT_SAVED
     assert signal.getsignal(signal.SIGTERM) is before
     assert capsys.readouterr().err == "asked to stop before the first step: start again with --resume\n"
     assert last_good(tmp_path) == (None if begins else tmp_path / "iter_5.pth")

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from engine.launch import hang_detector as hang
-from engine.launch import heartbeat as watch
 from engine.launch.hang_detector import Judge, Status, accused, verdict
-from engine.launch.heartbeat import Phase, Position
+from engine.launch.heartbeat import HEARTBEAT, Phase, Position, read_error_report, read_frames, read_position
 
 ROOT = Path(__file__).resolve().parents[3]
 LONG_AFTER = 10 * hang.WARM_UP_STEPS
@@ -21,17 +20,16 @@ LONG_AFTER = 10 * hang.WARM_UP_STEPS
 RANK = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
-from engine.launch import heartbeat as watch
-from engine.launch.heartbeat import Phase
+from engine.launch.heartbeat import HEARTBEAT, Phase
 
-watch.begin()
-watch.settle("work", 7.5)
-watch.enter(Phase.DATA)
-watch.enter(Phase.STEP, "epoch 1, step 1 of 5 " + "\\u00e4" * 900)
-watch.enter(Phase.STEP, "epoch 1, step 2 of 5")
-with watch.during(Phase.SAVING):
+HEARTBEAT.start()
+HEARTBEAT.configure("work", 7.5)
+HEARTBEAT.enter(Phase.DATA)
+HEARTBEAT.enter(Phase.STEP, "epoch 1, step 1 of 5 " + "\\u00e4" * 900)
+HEARTBEAT.enter(Phase.STEP, "epoch 1, step 2 of 5")
+with HEARTBEAT.during(Phase.SAVING):
     os.kill(os.getpid(), signal.SIGUSR2)
-watch.last_words({error})
+HEARTBEAT.report_error({error})
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -40,7 +38,7 @@ def run_rank(folder: Path, error: str) -> Position:
     program = RANK.format(root=str(ROOT), error=error)
     environment = {"TORCHELASTIC_ERROR_FILE": str(folder / "error.json")}
     subprocess.run([sys.executable, "-c", program], env=environment, cwd=folder, check=False)
-    return watch.read_position(folder)
+    return read_position(folder)
 
 
 def test_the_launcher_reads_what_a_killed_rank_announced(tmp_path: Path) -> None:
@@ -48,8 +46,8 @@ def test_the_launcher_reads_what_a_killed_rank_announced(tmp_path: Path) -> None
     assert (position.steps, position.phase, position.patience) == (2, Phase.STEP, 7.5)
     assert str(position) == "epoch 1, step 2 of 5 (training)"
     assert position.folder == str(tmp_path / "work")
-    assert watch.read_last_words(tmp_path) == ("ValueError: boom", False)
-    assert watch.read_frames(tmp_path)[0].endswith("in <module>")
+    assert read_error_report(tmp_path) == ("ValueError: boom", False)
+    assert read_frames(tmp_path)[0].endswith("in <module>")
 
 
 @pytest.mark.parametrize(
@@ -63,18 +61,18 @@ def test_the_launcher_reads_what_a_killed_rank_announced(tmp_path: Path) -> None
 )
 def test_an_error_about_another_rank_is_told_from_one_of_its_own(tmp_path: Path, error: str, lost: bool) -> None:
     run_rank(tmp_path, error)
-    assert watch.read_last_words(tmp_path)[1] is lost
+    assert read_error_report(tmp_path)[1] is lost
 
 
 def test_without_a_launcher_nothing_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    watch.enter(Phase.STEP, "step 1")
-    with watch.during(Phase.SAVING):
-        watch.settle("work", 3.0)
-    assert not watch.last_words(RuntimeError("Connection closed by peer"))
+    HEARTBEAT.enter(Phase.STEP, "step 1")
+    with HEARTBEAT.during(Phase.SAVING):
+        HEARTBEAT.configure("work", 3.0)
+    assert not HEARTBEAT.report_error(RuntimeError("Connection closed by peer"))
     assert not list(tmp_path.iterdir())
-    assert watch.read_position(tmp_path) == Position()
-    assert watch.read_last_words(tmp_path) == ("", False)
+    assert read_position(tmp_path) == Position()
+    assert read_error_report(tmp_path) == ("", False)
 
 
 def late_after(seconds: float, *positions: Position) -> list[int]:

@@ -32,7 +32,7 @@ from backbones.weights import read_checkpoint
 from engine.config.environment import NonFinitePolicy
 from engine.config.load import Resolved, load_config, resolve
 from engine.config.world import Launch
-from engine.launch.exit_codes import NONFINITE
+from engine.launch.exit_codes import EXIT_NONFINITE
 from engine.nonfinite import guard as nonfinite_guard
 from engine.nonfinite.batch_codec import decode, encode, samples
 from engine.nonfinite.guard import NonFiniteError
@@ -197,7 +197,7 @@ def test_the_first_bad_module_is_named_and_its_step_changes_nothing(
 ) -> None:
     runner = train(tmp_path, fault)
     folder, report = record(tmp_path)
-    assert runner.error.exit_code == NONFINITE == 3
+    assert runner.error.exit_code == EXIT_NONFINITE == 3
     assert str(runner.error).startswith("step 3 was not finite, first in ")
     assert str(runner.error).endswith(f"{folder} has it all: python tools/replay.py {folder}")
     assert "\n" not in str(runner.error)
