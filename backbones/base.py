@@ -18,7 +18,7 @@ from backbones.weights import LoadReport, load_backbone_weights
 STAGES = (0, 1, 2, 3)
 
 
-class Network(nn.Module):
+class Backbone(nn.Module):
     """A backbone without its layers.
 
     A subclass builds the layers, sets the attributes, and tells for each of its parameters the layer and the stage.

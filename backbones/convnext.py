@@ -16,7 +16,7 @@ from math import ceil
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from backbones.base import Network
+from backbones.base import Backbone
 from backbones.errors import UserError
 from backbones.kernels.cpu import block as cpu_block
 from backbones.kernels.cpu import downsample as cpu_downsample
@@ -107,7 +107,7 @@ class Downsampling(nn.Sequential):
         return super().forward(x) if result is None else result
 
 
-class ConvNeXt(Network):
+class ConvNeXt(Backbone):
     """The network: four stages at strides 4, 8, 16 and 32, without a head.
 
     Args:

@@ -12,7 +12,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from backbones.base import STAGES, Network
+from backbones.base import STAGES, Backbone
 from backbones.convnext import Block
 from backbones.errors import UserError
 from backbones.layers import check_kernel_size, drop_path_rates, init_trunc_normal
@@ -20,7 +20,7 @@ from backbones.layers import check_kernel_size, drop_path_rates, init_trunc_norm
 PATCH = 16
 
 
-class IsotropicConvNeXt(Network):
+class IsotropicConvNeXt(Backbone):
     """A stem that cuts the image into 16 x 16 patches, then equal blocks at stride 16, without a head.
 
     Args:

@@ -1,4 +1,4 @@
-"""One name, one network: in Python, in every config and on every command line.
+"""The registry of backbones: one name for a network in Python, in every config and on every command line.
 
 The names live in mmengine's root ``MODELS``, the parent of mmdet's and mmseg's registries, which therefore find them
 without a scope: ``backbone=dict(type="convnext_tiny", ...)``.
@@ -9,13 +9,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
-from mmengine.registry import MODELS
-from torch import nn
+from mmengine.registry import MODELS, Registry
 
+from backbones.base import Backbone
 from backbones.convnext import ConvNeXt
-from backbones.errors import UserError
+from backbones.errors import ConfigError
 from backbones.isotropic import IsotropicConvNeXt
 from backbones.roadmap import RESNET50_TO_TINY, RESNET200_TO_BASE
 from backbones.timm_backbones import TimmConvNet, TimmSwin, TimmVisionTransformer
@@ -32,90 +32,70 @@ from backbones.variants import (
     current_arguments,
 )
 
-_NAMES: dict[str, Callable[..., nn.Module]] = {}
+BACKBONES = Registry("backbone", scope="backbones")
 
 
-class Backbone(Protocol):
-    """What every registered network answers about itself; :class:`backbones.base.Network` does most of it."""
-
-    out_channels: tuple[int, ...]
-    strides: tuple[int, ...]
-    num_features: int
-
-    @property
-    def num_layers(self) -> int: ...
-
-    def layer_id(self, name: str) -> int: ...
-
-    @property
-    def num_blocks(self) -> int: ...
-
-    def block_id(self, name: str) -> int: ...
-
-    def stage_id(self, name: str) -> int | None: ...
-
-    def no_weight_decay(self, name: str) -> bool: ...
-
-
-def register_backbone(name: str, build: Callable[..., nn.Module]) -> None:
-    """Give a network its name, here and in mmengine's root registry.
+def register_backbone(name: str, build: Callable[..., Backbone]) -> None:
+    """Register a network here and in mmengine's root registry.
 
     Args:
-        name: Lower-case name, as it will be written in configs and commands.
-        build: Makes the network from keyword arguments.
+        name: Lower-case name for configs and commands.
+        build: Builds the network from keyword arguments.
 
     Raises:
         KeyError: If the name is taken.
     """
-    if name in _NAMES:
+    if name in BACKBONES.module_dict:
         raise KeyError(f"backbone {name!r} is registered already: choose another name")
 
-    def factory(**kwargs: Any) -> nn.Module:
+    def factory(**kwargs: Any) -> Backbone:
         # An explicit wrapper: mmengine refuses functools.partial objects, which have no __name__.
         return build(**kwargs)
 
     factory.__name__ = name
     MODELS.register_module(name=name, module=factory)
-    _NAMES[name] = factory
+    BACKBONES.register_module(name=name, module=factory)
 
 
 def list_backbones() -> list[str]:
-    """Names of all registered networks, in the order of the table."""
-    return list(_NAMES)
+    """Names of all registered networks, in the order of registration."""
+    return list(BACKBONES.module_dict)
 
 
-def unknown_backbone(name: str) -> UserError:
+def unknown_backbone(name: str) -> ConfigError:
     """The error for a name that is not registered, with the nearest names."""
-    parts = [known for known in _NAMES if name and name in known]
-    near = (parts or difflib.get_close_matches(name, _NAMES, n=3, cutoff=0.4) or list(_NAMES))[:3]
-    return UserError(f"unknown backbone {name!r}; nearest: {', '.join(near)} (all: backbones.list_backbones())")
+    known = list_backbones()
+    containing = [other for other in known if name and name in other]
+    nearest = (containing or difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known)[:3]
+    return ConfigError(f"unknown backbone {name!r}; nearest: {', '.join(nearest)} (all: backbones.list_backbones())")
 
 
-def build_backbone(name: str, **kwargs: Any) -> Any:
-    """Build a network by name and, with ``weights=``, load it.
+def build_backbone(name: str, **kwargs: Any) -> Backbone:
+    """Build a network by name and load its ``weights``, if given.
 
     Args:
-        name: A name of :func:`list_backbones`.
+        name: Name in :func:`list_backbones`.
         **kwargs: Arguments of the network, such as ``out_indices``, ``drop_path_rate``, ``weights``.
 
     Returns:
-        The network, see :class:`Backbone` for what it answers.
+        The network.
 
     Raises:
-        UserError: If the name is unknown, an argument does not exist, or the weights do not fit.
+        ConfigError: If the name is unknown or an argument does not exist.
+        CheckpointError: If the weights cannot be read or do not fit.
     """
-    if name not in _NAMES:
+    if name not in BACKBONES.module_dict:
         raise unknown_backbone(name)
     try:
-        network: Any = _NAMES[name](**kwargs)
+        network: Backbone = BACKBONES.module_dict[name](**kwargs)
     except TypeError as error:
-        raise UserError(f"{name}: {error}") from error
+        raise ConfigError(f"{name}: {error}") from error
     network.init_weights()
     return network
 
 
-def _register(network: type[nn.Module], rows: Mapping[str, Variant | IsotropicVariant | TimmVariant]) -> None:
-    """Register each row of a table as a network; a keyword argument goes before what the row says."""
+def _register(network: type[Backbone], rows: Mapping[str, Variant | IsotropicVariant | TimmVariant]) -> None:
+    """Register a network for each row of a table; keyword arguments override the row's values."""
     for name, row in rows.items():
         register_backbone(name, partial(_build, partial(network, **row.arguments())))
 

@@ -30,7 +30,7 @@ from typing import Any
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from backbones.base import STAGES, Network
+from backbones.base import STAGES, Backbone
 from backbones.convnext import BLOCKS_PER_GROUP, STEM_STRIDE, ConvNeXt
 from backbones.errors import UserError
 from backbones.layers import LayerNorm2d, drop_path_rates, init_trunc_normal, layer_scale
@@ -137,7 +137,7 @@ class RoadmapBlock(nn.Module):
         return self.act(self.shortcut(x) + self.drop_path(y))
 
 
-class RoadmapNet(Network):
+class RoadmapNet(Backbone):
     """A network on the way from ResNet to ConvNeXt: four stages at strides 4, 8, 16 and 32, without a head.
 
     The outputs are the stages' own: like a ResNet, and unlike ConvNeXt, it has no norm after them. Parameters are
@@ -305,7 +305,7 @@ class RoadmapRow:
     design: Design
     printed: Printed
 
-    def build(self, **options: Any) -> Network:
+    def build(self, **options: Any) -> Backbone:
         """Build the network; the last step's is the ConvNeXt itself."""
         design = self.design
         if design.separate_downsampling:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-from backbones.base import Network
+from backbones.base import Backbone
 from backbones.errors import UserError
 from backbones.layers import check_kernel_size
 
@@ -127,7 +127,7 @@ def shape_for_budget(
 
 
 def _check_sizes(blocks: int | None, width: int | None, kernel_size: int, mlp_ratio: float, side: int) -> None:
-    for name, number, least in (("blocks", blocks, 1), ("width", width, 1), ("side", side, Network.smallest_side)):
+    for name, number, least in (("blocks", blocks, 1), ("width", width, 1), ("side", side, Backbone.smallest_side)):
         if number is not None and number < least:
             raise UserError(f"{name}={number}: at least {least} is needed")
     if not mlp_ratio > 0:

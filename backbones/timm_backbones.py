@@ -21,7 +21,7 @@ from timm.layers import resample_abs_pos_embed
 from timm.models.swin_transformer import window_partition, window_reverse
 from torch import Tensor, nn
 
-from backbones.base import STAGES, Network
+from backbones.base import STAGES, Backbone
 from backbones.errors import UserError
 from backbones.layers import LayerNorm2d
 
@@ -31,7 +31,7 @@ RELATIVE_TABLE = "relative_position_bias_table"
 MASKED = -100.0  # what the released Swin adds to the scores of two places that may not see each other
 
 
-class TimmBackbone(Network):
+class TimmBackbone(Backbone):
     """What the networks from timm share: building, ids, the names in checkpoints.
 
     A subclass adopts parts of ``self.build_timm(...)`` and enters each into ``places``.

@@ -22,7 +22,7 @@ import torch
 from matplotlib.figure import Figure
 
 from analysis.benchmark.networks import DTYPES, PLAIN, Request, autocast, quartiles, ratios, settle, take_turns
-from backbones.base import Network
+from backbones.base import Backbone
 from backbones.errors import UserError
 from backbones.kernels import autotune as choice
 from backbones.registry import build_backbone
@@ -100,16 +100,16 @@ def study(
     return [Point(one, len(networks[one].recomputed_blocks()), taken[str(one)], memory[one]) for one in settings]
 
 
-def _network(request: Request, setting: Setting) -> Network:
+def _network(request: Request, setting: Setting) -> Backbone:
     torch.manual_seed(0)
-    network: Network = build_backbone(request.name, grad_checkpointing=setting.share)
+    network: Backbone = build_backbone(request.name, grad_checkpointing=setting.share)
     network.to(request.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     if setting.mode == COMPILED:
         network.compile()
     return network
 
 
-def _step(network: Network, request: Request, setting: Setting) -> Callable[[], None]:
+def _step(network: Backbone, request: Request, setting: Setting) -> Callable[[], None]:
     images = torch.randn(request.batch, 3, *request.shape, device=request.device)
 
     def step() -> None:

@@ -17,7 +17,7 @@ from mmengine.registry import MODELS, DefaultScope
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-from backbones.base import Network
+from backbones.base import Backbone
 from backbones.errors import UserError
 from backbones.registry import build_backbone
 from backbones.variants import BASELINES
@@ -106,7 +106,7 @@ class Source:
     @property
     def taken(self) -> tuple[Range, Range]:
         """Heights and widths that the network takes, each as the least and the greatest."""
-        least = max((part.smallest_side for part in self.network.modules() if isinstance(part, Network)), default=1)
+        least = max((part.smallest_side for part in self.network.modules() if isinstance(part, Backbone)), default=1)
         return (least, None), (least, None)
 
     def run(self, images: Tensor) -> tuple[Tensor, ...]:

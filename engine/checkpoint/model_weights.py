@@ -19,7 +19,7 @@ import torch
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import Tensor, nn
 
-from backbones.base import Network
+from backbones.base import Backbone
 from backbones.errors import UserError
 from backbones.layouts import check_finite, check_plain, find_convnext
 from backbones.weights import LoadReport, network_tensors
@@ -124,7 +124,7 @@ def load_model(
 def kept_receipts(model: nn.Module) -> Iterator[list[LoadReport]]:
     """Collect the receipts of networks that load their ``weights`` while mmengine, which drops them, initialises."""
     receipts: list[LoadReport] = []
-    networks = [module for module in model.modules() if isinstance(module, Network)]
+    networks = [module for module in model.modules() if isinstance(module, Backbone)]
     for network in networks:
         vars(network)["init_weights"] = _keeping(network, receipts)
     try:
@@ -134,7 +134,7 @@ def kept_receipts(model: nn.Module) -> Iterator[list[LoadReport]]:
             del vars(network)["init_weights"]
 
 
-def _keeping(network: Network, receipts: list[LoadReport]) -> Any:
+def _keeping(network: Backbone, receipts: list[LoadReport]) -> Any:
     def init_weights() -> LoadReport | None:
         receipt = type(network).init_weights(network)
         receipts.extend([receipt] if receipt else [])
@@ -169,7 +169,7 @@ def _named_as_here(
 ) -> tuple[dict[str, Tensor], str]:
     """Bring the names of backbone and classifier to this project's; the rest stays as it is."""
     known = all(name in tensors for name in wanted if name.startswith(BACKBONE))
-    if known or not isinstance(getattr(model, "backbone", None), Network):
+    if known or not isinstance(getattr(model, "backbone", None), Backbone):
         return tensors, ""
     found = find_convnext(tensors, source)
     if found is None:

@@ -19,7 +19,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from backbones.base import Network
+from backbones.base import Backbone
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -39,7 +39,7 @@ def shard_model(model: Model) -> Model:
     device = get_device()
     mesh = init_device_mesh(device, (get_world_size(),))
     backbone = getattr(model, "backbone", None)
-    if isinstance(backbone, Network):
+    if isinstance(backbone, Backbone):
         for name in backbone.block_stages():
             fully_shard(backbone.get_submodule(name), mesh=mesh)
     fully_shard(model, mesh=mesh)

@@ -15,8 +15,8 @@ from mmengine.logging import print_log
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
 from torch import nn
 
+from backbones.base import Backbone
 from backbones.errors import UserError
-from backbones.registry import Backbone
 
 BACKBONE = "backbone."
 OPTIONS = ("decay_rate", "decay_type", "num_groups")

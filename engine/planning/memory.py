@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from backbones.base import Network
+from backbones.base import Backbone
 from backbones.errors import first_line
 
 GIB = 2**30
@@ -277,7 +277,7 @@ def _recomputing(model: nn.Module, meter: LiveStorages) -> Iterator[tuple[list[T
     held: list[Tensor] = []
     sizes: list[int] = []
 
-    def run_blocks(network: Network, blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
+    def run_blocks(network: Backbone, blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
         recomputed = network.recomputed_blocks()
         for block in blocks:
             held.append(x)
@@ -288,7 +288,7 @@ def _recomputing(model: nn.Module, meter: LiveStorages) -> Iterator[tuple[list[T
                 x = x.detach().requires_grad_()
         return x
 
-    networks = [one for one in model.modules() if isinstance(one, Network) and one.grad_checkpointing]
+    networks = [one for one in model.modules() if isinstance(one, Backbone) and one.grad_checkpointing]
     for network in networks:
         vars(network)["run_blocks"] = partial(run_blocks, network)
     try:

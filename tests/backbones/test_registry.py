@@ -23,7 +23,7 @@ SMALL = dict(depths=(1, 1, 1, 1), dims=(8, 8, 8, 8))
 @pytest.fixture
 def new_name() -> Iterator[str]:
     yield "network_of_the_test"
-    registry._NAMES.pop("network_of_the_test", None)
+    registry.BACKBONES._module_dict.pop("network_of_the_test", None)
     MODELS._module_dict.pop("network_of_the_test", None)
 
 

@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from backbones import UserError, build_backbone
-from backbones.base import Network
+from backbones.base import Backbone
 from backbones.convnext import ConvNeXt
 from backbones.isotropic import IsotropicConvNeXt
 from backbones.weights import LoadReport, network_tensors, read_checkpoint, read_head, trust_checkpoints
@@ -540,7 +540,7 @@ def test_isotropic_weights(tmp_path: Path) -> None:
         ConvNeXt(**SMALL, weights=path).init_weights()
 
 
-class Plain(Network):
+class Plain(Backbone):
     """A network that is no ConvNeXt and has no names but its own."""
 
     def __init__(self, weights: str | None = None) -> None:
