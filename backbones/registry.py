@@ -100,7 +100,7 @@ def _register(network: type[Backbone], rows: Mapping[str, Variant | IsotropicVar
         register_backbone(name, partial(_build, partial(network, **row.arguments())))
 
 
-def _build(network: Callable[..., nn.Module], **arguments: Any) -> nn.Module:
+def _build(network: Callable[..., Backbone], **arguments: Any) -> Backbone:
     return network(**current_arguments(arguments))
 
 
