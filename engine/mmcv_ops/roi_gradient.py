@@ -1,8 +1,8 @@
 """The gradient of RoIAlign on CPU, several times faster than torchvision's.
 
-A bin averages bilinear samples on a grid, so what it takes from a pixel is a product of two weights, one along each
-axis. The gradient of a region is then two small products of matrices in which the channels lie side by side, where
-torchvision visits every sample of every channel on its own. The sums are the same up to the order of adding.
+A bin averages bilinear samples on a grid, so the weight of a pixel in a bin is a product of two weights, one along each
+axis. The gradient of a region is then two small matrix products with the channels innermost, where torchvision visits
+every sample of every channel. The sums are the same up to the order of addition.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from torch import Tensor
 def roi_align_gradient(
     grad: Tensor, rois: Tensor, shape: tuple[int, int, int, int], scale: float, ratio: int, aligned: bool
 ) -> Tensor:
-    """Gradient of RoIAlign (He et al. 2017, arXiv:1703.06870) by its input.
+    """Gradient of RoIAlign (He et al. 2017, arXiv:1703.06870) with respect to its input.
 
     Args:
-        grad: (N, C, bins along y, bins along x), float32 or float64 on the CPU.
-        rois: (N, 5), batch index and corners in units of the image, of the same type.
-        shape: Of the input, (B, C, H, W).
-        scale: Size of the feature map over that of the image.
-        ratio: Samples per bin along each axis; 0 takes about one per pixel.
+        grad: Gradient of the output, (N, C, bins along y, bins along x), float32 or float64, on the CPU.
+        rois: Batch index and corners in image pixels, (N, 5), of the same type.
+        shape: Shape of the input, (B, C, H, W).
+        scale: Feature map size over image size.
+        ratio: Samples per bin along each axis; 0 for about one per feature pixel.
         aligned: Whether boxes are shifted by half a pixel.
 
     Returns:
-        (B, C, H, W), in channels_last.
+        Gradient of the input, (B, C, H, W), in channels_last.
     """
     batch, channels, height, width = shape
     bins_y, bins_x = grad.shape[2:]
@@ -46,7 +46,7 @@ def roi_align_gradient(
 
 
 def _axis_weights(low: Tensor, high: Tensor, bins: int, size: int, ratio: int, aligned: bool) -> Tensor:
-    """What each bin takes from each pixel along one axis, (N, bins, size), if its samples there are averaged."""
+    """Weight of each pixel in each bin along one axis, (N, bins, size), with a bin's samples averaged."""
     extent = high - low
     if not aligned:
         extent = extent.clamp(min=1)
@@ -68,8 +68,8 @@ def _axis_weights(low: Tensor, high: Tensor, bins: int, size: int, ratio: int, a
 
 
 def _span(weights: Tensor) -> tuple[Tensor, Tensor]:
-    """First pixel that any bin takes something from, and the one after the last, both (N,)."""
+    """First pixel with a weight in any bin, and the one after the last, both (N,)."""
     held = (weights != 0).any(dim=1)
-    taken = held.to(torch.uint8)  # argmax does not know booleans
+    taken = held.to(torch.uint8)  # argmax takes no booleans
     end = held.shape[1] - taken.flip(1).argmax(dim=1)
     return taken.argmax(dim=1), torch.where(held.any(dim=1), end, 0)

@@ -15,7 +15,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from backbones.errors import MachineError
 from engine import mmcv_ops
+from engine.mmcv_ops import extension
+from engine.mmcv_ops.roi_align import roi_align_forward
 
 mmcv_ops.install()
 
@@ -364,13 +367,27 @@ def test_a_missing_op_raises_when_called_and_not_before() -> None:
     with pytest.raises(mmcv_ops.MissingOpError, match=r"'ball_query_forward'.*C\+\+ compiler.*pip") as caught:
         module.ball_query_forward(torch.zeros(3), radius=1)
     assert "\n" not in str(caught.value)
+    assert isinstance(caught.value, MachineError)
     assert not hasattr(module, "__path__")
+
+
+@pytest.mark.usefixtures("no_extension")
+def test_a_module_of_the_list_serves_the_ops_it_exports(monkeypatch: pytest.MonkeyPatch) -> None:
+    family = ModuleType("engine.mmcv_ops.added")
+    family.__all__, family.added_op, family.helper = ["added_op"], lambda: "served", lambda: "not served"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, family.__name__, family)
+    monkeypatch.setattr(extension, "OP_MODULES", (*extension.OP_MODULES, "added"))
+    mmcv_ops.install()
+    served = sys.modules["mmcv._ext"]
+    assert served.added_op() == "served"
+    with pytest.raises(mmcv_ops.MissingOpError, match="'helper'"):
+        served.helper()
 
 
 def test_pooling_by_maximum_is_missing_and_says_so() -> None:
     empty = torch.zeros(0)
     with pytest.raises(mmcv_ops.MissingOpError, match=r'roi_align\(pool_mode="max"\)'):
-        mmcv_ops.roi_align_forward(empty, empty, empty, empty, empty, 7, 7, 1.0, 0, pool_mode=0, aligned=True)
+        roi_align_forward(empty, empty, empty, empty, empty, 7, 7, 1.0, 0, pool_mode=0, aligned=True)
 
 
 def test_a_fresh_process_can_use_mmdet_and_mmseg() -> None:

@@ -1,4 +1,4 @@
-"""RoIAlign's gradient on CPU against torchvision's. (Against plain loops: tests/engine/test_mmcv_ops.py.)"""
+"""RoIAlign's gradient on CPU against torchvision's. (Against plain loops: tests/engine/mmcv_ops/test_mmcv_ops.py.)"""
 
 from __future__ import annotations
 
