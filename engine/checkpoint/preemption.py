@@ -28,12 +28,12 @@ class Stop(Exception):
     """Leaves the loops at a point from which the run can go on.
 
     Args:
-        wish: ``StopRequest.INTERRUPT`` or ``StopRequest.LEAVE``.
+        stop_request: ``StopRequest.INTERRUPT`` or ``StopRequest.LEAVE``.
     """
 
-    def __init__(self, wish: StopRequest) -> None:
-        super().__init__(wish)
-        self.exit_code = EXIT_CODES[wish]
+    def __init__(self, stop_request: StopRequest) -> None:
+        super().__init__(stop_request)
+        self.exit_code = EXIT_CODES[stop_request]
 
 
 @contextmanager
@@ -54,29 +54,29 @@ class Signals:
     """Takes note of SIGTERM and SIGUSR1 (a scheduler's warning) and of Ctrl-C.
 
     Attributes:
-        wish: The most urgent one so far.
+        stop_request: Most urgent request so far.
     """
 
     def __init__(self) -> None:
-        self.wish = StopRequest.NOTHING
+        self.stop_request = StopRequest.NOTHING
         self._interrupted = float("inf")
 
     @contextmanager
     def heeded(self) -> Iterator[None]:
-        """Inside of this context a signal is a wish; a second Ctrl-C, seconds after the first, still ends at once."""
+        """Context in which signals are stop requests; a second Ctrl-C, seconds after the first, ends at once."""
         ours = {signal.SIGTERM: self._leave, signal.SIGUSR1: self._leave, signal.SIGINT: self._interrupt}
         with _handled(ours):
             yield
 
     def _leave(self, *_: Any) -> None:
-        self.wish = StopRequest.LEAVE
+        self.stop_request = StopRequest.LEAVE
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if now - self._interrupted > SAME_INTERRUPT:
             signal.default_int_handler(number, frame)
         self._interrupted = min(now, self._interrupted)
-        self.wish = max(self.wish, StopRequest.INTERRUPT)
+        self.stop_request = max(self.stop_request, StopRequest.INTERRUPT)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from mmengine.dist import get_rank, get_world_size
-from mmengine.runner import EpochBasedTrainLoop
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 
@@ -28,7 +27,7 @@ def resume_state(runner: Any) -> dict[str, Any]:
     own = {"random": RandomState.capture().as_dict(), "buffers": _own_buffers(runner.model)}
     return {
         "ranks": runner.agreement.gather(own),
-        "saving": runner.saving.state_dict(),
+        "saving": runner.checkpoint_hook.state_dict(),
         "steps_per_epoch": len(runner.train_dataloader),
     }
 
@@ -66,16 +65,16 @@ def restore_position(runner: Any, saved: Mapping[str, Any]) -> None:
         runner: With the step of the checkpoint.
         saved: What :func:`resume_state` gave.
     """
-    runner.saving.load_state_dict(saved["saving"])
+    runner.checkpoint_hook.load_state_dict(saved["saving"])
     loop = runner.train_loop
     before, now = saved["steps_per_epoch"], len(runner.train_dataloader)
-    if before == now or not isinstance(loop, EpochBasedTrainLoop):
+    if before == now or not loop.by_epoch:
         return
-    inside = loop._iter - loop._epoch * before
-    loop._iter = loop._epoch * now + inside * now // before
-    runner.logger.warning(f"an epoch has {now} steps now, {before} before: going on at step {loop._iter}")
-    if not inside and runner.saving.validated >= 0:
-        runner.saving.validated = loop._iter
+    inside = loop.iter - loop.epoch * before
+    loop.seek(loop.epoch * now + inside * now // before)
+    runner.logger.warning(f"an epoch has {now} steps now, {before} before: going on at step {loop.iter}")
+    if not inside and runner.checkpoint_hook.validated >= 0:
+        runner.checkpoint_hook.validated = loop.iter
 
 
 def restore_random_state(runner: Any, saved: Mapping[str, Any]) -> None:

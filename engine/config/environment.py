@@ -21,12 +21,12 @@ class NonFinitePolicy:
 
     Attributes:
         action: ``stop``, ``roll_back`` or ``ignore``.
-        most: Events of a run that are rolled back; one more stops it.
-        window: Steps, the one of the event the last of them, from which nothing is learnt after going back.
+        max_rollbacks: Number of rollbacks in a run; one more event stops it. Formerly ``most``, which is still
+        accepted. window: Number of steps, up to and including the one of the event, that are skipped after a rollback.
     """
 
     action: str = "stop"
-    most: int = 3
+    max_rollbacks: int = 3
     window: int = 1
 
     @classmethod
@@ -37,15 +37,17 @@ class NonFinitePolicy:
             UserError: If it is none.
         """
         values = {"action": setting} if isinstance(setting, str) else setting
-        if not isinstance(values, Mapping) or not values.keys() <= {"action", "most", "window"}:
+        if isinstance(values, Mapping) and "most" in values:
+            values = {"max_rollbacks": values["most"], **{key: value for key, value in values.items() if key != "most"}}
+        if not isinstance(values, Mapping) or not values.keys() <= {"action", "max_rollbacks", "window"}:
             raise UserError(
                 f"env_cfg.nonfinite={setting!r}: one of {', '.join(ACTIONS)}, or a mapping such as "
-                "dict(action='roll_back', most=3, window=1)"
+                "dict(action='roll_back', max_rollbacks=3, window=1)"
             )
         built = cls(**values)
         if built.action not in ACTIONS:
             raise UserError(f"env_cfg.nonfinite: action={built.action!r}: choose from {', '.join(ACTIONS)}")
-        for name in ("most", "window"):
+        for name in ("max_rollbacks", "window"):
             value = getattr(built, name)
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"env_cfg.nonfinite: {name}={value!r}: a positive whole number is needed")

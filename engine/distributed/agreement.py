@@ -26,9 +26,9 @@ class StopRequest(IntEnum):
 
 
 class Agreement:
-    """All processes learn, at the same step, the most urgent wish of any of them.
+    """All processes learn, at the same step, the most urgent stop request of any of them.
 
-    The wishes of a step travel while the step is worked on, beside the gradients and on the CPU: nobody waits.
+    The requests of a step travel while the step is worked on, beside the gradients and on the CPU: nobody waits.
     """
 
     def __init__(self) -> None:
@@ -37,22 +37,22 @@ class Agreement:
         if dist.is_initialized() and dist.get_world_size() > 1:
             self._group = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
 
-    def at_step(self, wish: StopRequest) -> StopRequest:
-        """Hand in a wish after a step.
+    def at_step(self, stop_request: StopRequest) -> StopRequest:
+        """Hand in a request after a step.
 
         Returns:
-            The common wish, equal in all processes; among several that of the step before.
+            The common request, equal in all processes; among several that of the step before.
         """
         if self._group is None:
-            return wish
+            return stop_request
         common = self._result()
-        votes = torch.tensor(wish)
+        votes = torch.tensor(stop_request)
         self._pending = dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self._group, async_op=True), votes
         return common
 
-    def at_rest(self, wish: StopRequest) -> StopRequest:
-        """Hand in a wish where all processes may wait for each other."""
-        before = self.at_step(wish)
+    def at_rest(self, stop_request: StopRequest) -> StopRequest:
+        """Hand in a request where all processes may wait for each other."""
+        before = self.at_step(stop_request)
         return max(before, self._result())
 
     def meet(self) -> None:

@@ -129,7 +129,7 @@ class NonFiniteGuard(Hook):
         self._buffers = list(unwrapped(runner.model).buffers())
         self._copies = [buffer.clone() for buffer in self._buffers]
         if self.settings.action == "roll_back" and not runner.iter and not self.events:
-            runner.saving.in_between(runner)
+            runner.checkpoint_hook.in_between(runner)
 
     def step(self, parts: Sequence[Any], learn: Callable[[Any], dict[str, Tensor]]) -> dict[str, Tensor] | None:
         """Take one optimizer step, or pass over it.
@@ -187,7 +187,7 @@ class NonFiniteGuard(Hook):
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """Take it up again where a run goes on; what has been learnt since the checkpoint is not forgotten."""
-        if not runner._resume or "nonfinite" not in checkpoint:
+        if not runner.is_resuming or "nonfinite" not in checkpoint:
             return
         saved = checkpoint["nonfinite"]
         self.skipped |= set(saved["skipped"])
@@ -241,7 +241,7 @@ class NonFiniteGuard(Hook):
         report = self._look_again(parts)
         folder = folder_of(Path(runner.work_dir), number)
         problems = runner.agreement.gather(self._write(folder, parts, report))
-        runner.saving.wait()
+        runner.checkpoint_hook.wait()
         problem = next(filter(None, problems), None)
         if problem:
             runner.logger.warning(f"the record of step {number} is not whole: {problem}")
@@ -250,8 +250,9 @@ class NonFiniteGuard(Hook):
         if self.settings.action == "stop":
             raise NonFiniteError(line)
         self.events += 1
-        if self.events > self.settings.most:
-            raise NonFiniteError(f"{line}; more such events than env_cfg.nonfinite.most={self.settings.most}")
+        if self.events > self.settings.max_rollbacks:
+            allowed = f"env_cfg.nonfinite.max_rollbacks={self.settings.max_rollbacks}"
+            raise NonFiniteError(f"{line}; more such events than {allowed}")
         self.skipped |= set(range(max(1, number - self.settings.window + 1), number + 1))
         runner.logger.warning(line)
         raise RollBack(number, self.settings.window)

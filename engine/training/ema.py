@@ -81,7 +81,7 @@ class ModelEMAHook(Hook):
         Raises:
             UserError: If the averages are of another model.
         """
-        if not runner._resume or "ema_state_dict" not in checkpoint:
+        if not runner.is_resuming or "ema_state_dict" not in checkpoint:
             return
         saved = checkpoint["ema_state_dict"]
         for name, weight in self._weights().items():

@@ -26,6 +26,7 @@ class _StepLoop:
     After each step, and wherever else a run can go on from, the processes agree whether to save or to leave.
     """
 
+    by_epoch: bool
     runner: Any
     dataloader: Any
     max_iters: int
@@ -39,6 +40,14 @@ class _StepLoop:
         if isinstance(dataloader, dict):
             dataloader = runner.build_training_loader(dataloader)
         super().__init__(runner, dataloader, **settings)  # type: ignore[call-arg]
+
+    def seek(self, step: int) -> None:
+        """Continue at another step.
+
+        Args:
+            step: Number of optimizer steps that count as done.
+        """
+        self._iter = step
 
     def _begin(self) -> None:
         wrapper = self.runner.optim_wrapper
@@ -83,15 +92,15 @@ class _StepLoop:
 
     def _boundary(self, epoch_ended: bool, last: bool) -> None:
         """Save and leave if that is asked for."""
-        saving = self.runner.saving
+        saving = self.runner.checkpoint_hook
         saving.check()
         saving.at_boundary(self.runner, epoch_ended, last)
-        wish = max(self.runner.signals.wish, StopRequest.SAVE if saving.late else StopRequest.NOTHING)
-        common = self.runner.agreement.at_step(wish)
+        request = max(self.runner.signals.stop_request, StopRequest.SAVE if saving.late else StopRequest.NOTHING)
+        common = self.runner.agreement.at_step(request)
         if common == StopRequest.SAVE:
             saving.in_between(self.runner)
             # The votes of this step, on their way to the next one, may ask for the same.
-            common = self.runner.agreement.at_rest(self.runner.signals.wish)
+            common = self.runner.agreement.at_rest(self.runner.signals.stop_request)
         if common > StopRequest.SAVE:
             raise Stop(common)
         HEARTBEAT.enter(Phase.DATA)
@@ -101,7 +110,7 @@ class _StepLoop:
 
     def _validate(self, due: bool) -> None:
         """Validate what has not been validated: a run that was stopped in between does it when it goes on."""
-        if due and self.runner.val_loop is not None and self.runner.saving.validated != self._iter:
+        if due and self.runner.val_loop is not None and self.runner.checkpoint_hook.validated != self._iter:
             self.runner.val_loop.run()
             HEARTBEAT.enter(Phase.DATA)
 
@@ -126,6 +135,8 @@ def mean_over_processes(logs: Sequence[Mapping[str, Any]]) -> dict[str, torch.Te
 @LOOPS.register_module()
 class EpochLoop(_StepLoop, EpochBasedTrainLoop):
     """Train for a number of epochs."""
+
+    by_epoch = True
 
     def _train(self) -> nn.Module:
         self._begin()
@@ -159,6 +170,8 @@ class EpochLoop(_StepLoop, EpochBasedTrainLoop):
 @LOOPS.register_module()
 class IterationLoop(_StepLoop, IterBasedTrainLoop):
     """Train for a number of optimizer steps."""
+
+    by_epoch = False
 
     def _train(self) -> nn.Module:
         self._begin()
@@ -205,7 +218,7 @@ class ValidationLoop(ValLoop):
         for idx, batch in enumerate(self.dataloader):
             HEARTBEAT.enter(Phase.VALIDATION)
             self.run_iter(idx, batch)
-            wish = self.runner.agreement.at_step(self.runner.signals.wish)
-            if wish > StopRequest.SAVE:
-                raise Stop(wish)
+            request = self.runner.agreement.at_step(self.runner.signals.stop_request)
+            if request > StopRequest.SAVE:
+                raise Stop(request)
         return dict(self.evaluator.evaluate(len(self.dataloader.dataset)))

@@ -200,7 +200,7 @@ class Runner(MMRunner):
         Raises:
             NonFiniteError: If there is none.
         """
-        self.saving.wait()
+        self.checkpoint_hook.wait()
         found = None
         with suppress(UserError):  # all damaged
             found = self.agreement.from_main(lambda: self.nonfinite_guard.checkpoint_before(event))
@@ -211,7 +211,12 @@ class Runner(MMRunner):
         self.resume(str(found))
 
     @property
-    def saving(self) -> SaveCheckpoints:
+    def is_resuming(self) -> bool:
+        """Whether the run continues from a checkpoint of its own."""
+        return self._resume
+
+    @property
+    def checkpoint_hook(self) -> SaveCheckpoints:
         """The hook that saves."""
         found = next((hook for hook in self.hooks if isinstance(hook, SaveCheckpoints)), None)
         if found is None:
@@ -241,7 +246,7 @@ class Runner(MMRunner):
 
     def train(self) -> nn.Module:
         """Train; asked to stop, save and leave by :class:`engine.checkpoint.preemption.Stop`."""
-        saving = self.saving
+        saving = self.checkpoint_hook
         repeatable = nullcontext() if torch.cuda.is_available() else choice.without_measuring()
         with self.signals.heeded(), repeatable, self._workers_ended():
             try:

@@ -15,7 +15,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mmengine.dataset import Compose
 from mmengine.registry import TRANSFORMS, DefaultScope
-from mmengine.runner import EpochBasedTrainLoop
 from PIL import Image
 from torch.utils.data import BatchSampler, SequentialSampler
 
@@ -35,6 +34,7 @@ from engine.data.check import escapes, spread
 from engine.data.sampling import ResumableBatchSampler
 from engine.launch.hang_detector import Judge, accused, verdict
 from engine.launch.heartbeat import Phase, Position
+from engine.training.loops import EpochLoop
 from tests.bad_inputs.builders import CONFIG, TASKS, tried
 
 modest = settings(
@@ -213,11 +213,11 @@ def test_any_state_survives_copying_and_the_disk(tree: dict[str, Any], tmp_path:
 )
 def test_a_run_goes_on_in_its_epoch(before: int, now: int, epoch: int, share: float, validated: bool) -> None:
     inside = int(share * before)
-    loop = EpochBasedTrainLoop.__new__(EpochBasedTrainLoop)
+    loop = EpochLoop.__new__(EpochLoop)
     loop._epoch, loop._iter = epoch, epoch * before + inside
     saving = SimpleNamespace(validated=loop._iter if validated else -1, load_state_dict=lambda saved: None)
     logger = SimpleNamespace(warning=lambda line: None)
-    runner = SimpleNamespace(saving=saving, train_loop=loop, train_dataloader=range(now), logger=logger)
+    runner = SimpleNamespace(checkpoint_hook=saving, train_loop=loop, train_dataloader=range(now), logger=logger)
     restore_position(runner, {"saving": {}, "steps_per_epoch": before})
     assert epoch * now <= loop._iter < (epoch + 1) * now
     assert inside or loop._iter == epoch * now

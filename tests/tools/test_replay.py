@@ -107,5 +107,5 @@ def test_a_run_that_goes_back_too_often_ends_in_a_line(tool: Any, digits: Path, 
     config = CONFIGS / "classification/digits.py"
     ended = tool("train.py", config, "--work-dir", tmp_path, "--cfg-options", *options, *more)
     assert ended.code == 3, ended.err
-    assert ended.err.splitlines()[-1].endswith("more such events than env_cfg.nonfinite.most=3")
+    assert ended.err.splitlines()[-1].endswith("more such events than env_cfg.nonfinite.max_rollbacks=3")
     assert ended.out.count("going back from step ") == 3

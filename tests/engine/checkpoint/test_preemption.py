@@ -24,15 +24,15 @@ STEPS = 6
 
 
 @pytest.mark.parametrize(
-    "number, wish",
+    "number, stop_request",
     [(signal.SIGTERM, StopRequest.LEAVE), (signal.SIGUSR1, StopRequest.LEAVE), (signal.SIGINT, StopRequest.INTERRUPT)],
 )
-def test_a_signal_is_a_wish(number: int, wish: int) -> None:
+def test_a_signal_is_a_stop_request(number: int, stop_request: int) -> None:
     signals, before = Signals(), signal.getsignal(number)
     with signals.heeded():
-        assert signals.wish == StopRequest.NOTHING
+        assert signals.stop_request == StopRequest.NOTHING
         os.kill(os.getpid(), number)
-        assert signals.wish == wish
+        assert signals.stop_request == stop_request
     assert signal.getsignal(number) is before
 
 
@@ -55,7 +55,7 @@ def test_to_leave_is_more_urgent_than_an_interrupt() -> None:
     with signals.heeded():
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
-    assert signals.wish == StopRequest.LEAVE
+    assert signals.stop_request == StopRequest.LEAVE
 
 
 def test_exit_codes() -> None:
@@ -75,8 +75,8 @@ class Delayed(Agreement):
 
     vote = StopRequest.NOTHING
 
-    def at_step(self, wish: int) -> int:
-        before, self.vote = self.vote, wish
+    def at_step(self, stop_request: int) -> int:
+        before, self.vote = self.vote, stop_request
         return before
 
     def _result(self) -> int:
@@ -95,11 +95,12 @@ def test_what_is_late_is_saved_once(leave_at: int | None) -> None:
 
     saving.in_between = save
     loop = object.__new__(EpochLoop)
-    loop._runner = runner = SimpleNamespace(saving=saving, signals=Signals(), agreement=Delayed(), step=0)
+    loop._runner = runner = SimpleNamespace(checkpoint_hook=saving, signals=Signals(), agreement=Delayed(), step=0)
     with pytest.raises(Stop) if leave_at else nullcontext():
         for runner.step in range(1, 7):
             saving.late = saving.late or runner.step == 2
-            runner.signals.wish = StopRequest.LEAVE if leave_at and runner.step >= leave_at else StopRequest.NOTHING
+            leaving = leave_at is not None and runner.step >= leave_at
+            runner.signals.stop_request = StopRequest.LEAVE if leaving else StopRequest.NOTHING
             loop._boundary(epoch_ended=False, last=False)
     assert saved == ([3] if leave_at != 2 else [])
     assert runner.step == {None: 6, 2: 3, 3: 3, 4: 5}[leave_at]

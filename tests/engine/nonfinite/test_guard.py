@@ -300,7 +300,7 @@ def test_a_record_that_cannot_be_written_still_ends_the_run(tmp_path: Path) -> N
     assert str(runner.error).startswith("step 3 was not finite, first in block.1 (Faulty), output: ")
 
 
-ROLL = dict(action="roll_back", most=3, window=1)
+ROLL = dict(action="roll_back", max_rollbacks=3, window=1)
 
 
 def test_a_run_goes_on_without_the_steps_that_led_to_the_event(tmp_path: Path) -> None:
@@ -329,8 +329,8 @@ def test_a_run_goes_on_without_the_steps_that_led_to_the_event(tmp_path: Path) -
 def test_a_window_of_steps_and_too_many_events(tmp_path: Path) -> None:
     wide = train(tmp_path / "wide", "output", **{"env_cfg.nonfinite": {**ROLL, "window": 2}})
     assert wide.nonfinite_guard.skipped == {2, 3, 6, 7}
-    few = train(tmp_path / "few", "output", **{"env_cfg.nonfinite": {**ROLL, "most": 1}})
-    assert str(few.error).endswith("more such events than env_cfg.nonfinite.most=1")
+    few = train(tmp_path / "few", "output", **{"env_cfg.nonfinite": {**ROLL, "max_rollbacks": 1}})
+    assert str(few.error).endswith("more such events than env_cfg.nonfinite.max_rollbacks=1")
     assert few.iter == 6
 
 
@@ -566,7 +566,7 @@ def test_the_hint_follows_the_record(change: dict[str, Any], said: str) -> None:
         ("halt", "action='halt': choose from stop, roll_back, ignore"),
         (True, "env_cfg.nonfinite=True: one of stop"),
         ({"action": "roll_back", "at_most": 2}, "one of stop, roll_back, ignore"),
-        ({"action": "roll_back", "most": 0}, "most=0: a positive whole number is needed"),
+        ({"action": "roll_back", "max_rollbacks": 0}, "max_rollbacks=0: a positive whole number is needed"),
         ({"window": 1.5}, "window=1.5: a positive whole number"),
     ],
 )
@@ -574,6 +574,10 @@ def test_a_wrong_setting_is_said_in_a_line(setting: Any, said: str) -> None:
     with pytest.raises(UserError) as caught:
         NonFinitePolicy.from_setting(setting)
     assert said in str(caught.value)
+
+
+def test_the_former_name_of_a_setting_is_accepted() -> None:
+    assert NonFinitePolicy.from_setting({"action": "roll_back", "most": 5}).max_rollbacks == 5
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ class Runner:
     """As much of a runner as the record looks at; training is setting ``iter``."""
 
     def __init__(self, folder: Path, timestamp: str = "20260101_000000", resume: bool = False, begin: int = 0) -> None:
-        self.work_dir, self.timestamp, self._resume, self.iter, self.max_iters = (
+        self.work_dir, self.timestamp, self.is_resuming, self.iter, self.max_iters = (
             str(folder),
             timestamp,
             resume,

@@ -197,7 +197,7 @@ def shared_layers() -> nn.Sequential:
 def test_averages_are_mmengines_in_value_and_in_name() -> None:
     model, hook = shared_layers(), ModelEMAHook(DECAY)
     theirs = ExponentialMovingAverage(model, momentum=1 - DECAY)
-    runner: Any = SimpleNamespace(model=model, _resume=True)
+    runner: Any = SimpleNamespace(model=model, is_resuming=True)
     hook.before_run(runner)
     for _ in range(3):
         model(torch.randn(8, 3))  # moves the buffers
