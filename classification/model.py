@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from backbones.errors import UserError
 from backbones.weights import read_head
+from engine.config.building import build
 
 
 @MODELS.register_module()
@@ -124,9 +125,8 @@ class ImageClassifier(BaseModel):
         head_mapping: str | Path | Sequence[int] | None = None,
         data_preprocessor: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(
-            {"type": "ClassificationPreprocessor", "num_classes": num_classes, **(data_preprocessor or {})}
-        )
+        settings = {"type": "ClassificationPreprocessor", "num_classes": num_classes, **(data_preprocessor or {})}
+        super().__init__(build(MODELS, settings, "model.data_preprocessor"))
         self.backbone = MODELS.build(backbone)
         self.head = nn.Linear(self.backbone.num_features, num_classes)
         nn.init.trunc_normal_(self.head.weight, std=0.02)

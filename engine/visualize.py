@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from backbones.errors import UserError
 from backbones.weights import read_checkpoint
 from engine.checkpoint.model_weights import load_model
-from engine.config.schema import naming_wrong_settings
+from engine.config.building import build
 from engine.data.image_files import IMAGE_SUFFIXES
 
 SCORE_THRESHOLD = 0.3
@@ -60,8 +60,7 @@ def load_predictor(cfg: Config, checkpoint: str, averaged: bool, device: str) ->
     """
     init_default_scope(cfg.default_scope)
     cfg.model.backbone.pop("weights", None)
-    with naming_wrong_settings():
-        model = MODELS.build(cfg.model)
+    model = build(MODELS, cfg.model, "model")
     meta = dict(cfg.test_dataloader.dataset.metainfo)
     print(load_model(model, read_checkpoint(checkpoint), checkpoint, averaged, meta["classes"]))
     visualizer = VISUALIZERS.build({**cfg.visualizer, "vis_backends": None, "name": "predict"})

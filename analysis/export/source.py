@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import MODELS
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
@@ -23,9 +23,9 @@ from backbones.registry import build_backbone
 from backbones.variants import BASELINES
 from backbones.weights import network_tensors, read_checkpoint, read_head
 from engine.checkpoint.model_weights import file_classes, load_model
+from engine.config.building import build
 from engine.config.classes import class_names
 from engine.config.load import load_config
-from engine.config.schema import naming_wrong_settings
 from engine.config.world import Launch
 
 # Some released ViT, BiT and EfficientNetV2 want 0.5 for both.
@@ -222,8 +222,7 @@ def source_of_config(
 
 def _load_whole(cfg: Config, checkpoint: str, averaged: bool) -> Any:
     cfg.model.backbone.pop("weights", None)
-    with DefaultScope.overwrite_default_scope(cfg.default_scope), naming_wrong_settings():
-        model = MODELS.build(cfg.model)
+    model = build(MODELS, cfg.model, "model", cfg.default_scope)
     classes = cfg.test_dataloader.dataset.metainfo["classes"]
     print(load_model(model, read_checkpoint(checkpoint), checkpoint, averaged, classes))
     return model

@@ -23,8 +23,9 @@ from mmengine.registry import MODELS
 from backbones.errors import UserError, described
 from backbones.registry import unknown_backbone
 from engine.config.batch import BatchPlan, plan_batch, scaled_lr
+from engine.config.building import build
 from engine.config.classes import class_names, palette
-from engine.config.schema import check_settings, is_whole, naming_wrong_settings
+from engine.config.schema import check_settings, is_whole
 from engine.config.world import Launch
 
 SPLITS = ("train", "val", "test")
@@ -301,8 +302,9 @@ def _set_channels(model: ConfigDict) -> None:
             if not match:
                 continue
             if channels is None:
-                with torch.device("meta"), naming_wrong_settings():
-                    channels = MODELS.build({**model.backbone, "weights": None}).out_channels
+                with torch.device("meta"):
+                    backbone = build(MODELS, {**model.backbone, "weights": None}, "model.backbone")
+                channels = backbone.out_channels
             node[key] = list(channels) if match[1] is None else channels[int(match[1])]
 
 

@@ -1,4 +1,4 @@
-"""What the settings that every config has must be, and one line for those that a constructor refuses.
+"""What the settings that every config has must be.
 
 Libraries take a wrong kind of value until something far from it fails, or for good: -1 epochs are a finished training.
 """
@@ -8,14 +8,13 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.registry import MODELS, build_from_cfg
+from mmengine.registry import MODELS
 
-from backbones.errors import UserError, first_line
+from backbones.errors import UserError
 
 _ABSENT = object()
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
@@ -181,40 +180,3 @@ def _found(cfg: Config, place: str) -> list[tuple[str, Any]]:
 def _short(value: Any) -> str:
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-@contextmanager
-def naming_wrong_settings() -> Iterator[None]:
-    """Building inside of this context turns what registries and constructors say about a setting into one line.
-
-    Raises:
-        UserError: For an unknown ``type``, an unknown or wrong argument, or a schedule that begins after the end.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # constructors refuse their arguments in any way
-        # Text of a KeyError has quotes around it.
-        reason = first_line(error.args[0] if isinstance(error, KeyError) and error.args else error)
-        built = _being_built(error)
-        if "unexpected keyword argument" in reason or "is not in the" in reason:
-            raise UserError(f"config does not build: {reason.partition('. ')[0]}") from error
-        if "end should be larger than begin" in reason:
-            raise UserError(
-                "param_scheduler: a schedule begins when training is over; with another length of training change its "
-                "begin and end too, such as --cfg-options param_scheduler.1.begin=0"
-            ) from error
-        if built is None:
-            raise
-        raise UserError(f"config does not build: {built}: {type(error).__name__}: {reason}") from error
-
-
-def _being_built(error: BaseException) -> str | None:
-    """What a registry was making when an error arose in its constructor, the innermost one; ``None`` for nothing."""
-    place, found = error.__traceback__, None
-    while place is not None:
-        if place.tb_frame.f_code is build_from_cfg.__code__:
-            found = place.tb_frame.f_locals.get("obj_type", "a part without a type")
-        place = place.tb_next
-    return found if found is None or isinstance(found, str) else getattr(found, "__name__", str(found))

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import MODELS
 from torch import nn
 
-from backbones.errors import UserError
+from backbones.errors import ConfigError, UserError
 from engine.config.batch import BatchPlan
+from engine.config.building import build
 from engine.config.environment import check_environment
 from engine.config.load import Resolved
-from engine.config.schema import naming_wrong_settings
+from engine.config.schema import is_number
 from engine.config.world import Launch
 from engine.data.preflight import data_paths
 from engine.optim.param_groups import GroupRow, LayerDecayConstructor, group_rows, group_table, groups_of_config
@@ -125,8 +126,8 @@ def build_on_meta(cfg: Any) -> nn.Module:
     settings = copy.deepcopy(cfg.model)
     if settings.get("backbone", {}).get("weights"):
         settings.backbone.weights = None  # a network that was promised weights does not run without them
-    with naming_wrong_settings(), DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device("meta"):
-        model: nn.Module = MODELS.build(settings)
+    with torch.device("meta"):
+        model: nn.Module = build(MODELS, settings, "model", cfg.default_scope)
     return model
 
 
@@ -155,6 +156,7 @@ def training_plan(resolved: Resolved, launch: Launch) -> TrainingPlan:
     lowest = min((row.rate for row in rows), default=peak)
     schedulers = cfg.get("param_scheduler") or []
     schedulers = [schedulers] if isinstance(schedulers, dict) else schedulers
+    _check_begins(schedulers, cfg.train_cfg)
     _check_ends(schedulers, lowest)
     clip = cfg.optim_wrapper.get("clip_grad") or {}
     return TrainingPlan(
@@ -232,6 +234,18 @@ def _warm_up(schedulers: Sequence[Any], loop: Any) -> tuple[int, bool] | None:
             end = one.get("end", loop.get("max_epochs" if by_epoch else "max_iters"))  # without one mmengine's own
             return None if end is None else (int(end), by_epoch)
     return None
+
+
+def _check_begins(schedulers: Sequence[Any], loop: Any) -> None:
+    """Refuse a schedule that begins when training is over, as mmengine does with a message that names no setting."""
+    for index, one in enumerate(schedulers):
+        begin = one.get("begin", 0)
+        end = one.get("end", loop.get("max_epochs" if one.get("by_epoch", True) else "max_iters"))
+        if is_number(begin) and is_number(end) and begin >= end:
+            raise ConfigError(
+                f"param_scheduler.{index}: a schedule begins when training is over (begin={begin}, end={end}); with "
+                f"another length of training change both, such as --cfg-options param_scheduler.{index}.begin=0"
+            )
 
 
 def _check_ends(schedulers: Sequence[Any], lowest: float) -> None:

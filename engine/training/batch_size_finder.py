@@ -12,8 +12,8 @@ from mmengine.dist import all_reduce
 from mmengine.registry import DATASETS, FUNCTIONS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, DefaultScope
 
 from backbones.errors import UserError
+from engine.config.building import building
 from engine.config.load import Resolved
-from engine.config.schema import naming_wrong_settings
 from engine.config.world import Launch
 from engine.distributed.processes import start_processes, take_gpu
 from engine.optim.precision import losses_in_float32
@@ -112,7 +112,8 @@ class Trial:
         if "backbone" in cfg.model:
             cfg.model.backbone.weights = None
         torch.backends.cudnn.benchmark = bool(cfg.env_cfg.get("cudnn_benchmark"))
-        with naming_wrong_settings(), DefaultScope.overwrite_default_scope(cfg.default_scope):
+        places = ("train_pipeline", "train_dataloader", "model", "optim_wrapper")
+        with DefaultScope.overwrite_default_scope(cfg.default_scope), building(cfg, *places):
             dataset = DATASETS.build(cfg.train_dataloader.dataset)
             collate = cfg.train_dataloader.collate_fn
             self._collate = FUNCTIONS.get(collate.get("collate", collate["type"]))

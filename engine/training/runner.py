@@ -38,10 +38,10 @@ from engine.checkpoint.model_weights import kept_receipts, load_model
 from engine.checkpoint.preemption import Signals, Stop
 from engine.checkpoint.state import check_resumable, restore_position, restore_random_state, resume_state
 from engine.checkpoint.store import last_good, write_checkpoint
+from engine.config.building import building
 from engine.config.classes import class_names
 from engine.config.environment import NonFinitePolicy, check_environment
 from engine.config.load import Resolved
-from engine.config.schema import naming_wrong_settings
 from engine.config.world import Launch
 from engine.data.samples import CountReplaced, FaultTolerantDataset
 from engine.data.sampling import end_workers, leave_main_process_alone, training_loader
@@ -340,7 +340,7 @@ class Runner(MMRunner):
         Raises:
             UserError: If the data is not enough for one step.
         """
-        with naming_wrong_settings():
+        with building(self.cfg, "train_cfg", "train_pipeline", "train_dataloader"):
             built = super().build_train_loop(loop)
         self._compare("training", built.dataloader)
         if not len(built.dataloader):
@@ -357,14 +357,14 @@ class Runner(MMRunner):
 
     def build_val_loop(self, loop: Any) -> Any:
         """Build the loop with its data and metrics."""
-        with naming_wrong_settings():
+        with building(self.cfg, "val_cfg", "val_evaluator", "test_pipeline", "val_dataloader"):
             built = super().build_val_loop(loop)
         self._compare("validation", built.dataloader)
         return built
 
     def build_test_loop(self, loop: Any) -> Any:
         """Build the loop with its data and metrics."""
-        with naming_wrong_settings():
+        with building(self.cfg, "test_cfg", "test_evaluator", "test_pipeline", "test_dataloader"):
             built = super().build_test_loop(loop)
         self._compare("test", built.dataloader)
         return built
@@ -376,7 +376,7 @@ class Runner(MMRunner):
 
     def build_optim_wrapper(self, optim_wrapper: Any) -> Any:
         """Build the optimizer."""
-        with naming_wrong_settings():
+        with building(self.cfg, "optim_wrapper"):
             built = super().build_optim_wrapper(optim_wrapper)
         if self.sharded and built is not optim_wrapper:
             shard_optimizer(built.optimizer)
@@ -384,7 +384,7 @@ class Runner(MMRunner):
 
     def build_param_scheduler(self, scheduler: Any) -> Any:
         """Build the schedules."""
-        with naming_wrong_settings():
+        with building(self.cfg, "param_scheduler"):
             return super().build_param_scheduler(scheduler)
 
     def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
@@ -455,7 +455,7 @@ def build_runner(resolved: Resolved, launch: Launch) -> Runner:
     HEARTBEAT.configure(
         cfg.work_dir, settings.get("patience") or (COMPILE_PATIENCE if settings.get("compile") else 0.0)
     )
-    with naming_wrong_settings():
+    with building(cfg, "default_hooks", "custom_hooks", "visualizer", "log_processor", "model"):
         runner = Runner.from_cfg(cfg)
     if resolved.plan is not None:
         runner.logger.info("batch: %s", resolved.plan)

@@ -18,8 +18,8 @@ from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
 
 import detection  # noqa: F401
+from engine.config.building import building
 from engine.config.load import load_config
-from engine.config.schema import naming_wrong_settings
 from engine.config.world import Launch
 from engine.data.check import check_data
 from tests.bad_inputs.builders import CONFIG, contents, pixels, refused
@@ -151,7 +151,7 @@ def outcome(cfg: Config) -> Callable[[dict[str, Any] | bytes], str]:
 
 
 def loads(cfg: Config) -> None:
-    with naming_wrong_settings(), DefaultScope.overwrite_default_scope(cfg.default_scope):
+    with DefaultScope.overwrite_default_scope(cfg.default_scope), building(cfg, "train_dataloader"):
         dataset = DATASETS.build(cfg.train_dataloader.dataset)
         for index in range(len(dataset)):
             sample = dataset[index]["data_samples"]

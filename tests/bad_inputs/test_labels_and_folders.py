@@ -12,8 +12,8 @@ import pytest
 from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
 
+from engine.config.building import building
 from engine.config.load import load_config
-from engine.config.schema import naming_wrong_settings
 from engine.config.world import Launch
 from engine.data.check import check_data
 from tests.bad_inputs.builders import CONFIG, DAMAGED, contents, encoded, pixels, refused
@@ -55,7 +55,7 @@ def judged(config: str, root: Path, classes: tuple[str, ...]) -> tuple[Any, list
 
 
 def read_all(cfg: Any) -> None:
-    with naming_wrong_settings(), DefaultScope.overwrite_default_scope(cfg.default_scope):
+    with DefaultScope.overwrite_default_scope(cfg.default_scope), building(cfg, "train_dataloader"):
         dataset = DATASETS.build(cfg.train_dataloader.dataset)
         for index in range(len(dataset)):
             dataset[index]

@@ -200,9 +200,9 @@ def test_augmented_testing_that_the_config_does_not_describe(tool: Any, settings
         (["batch.size=8", "batch.lr_rule=cubic"], "batch.lr_rule='cubic'"),
         (["batch.size=64"], "40 training images are not enough for one step"),
         (["model.backbone.colour=red"], "'colour'"),
-        (["optim_wrapper.optimizer.type=AdamWW"], "config does not build: AdamWW is not in the"),
-        (["train_pipeline.0.type=Blur"], "config does not build: Blur is not in the"),
-        (["train_cfg.max_epochs=1"], "param_scheduler: a schedule begins when training is over"),
+        (["optim_wrapper.optimizer.type=AdamWW"], "optim_wrapper.optimizer: AdamWW is not in the"),
+        (["train_pipeline.0.type=Blur"], "train_pipeline.0: Blur is not in the"),
+        (["train_cfg.max_epochs=1"], "param_scheduler.1: a schedule begins when training is over"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )

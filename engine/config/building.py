@@ -1,0 +1,115 @@
+"""Building what a config describes; a wrong setting is one line with its place in the config."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import mmengine.registry as registries
+from mmengine.registry import DefaultScope, Registry
+
+from backbones.errors import ConfigError, UserError, described
+
+REGISTRIES: tuple[Registry, ...] = (
+    *(registries.MODELS, registries.TASK_UTILS, registries.WEIGHT_INITIALIZERS, registries.FUNCTIONS),
+    *(registries.DATASETS, registries.TRANSFORMS, registries.DATA_SAMPLERS, registries.LOOPS, registries.HOOKS),
+    *(registries.OPTIMIZERS, registries.OPTIM_WRAPPERS, registries.OPTIM_WRAPPER_CONSTRUCTORS),
+    *(registries.PARAM_SCHEDULERS, registries.METRICS, registries.EVALUATOR, registries.VISUALIZERS),
+    *(registries.VISBACKENDS, registries.LOG_PROCESSORS),
+)
+# What constructors raise for an argument of the wrong name, kind or value.
+REFUSALS = (TypeError, ValueError, LookupError)
+
+
+def build(registry: Registry, settings: Mapping[str, Any], place: str, scope: str | None = None) -> Any:
+    """Build a part of a config.
+
+    Args:
+        registry: Registry of the part's ``type``.
+        settings: The part: ``type`` and the arguments of its constructor.
+        place: Dotted key of the part in the config, for error messages.
+        scope: Default scope during the construction; ``None`` for the current one.
+
+    Returns:
+        The object.
+
+    Raises:
+        ConfigError: If a type, an argument's name or a value in it is wrong.
+    """
+    with DefaultScope.overwrite_default_scope(scope), building({place: settings}, place):
+        return registry.build(settings)
+
+
+@contextmanager
+def building(cfg: Mapping[str, Any], *places: str) -> Iterator[None]:
+    """Context in which parts of a config are built: what their constructors raise becomes a ``ConfigError``.
+
+    Constructors of mmdet and mmseg build the parts inside of them themselves. Which part an error is about is found by
+    building the parts alone: the innermost one that raises the same error is named.
+
+    Args:
+        cfg: Config.
+        places: Top-level keys of the parts that are built, searched in this order.
+
+    Raises:
+        ConfigError: If a type, an argument's name or a value is wrong.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # a constructor may raise anything
+        for place in places:
+            found = _refused_part(cfg.get(place), place, error)
+            if found is not None:
+                raise ConfigError(f"config does not build: {_reason(*found, error)}") from error
+        if not isinstance(error, REFUSALS):
+            raise
+        where = f"{places[0]}: " if len(places) == 1 else ""
+        raise ConfigError(f"config does not build: {where}{described(error)}") from error
+
+
+def _refused_part(node: Any, place: str, error: Exception) -> tuple[str, Mapping[str, Any], Registry] | None:
+    """Place, settings and registry of the innermost part whose construction alone raises an equal error."""
+    entries = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list | tuple) else ()
+    for key, inner in entries:
+        if (found := _refused_part(inner, f"{place}.{key}", error)) is not None:
+            return found
+    if isinstance(node, Mapping) and isinstance(name := node.get("type"), str):
+        known = [registry for registry in REGISTRIES if _class(registry, name) is not None]
+        for registry in known or (REGISTRIES if isinstance(error, KeyError) else ()):
+            try:
+                registry.build(copy.deepcopy(node))
+            except Exception as again:  # the same one, or another that the part's owner prevents
+                if type(again) is type(error) and str(again) == str(error):
+                    return place, node, registry
+    return None
+
+
+def _reason(place: str, settings: Mapping[str, Any], registry: Registry, error: Exception) -> str:
+    name = settings["type"]
+    built = _class(registry, name)
+    if built is None:
+        with registry.switch_scope_and_registry(None) as scoped:
+            known = [*scoped.module_dict, *(scoped.parent.module_dict if scoped.parent else ())]
+        return f"{place}: {name} is not in the {registry.name} registry{_nearest(name, known)}"
+    parameters = inspect.signature(built).parameters
+    unknown = sorted(settings.keys() - parameters.keys() - {"type", "_scope_"})
+    if unknown and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return f"{place}: {name} has no argument {unknown[0]!r}{_nearest(unknown[0], [*parameters])}"
+    return f"{place}: {name}: {described(error)}"
+
+
+def _class(registry: Registry, name: str) -> Any:
+    with registry.switch_scope_and_registry(None) as scoped, suppress(RuntimeError):  # of a module's name
+        return scoped.get(name)
+    return None
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=2)
+    return f"; nearest: {', '.join(near)}" if near else ""
