@@ -23,13 +23,14 @@ SCORES = ("top1", "coco/bbox_mAP", "mIoU")
 LESS_IS_BETTER = ("loss", "error")
 
 
-@HOOKS.register_module(name="CheckpointHook", force=True)
-class SaveCheckpoints(Hook):
-    """Takes mmengine's place under its name, with its arguments where they mean the same.
+@HOOKS.register_module()
+class ResumableCheckpointHook(Hook):
+    """Saves checkpoints in the background, from which a run resumes exactly; keeps the last ones and the best weights.
 
-    mmengine's hook writes over what was there, in the way of the training, and removes the oldest file before the new
-    one is safe. Here :class:`engine.checkpoint.store.Writer` writes; the loops call :meth:`at_boundary` and
-    :meth:`in_between` where a run can go on from.
+    The arguments are those of mmengine's ``CheckpointHook`` where they mean the same. mmengine's hook overwrites files
+    in place while the training waits, and removes the oldest file before the new one is complete. Here
+    :class:`engine.checkpoint.store.Writer` writes; the loops call :meth:`at_boundary` and :meth:`in_between` at the
+    steps from which a run can be resumed.
 
     Args:
         interval: Epochs, or steps in a run of steps, between files ``epoch_N.pth`` or ``iter_N.pth``.

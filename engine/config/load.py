@@ -63,6 +63,9 @@ RUNNER_KEYS = (
 )
 NEEDED = ("model", "train_dataloader", "train_cfg", "optim_wrapper")  # of a training; for a test, the first
 FOLLOWS = {"num_classes": "classes", "accumulative_counts": "batch.size and batch.per_gpu", "launcher": "the launch"}
+# Former names of hooks, which configs of before may have. Below the first of them mmengine has a hook of its own, which
+# cannot resume exactly.
+RENAMED_HOOKS = {"CheckpointHook": "ResumableCheckpointHook", "KeepEMA": "ModelEMAHook"}
 FROM_BACKBONE = re.compile(r"from_backbone(?:\[(\d)\])?")
 
 
@@ -163,10 +166,11 @@ def resolve(cfg: Config, stated_batch: int, launch: Launch, training: bool = Tru
             raise UserError(f"config states no {key}: take it from a file in configs/_base_")
     check_settings(cfg)
     _check_backbone(cfg)
+    notes: list[str] = []
+    _set_hooks(cfg, notes)
     _set_classes(cfg)
     _set_data(cfg, launch)
     _set_channels(cfg.model)
-    notes: list[str] = []
     plan = _set_batch(cfg, stated_batch, launch, notes) if training else None
     _fit_to_launch(cfg, launch, notes)
     return Resolved(cfg, plan, tuple(notes))
@@ -257,6 +261,16 @@ def _datasets(cfg: Config) -> Iterator[tuple[str, ConfigDict]]:
         loader = cfg.get(f"{split}_dataloader")
         if loader:
             yield split, loader.dataset
+
+
+def _set_hooks(cfg: Config, notes: list[str]) -> None:
+    """Bring hooks to their present names; a config without a checkpoint hook gets one that can resume."""
+    if cfg.get("default_hooks") is None:
+        cfg.default_hooks = {}
+    cfg.default_hooks.setdefault("checkpoint", dict(type=RENAMED_HOOKS["CheckpointHook"]))
+    for former, name in RENAMED_HOOKS.items():
+        if _replace_types([cfg.default_hooks, cfg.get("custom_hooks")], {former: name}):
+            notes.append(f"hook {former} -> {name} (renamed)")
 
 
 def _set_classes(cfg: Config) -> None:

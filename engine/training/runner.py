@@ -33,7 +33,7 @@ import engine.training.progress  # noqa: F401  (these three register what config
 from backbones.errors import UserError, described
 from backbones.kernels import autotune as choice
 from backbones.weights import read_checkpoint
-from engine.checkpoint.hook import SaveCheckpoints
+from engine.checkpoint.hook import ResumableCheckpointHook
 from engine.checkpoint.model_weights import kept_receipts, load_model
 from engine.checkpoint.preemption import Signals, Stop
 from engine.checkpoint.state import check_resumable, restore_position, restore_random_state, resume_state
@@ -216,9 +216,9 @@ class Runner(MMRunner):
         return self._resume
 
     @property
-    def checkpoint_hook(self) -> SaveCheckpoints:
+    def checkpoint_hook(self) -> ResumableCheckpointHook:
         """The hook that saves."""
-        found = next((hook for hook in self.hooks if isinstance(hook, SaveCheckpoints)), None)
+        found = next((hook for hook in self.hooks if isinstance(hook, ResumableCheckpointHook)), None)
         if found is None:
             raise UserError(
                 "default_hooks.checkpoint=None: a training without checkpoints could not go on; with a large interval "

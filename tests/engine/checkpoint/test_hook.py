@@ -15,7 +15,7 @@ from mmengine.runner import EpochBasedTrainLoop
 
 from backbones.errors import UserError
 from backbones.weights import read_checkpoint
-from engine.checkpoint.hook import SaveCheckpoints
+from engine.checkpoint.hook import ResumableCheckpointHook
 from engine.checkpoint.preemption import Signals
 from engine.checkpoint.store import last_good
 from engine.training.runner import Runner
@@ -35,7 +35,7 @@ class Run:
     def checkpoint_state(self, resumable: bool = True) -> dict[str, Any]:
         return {"meta": {"iter": self.iter, "run": self.run_id}, "state_dict": {"step": torch.tensor(self.iter)}}
 
-    def step(self, hook: SaveCheckpoints, last: bool = False) -> None:
+    def step(self, hook: ResumableCheckpointHook, last: bool = False) -> None:
         self.iter += 1
         ended = self.iter % STEPS == 0
         if not ended:
@@ -45,9 +45,9 @@ class Run:
             hook.at_boundary(self, epoch_ended=True, last=last)
 
 
-def begin(run: Run, **settings: Any) -> SaveCheckpoints:
-    hook = HOOKS.build(dict(type="CheckpointHook", **settings))
-    assert isinstance(hook, SaveCheckpoints)
+def begin(run: Run, **settings: Any) -> ResumableCheckpointHook:
+    hook = HOOKS.build(dict(type="ResumableCheckpointHook", **settings))
+    assert isinstance(hook, ResumableCheckpointHook)
     hook.before_train(run)
     return hook
 
@@ -229,7 +229,7 @@ def test_a_score_that_there_is_not(tmp_path: Path) -> None:
 )
 def test_wrong_settings(settings: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=f"default_hooks.checkpoint.*{next(iter(settings))}="):
-        SaveCheckpoints(**settings)
+        ResumableCheckpointHook(**settings)
 
 
 def test_epochs_where_there_are_none(tmp_path: Path) -> None:

@@ -237,6 +237,38 @@ def test_processes_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatc
     assert (cfg.train_dataloader.num_workers, cfg.train_dataloader.persistent_workers) == (0, False)
 
 
+def test_hooks_of_former_names_are_found(tmp_path: Path) -> None:
+    """As a run of before has them in its resolved config, which is still taken up."""
+    options = {"default_hooks.checkpoint": {"type": "CheckpointHook", "interval": 3}}
+    options["custom_hooks"] = [{"type": "KeepEMA", "decay": 0.99}, {"type": "ProgressBar"}]
+    resolved = load(CLASSIFICATION, **options)
+    assert resolved.cfg.default_hooks.checkpoint.type == "ResumableCheckpointHook"
+    assert resolved.cfg.default_hooks.checkpoint.interval == 3
+    assert [hook["type"] for hook in resolved.cfg.custom_hooks] == ["ModelEMAHook", "ProgressBar"]
+    assert resolved.notes[:2] == (
+        "hook CheckpointHook -> ResumableCheckpointHook (renamed)",
+        "hook KeepEMA -> ModelEMAHook (renamed)",
+    )
+    resolved.cfg.dump(tmp_path / "resolved.py")
+    assert load(tmp_path / "resolved.py").notes == ()
+
+
+@pytest.mark.parametrize("hooks", [None, {"_delete_": True}, {"checkpoint": None}], ids=["none", "empty", "refused"])
+def test_a_config_without_a_checkpoint_hook_gets_one(hooks: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text(f"_base_ = [{str(CLASSIFICATION)!r}]\ndefault_hooks = {hooks!r}\n")
+    found = load(tmp_path / "a.py").cfg.default_hooks.checkpoint
+    assert found == (None if hooks == {"checkpoint": None} else {"type": "ResumableCheckpointHook"})
+
+
+def test_mmengine_s_own_checkpoint_hook_keeps_its_name() -> None:
+    import mmengine.hooks
+    from mmengine.registry import HOOKS
+
+    import engine.training.runner  # noqa: F401
+
+    assert HOOKS.get("CheckpointHook") is mmengine.hooks.CheckpointHook
+
+
 def test_launch_from_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)

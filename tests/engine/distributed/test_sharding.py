@@ -94,7 +94,7 @@ def config(work_dir: Path, **changes: Any) -> Config:
             train_cfg=dict(type="IterationLoop", max_iters=STEPS, val_interval=2),
             default_hooks=dict(
                 logger=dict(type="LoggerHook", interval=1),
-                checkpoint=dict(type="CheckpointHook", interval=HALF, by_epoch=False),
+                checkpoint=dict(type="ResumableCheckpointHook", interval=HALF, by_epoch=False),
             ),
             custom_hooks=[dict(type="ModelEMAHook", decay=0.7)],
             default_scope="mmengine",

@@ -131,7 +131,7 @@ def config(work_dir: Path, fault: str = "none", **changes: Any) -> Config:
             train_cfg=dict(type="IterationLoop", max_iters=STEPS),
             default_hooks=dict(
                 logger=dict(type="LoggerHook", interval=1),
-                checkpoint=dict(type="CheckpointHook", interval=2, by_epoch=False, max_keep_ckpts=-1),
+                checkpoint=dict(type="ResumableCheckpointHook", interval=2, by_epoch=False, max_keep_ckpts=-1),
             ),
             custom_hooks=[dict(type="ModelEMAHook", decay=0.7)],
             default_scope="mmengine",

@@ -91,7 +91,8 @@ def config(work_dir: Path, epochs: int, ema: bool = True) -> Config:
             param_scheduler=dict(type="PolyLR", end=9, by_epoch=False),
             train_cfg=dict(type="EpochLoop", max_epochs=epochs),
             default_hooks=dict(
-                logger=dict(type="LoggerHook", interval=1), checkpoint=dict(type="CheckpointHook", max_keep_ckpts=-1)
+                logger=dict(type="LoggerHook", interval=1),
+                checkpoint=dict(type="ResumableCheckpointHook", max_keep_ckpts=-1),
             ),
             custom_hooks=[dict(type="ModelEMAHook", decay=DECAY)] if ema else [],
             default_scope="mmengine",
