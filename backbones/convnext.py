@@ -17,10 +17,8 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from backbones.base import Backbone
-from backbones.errors import UserError
-from backbones.kernels.cpu import block as cpu_block
-from backbones.kernels.cpu import downsample as cpu_downsample
-from backbones.kernels.cuda import block as fused
+from backbones.errors import ConfigError
+from backbones.kernels.dispatch import run_block, run_downsample
 from backbones.layers import GRN, LayerNorm2d, check_kernel_size, drop_path_rates, init_trunc_normal, layer_scale
 
 STEM_STRIDE = 4
@@ -31,8 +29,8 @@ class Block(nn.Module):
     """Depthwise convolution, LayerNorm, inverted-bottleneck MLP, layer scale, residual (Figure 4 of the paper).
 
     ``(N, C, H, W) -> (N, C, H, W)``. The MLP is written with linear layers over the last axis: on ``channels_last``
-    maps every permutation here is a view and the products run as one large matrix multiplication. On a GPU, fused
-    kernels take over the halves that they compute faster (:mod:`backbones.kernels.cuda.block`).
+    maps every permutation here is a view and the products run as one large matrix multiplication. Where
+    :mod:`backbones.kernels` has a faster form for the device, it takes the place of these steps.
 
     Args:
         dim: Channels ``C``.
@@ -43,7 +41,7 @@ class Block(nn.Module):
         use_grn: Global response normalisation of the hidden channels (V2).
 
     Raises:
-        UserError: If ``mlp_ratio`` leaves no hidden channel.
+        ConfigError: If ``mlp_ratio`` leaves no hidden channel.
     """
 
     def __init__(
@@ -58,7 +56,7 @@ class Block(nn.Module):
         super().__init__()
         hidden = int(mlp_ratio * dim)
         if hidden < 1:
-            raise UserError(f"mlp_ratio={mlp_ratio}: with {dim} channels nothing is left inside of the block")
+            raise ConfigError(f"mlp_ratio={mlp_ratio}: with {dim} channels nothing is left inside of the block")
         self.dwconv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.pwconv1 = nn.Linear(dim, hidden)
@@ -70,10 +68,8 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        if fused.wanted(x):
-            return fused.forward(self, x)
-        result = cpu_block.run(self, x)
-        return self.forward_mlp(x, self.forward_dwconv_norm(x)) if result is None else result
+        out = run_block(self, x)
+        return self.forward_mlp(x, self.forward_dwconv_norm(x)) if out is None else out
 
     def forward_dwconv_norm(self, x: Tensor) -> Tensor:
         """First half: ``(N, C, H, W) -> (N, H, W, C)``."""
@@ -81,9 +77,9 @@ class Block(nn.Module):
 
     def forward_mlp(self, x: Tensor, y: Tensor) -> Tensor:
         """Second half, from the block's input ``(N, C, H, W)`` and the first half's output ``(N, H, W, C)``."""
-        return x + self.drop_path(self.branch(y))
+        return x + self.drop_path(self.forward_branch(y))
 
-    def branch(self, y: Tensor) -> Tensor:
+    def forward_branch(self, y: Tensor) -> Tensor:
         """MLP and layer scale: ``(N, H, W, C) -> (N, C, H, W)``, what the second half adds to the block's input."""
         y = self.pwconv2(self.grn(self.act(self.pwconv1(y))))
         if self.gamma is not None:
@@ -103,8 +99,8 @@ class Downsampling(nn.Sequential):
         super().__init__(LayerNorm2d(channels), nn.Conv2d(channels, outputs, 2, stride=2))
 
     def forward(self, x: Tensor) -> Tensor:
-        result = cpu_downsample.run(self, x)
-        return super().forward(x) if result is None else result
+        out = run_downsample(self, x)
+        return super().forward(x) if out is None else out
 
 
 class ConvNeXt(Backbone):
@@ -129,7 +125,7 @@ class ConvNeXt(Backbone):
         weights: Path or URL of a checkpoint, loaded by :meth:`init_weights`.
 
     Raises:
-        UserError: If a size is impossible, with the argument's name.
+        ConfigError: If a size is impossible, with the argument's name.
     """
 
     def __init__(
@@ -149,7 +145,7 @@ class ConvNeXt(Backbone):
     ) -> None:
         super().__init__(out_indices, drop_path_rate, grad_checkpointing, weights)
         if len(depths) != 4 or len(dims) != 4 or min(*depths, *dims) < 1:
-            raise UserError(f"depths and dims need four positive numbers each, not {depths} and {dims}")
+            raise ConfigError(f"depths and dims need four positive numbers each, not {depths} and {dims}")
         check_kernel_size(kernel_size)
         self.depths, self.dims = tuple(depths), tuple(dims)
         self.num_features = self.dims[-1]
@@ -180,7 +176,7 @@ class ConvNeXt(Backbone):
             ``(N, num_features)`` without ``out_indices``, else one ``(N, C_i, H_i, W_i)`` for each index.
 
         Raises:
-            UserError: If an image is smaller than 32 x 32, or ``weights`` were asked for and never loaded.
+            ConfigError: If an image is smaller than 32 x 32, or ``weights`` were asked for and never loaded.
         """
         x = self.prepare(x)
         outputs: list[Tensor] = []
@@ -251,4 +247,4 @@ class ConvNeXt(Backbone):
             return match[1], int(match[2]), int(match[3])
         if re.match(r"norm[0-3]?\.", name):
             return "norm", 3, 0
-        raise UserError(f"{name!r} is not a parameter of a ConvNeXt")
+        raise ConfigError(f"{name!r} is not a parameter of a ConvNeXt")

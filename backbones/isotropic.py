@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from backbones.base import STAGES, Backbone
 from backbones.convnext import Block
-from backbones.errors import UserError
+from backbones.errors import ConfigError
 from backbones.layers import check_kernel_size, drop_path_rates, init_trunc_normal
 
 PATCH = 16
@@ -39,7 +39,7 @@ class IsotropicConvNeXt(Backbone):
         weights: Path or URL of a checkpoint, loaded by :meth:`init_weights`.
 
     Raises:
-        UserError: If a size is impossible, with the argument's name.
+        ConfigError: If a size is impossible, with the argument's name.
     """
 
     smallest_side = PATCH
@@ -60,7 +60,7 @@ class IsotropicConvNeXt(Backbone):
     ) -> None:
         super().__init__(out_indices, drop_path_rate, grad_checkpointing, weights)
         if depth < len(STAGES) or dim < 1:
-            raise UserError(f"depth={depth}, dim={dim}: at least 4 blocks of at least one channel are needed")
+            raise ConfigError(f"depth={depth}, dim={dim}: at least 4 blocks of at least one channel are needed")
         check_kernel_size(kernel_size)
         self.depth = depth
         self.num_features = dim
@@ -84,7 +84,7 @@ class IsotropicConvNeXt(Backbone):
             ``(N, dim)`` without ``out_indices``, else one ``(N, dim, H / 16, W / 16)`` for each index.
 
         Raises:
-            UserError: If an image is smaller than 16 x 16, or ``weights`` were asked for and never loaded.
+            ConfigError: If an image is smaller than 16 x 16, or ``weights`` were asked for and never loaded.
         """
         x = self.stem(self.prepare(x))
         blocks = list(self.blocks.children())
@@ -124,4 +124,4 @@ class IsotropicConvNeXt(Backbone):
             return -1
         if re.match(r"norm[0-3]?\.", name):
             return None
-        raise UserError(f"{name!r} is not a parameter of an isotropic ConvNeXt")
+        raise ConfigError(f"{name!r} is not a parameter of an isotropic ConvNeXt")

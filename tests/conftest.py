@@ -9,7 +9,7 @@ import pytest
 import torch
 from mmengine.registry import DefaultScope
 
-from backbones.kernels.cpu import native as cpu_native
+from backbones.kernels.cpu import native
 from backbones.kernels.cpu.dispatch import has_avx512
 from engine import mmcv_ops
 from tests.programs import digits, program, terminal, tool  # noqa: F401  (fixtures)
@@ -35,5 +35,5 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("no GPU")
-    if item.get_closest_marker("native") and not (has_avx512() and any(map(shutil.which, cpu_native.COMPILERS))):
+    if item.get_closest_marker("native") and not (has_avx512() and any(map(shutil.which, native.COMPILERS))):
         pytest.skip("no AVX-512, or no C compiler")

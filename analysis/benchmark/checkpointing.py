@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from analysis.benchmark.networks import DTYPES, PLAIN, Request, autocast, quartiles, ratios, settle, take_turns
 from backbones.base import Backbone
 from backbones.errors import UserError
-from backbones.kernels import autotune as choice
+from backbones.kernels.autotune import autotuner
 from backbones.registry import build_backbone
 
 PLAIN_STEPS, COMPILED = "plain", "compiled"
@@ -113,7 +113,7 @@ def _step(network: Backbone, request: Request, setting: Setting) -> Callable[[],
     images = torch.randn(request.batch, 3, *request.shape, device=request.device)
 
     def step() -> None:
-        with choice.force(**PLAIN) if setting.mode == PLAIN_STEPS else nullcontext():
+        with autotuner.use(**PLAIN) if setting.mode == PLAIN_STEPS else nullcontext():
             with autocast(request.device, DTYPES[request.dtype]):
                 output = network(images)
             output.float().square().sum().backward()

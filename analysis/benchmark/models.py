@@ -36,7 +36,7 @@ from analysis.benchmark.networks import (
 from analysis.benchmark.peers import OURS, telling_weights
 from analysis.flops import DETECTOR_SHAPE, SEGMENTOR_SHAPE, Shape, count_config
 from backbones.errors import UserError
-from backbones.kernels import autotune as choice
+from backbones.kernels.autotune import autotuner
 from engine.config.load import load_config
 from engine.config.world import Launch
 from engine.planning.memory import gib, training_shape
@@ -68,7 +68,7 @@ def measure_config(request: Request, clock: Callable[[], float] = time.perf_coun
     step = training_step(model, request) if request.train else testing_step(model, request)
 
     def plain() -> None:
-        with choice.force(**PLAIN):
+        with autotuner.use(**PLAIN):
             step()
 
     steps: dict[str, Callable[[], object]] = {OURS: step, OTHER: plain}
@@ -119,7 +119,7 @@ def _compare(model: Any, request: Request) -> float:
     images = torch.randn(1, 3, *request.shape, device=request.device)
     with torch.no_grad():
         found = model.backbone(images)
-        with choice.force(**PLAIN):
+        with autotuner.use(**PLAIN):
             expected = model.backbone(images)
     pairs = zip(found, expected, strict=True) if isinstance(found, tuple) else [(found, expected)]
     error = max(relative_error(one, other) for one, other in pairs)
@@ -201,7 +201,7 @@ def _notes(model: Any, request: Request) -> list[str]:
     step = training_step(model, replace(request, batch=MEMORY_IMAGES))
     notes = []
     for name, answers in ((OURS, {}), (OTHER, PLAIN)):
-        with choice.force(**answers):
+        with autotuner.use(**answers):
             step()
             torch.cuda.reset_peak_memory_stats()
             step()

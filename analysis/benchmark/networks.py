@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from analysis.benchmark.peers import LAYOUTS, OURS, PEERS, Contender, contenders
 from analysis.flops import SMALLEST_SIDE, Shape
 from backbones.errors import UserError, described
-from backbones.kernels import autotune as choice
+from backbones.kernels.autotune import autotuner
 from backbones.kernels.cpu.dispatch import cpu_name
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -219,7 +219,7 @@ def check(request: Request) -> None:
 
 def _truth(request: Request, ours: Contender, images: Tensor) -> list[Tensor]:
     """Output, and in training the gradient, of our plain steps in float32 on this device."""
-    with choice.force(**PLAIN):
+    with autotuner.use(**PLAIN):
         return _outcome(request, ours.build().to(request.device), images.to(request.device), torch.float32)
 
 

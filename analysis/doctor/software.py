@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from analysis.doctor.examination import Check, Request, Result, bad, note, ok
-from backbones.kernels.cpu import native as cpu_native
+from backbones.kernels.cpu import native
 from engine import mmcv_ops
 from engine.report.environment import ROOT, code_state, commit_line
 
@@ -33,7 +33,7 @@ def checks(request: Request) -> list[Check]:
         Check("packages", lambda: check_packages(*requirements(), installed_versions())),
         Check("operators", lambda: (result for device in devices for result in check_operators(device))),
         Check("torch.compile", lambda: check_compile(compiler(os.environ), importlib.util.find_spec("triton"))),
-        Check("CPU inference", lambda: check_inference(cpu_native.missing())),
+        Check("CPU inference", lambda: check_inference(native.reason_missing())),
         Check("code", lambda: check_code(code_state())),
     ]
 

@@ -1,21 +1,21 @@
-"""Measure once which of several ways is fastest on this device, and remember it.
+"""Select the fastest of several forms of an operation: measured once on this device, then remembered.
 
-A question names an operation, the device, the precision, what is fixed in a network (channels, kernel size, whether it
-trains) and the size of the map as a power of two. Its answer is the name of a candidate. It is taken, in this order,
-from what was forced, from this process, from a file in the user's cache directory (``XDG_CACHE_HOME``, else
-``~/.cache``; one file for each combination of versions of PyTorch, Triton and these kernels), and from measuring the
-candidates in turns on the present tensors. An answer is forced by :func:`force` or by the environment:
+A :class:`TuningKey` names the operation, the device, the precision, what is fixed in a network (channels, kernel size,
+whether it trains) and the size of the map as a power of two. The selected form is taken, in this order, from what the
+user forced, from this process, from a file in the user's cache directory (``XDG_CACHE_HOME``, else ``~/.cache``; one
+file for each combination of versions of PyTorch, Triton and these kernels), and from measuring the candidates in turns
+on the present tensors. A form is forced by :meth:`Autotuner.use` or by the environment:
 ``CONVNEXT_CHOICE="dwconv_norm=plain,mlp=fused"``, read when this module is imported.
 
 Nothing is measured while a graph is traced or captured, under a dispatch mode, or on tensors without content: then the
-answer for the nearest size, or the first candidate, is taken. With ``torch.use_deterministic_algorithms`` it is always
-the first, so that a run does not depend on an earlier one; so it is within :func:`without_measuring`, where trainings
-on a CPU take place.
+form of the nearest size, or the first candidate, is selected. With ``torch.use_deterministic_algorithms`` it is always
+the first, so that a run does not depend on an earlier one; likewise within :meth:`Autotuner.without_measuring`, where
+trainings on a CPU take place.
 
-Several processes may answer differently, and may do so safely: candidates differ in the last bits of a process's own
-activations alone, never in shapes or in what is communicated, and gradients are averaged before any parameter moves, so
-that replicas stay equal. Waiting for rank 0 would put a collective into a forward pass that not every rank may run.
-Processes of one machine share the file, and one that finds an answer there after measuring takes it for its own.
+Several processes may select different forms, and may do so safely: candidates differ in the last bits of a process's
+own activations alone, never in shapes or in what is communicated, and gradients are averaged before any parameter is
+updated, so that replicas stay equal. Waiting for rank 0 would put a collective into a forward pass that not every rank
+may run. Processes of one machine share the file; a process that finds a form there after measuring uses that one.
 """
 
 from __future__ import annotations
@@ -39,61 +39,50 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from backbones.errors import UserError
+from backbones.errors import ConfigError
 
 VARIABLE = "CONVNEXT_CHOICE"
 ROUNDS = 7
-ROUND_SECONDS = 2e-3  # a round repeats a call until it lasts about so long
-GAIN = 0.97  # of the first candidate's time: what another has to reach to be preferred
+ROUND_SECONDS = 2e-3  # a call is repeated until a round lasts about this long
+MAX_REPEATS = 50
+REQUIRED_RATIO = 0.97  # of the first candidate's time: slower candidates are not preferred to it
 
 Candidates = Mapping[str, Callable[[], object]]
 
 
 class TuningKey(NamedTuple):
-    """What an answer depends on.
+    """What a selection depends on.
 
     Attributes:
-        operation: Name of the operation, which is also what is forced.
+        operation: Name of the operation, also used to force a form.
         device: Name of the device.
         dtype: Precision of the map.
-        static: What does not change while a network runs, such as channels.
-        size: Logarithm of the number of elements, base 2, rounded down.
+        static: Numbers that are fixed in a network, such as channels.
+        log2_size: Number of elements of the map as a power of two, rounded down.
     """
 
     operation: str
     device: str
     dtype: str
     static: tuple[int, ...]
-    size: int
+    log2_size: int
 
     @classmethod
-    def about(
+    def of_tensor(
         cls, operation: str, x: Tensor, static: tuple[int, ...] = (), dtype: torch.dtype | None = None
     ) -> TuningKey:
-        """The question of an operation on a tensor; ``dtype`` where it computes in another precision."""
+        """The key of an operation on a tensor; ``dtype`` where it computes in another precision than the tensor's."""
         return cls(operation, device_name(x.device), str(dtype or x.dtype), static, x.numel().bit_length() - 1)
 
-    def key(self) -> str:
-        """The question as a line of the file."""
-        return "|".join([self.operation, self.device, self.dtype, ",".join(map(str, self.static)), str(self.size)])
-
-
-def _from_environment(text: str) -> dict[str, str]:
-    pairs = (pair.partition("=") for pair in text.split(",") if pair.strip())
-    return {operation.strip(): answer.strip() for operation, _, answer in pairs}
-
-
-_answers: dict[str, str] = {}  # lines of the file
-_known: dict[TuningKey, str] = {}  # the same, as asked
-_guesses: dict[TuningKey, str] = {}  # taken without measuring
-_forced: dict[str, str] = _from_environment(os.environ.get(VARIABLE, ""))
-_read: set[Path] = set()
-_measures = [True]
+    def to_text(self) -> str:
+        """The key as it stands in the file."""
+        static = ",".join(map(str, self.static))
+        return "|".join([self.operation, self.device, self.dtype, static, str(self.log2_size)])
 
 
 @functools.cache
 def device_name(device: torch.device) -> str:
-    """Name of a device, for CPUs with the number of threads."""
+    """Name of a device; for CPUs with the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":
@@ -101,126 +90,184 @@ def device_name(device: torch.device) -> str:
     return device.type
 
 
-@contextmanager
-def force(**answers: str) -> Iterator[None]:
-    """Answer these operations so within the context; ``dwconv_norm="plain"``."""
-    before = dict(_forced)
-    _forced.update(answers)
-    try:
-        yield
-    finally:
-        _forced.clear()
-        _forced.update(before)
-
-
-@contextmanager
-def without_measuring() -> Iterator[None]:
-    """Within the context the answer is the first candidate, whatever this or an earlier process has measured.
-
-    A run on a CPU is the same bit by bit when it is repeated: it must not depend on how busy the machine was once.
-    """
-    before = _measures[0]
-    _measures[0] = False
-    try:
-        yield
-    finally:
-        _measures[0] = before
-
-
-def measures() -> bool:
-    """Whether answers may depend on measurements."""
-    return _measures[0] and not torch.are_deterministic_algorithms_enabled()
-
-
-def forced(operation: str) -> str | None:
-    """The forced answer of an operation."""
-    return _forced.get(operation)
-
-
-def choose(question: TuningKey, candidates: Candidates, x: Tensor) -> str:
-    """Name of the candidate to use.
+class Autotuner:
+    """Selects forms of operations and remembers the selections of this process.
 
     Args:
-        question: What is asked.
-        candidates: Ways to do the same thing, the expected best first. They are called without arguments, many times,
-            and must leave nothing behind, no gradient in a parameter and no changed buffer.
-        x: A tensor that they use; its device tells how time is taken.
+        forced: Forms that the user forces, by operation.
 
-    Raises:
-        UserError: If an answer was forced that is none of the candidates.
+    Attributes:
+        selected: Forms that were measured or read from the file, by key.
     """
-    if question.operation in _forced:
-        return expected(question, candidates)
-    if not measures():
-        return expected(question, candidates)
-    if (known := _known.get(question, "")) in candidates:
-        return known
-    if not may_measure(x):
-        return expected(question, candidates)
-    _read_file()
-    answer = _answers.get(question.key(), "")
-    if answer not in candidates:
-        answer = _measured(question, candidates, x)
-    _known[question] = answer
-    return answer
+
+    def __init__(self, forced: Mapping[str, str]) -> None:
+        self.selected: dict[TuningKey, str] = {}
+        self._forced = dict(forced)
+        self._entries: dict[str, str] = {}  # of the file, by the text of a key
+        self._predicted: dict[TuningKey, str] = {}  # selected without measuring
+        self._files_read: set[Path] = set()
+        self._measures = True
+
+    @contextmanager
+    def use(self, **forms: str) -> Iterator[None]:
+        """Force forms of operations within the context, such as ``dwconv_norm="plain"``."""
+        before = self._forced
+        self._forced = before | forms
+        try:
+            yield
+        finally:
+            self._forced = before
+
+    @contextmanager
+    def without_measuring(self) -> Iterator[None]:
+        """Select the first candidate within the context, whatever this or an earlier process has measured.
+
+        A run on a CPU is then the same bit by bit when it is repeated: it does not depend on how busy the machine was.
+        """
+        before, self._measures = self._measures, False
+        try:
+            yield
+        finally:
+            self._measures = before
+
+    def measures(self) -> bool:
+        """Whether selections may depend on measurements."""
+        return self._measures and not torch.are_deterministic_algorithms_enabled()
+
+    def forced(self, operation: str) -> str | None:
+        """The form that the user forces for an operation, if any."""
+        return self._forced.get(operation)
+
+    def select(self, key: TuningKey, candidates: Candidates, x: Tensor) -> str:
+        """Name of the candidate to use.
+
+        Args:
+            key: What the selection depends on.
+            candidates: Forms that compute the same, the expected best first. They are called without arguments, many
+                times, and must have no side effects: no gradient in a parameter and no changed buffer.
+            x: One of their tensors; its device determines how time is measured.
+
+        Raises:
+            ConfigError: If the forced form is none of the candidates.
+        """
+        if key.operation in self._forced or not self.measures():
+            return self.predict(key, candidates)
+        if (known := self.selected.get(key, "")) in candidates:
+            return known
+        if not is_measurable(x):
+            return self.predict(key, candidates)
+        self._read_file()
+        form = self._entries.get(key.to_text(), "")
+        if form not in candidates:
+            form = self._measure(key, candidates, x)
+        self.selected[key] = form
+        return form
+
+    def predict(self, key: TuningKey, names: Iterable[str]) -> str:
+        """The form without measuring: forced, selected for the nearest size, or the first of the names.
+
+        Raises:
+            ConfigError: If the forced form is none of the names.
+        """
+        names = list(names)
+        if (forced := self.forced(key.operation)) is not None:
+            if forced not in names:
+                raise ConfigError(f"{VARIABLE}: {key.operation}={forced} is none of {', '.join(names)}")
+            return forced
+        if not self.measures():
+            return names[0]
+        if self._predicted.get(key) not in names:
+            self._read_file()
+            prefix = key._replace(log2_size=0).to_text()[:-1]
+            entries = ((text, form) for text, form in self._entries.items() if text.startswith(prefix))
+            near = {int(text[len(prefix) :]): form for text, form in entries if form in names}
+            nearest = min(near, key=lambda size: abs(size - key.log2_size), default=None)
+            self._predicted[key] = names[0] if nearest is None else near[nearest]
+        return self._predicted[key]
+
+    def clear(self) -> None:
+        """Forget the selections of this process; the file stays."""
+        for memory in (self.selected, self._entries, self._predicted, self._files_read):
+            memory.clear()
+        device_name.cache_clear()
+
+    def _measure(self, key: TuningKey, candidates: Candidates, x: Tensor) -> str:
+        """Measure and remember; if another process has written its selection meanwhile, that one."""
+        if len(candidates) == 1:
+            return next(iter(candidates))
+        times = time_candidates(candidates, x.device)
+        first = next(iter(times))
+        fastest = min(times, key=lambda name: times[name])
+        form = fastest if times[fastest] < REQUIRED_RATIO * times[first] else first
+        self._entries[key.to_text()] = form
+        self._predicted.clear()
+        if len(times) == len(candidates):  # a failure, such as a full memory, may be gone next time
+            form = self._write_file(key.to_text(), form)
+        return form
+
+    def _read_file(self) -> None:
+        """Read the selections of earlier runs, once; a file that cannot be read counts as empty."""
+        if (path := cache_file()) not in self._files_read:
+            self._files_read.add(path)
+            self._entries.update(_read_entries(path) | self._entries)
+
+    def _write_file(self, key: str, form: str) -> str:
+        """Add a selection to the file unless it has one for the key by now; return the one in the file."""
+        path = cache_file()
+        entries = {key: form} | _read_entries(path)
+        self._entries[key] = entries[key]
+        draft = path.with_suffix(f".{os.getpid()}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draft.write_text(json.dumps(entries, indent=1, sort_keys=True))
+            os.replace(draft, path)
+        except OSError:  # read-only homes are common on clusters: this process remembers
+            with suppress(OSError):
+                draft.unlink()
+        return entries[key]
 
 
-def expected(question: TuningKey, names: Iterable[str]) -> str:
-    """The answer without measuring: forced, known for the nearest size, or the first of the names.
-
-    Raises:
-        UserError: If an answer was forced that is none of the names.
-    """
-    names = list(names)
-    if (wanted := forced(question.operation)) is not None:
-        if wanted not in names:
-            raise UserError(f"{VARIABLE}: {question.operation}={wanted} is none of {', '.join(names)}")
-        return wanted
-    if not measures():
-        return names[0]
-    if _guesses.get(question) not in names:
-        _read_file()
-        head = question._replace(size=0).key()[:-1]
-        near = {int(key[len(head) :]): name for key, name in _answers.items() if key.startswith(head) and name in names}
-        _guesses[question] = near[min(near, key=lambda size: abs(size - question.size))] if near else names[0]
-    return _guesses[question]
+def parse_forms(text: str) -> dict[str, str]:
+    """Forms by operation from text such as ``"dwconv_norm=plain,mlp=fused"``."""
+    pairs = (pair.partition("=") for pair in text.split(",") if pair.strip())
+    return {operation.strip(): form.strip() for operation, _, form in pairs}
 
 
-def may_measure(x: Tensor) -> bool:
-    """Whether time may be taken now, on this tensor."""
+def is_measurable(x: Tensor) -> bool:
+    """Whether time may be measured now, on this tensor."""
     real = type(x) in (Tensor, torch.nn.Parameter) and x.device.type != "meta" and _get_current_dispatch_mode() is None
     if torch.compiler.is_compiling() or not real:
         return False
     return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
-def seconds(candidates: Candidates, device: torch.device, rounds: int = ROUNDS) -> dict[str, float]:
-    """Median time of a call of each candidate, taken in turns (A B A B) after a warm-up.
+def time_candidates(candidates: Candidates, device: torch.device, rounds: int = ROUNDS) -> dict[str, float]:
+    """Median seconds of a call of each candidate, measured in turns (A B A B) after a warm-up.
 
-    A candidate that fails is left out, with a warning. Random numbers that they draw are given back, and hooks for
-    saved tensors (checkpointing's, say, which counts them) do not see theirs.
+    A candidate that fails is skipped, with a warning. The state of the random number generators is restored, and hooks
+    for saved tensors (for example those of checkpointing, which counts them) do not see the candidates' tensors.
 
     Raises:
-        Exception: What the last one raised, if none is left.
+        Exception: Of the last candidate, if all fail.
     """
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices), saved_tensors_hooks(lambda kept: kept, lambda kept: kept):
+    with torch.random.fork_rng(devices), saved_tensors_hooks(lambda saved: saved, lambda saved: saved):
         repeats = _warm_up(candidates, device)
         times: dict[str, list[float]] = {name: [] for name in repeats}
         for _ in range(rounds):
             for name, repeat in repeats.items():
-                times[name].append(_time(candidates[name], repeat, device))
-    return {name: statistics.median(taken) for name, taken in times.items()}
+                times[name].append(_time_call(candidates[name], repeat, device))
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
 def _warm_up(candidates: Candidates, device: torch.device) -> dict[str, int]:
-    """Call each candidate, and find how often a round has to repeat it; those that fail are left out."""
+    """Call each candidate and find how often a round repeats it; those that fail are skipped."""
     repeats: dict[str, int] = {}
     failure: Exception | None = None
     for name, call in candidates.items():
         try:
             call()  # compiles
-            repeats[name] = min(max(int(ROUND_SECONDS / max(_time(call, 1, device), 1e-6)), 1), 50)
+            repeats[name] = min(max(int(ROUND_SECONDS / max(_time_call(call, 1, device), 1e-6)), 1), MAX_REPEATS)
         except Exception as error:
             failure = error
             warnings.warn(f"{name} cannot run here and is not used: {error}".splitlines()[0], stacklevel=4)
@@ -229,8 +276,8 @@ def _warm_up(candidates: Candidates, device: torch.device) -> dict[str, int]:
     return repeats
 
 
-def _time(call: Callable[[], object], repeat: int, device: torch.device) -> float:
-    """Seconds of one call, over some in a row."""
+def _time_call(call: Callable[[], object], repeat: int, device: torch.device) -> float:
+    """Seconds of one call, the mean of ``repeat`` calls in a row."""
     if device.type == "cuda":
         with torch.cuda.device(device):
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -246,49 +293,27 @@ def _time(call: Callable[[], object], repeat: int, device: torch.device) -> floa
     return (time.perf_counter() - begin) / repeat
 
 
-def _measured(question: TuningKey, candidates: Candidates, x: Tensor) -> str:
-    """Measure, and remember; where another process was faster to answer, its answer."""
-    if len(candidates) == 1:
-        return next(iter(candidates))
-    taken = seconds(candidates, x.device)
-    first = next(iter(taken))
-    best = min(taken, key=lambda name: taken[name])
-    answer = best if taken[best] < GAIN * taken[first] else first
-    _answers[question.key()] = answer
-    _guesses.clear()
-    if len(taken) == len(candidates):  # a failure, such as a full memory, may be gone next time
-        answer = _share(question.key(), answer)
-    return answer
-
-
 def cache_file() -> Path:
-    """The file of answers for the present versions."""
+    """The file of selections for the present versions."""
     root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return Path(root) / "convnext-dense" / f"choices-{_versions()}.json"
 
 
 @functools.cache
 def _versions() -> str:
-    """Versions of PyTorch, CUDA and Triton, and a digest of the kernels and of the CPU's form of a block."""
+    """Versions of PyTorch, CUDA and Triton, and a digest of the sources of all kernels."""
     try:
         triton = version("triton")
     except PackageNotFoundError:
         triton = "none"
     digest = hashlib.sha256()
-    here = Path(__file__).parent
-    for source in sorted((*here.rglob("*.py"), *here.rglob("*.c"))):
+    folder = Path(__file__).parent
+    for source in sorted((*folder.rglob("*.py"), *folder.rglob("*.c"))):
         digest.update(source.read_bytes())
     return f"torch-{torch.__version__}-cuda-{torch.version.cuda}-triton-{triton}-{digest.hexdigest()[:12]}"
 
 
-def _read_file() -> None:
-    """Take over the answers of earlier runs, once; a file that cannot be read is none."""
-    if (path := cache_file()) not in _read:
-        _read.add(path)
-        _answers.update(_load(path) | _answers)
-
-
-def _load(path: Path) -> dict[str, str]:
+def _read_entries(path: Path) -> dict[str, str]:
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -296,24 +321,4 @@ def _load(path: Path) -> dict[str, str]:
     return {k: v for k, v in found.items() if isinstance(v, str)} if isinstance(found, dict) else {}
 
 
-def _share(key: str, answer: str) -> str:
-    """Write an answer to the file, unless there is one by now, and return the one that holds."""
-    path = cache_file()
-    together = {key: answer} | _load(path)
-    _answers[key] = together[key]
-    draft = path.with_suffix(f".{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(json.dumps(together, indent=1, sort_keys=True))
-        os.replace(draft, path)
-    except OSError:  # read-only homes are common on clusters: this process remembers
-        with suppress(OSError):
-            draft.unlink()
-    return together[key]
-
-
-def forget() -> None:
-    """Forget what this process knows; the file stays."""
-    for memory in (_answers, _known, _guesses, _read):
-        memory.clear()
-    device_name.cache_clear()
+autotuner = Autotuner(parse_forms(os.environ.get(VARIABLE, "")))

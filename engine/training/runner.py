@@ -31,7 +31,7 @@ import engine.training.ema
 import engine.training.loops
 import engine.training.progress  # noqa: F401  (these three register what configs name)
 from backbones.errors import UserError, described
-from backbones.kernels import autotune as choice
+from backbones.kernels.autotune import autotuner
 from backbones.weights import read_checkpoint
 from engine.checkpoint.hook import ResumableCheckpointHook
 from engine.checkpoint.model_weights import kept_receipts, load_model
@@ -247,7 +247,7 @@ class Runner(MMRunner):
     def train(self) -> nn.Module:
         """Train; asked to stop, save and leave by :class:`engine.checkpoint.preemption.Stop`."""
         saving = self.checkpoint_hook
-        repeatable = nullcontext() if torch.cuda.is_available() else choice.without_measuring()
+        repeatable = nullcontext() if torch.cuda.is_available() else autotuner.without_measuring()
         with self.signals.heeded(), repeatable, self._workers_ended():
             try:
                 return super().train()

@@ -1,4 +1,4 @@
-"""When one of our forms may take the place of PyTorch's operators on a CPU, and what such a form depends on."""
+"""When a form may replace the plain steps on a CPU, and the properties of the CPU that forms depend on."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as module_hooks
 
-# Multiply-adds below which the calls cost more than the work, and no form is worth measuring.
-SMALLEST_WORK = 1 << 24
+# Below this the overhead of calls exceeds the work, and no form is worth measuring.
+MIN_MULTIPLY_ADDS = 1 << 24
 
 
 @cache
 def cpu_name() -> str:
-    """The processor's model and the instructions that PyTorch uses of it."""
+    """Model of the processor and the instruction set that PyTorch uses."""
     return f"{cpu_model()} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def cpu_model() -> str:
-    """The processor's model."""
+    """Model of the processor."""
     return cpu_info("model name") or platform.processor() or platform.machine()
 
 
 def cpu_info(field: str) -> str:
-    """What Linux says of the first processor, such as its ``model name`` or ``flags``; nothing elsewhere."""
+    """A field of the first processor in ``/proc/cpuinfo``, such as ``model name`` or ``flags``, or an empty text."""
     try:
         text = Path("/proc/cpuinfo").read_text(errors="replace")
     except OSError:
@@ -42,32 +42,32 @@ def has_avx512() -> bool:
 
 
 @cache
-def _computes(dtype: torch.dtype) -> bool:
+def _has_products(dtype: torch.dtype) -> bool:
     """Whether this build and CPU have oneDNN's products in a precision."""
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
     return dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def precision(x: Tensor) -> torch.dtype | None:
-    """The precision of products with this input, where it is one of those that our forms have."""
+def compute_dtype(x: Tensor) -> torch.dtype | None:
+    """Precision of products with this input; ``None`` where no form supports it."""
     autocast = torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
     inputs = (torch.float32, dtype) if autocast else (dtype,)
     fits = dtype in (torch.float32, torch.bfloat16) and x.dtype in inputs
-    return dtype if fits and torch.backends.mkldnn.enabled and _computes(dtype) else None
+    return dtype if fits and torch.backends.mkldnn.enabled and _has_products(dtype) else None
 
 
-def held_as(parameter: Tensor | None, dtype: torch.dtype) -> bool:
-    """Whether a parameter is there as the plain steps would have it for products in a precision."""
+def is_usable_parameter(parameter: Tensor | None, dtype: torch.dtype) -> bool:
+    """Whether a parameter is a plain CPU tensor in the precision that products in ``dtype`` expect of it."""
     kind = torch.float32 if torch.is_autocast_enabled("cpu") else dtype
     if parameter is None or type(parameter) not in (nn.Parameter, Tensor):
         return False
     return parameter.dtype == kind and parameter.device.type == "cpu"
 
 
-def watched(x: Tensor) -> bool:
-    """Whether something looks at the operators, which has to see the plain ones."""
+def is_observed(x: Tensor) -> bool:
+    """Whether something traces or intercepts operators or modules, which has to see the plain steps."""
     return (
         type(x) not in (Tensor, nn.Parameter)
         or torch.compiler.is_compiling()
@@ -77,8 +77,3 @@ def watched(x: Tensor) -> bool:
         or forward_ad._current_level >= 0
         or bool(module_hooks._global_forward_hooks or module_hooks._global_forward_pre_hooks)
     )
-
-
-def hooked(layer: nn.Module) -> bool:
-    """Whether something hangs on a layer that a form of ours would pass over."""
-    return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)

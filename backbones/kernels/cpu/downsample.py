@@ -2,8 +2,8 @@
 
 PyTorch writes the normalised map, under autocast once more in bfloat16, and reads it again for the convolution. Here
 each patch is normalised and multiplied at once (:mod:`backbones.kernels.cpu.native`). As for
-:mod:`backbones.kernels.cpu.block`, inference measures once which form is faster, and the plain steps are taken where
-something would be passed over. Training has the plain steps.
+:mod:`backbones.kernels.cpu.block`, inference measures once which form is faster, and the plain steps are taken for
+layers that were replaced or have hooks. Training takes the plain steps.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from backbones.kernels import autotune as choice
-from backbones.kernels.cpu import native as cpu_native
-from backbones.kernels.cpu.dispatch import SMALLEST_WORK, cpu_name, held_as, hooked, precision, watched
-from backbones.kernels.cpu.weight_cache import forget, laid_out
+from backbones.kernels.autotune import TuningKey, autotuner
+from backbones.kernels.cpu import native
+from backbones.kernels.cpu.dispatch import MIN_MULTIPLY_ADDS, compute_dtype, cpu_name, is_observed, is_usable_parameter
+from backbones.kernels.cpu.weight_cache import weight_cache
+from backbones.kernels.protocol import NATIVE, PLAIN, is_unmodified
 from backbones.layers import LayerNorm2d
 
-OPERATION = "cpu_downsample"
-NATIVE, PLAIN = "native", "plain"
+DOWNSAMPLE_OPERATION = "cpu_downsample"
+SIDE_2 = ((2, 2), (2, 2), (0, 0), (1, 1), 1)  # kernel size, stride, padding, dilation, groups
 
 
-class Parameters(NamedTuple):
-    """Of the norm and of the convolution."""
+class DownsampleParameters(NamedTuple):
+    """Scale and shift of the norm, ``(C,)``; weight and bias of the convolution, ``(outputs, C, 2, 2), (outputs,)``."""
 
     scale: Tensor
     shift: Tensor
@@ -32,45 +33,45 @@ class Parameters(NamedTuple):
     bias: Tensor
 
 
-def run(layer: nn.Sequential, x: Tensor) -> Tensor | None:
-    """The result ``(N, outputs, H // 2, W // 2)`` for ``(N, C, H, W)``, or None where the plain steps are to be taken.
+def run_cpu_downsample(layer: nn.Sequential, x: Tensor) -> Tensor | None:
+    """``(N, C, H, W) -> (N, outputs, H // 2, W // 2)``; ``None`` where the plain steps are to be taken.
 
     Raises:
-        UserError: If a form was forced that there is not.
+        ConfigError: If a form was forced that does not exist.
     """
     if torch.is_grad_enabled():
-        forget(layer)
+        weight_cache.discard(layer)
         return None
-    if not choice.measures() or x.device.type != "cpu" or x.ndim != 4 or watched(x):
+    if not autotuner.measures() or x.device.type != "cpu" or x.ndim != 4 or is_observed(x):
         return None
-    dtype = precision(x)
+    dtype = compute_dtype(x)
     parameters = None if dtype is None else _parameters(layer, dtype)
-    if dtype is None or parameters is None or not cpu_native.has_product(parameters.weight, dtype):
+    if dtype is None or parameters is None or not native.has_product(parameters.weight, dtype):
         return None
 
     norm = layer[0]
     assert isinstance(norm, LayerNorm2d)
 
-    def native() -> Tensor:
-        packed = laid_out(layer, parameters, dtype, lambda: cpu_native.pack_downsample(*parameters, dtype))
+    def one_pass() -> Tensor:
+        packed = weight_cache.get(layer, parameters, dtype, lambda: native.pack_downsample(*parameters, dtype))
         rows = x.permute(0, 2, 3, 1).contiguous()
-        return cpu_native.downsample(rows, packed, norm.eps).permute(0, 3, 1, 2)
+        return native.run_native_downsample(rows, packed, norm.eps).permute(0, 3, 1, 2)
 
-    forms = {NATIVE: native, PLAIN: lambda: nn.Sequential.forward(layer, x)}
+    forms = {NATIVE: one_pass, PLAIN: lambda: nn.Sequential.forward(layer, x)}
     static = (*parameters.weight.shape[:2], torch.get_num_threads())
-    question = choice.TuningKey(OPERATION, cpu_name(), str(dtype), static, x.numel().bit_length() - 1)
-    if choice.forced(OPERATION) is None and x.numel() * static[0] < SMALLEST_WORK:
+    key = TuningKey(DOWNSAMPLE_OPERATION, cpu_name(), str(dtype), static, x.numel().bit_length() - 1)
+    if autotuner.forced(DOWNSAMPLE_OPERATION) is None and x.numel() * static[0] < MIN_MULTIPLY_ADDS:
         return None
-    return native() if choice.choose(question, forms, x) == NATIVE else None
+    return one_pass() if autotuner.select(key, forms, x) == NATIVE else None
 
 
-def _parameters(layer: nn.Sequential, dtype: torch.dtype) -> Parameters | None:
-    """The parameters of a norm and a convolution of side and stride 2 in float32, with nothing hung on them."""
+def _parameters(layer: nn.Sequential, dtype: torch.dtype) -> DownsampleParameters | None:
+    """Parameters of a norm and a convolution of kernel size and stride 2, all in float32, without hooks."""
     norm, conv = layer
-    if type(norm) is not LayerNorm2d or type(conv) is not nn.Conv2d or hooked(norm) or hooked(conv):
+    if not is_unmodified(norm, LayerNorm2d) or not is_unmodified(conv, nn.Conv2d):
         return None
-    if (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups) != ((2, 2), (2, 2), (0, 0), (1, 1), 1):
+    if (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups) != SIDE_2:
         return None
     found = [one._parameters.get(name) for one in (norm, conv) for name in ("weight", "bias")]
-    fits = all(held_as(one, dtype) and one.dtype == torch.float32 for one in found if one is not None)
-    return Parameters._make(found) if fits and None not in found else None
+    fits = all(is_usable_parameter(one, dtype) and one.dtype == torch.float32 for one in found if one is not None)
+    return DownsampleParameters._make(found) if fits and None not in found else None

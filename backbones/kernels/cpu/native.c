@@ -1,4 +1,4 @@
-// ConvNeXt's blocks and downsampling for inference on CPUs with AVX-512; cpu_native.py compiles and calls it, and says why.
+// ConvNeXt's blocks and downsampling for inference on CPUs with AVX-512; native.py compiles and calls it, and says why.
 //
 // A tile is some positions (n, h, w) that follow each other. All steps of one are done before the next, by one thread:
 // its normalised and hidden values lie in that thread's scratch memory, small enough for the level-2 cache. Maps are
@@ -14,8 +14,8 @@
 
 #define LANES 16
 #define COLUMNS 14        // of the output, whose sums are in registers at a time
-#define MOST_ROWS 12      // of a product's tile
-#define MOST_VECTORS 4    // of its columns
+#define MAX_ROWS 12      // of a product's tile
+#define MAX_VECTORS 4    // of its columns
 #define INLINE static inline __attribute__((always_inline))
 
 // Accumulators stay in registers only if no loop runs over them: these stand for the loops.
@@ -27,7 +27,7 @@
 #define EACH_14(X) EACH_12(X) X(12) X(13)
 #define EACH_24(X) EACH_14(X) X(14) X(15) X(16) X(17) X(18) X(19) X(20) X(21) X(22) X(23)
 
-// Mirrored by cpu_native.py.
+// Mirrored by native.py.
 typedef struct {
   int64_t images, height, width, channels, hidden, side;
   int64_t span;     // positions after which a tile ends in any case: all, or those of an image
@@ -37,7 +37,7 @@ typedef struct {
   float eps;
   const float *conv, *conv_bias;  // (side, side, channels), (channels)
   const float *scale, *shift;     // of the norm
-  const float *first, *first_bias, *second, *second_bias;  // weights as cpu_native.py packs them
+  const float *first, *first_bias, *second, *second_bias;  // weights as native.py packs them
   const float *tail;                                       // polynomials of Phi(-a), see gelu_of_half
 } Block;
 
@@ -186,10 +186,10 @@ INLINE __m512 gelu_of_half(__m512 x, const float *tail) {
 #define ADD(i, j) if (j < vectors) sums[i][j] = multiply_add(value, columns[j], sums[i][j], half);
 #define ADDS(i) if (i < rows) { const __m512 value = _mm512_set1_ps(x[i * words + word]); EACH_4_OF(ADD, i) }
 #define PRODUCT \
-  __m512 sums[MOST_ROWS][MOST_VECTORS]; \
+  __m512 sums[MAX_ROWS][MAX_VECTORS]; \
   EACH_12(SUMS) \
   for (ptrdiff_t word = 0; word < words; word++) { \
-    __m512 columns[MOST_VECTORS]; \
+    __m512 columns[MAX_VECTORS]; \
     EACH_4(PANEL) \
     EACH_12(ADDS) \
   }
@@ -242,15 +242,15 @@ SECOND(alone_half, 8, 3, 1, 1, 0) SECOND(alone_half, 6, 4, 1, 1, 0)
 
 typedef void Tile(const float *, ptrdiff_t, const float *, const float *, const float *, float *, ptrdiff_t, ptrdiff_t,
                   ptrdiff_t);
-static Tile *const FIRSTS[2][MOST_VECTORS] = {{first_float_1, first_float_2, first_float_3, first_float_4},
+static Tile *const FIRSTS[2][MAX_VECTORS] = {{first_float_1, first_float_2, first_float_3, first_float_4},
                                               {first_half_1, first_half_2, first_half_3, first_half_4}};
-static Tile *const SECONDS[3][MOST_VECTORS] = {{second_float_1, second_float_2, second_float_3, second_float_4},
+static Tile *const SECONDS[3][MAX_VECTORS] = {{second_float_1, second_float_2, second_float_3, second_float_4},
                                                 {second_half_1, second_half_2, second_half_3, second_half_4},
                                                 {second_narrow_1, second_narrow_2, second_narrow_3, second_narrow_4}};
-static Tile *const ALONE[2][MOST_VECTORS] = {
+static Tile *const ALONE[2][MAX_VECTORS] = {
     {second_alone_float_1, second_alone_float_2, second_alone_float_3, second_alone_float_4},
     {second_alone_half_1, second_alone_half_2, second_alone_half_3, second_alone_half_4}};
-static const ptrdiff_t ROWS[MOST_VECTORS] = {12, 10, 8, 6};
+static const ptrdiff_t ROWS[MAX_VECTORS] = {12, 10, 8, 6};
 
 // Memory of a thread, in words: a row of the convolution's output, and the normalised and the hidden values of a tile.
 // The products' last rows may go beyond the tile; what they find there is of no consequence.
@@ -261,7 +261,7 @@ typedef struct {
 static Scratch scratch_of(const Block *block, float *all, int half) {
   float *mine = all + omp_get_thread_num() * block->scratch;
   float *normal = mine + (smaller(block->tile, block->width) + COLUMNS) * block->channels;
-  return (Scratch){mine, normal, normal + (block->tile + MOST_ROWS) * block->channels / (half ? 2 : 1)};
+  return (Scratch){mine, normal, normal + (block->tile + MAX_ROWS) * block->channels / (half ? 2 : 1)};
 }
 
 // Convolution and norm of the positions from `begin` to `end`.
@@ -287,7 +287,7 @@ INLINE void depthwise(const Block *block, const float *x, ptrdiff_t begin, ptrdi
 // tiles need besides.
 INLINE void multiply(Tile *const *tiles, const float *x, ptrdiff_t words, const float *weight, const float *bias,
                      const float *other, float *out, ptrdiff_t at, ptrdiff_t width, ptrdiff_t rows) {
-  const ptrdiff_t vectors = width / LANES, panels = (vectors + MOST_VECTORS - 1) / MOST_VECTORS;
+  const ptrdiff_t vectors = width / LANES, panels = (vectors + MAX_VECTORS - 1) / MAX_VECTORS;
   for (ptrdiff_t panel = 0; panel < panels; panel++) {
     const ptrdiff_t from = panel * vectors / panels, many = (panel + 1) * vectors / panels - from;
     for (ptrdiff_t row = 0; row < rows; row += ROWS[many - 1])

@@ -3,14 +3,14 @@
 PyTorch's operators run one after another over a map or a piece of it: at 224 pixels and 8 images the first stage's
 hidden map alone is 19 MB in bfloat16, written once and read once in each block, and its products have so few channels
 that oneDNN waits for that memory half of the time. Here one thread takes about a hundred positions through all steps,
-convolution, norm, both products, GELU and residual, while they stay in its own cache (``cpu_native.c``). With response
-normalisation (V2), which looks at whole images between the products, there are two such passes. Norm and convolution
+convolution, norm, both products, GELU and residual, while they stay in its own cache (``native.c``). With response
+normalisation (V2), which needs whole images between the products, there are two such passes. Norm and convolution
 between two stages are one pass as well.
 
 It needs AVX-512, for bfloat16 also AVX512_BF16, channels in multiples of 16 and parameters in float32. Nothing has to
 be compiled to install or to use this package: without a compiler :mod:`backbones.kernels.cpu.autograd` does the same.
-The library is kept beside the remembered choices (:mod:`backbones.kernels.autotune`), under a name made of its source,
-the compiler's command and the processor's instructions.
+The library is cached beside the file of selections (:mod:`backbones.kernels.autotune`); its name is a digest of its
+source, the compiler's command and the processor's instruction set.
 """
 
 from __future__ import annotations
@@ -30,35 +30,38 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from backbones.kernels import autotune as choice
-from backbones.kernels.cpu import autograd as cpu_steps
-from backbones.kernels.cpu.autograd import Products, Weights, evenly
+from backbones.kernels.autotune import cache_file
+from backbones.kernels.cpu import autograd
+from backbones.kernels.cpu.autograd import Products, Weights, even_slices
 from backbones.kernels.cpu.dispatch import cpu_info, has_avx512
 from backbones.layers import GRN
 
 SOURCE = Path(__file__).with_suffix(".c")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
 COMPILERS = ("gcc", "cc", "clang")
-COMPILE_SECONDS = 120
-# Of the source: channels in a vector, columns of the convolution and rows of a product that are done at a time, and
-# vectors of a product's panel.
-LANES, COLUMNS, MOST_ROWS, MOST_VECTORS = 16, 14, 12, 4
-SIDES = (3, 5, 7, 9, 11)
+COMPILE_TIMEOUT_SECONDS = 120
+# Constants of the source: channels in a vector, columns of the convolution and rows of a product that are computed at a
+# time, and vectors of a product's panel.
+LANES, COLUMNS, MAX_ROWS, MAX_VECTORS = 16, 14, 12, 4
+NATIVE_KERNEL_SIZES = (3, 5, 7, 9, 11)
 # Positions of a tile: with 56 the weights are read too often, with 224 a wide block's hidden values leave the cache.
-TILE = 112
-# Points between which polynomials give the tail of the normal distribution, for bfloat16, and where the last one is.
-POINTS, LAST = 32, 4.75
+TILE_POSITIONS = 112
+# For bfloat16, polynomials around so many points from 0 to the last one give the tail of the normal distribution.
+TAIL_POINTS, LAST_TAIL_POINT = 32, 4.75
 
 
-class Packed(NamedTuple):
+class PackedBlock(NamedTuple):
     """A block's weights as the C code reads them.
 
     Attributes:
-        conv: ``(side, side, C)``.
-        conv_bias: ``(C,)``, as are ``scale`` and ``shift`` of the norm.
+        conv: Weight of the convolution, ``(side, side, C)``.
+        conv_bias: ``(C,)``.
+        scale: Weight of the norm, ``(C,)``.
+        shift: Bias of the norm, ``(C,)``.
         first: Panels of the first product's weight, in its precision.
-        second: The same of the second's, with layer scale multiplied in.
-        second_bias: ``(C,)``, with layer scale, and with what the shift of the response normalisation comes to.
+        first_bias: ``(hidden,)``.
+        second: Panels of the second product's weight, with layer scale multiplied in.
+        second_bias: ``(C,)``, with layer scale, and with the product of the response normalisation's shift added.
     """
 
     conv: Tensor
@@ -72,12 +75,13 @@ class Packed(NamedTuple):
 
 
 class PackedDownsample(NamedTuple):
-    """Weights of a norm and a convolution of side and stride 2 as the C code reads them.
+    """Weights of a norm and a convolution of kernel size and stride 2 as the C code reads them.
 
     Attributes:
-        scale: ``(C,)``, as is ``shift``.
-        weight: Panels of the convolution's weight, as of a product with patches ``(2, 2, C)``, in its precision.
-        bias: ``(outputs,)``.
+        scale: Weight of the norm, ``(C,)``.
+        shift: Bias of the norm, ``(C,)``.
+        weight: Panels of the convolution's weight, taken as a product with patches ``(2, 2, C)``, in its precision.
+        bias: Bias of the convolution, ``(outputs,)``.
     """
 
     scale: Tensor
@@ -87,18 +91,18 @@ class PackedDownsample(NamedTuple):
 
 
 class _Block(ctypes.Structure):
-    """``Block`` of the source."""
+    """``Block`` of ``native.c``."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("images", "height", "width", "channels", "hidden", "side")),
         *((name, ctypes.c_int64) for name in ("span", "tile", "threads", "scratch")),
         ("eps", ctypes.c_float),
-        *((name, ctypes.c_void_p) for name in (*Packed._fields, "tail")),
+        *((name, ctypes.c_void_p) for name in (*PackedBlock._fields, "tail")),
     )
 
 
 class _Downsample(ctypes.Structure):
-    """``Downsample`` of the source."""
+    """``Downsample`` of ``native.c``."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("images", "height", "width", "channels", "outputs")),
@@ -108,30 +112,30 @@ class _Downsample(ctypes.Structure):
     )
 
 
-def missing() -> str | None:
-    """Why there is no compiled block on this machine; None if there is one."""
+def reason_missing() -> str | None:
+    """Why the C code cannot run on this machine; ``None`` if it can."""
     found = _library()
     return found if isinstance(found, str) else None
 
 
-def takes(weights: Weights, dtype: torch.dtype) -> bool:
-    """Whether a block with these weights can run, with products in a precision."""
+def supports(weights: Weights, dtype: torch.dtype) -> bool:
+    """Whether a block with these weights can run, with products in the precision ``dtype``."""
     precise = all(one is None or one.dtype == torch.float32 for one in weights)
-    return precise and weights.conv.shape[-1] in SIDES and has_product(weights.first, dtype)
+    return precise and weights.conv.shape[-1] in NATIVE_KERNEL_SIZES and has_product(weights.first, dtype)
 
 
 def has_product(weight: Tensor, dtype: torch.dtype) -> bool:
-    """Whether there are products with a weight ``(N, K, ...)`` in a precision."""
+    """Whether the C code has products with a weight ``(N, K, ...)`` in the precision ``dtype``."""
     return not any(size % LANES for size in weight.shape[:2]) and hasattr(_library(), f"whole_{_name(dtype)}_float32")
 
 
-def pack(weights: Weights, dtype: torch.dtype) -> Packed:
-    """The weights for products in a precision."""
+def pack_block(weights: Weights, dtype: torch.dtype) -> PackedBlock:
+    """The weights of a block for products in the precision ``dtype``."""
     products = Products.of(weights, torch.float32)
     bias = products.second_bias
     if weights.grn_beta is not None:
         bias = bias + products.second @ weights.grn_beta.detach().flatten()
-    found = Packed(
+    found = PackedBlock(
         products.conv.flatten(1).t(),
         products.conv_bias,
         weights.scale.detach(),
@@ -141,22 +145,22 @@ def pack(weights: Weights, dtype: torch.dtype) -> Packed:
         _panels(products.second, dtype),
         bias,
     )
-    return Packed(*(one.contiguous() for one in found))
+    return PackedBlock(*(one.contiguous() for one in found))
 
 
 def pack_downsample(scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> PackedDownsample:
-    """Parameters of a norm and of a convolution, its weight ``(outputs, C, 2, 2)``, for products in a precision."""
+    """Parameters of a norm ``(C,)`` and a convolution ``(outputs, C, 2, 2)`` for products in precision ``dtype``."""
     panels = _panels(weight.detach().permute(0, 2, 3, 1).flatten(1), dtype)
     return PackedDownsample(*(one.detach().contiguous() for one in (scale, shift, panels, bias)))
 
 
-def downsample(x: Tensor, packed: PackedDownsample, eps: float) -> Tensor:
-    """Layer normalisation and a convolution of side and stride 2.
+def run_native_downsample(x: Tensor, packed: PackedDownsample, eps: float) -> Tensor:
+    """Layer normalisation and a convolution of kernel size and stride 2.
 
     Args:
         x: Input, ``(N, H, W, C)``, contiguous, in float32 or in the precision of the products.
-        packed: Of :func:`pack_downsample`.
-        eps: Of the norm.
+        packed: Weights from :func:`pack_downsample`.
+        eps: Epsilon of the norm.
 
     Returns:
         ``(N, H // 2, W // 2, outputs)`` in the precision of the products.
@@ -167,21 +171,21 @@ def downsample(x: Tensor, packed: PackedDownsample, eps: float) -> Tensor:
     if not out.numel():
         return out
     tile = _tile(out.shape[:3].numel(), out.shape[:3].numel(), 1, threads)
-    words = (tile + MOST_ROWS) * 4 * channels * packed.weight.element_size() // 4
+    words = (tile + MAX_ROWS) * 4 * channels * packed.weight.element_size() // 4
     pointers = (one.data_ptr() for one in packed)
     layer = _Downsample(*x.shape, outputs, tile, threads, words, eps, *pointers)
     _call("downsampled", dtype, layer, x, out, torch.empty(threads * words))
     return out
 
 
-def forward(x: Tensor, packed: Packed, eps: float, grn: GRN | None) -> Tensor:
-    """A block's result.
+def run_native_block(x: Tensor, packed: PackedBlock, eps: float, grn: GRN | None) -> Tensor:
+    """Output of a block.
 
     Args:
         x: Input, ``(N, H, W, C)``, contiguous, in float32 or in the precision of the products.
-        packed: Of :func:`pack`, for the precision of the products.
-        eps: Of the norm.
-        grn: The response normalisation, if the block has one.
+        packed: Weights from :func:`pack_block`, in the precision of the products.
+        eps: Epsilon of the norm.
+        grn: Response normalisation, if the block has one.
 
     Returns:
         ``(N, H, W, C)`` in the precision of ``x``.
@@ -190,13 +194,13 @@ def forward(x: Tensor, packed: Packed, eps: float, grn: GRN | None) -> Tensor:
     if not x.numel():
         return out
     if grn is None:
-        block, scratch = _described(x, packed, eps, x.shape[:3].numel())
+        block, scratch = _describe(x, packed, eps, x.shape[:3].numel())
         _call("whole", packed.first.dtype, block, x, out, scratch)
         return out
     hidden = len(packed.first_bias)
     image = x.shape[1:3].numel() * hidden * packed.first.element_size()
-    for images in evenly(len(x), cpu_steps.PIECE_BYTES // image):
-        block, scratch = _described(x[images], packed, eps, x.shape[1:3].numel())
+    for images in even_slices(len(x), autograd.MAX_PIECE_BYTES // image):
+        block, scratch = _describe(x[images], packed, eps, x.shape[1:3].numel())
         maps = torch.empty(block.images, *x.shape[1:3], hidden, dtype=packed.first.dtype)
         squares = torch.empty(block.images, -(-block.span // block.tile), hidden)
         _call("before_grn", packed.first.dtype, block, x[images], maps, squares, scratch)
@@ -206,16 +210,16 @@ def forward(x: Tensor, packed: Packed, eps: float, grn: GRN | None) -> Tensor:
 
 
 def _call(step: str, dtype: torch.dtype, layer: _Block | _Downsample, x: Tensor, *others: Tensor) -> None:
-    """Call a function of the library; the interpreter's lock is given back meanwhile."""
+    """Call a function of the library, which releases the GIL meanwhile."""
     function = getattr(_library(), f"{step}_{_name(dtype)}_{_name(x.dtype)}")
     function(ctypes.byref(layer), *(ctypes.c_void_p(one.data_ptr()) for one in (x, *others)))
 
 
-def _described(x: Tensor, packed: Packed, eps: float, span: int) -> tuple[_Block, Tensor]:
-    """The C code's description of a block on a map ``(N, H, W, C)``, and its scratch memory."""
+def _describe(x: Tensor, packed: PackedBlock, eps: float, span: int) -> tuple[_Block, Tensor]:
+    """The C struct of a block on a map ``(N, H, W, C)``, and its scratch memory."""
     channels, hidden, threads = x.shape[3], len(packed.first_bias), torch.get_num_threads()
     tile = _tile(x.shape[:3].numel(), span, x.shape[2], threads)
-    rows = (tile + MOST_ROWS) * (channels + hidden) * packed.first.element_size() // 4
+    rows = (tile + MAX_ROWS) * (channels + hidden) * packed.first.element_size() // 4
     words = (min(tile, x.shape[2]) + COLUMNS) * channels + rows
     words += -words % LANES
     side = round(packed.conv.shape[0] ** 0.5)
@@ -224,8 +228,8 @@ def _described(x: Tensor, packed: Packed, eps: float, span: int) -> tuple[_Block
 
 
 def _tile(positions: int, span: int, width: int, threads: int) -> int:
-    """Positions of a tile: as many tiles as every thread gets as many of, and whole rows where these are short."""
-    tiles = -(-positions // TILE)
+    """Positions of a tile, such that every thread gets the same number of tiles; whole rows where these are short."""
+    tiles = -(-positions // TILE_POSITIONS)
     tile = min(-(-positions // (tiles + -tiles % threads)), span)
     if width <= tile:
         return round(tile / width) * width
@@ -233,27 +237,29 @@ def _tile(positions: int, span: int, width: int, threads: int) -> int:
 
 
 def _panels(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """A weight ``(N, K)`` in panels of up to ``MOST_VECTORS`` vectors of its rows, ``(K words, rows of a panel)`` each.
+    """A weight ``(N, K)`` in panels of up to ``MAX_VECTORS`` vectors of its rows, ``(K words, rows of a panel)`` each.
 
-    A word is one value of float32, or two of bfloat16 that follow each other in a row.
+    A word is one value of float32, or two adjacent values of bfloat16 in a row.
     """
     weight = weight.to(dtype)
     pair = 4 // weight.element_size()
     vectors = len(weight) // LANES
-    panels = evenly(vectors, MOST_VECTORS)
+    panels = even_slices(vectors, MAX_VECTORS)
     parts = (weight[rows.start * LANES : rows.stop * LANES] for rows in panels)
     return torch.cat([part.unflatten(1, (-1, pair)).transpose(0, 1).flatten() for part in parts])
 
 
 @cache
 def _tail() -> Tensor:
-    """Polynomials ``(3, POINTS)`` of Phi(-a), lowest power first, each exact at three places around its point.
+    """Polynomials ``(3, TAIL_POINTS)`` of Phi(-a), lowest power first, exact at three Chebyshev nodes around a point.
 
-    These are Chebyshev's. The argument is the distance from the point, in parts of that between two points.
+    The argument is the distance from the point, in units of the distance between two points.
     """
     place = math.sqrt(3) / 4
-    points = torch.arange(POINTS, dtype=torch.float64)
-    before, at, after = (torch.special.ndtr(-(points + f) * LAST / (POINTS - 1)) for f in (-place, 0, place))
+    points = torch.arange(TAIL_POINTS, dtype=torch.float64)
+    before, at, after = (
+        torch.special.ndtr(-(points + f) * LAST_TAIL_POINT / (TAIL_POINTS - 1)) for f in (-place, 0, place)
+    )
     return torch.stack([at, (after - before) / (2 * place), (after + before - 2 * at) / (2 * place**2)]).float()
 
 
@@ -263,7 +269,7 @@ def _name(dtype: torch.dtype) -> str:
 
 @cache
 def _library() -> ctypes.CDLL | str:
-    """The compiled source, or why there is none."""
+    """The compiled library, or the reason why there is none."""
     if not has_avx512():
         return "the processor has no AVX-512"
     compiler = os.environ.get("CC") or next(filter(None, map(shutil.which, COMPILERS)), None)
@@ -272,19 +278,19 @@ def _library() -> ctypes.CDLL | str:
     command = [*shlex.split(compiler), *FLAGS]
     # -march=native compiles for the processor's instructions, and homes are shared between machines.
     digest = hashlib.sha256("\0".join([*command, cpu_info("flags")]).encode() + SOURCE.read_bytes()).hexdigest()
-    kept = choice.cache_file().parent / f"cpu-{digest[:16]}.so"
+    library = cache_file().parent / f"cpu-{digest[:16]}.so"
     try:
-        if not _is_ours(kept):
-            _compile(command, kept)
-        return ctypes.CDLL(str(kept))
+        if not _is_private(library):
+            _compile(command, library)
+        return ctypes.CDLL(str(library))
     except subprocess.SubprocessError as error:
         return f"{compiler} does not compile {SOURCE.name}: {error}"
     except OSError:  # no such compiler, or homes that are read-only or not to be executed from, as on some clusters
-        return _temporary(command)
+        return _compile_temporarily(command)
 
 
-def _temporary(command: list[str]) -> ctypes.CDLL | str:
-    """The source compiled for this process alone, or why it is not."""
+def _compile_temporarily(command: list[str]) -> ctypes.CDLL | str:
+    """The library compiled for this process alone, or the reason why it is not."""
     try:
         with tempfile.TemporaryDirectory(prefix="convnext-") as folder:
             library = Path(folder) / "cpu.so"
@@ -295,20 +301,20 @@ def _temporary(command: list[str]) -> ctypes.CDLL | str:
 
 
 def _compile(command: list[str], library: Path) -> None:
-    """Compile to a file of this process, and give it its name when it is whole."""
+    """Compile to a draft of this process, renamed when it is complete."""
     library.parent.mkdir(parents=True, exist_ok=True)
     draft = library.with_suffix(f".{os.getpid()}")
     try:
         run = [*command, "-o", str(draft), str(SOURCE)]
-        subprocess.run(run, check=True, capture_output=True, timeout=COMPILE_SECONDS)
-        draft.chmod(0o700)  # else a umask that lets a group write would have it compiled anew each time
+        subprocess.run(run, check=True, capture_output=True, timeout=COMPILE_TIMEOUT_SECONDS)
+        draft.chmod(0o700)  # with a umask that lets a group write it would be compiled again each time
         os.replace(draft, library)
     finally:
         draft.unlink(missing_ok=True)
 
 
-def _is_ours(library: Path) -> bool:
-    """Whether a file is there that nobody else can have written: it is going to be executed."""
+def _is_private(library: Path) -> bool:
+    """Whether the file exists and nobody else can have written it: it is going to be executed."""
     try:
         state = library.stat()
     except OSError:

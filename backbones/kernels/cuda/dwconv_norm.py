@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from backbones.kernels import autotune as choice
+from backbones.kernels.autotune import TuningKey, autotuner
 from backbones.kernels.cuda.launch import FLOATS, ceil_div, next_power, on_device, runs_kernels, spread
 
 KERNEL_SIZES = range(1, 14, 2)
@@ -323,9 +323,9 @@ def _launch_input_grad(grad: Tensor, weight: Tensor) -> Tensor:
 def _with_tile(launch: Callable[[Tile], None], operation: str, x: Tensor, kernel: int) -> None:
     """Launch with the tile that is fastest on this device, measured where it may be."""
     candidates = tiles(x.shape[3], kernel)
-    question = choice.TuningKey.about(operation, x, (x.shape[3], kernel))
+    key = TuningKey.of_tensor(operation, x, (x.shape[3], kernel))
     calls = {name: partial(launch, tile) for name, tile in candidates.items()}
-    launch(candidates[choice.choose(question, calls, x) if x.is_cuda else choice.expected(question, calls)])
+    launch(candidates[autotuner.select(key, calls, x) if x.is_cuda else autotuner.predict(key, calls)])
 
 
 def _launch_weight_grad(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:

@@ -14,14 +14,15 @@ from torch import Tensor, nn
 
 from backbones import build_backbone
 from backbones.convnext import Block
-from backbones.errors import UserError
+from backbones.errors import ConfigError
 from backbones.isotropic import IsotropicConvNeXt
-from backbones.kernels import autotune as choice
-from backbones.kernels.cpu import autograd as cpu_steps
-from backbones.kernels.cpu import block as cpu_block
-from backbones.kernels.cpu import native as cpu_native
-from backbones.kernels.cpu import weight_cache as cpu_kept
+from backbones.kernels import dispatch
+from backbones.kernels.autotune import Candidates, TuningKey, autotuner
+from backbones.kernels.cpu import autograd, native
 from backbones.kernels.cpu.autograd import depthwise_weight_gradient
+from backbones.kernels.cpu.block import run_cpu_block
+from backbones.kernels.cpu.weight_cache import sample, weight_cache
+from backbones.kernels.cuda.block import run_cuda_block
 
 CHANNELS = 16
 DRAWS = 96
@@ -47,25 +48,25 @@ KINDS: dict[str, dict[str, Any]] = {
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small maps are divided too, by images and by rows."""
-    monkeypatch.setattr(cpu_steps, "PIECE_BYTES", 16 * 1024)
+    monkeypatch.setattr(autograd, "MAX_PIECE_BYTES", 16 * 1024)
 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Notes the form of each pass that is not plain, so that no test compares the plain steps with themselves."""
     noted: list[str] = []
-    run, native = cpu_block.run, cpu_native.forward
+    run_native = native.run_native_block
     outputs: list[Tensor] = []
 
     def noting(block: Block, x: Tensor) -> Tensor | None:
-        result = run(block, x)
+        result = run_cpu_block(block, x)
         if result is not None:
             made_natively = any(result.data_ptr() == one.data_ptr() for one in outputs)
             noted.append("native" if made_natively else "fused")
         return result
 
-    monkeypatch.setattr(cpu_native, "forward", lambda *given: (outputs.append(native(*given)), outputs[-1])[1])
-    monkeypatch.setattr(cpu_block, "run", noting)
+    monkeypatch.setattr(native, "run_native_block", lambda *given: (outputs.append(run_native(*given)), outputs[-1])[1])
+    monkeypatch.setattr(dispatch, "BLOCK_FORMS", (run_cuda_block, noting))
     return noted
 
 
@@ -86,7 +87,7 @@ def outcome(block: Block, x: Tensor, form: str, dtype: torch.dtype = torch.float
     """Output, gradient of the input and of every parameter."""
     x = x.clone().requires_grad_()
     block.zero_grad()
-    with choice.force(cpu_block=form), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+    with autotuner.use(cpu_block=form), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         torch.manual_seed(7)
         out = block(x)
     out.float().square().sum().backward()
@@ -142,7 +143,7 @@ def test_inference_is_the_plain_one(kind: str, dtype: torch.dtype, form: str, ca
     found = []
     for one, precision in (("plain", torch.float32), ("plain", dtype), (form, dtype)):
         autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16)
-        with choice.force(cpu_block=one), torch.inference_mode(), autocast:
+        with autotuner.use(cpu_block=one), torch.inference_mode(), autocast:
             found.append(block(x))
     truth, plain, ours = found
     assert calls == [form]
@@ -168,16 +169,16 @@ def test_a_half_precision_input_keeps_its_place(kind: str, form: str, calls: lis
 
 
 def outcome_of(block: Block, x: Tensor, form: str) -> Tensor:
-    with torch.no_grad(), choice.force(cpu_block=form):
+    with torch.no_grad(), autotuner.use(cpu_block=form):
         return block(x)
 
 
 def test_a_model_in_bfloat16_runs(calls: list[str]) -> None:
     block, x = made().bfloat16().eval(), maps(2, 7, 7).bfloat16()
     with torch.no_grad():
-        with choice.force(cpu_block="fused"):
+        with autotuner.use(cpu_block="fused"):
             fused = block(x)
-        with choice.force(cpu_block="plain"):
+        with autotuner.use(cpu_block="plain"):
             plain = block(x)
     assert calls
     assert fused.dtype == torch.bfloat16
@@ -217,9 +218,9 @@ def changes() -> dict[str, Any]:
 def test_kept_weights_are_never_stale(change: str, form: str, calls: list[str]) -> None:
     block, x = made().eval(), maps(2, 8, 8)
     before = outcome_of(block, x, form)
-    kept = cpu_kept._kept[block]
+    kept = weight_cache.entries[block]
     assert torch.equal(outcome_of(block, x, form), before)
-    assert cpu_kept._kept[block] is kept, "nothing changed, and the weights were packed again"
+    assert weight_cache.entries[block] is kept, "nothing changed, and the weights were packed again"
     if change == "a checkpoint":
         nn.init.ones_(block.pwconv1.weight)
         outcome_of(block, x, form)
@@ -244,7 +245,7 @@ def test_the_shift_of_the_response_normalisation_is_never_stale(calls: list[str]
 @pytest.mark.parametrize("turned", [False, True])
 def test_the_values_compared_are_of_all_rows_and_columns(channels: int, turned: bool) -> None:
     shape = (channels, 4 * channels) if turned else (4 * channels, channels)
-    found = cpu_kept.probe(torch.arange(channels * 4 * channels).view(shape))
+    found = sample(torch.arange(channels * 4 * channels).view(shape))
     assert len((found // shape[1]).unique()) == shape[0]
     assert len((found % shape[1]).unique()) == shape[1]
 
@@ -252,13 +253,13 @@ def test_the_values_compared_are_of_all_rows_and_columns(channels: int, turned: 
 def test_a_step_too_small_to_see_counts_too(calls: list[str]) -> None:
     """Else a run and a resumed one, which packs afresh, would differ in the last bits."""
     block, x = made().eval(), maps(1, 8, 8)
-    with choice.force(cpu_block="fused"), torch.no_grad():
+    with autotuner.use(cpu_block="fused"), torch.no_grad():
         block(x)
-        kept = cpu_kept._kept[block]
+        kept = weight_cache.entries[block]
         block.pwconv1.weight.mul_(1)
         block(x)
     assert len(calls) == 2
-    assert cpu_kept._kept[block] is not kept
+    assert weight_cache.entries[block] is not kept
 
 
 def test_dropped_images_pass_and_the_same_ones(calls: list[str]) -> None:
@@ -284,7 +285,7 @@ def test_second_derivatives(calls: list[str]) -> None:
     for form in ("fused", "plain"):
         leaf = x.clone().requires_grad_()
         block.zero_grad()
-        with choice.force(cpu_block=form):
+        with autotuner.use(cpu_block=form):
             torch.manual_seed(7)
             (slope,) = torch.autograd.grad(block(leaf).square().sum(), leaf, create_graph=True)
         slope.square().sum().backward()
@@ -299,7 +300,7 @@ def test_frozen_parameters_and_inputs_get_no_gradient(calls: list[str]) -> None:
     block.dwconv.weight.requires_grad_(False)
     block.norm.bias.requires_grad_(False)
     block.zero_grad()
-    with choice.force(cpu_block="fused"):
+    with autotuner.use(cpu_block="fused"):
         block(x).square().sum().backward()
     assert calls
     assert block.dwconv.weight.grad is None
@@ -350,14 +351,14 @@ def strided(block: Block) -> None:
 def test_changed_parts_run_as_they_are(change: Any, form: str, calls: list[str]) -> None:
     block, x = made().eval(), maps(1, 8, 8)
     change(block)
-    with torch.no_grad(), choice.force(cpu_block=form):
+    with torch.no_grad(), autotuner.use(cpu_block=form):
         assert torch.equal(block(x), block.forward_mlp(x, block.forward_dwconv_norm(x)))
     assert not calls
 
 
 def test_other_precisions_and_transforms_take_the_plain_steps(calls: list[str]) -> None:
     block, x = made().eval(), maps(2, 8, 8)
-    with choice.force(cpu_block="fused"):
+    with autotuner.use(cpu_block="fused"):
         block.double()(x.double())
         block.float()
         slope = torch.func.grad(lambda one: block(one).sum())(x)
@@ -386,7 +387,7 @@ def test_whole_networks(kind: str, calls: list[str]) -> None:
     names, found = list(network.state_dict()), []
     for form in ("plain", "fused"):
         network.zero_grad()
-        with choice.force(cpu_block=form):
+        with autotuner.use(cpu_block=form):
             torch.manual_seed(3)
             out = network(images)
             # Not the squares: those of a normalised vector are constant, and their gradient is rounding.
@@ -403,7 +404,7 @@ def test_whole_networks(kind: str, calls: list[str]) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_copies_and_files_of_a_network_that_has_run(form: str, calls: list[str]) -> None:
     block, x = made().eval(), maps(1, 8, 8)
-    with choice.force(cpu_block=form), torch.no_grad():
+    with autotuner.use(cpu_block=form), torch.no_grad():
         expected = block(x)
         file = io.BytesIO()
         torch.save(block, file)
@@ -416,12 +417,12 @@ def test_copies_and_files_of_a_network_that_has_run(form: str, calls: list[str])
 def test_what_decides(monkeypatch: pytest.MonkeyPatch, calls: list[str]) -> None:
     block, x = made(), maps(2, 8, 8)
     asked: list[str] = []
-    monkeypatch.setattr(choice, "choose", lambda question, ways, x: asked.append(question.operation) or "fused")
+    monkeypatch.setattr(autotuner, "select", lambda key, candidates, x: asked.append(key.operation) or "fused")
     block(x)
     assert (calls, asked) == ([], []), "a tiny block runs plain, unmeasured"
-    monkeypatch.setattr(cpu_block, "SMALLEST_WORK", 1)
+    monkeypatch.setattr("backbones.kernels.cpu.block.MIN_MULTIPLY_ADDS", 1)
     for fast in (True, False):
-        monkeypatch.setattr(cpu_block, "has_avx512", lambda fast=fast: fast)
+        monkeypatch.setattr("backbones.kernels.cpu.block.has_avx512", lambda fast=fast: fast)
         calls.clear()
         block.train()(x)
         with torch.no_grad():
@@ -431,7 +432,7 @@ def test_what_decides(monkeypatch: pytest.MonkeyPatch, calls: list[str]) -> None
         assert not asked, "nothing is measured in training"
         block.eval()(x)
     assert (asked, calls) == (["cpu_block"], ["fused"]), "inference is measured"
-    monkeypatch.setattr(choice, "choose", lambda question, ways, x: "plain")
+    monkeypatch.setattr(autotuner, "select", lambda key, candidates, x: "plain")
     with torch.no_grad():
         block(x)
     assert calls == ["fused"]
@@ -440,23 +441,23 @@ def test_what_decides(monkeypatch: pytest.MonkeyPatch, calls: list[str]) -> None
 @pytest.mark.parametrize("found", FORMS)
 def test_the_forms_that_are_measured(found: str, monkeypatch: pytest.MonkeyPatch, calls: list[str]) -> None:
     """Each gives the same, and the one that is named is taken."""
-    monkeypatch.setattr(cpu_block, "SMALLEST_WORK", 1)
+    monkeypatch.setattr("backbones.kernels.cpu.block.MIN_MULTIPLY_ADDS", 1)
     block, x = made().eval(), maps(2, 8, 8)
     measured: dict[str, Tensor] = {}
 
-    def chosen(question: choice.TuningKey, ways: choice.Candidates, x: Tensor) -> str:
-        measured.update({name: call() for name, call in ways.items()})
+    def selected(key: TuningKey, candidates: Candidates, x: Tensor) -> str:
+        measured.update({name: call() for name, call in candidates.items()})
         return found
 
-    monkeypatch.setattr(choice, "choose", chosen)
+    monkeypatch.setattr(autotuner, "select", selected)
     with torch.no_grad():
         out = block(x)
     assert calls == [found]
-    assert list(measured) == [*(["native"] if cpu_native.missing() is None else []), "fused", "plain"]
+    assert list(measured) == [*(["native"] if native.reason_missing() is None else []), "fused", "plain"]
     assert torch.equal(out, measured[found])
     assert all(error(one, out) < 1e-5 for one in measured.values())
 
 
 def test_a_form_that_there_is_not_is_named() -> None:
-    with pytest.raises(UserError, match="cpu_block=quick is none of native, fused, plain"):
+    with pytest.raises(ConfigError, match="cpu_block=quick is none of native, fused, plain"):
         outcome_of(made(), maps(1, 8, 8), "quick")

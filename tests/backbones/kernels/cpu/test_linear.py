@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from backbones.kernels.cpu import linear as cpu_products
+from backbones.kernels.cpu import linear
 
 # Images, height, width, and channels in and out: few rows, many rows, a number of rows that is prime.
 SHAPES = {
@@ -40,15 +40,15 @@ def test_products_and_gradients_are_right(shape: str, dtype: torch.dtype) -> Non
     rows = gradient.flatten(0, 2).double()
     bound = BOUNDS[dtype]
     other = torch.Size((1, 20, 20, 1))  # not the size that it was packed for
-    layouts = (cpu_products.packed(weight, size, way) for way in (False, True) for size in (x.shape, other))
+    layouts = (linear.reorder_weight(weight, size, way) for way in (False, True) for size in (x.shape, other))
     for one in (weight, *layouts):
-        assert error(cpu_products.linear(x, one, bias), expected) < bound
-        assert error(cpu_products.linear(x, one, bias, gelu=True), torch.nn.functional.gelu(expected)) < bound
-    assert error(cpu_products.linear(x, weight, None), expected - bias.double()) < bound
-    assert error(cpu_products.input_gradient(gradient, weight), gradient.double() @ weight.double()) < bound
-    found = cpu_products.weight_gradient(gradient, x)
+        assert error(linear.linear(x, one, bias), expected) < bound
+        assert error(linear.linear(x, one, bias, gelu=True), torch.nn.functional.gelu(expected)) < bound
+    assert error(linear.linear(x, weight, None), expected - bias.double()) < bound
+    assert error(linear.input_gradient(gradient, weight), gradient.double() @ weight.double()) < bound
+    found = linear.weight_gradient(gradient, x)
     assert found.dtype == torch.float32
     assert error(found, rows.t() @ x.flatten(0, 2).double()) < bound
-    sums = cpu_products.column_sums(gradient)
+    sums = linear.column_sums(gradient)
     assert sums.dtype == torch.float32
     assert error(sums, rows.sum(0)) < bound

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from backbones.convnext import Block, Downsampling
-from backbones.errors import UserError
-from backbones.kernels import autotune as choice
-from backbones.kernels.cpu import block as cpu_block
-from backbones.kernels.cpu import native as cpu_native
-from backbones.kernels.cpu import weight_cache as cpu_kept
+from backbones.errors import MachineError
+from backbones.kernels.autotune import autotuner
+from backbones.kernels.cpu import native
+from backbones.kernels.cpu.block import _candidates, _weights
+from backbones.kernels.cpu.weight_cache import weight_cache
 
 BOUNDS = {torch.float32: 2e-6, torch.bfloat16: 6e-3}
 # Images, height and width: rows longer than a tile, many short ones, tiles that end within a row, a map of one value.
@@ -37,13 +37,13 @@ def maps(channels: int, images: int, height: int, width: int) -> Tensor:
     return torch.randn(images, channels, height, width).contiguous(memory_format=torch.channels_last)
 
 
-def native(block: Block, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+def run_natively(block: Block, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """The compiled block's result; an error if another form would run."""
-    taken = cpu_native.forward
+    taken = native.run_native_block
     passes: list[int] = []
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16)
-    with pytest.MonkeyPatch.context() as patch, torch.no_grad(), autocast, choice.force(cpu_block="native"):
-        patch.setattr(cpu_native, "forward", lambda *given: (passes.append(1), taken(*given))[1])
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad(), autocast, autotuner.use(cpu_block="native"):
+        patch.setattr(native, "run_native_block", lambda *given: (passes.append(1), taken(*given))[1])
         result = block(x)
     assert passes
     return result
@@ -52,7 +52,7 @@ def native(block: Block, x: Tensor, dtype: torch.dtype = torch.float32) -> Tenso
 def error(found: Tensor, block: Block, x: Tensor) -> float:
     """Of a result, relative to the plain steps in float64."""
     precise = block.double()
-    with torch.no_grad(), choice.force(cpu_block="plain"):
+    with torch.no_grad(), autotuner.use(cpu_block="plain"):
         expected = precise(x.double())
     block.float()
     assert found.shape == expected.shape
@@ -66,7 +66,7 @@ def error(found: Tensor, block: Block, x: Tensor) -> float:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_any_map(shape: tuple[int, int, int], grn: bool, dtype: torch.dtype) -> None:
     block, x = made(32, grn), maps(32, *shape)
-    assert error(native(block, x, dtype), block, x) < BOUNDS[dtype]
+    assert error(run_natively(block, x, dtype), block, x) < BOUNDS[dtype]
 
 
 @pytest.mark.native
@@ -75,17 +75,17 @@ def test_any_map(shape: tuple[int, int, int], grn: bool, dtype: torch.dtype) -> 
 def test_any_width(channels: int, dtype: torch.dtype) -> None:
     """All numbers of vectors that a panel of the weights can have."""
     block, x = made(channels, mlp_ratio=3.0), maps(channels, 2, 9, 5)
-    assert error(native(block, x, dtype), block, x) < BOUNDS[dtype]
+    assert error(run_natively(block, x, dtype), block, x) < BOUNDS[dtype]
 
 
 @pytest.mark.native
 @pytest.mark.parametrize("narrow", [False, True])
-@pytest.mark.parametrize("side", cpu_native.SIDES)
+@pytest.mark.parametrize("side", native.NATIVE_KERNEL_SIZES)
 def test_any_kernel(side: int, narrow: bool) -> None:
     block, x = made(16, grn=narrow, kernel_size=side), maps(16, 2, 15, 31)
     dtype = torch.bfloat16 if narrow else torch.float32
     x = x.to(dtype)
-    assert error(native(block, x, dtype), block, x) < BOUNDS[dtype]
+    assert error(run_natively(block, x, dtype), block, x) < BOUNDS[dtype]
 
 
 @pytest.mark.native
@@ -94,12 +94,12 @@ def test_any_kernel(side: int, narrow: bool) -> None:
 def test_threads_share_the_work_and_change_nothing(threads: int, grn: bool) -> None:
     """To the last bit; but for the sums of the response normalisation, whose parts are other ones then."""
     block, x = made(32, grn), maps(32, 3, 20, 20)
-    alone = native(block, x)
+    alone = run_natively(block, x)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        together = native(block, x)
-        again = native(block, x)
+        together = run_natively(block, x)
+        again = run_natively(block, x)
     finally:
         torch.set_num_threads(before)
     assert torch.equal(together, again)
@@ -120,7 +120,7 @@ def test_gelu_is_right_everywhere(dtype: torch.dtype) -> None:
         for first, scale in product(range(0, 64, 16), (2**-7, 1.0, 3.0, 6.0, 13.0, 40.0)):
             block.norm.bias.fill_(scale)
             block.pwconv2.weight.zero_()[:, first : first + 16] = torch.eye(16)
-            found = native(block, torch.zeros(1, 16, 1, 1), dtype).flatten().double()
+            found = run_natively(block, torch.zeros(1, 16, 1, 1), dtype).flatten().double()
             hidden = (scale * inputs[first : first + 16]).double()
             right = nn.functional.gelu(hidden)
             bound = 2 * torch.finfo(torch.float32).eps * hidden.abs()
@@ -134,7 +134,7 @@ def test_gelu_is_right_everywhere(dtype: torch.dtype) -> None:
 def test_values_that_are_not_finite_are_not_hidden(bad: float) -> None:
     block, x = made(16), maps(16, 2, 30, 30)
     x[0, 3, 10, 10] = bad
-    found = native(block, x)
+    found = run_natively(block, x)
     near = found[0, :, 7:14, 7:14]
     assert not near.isfinite().any()
     assert found[1].isfinite().all()
@@ -144,18 +144,18 @@ def test_values_that_are_not_finite_are_not_hidden(bad: float) -> None:
 @pytest.mark.native
 def test_no_images_and_contiguous_ones() -> None:
     block, x = made(16), maps(16, 2, 9, 9)
-    assert torch.equal(native(block, x.contiguous()), native(block, x))
-    assert native(block, x[:0]).shape == (0, 16, 9, 9)
+    assert torch.equal(run_natively(block, x.contiguous()), run_natively(block, x))
+    assert run_natively(block, x[:0]).shape == (0, 16, 9, 9)
 
 
 @pytest.mark.native
 def test_what_it_does_not_take() -> None:
     for block in (made(24), made(16, mlp_ratio=1.5), made(16, kernel_size=13), made(16).double()):
-        weights = cpu_block._weights(block, block.gamma.dtype)
+        weights = _weights(block, block.gamma.dtype)
         assert weights is not None
-        assert not cpu_native.takes(weights, torch.float32)
+        assert not native.supports(weights, torch.float32)
     block, x = made(16), maps(16, 1, 8, 8)
-    with choice.force(cpu_block="native"):
+    with autotuner.use(cpu_block="native"):
         (block(x).sum()).backward()  # in training there is no such form, and forcing it is no error
     assert block.gamma.grad is not None
 
@@ -170,7 +170,7 @@ def downsampling(channels: int, outputs: int) -> Downsampling:
 
 def downsampled(layer: Downsampling, x: Tensor, form: str, dtype: torch.dtype = torch.float32) -> Tensor:
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16)
-    with torch.no_grad(), autocast, choice.force(cpu_downsample=form):
+    with torch.no_grad(), autocast, autotuner.use(cpu_downsample=form):
         return layer(x)
 
 
@@ -178,8 +178,8 @@ def downsampled(layer: Downsampling, x: Tensor, form: str, dtype: torch.dtype = 
 def packed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Notes each pass of the compiled downsampling."""
     noted: list[str] = []
-    plain = cpu_native.downsample
-    monkeypatch.setattr(cpu_native, "downsample", lambda *given: (noted.append("native"), plain(*given))[1])
+    plain = native.run_native_downsample
+    monkeypatch.setattr(native, "run_native_downsample", lambda *given: (noted.append("native"), plain(*given))[1])
     return noted
 
 
@@ -235,11 +235,11 @@ def test_a_downsampling_in_training_runs_as_it_is(packed: list[str]) -> None:
     layer, x = downsampling(48, 96), maps(48, 1, 8, 8)
     downsampled(layer, x, "native")
     assert packed.pop()
-    with choice.force(cpu_downsample="native"):
+    with autotuner.use(cpu_downsample="native"):
         layer(x).sum().backward()
-        assert layer not in cpu_kept._kept, "training needs the memory"
+        assert layer not in weight_cache.entries, "training needs the memory"
         assert torch.export.export(layer, (x,)) is not None
-        with torch.no_grad(), choice.without_measuring():
+        with torch.no_grad(), autotuner.without_measuring():
             layer(x)
     assert layer[0].weight.grad is not None
     assert not packed
@@ -262,29 +262,29 @@ def anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """The library is looked for anew, in an empty cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
-    cpu_native._library.cache_clear()
+    native._library.cache_clear()
     yield tmp_path
     monkeypatch.undo()
-    cpu_native._library.cache_clear()
+    native._library.cache_clear()
 
 
 @pytest.mark.native
 def test_it_is_compiled_once(anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert cpu_native.missing() is None
+    assert native.reason_missing() is None
     (kept,) = anew.glob("*/cpu-*.so")
     written = kept.stat().st_mtime_ns
-    cpu_native._library.cache_clear()
-    assert cpu_native.missing() is None
+    native._library.cache_clear()
+    assert native.reason_missing() is None
     assert kept.stat().st_mtime_ns == written
     assert list(kept.parent.iterdir()) == [kept], "no drafts are left"
     assert kept.stat().st_mode & 0o777 == 0o700
     kept.chmod(0o666)  # anyone may have written it
-    cpu_native._library.cache_clear()
-    assert cpu_native.missing() is None
+    native._library.cache_clear()
+    assert native.reason_missing() is None
     assert not kept.stat().st_mode & 0o022
-    monkeypatch.setattr(cpu_native, "cpu_info", lambda field: "another processor, the same home")
-    cpu_native._library.cache_clear()
-    assert cpu_native.missing() is None
+    monkeypatch.setattr(native, "cpu_info", lambda field: "another processor, the same home")
+    native._library.cache_clear()
+    assert native.reason_missing() is None
     assert len(list(anew.glob("*/cpu-*.so"))) == 2
 
 
@@ -292,30 +292,30 @@ def test_it_is_compiled_once(anew: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_home_that_cannot_be_written_to(anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (anew / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(anew / "file"))
-    assert cpu_native.missing() is None
+    assert native.reason_missing() is None
 
 
 def test_without_a_compiler_the_others_do_it(anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_native, "has_avx512", lambda: True)
+    monkeypatch.setattr(native, "has_avx512", lambda: True)
     monkeypatch.setenv("PATH", str(anew))
-    assert "no C compiler (gcc, cc, clang, or CC) is found" in str(cpu_native.missing())
+    assert "no C compiler (gcc, cc, clang, or CC) is found" in str(native.reason_missing())
     block, x = made(16), maps(16, 1, 8, 8)
-    weights = cpu_block._weights(block, torch.float32)
+    weights = _weights(block, torch.float32)
     assert weights is not None
-    assert not cpu_native.takes(weights, torch.float32)
-    assert list(cpu_block._forms(block, x, torch.float32, weights, native=False)) == ["fused", "plain"]
-    with pytest.raises(UserError, match="cpu_block=native is not to be had here: no C compiler"):
-        native(block, x)
+    assert not native.supports(weights, torch.float32)
+    assert list(_candidates(block, x, torch.float32, weights, has_native=False)) == ["fused", "plain"]
+    with pytest.raises(MachineError, match="cpu_block=native is not available here: no C compiler"):
+        run_natively(block, x)
 
 
 @pytest.mark.parametrize("compiler", ["false", "no-such-compiler"])
 def test_a_compiler_that_fails(compiler: str, anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_native, "has_avx512", lambda: True)
+    monkeypatch.setattr(native, "has_avx512", lambda: True)
     monkeypatch.setenv("CC", compiler)
-    assert compiler in str(cpu_native.missing())
+    assert compiler in str(native.reason_missing())
     assert not list(anew.rglob("*.so")) + list(anew.rglob(f"*.{os.getpid()}"))
 
 
 def test_another_processor(anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_native, "has_avx512", lambda: False)
-    assert cpu_native.missing() == "the processor has no AVX-512"
+    monkeypatch.setattr(native, "has_avx512", lambda: False)
+    assert native.reason_missing() == "the processor has no AVX-512"

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.parametrizations import weight_norm
 
-from backbones import UserError
 from backbones.convnext import Block, ConvNeXt
-from backbones.kernels import autotune as choice
-from backbones.kernels.cuda import block as fused
+from backbones.errors import ConfigError
+from backbones.kernels.autotune import autotuner
 from backbones.kernels.cuda import dwconv_norm, grn, mlp
+from backbones.kernels.cuda.block import HALVES
 
 ROOT = Path(__file__).resolve().parents[4]
 OPS = torch.ops.convnext
@@ -35,13 +35,13 @@ BOTH = pytest.mark.parametrize("options", [V1, V2], ids=["v1", "v2"])
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    choice.forget()
+    autotuner.clear()
     yield
-    choice.forget()
+    autotuner.clear()
 
 
 def forms(form: str) -> Any:
-    return choice.force(dwconv_norm=form, mlp=form)
+    return autotuner.use(dwconv_norm=form, mlp=form)
 
 
 def make(dim: int = 6, **options: Any) -> Block:
@@ -103,10 +103,10 @@ def test_fused_and_plain_blocks_agree(options: dict[str, Any], drop_path: float)
 
 def test_a_cpu_runs_the_plain_steps_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     block, calls = make(**V1), []
-    monkeypatch.setattr(fused, "forward", lambda *_: calls.append(1))
+    monkeypatch.setattr("backbones.kernels.cuda.block._is_mlp_fused", lambda *_: calls.append(1))
     block(image(1, 6, 4, 4))
     assert not calls
-    with choice.force(mlp="fused"):
+    with autotuner.use(mlp="fused"):
         block(image(1, 6, 4, 4))
     assert calls
 
@@ -115,7 +115,7 @@ def test_each_part_can_be_forced_alone() -> None:
     block, x = make(**V1).eval(), image(1, 6, 4, 4)
     for part, names in (("dwconv_norm", {"convnext.dwconv_norm.default"}), ("mlp", {"convnext.mlp.default"})):
         graphs, backend = recording()
-        with torch.no_grad(), choice.force(**{part: "fused"}):
+        with torch.no_grad(), autotuner.use(**{part: "fused"}):
             torch.compile(block, backend=backend, fullgraph=True)(x)
         assert [operations(graph) for graph in graphs] == [names]
 
@@ -125,9 +125,9 @@ def test_a_device_that_has_kernels_chooses_by_measuring(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The way of a GPU, walked on a CPU: both forms are rehearsed, in training with their backward pass.
-    monkeypatch.setattr(fused, "wanted", lambda _: True)
-    monkeypatch.setattr(fused, "_able", lambda _: True)
-    monkeypatch.setattr(choice, "ROUNDS", 2)
+    monkeypatch.setattr("backbones.kernels.cuda.block._is_responsible", lambda _: True)
+    monkeypatch.setattr("backbones.kernels.cuda.block._is_capable", lambda _: True)
+    monkeypatch.setattr("backbones.kernels.autotune.ROUNDS", 2)
     block, x = make(drop_path=0.5, **options), image(4, 6, 5, 4)
     expected = results(block, x, "plain")
     for autocast in (False, True):
@@ -142,13 +142,16 @@ def test_a_device_that_has_kernels_chooses_by_measuring(
             parameter.grad = None
     with torch.no_grad():
         block(x)
-    asked = {(question.operation, question.dtype, question.static[-2:]) for question in choice._known}
+    asked = {(key.operation, key.dtype, key.static[-2:]) for key in autotuner.selected}
     modes = {("torch.float32", (1, 0)), ("torch.bfloat16", (1, 1)), ("torch.float32", (0, 0))}
-    assert asked == {(part, *mode) for part in fused.PARTS for mode in modes}
+    assert asked == {(part, *mode) for part in HALVES for mode in modes}
 
 
 def test_a_wrong_form_is_an_error() -> None:
-    with choice.force(dwconv_norm="fast", mlp="fused"), pytest.raises(UserError, match="dwconv_norm=fast is none of"):
+    with (
+        autotuner.use(dwconv_norm="fast", mlp="fused"),
+        pytest.raises(ConfigError, match="dwconv_norm=fast is none of"),
+    ):
         make(**V1)(image(1, 6, 4, 4))
 
 
@@ -344,9 +347,9 @@ def test_second_derivatives_are_refused() -> None:
 def test_importing_needs_neither_triton_nor_a_gpu() -> None:
     code = (
         "import sys; sys.modules['triton'] = None\n"
-        "import torch; from backbones.kernels import block, choice, grn\n"
+        "import torch; from backbones.kernels import autotuner\n"
         "from backbones.convnext import Block\n"
-        "with choice.force(dwconv_norm='fused', mlp='fused'):\n"
+        "with autotuner.use(dwconv_norm='fused', mlp='fused'):\n"
         "    x = torch.randn(1, 4, 5, 5, requires_grad=True); Block(4)(x).sum().backward()\n"
         "print([name for name in sys.modules if 'kernels' in name and '_triton' in name], x.grad is not None)"
     )
@@ -394,9 +397,9 @@ def test_a_gpu_measures_once_and_trains_the_same() -> None:
     torch.manual_seed(0)
     block(x).sum().backward()
     state = torch.cuda.get_rng_state()
-    assert choice._known
-    known = dict(choice._known)
+    assert autotuner.selected
+    known = dict(autotuner.selected)
     block(x).sum().backward()
-    assert choice._known == known
+    assert autotuner.selected == known
     torch.manual_seed(0)
     assert torch.equal(state, torch.cuda.get_rng_state())

@@ -22,7 +22,7 @@ import triton.experimental.gluon
 from triton.runtime import interpreter
 from triton.runtime.jit import JITFunction
 
-from backbones.kernels import autotune as choice
+from backbones.kernels.autotune import autotuner
 from backbones.kernels.cuda import (
     dwconv_norm,
     dwconv_norm_triton,
@@ -43,13 +43,13 @@ Call = Callable[..., Tensor]
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Iterator[str]:
     """Where kernels run: on the CPU one NumPy operation after another, or on a GPU."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    choice.forget()
+    autotuner.clear()
     if request.param == "interpreter":
         with interpreted():
             yield "cpu"
     else:
         yield "cuda"
-    choice.forget()
+    autotuner.clear()
 
 
 @contextmanager

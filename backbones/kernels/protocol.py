@@ -1,0 +1,75 @@
+"""What the forms of a block have in common: the layers they read, and when they may replace the plain steps."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from backbones.layers import GRN
+
+# The forms of an operation: C code in one pass, fused operators or kernels, PyTorch's operators one after another.
+NATIVE, FUSED, PLAIN = "native", "fused", "plain"
+
+
+class BlockLayers(Protocol):
+    """Layers and plain steps of a ConvNeXt block, as :class:`backbones.convnext.Block` has them."""
+
+    training: bool
+    dwconv: nn.Conv2d
+    norm: nn.LayerNorm
+    pwconv1: nn.Linear
+    act: nn.GELU
+    grn: GRN | nn.Identity
+    pwconv2: nn.Linear
+    gamma: nn.Parameter | None
+    drop_path: DropPath
+
+    def forward_dwconv_norm(self, x: Tensor) -> Tensor:
+        """Depthwise convolution and norm: ``(N, C, H, W) -> (N, H, W, C)``."""
+
+    def forward_branch(self, y: Tensor) -> Tensor:
+        """MLP and layer scale, before stochastic depth: ``(N, H, W, C) -> (N, C, H, W)``."""
+
+    def forward_mlp(self, x: Tensor, y: Tensor) -> Tensor:
+        """The block's output from its input ``(N, C, H, W)`` and the normalised map ``(N, H, W, C)``."""
+
+
+class BlockForm(Protocol):
+    """A function that computes a block faster on one type of device."""
+
+    def __call__(self, block: BlockLayers, x: Tensor) -> Tensor | None:
+        """Output for a map ``(N, C, H, W)``; ``None`` where the plain steps are to be taken."""
+
+
+class DownsampleForm(Protocol):
+    """A function that computes the downsampling between two stages faster on one type of device."""
+
+    def __call__(self, layer: nn.Sequential, x: Tensor) -> Tensor | None:
+        """Output for a map ``(N, C, H, W)``; ``None`` where the plain steps are to be taken."""
+
+
+def is_unmodified(layer: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """Whether a layer is of exactly one of these classes and has no hooks, so that its parameters say all of it."""
+    hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    return type(layer) in kinds and not hooks
+
+
+def draw_drop_path(drop_path: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """Draw the factors of stochastic depth, from the same random numbers as the plain steps.
+
+    Args:
+        drop_path: The block's stochastic depth.
+        x: Map, ``(N, ...)``.
+        dtype: Precision of the branch that the factors multiply.
+
+    Returns:
+        ``(N, 1, 1, 1)``, or ``None`` where every branch is kept as it is.
+    """
+    idle = isinstance(drop_path, nn.Identity) or (isinstance(drop_path, DropPath) and not drop_path.drop_prob)
+    if idle or not drop_path.training:
+        return None
+    factors: Tensor = drop_path(x.new_ones((x.shape[0], 1, 1, 1), dtype=dtype))
+    return factors
