@@ -1,4 +1,4 @@
-"""The paper's tables, made again: ``python tools/tables.py [2.1|2.2|...|2.12|v2|all] [--markdown|--json]``.
+"""The paper's tables, counted here: ``python tools/tables.py [2.1|2.2|...|2.12|v2|all] [--markdown|--json]``.
 
 Table 2.12 asked for by its number is measured too, on the present device; the printed throughput is that of an A100.
 Exit code 1 if a count is neither the printed one nor explained.
@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.cli import run_tool
 
-COUNT_IS_OFF = 1
+MISCOUNT = 1
 
 
 def main() -> None:
@@ -28,47 +28,47 @@ def main() -> None:
     parser.add_argument("--count-only", action="store_true", help="do not measure throughput")
     args = parser.parse_args()
 
-    from analysis.benchmark.paper_table import NUMBER
-    from analysis.paper.compare import as_data, as_text, compare, table_numbers
+    from analysis.benchmark.paper_table import SPEED_TABLE
+    from analysis.paper.compare import compare_table, table_as_dict, table_as_text, table_numbers
 
     off, data = [], []
     for number in table_numbers() if args.table == "all" else [args.table]:
-        table, lines = compare(number)
+        table, lines = compare_table(number)
         off += [f"{line.row.label} of Table {number}" for line in lines if not line.agrees]
         if args.json:
-            data.append(as_data(table, lines))
+            data.append(table_as_dict(table, lines))
         else:
-            print(as_text(table, lines, args.markdown) + "\n", flush=True)
-    if args.table == NUMBER and not args.count_only:
-        measured = measure(args.batch, quiet=args.json)
+            print(table_as_text(table, lines, args.markdown) + "\n", flush=True)
+    if args.table == SPEED_TABLE and not args.count_only:
+        measured = measure_speed(args.batch, quiet=args.json)
         if args.json:
             data[0]["measured"] = measured
     if args.json:
         print(json.dumps(data, indent=2))
     if off:
         print(f"error: {len(off)} count{'s are' if len(off) > 1 else ' is'} off: {', '.join(off)}", file=sys.stderr)
-        sys.exit(COUNT_IS_OFF)
+        sys.exit(MISCOUNT)
 
 
-def measure(batch: int | None, quiet: bool) -> dict[str, Any]:
+def measure_speed(batch: int | None, quiet: bool) -> dict[str, Any]:
     """Measure the networks of Table 2.12 here; print each pair when it is done."""
     import torch
 
-    from analysis.benchmark.paper_table import CPU_BATCH, GPU_BATCH, as_data, header, line, measure_table
-    from backbones.errors import UserError
+    from analysis.benchmark import paper_table
+    from backbones.errors import ConfigError
 
     if batch is not None and batch < 1:
-        raise UserError(f"--batch {batch}: a positive number is needed")
+        raise ConfigError(f"--batch {batch}: a positive number is needed")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    chosen = batch or (GPU_BATCH if device == "cuda" else CPU_BATCH)
+    chosen = batch or (paper_table.GPU_BATCH if device == "cuda" else paper_table.CPU_BATCH)
     if not quiet:
-        print("\n".join(header(device, chosen)), flush=True)
-    speeds = []
-    for speed in measure_table(device, chosen):
-        speeds.append(speed)
+        print("\n".join(paper_table.paper_table_header(device, chosen)), flush=True)
+    rows = []
+    for row in paper_table.measure_paper_table(device, chosen):
+        rows.append(row)
         if not quiet:
-            print(line(speed), flush=True)
-    return as_data(speeds, device, chosen)
+            print(row.as_text(), flush=True)
+    return paper_table.paper_table_as_dict(rows, device, chosen)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Our parts of a detector's work beside mmdet's and pycocotools': evaluation, masks, and the training step.
+"""Speed of a detector's evaluation, masks and training step beside mmdet and pycocotools.
 
-Both sides get the same input and take turns (see :mod:`analysis.benchmark.networks`). What they give is compared first;
+All sides get the same input and take turns (:mod:`analysis.benchmark.timing`). Their outputs are compared first;
 nothing is timed that differs.
 """
 
@@ -33,31 +33,31 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 
 from analysis.benchmark.models import training_step
-from analysis.benchmark.networks import MismatchError, Request, quartiles, ratios, relative_error, take_turns
-from analysis.benchmark.peers import OURS, telling_weights
-from analysis.benchmark.synthetic_detections import Scene, blobs, scenes, write_truth
-from backbones.errors import UserError
+from analysis.benchmark.peers import OURS, randomize_weights
+from analysis.benchmark.request import BenchmarkRequest
+from analysis.benchmark.synthetic_detections import Scene, draw_mask_logits, draw_scenes, write_annotations
+from analysis.benchmark.timing import MismatchError, Speedup, quartiles, relative_error, take_turns, warm_up
+from backbones.errors import ConfigError
 from backbones.layouts import from_ours
 from detection.coco_metric import KINDS, FastCocoMetric
 from detection.masks import FastFCNMaskHead, encode_masks
 from engine.config.load import load_config
 from engine.config.world import Launch
 
-CLASSES = 80
-DETECTIONS = 100  # at most, per image, as COCO counts
-SAME = 1e-6  # of a number of COCO's
-SAME_FEATURES = 1e-5  # relative, in float32
-WARM_UP = 1
+NUM_CLASSES = 80
+MAX_DETECTIONS = 100  # per image, as COCO's evaluation
+AP_TOLERANCE = 1e-6
+FEATURE_TOLERANCE = 1e-5  # relative, in float32
 
 
 @dataclass(frozen=True)
-class Comparison:
+class DetectionComparison:
     """Times of one kind of work.
 
     Attributes:
-        work: In words.
-        same: How it was seen that all sides give the same.
-        seconds: Of each side in each round, ours first.
+        work: The work in words.
+        same: How the outputs of all sides were found equal, in words.
+        seconds: Seconds of each side in each round, ours first.
     """
 
     work: str
@@ -65,15 +65,10 @@ class Comparison:
     seconds: dict[str, tuple[float, ...]]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data."""
+        """The comparison as plain data."""
         ours = self.seconds[OURS]
         sides = {
-            name: {
-                "seconds": list(taken),
-                "median": statistics.median(taken),
-                "ours_is_times_faster": statistics.median(ratios(ours, taken)),
-                "ours_is_times_faster_quartiles": list(quartiles(ratios(ours, taken))),
-            }
+            name: {"seconds": list(taken), "median": statistics.median(taken)} | Speedup.between(ours, taken).as_dict()
             for name, taken in self.seconds.items()
         }
         return {"work": self.work, "same": self.same, "sides": sides}
@@ -83,35 +78,35 @@ class Comparison:
         lines = [self.work, f"  {self.same}", row.format("", "s", "quartiles", "ours is x faster").rstrip()]
         ours = self.seconds[OURS]
         for name, taken in self.seconds.items():
-            pairs = ratios(ours, taken)
-            ratio = "" if name == OURS else "{:.2f} ({:.2f}-{:.2f})".format(statistics.median(pairs), *quartiles(pairs))
+            speedup = "" if name == OURS else str(Speedup.between(ours, taken))
             between = "{:.3f}-{:.3f}".format(*quartiles(taken))
-            lines.append(row.format(name, f"{statistics.median(taken):.3f}", between, ratio).rstrip())
+            lines.append(row.format(name, f"{statistics.median(taken):.3f}", between, speedup).rstrip())
         return "\n".join(lines)
 
 
-def _compare(work: str, same: str, steps: Mapping[str, Callable[[], object]], rounds: int, clock: Any) -> Comparison:
+def _time(
+    work: str, same: str, steps: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float]
+) -> DetectionComparison:
     for step in steps.values():
-        for _ in range(WARM_UP):
-            step()
-    return Comparison(work, same, take_turns(steps, rounds, clock=clock))
+        warm_up(step, 1)
+    return DetectionComparison(work, same, take_turns(steps, rounds, clock=clock))
 
 
-def compare_evaluation(images: int, rounds: int, clock: Callable[[], float] = time.perf_counter) -> Comparison:
-    """AP of boxes and masks, from the predictions of a detector and the annotation file to the numbers.
+def compare_evaluation(images: int, rounds: int, clock: Callable[[], float] = time.perf_counter) -> DetectionComparison:
+    """Time the AP of boxes and masks, from a detector's predictions and the annotation file to the numbers.
 
     Args:
-        images: Of a made-up set with as many objects per image as COCO's and 100 detections each.
-        rounds: Of taking turns.
-        clock: Seconds.
+        images: Number of images of a synthetic set with COCO's objects per image and 100 detections each.
+        rounds: Number of turns of each side.
+        clock: Function that returns the present time in seconds.
 
     Raises:
         MismatchError: If one of the 24 numbers differs.
     """
-    found = scenes(images, CLASSES, DETECTIONS)
-    names = [str(label) for label in range(CLASSES)]
+    found = draw_scenes(images, NUM_CLASSES, MAX_DETECTIONS)
+    names = [str(label) for label in range(NUM_CLASSES)]
     with TemporaryDirectory() as folder:
-        path = write_truth(Path(folder) / "truth.json", found, names)
+        path = write_annotations(Path(folder) / "annotations.json", found, names)
 
         def ours() -> dict[str, np.ndarray]:
             metric = FastCocoMetric(str(path))
@@ -132,16 +127,18 @@ def compare_evaluation(images: int, rounds: int, clock: Callable[[], float] = ti
         }
         numbers, expected = _quietly(ours), _quietly(_pycocotools, path, found)
         error = max(float(np.abs(numbers[kind] - expected[kind]).max()) for kind in KINDS)
-        if not error <= SAME:
+        if not error <= AP_TOLERANCE:
             raise MismatchError(f"evaluation: a number of COCO's differs from pycocotools' by {error:.1e}")
-        objects = sum(len(scene.truths) for scene in found)
-        work = f"evaluation of {images} images, {objects} objects, {DETECTIONS} detections per image, boxes and masks"
+        objects = sum(len(scene.annotations) for scene in found)
+        work = (
+            f"evaluation of {images} images, {objects} objects, {MAX_DETECTIONS} detections per image, boxes and masks"
+        )
         same = f"all 24 numbers equal pycocotools': the largest difference is {error:.1e}"
-        return _compare(work, same, steps, rounds, clock)
+        return _time(work, same, steps, rounds, clock)
 
 
 def _samples(found: list[Scene]) -> list[dict[str, Any]]:
-    """As a detector gives them to a metric."""
+    """Predictions as a detector hands them to a metric."""
     return [
         {
             "img_id": scene.image_id,
@@ -158,8 +155,8 @@ def _samples(found: list[Scene]) -> list[dict[str, Any]]:
 
 
 def _pycocotools(path: Path, found: list[Scene]) -> dict[str, np.ndarray]:
-    """Detections as lists in memory: without mmdet's way through files."""
-    truth = COCO(str(path))
+    """pycocotools on detections in memory, without mmdet's detour through files."""
+    annotations = COCO(str(path))
     numbers = {}
     for kind in KINDS:
         entries = []
@@ -169,7 +166,7 @@ def _pycocotools(path: Path, found: list[Scene]) -> dict[str, np.ndarray]:
             shapes = [{"bbox": box} for box in boxes] if kind == "bbox" else [{"segmentation": c} for c in scene.codes]
             for shape, label, score in zip(shapes, scene.labels.tolist(), scene.scores.tolist(), strict=True):
                 entries.append({"image_id": scene.image_id, "category_id": label + 1, "score": score, **shape})
-        evaluation = COCOeval(truth, truth.loadRes(entries), kind)
+        evaluation = COCOeval(annotations, annotations.loadRes(entries), kind)
         for step in (evaluation.evaluate, evaluation.accumulate, evaluation.summarize):
             step()
         numbers[kind] = evaluation.stats
@@ -177,7 +174,7 @@ def _pycocotools(path: Path, found: list[Scene]) -> dict[str, np.ndarray]:
 
 
 def _quietly(function: Callable[..., Any], *args: Any) -> Any:
-    """Call without what libraries print and log."""
+    """Call a function without the output and logs of libraries."""
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -190,19 +187,19 @@ def _quietly(function: Callable[..., Any], *args: Any) -> Any:
 
 def compare_masks(
     shape: tuple[int, int], rounds: int, clock: Callable[[], float] = time.perf_counter
-) -> tuple[Comparison, Comparison]:
-    """From a mask head's scores of 100 detections to masks of the image's size, and from these to run-length codes.
+) -> tuple[DetectionComparison, DetectionComparison]:
+    """Time pasting a mask head's logits of 100 detections into the image, and encoding these masks by run length.
 
     Args:
         shape: Height and width of the image in pixels.
-        rounds: Of taking turns.
-        clock: Seconds.
+        rounds: Number of turns of each side.
+        clock: Function that returns the present time in seconds.
 
     Raises:
         MismatchError: If a pixel or a code differs.
     """
-    boxes, logits = blobs(shape, DETECTIONS, CLASSES)
-    labels = torch.arange(DETECTIONS) % CLASSES
+    boxes, logits = draw_mask_logits(shape, MAX_DETECTIONS, NUM_CLASSES)
+    labels = torch.arange(MAX_DETECTIONS) % NUM_CLASSES
     pasted = {name: _paster(kind, boxes, logits, labels, shape) for name, kind in _HEADS.items()}
     encoders: dict[str, Callable[[np.ndarray], Any]] = {OURS: encode_masks, "mmdet's": encode_mask_results}
     masks = {name: paste() for name, paste in pasted.items()}
@@ -211,10 +208,10 @@ def compare_masks(
     if different or [dict(code) for code in codes[OURS]] != [dict(code) for code in codes["mmdet's"]]:
         raise MismatchError(f"masks: {different} pixels differ from mmdet's, or their codes do")
     again = {name: (lambda f=encode: f(masks[OURS].numpy())) for name, encode in encoders.items()}
-    what = f"{DETECTIONS} masks in an image of {shape[1]} x {shape[0]}"
+    subject = f"{MAX_DETECTIONS} masks in an image of {shape[1]} x {shape[0]}"
     return (
-        _compare(f"pasting {what}", "all pixels are the same", pasted, rounds, clock),
-        _compare(f"encoding {what}", "all codes are the same", again, rounds, clock),
+        _time(f"pasting {subject}", "all pixels are the same", pasted, rounds, clock),
+        _time(f"encoding {subject}", "all codes are the same", again, rounds, clock),
     )
 
 
@@ -224,7 +221,7 @@ _HEADS: dict[str, type[FCNMaskHead]] = {OURS: FastFCNMaskHead, "mmdet's": FCNMas
 def _paster(
     kind: type[FCNMaskHead], boxes: Tensor, logits: Tensor, labels: Tensor, shape: tuple[int, int]
 ) -> Callable[[], Tensor]:
-    head = kind(num_convs=0, in_channels=1, conv_out_channels=1, num_classes=CLASSES)
+    head = kind(num_convs=0, in_channels=1, conv_out_channels=1, num_classes=NUM_CLASSES)
 
     def paste() -> Tensor:
         given = InstanceData(bboxes=boxes.clone(), labels=labels)
@@ -236,25 +233,25 @@ def _paster(
     return paste
 
 
-def compare_step(request: Request, clock: Callable[[], float] = time.perf_counter) -> Comparison:
-    """A training step, without the optimizer, beside stock mmdet with timm's backbone.
+def compare_step(request: BenchmarkRequest, clock: Callable[[], float] = time.perf_counter) -> DetectionComparison:
+    """Time a training step, without the optimizer, beside stock mmdet with timm's backbone.
 
-    mmcv's compiled operators are served by torchvision on both sides where they are absent.
+    Where mmcv's compiled ops are missing, both sides use the same replacements (:mod:`engine.mmcv_ops`).
 
     Args:
-        request: ``name`` is a config; its batch, shape, device, dtype and rounds hold.
-        clock: Seconds.
+        request: Request whose name is the path of a config; its peers, layout and compilation are not used.
+        clock: Function that returns the present time in seconds.
 
     Raises:
         MismatchError: If the features of the backbones differ.
-        UserError: If timm does not have the backbone.
+        ConfigError: If timm does not have the backbone.
     """
     cfg = load_config(request.name, None, launch=Launch()).cfg
     name = cfg.model.backbone.type
     cfg.model.backbone.pop("weights", None)
     with DefaultScope.overwrite_default_scope("mmdet"):
         model = MODELS.build(cfg.model)
-    telling_weights(model.backbone)
+    randomize_weights(model.backbone)
     stock = copy.deepcopy(model)
     stock.backbone = StockBackbone(name, model.backbone, cfg.model.backbone.get("drop_path_rate", 0.0))
     sides = {OURS: model, "mmdet with timm's backbone, as it comes": stock}
@@ -262,31 +259,31 @@ def compare_step(request: Request, clock: Callable[[], float] = time.perf_counte
     with torch.no_grad():
         pairs = zip(model.eval().backbone(images), stock.eval().backbone(images), strict=True)
         error = max(relative_error(one, other) for one, other in pairs)
-    if not error <= SAME_FEATURES:
+    if not error <= FEATURE_TOLERANCE:
         raise MismatchError(f"{name}: features differ from timm's by {error:.1e}")
     steps = {side: training_step(one.to(request.device), request) for side, one in sides.items()}
     height, width = request.shape
     work = f"training step of {request.name}, batch {request.batch}, {width} x {height}, {request.dtype}"
     same = f"the same weights; features differ by {error:.1e} in float32"
-    return _compare(work, same, steps, request.rounds, clock)
+    return _time(work, same, steps, request.rounds, clock)
 
 
 class StockBackbone(nn.Module):
-    """timm's ConvNeXt with our weights, giving the normalised maps of its four stages.
+    """timm's ConvNeXt with our weights, returning the normalised maps of its four stages.
 
     Args:
-        name: Known to timm.
-        ours: Whose weights it takes.
-        drop_path_rate: Stochastic depth of the last block.
+        name: timm's name of the network.
+        ours: Our backbone, whose weights it gets.
+        drop_path_rate: Stochastic depth rate of the last block.
 
     Raises:
-        UserError: If timm does not have it.
+        ConfigError: If timm does not have the network.
     """
 
     def __init__(self, name: str, ours: nn.Module, drop_path_rate: float) -> None:
         super().__init__()
         if name not in timm.list_models("convnext*"):
-            raise UserError(f"--config: its backbone {name!r} is no ConvNeXt of timm's")
+            raise ConfigError(f"--config: its backbone {name!r} is no ConvNeXt of timm's")
         network: Any = timm.create_model(name, pretrained=False, num_classes=0, drop_path_rate=drop_path_rate)
         network.head = nn.Identity()
         state = {key: value for key, value in ours.state_dict().items() if not key.startswith("norm")}

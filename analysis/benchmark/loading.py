@@ -1,8 +1,8 @@
-"""How fast a classifier's training images are read: its own data set beside timm's and torchvision's, in turns.
+"""Speed of loading a classifier's training images: our data set beside timm's and torchvision's, in turns.
 
-All sides read the same files in the same order and end with batches of bytes; converting to numbers, normalising,
+All sides read the same files in the same order and return batches of uint8 images; conversion to float, normalisation,
 erasing and mixing happen on the device and are left out. Before any time is taken, our images are compared with timm's
-of the same random states: who augments otherwise is not compared in speed.
+under the same random states: a different augmentation is not compared in speed.
 """
 
 from __future__ import annotations
@@ -32,30 +32,31 @@ from torchvision import transforms
 from torchvision.datasets.folder import pil_loader
 from torchvision.transforms import InterpolationMode, v2
 
-from analysis.benchmark.networks import MismatchError, quartiles, ratios, take_turns
-from backbones.errors import UserError
+from analysis.benchmark.timing import MismatchError, Speedup, rates, take_turns
+from backbones.errors import ConfigError
 from backbones.kernels.cpu.dispatch import cpu_name
 from engine.checkpoint.rng import seed_of, seeded
 from engine.data.samples import FaultTolerantDataset
 from engine.data.sampling import SeededIndex
 
-PEERS = ("timm", "torchvision")
-BATCH = 64
+LOADING_PEERS = ("timm", "torchvision")
+LOADING_BATCH = 64
 BATCHES_PER_WORKER = 2  # in a turn, so that one is decoded while another is handed over
-COMPARED = 32
-# Mean difference of an image from timm's, in levels, over all that are compared. Rounding, which later operations may
-# amplify, stays far below 1; another operation or crop changes an image by tens.
-ALIKE = 2.0
-TEXT = "{:30} {:>16} {:>17} {:>20}"
+COMPARED_IMAGES = 32
+# Mean difference of our images from timm's, in levels of 255. Rounding, which later operations may amplify, stays far
+# below 1; another operation or crop changes an image by tens.
+LEVEL_TOLERANCE = 2.0
+MEASURED_FILES = 256  # at most, for the mean size of an image
+_ROW = "{:30} {:>16} {:>17} {:>20}"
 
 
 @dataclass(frozen=True)
-class Side:
-    """One side's times.
+class LoadingTiming:
+    """Times of one side.
 
     Attributes:
-        name: Whose, and how.
-        seconds: For each image and worker, in each round: the process's CPU time, or what elapsed with workers.
+        name: Name of the library and variant.
+        seconds: Seconds per image and worker in each round: CPU time of the process, or elapsed time with workers.
     """
 
     name: str
@@ -63,8 +64,18 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A measurement: what was read where, and all sides, ours first."""
+class LoadingResult:
+    """Speed of loading a data set.
+
+    Attributes:
+        images: Number of training images.
+        megapixels: Mean size of an image.
+        kilobytes: Mean size of a file.
+        workers: Number of worker processes, 0 for none.
+        difference: Mean difference of our images from timm's, in levels of 255.
+        place: Device, versions and date, in words.
+        sides: Times of all sides, ours first.
+    """
 
     images: int
     megapixels: float
@@ -72,26 +83,22 @@ class Measured:
     workers: int
     difference: float
     place: dict[str, str]
-    sides: tuple[Side, ...]
+    sides: tuple[LoadingTiming, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data."""
+        """The result as plain data."""
         rows = []
         for side in self.sides:
-            pairs = ratios(self.sides[0].seconds, side.seconds)
+            rate, between = rates(side.seconds)
             rows.append(
                 asdict(side)
-                | {
-                    "images_per_second_and_core": 1 / statistics.median(side.seconds),
-                    "images_per_second_and_core_quartiles": [1 / one for one in quartiles(side.seconds)[::-1]],
-                    "ours_is_times_faster": statistics.median(pairs),
-                    "ours_is_times_faster_quartiles": list(quartiles(pairs)),
-                }
+                | {"images_per_second_and_core": rate, "images_per_second_and_core_quartiles": list(between)}
+                | Speedup.between(self.sides[0].seconds, side.seconds).as_dict()
             )
         return asdict(self) | {"sides": rows}
 
     def as_text(self) -> str:
-        """For people."""
+        """The result as a table for people."""
         how = f"{self.workers} worker processes, elapsed time" if self.workers else "one process, its CPU time"
         lines = [
             f"{self.images:,} training images of {self.megapixels:.2f} megapixels and {self.kilobytes:.0f} kB "
@@ -99,34 +106,42 @@ class Measured:
             *(f"  {key}: {value}" for key, value in self.place.items()),
             f"  mean difference from timm's images: {self.difference:.2f} of 255 levels",
             "",
-            TEXT.format("", "img/s per core", "quartiles", "ours is x faster").rstrip(),
+            _ROW.format("", "img/s per core", "quartiles", "ours is x faster").rstrip(),
         ]
-        for row in self.as_dict()["sides"]:
-            low, high = row["images_per_second_and_core_quartiles"]
-            ratio = "{:.2f} ({:.2f}-{:.2f})".format(row["ours_is_times_faster"], *row["ours_is_times_faster_quartiles"])
-            ours = row["name"] == self.sides[0].name
-            speed = f"{row['images_per_second_and_core']:.0f}"
-            lines.append(TEXT.format(row["name"], speed, f"{low:.0f}-{high:.0f}", "" if ours else ratio).rstrip())
+        ours = self.sides[0]
+        for side in self.sides:
+            rate, (low, high) = rates(side.seconds)
+            speedup = "" if side is ours else str(Speedup.between(ours.seconds, side.seconds))
+            lines.append(_ROW.format(side.name, f"{rate:.0f}", f"{low:.0f}-{high:.0f}", speedup).rstrip())
         return "\n".join(lines)
 
 
 class NextBatches:
-    """Batches of draws; each iteration goes on where the one before ended, and begins again after the last image."""
+    """Batches of seeded indices; each iteration continues where the last one ended, and wraps around at the end.
+
+    Args:
+        images: Number of images of the data set.
+        batches: Number of batches of one iteration.
+    """
 
     def __init__(self, images: int, batches: int) -> None:
         self.order = np.random.default_rng(0).permutation(images)
-        self.batches, self.taken = batches, 0
+        self.batches, self.position = batches, 0
 
     def __iter__(self) -> Iterator[list[SeededIndex]]:
-        """Yield ``batches`` batches."""
+        """Yield the next ``batches`` batches."""
         for _ in range(self.batches):
-            places = range(self.taken, self.taken + BATCH)
-            self.taken += BATCH
-            yield [SeededIndex(int(self.order[place % len(self.order)]), seed_of(0, place)) for place in places]
+            positions = range(self.position, self.position + LOADING_BATCH)
+            self.position += LOADING_BATCH
+            yield [SeededIndex(int(self.order[i % len(self.order)]), seed_of(0, i)) for i in positions]
 
 
 class OpenedFiles:
-    """What timm's data set reads: files in our order, opened."""
+    """A reader for timm's data set: our files, opened.
+
+    Args:
+        dataset: Our data set.
+    """
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
@@ -140,27 +155,32 @@ class OpenedFiles:
 
 
 class PillowFiles:
-    """The files in our order as torchvision's folders read them, then changed."""
+    """Our files, read as torchvision's folder data sets read them.
 
-    def __init__(self, dataset: Any, change: Callable[[Image.Image], Tensor]) -> None:
-        self.dataset, self.change = dataset, change
+    Args:
+        dataset: Our data set.
+        transform: Transform from a Pillow image to a uint8 tensor (3, H, W).
+    """
+
+    def __init__(self, dataset: Any, transform: Callable[[Image.Image], Tensor]) -> None:
+        self.dataset, self.transform = dataset, transform
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         info = self.dataset.get_data_info(int(index))
-        return self.change(pil_loader(info["img_path"])), info["gt_label"]
+        return self.transform(pil_loader(info["img_path"])), info["gt_label"]
 
 
-def measure(cfg: Config, peers: Sequence[str], workers: int, rounds: int) -> Measured:
-    """Compare, then time.
+def measure_loading(cfg: Config, peers: Sequence[str], workers: int, rounds: int) -> LoadingResult:
+    """Compare our images with timm's, then time all sides.
 
     Args:
-        cfg: A resolved config of a classifier.
-        peers: Of ``PEERS``.
-        workers: Processes that read, 0 for this one.
-        rounds: Of taking turns.
+        cfg: Resolved config of a classifier.
+        peers: Names out of ``LOADING_PEERS``.
+        workers: Number of worker processes, 0 to read in this process.
+        rounds: Number of turns of each side.
 
     Raises:
-        UserError: If the config does not train a classifier on images in folders.
+        ConfigError: If the config does not train a classifier on images in folders.
         MismatchError: If our images are not timm's.
     """
     settings = training_settings(cfg)
@@ -170,12 +190,12 @@ def measure(cfg: Config, peers: Sequence[str], workers: int, rounds: int) -> Mea
     try:
         with tempfile.TemporaryDirectory() as folder, DefaultScope.overwrite_default_scope(cfg.default_scope):
             dataset = DATASETS.build(cfg.train_dataloader.dataset)
-            difference = compare(dataset, settings)
+            difference = compare_augmentation(dataset, settings)
             collate = cfg.train_dataloader.collate_fn
             ours = (FaultTolerantDataset(dataset, folder), FUNCTIONS.get(collate.get("collate", collate["type"])))
             sides = {"ours": ours, **peer_data(dataset, settings, peers)}
             batches = max(workers * BATCHES_PER_WORKER, 1)
-            steps = {name: step(*side, len(dataset), batches, workers) for name, side in sides.items()}
+            steps = {name: reading_step(*side, len(dataset), batches, workers) for name, side in sides.items()}
             for one in steps.values():
                 one()
             # What other processes do meanwhile costs time, but not a core's own.
@@ -183,26 +203,26 @@ def measure(cfg: Config, peers: Sequence[str], workers: int, rounds: int) -> Mea
     finally:
         torch.set_num_threads(threads)
         cv2.setNumThreads(cv_threads)
-    per_image = max(workers, 1) / (batches * BATCH)
-    found = tuple(Side(name, tuple(one * per_image for one in seconds)) for name, seconds in taken.items())
-    return Measured(len(dataset), *_mean_size(dataset), workers, difference, place(), found)
+    per_image = max(workers, 1) / (batches * LOADING_BATCH)
+    found = tuple(LoadingTiming(name, tuple(one * per_image for one in seconds)) for name, seconds in taken.items())
+    return LoadingResult(len(dataset), *_mean_size(dataset), workers, difference, loading_environment(), found)
 
 
 def training_settings(cfg: Config) -> dict[str, Any]:
-    """What the training's ``ClassificationTransform`` is built with.
+    """Arguments of the training pipeline's ``ClassificationTransform``.
 
     Raises:
-        UserError: If there is none.
+        ConfigError: If the pipeline is another one.
     """
     dataset = cfg.get("train_dataloader", {}).get("dataset", {})
     pipeline = dataset.get("pipeline", [])
     if [one.get("type") for one in pipeline] != ["ClassificationTransform"] or not pipeline[0].get("training"):
-        raise UserError("train_pipeline: one ClassificationTransform with training=True is what can be measured here")
+        raise ConfigError("train_pipeline: one ClassificationTransform with training=True is what can be measured here")
     return {key: value for key, value in pipeline[0].items() if key not in ("type", "training", "crop_ratio")}
 
 
-def step(data: Any, collate: Callable[..., Any], images: int, batches: int, workers: int) -> Callable[[], None]:
-    """Reads the next batches of a side, in the same order for all."""
+def reading_step(data: Any, collate: Callable[..., Any], images: int, batches: int, workers: int) -> Callable[[], None]:
+    """A step that reads the next batches of a data set of so many images, in the same order for all sides."""
     order: Any = NextBatches(images, batches)
     loader: DataLoader = DataLoader(
         data, batch_sampler=order, num_workers=workers, collate_fn=collate, persistent_workers=workers > 0
@@ -216,15 +236,15 @@ def step(data: Any, collate: Callable[..., Any], images: int, batches: int, work
 
 
 def peer_data(dataset: Any, settings: dict[str, Any], peers: Sequence[str]) -> dict[str, tuple[Any, Any]]:
-    """Data set and collating function of each peer."""
+    """Data set and collate function of each peer and variant, by name."""
     found: dict[str, tuple[Any, Any]] = {}
     if "timm" in peers:
         timm_data = ImageDataset("", reader=OpenedFiles(dataset), transform=timm_transform(**settings))
         found["timm"] = (timm_data, fast_collate)
     if "torchvision" in peers:
         for name, on_tensors in (("torchvision", False), ("torchvision, v2 on tensors", True)):
-            change = torchvision_transform(on_tensors, **settings)
-            found[name] = (PillowFiles(dataset, change), default_collate)
+            transform = torchvision_transform(on_tensors, **settings)
+            found[name] = (PillowFiles(dataset, transform), default_collate)
     return found
 
 
@@ -235,7 +255,7 @@ def timm_transform(
     flip: float = 0.5,
     color_jitter: float = 0.0,
 ) -> Any:
-    """timm's own transform with the settings of ours, ending with bytes as for its prefetcher."""
+    """timm's own transform with the settings of ours, returning uint8 images as for its prefetcher."""
     transform: Any = create_transform(
         size,
         is_training=True,
@@ -255,7 +275,7 @@ def timm_transform(
 
 
 def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    """timm's, which as it comes ends with an error where no bit is left and Pillow is 12 or newer."""
+    """timm's operation; with Pillow 12 or newer it raises an error where no bit is left."""
     return ImageOps.posterize(image, bits) if bits else image.point([0] * 256 * len(image.getbands()))
 
 
@@ -267,7 +287,7 @@ def torchvision_transform(
     flip: float = 0.5,
     color_jitter: float = 0.0,
 ) -> Callable[[Image.Image], Tensor]:
-    """The transform of torchvision's reference training, ending with bytes.
+    """The transform of torchvision's reference training, returning uint8 images.
 
     Its RandAugment applies both operations always, timm's each in half of the images.
     """
@@ -283,33 +303,34 @@ def torchvision_transform(
     return whole
 
 
-def compare(dataset: Any, settings: dict[str, Any]) -> float:
-    """Mean difference of our images from timm's of the same random states, in levels.
+def compare_augmentation(dataset: Any, settings: dict[str, Any]) -> float:
+    """Mean difference of our images from timm's under the same random states, in levels of 255.
 
     Raises:
         MismatchError: If the augmentation differs.
     """
     theirs = timm_transform(**settings)
     differences = []
-    for place_ in range(min(COMPARED, len(dataset))):
-        index, seed = place_ * len(dataset) // COMPARED % len(dataset), seed_of(1, place_)
+    for i in range(min(COMPARED_IMAGES, len(dataset))):
+        index, seed = i * len(dataset) // COMPARED_IMAGES % len(dataset), seed_of(1, i)
         with seeded(seed):
             ours = dataset[index]["inputs"]
         with seeded(seed):
             other = theirs(pil_loader(dataset.get_data_info(index)["img_path"]))
         differences.append(float((ours.int() - other.int()).abs().float().mean()))
     difference = statistics.mean(differences)
-    if difference > ALIKE:
+    if difference > LEVEL_TOLERANCE:
         raise MismatchError(
-            f"our images differ from timm's by {difference:.1f} levels in the mean (allowed: {ALIKE}); nothing measured"
+            f"our images differ from timm's by {difference:.1f} levels in the mean "
+            f"(allowed: {LEVEL_TOLERANCE}); nothing was measured"
         )
     return difference
 
 
 def _mean_size(dataset: Any) -> tuple[float, float]:
-    """Megapixels and kilobytes of an image, in the mean of some."""
+    """Mean megapixels and kilobytes of an image, over a sample of the files."""
     pixels, size = [], []
-    for index in NextBatches(len(dataset), 1).order[:256]:
+    for index in NextBatches(len(dataset), 1).order[:MEASURED_FILES]:
         path = dataset.get_data_info(int(index))["img_path"]
         with open(path, "rb") as file, Image.open(file) as image:
             pixels.append(image.width * image.height)
@@ -317,7 +338,7 @@ def _mean_size(dataset: Any) -> tuple[float, float]:
     return statistics.mean(pixels) / 1e6, statistics.mean(size) / 1e3
 
 
-def place() -> dict[str, str]:
+def loading_environment() -> dict[str, str]:
     """Device, versions and date, in words."""
     packages = ("torch", "torchvision", "timm", "Pillow")
     return {

@@ -17,23 +17,18 @@ import torch
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData, PixelData
 
-from analysis.benchmark.networks import (
+from analysis.benchmark.networks import OUTPUT_TOLERANCE, PLAIN_FORMS, SideTiming, ThroughputResult
+from analysis.benchmark.peers import OURS, randomize_weights
+from analysis.benchmark.request import BenchmarkRequest, benchmark_environment, check_request
+from analysis.benchmark.timing import (
     DTYPES,
-    PLAIN,
-    TOLERANCE,
-    WARM_UP,
     MismatchError,
-    Request,
-    Result,
-    Side,
     autocast,
-    check,
-    place,
     relative_error,
-    settle,
+    synchronize,
     take_turns,
+    warm_up,
 )
-from analysis.benchmark.peers import OURS, telling_weights
 from analysis.flops import DETECTOR_SHAPE, SEGMENTOR_SHAPE, Shape, count_config
 from backbones.errors import UserError
 from backbones.kernels.autotune import autotuner
@@ -46,7 +41,7 @@ MEMORY_IMAGES = 2  # per GPU, as in the remark below the paper's Table 2.3
 OTHER = "plain PyTorch blocks"
 
 
-def measure_config(request: Request, clock: Callable[[], float] = time.perf_counter) -> Result:
+def measure_model(request: BenchmarkRequest, clock: Callable[[], float] = time.perf_counter) -> ThroughputResult:
     """Compare the features of both sides, then time whole steps.
 
     Args:
@@ -60,32 +55,29 @@ def measure_config(request: Request, clock: Callable[[], float] = time.perf_coun
     cfg = load_config(request.name, None, launch=Launch()).cfg
     shape = request.shape if min(request.shape) else paper_shape(cfg, request)
     request = replace(request, shape=shape)
-    check(request)
-    if request.compiled or request.layout:
-        raise UserError("--compile and --layout are for networks; a config says itself how its model runs")
+    check_request(request)
     model = _model(cfg).to(request.device)
     error = _compare(model, request)
     step = training_step(model, request) if request.train else testing_step(model, request)
 
     def plain() -> None:
-        with autotuner.use(**PLAIN):
+        with autotuner.use(**PLAIN_FORMS):
             step()
 
     steps: dict[str, Callable[[], object]] = {OURS: step, OTHER: plain}
     try:
         for one in steps.values():
-            for _ in range(WARM_UP):
-                one()
+            warm_up(one)
     except ValueError as failure:  # batch norm: one value for each channel has no variance
         raise UserError(
             f"{request.name} does not run on a batch of {request.batch} at this size: {failure}"
         ) from failure
-    taken = take_turns(steps, request.rounds, lambda: settle(request.device), clock)
-    sides = tuple(Side(name, "channels_last blocks, eager", taken[name], error) for name in steps)
-    return Result(request, place(request), sides, tuple(_notes(model, request)))
+    taken = take_turns(steps, request.rounds, lambda: synchronize(request.device), clock)
+    sides = tuple(SideTiming(name, "channels_last blocks, eager", taken[name], error) for name in steps)
+    return ThroughputResult(request, benchmark_environment(request), sides, tuple(_notes(model, request)))
 
 
-def paper_shape(cfg: Any, request: Request) -> Shape:
+def paper_shape(cfg: Any, request: BenchmarkRequest) -> Shape:
     """The size at which the papers test, or with which the config trains.
 
     Raises:
@@ -110,26 +102,26 @@ def _model(cfg: Any) -> Any:
         cfg.model.backbone.pop("weights", None)
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope", "mmengine")):
         model = MODELS.build(cfg.model)
-    telling_weights(model.backbone)
+    randomize_weights(model.backbone)
     return model.eval()
 
 
-def _compare(model: Any, request: Request) -> float:
+def _compare(model: Any, request: BenchmarkRequest) -> float:
     """Error of our features against the plain ones, both in float32."""
     images = torch.randn(1, 3, *request.shape, device=request.device)
     with torch.no_grad():
         found = model.backbone(images)
-        with autotuner.use(**PLAIN):
+        with autotuner.use(**PLAIN_FORMS):
             expected = model.backbone(images)
     pairs = zip(found, expected, strict=True) if isinstance(found, tuple) else [(found, expected)]
     error = max(relative_error(one, other) for one, other in pairs)
-    allowed = TOLERANCE["tf32" if request.device == "cuda" else "fp32"]
+    allowed = OUTPUT_TOLERANCE["tf32" if request.device == "cuda" else "fp32"]
     if not error <= allowed:
         raise MismatchError(f"{request.name}: our blocks and plain ones differ by {error:.1e} (allowed: {allowed:.0e})")
     return error
 
 
-def testing_step(model: Any, request: Request) -> Callable[[], object]:
+def testing_step(model: Any, request: BenchmarkRequest) -> Callable[[], object]:
     """Images in, predictions out."""
     images = torch.randn(request.batch, 3, *request.shape, device=request.device)
 
@@ -143,7 +135,7 @@ def testing_step(model: Any, request: Request) -> Callable[[], object]:
     return step
 
 
-def training_step(model: Any, request: Request) -> Callable[[], object]:
+def training_step(model: Any, request: BenchmarkRequest) -> Callable[[], object]:
     """Images and annotations in, gradients out; without the optimizer."""
     images = torch.randn(request.batch, 3, *request.shape, device=request.device)
 
@@ -158,7 +150,7 @@ def training_step(model: Any, request: Request) -> Callable[[], object]:
     return step
 
 
-def _samples(model: Any, request: Request, device: torch.device) -> Any:
+def _samples(model: Any, request: BenchmarkRequest, device: torch.device) -> Any:
     """One annotated sample for each image, new each time: models write into them."""
     height, width = request.shape
     meta = {
@@ -192,7 +184,7 @@ def _samples(model: Any, request: Request, device: torch.device) -> Any:
     return torch.full((request.batch, classes), 1 / classes, device=device)  # soft targets
 
 
-def _notes(model: Any, request: Request) -> list[str]:
+def _notes(model: Any, request: BenchmarkRequest) -> list[str]:
     """Peak memory of a training step, where it can be measured."""
     if not request.train:
         return []
@@ -200,7 +192,7 @@ def _notes(model: Any, request: Request) -> list[str]:
         return [f"peak training memory at {MEMORY_IMAGES} images per GPU: not measured on CPU"]
     step = training_step(model, replace(request, batch=MEMORY_IMAGES))
     notes = []
-    for name, answers in ((OURS, {}), (OTHER, PLAIN)):
+    for name, answers in ((OURS, {}), (OTHER, PLAIN_FORMS)):
         with autotuner.use(**answers):
             step()
             torch.cuda.reset_peak_memory_stats()

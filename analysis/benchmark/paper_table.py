@@ -1,6 +1,6 @@
-"""Table 2.12 on the present device: each ConvNeXt in turns with the Swin that the paper sets beside it.
+"""Table 2.12 on the present device: each ConvNeXt in turns with the Swin that the paper compares it with.
 
-The networks differ, and so do their outputs: there is nothing to compare before the times are taken.
+The networks differ, and so do their outputs: nothing is compared before the times are taken.
 """
 
 from __future__ import annotations
@@ -13,27 +13,28 @@ from typing import Any
 
 import torch
 
-from analysis.benchmark.networks import Request, place, quartiles, ratios, settle, take_turns
-from analysis.paper.printed import TABLES, Row
+from analysis.benchmark.request import BenchmarkRequest, benchmark_environment
+from analysis.benchmark.timing import rates, ratios, synchronize, take_turns
+from analysis.paper.printed import TABLES, PaperRow
 from backbones.registry import build_backbone
 
-NUMBER = "2.12"
-CPU_BATCH, GPU_BATCH, ROUNDS = 2, 64, 5
-LINE = "{:14} {:>6} {:>10} {:>15} {:>20} {:>18}"
+SPEED_TABLE = "2.12"
+CPU_BATCH, GPU_BATCH, DEFAULT_ROUNDS = 2, 64, 5
+_ROW = "{:14} {:>6} {:>10} {:>15} {:>20} {:>18}"
 
 
 @dataclass(frozen=True)
-class Speed:
+class MeasuredRow:
     """A row of the table, measured here.
 
     Attributes:
-        label: The network in words.
-        network: Its registered name.
-        side: Of the images, in pixels.
+        label: Name of the network as printed.
+        network: Registered name of the network.
+        side: Side of the images in pixels.
         rate: Images per second, by the median round.
-        between: Its quartiles.
+        between: First and third quartile of the rate.
         over_swin: How many times faster than the Swin of its pair, by the median round; ``None`` without one.
-        paper: What the paper measured on an A100.
+        paper: Images per second that the paper measured on an A100.
     """
 
     label: str
@@ -44,46 +45,48 @@ class Speed:
     over_swin: float | None
     paper: str
 
+    def as_text(self) -> str:
+        """The row as a line for people."""
+        between = "{:.1f}-{:.1f}".format(*self.between)
+        faster = "" if self.over_swin is None else f"{self.over_swin:.2f}"
+        return _ROW.format(self.label, f"{self.side}²", f"{self.rate:.1f}", between, faster, self.paper)
 
-def pairs() -> Iterator[tuple[Row, ...]]:
-    """Rows that were measured against each other: Swin and ConvNeXt of one size, or a ConvNeXt alone."""
-    waiting: tuple[Row, ...] = ()
-    for row in TABLES[NUMBER].rows:
-        if waiting and not row.label.startswith("Swin"):
-            yield (*waiting, row)
-            waiting = ()
-        elif row.label.startswith("Swin"):
-            waiting = (row,)
+
+def compared_rows() -> Iterator[tuple[PaperRow, ...]]:
+    """Rows that are timed in turns: Swin and ConvNeXt of one size, or a ConvNeXt alone."""
+    swin: tuple[PaperRow, ...] = ()
+    for row in TABLES[SPEED_TABLE].rows:
+        if row.label.startswith("Swin"):
+            swin = (row,)
         else:
-            yield (row,)
+            yield (*swin, row)
+            swin = ()
 
 
-def measure_table(
-    device: str, batch: int, rounds: int = ROUNDS, clock: Callable[[], float] = time.perf_counter
-) -> Iterator[Speed]:
+def measure_paper_table(
+    device: str, batch: int, rounds: int = DEFAULT_ROUNDS, clock: Callable[[], float] = time.perf_counter
+) -> Iterator[MeasuredRow]:
     """Measure pair after pair, in float32 and inference, as the paper did.
 
     Args:
         device: ``cpu`` or ``cuda``.
-        batch: Images.
-        rounds: Turns of each network of a pair.
-        clock: Seconds.
+        batch: Images of a step.
+        rounds: Number of turns of each network of a pair.
+        clock: Function that returns the present time in seconds.
     """
-    for rows in pairs():
-        taken = take_turns(
-            {row.label: _step(row, device, batch) for row in rows}, rounds, lambda: settle(device), clock
-        )
+    for rows in compared_rows():
+        steps = {row.label: _inference_step(row, device, batch) for row in rows}
+        taken = take_turns(steps, rounds, lambda: synchronize(device), clock)
         first = taken[rows[0].label]
         for row in rows:
             seconds = taken[row.label]
-            low, high = (batch / one for one in quartiles(seconds)[::-1])
+            rate, between = rates(seconds, batch)
             faster = statistics.median(ratios(seconds, first)) if row is not rows[0] else None
-            rate = batch / statistics.median(seconds)
             assert row.network is not None
-            yield Speed(row.label, row.network, row.shape[0], rate, (low, high), faster, row.quoted[0])
+            yield MeasuredRow(row.label, row.network, row.shape[0], rate, between, faster, row.quoted[0])
 
 
-def _step(row: Row, device: str, batch: int) -> Callable[[], object]:
+def _inference_step(row: PaperRow, device: str, batch: int) -> Callable[[], object]:
     assert row.network is not None
     network = build_backbone(row.network).eval().to(device)
     images = torch.randn(batch, 3, *row.shape, device=device).contiguous(memory_format=torch.channels_last)
@@ -96,25 +99,23 @@ def _step(row: Row, device: str, batch: int) -> Callable[[], object]:
     return step
 
 
-def where(device: str, batch: int) -> dict[str, str]:
-    """The device and the versions, in words."""
-    return place(Request(NUMBER, batch=batch, device=device)) | {"batch": str(batch), "layout": "channels_last"}
+def paper_table_environment(device: str, batch: int) -> dict[str, str]:
+    """Device, versions, date and batch, in words."""
+    request = BenchmarkRequest(SPEED_TABLE, batch=batch, device=device)
+    return benchmark_environment(request) | {"batch": str(batch), "layout": "channels_last"}
 
 
-def header(device: str, batch: int) -> list[str]:
-    """What stands above the measured rows."""
-    lines = ["Measured here, inference:", *(f"  {key}: {value}" for key, value in where(device, batch).items()), ""]
-    lines.append(LINE.format("", "image", "img/s", "quartiles", "ConvNeXt over Swin", "paper, on an A100"))
-    return lines
+def paper_table_header(device: str, batch: int) -> list[str]:
+    """Lines above the measured rows."""
+    environment = paper_table_environment(device, batch)
+    return [
+        "Measured here, inference:",
+        *(f"  {key}: {value}" for key, value in environment.items()),
+        "",
+        _ROW.format("", "image", "img/s", "quartiles", "ConvNeXt over Swin", "paper, on an A100"),
+    ]
 
 
-def line(speed: Speed) -> str:
-    """A measured row."""
-    between = "{:.1f}-{:.1f}".format(*speed.between)
-    faster = "" if speed.over_swin is None else f"{speed.over_swin:.2f}"
-    return LINE.format(speed.label, f"{speed.side}²", f"{speed.rate:.1f}", between, faster, speed.paper)
-
-
-def as_data(speeds: list[Speed], device: str, batch: int) -> dict[str, Any]:
+def paper_table_as_dict(rows: list[MeasuredRow], device: str, batch: int) -> dict[str, Any]:
     """The measured rows as plain data."""
-    return {"place": where(device, batch), "rows": [asdict(one) for one in speeds]}
+    return {"place": paper_table_environment(device, batch), "rows": [asdict(one) for one in rows]}

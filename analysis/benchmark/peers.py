@@ -1,4 +1,4 @@
-"""The networks that stand side by side in a measurement: ours, and the others' with the same weights."""
+"""The networks that a benchmark compares: ours, and those of other libraries with the same weights."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ import torchvision
 from torch import Tensor, nn
 
 from backbones.convnext import ConvNeXt
-from backbones.errors import UserError
+from backbones.errors import ConfigError
 from backbones.layouts import from_ours
 from backbones.registry import build_backbone
 
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-PEERS = ("timm", "timm-compiled", "torchvision")
+MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+NETWORK_PEERS = ("timm", "timm-compiled", "torchvision")
 OURS = "ours"
-SCALES = ("gamma", "layer_scale")
+LAYER_SCALES = ("gamma", "layer_scale")  # names of the parameters
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One side of a measurement.
+    """One side of a benchmark.
 
     Attributes:
-        name: For the table.
-        build: Makes the network, in evaluation mode and on the CPU.
-        layout: Of its weights and images.
+        name: Name in the table of results.
+        build: Function that builds the network, in evaluation mode and on the CPU.
+        layout: Memory format of its weights and images, a key of ``MEMORY_FORMATS``.
         compiled: Whether it runs under :func:`torch.compile`.
     """
 
@@ -40,20 +40,20 @@ class Contender:
 
     @property
     def how(self) -> str:
-        """Layout and mode in words."""
+        """Memory format and mode in words."""
         return f"{self.layout}, {'compiled' if self.compiled else 'eager'}"
 
 
-def telling_weights(network: nn.Module, seed: int = 0) -> None:
-    """Draw weights with which every layer shows in the output.
+def randomize_weights(network: nn.Module, seed: int = 0) -> None:
+    """Draw weights with which every layer affects the output.
 
     As initialised, layer scale is 1e-6 and V2's response normalisation is 0: the blocks of two networks could differ in
     everything, and the outputs would still agree.
     """
-    draw = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     for name, value in network.named_parameters():
-        noise = torch.randn(value.shape, generator=draw)
-        if any(part in SCALES for part in name.split(".")):
+        noise = torch.randn(value.shape, generator=generator)
+        if any(part in LAYER_SCALES for part in name.split(".")):
             fresh = 0.3 + 0.1 * noise
         elif value.ndim > 1:
             fresh = noise / value[0].numel() ** 0.5
@@ -63,19 +63,20 @@ def telling_weights(network: nn.Module, seed: int = 0) -> None:
 
 
 def contenders(name: str, peers: tuple[str, ...], layout: str | None, compiled: bool) -> list[Contender]:
-    """Ours first, then each peer as it comes and at its best settings.
+    """Our network first, then each peer as it comes and at its best settings.
 
     Args:
-        name: A registered network.
-        peers: Of ``PEERS``.
-        layout: For all; by default ours and each peer's best in channels_last, and peers as they come in contiguous.
+        name: Registered name of the network.
+        peers: Names out of ``NETWORK_PEERS``.
+        layout: Memory format of all sides; by default channels_last for ours and for each peer's best settings, and
+            contiguous for peers as they come.
         compiled: Whether ours is compiled.
 
     Raises:
-        UserError: If a peer does not have the network.
+        ConfigError: If a peer does not have the network.
     """
     ours = build_backbone(name)
-    telling_weights(ours)
+    randomize_weights(ours)
     state = ours.state_dict()
 
     def build_ours() -> nn.Module:
@@ -85,7 +86,7 @@ def contenders(name: str, peers: tuple[str, ...], layout: str | None, compiled: 
 
     first = Contender(OURS, build_ours, layout or "channels_last", compiled)
     if peers and not isinstance(ours, ConvNeXt):
-        raise UserError(f"--peer: {name} has no peer with the same weights; ConvNeXt V1 and V2 have")
+        raise ConfigError(f"--peer: {name} has no peer with the same weights; ConvNeXt V1 and V2 have")
     found = [first]
     for peer in peers:
         found += _torchvision(name, state, layout) if peer == "torchvision" else _timm(name, state, layout, peer)
@@ -94,7 +95,7 @@ def contenders(name: str, peers: tuple[str, ...], layout: str | None, compiled: 
 
 def _timm(name: str, state: dict[str, Tensor], layout: str | None, peer: str) -> list[Contender]:
     if name not in timm.list_models():
-        raise UserError(f"--peer {peer}: timm has no {name!r}")
+        raise ConfigError(f"--peer {peer}: timm has no {name!r}")
     weights = from_ours(state, "timm")
 
     def build(**settings: Any) -> nn.Module:
@@ -113,7 +114,7 @@ def _timm(name: str, state: dict[str, Tensor], layout: str | None, peer: str) ->
 
 def _torchvision(name: str, state: dict[str, Tensor], layout: str | None) -> list[Contender]:
     if name not in torchvision.models.list_models(torchvision.models):
-        raise UserError(f"--peer torchvision: torchvision has no {name!r}")
+        raise ConfigError(f"--peer torchvision: torchvision has no {name!r}")
     weights = from_ours(state, "torchvision")
 
     def build() -> nn.Module:
@@ -128,7 +129,7 @@ def _torchvision(name: str, state: dict[str, Tensor], layout: str | None) -> lis
 
 
 def _filled(network: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
-    """The network with our weights, every one of which must have its place; products may be 1 x 1 convolutions."""
+    """The network with our weights, none missing or unexpected; its linear layers may be 1 x 1 convolutions."""
     shapes = {key: value.shape for key, value in network.state_dict().items()}
     network.load_state_dict({key: value.view(shapes.get(key, value.shape)) for key, value in weights.items()})
     return network.eval()

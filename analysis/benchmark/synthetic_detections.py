@@ -1,4 +1,4 @@
-"""Made-up detections and truths of COCO's shape, for measurements: no picture, but boxes, outlines and scores."""
+"""Synthetic annotations and detections like COCO's, for benchmarks: boxes, polygons and scores, but no images."""
 
 from __future__ import annotations
 
@@ -13,53 +13,60 @@ import torch
 from pycocotools import mask as coco_masks
 from torch import Tensor
 
-OBJECTS = 7.3  # per image, as in COCO's validation set
-SHAPES = ((480, 640), (640, 480))
-CORNERS = 24  # of an outline
-SQUARE = 28  # side of a mask head's output
+OBJECTS_PER_IMAGE = 7.3  # mean, as in COCO's validation set
+IMAGE_SHAPES = ((480, 640), (640, 480))  # height and width in pixels
+POLYGON_POINTS = 24
+MASK_SIZE = 28  # side of a mask head's output in cells
 
 
 @dataclass(frozen=True)
-class Truth:
-    """An annotated object: its class, box (left, top, width, height) and outline (CORNERS, 2)."""
+class ObjectAnnotation:
+    """An annotated object.
+
+    Attributes:
+        label: Class, from 0.
+        box: Left, top, width and height in pixels, (4,).
+        polygon: Points of the outline in pixels, (POLYGON_POINTS, 2).
+        crowd: Whether it is a crowd.
+    """
 
     label: int
     box: np.ndarray
-    outline: np.ndarray
+    polygon: np.ndarray
     crowd: bool
 
 
 @dataclass(frozen=True)
 class Scene:
-    """An image's truths and detections.
+    """Annotations and detections of one image.
 
     Attributes:
-        image_id: From 1.
+        image_id: Id of the image, from 1.
         shape: Height and width in pixels.
-        truths: Annotated objects.
-        boxes: (N, 4) float32, corners.
-        scores: (N,) float32, falling.
-        labels: (N,), from 0.
-        codes: Run-length codes of the masks.
+        annotations: Annotated objects.
+        boxes: Detected boxes as corners in pixels, float32, (N, 4).
+        scores: Scores in descending order, float32, (N,).
+        labels: Classes from 0, int, (N,).
+        codes: Run-length codes of the N masks.
     """
 
     image_id: int
     shape: tuple[int, int]
-    truths: list[Truth]
+    annotations: list[ObjectAnnotation]
     boxes: np.ndarray
     scores: np.ndarray
     labels: np.ndarray
     codes: list[dict[str, Any]]
 
 
-def scenes(images: int, classes: int, detections: int, seed: int = 0) -> list[Scene]:
-    """Draw images: objects of all sizes, each found about twice, near its place and mostly under its class.
+def draw_scenes(images: int, classes: int, detections: int, seed: int = 0) -> list[Scene]:
+    """Draw images with objects of all sizes, each detected about twice, near its box and mostly with its class.
 
     Args:
-        images: How many.
-        classes: Of the set; the first ones are the most frequent.
-        detections: In each image; those beyond the objects are of nothing.
-        seed: Of the draw.
+        images: Number of images.
+        classes: Number of classes; the first ones are the most frequent.
+        detections: Detections in each image; those beyond twice the objects are false positives.
+        seed: Seed of the random numbers.
     """
     random = np.random.default_rng(seed)
     frequent = 1 / np.arange(1, classes + 1) ** 0.8
@@ -67,20 +74,24 @@ def scenes(images: int, classes: int, detections: int, seed: int = 0) -> list[Sc
 
 
 def _scene(random: np.random.Generator, image_id: int, frequent: np.ndarray, detections: int) -> Scene:
-    height, width = SHAPES[random.integers(len(SHAPES))]
+    height, width = IMAGE_SHAPES[random.integers(len(IMAGE_SHAPES))]
     present = random.choice(len(frequent), size=3, p=frequent)
-    truths = []
-    for _ in range(random.geometric(1 / OBJECTS)):
+    annotations = []
+    for _ in range(random.geometric(1 / OBJECTS_PER_IMAGE)):
         box = _box(random, height, width)
         crowd = bool(random.random() < 0.01)
-        truths.append(Truth(int(random.choice(present)), box, _outline(random, box, height, width), crowd))
-    boxes, labels, scores, outlines = [], [], [], []
+        annotations.append(
+            ObjectAnnotation(int(random.choice(present)), box, _polygon(random, box, height, width), crowd)
+        )
+    boxes, labels, scores, polygons = [], [], [], []
     for i in range(detections):
-        if i < 2 * len(truths):
-            truth = truths[i % len(truths)]
-            moved = truth.box[:2] + random.normal(0, 0.06, 2) * truth.box[2:]
-            box = _clipped(np.concatenate([moved, truth.box[2:] * np.exp(random.normal(0, 0.1, 2))]), height, width)
-            label = truth.label if random.random() < 0.7 else int(random.integers(len(frequent)))
+        if i < 2 * len(annotations):
+            annotation = annotations[i % len(annotations)]
+            moved = annotation.box[:2] + random.normal(0, 0.06, 2) * annotation.box[2:]
+            box = _clipped(
+                np.concatenate([moved, annotation.box[2:] * np.exp(random.normal(0, 0.1, 2))]), height, width
+            )
+            label = annotation.label if random.random() < 0.7 else int(random.integers(len(frequent)))
             score = random.beta(4, 2)
         else:
             box, label = _box(random, height, width), int(random.choice(len(frequent), p=frequent))
@@ -88,13 +99,13 @@ def _scene(random: np.random.Generator, image_id: int, frequent: np.ndarray, det
         boxes.append([*box[:2], *(box[:2] + box[2:])])
         labels.append(label)
         scores.append(score)
-        outlines.append(_outline(random, box, height, width).ravel())
+        polygons.append(_polygon(random, box, height, width).ravel())
     order = np.argsort(-np.array(scores))
-    codes = coco_masks.frPyObjects(outlines, height, width)
+    codes = coco_masks.frPyObjects(polygons, height, width)
     return Scene(
         image_id,
         (height, width),
-        truths,
+        annotations,
         np.array(boxes, np.float32)[order],
         np.array(scores, np.float32)[order],
         np.array(labels)[order],
@@ -115,22 +126,24 @@ def _clipped(box: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.concatenate([low, high - low])
 
 
-def _outline(random: np.random.Generator, box: np.ndarray, height: int, width: int) -> np.ndarray:
+def _polygon(random: np.random.Generator, box: np.ndarray, height: int, width: int) -> np.ndarray:
     """A wobbly ellipse in a box."""
-    angle = np.linspace(0, 2 * np.pi, CORNERS, endpoint=False)
-    circle = np.stack([np.cos(angle), np.sin(angle)], 1) * (1 + 0.15 * random.standard_normal((CORNERS, 1)).clip(-2, 2))
+    angle = np.linspace(0, 2 * np.pi, POLYGON_POINTS, endpoint=False)
+    circle = np.stack([np.cos(angle), np.sin(angle)], 1) * (
+        1 + 0.15 * random.standard_normal((POLYGON_POINTS, 1)).clip(-2, 2)
+    )
     return np.round((box[:2] + box[2:] / 2 * (1 + circle)).clip(0, [width, height]), 2)
 
 
-def write_truth(path: Path, found: Sequence[Scene], names: Sequence[str]) -> Path:
-    """Write an annotation file: outlines, and counted runs for crowds, as COCO has them."""
+def write_annotations(path: Path, scenes: Sequence[Scene], names: Sequence[str]) -> Path:
+    """Write an annotation file with polygons, and with uncompressed run lengths for crowds, as COCO's is."""
     annotations: list[dict[str, Any]] = []
-    for scene in found:
+    for scene in scenes:
         height, width = scene.shape
-        for truth in scene.truths:
-            shape: Any = [truth.outline.ravel().tolist()]
+        for annotation in scene.annotations:
+            shape: Any = [annotation.polygon.ravel().tolist()]
             code = coco_masks.merge(coco_masks.frPyObjects(shape, height, width))
-            if truth.crowd:
+            if annotation.crowd:
                 pixels = coco_masks.decode(code).flatten(order="F")
                 changes = np.flatnonzero(np.diff(np.concatenate([[0], pixels])))
                 counts = np.diff(np.concatenate([[0], changes, [len(pixels)]]))
@@ -139,28 +152,38 @@ def write_truth(path: Path, found: Sequence[Scene], names: Sequence[str]) -> Pat
                 {
                     "id": len(annotations) + 1,
                     "image_id": scene.image_id,
-                    "category_id": truth.label + 1,
-                    "bbox": truth.box.tolist(),
+                    "category_id": annotation.label + 1,
+                    "bbox": annotation.box.tolist(),
                     "area": float(coco_masks.area(code)),
-                    "iscrowd": int(truth.crowd),
+                    "iscrowd": int(annotation.crowd),
                     "segmentation": shape,
                 }
             )
     images = [
         {"id": one.image_id, "file_name": f"{one.image_id}.jpg", "height": one.shape[0], "width": one.shape[1]}
-        for one in found
+        for one in scenes
     ]
     categories = [{"id": label + 1, "name": name} for label, name in enumerate(names)]
     path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
     return path
 
 
-def blobs(shape: tuple[int, int], count: int, classes: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """A mask head's view of an image: boxes (count, 4) as corners, and scores (count, classes, SQUARE, SQUARE)."""
+def draw_mask_logits(shape: tuple[int, int], count: int, classes: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Draw a mask head's input and output.
+
+    Args:
+        shape: Height and width of the image in pixels.
+        count: Number of detections.
+        classes: Number of classes.
+        seed: Seed of the random numbers.
+
+    Returns:
+        Boxes as corners, float32, (count, 4), and mask logits, float32, (count, classes, MASK_SIZE, MASK_SIZE).
+    """
     random = np.random.default_rng(seed)
     boxes = np.stack([_box(random, *shape) for _ in range(count)])
     boxes[:, 2:] += boxes[:, :2]
-    across = torch.linspace(-1, 1, SQUARE)
+    across = torch.linspace(-1, 1, MASK_SIZE)
     hill = 6 * (0.8 - across**2 - across[:, None] ** 2)
-    noise = torch.from_numpy(random.standard_normal((count, classes, SQUARE, SQUARE)).astype(np.float32))
+    noise = torch.from_numpy(random.standard_normal((count, classes, MASK_SIZE, MASK_SIZE)).astype(np.float32))
     return torch.from_numpy(boxes.astype(np.float32)), hill + noise

@@ -1,4 +1,4 @@
-"""Table 2.9 of the dissertation: the layers of ResNet-50, ConvNeXt-T and Swin-T, read off the networks."""
+"""Table 2.9 of the dissertation: the layers of ResNet-50, ConvNeXt-T and Swin-T, read from the built networks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _printed_swin(width: int, heads: int, blocks: int) -> str:
     return f"[{attention} | 1×1, {4 * width} | 1×1, {width}] × {blocks}"
 
 
-PRINTED = {
+PRINTED_STAGES = {
     "resnet50": {
         "stem": "7×7, 64, stride 2 | 3×3 max pool, stride 2",
         "res2": _printed_resnet(64, 3),
@@ -55,11 +55,11 @@ PRINTED = {
 }
 
 
-def architecture(name: str) -> dict[str, str]:
-    """Stem and stages of a registered network in the words of Table 2.9.
+def stage_layers(name: str) -> dict[str, str]:
+    """Stem and stages of a registered network in the notation of Table 2.9.
 
     Args:
-        name: One of the keys of ``PRINTED``, or another network of these three kinds of blocks.
+        name: Registered name of a network with blocks of ConvNeXt, ResNet or Swin.
     """
     with torch.device("meta"):
         network = build_backbone(name)
@@ -78,7 +78,7 @@ def _stem(network: nn.Module) -> str:
 
 
 def _block(module: nn.Module) -> str | None:
-    """The layers of a residual block in the order in which they run; ``None`` for any other module."""
+    """Layers of a residual block in execution order; ``None`` for any other module."""
     layers: tuple[Any, ...]
     if isinstance(module, Block):
         layers = (module.dwconv, module.pwconv1, module.pwconv2)

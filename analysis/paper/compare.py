@@ -1,9 +1,9 @@
-"""The paper's tables made again: printed parameters and FLOPs beside those of the networks here.
+"""The paper's tables reproduced: printed parameters and FLOPs beside those of our networks.
 
 A parameter count agrees if it is the printed one at the printed precision, a FLOP count if it lies within 1 %. Where
-the printed number cannot be met, the table's data states our number and the cause, and the count has to be that number.
-The roadmap's tables count convolutions and linear layers alone; by that rule every step of the road has to have the
-printed digits, and the Swin at its end is held to 1 % like all others.
+the printed number cannot be met, the table's data states our number and the reason, and the count must be that number.
+The roadmap's tables count convolutions and linear layers alone; by that rule every step of the roadmap must have the
+printed digits, while the Swin at its end is held to 1 % like all others.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from analysis.flops import Count, Shape, count_backbone, count_config
-from analysis.paper.architectures import PRINTED, architecture
-from analysis.paper.printed import TABLES, Explained, Row, Table
-from backbones.errors import UserError
+from analysis.paper.architectures import PRINTED_STAGES, stage_layers
+from analysis.paper.printed import TABLES, ExplainedCount, PaperRow, PaperTable
+from backbones.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 FLOPS_TOLERANCE = 0.01
@@ -25,31 +25,31 @@ MILLION, BILLION = 1e6, 1e9
 
 
 @dataclass(frozen=True)
-class Comparison:
+class CountComparison:
     """A printed number and ours, both in millions of parameters or billions of multiply-adds.
 
     Attributes:
         kind: ``params`` or ``flops``.
-        printed: As printed; ``None`` where the paper has none.
-        ours: The count.
-        explained: Why they differ, where they have to.
-        exactly: Whether the printed digits have to be met.
+        printed: Number as printed; ``None`` where the paper has none.
+        ours: Number counted here.
+        explained: Explanation where the two are known to differ.
+        exactly: Whether the printed digits must be met.
     """
 
     kind: str
     printed: str | None
     ours: float
-    explained: Explained | None = None
+    explained: ExplainedCount | None = None
     exactly: bool = False
 
     @property
     def deviation(self) -> float | None:
-        """Of ours from the printed number, relative."""
+        """Relative deviation of our number from the printed one."""
         return None if self.printed is None else self.ours / float(self.printed) - 1
 
     @property
     def agrees(self) -> bool:
-        """Whether the count is the printed number, or the one that the explanation states."""
+        """Whether our number is the printed one, or the one that the explanation states."""
         if self.explained is not None:
             return _same_at_precision(self.ours, self.explained.ours)
         if self.printed is None or self.deviation is None:
@@ -60,66 +60,68 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Line:
+class RowComparison:
     """A row with its counts.
 
     Attributes:
-        row: As printed.
-        counts: Parameters and FLOPs; empty for a network that is quoted only.
-        uncounted_heavy: Operators without a rule that multiply matrices: the count is too low.
-        by_fvcore: Billions of multiply-adds by all of fvcore's rules, where the table leaves some out.
-        architecture: Stem and stages in the words of Table 2.9, in that table.
+        row: Row as printed.
+        counts: Parameters and FLOPs; empty for a network that is only quoted.
+        uncounted_heavy: Names of matrix-multiplying operators without a counting rule: the FLOPs are too low.
+        by_fvcore: Billions of multiply-adds by all of fvcore's rules, in tables that count fewer operators.
+        stage_layers: Stem and stages in the notation of Table 2.9, in that table.
     """
 
-    row: Row
-    counts: tuple[Comparison, ...]
+    row: PaperRow
+    counts: tuple[CountComparison, ...]
     uncounted_heavy: tuple[str, ...] = ()
     by_fvcore: float | None = None
-    architecture: dict[str, str] | None = None
+    stage_layers: dict[str, str] | None = None
 
     @property
     def agrees(self) -> bool:
-        """Whether every count does, none is too low for want of a rule, and the stages are the printed ones."""
-        as_printed = self.architecture is None or self.architecture == PRINTED[str(self.row.network)]
+        """Whether all counts agree, none is too low for want of a rule, and the stages are the printed ones."""
+        as_printed = self.stage_layers is None or self.stage_layers == PRINTED_STAGES[str(self.row.network)]
         return all(one.agrees for one in self.counts) and not self.uncounted_heavy and as_printed
 
 
 def table_numbers() -> list[str]:
-    """The tables there are, in the paper's order."""
+    """Numbers of the tables, in the paper's order."""
     return list(TABLES)
 
 
-def compare(number: str) -> tuple[Table, list[Line]]:
+def compare_table(number: str) -> tuple[PaperTable, list[RowComparison]]:
     """Count every network of a table.
 
     Args:
-        number: One of :func:`table_numbers`.
+        number: Number of the table, one of :func:`table_numbers`.
 
     Raises:
-        UserError: If there is no such table.
+        ConfigError: If there is no such table.
     """
     if number not in TABLES:
-        raise UserError(f"no table {number!r}: choose from {', '.join(TABLES)}, all")
+        raise ConfigError(f"no table {number!r}: choose from {', '.join(TABLES)}, all")
     table = TABLES[number]
     return table, [_line(table, row) for row in table.rows]
 
 
-def _line(table: Table, row: Row) -> Line:
+def _line(table: PaperTable, row: PaperRow) -> RowComparison:
     if row.network is None:
-        return Line(row, ())
+        return RowComparison(row, ())
     count = _count(row.network, row.shape, row.config)
     flops, by_fvcore = count.flops, None
     if table.products_only:
-        # Attention's products belong to Swin, the last row; its norms the printed numbers have left out too.
+        # Swin's attention products are counted; norms are left out, as in the printed numbers.
         flops, by_fvcore = flops - count.by_operator.get("norm", 0), flops / BILLION
-    params = Comparison("params", row.params, count.params / MILLION, _explained(table, row, "params"), exactly=True)
+    params = CountComparison(
+        "params", row.params, count.params / MILLION, _explained(table, row, "params"), exactly=True
+    )
     exactly = table.products_only and row.network.startswith("roadmap")
-    work = Comparison("flops", row.flops, flops / BILLION, _explained(table, row, "flops"), exactly)
-    stages = architecture(row.network) if table.architectures else None
-    return Line(row, (params, work), count.heavy, by_fvcore, stages)
+    work = CountComparison("flops", row.flops, flops / BILLION, _explained(table, row, "flops"), exactly)
+    stages = stage_layers(row.network) if table.architectures else None
+    return RowComparison(row, (params, work), count.heavy, by_fvcore, stages)
 
 
-def _explained(table: Table, row: Row, kind: str) -> Explained | None:
+def _explained(table: PaperTable, row: PaperRow, kind: str) -> ExplainedCount | None:
     return table.explained.get((row.label, row.shape[0], kind))
 
 
@@ -132,13 +134,13 @@ def _count(network: str, shape: Shape, config: str | None) -> Count:
 
 
 def _same_at_precision(value: float, printed: str) -> bool:
-    """Whether a number reads as printed when it is rounded to as many digits."""
+    """Whether a number equals the printed one when rounded to as many digits."""
     decimals = len(printed.partition(".")[2])
     return f"{value:.{decimals}f}" == printed
 
 
-def as_data(table: Table, lines: list[Line]) -> dict[str, Any]:
-    """A table as plain data."""
+def table_as_dict(table: PaperTable, lines: list[RowComparison]) -> dict[str, Any]:
+    """The table as plain data."""
     rows = []
     for line in lines:
         entry: dict[str, Any] = {
@@ -160,22 +162,22 @@ def as_data(table: Table, lines: list[Line]) -> dict[str, Any]:
                 "agrees": one.agrees,
                 "explained": asdict(one.explained) if one.explained else None,
             }
-        if line.architecture is not None:
-            entry["architecture"] = line.architecture
+        if line.stage_layers is not None:
+            entry["architecture"] = line.stage_layers
         rows.append(entry)
     return {"table": table.number, "title": table.title, "notes": list(table.notes), "rows": rows}
 
 
 def _unique(headings: tuple[str, ...]) -> Iterator[str]:
-    """Headings without repetition: Table 2.3 has AP50 for boxes and again for masks."""
+    """Headings made unique: Table 2.3 has AP50 for boxes and again for masks."""
     seen: list[str] = []
     for heading in headings:
         seen.append(heading)
         yield heading if seen.count(heading) == 1 else f"{heading} ({seen.count(heading)})"
 
 
-def as_text(table: Table, lines: list[Line], markdown: bool = False) -> str:
-    """A table for people, in aligned columns or in Markdown, with its notes below."""
+def table_as_text(table: PaperTable, lines: list[RowComparison], markdown: bool = False) -> str:
+    """The table for people, in aligned columns or in Markdown, with its notes below."""
     notes: list[str] = []
     fvcore = ["fvcore"] if table.products_only else []
     head = ["", "image", "params", "here", "FLOPs", "here", "deviation", *fvcore, *table.quoted]
@@ -190,13 +192,13 @@ def as_text(table: Table, lines: list[Line], markdown: bool = False) -> str:
     units = "params in millions, FLOPs in billions of multiply-adds; right of the counts: the paper's own results"
     lines_of_text = [f"Table {table.number}: {table.title}", "", *body, "", units]
     for line in lines:
-        if line.architecture is not None:
-            lines_of_text += ["", line.row.label, *(f"  {part}  {cell}" for part, cell in line.architecture.items())]
+        if line.stage_layers is not None:
+            lines_of_text += ["", line.row.label, *(f"  {part}  {cell}" for part, cell in line.stage_layers.items())]
     lines_of_text += [f"[{i}] {note}" for i, note in enumerate(notes, start=1)]
     return "\n".join([*lines_of_text, *table.notes])
 
 
-def _cells(line: Line, notes: list[str]) -> list[str]:
+def _cells(line: RowComparison, notes: list[str]) -> list[str]:
     row = line.row
     image = f"{row.shape[0]}²" if row.shape[0] == row.shape[1] else f"{row.shape[1]}x{row.shape[0]}"
     if not line.counts:
@@ -220,7 +222,7 @@ def _cells(line: Line, notes: list[str]) -> list[str]:
     ]
 
 
-def _mark(one: Comparison, notes: list[str]) -> str:
+def _mark(one: CountComparison, notes: list[str]) -> str:
     if not one.agrees:
         return " OFF"
     if one.explained is None:

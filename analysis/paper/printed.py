@@ -1,8 +1,8 @@
-"""The tables of the paper as data: what is printed, and which network or model each row stands for.
+"""The tables of the paper as data: the printed numbers, and the network or model that each row stands for.
 
 Source: chapter 2 of Zhuang Liu's dissertation (2022), the later text of Liu et al., "A ConvNet for the 2020s"; table
-numbers are the dissertation's. V2: the table of weights of Woo et al., "ConvNeXt V2" (CVPR 2023). Numbers stand as
-printed; accuracies, throughputs and memory are the papers', measured by nobody here.
+numbers are the dissertation's. V2: the table of weights of Woo et al., "ConvNeXt V2" (CVPR 2023). Numbers are as
+printed; accuracies, throughputs and memory are quoted from the papers, not measured here.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ UPERNET = "configs/segmentation/upernet_convnext_tiny_ade20k_160k.py"
 
 
 @dataclass(frozen=True)
-class Row:
+class PaperRow:
     """One row of a table.
 
     Attributes:
-        label: As printed.
-        network: Registered name; ``None`` for a network that is quoted only.
+        label: Name of the network as printed.
+        network: Registered name; ``None`` for a network that is only quoted.
         shape: Height and width of the image in pixels.
-        config: Config of the whole model around the network; ``None`` for a classifier.
+        config: Path of the config of the detector or segmentor; ``None`` for a classifier.
         params: Printed parameters in millions; ``None`` where the table has none.
-        flops: Printed multiply-adds in billions, likewise.
-        quoted: The paper's other columns.
-        group: Heading that the row stands under.
+        flops: Printed multiply-adds in billions; ``None`` where the table has none.
+        quoted: Values of the paper's other columns.
+        group: Heading above the row.
     """
 
     label: str
@@ -45,12 +45,12 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Explained:
-    """Why a printed number is not ours, and which one is: checked like a printed one.
+class ExplainedCount:
+    """Our number where it differs from the printed one, and the reason; the number is checked like a printed one.
 
     Attributes:
         ours: Our number, in the unit of the printed one.
-        reason: The cause that was found.
+        reason: Reason for the difference.
     """
 
     ours: str
@@ -58,59 +58,61 @@ class Explained:
 
 
 @dataclass(frozen=True)
-class Table:
+class PaperTable:
     """One table.
 
     Attributes:
-        number: As in the dissertation, or ``v2``.
-        title: What it shows.
+        number: Number in the dissertation, or ``v2``.
+        title: Title of the table.
         quoted: Headings of the paper's other columns.
         rows: The rows in the printed order.
-        explained: Reasons for deviations under ``(label, height of the image, "params" or "flops")``.
-        notes: What a reader of the whole table has to know.
+        explained: Explained deviations by ``(label, height of the image, "params" or "flops")``.
+        notes: Notes below the table.
         products_only: Whether the table counts convolutions and linear layers alone, to two decimals.
-        architectures: Whether it shows what the stages consist of.
+        architectures: Whether the table shows the layers of the stages.
     """
 
     number: str
     title: str
     quoted: tuple[str, ...]
-    rows: tuple[Row, ...]
-    explained: dict[tuple[str, int, str], Explained] = field(default_factory=dict)
+    rows: tuple[PaperRow, ...]
+    explained: dict[tuple[str, int, str], ExplainedCount] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     products_only: bool = False
     architectures: bool = False
 
 
-def _image(label: str, network: str | None, side: int, params: str | None, flops: str, *quoted: str) -> Row:
-    return Row(label, network, (side, side), params, flops, quoted)
+def _image(label: str, network: str | None, side: int, params: str | None, flops: str, *quoted: str) -> PaperRow:
+    return PaperRow(label, network, (side, side), params, flops, quoted)
 
 
-def _coco(label: str, network: str, flops: str, *quoted: str) -> Row:
-    return Row(label, network, DETECTOR_SHAPE, None, flops, quoted, CASCADE)
+def _coco(label: str, network: str, flops: str, *quoted: str) -> PaperRow:
+    return PaperRow(label, network, DETECTOR_SHAPE, None, flops, quoted, CASCADE)
 
 
-def _ade(label: str, network: str, side: int, miou: str, params: str | None, flops: str | None) -> Row:
+def _ade(label: str, network: str, side: int, miou: str, params: str | None, flops: str | None) -> PaperRow:
     shape = SEGMENTOR_SHAPE if side == 512 else WIDE_SEGMENTOR_SHAPE
-    return Row(label, network, shape, params, flops, (f"{side}²", miou), UPERNET)
+    return PaperRow(label, network, shape, params, flops, (f"{side}²", miou), UPERNET)
 
 
-def _under(group: str, *rows: Row) -> tuple[Row, ...]:
+def _under(group: str, *rows: PaperRow) -> tuple[PaperRow, ...]:
     return tuple(replace(row, group=group) for row in rows)
 
 
-def _roadmap(number: str, first: Row, steps: Mapping[str, RoadmapRow], last: Row, counted: dict[str, str]) -> Table:
-    """Table 2.10 or 2.11 from the networks' own list; ``counted`` has our number for each row that carries a note."""
+def _roadmap(
+    number: str, first: PaperRow, steps: Mapping[str, RoadmapRow], last: PaperRow, counted: dict[str, str]
+) -> PaperTable:
+    """Table 2.10 or 2.11 from the list of networks; ``counted`` has our number for each row with a note."""
     rows, explained = [first], {}
     for name, step in steps.items():
         printed = step.printed
         accuracy = f"{printed.accuracy:.2f}" + (f" ± {printed.std:.2f}" if printed.std is not None else "")
         rows.append(_image(step.label, name, 224, None, f"{printed.gflops:.2f}", accuracy))
         if printed.note:
-            explained[step.label, 224, "flops"] = Explained(counted[step.label], printed.note)
+            explained[step.label, 224, "flops"] = ExplainedCount(counted[step.label], printed.note)
     title = f"From {first.label.split(' ')[0]} to ConvNeXt on ImageNet-1K"
     note = "FLOPs of convolutions and linear layers alone, as this table prints them; fvcore's rules count norms too."
-    return Table(number, title, ("top-1",), (*rows, last), explained, (note,), products_only=True)
+    return PaperTable(number, title, ("top-1",), (*rows, last), explained, (note,), products_only=True)
 
 
 _EFFNET_B7 = (
@@ -123,7 +125,7 @@ _EFFNETV2_L = (
 )
 _EFFNETV2_XL = "94.0 G belong to 512 x 512, where the network has 93.85 G here, not to the printed 480 x 480"
 
-ON_IMAGENET = Table(
+ON_IMAGENET = PaperTable(
     "2.1",
     "Classification on ImageNet-1K",
     ("V100 image/s", "top-1"),
@@ -169,14 +171,14 @@ ON_IMAGENET = Table(
         _image("ConvNeXt-XL", "convnext_xlarge", 384, "350", "179.0", "30.2", "87.8"),
     ),
     {
-        ("EffNet-B7", 600, "flops"): Explained("38.33", _EFFNET_B7),
-        ("EffNetV2-L", 480, "params"): Explained("118.52", _EFFNETV2_L),
-        ("EffNetV2-L", 480, "flops"): Explained("56.40", _EFFNETV2_L),
-        ("EffNetV2-XL", 480, "flops"): Explained("82.49", _EFFNETV2_XL),
+        ("EffNet-B7", 600, "flops"): ExplainedCount("38.33", _EFFNET_B7),
+        ("EffNetV2-L", 480, "params"): ExplainedCount("118.52", _EFFNETV2_L),
+        ("EffNetV2-L", 480, "flops"): ExplainedCount("56.40", _EFFNETV2_L),
+        ("EffNetV2-XL", 480, "flops"): ExplainedCount("82.49", _EFFNETV2_XL),
     },
 )
 
-ISOTROPIC_AND_VIT = Table(
+ISOTROPIC_AND_VIT = PaperTable(
     "2.2",
     "Isotropic ConvNeXt and ViT on ImageNet-1K",
     ("V100 image/s", "training GB", "top-1"),
@@ -190,7 +192,7 @@ ISOTROPIC_AND_VIT = Table(
     ),
 )
 
-ON_COCO = Table(
+ON_COCO = PaperTable(
     "2.3",
     "Detection and instance segmentation on COCO, 3x schedule (‡: pre-trained on ImageNet-22K)",
     ("A100 FPS", "box AP", "AP50", "AP75", "mask AP", "AP50", "AP75"),
@@ -221,7 +223,7 @@ ON_COCO = Table(
     ),
 )
 
-ON_ADE20K = Table(
+ON_ADE20K = PaperTable(
     "2.4",
     "UperNet on ADE20K, multi-scale testing (‡: pre-trained on ImageNet-22K)",
     ("crop", "mIoU"),
@@ -244,7 +246,7 @@ ON_ADE20K = Table(
     ),
 )
 
-ON_ADE20K_SINGLE_SCALE = Table(
+ON_ADE20K_SINGLE_SCALE = PaperTable(
     "2.7",
     "UperNet on ADE20K, single-scale testing (the networks and counts of Table 2.4)",
     ("crop", "mIoU"),
@@ -262,7 +264,7 @@ ON_ADE20K_SINGLE_SCALE = Table(
     ),
 )
 
-ROBUSTNESS = Table(
+ROBUSTNESS = PaperTable(
     "2.8",
     "Robustness (C, C-bar: corruption error, lower is better; RVT is not a network of this project)",
     ("trained on", "clean", "C", "C-bar", "A", "R", "Sketch"),
@@ -299,7 +301,7 @@ ROBUSTNESS = Table(
     ),
 )
 
-SPECIFICATIONS = Table(
+SPECIFICATIONS = PaperTable(
     "2.9",
     "Architectures of ResNet-50, ConvNeXt-T and Swin-T",
     (),
@@ -327,7 +329,7 @@ FROM_RESNET200 = _roadmap(
     {},
 )
 
-ON_A100 = Table(
+ON_A100 = PaperTable(
     "2.12",
     "Inference throughput on an A100 with TF32 and channels_last, as the paper measured it",
     ("A100 image/s", "top-1 1K / 22K"),
@@ -349,7 +351,7 @@ ON_A100 = Table(
     ),
 )
 
-V2 = Table(
+V2 = PaperTable(
     "v2",
     "ConvNeXt V2, fine-tuned on ImageNet-1K",
     ("top-1",),

@@ -16,7 +16,7 @@ from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from analysis.benchmark.synthetic_detections import blobs
+from analysis.benchmark.synthetic_detections import draw_mask_logits
 from detection import masks
 from detection.masks import FastFCNMaskHead, encode_masks, encoded
 
@@ -38,7 +38,7 @@ def both(logits: Tensor, boxes: Tensor, labels: Tensor, scale: float = 1.0, **op
 @pytest.mark.parametrize("scale", [1.0, 1.7])
 @pytest.mark.parametrize("seed", range(4))
 def test_every_pixel_is_that_of_mmdet(seed: int, scale: float) -> None:
-    boxes, logits = blobs(SHAPE, 40, 3, seed)
+    boxes, logits = draw_mask_logits(SHAPE, 40, 3, seed)
     boxes[::5] += (
         20 * torch.randn(8, 4, generator=torch.Generator().manual_seed(seed)).abs() * torch.tensor([-1, -1, 1, 1])
     )
@@ -49,13 +49,13 @@ def test_every_pixel_is_that_of_mmdet(seed: int, scale: float) -> None:
 
 
 def test_one_mask_for_all_classes() -> None:
-    boxes, logits = blobs(SHAPE, 6, 1)
+    boxes, logits = draw_mask_logits(SHAPE, 6, 1)
     expected, found = both(logits, boxes, torch.arange(6), class_agnostic=True)
     assert torch.equal(found, expected)
 
 
 def test_scores_on_the_threshold_are_settled_as_mmdet_settles_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    boxes, logits = blobs(SHAPE, 10, 1)
+    boxes, logits = draw_mask_logits(SHAPE, 10, 1)
     logits = logits.clone()
     logits[:, :, 8:] = 1e-7 * torch.randn(10, 1, 20, 28, generator=torch.Generator().manual_seed(0))
     labels = torch.zeros(10, dtype=torch.long)
@@ -67,7 +67,7 @@ def test_scores_on_the_threshold_are_settled_as_mmdet_settles_them(monkeypatch: 
 
 def test_boxes_without_extent_and_heads_that_diverged() -> None:
     boxes = torch.tensor([[20.0, 30, 20, 50], [10, 10, 40, 10], [5.5, 5.5, 5.5, 5.5], [30, 20, 70, 60]])
-    _, logits = blobs(SHAPE, 4, 1)
+    _, logits = draw_mask_logits(SHAPE, 4, 1)
     logits = logits.clone()
     logits[3, 0, 4, 5] = float("nan")
     expected, found = both(logits, boxes, torch.zeros(4, dtype=torch.long))
@@ -76,13 +76,13 @@ def test_boxes_without_extent_and_heads_that_diverged() -> None:
 
 
 def test_boxes_outside_of_the_image_hold_nothing() -> None:
-    _, logits = blobs(SHAPE, 2, 1)
+    _, logits = draw_mask_logits(SHAPE, 2, 1)
     boxes = torch.tensor([[200.0, 10, 240, 50], [10.0, 200, 50, 240]])
     assert not masks.paste_masks(logits[:, 0].sigmoid(), boxes, *SHAPE, threshold=0.5).any()
 
 
 def test_what_is_not_ours_stays_with_mmdet() -> None:
-    boxes, logits = blobs(SHAPE, 3, 1)
+    boxes, logits = draw_mask_logits(SHAPE, 3, 1)
     labels = torch.zeros(3, dtype=torch.long)
     for threshold, kind in ((-1, torch.uint8), (0, torch.bool)):
         results = []

@@ -9,11 +9,17 @@ import pytest
 import torch
 
 from analysis.benchmark import checkpointing
-from analysis.benchmark.checkpointing import MIB, Point, Setting, as_dict, as_text, chart, study
-from analysis.benchmark.networks import Request
+from analysis.benchmark.checkpointing import (
+    MIB,
+    CheckpointingPoint,
+    CheckpointingResult,
+    CheckpointingSetting,
+    measure_checkpointing,
+)
+from analysis.benchmark.request import BenchmarkRequest
 from backbones import UserError, build_backbone
 
-TINY = Request("convnext_atto", True, 2, (32, 32), rounds=2)
+TINY = BenchmarkRequest("convnext_atto", True, 2, (32, 32), rounds=2)
 WHERE = {"device": "a CPU", "precision": "fp32", "date": "today"}
 
 
@@ -30,7 +36,7 @@ def test_a_share_is_between_0_and_1(share: float) -> None:
     with pytest.raises(UserError, match=r"grad_checkpointing=.*: True, or stages .* or a share of the blocks"):
         build_backbone("convnext_atto", grad_checkpointing=share)
     with pytest.raises(UserError, match=r"--shares .*: between 0 and 1"):
-        study(TINY, [0, share], ["eager"])
+        measure_checkpointing(TINY, [0, share], ["eager"])
 
 
 def test_a_share_gives_the_same_gradients() -> None:
@@ -47,7 +53,7 @@ def test_a_share_gives_the_same_gradients() -> None:
 def test_every_setting_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpointing, "_memory_apart", lambda request, setting: int(MIB * (2 - setting.share)))
     seconds = itertools.count()
-    points = study(TINY, [0, 0.5], ["eager", "plain"], clock=lambda: float(next(seconds)))
+    points = measure_checkpointing(TINY, [0, 0.5], ["eager", "plain"], clock=lambda: float(next(seconds))).points
     assert [(one.setting.mode, one.setting.share, one.blocks) for one in points] == [
         ("eager", 0.0, 0),
         ("eager", 0.5, 6),
@@ -60,24 +66,25 @@ def test_every_setting_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells a process's peak memory")
 def test_memory_grows_with_the_images() -> None:
     def measured(batch: int) -> int:
-        request = Request("convnext_atto", True, batch, (96, 96), rounds=1)
-        return checkpointing._memory(request, Setting(0.0, "plain"), torch.get_num_threads())
+        request = BenchmarkRequest("convnext_atto", True, batch, (96, 96), rounds=1)
+        return checkpointing._memory(request, CheckpointingSetting(0.0, "plain"), torch.get_num_threads())
 
     few, many = measured(2), measured(16)
     assert many > few + 8 * MIB
 
 
 def test_text_and_chart(tmp_path: Path) -> None:
-    points = [
-        Point(Setting(share, mode), blocks, (2 + share, 4.0), int(8 * MIB * (1 - share / 2)))
+    points = tuple(
+        CheckpointingPoint(CheckpointingSetting(share, mode), blocks, (2 + share, 4.0), int(8 * MIB * (1 - share / 2)))
         for mode in ("eager", "compiled")
         for share, blocks in ((0.0, 0), (1.0, 12))
-    ]
-    text = as_text(TINY, points, WHERE)
+    )
+    result = CheckpointingResult(TINY, WHERE, points)
+    text = result.as_text()
     assert "100% recomputed, compiled       12" in text
     assert text.splitlines()[-1].split()[-2:] == ["4", "50%"]
-    assert as_dict(points)[1]["setting"] == {"share": 1.0, "mode": "eager"}
-    figure = chart(TINY, points, WHERE)
+    assert result.as_dict()["points"][1]["setting"] == {"share": 1.0, "mode": "eager"}
+    figure = result.plot()
     time, memory = figure.axes
     assert [line.get_label() for line in time.lines] == ["eager", "compiled"]
     assert list(memory.lines[0].get_ydata()) == [8, 4]

@@ -14,13 +14,15 @@ import pytest
 import torch
 from torch import nn
 
-from analysis.benchmark import detection as speed
-from analysis.benchmark.detection import Comparison, compare_evaluation, compare_masks, compare_step
-from analysis.benchmark.networks import MismatchError, Request
+from analysis.benchmark import detection
+from analysis.benchmark.detection import DetectionComparison, compare_evaluation, compare_masks, compare_step
+from analysis.benchmark.request import BenchmarkRequest
+from analysis.benchmark.synthetic_detections import draw_scenes
+from analysis.benchmark.timing import MismatchError
 from backbones import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
-STEP = Request(str(ROOT / "configs/detection/mask_rcnn_convnext_tiny_coco_3x.py"), True, 1, (64, 96), rounds=1)
+STEP = BenchmarkRequest(str(ROOT / "configs/detection/mask_rcnn_convnext_tiny_coco_3x.py"), True, 1, (64, 96), rounds=1)
 
 
 @pytest.fixture
@@ -37,12 +39,12 @@ def test_evaluation(clock: Any) -> None:
 
 
 def test_evaluation_that_differs_is_not_timed(monkeypatch: pytest.MonkeyPatch, clock: Any) -> None:
-    original = speed.FastCocoMetric.statistics
+    original = detection.FastCocoMetric.statistics
 
     def differ(*args: Any) -> Any:
         return {kind: numbers + 2e-6 for kind, numbers in original(*args).items()}
 
-    monkeypatch.setattr(speed.FastCocoMetric, "statistics", differ)
+    monkeypatch.setattr(detection.FastCocoMetric, "statistics", differ)
     with pytest.raises(MismatchError, match=r"differs from pycocotools' by 2\.0e-06"):
         compare_evaluation(3, 1, clock)
 
@@ -53,21 +55,21 @@ def test_masks(clock: Any) -> None:
 
 
 def test_masks_that_differ_are_not_timed(monkeypatch: pytest.MonkeyPatch, clock: Any) -> None:
-    paste = speed.FastFCNMaskHead._predict_by_feat_single
+    paste = detection.FastFCNMaskHead._predict_by_feat_single
 
     def differ(*args: Any, **kwargs: Any) -> Any:
         masks = paste(*args, **kwargs)
         masks[0, 0, 0] ^= True
         return masks
 
-    monkeypatch.setattr(speed.FastFCNMaskHead, "_predict_by_feat_single", differ)
+    monkeypatch.setattr(detection.FastFCNMaskHead, "_predict_by_feat_single", differ)
     with pytest.raises(MismatchError, match="1 pixels differ"):
         compare_masks((60, 80), 1, clock)
 
 
 def test_step(monkeypatch: pytest.MonkeyPatch, clock: Any) -> None:
     models: list[Any] = []
-    monkeypatch.setattr(speed, "training_step", lambda model, request: models.append(model) or (lambda: None))
+    monkeypatch.setattr(detection, "training_step", lambda model, request: models.append(model) or (lambda: None))
     found = compare_step(STEP, clock)
     assert [*found.seconds] == ["ours", "mmdet with timm's backbone, as it comes"]
     ours, stock = models
@@ -80,19 +82,19 @@ def test_step(monkeypatch: pytest.MonkeyPatch, clock: Any) -> None:
     rates = [one.drop_prob for one in stock.modules() if type(one).__name__ == "DropPath"]
     assert max(rates) == pytest.approx(0.4)  # the config's stochastic depth on both sides
 
-    forward = speed.StockBackbone.forward
-    monkeypatch.setattr(speed.StockBackbone, "forward", lambda self, x: [y * 1.01 for y in forward(self, x)])
+    forward = detection.StockBackbone.forward
+    monkeypatch.setattr(detection.StockBackbone, "forward", lambda self, x: [y * 1.01 for y in forward(self, x)])
     with pytest.raises(MismatchError, match="convnext_tiny: features differ from timm's"):
         compare_step(STEP, clock)
 
 
 def test_a_backbone_that_timm_does_not_have() -> None:
     with pytest.raises(UserError, match="--config: its backbone 'swin_tiny' is no ConvNeXt of timm's"):
-        speed.StockBackbone("swin_tiny", nn.Identity(), 0.0)
+        detection.StockBackbone("swin_tiny", nn.Identity(), 0.0)
 
 
 def test_ratios_are_those_of_rounds() -> None:
-    found = Comparison("work", "same", {"ours": (1.0, 2.0, 4.0), "other": (2.0, 6.0, 4.0)})
+    found = DetectionComparison("work", "same", {"ours": (1.0, 2.0, 4.0), "other": (2.0, 6.0, 4.0)})
     assert found.as_dict()["sides"]["other"]["ours_is_times_faster"] == 2.0
     assert "2.00 (1.50-2.50)" in str(found)
 
@@ -100,7 +102,7 @@ def test_ratios_are_those_of_rounds() -> None:
 def test_the_tool(tool: Any, tmp_path: Path) -> None:
     data = tmp_path / "data.json"
     arguments = ["masks", "--shape", "40", "60", "--rounds", "1", "--threads", "1", "--json", str(data)]
-    ended = tool("detection_speed.py", *arguments)
+    ended = tool("benchmark.py", "detection", *arguments)
     assert ended.code == 0, ended.err
     assert "pasting 100 masks in an image of 60 x 40" in ended.out
     assert [one["work"].split()[0] for one in json.loads(data.read_text())["comparisons"]] == ["pasting", "encoding"]
@@ -108,9 +110,9 @@ def test_the_tool(tool: Any, tmp_path: Path) -> None:
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
     """The tool in this process, and its exit code."""
-    monkeypatch.setattr(sys, "argv", ["detection_speed.py", *arguments])
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "detection", *arguments])
     with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(ROOT / "tools" / "detection_speed.py"), run_name="__main__")
+        runpy.run_path(str(ROOT / "tools" / "benchmark.py"), run_name="__main__")
     return ended.value.code
 
 
@@ -133,13 +135,13 @@ def test_a_mismatch_has_exit_code_1(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     def differ(*args: Any) -> Any:
         raise MismatchError("masks: 3 pixels differ")
 
-    monkeypatch.setattr(speed, "compare_masks", differ)
+    monkeypatch.setattr(detection, "compare_masks", differ)
     assert run(monkeypatch, "masks") == 1
     assert capsys.readouterr().err == "error: masks: 3 pixels differ\n"
 
 
 def test_scenes_are_drawn_again_the_same() -> None:
-    first, second = (speed.scenes(2, 5, 20, seed=3) for _ in range(2))
+    first, second = (draw_scenes(2, 5, 20, seed=3) for _ in range(2))
     for one, other in zip(first, second, strict=True):
         assert np.array_equal(one.boxes, other.boxes)
         assert one.codes == other.codes

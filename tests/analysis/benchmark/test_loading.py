@@ -10,17 +10,17 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 
-from analysis.benchmark import loading as loading_speed
+from analysis.benchmark import loading
 from analysis.benchmark.loading import (
-    Measured,
+    LoadingResult,
+    LoadingTiming,
     NextBatches,
-    Side,
-    compare,
+    compare_augmentation,
     peer_data,
     timm_transform,
     training_settings,
 )
-from analysis.benchmark.networks import MismatchError
+from analysis.benchmark.timing import MismatchError
 from backbones import UserError
 from classification.data import FolderDataset
 
@@ -40,7 +40,7 @@ def test_all_sides_read_the_same_images_in_the_same_order() -> None:
     first, second = NextBatches(100, 2), NextBatches(100, 2)
     once = [list(map(int, batch)) for batch in first]
     assert once == [list(map(int, batch)) for batch in second]
-    assert [len(batch) for batch in once] == [loading_speed.BATCH] * 2
+    assert [len(batch) for batch in once] == [loading.LOADING_BATCH] * 2
     again = [list(map(int, batch)) for batch in first]
     places = [place for batch in once + again for place in batch]
     assert again != once
@@ -48,7 +48,7 @@ def test_all_sides_read_the_same_images_in_the_same_order() -> None:
 
 
 def test_each_peer_gives_images_and_labels(pets: FolderDataset) -> None:
-    peers = peer_data(pets, SETTINGS, loading_speed.PEERS)
+    peers = peer_data(pets, SETTINGS, loading.LOADING_PEERS)
     assert list(peers) == ["timm", "torchvision", "torchvision, v2 on tensors"]
     for data, collate in peers.values():
         images, labels = collate([data[0], data[1]])
@@ -57,9 +57,9 @@ def test_each_peer_gives_images_and_labels(pets: FolderDataset) -> None:
 
 
 def test_equal_augmentation_passes_and_another_does_not(pets: FolderDataset) -> None:
-    assert compare(pets, SETTINGS) < 0.5
+    assert compare_augmentation(pets, SETTINGS) < 0.5
     with pytest.raises(MismatchError, match="our images differ from timm's by"):
-        compare(pets, SETTINGS | {"scale": (0.5, 0.6)})
+        compare_augmentation(pets, SETTINGS | {"scale": (0.5, 0.6)})
 
 
 def test_timms_lowest_posterizing_does_not_end_it() -> None:
@@ -80,8 +80,8 @@ def test_what_cannot_be_measured(pipeline: list[Any]) -> None:
 
 
 def test_ratios_are_taken_round_by_round() -> None:
-    sides = (Side("ours", (0.001, 0.002, 0.001)), Side("timm", (0.002, 0.003, 0.002)))
-    found = Measured(5, 0.2, 90.0, 0, 0.02, {"device": "here"}, sides)
+    sides = (LoadingTiming("ours", (0.001, 0.002, 0.001)), LoadingTiming("timm", (0.002, 0.003, 0.002)))
+    found = LoadingResult(5, 0.2, 90.0, 0, 0.02, {"device": "here"}, sides)
     ours, timm = found.as_dict()["sides"]
     assert ours["images_per_second_and_core"] == pytest.approx(1000)
     assert timm["ours_is_times_faster"] == pytest.approx(2.0)

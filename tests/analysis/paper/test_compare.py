@@ -13,8 +13,8 @@ import torchvision
 from analysis.flops import count_backbone
 from analysis.paper import compare as tables
 from analysis.paper import printed as paper_tables
-from analysis.paper.compare import as_data, as_text, compare, table_numbers
-from analysis.paper.printed import TABLES, Explained, Row, Table
+from analysis.paper.compare import compare_table, table_as_dict, table_as_text, table_numbers
+from analysis.paper.printed import TABLES, ExplainedCount, PaperRow, PaperTable
 from backbones import UserError, list_backbones
 from backbones.variants import CONVNEXT_V1, CONVNEXT_V2, ISOTROPIC
 
@@ -29,7 +29,7 @@ def test_every_table_is_there_with_all_its_rows() -> None:
 
 @pytest.mark.parametrize("number", table_numbers())
 def test_the_counts_are_the_printed_ones(number: str) -> None:
-    _, lines = compare(number)
+    _, lines = compare_table(number)
     assert [line for line in lines if not line.agrees] == []
 
 
@@ -73,11 +73,11 @@ def test_all_networks_of_the_tables_are_registered() -> None:
     assert named <= set(list_backbones())
 
 
-SMALL = Row("A", "convnext_atto", (224, 224), "3.7", "0.55", ("76.7",), group="G")
+SMALL = PaperRow("A", "convnext_atto", (224, 224), "3.7", "0.55", ("76.7",), group="G")
 
 
-def made(**changes: Any) -> Table:
-    return Table("t", "Title", ("top-1",), (dataclasses.replace(SMALL, **changes),))
+def made(**changes: Any) -> PaperTable:
+    return PaperTable("t", "Title", ("top-1",), (dataclasses.replace(SMALL, **changes),))
 
 
 @pytest.mark.parametrize(
@@ -96,41 +96,45 @@ def made(**changes: Any) -> Table:
 )
 def test_tolerances(changes: dict[str, Any], agrees: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(tables.TABLES, "t", made(**changes))
-    table, (line,) = compare("t")
+    table, (line,) = compare_table("t")
     assert line.agrees is agrees
-    assert ("OFF" in as_text(table, [line])) is not agrees
+    assert ("OFF" in table_as_text(table, [line])) is not agrees
 
 
 def test_an_explained_count_has_to_be_the_explained_one(monkeypatch: pytest.MonkeyPatch) -> None:
     for ours, agrees in (("0.552", True), ("0.551", False)):
         table = made(flops="0.7")
-        explained = {("A", 224, "flops"): Explained(ours, "another convention")}
+        explained = {("A", 224, "flops"): ExplainedCount(ours, "another convention")}
         monkeypatch.setitem(tables.TABLES, "t", dataclasses.replace(table, explained=explained))
-        table, (line,) = compare("t")
+        table, (line,) = compare_table("t")
         assert line.agrees is agrees
-        assert ("[1] another convention" in as_text(table, [line])) is agrees
+        assert ("[1] another convention" in table_as_text(table, [line])) is agrees
 
 
 def test_an_uncounted_heavy_operator_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
     counted = dataclasses.replace(count_backbone("convnext_atto"), uncounted={"aten::conv_odd": 1})
     monkeypatch.setattr(tables, "_count", lambda *_: counted)
     monkeypatch.setitem(tables.TABLES, "t", made())
-    table, (line,) = compare("t")
+    table, (line,) = compare_table("t")
     assert not line.agrees
-    assert "TOO LOW: aten::conv_odd" in as_text(table, [line])
+    assert "TOO LOW: aten::conv_odd" in table_as_text(table, [line])
 
 
 def test_another_architecture_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = (dataclasses.replace(SMALL, network="convnext_tiny", params="29", flops="4.5"),)
-    monkeypatch.setitem(tables.TABLES, "t", Table("t", "Title", ("top-1",), rows, architectures=True))
-    assert compare("t")[1][0].agrees
-    monkeypatch.setitem(tables.PRINTED["convnext_tiny"], "res4", "[d7×7, 384 | 1×1, 1536 | 1×1, 384] × 6")
-    assert not compare("t")[1][0].agrees
+    monkeypatch.setitem(tables.TABLES, "t", PaperTable("t", "Title", ("top-1",), rows, architectures=True))
+    assert compare_table("t")[1][0].agrees
+    monkeypatch.setitem(tables.PRINTED_STAGES["convnext_tiny"], "res4", "[d7×7, 384 | 1×1, 1536 | 1×1, 384] × 6")
+    assert not compare_table("t")[1][0].agrees
 
 
 def test_text_markdown_and_data_say_the_same() -> None:
-    table, lines = compare("2.2")
-    text, markdown, data = as_text(table, lines), as_text(table, lines, markdown=True), as_data(table, lines)
+    table, lines = compare_table("2.2")
+    text, markdown, data = (
+        table_as_text(table, lines),
+        table_as_text(table, lines, markdown=True),
+        table_as_dict(table, lines),
+    )
     assert json.loads(json.dumps(data)) == data
     for line, row in zip(lines, data["rows"], strict=True):
         ours = f"{row['params']['ours']:.2f}"
@@ -148,4 +152,4 @@ def test_repeated_headings_stay_apart_in_the_data() -> None:
 
 def test_an_unknown_table_is_one_line() -> None:
     with pytest.raises(UserError, match=r"no table '2\.6': choose from 2\.1, .*v2, all"):
-        compare("2.6")
+        compare_table("2.6")

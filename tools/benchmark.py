@@ -1,0 +1,262 @@
+"""Speed beside other libraries: ``python tools/benchmark.py {network,model,loading,detection,checkpointing} ...``.
+
+All sides take turns in one process. Exit code 1 if two sides compute different things; nothing is measured then.
+"""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from engine.cli import run_tool
+from engine.launch.exit_codes import EXIT_BAD_INPUT
+
+if TYPE_CHECKING:
+    from analysis.benchmark.networks import ThroughputResult
+    from analysis.benchmark.request import BenchmarkRequest
+
+DETECTOR = Path(__file__).resolve().parents[1] / "configs/detection/mask_rcnn_convnext_tiny_coco_3x.py"
+DETECTION_WORK = ("evaluation", "masks", "step")
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description="Measure speed beside other libraries, in turns.")
+    commands = parser.add_subparsers(required=True, metavar="{network,model,loading,detection,checkpointing}")
+
+    def add(name: str, run: object, summary: str, rounds: int) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        command.set_defaults(run=run)
+        command.add_argument("--rounds", type=int, default=rounds, help=f"turns of each side (default: {rounds})")
+        command.add_argument("--json", metavar="FILE", type=Path, help="write the result as JSON too")
+        return command
+
+    network = add("network", run_network, "throughput of a network beside timm's and torchvision's", 10)
+    network.add_argument("name", metavar="NAME", help="a registered backbone")
+    network.add_argument(
+        "--peer", choices=("timm", "timm-compiled", "torchvision", "all", "none"), default="timm", help="other side"
+    )
+    network.add_argument("--layout", choices=("contiguous", "channels_last"), help="of all sides (default: their own)")
+    network.add_argument("--compile", action="store_true", help="compile ours too")
+    model = add("model", run_model, "throughput of a config's whole model beside plain PyTorch blocks", 10)
+    model.add_argument("name", metavar="CONFIG", help="a config file")
+    for command, default in ((network, "224"), (model, "the size of its task's papers")):
+        command.add_argument("--train", action="store_true", help="forward and backward instead of forward")
+        command.add_argument("--batch", nargs="+", type=int, metavar="N", help="images of a step, one or several")
+        command.add_argument(
+            "--size", nargs="+", type=int, metavar="N", help=f"side in pixels, one or several (default: {default})"
+        )
+        add_device_options(command)
+        command.add_argument("--plot", metavar="FILE", type=Path, help="plot throughput against batch and size")
+    add_loading_options(add("loading", run_loading, "loading a classifier's training images, beside other loaders", 20))
+    add_detection_options(add("detection", run_detection, "evaluation, masks and training step beside mmdet's", 5))
+    add_checkpointing_options(
+        add("checkpointing", run_checkpointing, "time and memory of recomputing a share of the blocks", 5)
+    )
+    return parser.parse_args()
+
+
+def add_device_options(command: argparse.ArgumentParser) -> None:
+    """Add the options that say where and how a network runs."""
+    command.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="the last two by autocast")
+    command.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU where there is one")
+    command.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's)")
+
+
+def add_loading_options(command: argparse.ArgumentParser) -> None:
+    """Add the options of ``loading``."""
+    command.add_argument("config")
+    command.add_argument("--peer", choices=("timm", "torchvision", "all", "none"), default="timm", help="other side")
+    command.add_argument("--workers", type=int, default=0, metavar="N", help="worker processes (default: none)")
+    command.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", help="override settings, as data_root=DIR")
+
+
+def add_detection_options(command: argparse.ArgumentParser) -> None:
+    """Add the options of ``detection``."""
+    choices = ", ".join(DETECTION_WORK)
+    command.add_argument("work", nargs="*", metavar="WORK", help=f"any of {choices} (default: all)")
+    command.add_argument("--images", type=int, default=1000, help="images of the evaluation (default: 1000)")
+    command.add_argument("--config", default=str(DETECTOR), help="detector of the step, on a ConvNeXt that timm has")
+    command.add_argument("--batch", type=int, default=1, help="images of the step")
+    command.add_argument(
+        "--shape", nargs=2, type=int, default=(800, 1333), metavar=("H", "W"), help="of masks and step, in pixels"
+    )
+    add_device_options(command)
+
+
+def add_checkpointing_options(command: argparse.ArgumentParser) -> None:
+    """Add the options of ``checkpointing``."""
+    command.add_argument("name", metavar="NAME", help="a registered backbone")
+    command.add_argument("--shares", nargs="+", type=float, default=(0, 0.25, 0.5, 1), help="of recomputed blocks")
+    command.add_argument(
+        "--modes",
+        nargs="+",
+        choices=("eager", "plain", "compiled"),
+        default=("eager", "compiled"),
+        help="the blocks' own choice for the device, plain PyTorch blocks, torch.compile",
+    )
+    command.add_argument("--batch", type=int, default=8, metavar="N", help="images of a step")
+    command.add_argument("--size", type=int, default=224, metavar="N", help="side in pixels")
+    add_device_options(command)
+    command.add_argument("--plot", metavar="FILE", type=Path, help="plot time and memory against the share")
+
+
+def main() -> None:
+    """Measure and print."""
+    args = parse()
+    args.run(args)
+
+
+def positive(option: str, value: int | None) -> None:
+    """Refuse a value below 1 of an option; ``None`` passes."""
+    from backbones.errors import ConfigError
+
+    if value is not None and value < 1:
+        raise ConfigError(f"{option} {value}: a positive number is needed")
+
+
+def chosen_device(args: argparse.Namespace) -> str:
+    """Set the number of threads; return the device, ``cpu`` or ``cuda``."""
+    import torch
+
+    positive("--threads", args.threads)
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    return args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def run_network(args: argparse.Namespace) -> None:
+    """Measure a network beside its peers."""
+    from analysis.benchmark.networks import chosen_peers, measure_network
+    from analysis.benchmark.request import BenchmarkRequest
+
+    device, peers = chosen_device(args), chosen_peers(args.peer)
+    requests = [
+        BenchmarkRequest(
+            args.name, args.train, batch, (size, size), args.dtype, device, peers, args.layout, args.compile
+        )
+        for batch, size in product(args.batch or [8], args.size or [224])
+    ]
+    run_throughput(args, requests, measure_network)
+
+
+def run_model(args: argparse.Namespace) -> None:
+    """Measure the model of a config; a size of 0 stands for that of its task's papers."""
+    from analysis.benchmark.models import measure_model
+    from analysis.benchmark.request import BenchmarkRequest
+
+    device = chosen_device(args)
+    requests = [
+        BenchmarkRequest(args.name, args.train, batch, (size, size), args.dtype, device)
+        for batch, size in product(args.batch or [1], args.size or [0])
+    ]
+    run_throughput(args, requests, measure_model)
+
+
+def run_throughput(
+    args: argparse.Namespace,
+    requests: "list[BenchmarkRequest]",
+    measure: "Callable[[BenchmarkRequest], ThroughputResult]",
+) -> None:
+    """Measure all requests, print each result at once, write and plot them."""
+    from analysis.benchmark.networks import plot_throughput
+    from engine.report.run_dir import write_json
+
+    results = []
+    for request in requests:
+        results.append(measure(replace(request, rounds=args.rounds)))
+        print(results[-1].as_text() + "\n", flush=True)
+    if args.json:
+        write_json(args.json, [result.as_dict() for result in results])
+    if args.plot:
+        plot_throughput(results).savefig(args.plot, dpi=150)
+
+
+def run_loading(args: argparse.Namespace) -> None:
+    """Measure the loading of a classifier's training images."""
+    from backbones.errors import ConfigError
+    from engine.config.load import load_config, parse_options
+    from engine.data.preflight import check_data_folders
+    from engine.report.run_dir import write_json
+
+    if args.workers < 0:
+        raise ConfigError(f"--workers {args.workers}: 0 or more are needed")
+    positive("--rounds", args.rounds)
+    cfg = load_config(args.config, parse_options(args.cfg_options), training=False).cfg
+    check_data_folders(cfg, ("train",))
+
+    from analysis.benchmark.loading import LOADING_PEERS, measure_loading
+
+    peers = {"all": LOADING_PEERS, "none": ()}.get(args.peer, (args.peer,))
+    result = measure_loading(cfg, peers, args.workers, args.rounds)
+    print(result.as_text(), flush=True)
+    if args.json:
+        write_json(args.json, result.as_dict())
+
+
+def run_detection(args: argparse.Namespace) -> None:
+    """Measure parts of a detector's work."""
+    from analysis.benchmark.request import BenchmarkRequest, benchmark_environment, check_request
+    from backbones.errors import ConfigError
+    from engine.report.run_dir import write_json
+
+    unknown = set(args.work) - {*DETECTION_WORK}
+    if unknown:
+        raise ConfigError(f"{', '.join(sorted(unknown))}: choose from {', '.join(DETECTION_WORK)}")
+    positive("--images", args.images)
+    device, shape = chosen_device(args), tuple(args.shape)
+    request = BenchmarkRequest(args.config, True, args.batch, shape, args.dtype, device, rounds=args.rounds)
+    check_request(request)
+
+    from analysis.benchmark import detection
+
+    measures: dict[str, Callable[[], tuple[detection.DetectionComparison, ...]]] = {
+        "evaluation": lambda: (detection.compare_evaluation(args.images, args.rounds),),
+        "masks": lambda: detection.compare_masks(request.shape, args.rounds),
+        "step": lambda: (detection.compare_step(request),),
+    }
+    environment = benchmark_environment(request)
+    print("\n".join(f"{key}: {value}" for key, value in environment.items()))
+    comparisons = []
+    for work in args.work or DETECTION_WORK:
+        for comparison in measures[work]():
+            comparisons.append(comparison.as_dict())
+            print(f"\n{comparison}", flush=True)
+    if args.json:
+        write_json(args.json, {"place": environment, "comparisons": comparisons})
+
+
+def run_checkpointing(args: argparse.Namespace) -> None:
+    """Measure gradient checkpointing and compilation."""
+    from analysis.benchmark.checkpointing import measure_checkpointing
+    from analysis.benchmark.request import BenchmarkRequest
+    from engine.report.run_dir import write_json
+
+    device, shape = chosen_device(args), (args.size, args.size)
+    request = BenchmarkRequest(args.name, True, args.batch, shape, args.dtype, device, rounds=args.rounds)
+    result = measure_checkpointing(request, args.shares, args.modes)
+    print(result.as_text())
+    if args.json:
+        write_json(args.json, result.as_dict())
+    if args.plot:
+        result.plot().savefig(args.plot, dpi=110)
+
+
+def print_new_command(command: str) -> NoReturn:
+    """End a program that became a sub-command of this one: print its new command line, exit with code 2."""
+    options = sys.argv[1:]
+    if command == "network" and any(option.endswith(".py") for option in options):
+        command = "model"
+    line = shlex.join(["python", "tools/benchmark.py", command, *options])
+    print(f"error: {sys.argv[0]} is now: {line}", file=sys.stderr)
+    sys.exit(EXIT_BAD_INPUT)
+
+
+if __name__ == "__main__":
+    run_tool(main)
