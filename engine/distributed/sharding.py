@@ -1,13 +1,12 @@
-"""Parameters, gradients and optimizer states spread over the processes: FSDP2, for what does not fit otherwise.
+"""Parameters, gradients and optimizer states sharded over the processes (FSDP2), for models that do not fit otherwise.
 
-Source: Zhao et al., "PyTorch FSDP", VLDB 2023; ``torch.distributed.fsdp.fully_shard``. Every file stays that of one
-process: states are gathered before they are saved, and cut into the shards of whoever loads them.
+Source: Zhao et al., "PyTorch FSDP", VLDB 2023; ``torch.distributed.fsdp.fully_shard``. Checkpoints are those of one
+process: states are gathered before they are saved, and sharded again by the run that loads them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from copy import copy
 from typing import Any, TypeVar
 
 from mmengine.device import get_device
@@ -25,16 +24,16 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def shard_model(model: Model) -> Model:
-    """Spread a model over all processes: each block of its backbone is one unit, and all the rest another.
+    """Shard a model over all processes: each block of its backbone is one unit, everything else another.
 
-    A unit is whole only while it computes. The model is on the CPU before, equal in all processes, and on the device of
-    the process afterwards; the device never holds more of it than its shards and one unit.
+    A unit is gathered only while it computes. The model is on the CPU before, equal in all processes, and on the device
+    of the process afterwards; the device never holds more than its shards and one unit.
 
     Args:
-        model: The model; changed in place. Its parameters become :class:`DTensor`, so the optimizer is built later.
+        model: Model, changed in place. Its parameters become :class:`DTensor`: build the optimizer afterwards.
 
     Returns:
-        The same model, which loads whole tensors as before.
+        The same model; ``load_state_dict`` takes whole tensors, as before.
     """
     device = get_device()
     mesh = init_device_mesh(device, (get_world_size(),))
@@ -48,64 +47,67 @@ def shard_model(model: Model) -> Model:
 
 
 def shard_optimizer(optimizer: Optimizer) -> None:
-    """Let the optimizer of a sharded model load the whole states that a checkpoint holds."""
+    """Let the optimizer of a sharded model load a checkpoint's state, whose tensors are whole."""
     optimizer.register_load_state_dict_pre_hook(_shard_loaded_states)
 
 
 def unwrapped(model: Any) -> Any:
-    """The model itself, without what several processes put around it."""
+    """Return the model itself, without the wrapper for several processes."""
     return model.module if is_model_wrapper(model) else model
 
 
 def reshard(model: nn.Module) -> None:
-    """Give up what is whole still, as after an evaluation: only the shards are the parameters that can be changed."""
+    """Free the gathered parameters that an evaluation leaves: a change has to be made to the shards."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
 def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """This process's part of a whole tensor, which every process has, where ``like`` is sharded."""
+    """Return this process's shard of a tensor that every process has whole, where ``like`` is sharded.
+
+    Args:
+        tensor: Whole tensor, or a sharded one, which is returned as it is.
+        like: Tensor of the same shape whose sharding is taken.
+    """
     if isinstance(tensor, DTensor) or not isinstance(like, DTensor):
         return tensor
-    # Nothing is sent: all processes have read the same file.
+    # Without communication: all processes have read the same file.
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor, sharing its memory."""
+    """Return the shard that this process holds of a tensor, sharing its memory; the tensor itself if not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-@contextmanager
-def gathered(*owners: Any) -> Iterator[None]:
-    """Inside of this context, ``state_dict()`` of each owner is whole and on the CPU, in the main process alone.
+def gather_whole(state: dict[str, Any]) -> dict[str, Any]:
+    """Gather the sharded tensors of a state, each whole and on the CPU.
 
-    All processes have to enter. One tensor at a time is whole on the device; the main process's memory takes them all.
+    All processes call it, with the same keys. One tensor at a time is whole on the device; the memory of the main
+    process holds them all.
 
     Args:
-        owners: Model, optimizer wrapper, hooks.
+        state: State of a model, an optimizer or a run: nested mappings and lists with tensors; it is not changed.
+
+    Returns:
+        The state with whole tensors in the main process; an empty mapping in the others.
     """
-    states = [_whole(owner.state_dict()) for owner in owners]
-    for owner, state in zip(owners, states, strict=True):
-        vars(owner)["state_dict"] = state.copy
-    try:
-        yield
-    finally:
-        for owner in owners:
-            del vars(owner)["state_dict"]
+    gathered: dict[str, Any] = _whole(state)
+    return gathered if is_main_process() else {}
 
 
 def _whole(value: Any) -> Any:
-    if isinstance(value, dict):
-        return type(value)((key, _whole(inner)) for key, inner in value.items())
-    if isinstance(value, list):
-        return [_whole(inner) for inner in value]
     if isinstance(value, DTensor):
         tensor = value.full_tensor()
-        # A copy also where it lies on the CPU: a file would hold the filling of uneven shards too.
+        # A copy also where it lies on the CPU: a file would hold the padding of uneven shards too.
         return tensor.to("cpu", copy=True) if is_main_process() else None
-    return value
+    if isinstance(value, dict):
+        same = copy(value)  # of its own class, with the versions that a module's state has beside it
+        for key, inner in value.items():
+            same[key] = _whole(inner)
+        return same
+    return [_whole(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _shard_loaded_weights(model: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:

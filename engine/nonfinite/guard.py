@@ -28,7 +28,7 @@ from backbones.errors import UserError
 from engine.checkpoint.rng import RandomState
 from engine.checkpoint.store import copied, last_good
 from engine.config.environment import NonFinitePolicy
-from engine.distributed.sharding import gathered, unwrapped
+from engine.distributed.sharding import gather_whole, unwrapped
 from engine.launch.exit_codes import EXIT_NONFINITE
 from engine.nonfinite.batch_codec import encode, samples
 from engine.nonfinite.report import (
@@ -309,9 +309,9 @@ class NonFiniteGuard(Hook):
         runner.agreement.meet()
         content = {**self._own, "batch": [encode(part) for part in parts], "random": self._random.as_dict()}
         problems.append(_attempt(lambda: write_rank(folder, rank, content)))
-        with gathered(model) if runner.sharded else nullcontext():
-            if main:
-                problems.append(_attempt(lambda: write_common(folder, copied(model.state_dict()), runner.cfg)))
+        weights = gather_whole(model.state_dict()) if runner.sharded else model.state_dict()
+        if main:
+            problems.append(_attempt(lambda: write_common(folder, copied(weights), runner.cfg)))
         runner.agreement.meet()
         if main:
             problems.append(_attempt(lambda: write_report(folder, report)))

@@ -48,13 +48,12 @@ from engine.data.sampling import end_workers, leave_main_process_alone, training
 from engine.distributed.agreement import Agreement
 from engine.distributed.consistency import check_data, describe_data
 from engine.distributed.processes import start_processes
-from engine.distributed.sharding import gathered, shard_model, shard_optimizer, unwrapped
+from engine.distributed.sharding import gather_whole, shard_model, shard_optimizer, unwrapped
 from engine.launch.heartbeat import HEARTBEAT
 from engine.nonfinite.guard import NonFiniteError, NonFiniteGuard, RollBack
 from engine.optim.precision import losses_in_float32
 from engine.optim.schedules import replay, shapes
 from engine.report.run_dir import write_json
-from engine.training.ema import ModelEMAHook
 
 CONSOLE_LINES = 8
 FILE_ONLY = (
@@ -284,22 +283,16 @@ class Runner(MMRunner):
         Args:
             resumable: Whether a run is to go on from it, or the weights alone are wanted.
         """
-        owners = [self.model, *(hook for hook in self.hooks if isinstance(hook, ModelEMAHook))]
-        parts: dict[str, Any] = {}
+        parts = {"resume": resume_state(self)} if resumable else {}
+        if not (self.sharded or is_main_process()):
+            return {}
+        state = {"meta": self._checkpoint_meta(), "state_dict": unwrapped(self.model).state_dict(), **parts}
         if resumable:
-            parts["resume"] = resume_state(self)
-            owners.append(self.optim_wrapper)
-        with gathered(*owners) if self.sharded else nullcontext():
-            if not is_main_process():
-                return {}
-            model = unwrapped(self.model)
-            state = {"meta": self._checkpoint_meta(), "state_dict": model.state_dict(), **parts}
-            if resumable:
-                state["message_hub"] = self.message_hub.state_dict()
-                state["optimizer"] = self.optim_wrapper.state_dict()
-                state["param_schedulers"] = [one.state_dict() for one in self.param_schedulers or []]
-            self.call_hook("before_save_checkpoint", checkpoint=state)
-        return state
+            state["message_hub"] = self.message_hub.state_dict()
+            state["optimizer"] = self.optim_wrapper.state_dict()
+            state["param_schedulers"] = [one.state_dict() for one in self.param_schedulers or []]
+        self.call_hook("before_save_checkpoint", checkpoint=state)
+        return gather_whole(state) if self.sharded else state
 
     def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
         """Save at once, as mmengine's and other hooks ask for; the settings of how are not heeded."""

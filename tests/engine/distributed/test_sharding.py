@@ -34,7 +34,7 @@ from backbones import UserError, build_backbone, list_backbones
 from backbones.weights import read_checkpoint
 from engine.config.load import resolve
 from engine.config.world import Launch
-from engine.distributed.sharding import gathered, shard_model, shard_optimizer
+from engine.distributed.sharding import gather_whole, shard_model, shard_optimizer
 from engine.training.ema import ModelEMAHook
 from engine.training.runner import build_runner, compile_parts
 
@@ -503,8 +503,7 @@ def gpu_steps(wrap: Callable[[nn.Module], nn.Module]) -> dict[str, Tensor]:
     batch = {"inputs": torch.randint(255, (8, 3, 32, 32), dtype=torch.uint8), "label": torch.arange(8) % 2}
     for _ in range(3):
         model.train_step({**batch, "img_path": [""] * 8}, wrapper)
-    with gathered(model, wrapper):
-        state, moments = model.state_dict(), wrapper.state_dict()
+    state, moments = gather_whole(model.state_dict()), gather_whole(wrapper.state_dict())
     shard_optimizer(optimizer)
     model.load_state_dict(state)
     wrapper.load_state_dict(moments)
