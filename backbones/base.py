@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from backbones.errors import UserError
 from backbones.layers import LayerNorm2d
-from backbones.weights import LoadReport, load_backbone_weights
+from backbones.weights import LoadReport, load_backbone_weights, read_checkpoint
 
 STAGES = (0, 1, 2, 3)
 
@@ -40,6 +40,8 @@ class Backbone(nn.Module):
         strides: Stride of each output against the image.
         num_features: Channels of the pooled vector.
         smallest_side: Height and width in pixels below which an image is refused.
+        trust_weights: Whether reading ``weights`` may execute code in the file.
+        load_report: Result of loading ``weights``; ``None`` before that.
     """
 
     out_channels: tuple[int, ...]
@@ -64,6 +66,8 @@ class Backbone(nn.Module):
         self._recomputed: frozenset[nn.Module] | None = None
         self.weights = None if weights is None else os.fspath(weights)
         self._weights_pending = weights is not None
+        self.trust_weights = False
+        self.load_report: LoadReport | None = None
 
     def prepare(self, x: Tensor) -> Tensor:
         """Check images ``(N, C, H, W)`` before the first layer and bring them into ``channels_last``.
@@ -147,23 +151,40 @@ class Backbone(nn.Module):
         """Load ``weights``; mmengine calls this after its own initialisation, which would undo an earlier load.
 
         Returns:
-            The receipt of what was loaded, or ``None`` without ``weights``.
+            The report of what was loaded, or ``None`` without ``weights``.
 
         Raises:
-            UserError: If the file cannot be read or does not hold every tensor of this network.
+            CheckpointError: If the file cannot be read or does not hold every tensor of this network.
         """
         if self.weights is None:
             return None
-        receipt = load_backbone_weights(self, self.weights, may_miss=self.fresh_parameter)
+        return self.load_weights(read_checkpoint(self.weights, self.trust_weights), self.weights)
+
+    @property
+    def is_init(self) -> bool:
+        """Whether ``weights`` are loaded; mmengine does not call :meth:`init_weights` again then."""
+        return self.load_report is not None
+
+    def load_weights(self, checkpoint: Mapping[str, Any], source: str, averaged: bool = False) -> LoadReport:
+        """Load a checkpoint that has been read already, see :func:`backbones.weights.load_backbone_weights`."""
+        self.load_report = load_backbone_weights(self, checkpoint, source, averaged)
         self._weights_pending = False
-        return receipt
+        return self.load_report
+
+    def rename_weights(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Rename the tensors of a file to this network's names; ConvNeXt's layouts are recognised without it.
+
+        Args:
+            tensors: Content of a file, without the prefix of a whole model.
+        """
+        return tensors
 
     def _load_from_state_dict(self, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
         # A checkpoint of the whole model brings the backbone's tensors with it: nothing is pending after that.
         super()._load_from_state_dict(*args, **kwargs)
         self._weights_pending = False
 
-    def fresh_parameter(self, name: str) -> bool:
+    def may_be_missing(self, name: str) -> bool:
         """Whether a parameter may be absent from a classifier's checkpoint: only the norms of the dense outputs."""
         return re.match(r"norm[0-3]\.", name) is not None
 

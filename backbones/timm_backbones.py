@@ -112,9 +112,9 @@ class TimmBackbone(Backbone):
                 raise UserError(f"{name!r} is not a parameter of this {self.timm_name}")
         return self.places[part]
 
-    def fresh_parameter(self, name: str) -> bool:
+    def may_be_missing(self, name: str) -> bool:
         """Whether a checkpoint may lack a tensor: norms of the maps, and a counter that old files do not have."""
-        return super().fresh_parameter(name) or name.endswith(".num_batches_tracked")
+        return super().may_be_missing(name) or name.endswith(".num_batches_tracked")
 
     def rename_weights(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Bring the tensors of a checkpoint of this architecture under this network's names and sizes.

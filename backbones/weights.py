@@ -11,20 +11,19 @@ import re
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Mapping
-from contextvars import ContextVar
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
 import numpy as np
 import safetensors.torch
 import torch
 from mmengine.logging import HistoryBuffer, print_log
-from torch import Tensor, nn
+from torch import Tensor
 
-from backbones.errors import UserError, first_line
+from backbones.errors import CheckpointError, first_line
 from backbones.files import written_whole
 from backbones.layouts import (
     PLACE,
@@ -39,6 +38,9 @@ from backbones.layouts import (
     summary,
     to_ours,
 )
+
+if TYPE_CHECKING:
+    from backbones.base import Backbone
 
 _STATISTICS = ("min", "max", "current", "mean")
 
@@ -62,7 +64,6 @@ _PLAIN_DATA: list[Any] = [
     np.float64().__reduce__()[0],  # likewise for a number
     *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "uint8", "bool")),
 ]
-_TRUST: ContextVar[bool] = ContextVar("trust", default=False)
 # Where files keep the tensors: the raw weights, from which the papers fine-tune, go before averaged ones.
 _RAW = ("state_dict", "model", "module", "model_ema")
 _AVERAGED = ("ema_state_dict", "model_ema", "state_dict_ema")
@@ -75,59 +76,56 @@ _HEAD = re.compile(r"(module\.)?(model\.)?(head|head\.fc|fc|classifier)\.weight"
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What a load did.
+    """Result of loading a backbone.
 
     Attributes:
         source: Path or URL.
-        loaded: Tensors of the network that came from the file.
-        total: Tensors of the network.
-        fresh: Names of the network's tensors that the file does not have and need not have.
-        skipped: Names in the file that this network has no place for (heads, necks).
-        layout: The layout that was recognised; empty where the file has the network's own names.
+        loaded: Number of the network's tensors that came from the file.
+        total: Number of the network's tensors.
+        missing: Names of the network's tensors that are not in the file and need not be.
+        unexpected: Names of tensors in the file that this network does not have (heads, necks).
+        layout: Layout that was recognised; empty where the file has the network's own names.
+        head: Result of loading the classifier's head; ``None`` where there is no classifier.
     """
 
     source: str
     loaded: int
     total: int
-    fresh: tuple[str, ...] = field(default=())
-    skipped: tuple[str, ...] = field(default=())
+    missing: tuple[str, ...] = field(default=())
+    unexpected: tuple[str, ...] = field(default=())
     layout: str = ""
+    head: str | None = None
 
     def __str__(self) -> str:
-        parts = [f"{self.loaded}/{self.total} backbone tensors loaded from {self.source}"]
-        if self.layout:
-            parts[0] += f" ({self.layout} layout)"
-        if self.fresh:
-            parts.append(f"new: {summary(self.fresh)}")
-        if self.skipped:
-            parts.append(f"skipped: {summary(self.skipped)}")
-        return ", ".join(parts)
+        line = f"{self.loaded}/{self.total} backbone tensors loaded from {self.source}"
+        line += f" ({self.layout} layout)" if self.layout else ""
+        line += f", new: {summary(self.missing)}" if self.missing else ""
+        line += f", skipped: {summary(self.unexpected)}" if self.unexpected else ""
+        return line + (f"; classifier's head {self.head}" if self.head else "")
 
     def as_dict(self) -> dict[str, Any]:
-        """The receipt as plain data for reports."""
-        return asdict(self)
+        """The report as plain data; ``fresh`` and ``skipped`` are the keys in the files of a run."""
+        report = asdict(self)
+        report["fresh"], report["skipped"] = report.pop("missing"), report.pop("unexpected")
+        return report
 
 
-def trust_checkpoints(trust: bool = True) -> None:
-    """From now on :func:`read_checkpoint` executes whatever a file asks for; by ``--trust-checkpoint``."""
-    _TRUST.set(trust)
-
-
-def read_checkpoint(source: str, in_place: bool = False) -> dict[str, Any]:
-    """Read a checkpoint file without executing anything in it.
+def read_checkpoint(source: str, trust: bool = False, in_place: bool = False) -> dict[str, Any]:
+    """Read a checkpoint file, by default without executing any code in it.
 
     Args:
-        source: Path of a ``torch.save`` or safetensors file (told apart by content), a folder that Hugging Face's
-            ``save_pretrained`` wrote, or an ``http(s)``/``file`` URL, which is downloaded once into torch's cache.
-        in_place: Leave the tensors of a ``torch.save`` file on the disk until they are used, unverified: for a look
-            at what is beside them.
+        source: Path of a ``torch.save`` or safetensors file (told apart by content), a folder written by Hugging
+            Face's ``save_pretrained``, or an ``http(s)``/``file`` URL, which is downloaded once into torch's cache.
+        trust: Execute code that the file asks for (``--trust-checkpoint``), for old files with more than plain data.
+        in_place: Map the tensors of a ``torch.save`` file into memory without verifying them, to read only what is
+            beside them.
 
     Returns:
         The mapping in the file.
 
     Raises:
-        UserError: If it is absent, unreadable, truncated, not a mapping, if a tensor is not what was written (by the
-            checksums in the file), or if it holds objects other than plain data.
+        CheckpointError: If the file is absent, unreadable, truncated or not a mapping, if a tensor does not match the
+            checksum in the file, or if the file holds objects other than plain data and ``trust`` is off.
     """
     try:
         path = _local(source)
@@ -139,23 +137,22 @@ def read_checkpoint(source: str, in_place: bool = False) -> dict[str, Any]:
             with torch.serialization.safe_globals(_PLAIN_DATA), warnings.catch_warnings():
                 # About a file that is then refused in one line.
                 warnings.filterwarnings("ignore", "Detected pickle protocol")
-                mapped = True if in_place else None
-                content = torch.load(path, map_location="cpu", weights_only=not _TRUST.get(), mmap=mapped)
-    except UserError:
+                content = torch.load(path, map_location="cpu", weights_only=not trust, mmap=True if in_place else None)
+    except CheckpointError:
         raise
     except pickle.UnpicklingError as error:
         # torch buries the name under advice to load the file unsafely.
         foreign = re.search(r"unsupported global:? (?:GLOBAL )?(\S+)", str(error), re.IGNORECASE)
         reason = f"it refers to {foreign[1]}" if foreign else "damaged, or it holds more than data"
-        mend = "; if you know who made it, --trust-checkpoint lets it execute what it asks for" if foreign else ""
-        raise UserError(f"checkpoint {source!r} was refused: {reason}{mend}") from error
+        fix = "; if you know who made it, --trust-checkpoint lets it execute what it asks for" if foreign else ""
+        raise CheckpointError(f"checkpoint {source!r} was refused: {reason}{fix}") from error
     except OSError as error:  # a folder without permission, an address that does not answer
-        raise UserError(f"checkpoint {source!r} cannot be read: {first_line(error, 160)}") from error
+        raise CheckpointError(f"checkpoint {source!r} cannot be read: {first_line(error, 160)}") from error
     except Exception as error:  # torch and safetensors raise many kinds for a damaged archive
-        mend = f"; delete {path} to download it again" if _is_url(source) else ""
-        raise UserError(f"checkpoint {source!r} cannot be read: it is damaged, or no checkpoint{mend}") from error
+        fix = f"; delete {path} to download it again" if _is_url(source) else ""
+        raise CheckpointError(f"checkpoint {source!r} cannot be read: it is damaged, or no checkpoint{fix}") from error
     if not isinstance(content, Mapping):
-        raise UserError(f"checkpoint {source!r} holds a {type(content).__name__}, not a mapping of tensors")
+        raise CheckpointError(f"checkpoint {source!r} holds a {type(content).__name__}, not a mapping of tensors")
     return dict(content)
 
 
@@ -167,7 +164,7 @@ def verify_checkpoint(path: Path, source: str) -> None:
         source: Its name, for the error.
 
     Raises:
-        UserError: If a record is not what was written.
+        CheckpointError: If a record is not what was written.
     """
     if not zipfile.is_zipfile(path):
         return  # a format of before torch 1.6, or nothing that can be read
@@ -175,7 +172,7 @@ def verify_checkpoint(path: Path, source: str) -> None:
         checksums = any(record.CRC for record in archive.infolist())  # can be switched off when a file is written
         damaged = archive.testzip() if checksums else None
     if damaged is not None:
-        raise UserError(f"checkpoint {source!r} is damaged: {damaged!r} in it is not what was written")
+        raise CheckpointError(f"checkpoint {source!r} is damaged: {damaged!r} in it is not what was written")
 
 
 def _is_url(source: str) -> bool:
@@ -196,10 +193,12 @@ def _local(source: str) -> Path:
     if path.is_dir():
         inside = [path / name for name in _IN_FOLDER if (path / name).is_file()]
         if not inside:
-            raise UserError(f"checkpoint {source!r} does not exist: the folder has no {' and no '.join(_IN_FOLDER)}")
+            raise CheckpointError(
+                f"checkpoint {source!r} does not exist: the folder has no {' and no '.join(_IN_FOLDER)}"
+            )
         return inside[0]
     if not path.is_file():
-        raise UserError(f"checkpoint {source!r} does not exist")
+        raise CheckpointError(f"checkpoint {source!r} does not exist")
     return path
 
 
@@ -218,12 +217,12 @@ def network_tensors(checkpoint: Mapping[str, Any], source: str, averaged: bool =
         averaged: The averaged weights (EMA) instead of the raw ones.
 
     Raises:
-        UserError: If averaged weights are asked for and the file has none, or a name has control characters.
+        CheckpointError: If averaged weights are asked for and the file has none, or a name has control characters.
     """
     if averaged:
         chosen = [checkpoint[key] for key in _AVERAGED if isinstance(checkpoint.get(key), Mapping)]
         if not any(chosen):
-            raise UserError(f"checkpoint {source!r} has no averaged weights: leave --ema out")
+            raise CheckpointError(f"checkpoint {source!r} has no averaged weights: leave --ema out")
         # The averager of our own runs counts its steps beside the weights.
         checkpoint = {name: value for name, value in next(filter(None, chosen)).items() if name != "steps"}
     for _ in range(_DEEPEST):
@@ -233,93 +232,95 @@ def network_tensors(checkpoint: Mapping[str, Any], source: str, averaged: bool =
         checkpoint = inner
     tensors = {name: value for name, value in checkpoint.items() if isinstance(name, str) and isinstance(value, Tensor)}
     if not tensors and any(key in checkpoint for key in _AVERAGED):
-        raise UserError(
+        raise CheckpointError(
             f"checkpoint {source!r} has averaged weights alone: take them out with tools/convert_weights.py IN OUT "
             "--to ours --ema"
         )
     for name in tensors:
         if not name.isprintable():  # errors are one line on a terminal, and say names
-            raise UserError(f"checkpoint {source!r} was refused: a tensor has the unprintable name {name!r}")
+            raise CheckpointError(f"checkpoint {source!r} was refused: a tensor has the unprintable name {name!r}")
     return tensors
 
 
 def load_backbone_weights(
-    network: nn.Module, source: str, may_miss: Callable[[str], bool] = lambda name: False
+    network: Backbone, checkpoint: Mapping[str, Any], source: str, averaged: bool = False
 ) -> LoadReport:
-    """Load a checkpoint into a backbone and log the receipt.
+    """Load the weights in a checkpoint into a backbone and log the report.
 
-    The layouts of ConvNeXt are recognised. Another network may have a method ``rename_weights(tensors)``, which brings
-    a file's names under its own; without it, a file has to have the network's own names.
+    The layouts of ConvNeXt are recognised; the names of other networks are translated by their ``rename_weights``.
 
     Args:
-        network: The backbone.
-        source: Path or URL.
-        may_miss: Tells which tensors of the network a file may lack.
-
-    Returns:
-        The receipt.
+        network: The backbone; its ``may_be_missing`` tells which tensors the file may lack.
+        checkpoint: Content of the file, from :func:`read_checkpoint`.
+        source: Path or URL, for messages.
+        averaged: Load the averaged weights (EMA) instead of the raw ones.
 
     Raises:
-        UserError: If a tensor is missing, has another shape, or is not finite.
+        CheckpointError: If a tensor is missing, has another shape, or is not finite.
     """
-    found = _find(network, network_tensors(read_checkpoint(source), source), source)
-    wanted = network.state_dict()
-    missing = [name for name in wanted if name not in found.tensors]
-    lost = [n for n in missing if not may_miss(n) and (found.final_norm or not n.startswith("norm."))]
+    matched = _match_names(network, network_tensors(checkpoint, source, averaged), source)
+    expected = network.state_dict()
+    missing = [name for name in expected if name not in matched.tensors]
+    lost = [
+        name
+        for name in missing
+        if not network.may_be_missing(name) and (matched.final_norm or not name.startswith("norm."))
+    ]
     if lost:
-        raise UserError(f"checkpoint {source!r} lacks {len(lost)} of {len(wanted)} tensors: {summary(lost)}")
-    for name, value in wanted.items():
-        if name in found.tensors and found.tensors[name].shape != value.shape:
-            theirs, ours = tuple(found.tensors[name].shape), tuple(value.shape)
-            raise UserError(f"checkpoint {source!r} is of another network: {name} is {theirs}, here {ours}")
-    network.load_state_dict({name: value for name, value in found.tensors.items() if name in wanted}, strict=False)
-    receipt = LoadReport(
+        raise CheckpointError(f"checkpoint {source!r} lacks {len(lost)} of {len(expected)} tensors: {summary(lost)}")
+    for name, value in expected.items():
+        if name in matched.tensors and matched.tensors[name].shape != value.shape:
+            theirs, ours = tuple(matched.tensors[name].shape), tuple(value.shape)
+            raise CheckpointError(f"checkpoint {source!r} is of another network: {name} is {theirs}, here {ours}")
+    network.load_state_dict({name: value for name, value in matched.tensors.items() if name in expected}, strict=False)
+    report = LoadReport(
         source,
-        loaded=len(wanted) - len(missing),
-        total=len(wanted),
-        fresh=tuple(missing),
-        skipped=(*(found.names[name] for name in found.tensors if name not in wanted), *found.others),
-        layout=found.layout,
+        loaded=len(expected) - len(missing),
+        total=len(expected),
+        missing=tuple(missing),
+        unexpected=(*(matched.names[name] for name in matched.tensors if name not in expected), *matched.others),
+        layout=matched.layout,
     )
-    print_log(str(receipt), logger="current", level=logging.INFO)
-    return receipt
+    print_log(str(report), logger="current", level=logging.INFO)
+    return report
 
 
-def _find(network: nn.Module, tensors: dict[str, Tensor], source: str) -> Found:
-    """A file's tensors under the network's names."""
+def _match_names(network: Backbone, tensors: dict[str, Tensor], source: str) -> Found:
+    """The tensors of a file under the names of the network."""
     own = network.state_dict()
-    rename = getattr(network, "rename_weights", None)
-    if rename is None and is_convnext(own):
+    if is_convnext(own):
         return to_ours(tensors, source)
     # A baseline, which knows its own layouts, or a network that has no other names than ours (a step of the roadmap).
-    place = max((PLACE.match(name)[0] for name in tensors), key=len, default="")  # type: ignore[index]
-    inside = {name.removeprefix(place): value for name, value in tensors.items() if name.startswith(place)}
-    others = tuple(name for name in tensors if not name.startswith(place))
-    renamed: dict[str, Tensor] = rename(inside) if rename else inside
+    prefix = max((PLACE.match(name)[0] for name in tensors), key=len, default="")  # type: ignore[index]
+    inside = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    others = tuple(name for name in tensors if not name.startswith(prefix))
+    renamed = network.rename_weights(inside)
     if not any(name in own for name in renamed):
         first = ", ".join(list(tensors)[:2]) or "no tensors at all"
-        raise UserError(f"checkpoint {source!r} is of another network; it begins with: {first}")
-    names = {name: place + name if name in inside else name for name in renamed}
+        raise CheckpointError(f"checkpoint {source!r} is of another network; it begins with: {first}")
+    names = {name: prefix + name if name in inside else name for name in renamed}
     for name in own.keys() & renamed.keys():
-        if own[name].is_floating_point():  # batch normalisation counts its batches
+        if own[name].is_floating_point():  # not the integer batch counter of batch normalisation
             check_plain(names[name], renamed[name], source)
             check_finite(names[name], renamed[name], source)
     return Found("", renamed, names, others)
 
 
-def read_head(source: str) -> tuple[Tensor, Tensor] | None:
-    """The linear head of a classifier's checkpoint, of any known layout.
+def find_head(checkpoint: Mapping[str, Any], source: str, averaged: bool = False) -> tuple[Tensor, Tensor] | None:
+    """The linear head in a classifier's checkpoint, of any known layout.
 
     Args:
-        source: Path or URL.
+        checkpoint: Content of the file, from :func:`read_checkpoint`.
+        source: Path or URL, for messages.
+        averaged: Take the averaged weights (EMA) instead of the raw ones.
 
     Returns:
         Weight ``(K, C)`` and bias ``(K,)``, or ``None`` where the file has no single linear head.
 
     Raises:
-        UserError: If the file cannot be read, or holds a damaged ConvNeXt or head.
+        CheckpointError: If the file holds a damaged ConvNeXt or head.
     """
-    tensors = network_tensors(read_checkpoint(source), source)
+    tensors = network_tensors(checkpoint, source, averaged)
     if found := find_convnext(tensors, source):
         return found.head
     weights = [name for name in tensors if _HEAD.fullmatch(name) and f"{name.removesuffix('weight')}bias" in tensors]
@@ -378,7 +379,9 @@ class Conversion:
         return "\n".join(lines)
 
 
-def convert_checkpoint(source: str, target: str, layout: LayoutName, averaged: bool = False) -> Conversion:
+def convert_checkpoint(
+    source: str, target: str, layout: LayoutName, averaged: bool = False, trust: bool = False
+) -> Conversion:
     """Write a ConvNeXt, with its head where there is one, in the layout of another code base.
 
     Of a detector or segmentor the backbone is taken.
@@ -388,12 +391,14 @@ def convert_checkpoint(source: str, target: str, layout: LayoutName, averaged: b
         target: A ``.safetensors`` or ``.pth`` file; for ``hf`` also a folder, which gets ``config.json`` too.
         layout: ``ours``, ``timm``, ``torchvision`` or ``hf``.
         averaged: Take the averaged weights (EMA).
+        trust: Execute code that the file asks for.
 
     Raises:
-        UserError: If ``source`` holds no whole ConvNeXt, the layout has no such network, or ``target`` is impossible.
+        CheckpointError: If ``source`` holds no whole ConvNeXt, the layout has no such network, or ``target`` cannot be
+            written.
     """
     file = _target_file(source, target, layout)
-    found = to_ours(network_tensors(read_checkpoint(source), source, averaged), source)
+    found = to_ours(network_tensors(read_checkpoint(source, trust), source, averaged), source)
     lone = layout in ("timm", "torchvision")  # networks with one norm at the end
     tensors = {name: value for name, value in found.tensors.items() if not (lone and re.match(r"norm\d\.", name))}
     converted = {name: _compact(value) for name, value in from_ours(tensors, layout).items()}
@@ -409,7 +414,7 @@ def convert_checkpoint(source: str, target: str, layout: LayoutName, averaged: b
             with written_whole(file.with_name("config.json")) as place:
                 place.write_text(json.dumps(hugging_face_config(tensors), indent=2) + "\n", encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{target!r} cannot be written: {first_line(error, 160)}") from error
+        raise CheckpointError(f"{target!r} cannot be written: {first_line(error, 160)}") from error
     return Conversion(
         source,
         averaged,
@@ -430,12 +435,12 @@ def _target_file(source: str, target: str, layout: LayoutName) -> Path:
     if path.suffix not in (".safetensors", ".pth"):
         if layout != "hf" or path.is_file():
             folder = ", or a folder for --to hf" if layout != "hf" else ""
-            raise UserError(f"cannot write {target!r}: give a name that ends in .safetensors or .pth{folder}")
+            raise CheckpointError(f"cannot write {target!r}: give a name that ends in .safetensors or .pth{folder}")
         path = path / _IN_FOLDER[0]
     elif path.is_dir():
-        raise UserError(f"cannot write {target!r}: it is a folder")
+        raise CheckpointError(f"cannot write {target!r}: it is a folder")
     if path.exists() and not _is_url(source) and _local(source).samefile(path):
-        raise UserError(f"cannot write {target!r}: it is the file that is read, choose another name")
+        raise CheckpointError(f"cannot write {target!r}: it is the file that is read, choose another name")
     return path
 
 

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from timm.data.mixup import Mixup
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 
+from backbones.base import Backbone
 from backbones.errors import UserError
-from backbones.weights import read_head
+from backbones.weights import find_head, read_checkpoint
 from engine.config.building import build
 
 
@@ -112,9 +114,6 @@ class ImageClassifier(BaseModel):
         head_mapping: For each class here, its row in the head of ``backbone.weights``, as from ImageNet-22K to 1K: a
             list, or a file with a JSON list or one number per line (timm's ``*_indices.txt``).
         data_preprocessor: Settings of :class:`ClassificationPreprocessor`.
-
-    Attributes:
-        head_origin: Where the head's values are from, once ``backbone.weights`` are loaded.
     """
 
     def __init__(
@@ -134,7 +133,6 @@ class ImageClassifier(BaseModel):
         with torch.no_grad():
             self.head.weight.mul_(head_init_scale)
         self.head_init_scale, self.head_mapping = head_init_scale, head_mapping
-        self.head_origin: str | None = None
 
     def init_weights(self) -> None:
         """Load ``backbone.weights``, and the head in that file where it fits.
@@ -142,20 +140,22 @@ class ImageClassifier(BaseModel):
         Raises:
             UserError: If the file does not hold the backbone, or ``head_mapping`` does not fit the head in it.
         """
-        again = self.is_init
+        if not self.is_init and isinstance(self.backbone, Backbone) and self.backbone.weights is not None:
+            self._load_weights(self.backbone, self.backbone.weights)
+        elif not self.is_init and self.head_mapping is not None:
+            raise UserError("head_mapping takes rows of the head in model.backbone.weights: give that file")
         super().init_weights()
-        source = getattr(self.backbone, "weights", None)
-        if again:
-            return
-        if source is None:
-            if self.head_mapping is not None:
-                raise UserError("head_mapping takes rows of the head in model.backbone.weights: give that file")
-            return
-        self.head_origin = self._load_head(read_head(source))
-        print_log(f"classifier's head {self.head_origin} ({source})", logger="current", level=logging.INFO)
+
+    def _load_weights(self, backbone: Backbone, source: str) -> None:
+        """Load backbone and head from one reading of the file."""
+        checkpoint = read_checkpoint(source, backbone.trust_weights)
+        report = backbone.load_weights(checkpoint, source)
+        head = self._load_head(find_head(checkpoint, source))
+        backbone.load_report = replace(report, head=head)
+        print_log(f"classifier's head {head} ({source})", logger="current", level=logging.INFO)
 
     def _load_head(self, found: tuple[Tensor, Tensor] | None) -> str:
-        """Take over a head, ``(K', C)`` and ``(K',)``, as far as it fits; returns what was done."""
+        """Copy a head, ``(K', C)`` and ``(K',)``, as far as it fits; returns what was done, in words."""
         count = self.head.out_features
         if found is None:
             if self.head_mapping is not None:

@@ -6,9 +6,8 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from backbones.errors import UserError
 from backbones.files import NO_SPACE
@@ -59,17 +58,11 @@ def _full_disk_in_one_line() -> Iterator[None]:
         raise UserError(f"{error.strerror}{where}: make room and start again, a training with --resume") from error
 
 
-class TrustCheckpoint(argparse.Action):
-    """The option ``--trust-checkpoint``: old files may hold more than data and ask to execute it."""
-
-    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
-        super().__init__(option_strings, dest, nargs=0, help="execute what the file asks for: only of people you know")
-
-    def __call__(self, *_: Any) -> None:
-        """Trust all files from here on."""
-        from backbones.weights import trust_checkpoints
-
-        trust_checkpoints()
+def add_trust_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--trust-checkpoint``, which lets :func:`backbones.weights.read_checkpoint` execute code in old files."""
+    parser.add_argument(
+        "--trust-checkpoint", action="store_true", help="execute code that the file asks for: only of people you know"
+    )
 
 
 def _say(line: str) -> None:

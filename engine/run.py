@@ -54,7 +54,7 @@ def chosen_batch(
     return {"batch.per_gpu": measured_fit(resolved, launch)}
 
 
-def train(resolved: Resolved, launch: Launch, resume: bool, data_check: bool = True) -> None:
+def train(resolved: Resolved, launch: Launch, resume: bool, data_check: bool = True, trust: bool = False) -> None:
     """Train, from the start or from the last checkpoint in the work directory.
 
     Raises:
@@ -63,7 +63,7 @@ def train(resolved: Resolved, launch: Launch, resume: bool, data_check: bool = T
     # A process that torchrun starts again goes on where the last one was.
     resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
     with leaving_at_once(None if resume else Path(resolved.cfg.work_dir)):
-        runner, plan = _prepared(resolved, launch, resume, data_check)
+        runner, plan = _prepared(resolved, launch, resume, data_check, trust)
     try:
         with recorded(runner, resolved, plan):
             runner.train()
@@ -72,7 +72,9 @@ def train(resolved: Resolved, launch: Launch, resume: bool, data_check: bool = T
         raise SystemExit(stop.exit_code) from None
 
 
-def _prepared(resolved: Resolved, launch: Launch, resume: bool, data_check: bool) -> tuple[Runner, TrainingPlan]:
+def _prepared(
+    resolved: Resolved, launch: Launch, resume: bool, data_check: bool, trust: bool
+) -> tuple[Runner, TrainingPlan]:
     """All that can go wrong before the first step."""
     cfg = resolved.cfg
     cfg.resume = resume
@@ -80,7 +82,7 @@ def _prepared(resolved: Resolved, launch: Launch, resume: bool, data_check: bool
     _check_file("model.backbone.weights", cfg.model.get("backbone", {}).get("weights"))
     _check_file("load_from", cfg.get("load_from"))
     plan = training_plan(resolved, launch)
-    runner = build_runner(resolved, launch)
+    runner = build_runner(resolved, launch, trust)
     if data_check:
         check_before_training(cfg, runner.logger, resume)
     loader = runner.train_loop.dataloader
@@ -92,7 +94,12 @@ def _prepared(resolved: Resolved, launch: Launch, resume: bool, data_check: bool
 
 
 def test(
-    resolved: Resolved, launch: Launch, checkpoint: str, averaged: bool = False, tta: bool = False
+    resolved: Resolved,
+    launch: Launch,
+    checkpoint: str,
+    averaged: bool = False,
+    tta: bool = False,
+    trust: bool = False,
 ) -> dict[str, float]:
     """Evaluate a checkpoint on the test data; write ``test.json`` and some pictures to the work directory.
 
@@ -102,6 +109,7 @@ def test(
         checkpoint: Path or URL of the weights of the whole model, of this project or released.
         averaged: Use the averaged weights in it.
         tta: Test at several scales and flipped, where the config says how.
+        trust: Execute code that the checkpoint asks for (``--trust-checkpoint``).
 
     Returns:
         The metrics.
@@ -116,13 +124,13 @@ def test(
     if tta:
         _use_tta(cfg)
     cfg.load_from = checkpoint
-    runner = build_runner(resolved, launch)
+    runner = build_runner(resolved, launch, trust)
     runner.averaged = averaged
     metrics = {name: float(value) for name, value in runner.test().items()}
     if is_main_process():
         name = "test" + ("_ema" if averaged else "") + ("_tta" if tta else "")
         result = {"checkpoint": checkpoint, "averaged": averaged, "tta": tta, "metrics": metrics}
-        result |= {"receipts": runner.receipts, "command": command_line(sys.argv, os.environ)}
+        result |= {"receipts": runner.load_reports, "command": command_line(sys.argv, os.environ)}
         result["environment"] = environment()
         write_json(Path(cfg.work_dir) / f"{name}.json", result)
         if not tta:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from backbones.errors import UserError
 from backbones.weights import read_checkpoint
-from engine.checkpoint.model_weights import load_model
+from engine.checkpoint.model_weights import load_model, replace_checkpoint_loader
 from engine.config.building import build
 from engine.data.image_files import IMAGE_SUFFIXES
 
@@ -52,17 +52,20 @@ def predict(model: nn.Module, item: dict[str, Any], collate: Any) -> BaseDataEle
     return model.test_step(collate([item]))[0]  # type: ignore[operator]
 
 
-def load_predictor(cfg: Config, checkpoint: str, averaged: bool, device: str) -> tuple[nn.Module, Any]:
+def load_predictor(
+    cfg: Config, checkpoint: str, averaged: bool, device: str, trust: bool = False
+) -> tuple[nn.Module, Any]:
     """Build the model of a resolved config with its trained weights, and the drawing for its task.
 
     Returns:
         The model in evaluation mode, and the visualizer.
     """
     init_default_scope(cfg.default_scope)
+    replace_checkpoint_loader(trust)
     cfg.model.backbone.pop("weights", None)
     model = build(MODELS, cfg.model, "model")
     meta = dict(cfg.test_dataloader.dataset.metainfo)
-    print(load_model(model, read_checkpoint(checkpoint), checkpoint, averaged, meta["classes"]))
+    print(load_model(model, read_checkpoint(checkpoint, trust), checkpoint, averaged, meta["classes"]))
     visualizer = VISUALIZERS.build({**cfg.visualizer, "vis_backends": None, "name": "predict"})
     visualizer.dataset_meta = meta
     return model.to(device).eval(), visualizer

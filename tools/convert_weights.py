@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.cli import TrustCheckpoint, run_tool
+from engine.cli import add_trust_option, run_tool
 
 
 def main() -> None:
@@ -20,12 +20,12 @@ def main() -> None:
     parser.add_argument("target", metavar="OUT", help=".safetensors or .pth file; with --to hf also a folder")
     parser.add_argument("--to", required=True, choices=["ours", "timm", "torchvision", "hf"], help="layout to write")
     parser.add_argument("--ema", action="store_true", help="take the averaged weights of the checkpoint")
-    parser.add_argument("--trust-checkpoint", action=TrustCheckpoint)
+    add_trust_option(parser)
     args = parser.parse_args()
 
     from backbones.weights import convert_checkpoint
 
-    print(convert_checkpoint(args.source, args.target, args.to, args.ema))
+    print(convert_checkpoint(args.source, args.target, args.to, args.ema, args.trust_checkpoint))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.cli import TrustCheckpoint, run_tool
+from engine.cli import add_trust_option, run_tool
 
 if TYPE_CHECKING:
     from analysis.export.exporter import Difference
@@ -36,7 +36,7 @@ def main() -> None:
         "--shape", nargs=2, type=int, metavar=("H", "W"), help="export for images of this size only (default: any size)"
     )
     parser.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", help="override settings of a config")
-    parser.add_argument("--trust-checkpoint", action=TrustCheckpoint)
+    add_trust_option(parser)
     args = parser.parse_args()
 
     from analysis.export.exporter import check_request, export
@@ -54,9 +54,11 @@ def main() -> None:
     out = args.out or Path("work_dirs/export") / f"{stem}_{args.format}{WRITERS[args.format].suffix}"
     check_request(args.format, out, args.checkpoint)
     if is_config:
-        source = source_of_config(args.network, args.checkpoint, args.ema, shape, parse_options(args.cfg_options))
+        options = parse_options(args.cfg_options)
+        source = source_of_config(args.network, args.checkpoint, args.ema, shape, options, args.trust_checkpoint)
     else:
-        source = source_of_name(args.network, args.checkpoint, args.ema, args.out_indices, shape)
+        indices, trust = args.out_indices, args.trust_checkpoint
+        source = source_of_name(args.network, args.checkpoint, args.ema, indices, shape, trust)
     print(f"{source.kind} of {source.name}, {source.weights}: gives {', '.join(source.outputs)}")
     done = export(source, args.format, out, args.images, args.shape is not None, lambda d: print(table(d)))
     heights, widths = map(words, done.taken)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.cli import TrustCheckpoint, run_tool
+from engine.cli import add_trust_option, run_tool
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
     )
     parser.add_argument("--ema", action="store_true", help="use the averaged weights of the checkpoint")
     parser.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", help="override settings")
-    parser.add_argument("--trust-checkpoint", action=TrustCheckpoint)
+    add_trust_option(parser)
     args = parser.parse_args()
 
     from engine.config.load import load_config, parse_options
@@ -30,7 +30,7 @@ def main() -> None:
     images = find_images(args.images)
     launch = Launch.from_environment()
     cfg = load_config(args.config, parse_options(args.cfg_options), launch).cfg
-    model, visualizer = load_predictor(cfg, args.checkpoint, args.ema, launch.device)
+    model, visualizer = load_predictor(cfg, args.checkpoint, args.ema, launch.device, args.trust_checkpoint)
     out = args.out or Path(cfg.work_dir) / "predictions"
     for target in predict_images(cfg, model, visualizer, images, out):
         print(target)

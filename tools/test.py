@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.cli import TrustCheckpoint, run_tool
+from engine.cli import add_trust_option, run_tool
 
 
 def main() -> None:
@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--work-dir", help="test.json and pictures (default: work_dirs/<config name>)")
     parser.add_argument("--launcher", choices=["none", "pytorch"], default="none", help="set by the launch scripts")
     parser.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", help="override settings")
-    parser.add_argument("--trust-checkpoint", action=TrustCheckpoint)
+    add_trust_option(parser)
     args = parser.parse_args()
 
     from mmengine.dist import is_main_process
@@ -32,9 +32,8 @@ def main() -> None:
     if args.work_dir:
         options["work_dir"] = args.work_dir
     launch = Launch.from_environment()
-    metrics = test(
-        load_config(args.config, options, launch, training=False), launch, args.checkpoint, args.ema, args.tta
-    )
+    resolved = load_config(args.config, options, launch, training=False)
+    metrics = test(resolved, launch, args.checkpoint, args.ema, args.tta, args.trust_checkpoint)
     if is_main_process():
         for name, value in metrics.items():
             print(f"{name}: {value:.4g}")

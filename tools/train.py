@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.cli import TrustCheckpoint, run_tool
+from engine.cli import add_trust_option, run_tool
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument(
         "--cfg-options", nargs="+", metavar="KEY=VALUE", help="override settings, such as batch.size=64"
     )
-    parser.add_argument("--trust-checkpoint", action=TrustCheckpoint)
+    add_trust_option(parser)
     args = parser.parse_args()
     if args.gpus is not None and not args.dry_run:
         parser.error("--gpus is for --dry-run; tools/dist_train.sh CONFIG GPUS trains on several")
@@ -51,7 +51,7 @@ def main() -> None:
         options |= chosen_batch(args.per_gpu_batch, args.config, options, launch, measure=not args.dry_run)
     resolved = load_config(args.config, options, launch)
     if not args.dry_run:
-        train(resolved, launch, args.resume, data_check=not args.no_data_check)
+        train(resolved, launch, args.resume, not args.no_data_check, args.trust_checkpoint)
     elif os.environ.get("RANK", "0") == "0":
         print("\n".join(dry_run(resolved, launch)))
 

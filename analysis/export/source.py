@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -21,8 +19,8 @@ from backbones.base import Backbone
 from backbones.errors import UserError
 from backbones.registry import build_backbone
 from backbones.variants import BASELINES
-from backbones.weights import network_tensors, read_checkpoint, read_head
-from engine.checkpoint.model_weights import file_classes, load_model
+from backbones.weights import find_head, read_checkpoint
+from engine.checkpoint.model_weights import file_classes, load_model, replace_checkpoint_loader
 from engine.config.building import build
 from engine.config.classes import class_names
 from engine.config.load import load_config
@@ -150,7 +148,12 @@ def as_tuple(outputs: Any) -> tuple[Tensor, ...]:
 
 
 def source_of_name(
-    name: str, checkpoint: str, averaged: bool, out_indices: Sequence[int] | None, shape: Shape | None
+    name: str,
+    checkpoint: str,
+    averaged: bool,
+    out_indices: Sequence[int] | None,
+    shape: Shape | None,
+    trust: bool = False,
 ) -> Source:
     """A registered network with the weights of any checkpoint that has its backbone.
 
@@ -160,15 +163,16 @@ def source_of_name(
         averaged: Take its averaged weights.
         out_indices: Stages of a pyramid; ``None`` for a classifier, or for the pooled vector where the checkpoint has
             no head.
-        shape: Height and width in pixels; by default 224 x 224, or what a baseline is made for.
+        shape: Height and width in pixels; by default 224 x 224, or the size that a baseline is built for.
+        trust: Execute code that the checkpoint asks for.
 
     Raises:
         UserError: If the name is unknown, or the weights are not those of this network.
     """
     options = {} if out_indices is None else {"out_indices": tuple(out_indices)}
-    with _chosen_weights(checkpoint, averaged) as chosen:
-        backbone = build_backbone(name, weights=chosen, **options)
-        found = None if out_indices is not None else read_head(chosen)
+    backbone, content = build_backbone(name, **options), read_checkpoint(checkpoint, trust)
+    backbone.load_weights(content, checkpoint, averaged)
+    found = None if out_indices is not None else find_head(content, checkpoint, averaged)
     side = BASELINES[name].image_size if name in BASELINES else IMAGE_SIZE
     weights, size = _weights(checkpoint, averaged), shape or (side, side)
     if out_indices is not None:
@@ -182,13 +186,18 @@ def source_of_name(
         ("features",) if head is None else ("logits",),
         size,
         weights,
-        classes=() if head is None else _named_classes(checkpoint, head.out_features),
+        classes=() if head is None else _named_classes(content, head.out_features),
         notes=(*headless, ASSUMED),
     )
 
 
 def source_of_config(
-    path: str, checkpoint: str, averaged: bool, shape: Shape | None, options: dict[str, Any] | None = None
+    path: str,
+    checkpoint: str,
+    averaged: bool,
+    shape: Shape | None,
+    options: dict[str, Any] | None = None,
+    trust: bool = False,
 ) -> Source:
     """The model of a config with the weights of its checkpoint; of a detector only the pyramid of its backbone.
 
@@ -198,13 +207,14 @@ def source_of_config(
         averaged: Take its averaged weights.
         shape: Height and width in pixels; by default those that the config tests at.
         options: Settings to override, under dotted keys.
+        trust: Execute code that the checkpoint asks for.
 
     Raises:
         UserError: If the config is wrong, its model is of no known kind, or the checkpoint is of another model.
     """
     cfg = load_config(path, options, Launch(), training=False).cfg
     size = shape or _tested_shape(cfg)
-    model, weights = _load_whole(cfg, checkpoint, averaged), _weights(checkpoint, averaged)
+    model, weights = _load_whole(cfg, checkpoint, averaged, trust), _weights(checkpoint, averaged)
     name, settings = cfg.model.backbone.type, _settings(cfg, model)
     if "roi_head" in cfg.model:
         note = "a detector: the pyramid of its backbone is exported, without neck and heads"
@@ -220,11 +230,12 @@ def source_of_config(
     )
 
 
-def _load_whole(cfg: Config, checkpoint: str, averaged: bool) -> Any:
+def _load_whole(cfg: Config, checkpoint: str, averaged: bool, trust: bool) -> Any:
     cfg.model.backbone.pop("weights", None)
+    replace_checkpoint_loader(trust)
     model = build(MODELS, cfg.model, "model", cfg.default_scope)
     classes = cfg.test_dataloader.dataset.metainfo["classes"]
-    print(load_model(model, read_checkpoint(checkpoint), checkpoint, averaged, classes))
+    print(load_model(model, read_checkpoint(checkpoint, trust), checkpoint, averaged, classes))
     return model
 
 
@@ -237,28 +248,15 @@ def _weights(checkpoint: str, averaged: bool) -> str:
     return f"{'averaged' if averaged else 'raw'} weights of {Path(checkpoint).name}"
 
 
-@contextmanager
-def _chosen_weights(checkpoint: str, averaged: bool) -> Iterator[str]:
-    """A file whose weights are the wanted ones: the checkpoint itself, or one of its averages."""
-    if not averaged:
-        yield checkpoint
-        return
-    tensors = network_tensors(read_checkpoint(checkpoint), checkpoint, averaged=True)
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / f"averaged weights of {Path(checkpoint).name}"
-        torch.save(tensors, path)
-        yield str(path)
-
-
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     head = nn.Linear(weight.shape[1], weight.shape[0])
     head.load_state_dict({"weight": weight, "bias": bias})
     return head
 
 
-def _named_classes(checkpoint: str, count: int) -> tuple[str, ...]:
+def _named_classes(checkpoint: Mapping[str, Any], count: int) -> tuple[str, ...]:
     """Names of the classes where the checkpoint tells them, and they are those of the head."""
-    names = file_classes(read_checkpoint(checkpoint))
+    names = file_classes(checkpoint)
     return names if len(names) == count else ()
 
 

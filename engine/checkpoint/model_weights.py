@@ -10,19 +10,20 @@ blocks otherwise (``depthwise_conv``): :mod:`backbones.layouts` knows, and knows
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import torch
 from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.runner import CheckpointLoader
+from mmengine.runner.checkpoint import get_torchvision_models
 from torch import Tensor, nn
 
 from backbones.base import Backbone
-from backbones.errors import UserError
+from backbones.errors import CheckpointError
 from backbones.layouts import check_finite, check_plain, find_convnext
-from backbones.weights import LoadReport, network_tensors
+from backbones.weights import network_tensors, read_checkpoint
 
 BACKBONE, PREPROCESSOR = "backbone.", "data_preprocessor."
 # Rows of the layers that depend on the classes: how many for each class, and how many beside these.
@@ -41,8 +42,8 @@ class ModelLoadReport:
         layout: The layout that was recognised; empty where the file has the model's own names.
         loaded: Tensors of the model that came from the file.
         total: Tensors of the model.
-        fresh: Names of the model's tensors that kept their initial values.
-        skipped: Names in the file that are not weights.
+        missing: Names of the model's tensors that kept their initial values.
+        unexpected: Names of tensors in the file that are not weights of the model.
         head: What became of the layers that depend on the classes; ``None`` where nothing is trained.
         averaged: Whether these are the averaged weights.
         remark: What else a person should know; may be empty.
@@ -52,8 +53,8 @@ class ModelLoadReport:
     layout: str
     loaded: int
     total: int
-    fresh: tuple[str, ...] = ()
-    skipped: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
     head: str | None = None
     averaged: bool = False
     remark: str = ""
@@ -64,15 +65,17 @@ class ModelLoadReport:
         parts[0] += " (averaged weights)" if self.averaged else ""
         if self.head:
             parts.append(f"head {self.head}")
-        if counters := sum(name.endswith(COUNTER) for name in self.fresh):
+        if counters := sum(name.endswith(COUNTER) for name in self.missing):
             parts.append(f"{counters} batch counters begin at 0")
-        if self.skipped:
-            parts.append(f"skipped: {_some(self.skipped)}")
+        if self.unexpected:
+            parts.append(f"skipped: {_some(self.unexpected)}")
         return ", ".join([*parts, *filter(None, [self.remark])])
 
     def as_dict(self) -> dict[str, Any]:
-        """The receipt as plain data for reports."""
-        return asdict(self)
+        """The report as plain data; ``fresh`` and ``skipped`` are the keys in the files of a run."""
+        report = asdict(self)
+        report["fresh"], report["skipped"] = report.pop("missing"), report.pop("unexpected")
+        return report
 
 
 def load_model(
@@ -97,7 +100,7 @@ def load_model(
         The receipt.
 
     Raises:
-        UserError: If the checkpoint is of another model, has no averaged weights, a value that is no number, or its
+        CheckpointError: If the checkpoint is of another model, has no averaged weights, NaN or infinite values, or its
             classes in another order.
     """
     # Around the trained model there may be test-time augmentation, and around that several processes.
@@ -120,27 +123,33 @@ def load_model(
     return ModelLoadReport(source, layout, loaded, total, kept, skipped, head, averaged, remark)
 
 
-@contextmanager
-def kept_receipts(model: nn.Module) -> Iterator[list[LoadReport]]:
-    """Collect the receipts of networks that load their ``weights`` while mmengine, which drops them, initialises."""
-    receipts: list[LoadReport] = []
-    networks = [module for module in model.modules() if isinstance(module, Backbone)]
-    for network in networks:
-        vars(network)["init_weights"] = _keeping(network, receipts)
-    try:
-        yield receipts
-    finally:
-        for network in networks:
-            del vars(network)["init_weights"]
+def backbones_of(model: nn.Module) -> list[Backbone]:
+    """The registered networks in a model: they load ``weights`` when mmengine initialises the model."""
+    return [module for module in model.modules() if isinstance(module, Backbone)]
 
 
-def _keeping(network: Backbone, receipts: list[LoadReport]) -> Any:
-    def init_weights() -> LoadReport | None:
-        receipt = type(network).init_weights(network)
-        receipts.extend([receipt] if receipt else [])
-        return receipt
+def replace_checkpoint_loader(trust: bool = False) -> None:
+    """Let mmengine's own loading path (``init_cfg``) use :func:`backbones.weights.read_checkpoint` from here on.
 
-    return init_weights
+    mmengine itself would execute pickled code.
+
+    Args:
+        trust: Execute code that a file asks for (``--trust-checkpoint``).
+    """
+
+    def load_from_file_or_url(filename: str, map_location: str | None = None) -> dict[str, Any]:
+        scheme, mark, name = filename.rpartition("://")
+        if scheme.endswith(("torchvision", "modelzoo")):
+            filename = get_torchvision_models()[name]
+        elif mark and scheme not in ("http", "https", "file"):
+            raise CheckpointError(f"checkpoint {filename!r}: {scheme}:// is not supported: give a URL or a file")
+        return read_checkpoint(filename, trust)
+
+    # The way mmengine offers for another loader is ``force``; it has no public list of its schemes.
+    CheckpointLoader.register_scheme(tuple(CheckpointLoader._schemes), load_from_file_or_url, force=True)
+
+
+replace_checkpoint_loader()
 
 
 def file_classes(checkpoint: Mapping[str, Any]) -> tuple[str, ...]:
@@ -188,7 +197,7 @@ def _take_out_preprocessing(tensors: dict[str, Tensor], model: nn.Module, source
     for name in found:
         theirs, here = tensors.pop(name).flatten().cpu().float(), ours[name].flatten().cpu().float()
         if theirs.shape != here.shape or not torch.allclose(theirs, here, rtol=1e-3):
-            raise UserError(
+            raise CheckpointError(
                 f"checkpoint {source!r} was trained on images with {name} {theirs.tolist()}, the config has "
                 f"{here.tolist()}: change model.data_preprocessor"
             )
@@ -234,14 +243,14 @@ def _check_names(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], fr
     parts = [f"it lacks {len(lost)}/{len(wanted)} tensors ({_some(lost)})"] if lost else []
     parts += [f"{len(foreign)} of its tensors have no place here ({_some(foreign)})"] if foreign else []
     if parts:
-        raise UserError(f"checkpoint {source!r} is of another model: {', and '.join(parts)}")
+        raise CheckpointError(f"checkpoint {source!r} is of another model: {', and '.join(parts)}")
 
 
 def _check_values(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], fresh: set[str], source: str) -> None:
     for name, value in wanted.items():
         if name not in fresh and tensors[name].shape != value.shape:
             theirs, ours = tuple(tensors[name].shape), tuple(value.shape)
-            raise UserError(
+            raise CheckpointError(
                 f"checkpoint {source!r} does not fit: {name} is {theirs}, the config wants {ours}; check classes and "
                 "model"
             )
@@ -266,7 +275,7 @@ def _compare_classes(theirs: Sequence[str], ours: Sequence[str] | None, source: 
         if here is None:
             others.append(index)
         elif here != index:
-            raise UserError(
+            raise CheckpointError(
                 f"checkpoint {source!r} has the classes in another order: {name!r} is number {index} there and {here} "
                 "in the config; give classes in the checkpoint's order"
             )

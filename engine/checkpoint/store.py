@@ -83,13 +83,14 @@ def begin_run(work_dir: Path, run: str) -> None:
 
 
 def checkpoints(
-    work_dir: Path, say: Callable[[str], None] = lambda line: None
+    work_dir: Path, say: Callable[[str], None] = lambda line: None, trust: bool = False
 ) -> Iterator[tuple[int, Path, str | None]]:
     """The checkpoints of a run, those with the most steps first; tensors are not read.
 
     Args:
         work_dir: Where it saves.
         say: Gets a line if there are others, of trainings that were begun here before.
+        trust: Execute code that the files ask for.
 
     Yields:
         Steps behind it, the file, and what is wrong with it, if that shows already. Files that do not say their steps
@@ -101,7 +102,7 @@ def checkpoints(
     for file in work_dir.glob("*.pth"):
         if NAME.fullmatch(file.name):
             try:
-                meta = read_checkpoint(str(file), in_place=True)["meta"]
+                meta = read_checkpoint(str(file), trust, in_place=True)["meta"]
                 if run is not None and meta.get("run", run) != run:
                     earlier.append(file.name)
                     continue
@@ -123,6 +124,7 @@ def last_good(
     work_dir: Path,
     say: Callable[[str], None] = lambda line: None,
     most: float = math.inf,
+    trust: bool = False,
 ) -> Path | None:
     """The checkpoint to go on from: of the sound ones, that with the most steps behind it.
 
@@ -130,6 +132,7 @@ def last_good(
         work_dir: Where a run saves.
         say: Gets a line for each file that is passed over, with what is wrong with it.
         most: Steps that it may have behind it.
+        trust: Execute code that the files ask for.
 
     Returns:
         The file; ``None`` if nothing was saved yet.
@@ -138,7 +141,7 @@ def last_good(
         UserError: If there are checkpoints and all of them are damaged.
     """
     damaged = []
-    for steps, file, wrong in checkpoints(work_dir, say):
+    for steps, file, wrong in checkpoints(work_dir, say, trust):
         if steps > most:
             continue
         if wrong is None:

@@ -176,6 +176,7 @@ class NonFiniteGuard(Hook):
                 Path(self._runner.work_dir),
                 self._runner.logger.warning,
                 most,
+                self._runner.trust,
             )
             if found is not None:
                 return found

@@ -78,7 +78,7 @@ class Record(Hook):
 
     def before_train(self, runner: Any) -> None:
         """Note where it goes on from, and with which weights."""
-        self._start |= {"from_step": runner.iter, "resumed": runner.is_resuming, "weights": runner.receipts}
+        self._start |= {"from_step": runner.iter, "resumed": runner.is_resuming, "weights": runner.load_reports}
         with only_warning(self._runner.logger):
             self._save()
             write_report(self._folder)

@@ -20,9 +20,8 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import LoggerHook
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel
-from mmengine.runner import BaseLoop, CheckpointLoader, EpochBasedTrainLoop
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop
 from mmengine.runner import Runner as MMRunner
-from mmengine.runner.checkpoint import get_torchvision_models
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -34,7 +33,7 @@ from backbones.errors import UserError, described
 from backbones.kernels.autotune import autotuner
 from backbones.weights import read_checkpoint
 from engine.checkpoint.hook import ResumableCheckpointHook
-from engine.checkpoint.model_weights import kept_receipts, load_model
+from engine.checkpoint.model_weights import backbones_of, load_model, replace_checkpoint_loader
 from engine.checkpoint.preemption import Signals, Stop
 from engine.checkpoint.state import check_resumable, restore_position, restore_random_state, resume_state
 from engine.checkpoint.store import last_good, write_checkpoint
@@ -66,19 +65,7 @@ FILE_ONLY = (
 COMPILED = ("backbone", "neck")
 COMPILE_PATIENCE = 600.0  # seconds
 LAST_BATCH = 1.0  # seconds that a run waits at its end for workers that are at work on one
-RECEIPTS = "weights.json"
-
-
-# All the ways by which mmengine finds a checkpoint, whatever they are called.
-@CheckpointLoader.register_scheme(prefixes=tuple(CheckpointLoader._schemes), force=True)
-def _load_safely(filename: str, map_location: str | None = None) -> dict[str, Any]:
-    """Serve mmengine's own loading path, which would fall back to executing pickles."""
-    scheme, mark, name = filename.rpartition("://")
-    if scheme.endswith(("torchvision", "modelzoo")):
-        filename = get_torchvision_models()[name]
-    elif mark and scheme not in ("http", "https", "file"):
-        raise UserError(f"checkpoint {filename!r}: {scheme}:// is not read here: give the address itself, or a file")
-    return read_checkpoint(filename)
+LOAD_REPORTS = "weights.json"
 
 
 class Runner(MMRunner):
@@ -87,20 +74,22 @@ class Runner(MMRunner):
     Attributes:
         averaged: Load the averaged weights of a checkpoint.
         sharded: Whether the model is spread over the processes.
-        receipts: What was loaded so far, in order; a training writes it to ``weights.json`` in its work directory.
+        load_reports: Results of loading, in order; a training writes them to ``weights.json`` in its work directory.
+        trust: Execute code that checkpoints ask for (``--trust-checkpoint``).
         run_id: Name of the training, which all starts that go on with it share.
         signals: What this process was asked for.
         agreement: What all processes were asked for.
     """
 
     averaged = False
+    trust = False
     param_schedulers: Any
     sharded = False
     _resume: bool
     _load_from: str | None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.receipts: list[dict[str, Any]] = []
+        self.load_reports: list[dict[str, Any]] = []
         self.signals = Signals()
         self._resumed: dict[str, Any] | None = None
         # Logger, history and pictures of a run are found by this name and the second in which it began: another run of
@@ -126,16 +115,16 @@ class Runner(MMRunner):
         return logger
 
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Load a checkpoint safely and completely, and log the receipt."""
-        checkpoint = read_checkpoint(filename)
+        """Load a checkpoint safely and completely, and log the report."""
+        checkpoint = read_checkpoint(filename, self.trust)
         if self._resume:
             check_resumable(checkpoint, filename, bool(self.param_schedulers))
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         classes = class_names(self.cfg.classes) if self.cfg.get("classes") else None
         begins = self._train_loop is not None and not self._resume
-        receipt = load_model(self.model, checkpoint, filename, self.averaged, classes, begins)
-        self.logger.info(str(receipt))
-        self.receipts.append({"part": "model", "line": str(receipt), **receipt.as_dict()})
+        report = load_model(self.model, checkpoint, filename, self.averaged, classes, begins)
+        self.logger.info(str(report))
+        self.load_reports.append({"part": "model", "line": str(report), **report.as_dict()})
         self._has_loaded = True
         if self._resume:
             self._resumed = checkpoint.get("resume")
@@ -145,7 +134,7 @@ class Runner(MMRunner):
         return checkpoint
 
     def load_or_resume(self) -> None:
-        """Load what the run begins with; at the start of a training, leave the receipts in the work directory."""
+        """Load what the run begins with; at the start of a training, leave the load reports in the work directory."""
         if self._resume:
             # What the config loads is what the run began with: only a run that saved nothing begins with it again.
             found = self._last_good()
@@ -153,7 +142,7 @@ class Runner(MMRunner):
             self._load_from = found or self._load_from
         super().load_or_resume()
         if self._train_loop is not None and is_main_process():
-            write_json(Path(self.work_dir) / RECEIPTS, {"receipts": self.receipts})
+            write_json(Path(self.work_dir) / LOAD_REPORTS, {"receipts": self.load_reports})
 
     def resume(self, *args: Any, **kwargs: Any) -> None:
         """Resume; a schedule that has been changed since goes on as if it had been this one from the start."""
@@ -188,7 +177,7 @@ class Runner(MMRunner):
 
     def _last_good(self) -> str | None:
         """The checkpoint to go on from; the main process looks, for all."""
-        found = self.agreement.from_main(lambda: last_good(Path(self.work_dir), self.logger.warning))
+        found = self.agreement.from_main(lambda: last_good(Path(self.work_dir), self.logger.warning, trust=self.trust))
         if found is None:
             self.logger.info(f"nothing to go on from in {self.work_dir}: beginning at the start")
         return None if found is None else str(found)
@@ -319,13 +308,12 @@ class Runner(MMRunner):
     def _init_model_weights(self) -> None:
         if self.sharded:
             return  # done while the model was whole
-        with kept_receipts(self.model) as receipts:
-            super()._init_model_weights()
-        model = unwrapped(self.model)
-        for receipt in receipts:
-            head = getattr(model, "head_origin", None)
-            line = f"{receipt}; classifier's head {head}" if head else str(receipt)
-            self.receipts.append({"part": "backbone", "line": line, **receipt.as_dict(), "head": head})
+        backbones = backbones_of(self.model)
+        for backbone in backbones:
+            backbone.trust_weights = self.trust
+        super()._init_model_weights()
+        for report in filter(None, (backbone.load_report for backbone in backbones)):
+            self.load_reports.append({"part": "backbone", "line": str(report), **report.as_dict()})
 
     def build_train_loop(self, loop: Any) -> Any:
         """Build the loop with its data; the log counts as the loop does, in epochs or in steps.
@@ -433,8 +421,13 @@ def _is_for_people(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.WARNING or message.count("\n") < CONSOLE_LINES
 
 
-def build_runner(resolved: Resolved, launch: Launch) -> Runner:
+def build_runner(resolved: Resolved, launch: Launch, trust: bool = False) -> Runner:
     """Build the runner of a resolved config and log what the launch decided.
+
+    Args:
+        resolved: The config.
+        launch: Number and kind of processes.
+        trust: Execute code that checkpoints ask for (``--trust-checkpoint``).
 
     Raises:
         UserError: If the work directory cannot be written, or the config does not build.
@@ -448,8 +441,10 @@ def build_runner(resolved: Resolved, launch: Launch) -> Runner:
     HEARTBEAT.configure(
         cfg.work_dir, settings.get("patience") or (COMPILE_PATIENCE if settings.get("compile") else 0.0)
     )
+    replace_checkpoint_loader(trust)
     with building(cfg, "default_hooks", "custom_hooks", "visualizer", "log_processor", "model"):
         runner = Runner.from_cfg(cfg)
+    runner.trust = trust
     if resolved.plan is not None:
         runner.logger.info("batch: %s", resolved.plan)
     for note in resolved.notes:

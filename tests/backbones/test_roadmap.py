@@ -292,7 +292,7 @@ def test_weights_return(tmp_path: Path) -> None:
     torch.save({"state_dict": {f"backbone.{k}": v for k, v in trained.state_dict().items()}}, tmp_path / "trained.pth")
     network = small("roadmap50_inverted", weights=str(tmp_path / "trained.pth"), out_indices=FOUR)
     nn.init.zeros_(network.get_parameter("stages.0.0.branch.conv1.weight"))
-    receipt = network.init_weights()
-    assert receipt is not None
-    assert receipt.loaded == receipt.total == len(trained.state_dict())
+    report = network.init_weights()
+    assert report is not None
+    assert report.loaded == report.total == len(trained.state_dict())
     torch.testing.assert_close(dict(network.state_dict()), dict(trained.state_dict()))

@@ -1,4 +1,4 @@
-"""Weights in: every layout with its receipt, every defect with one line, and nothing executed."""
+"""Weights in: every layout with its report, every defect with one line, and nothing executed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from backbones import UserError, build_backbone
 from backbones.base import Backbone
 from backbones.convnext import ConvNeXt
 from backbones.isotropic import IsotropicConvNeXt
-from backbones.weights import LoadReport, network_tensors, read_checkpoint, read_head, trust_checkpoints
+from backbones.weights import LoadReport, find_head, network_tensors, read_checkpoint
 
 SMALL: dict[str, Any] = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32))
 TENSORS = 5 * 9 + 4 * 4 + 2
@@ -45,6 +45,10 @@ HEAD = {"head.weight": torch.zeros(1000, 32), "head.bias": torch.zeros(1000)}
 def pretrained() -> dict[str, Tensor]:
     torch.manual_seed(7)
     return {name: torch.randn_like(value) for name, value in ConvNeXt(**SMALL).state_dict().items()}
+
+
+def head_in(path: str) -> tuple[Tensor, Tensor] | None:
+    return find_head(read_checkpoint(path), path)
 
 
 def saved(content: Any, path: Path) -> str:
@@ -76,12 +80,12 @@ def layouts(tensors: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
 def test_known_layouts(layout: str, pretrained: dict[str, Tensor], tmp_path: Path) -> None:
     path = saved(layouts(pretrained)[layout], tmp_path / "weights.pth")
     network = ConvNeXt(**SMALL, weights=path)
-    receipt = network.init_weights()
-    assert receipt is not None
-    assert (receipt.loaded, receipt.total, receipt.fresh) == (TENSORS, TENSORS, ())
-    assert {name.removeprefix("module.") for name in receipt.skipped} == {"head.weight", "head.bias"}
+    report = network.init_weights()
+    assert report is not None
+    assert (report.loaded, report.total, report.missing) == (TENSORS, TENSORS, ())
+    assert {name.removeprefix("module.") for name in report.unexpected} == {"head.weight", "head.bias"}
     assert_loaded(network, pretrained)
-    assert str(receipt) == f"{TENSORS}/{TENSORS} backbone tensors loaded from {path} (official layout), skipped: " + (
+    assert str(report) == f"{TENSORS}/{TENSORS} backbone tensors loaded from {path} (official layout), skipped: " + (
         "module.head" if layout == "parallel" else "head"
     )
 
@@ -89,13 +93,13 @@ def test_known_layouts(layout: str, pretrained: dict[str, Tensor], tmp_path: Pat
 def test_output_norms_of_a_dense_network_may_be_new(pretrained: dict[str, Tensor], tmp_path: Path) -> None:
     path = saved({"model": pretrained | HEAD}, tmp_path / "classifier.pth")
     network = dense(path)
-    receipt = network.init_weights()
-    assert isinstance(receipt, LoadReport)
-    assert receipt.fresh == tuple(f"norm{i}.{kind}" for i in range(4) for kind in ("weight", "bias"))
-    assert (receipt.loaded, receipt.total) == (TENSORS - 2, TENSORS - 2 + 8)
-    assert set(receipt.skipped) == {"norm.weight", "norm.bias", *HEAD}
-    assert "new: norm0, norm1, norm2, norm3" in str(receipt)
-    assert receipt.as_dict()["loaded"] == TENSORS - 2
+    report = network.init_weights()
+    assert isinstance(report, LoadReport)
+    assert report.missing == tuple(f"norm{i}.{kind}" for i in range(4) for kind in ("weight", "bias"))
+    assert (report.loaded, report.total) == (TENSORS - 2, TENSORS - 2 + 8)
+    assert set(report.unexpected) == {"norm.weight", "norm.bias", *HEAD}
+    assert "new: norm0, norm1, norm2, norm3" in str(report)
+    assert report.as_dict()["loaded"] == TENSORS - 2
     assert_loaded(network, pretrained)
 
 
@@ -103,10 +107,10 @@ def test_a_detector_gives_its_backbone_with_the_output_norms(tmp_path: Path) -> 
     trained = {f"backbone.{name}": torch.randn_like(value) for name, value in dense().state_dict().items()}
     path = saved({"state_dict": trained | {"neck.conv.weight": torch.zeros(1)}}, tmp_path / "detector.pth")
     network = dense(path)
-    receipt = network.init_weights()
-    assert receipt is not None
-    assert receipt.fresh == ()
-    assert receipt.skipped == ("neck.conv.weight",)
+    report = network.init_weights()
+    assert report is not None
+    assert report.missing == ()
+    assert report.unexpected == ("neck.conv.weight",)
     assert torch.equal(network.get_parameter("norm2.weight"), trained["backbone.norm2.weight"])
 
 
@@ -226,12 +230,10 @@ def test_nothing_in_a_checkpoint_is_executed(plain: bool, tmp_path: Path) -> Non
 
 def test_a_trusted_checkpoint_is_executed(tmp_path: Path) -> None:
     torch.save({"model": Malicious(tmp_path / "executed")}, tmp_path / "weights.pth")
-    trust_checkpoints()
-    try:
-        read_checkpoint(str(tmp_path / "weights.pth"))
-    finally:
-        trust_checkpoints(False)
+    read_checkpoint(str(tmp_path / "weights.pth"), trust=True)
     assert (tmp_path / "executed").exists()
+    with pytest.raises(UserError, match="was refused"):  # trust of one reading is not that of the next
+        read_checkpoint(str(tmp_path / "weights.pth"))
 
 
 @pytest.mark.parametrize("owner, name", [(Path, "home"), (HistoryBuffer, "update")])
@@ -328,12 +330,12 @@ def test_files_of_other_code_bases_give_the_same_logits(layout: str, suffix: str
         path.mkdir()
         safetensors.torch.save_file(theirs.state_dict(), path / "model.safetensors")
     network = ConvNeXt(**SMALL, **(V2 if "V2" in layout else {}), weights=str(path)).eval()
-    receipt = network.init_weights()
-    assert receipt is not None
-    assert (receipt.loaded, receipt.layout) == (receipt.total, layout.removesuffix(" V2"))
-    assert len(receipt.skipped) == 2
-    assert f"({layout.removesuffix(' V2')} layout), skipped: " in str(receipt)
-    head = read_head(str(path))
+    report = network.init_weights()
+    assert report is not None
+    assert (report.loaded, report.layout) == (report.total, layout.removesuffix(" V2"))
+    assert len(report.unexpected) == 2
+    assert f"({layout.removesuffix(' V2')} layout), skipped: " in str(report)
+    head = head_in(str(path))
     assert head is not None
     image = torch.randn(2, 3, 70, 77)
     output = theirs(image)
@@ -345,12 +347,12 @@ def test_a_folder_of_dinov3(tmp_path: Path) -> None:
     theirs = shaken(DINOv3ConvNextModel(DINOv3ConvNextConfig(**HF_SMALL)))
     theirs.save_pretrained(tmp_path)
     network = ConvNeXt(**SMALL, weights=str(tmp_path)).eval()
-    receipt = network.init_weights()
-    assert receipt is not None
-    assert (receipt.layout, receipt.skipped) == ("Hugging Face DINOv3", ())
+    report = network.init_weights()
+    assert report is not None
+    assert (report.layout, report.unexpected) == ("Hugging Face DINOv3", ())
     image = torch.randn(2, 3, 64, 64)
     assert_near(network(image), theirs(image).pooler_output)
-    assert read_head(str(tmp_path)) is None
+    assert head_in(str(tmp_path)) is None
 
 
 def test_a_folder_with_an_old_file(pretrained: dict[str, Tensor], tmp_path: Path) -> None:
@@ -379,16 +381,20 @@ def test_a_masked_autoencoder_has_no_final_norm(tmp_path: Path) -> None:
     file, own = sparse_encoder()
     path = saved({"model": file}, tmp_path / "fcmae.pt")
     network = ConvNeXt(**SMALL, **V2, weights=path)
-    receipt = network.init_weights()
-    assert receipt is not None
-    assert (receipt.layout, receipt.fresh, receipt.skipped) == ("FCMAE", ("norm.weight", "norm.bias"), ("mask_token",))
-    assert str(receipt) == f"66/68 backbone tensors loaded from {path} (FCMAE layout), new: norm, skipped: mask_token"
+    report = network.init_weights()
+    assert report is not None
+    assert (report.layout, report.missing, report.unexpected) == (
+        "FCMAE",
+        ("norm.weight", "norm.bias"),
+        ("mask_token",),
+    )
+    assert str(report) == f"66/68 backbone tensors loaded from {path} (FCMAE layout), new: norm, skipped: mask_token"
     assert_loaded(network, own)
     maps = ConvNeXt(**SMALL, **V2, out_indices=(0, 3), weights=path)
-    receipt = maps.init_weights()
-    assert receipt is not None
-    assert receipt.fresh == ("norm0.weight", "norm0.bias", "norm3.weight", "norm3.bias")
-    assert read_head(path) is None
+    report = maps.init_weights()
+    assert report is not None
+    assert report.missing == ("norm0.weight", "norm0.bias", "norm3.weight", "norm3.bias")
+    assert head_in(path) is None
     # Any other file without the norm is incomplete.
     with pytest.raises(UserError, match="lacks 2 of 68 tensors: norm"):
         ConvNeXt(**SMALL, **V2, weights=saved(own, tmp_path / "own.pth")).init_weights()
@@ -419,7 +425,7 @@ def test_a_small_file_cannot_claim_much_memory(pretrained: dict[str, Tensor], tm
     }
     path = saved({"model": huge}, tmp_path / "weights.pth")
     with pytest.raises(UserError, match=r"downsample_layers\.0\.0\.weight claims 6291456 numbers, the file has fewer$"):
-        read_head(path)
+        head_in(path)
 
 
 def test_numbers_of_eight_bits_are_no_weights(pretrained: dict[str, Tensor], tmp_path: Path) -> None:
@@ -532,9 +538,9 @@ def test_isotropic_weights(tmp_path: Path) -> None:
     own = shaken(IsotropicConvNeXt(depth=4, dim=8)).state_dict()
     path = saved({"model": own | {"head.weight": torch.zeros(5, 8), "head.bias": torch.zeros(5)}}, tmp_path / "iso.pth")
     network = IsotropicConvNeXt(depth=4, dim=8, weights=path)
-    receipt = network.init_weights()
-    assert receipt is not None
-    assert (receipt.layout, receipt.loaded) == ("official isotropic", receipt.total)
+    report = network.init_weights()
+    assert report is not None
+    assert (report.layout, report.loaded) == ("official isotropic", report.total)
     assert all(torch.equal(value, own[name]) for name, value in network.state_dict().items())
     with pytest.raises(UserError, match=r"lacks \d+ of 63 tensors"):
         ConvNeXt(**SMALL, weights=path).init_weights()
@@ -566,13 +572,13 @@ def test_networks_that_are_no_convnext(build: type[Plain], prefix: str, tmp_path
     if build is Renaming:
         file = {name.replace("conv.", "convolution."): value for name, value in file.items()}
     network = build(saved({"state_dict": file}, tmp_path / "weights.pth"))
-    receipt = network.init_weights()
-    assert receipt is not None
-    assert (receipt.loaded, receipt.total, receipt.layout) == (7, 7, "")
-    assert set(receipt.skipped) == {outside + name for name in others}
-    assert "layout" not in str(receipt)
+    report = network.init_weights()
+    assert report is not None
+    assert (report.loaded, report.total, report.layout) == (7, 7, "")
+    assert set(report.unexpected) == {outside + name for name in others}
+    assert "layout" not in str(report)
     assert all(torch.equal(value, own[name]) for name, value in network.state_dict().items())
-    head = read_head(str(tmp_path / "weights.pth"))
+    head = head_in(str(tmp_path / "weights.pth"))
     assert head is not None
     assert head[0].shape == (7, 4)
 
@@ -596,17 +602,17 @@ def test_defects_in_files_of_other_networks(tmp_path: Path) -> None:
 def test_heads_of_other_classifiers(name: str, tmp_path: Path) -> None:
     weight, bias = torch.randn(7, 4), torch.randn(7)
     path = saved({f"{name}.weight": weight, f"{name}.bias": bias, "conv.weight": weight}, tmp_path / "weights.pth")
-    head = read_head(path)
+    head = head_in(path)
     assert head is not None
     assert torch.equal(head[0], weight)
     assert torch.equal(head[1], bias)
     convolution = saved({f"{name}.weight": weight[..., None, None], f"{name}.bias": bias}, tmp_path / "weights.pth")
-    head = read_head(convolution)
+    head = head_in(convolution)
     assert head is not None
     assert torch.equal(head[0], weight)
     bias[2] = torch.nan
     with pytest.raises(UserError, match=f"{name}.bias has 1 NaN"):
-        read_head(saved({f"{name}.weight": weight, f"{name}.bias": bias}, tmp_path / "weights.pth"))
+        head_in(saved({f"{name}.weight": weight, f"{name}.bias": bias}, tmp_path / "weights.pth"))
 
 
 def test_no_head_no_answer(tmp_path: Path) -> None:
@@ -618,7 +624,7 @@ def test_no_head_no_answer(tmp_path: Path) -> None:
         pair | {"fc.bias": torch.zeros(8)},
         {"decode_head.weight": torch.zeros(7, 4), "decode_head.bias": torch.zeros(7)},
     ):
-        assert read_head(saved(content, tmp_path / "weights.pth")) is None
+        assert head_in(saved(content, tmp_path / "weights.pth")) is None
 
 
 def test_a_file_of_averaged_weights_alone_says_so(pretrained: dict[str, Tensor], tmp_path: Path) -> None:

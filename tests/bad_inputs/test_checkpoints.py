@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from backbones import build_backbone
-from backbones.weights import load_backbone_weights, read_checkpoint
+from backbones.weights import read_checkpoint
 from engine.checkpoint.model_weights import load_model
 from engine.checkpoint.store import last_good, write_checkpoint
 from engine.config.load import load_config
@@ -143,7 +143,7 @@ def test_a_file_that_is_no_checkpoint(case: str, tmp_path: Path) -> None:
     with refused(path):
         read_checkpoint(str(path))
     with refused(path):
-        load_backbone_weights(build_backbone("convnext_atto"), str(path))
+        build_backbone("convnext_atto", weights=str(path))
     assert contents(tmp_path) == before
 
 

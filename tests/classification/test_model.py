@@ -156,14 +156,23 @@ def classifier_of(**options: Any) -> dict[str, Tensor]:
 def test_the_same_number_of_classes_loads_the_head_unscaled(tmp_path: Path, layout: str) -> None:
     path, state = pretrained(tmp_path, CLASSES, layout)
     model = fine_tuned(path, head_init_scale=0.001)
-    assert model.head_origin == f"loaded: {CLASSES} classes"
+    assert model.backbone.load_report.head == f"loaded: {CLASSES} classes"
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_backbone_and_head_are_loaded_from_one_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, _ = pretrained(tmp_path, CLASSES)
+    read, load = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda file, **options: read.append(str(file)) or load(file, **options))
+    model = fine_tuned(path)
+    assert read == [path]
+    assert model.backbone.load_report.loaded == model.backbone.load_report.total
 
 
 def test_another_number_of_classes_keeps_the_small_new_head(tmp_path: Path) -> None:
     path, state = pretrained(tmp_path, 21)
     model, new = fine_tuned(path, head_init_scale=0.001), classifier(head_init_scale=0.001)
-    assert model.head_origin == f"re-initialised: 21 -> {CLASSES} classes, initial weights x 0.001"
+    assert model.backbone.load_report.head == f"re-initialised: 21 -> {CLASSES} classes, initial weights x 0.001"
     assert torch.equal(model.head.weight, new.head.weight)
     assert torch.equal(model.backbone.norm.weight, state["backbone.norm.weight"])
 
@@ -171,7 +180,7 @@ def test_another_number_of_classes_keeps_the_small_new_head(tmp_path: Path) -> N
 def test_a_file_without_a_head(tmp_path: Path) -> None:
     path, _ = pretrained(tmp_path, None)
     model = fine_tuned(path)
-    assert model.head_origin == f"new: the file has none, {CLASSES} classes here, initial weights x 1"
+    assert model.backbone.load_report.head == f"new: the file has none, {CLASSES} classes here, initial weights x 1"
     assert torch.equal(model.head.weight, classifier().head.weight)
 
 
@@ -183,7 +192,7 @@ def test_rows_of_a_larger_head_are_taken_over(tmp_path: Path, form: str) -> None
     model = fine_tuned(
         path, head_mapping={"list": rows, "path": mapping}.get(form, str(mapping)), head_init_scale=0.001
     )
-    assert model.head_origin == f"mapped: {CLASSES} of 21 classes"
+    assert model.backbone.load_report.head == f"mapped: {CLASSES} of 21 classes"
     for kind in ("weight", "bias"):
         expected = torch.stack([state[f"head.{kind}"][row] for row in rows])
         assert torch.equal(model.head.get_parameter(kind), expected)
@@ -235,5 +244,5 @@ def test_no_weights_no_word_about_the_head() -> None:
     model = classifier()
     before = model.head.weight.clone()
     model.init_weights()
-    assert model.head_origin is None
+    assert model.backbone.load_report is None
     assert torch.equal(model.head.weight, before)

@@ -178,9 +178,9 @@ def test_safetensors_have_our_names_and_load_as_weights(kind: str, tmp_path: Pat
     assert max(d.relative for d in done.differences) == 0
     backbone = one.network if kind == "pyramid" else one.network.backbone  # type: ignore[union-attr]
     fresh = ConvNeXt(**SMALL, out_indices=backbone.out_indices, weights=str(out))
-    receipt = fresh.init_weights()
-    assert receipt is not None
-    assert receipt.loaded == receipt.total == len(backbone.state_dict())
+    report = fresh.init_weights()
+    assert report is not None
+    assert report.loaded == report.total == len(backbone.state_dict())
     for name, value in backbone.state_dict().items():
         assert torch.equal(fresh.state_dict()[name], value)
     assert {"head.weight", "head.bias"} <= load_file(out).keys() or kind != "classifier"
@@ -453,6 +453,16 @@ def test_a_name_takes_any_checkpoint_and_finds_its_head(tmp_path: Path) -> None:
         with torch.no_grad():
             model.load_state_dict(averaged if average else model.state_dict())
             assert_same(one.run(images), [model(images)])
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_a_checkpoint_is_read_once(averaged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = timm.create_model("convnext_atto", num_classes=7).state_dict()
+    torch.save({"state_dict": tensors, "state_dict_ema": tensors}, tmp_path / "timm.pth")
+    read, load = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda file, **options: read.append(str(file)) or load(file, **options))
+    source_of_name("convnext_atto", str(tmp_path / "timm.pth"), averaged, None, (64, 64))
+    assert read == [str(tmp_path / "timm.pth")]
 
 
 def test_a_name_without_a_head_or_with_maps(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from backbones import UserError
 from backbones.variants import CONVNEXT_V1
 from backbones.weights import read_checkpoint
 from demo.dataset import make_digits
-from engine.checkpoint.model_weights import kept_receipts, load_model
+from engine.checkpoint.model_weights import backbones_of, load_model
 from engine.config.load import Resolved, load_config
 from engine.config.world import Launch
 from engine.run import test as run_test
@@ -130,8 +131,8 @@ def test_the_released_names_are_those_of_the_config(path: Path) -> None:
     heads = names_of_a_segmentor() if "upernet" in path.stem else names_of_a_detector("cascade" in path.stem)
     expected += heads
     assert sorted(expected) == sorted(model.state_dict())
-    receipt = load_model(model, {"state_dict": model.state_dict()}, "released.pth")
-    assert (receipt.loaded, receipt.total, receipt.layout) == (len(expected), len(expected), "")
+    report = load_model(model, {"state_dict": model.state_dict()}, "released.pth")
+    assert (report.loaded, report.total, report.layout) == (len(expected), len(expected), "")
 
 
 @tasks
@@ -139,17 +140,17 @@ def test_a_released_model_is_loaded_whole(config: Path, tmp_path: Path) -> None:
     torch.save(released(config), tmp_path / "released.pth")
     checkpoint, model = read_checkpoint(str(tmp_path / "released.pth")), built(config)
     total = len(model.state_dict())
-    receipt = load_model(model, checkpoint, "released.pth", classes=CLASSES[config])
-    assert str(receipt) == f"{total}/{total} tensors loaded from released.pth"
+    report = load_model(model, checkpoint, "released.pth", classes=CLASSES[config])
+    assert str(report) == f"{total}/{total} tensors loaded from released.pth"
     assert_holds(model, checkpoint["state_dict"])
 
 
 @tasks
 def test_a_model_of_the_zoo_is_renamed(config: Path) -> None:
     model, total = built(config), len(released(config)["state_dict"])
-    receipt = load_model(model, model_zoo(config), "zoo.pth", classes=CLASSES[config])
+    report = load_model(model, model_zoo(config), "zoo.pth", classes=CLASSES[config])
     kept = "data_preprocessor.mean, data_preprocessor.std"
-    assert str(receipt) == f"{total}/{total} tensors loaded from zoo.pth (mmpretrain layout), skipped: {kept}"
+    assert str(report) == f"{total}/{total} tensors loaded from zoo.pth (mmpretrain layout), skipped: {kept}"
     assert_holds(model, released(config)["state_dict"])
     assert not model.backbone._weights_pending
 
@@ -208,9 +209,9 @@ def test_old_files_have_no_batch_counters() -> None:
     counters = [name for name in state if name.endswith("num_batches_tracked")]
     for name in counters:
         del state[name]
-    receipt = load_model(model, checkpoint, "old.pth")
-    assert receipt.fresh == tuple(counters)
-    assert str(receipt).endswith(f"old.pth, {len(counters)} batch counters begin at 0")
+    report = load_model(model, checkpoint, "old.pth")
+    assert report.missing == tuple(counters)
+    assert str(report).endswith(f"old.pth, {len(counters)} batch counters begin at 0")
     del state["decode_head.bottleneck.bn.running_var"]
     with pytest.raises(UserError, match=r"lacks 2/\d+ tensors \(decode_head\.bottleneck\.bn\.running_var, "):
         load_model(built(SEGMENTOR), checkpoint, "old.pth")
@@ -246,15 +247,15 @@ def test_other_spellings_of_classes_are_told() -> None:
 def test_another_number_of_classes_begins_with_new_heads(config: Path) -> None:
     checkpoint, model, old = released(config), built(config, 4), len(CLASSES[config])
     fresh = {name: value.clone() for name, value in model.state_dict().items()}
-    receipt = load_model(model, checkpoint, "coco.pth", classes=["zero", "nine", "a", "b"], training=True)
+    report = load_model(model, checkpoint, "coco.pth", classes=["zero", "nine", "a", "b"], training=True)
     layers = CLASS_LAYERS[config]
-    assert set(receipt.fresh) == {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
+    assert set(report.missing) == {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
     loaded, total = len(fresh) - 2 * len(layers), len(fresh)
-    head = receipt.head or ""
-    assert str(receipt) == f"{loaded}/{total} tensors loaded from coco.pth, head {head}"
+    head = report.head or ""
+    assert str(report) == f"{loaded}/{total} tensors loaded from coco.pth, head {head}"
     assert head.startswith(f"re-initialised: {old} -> 4 classes: ")
     assert set(head.rpartition(": ")[2].split(", ")) == set(layers)
-    assert_holds(model, checkpoint["state_dict"] | {name: fresh[name] for name in receipt.fresh})
+    assert_holds(model, checkpoint["state_dict"] | {name: fresh[name] for name in report.missing})
     with pytest.raises(UserError, match=r"does not fit: .* check classes and model"):
         load_model(built(config, 4), checkpoint, "coco.pth")
 
@@ -262,8 +263,8 @@ def test_another_number_of_classes_begins_with_new_heads(config: Path) -> None:
 @every_task
 def test_the_same_number_of_classes_keeps_the_heads(config: Path) -> None:
     checkpoint, model = released(config), built(config)
-    receipt = load_model(model, checkpoint, "coco.pth", classes=CLASSES[config], training=True)
-    assert (receipt.head, receipt.fresh) == (f"kept: {len(CLASSES[config])} classes", ())
+    report = load_model(model, checkpoint, "coco.pth", classes=CLASSES[config], training=True)
+    assert (report.head, report.missing) == (f"kept: {len(CLASSES[config])} classes", ())
     assert_holds(model, checkpoint["state_dict"])
 
 
@@ -288,8 +289,8 @@ def test_a_released_classifier_is_a_whole_model() -> None:
     state = released(CLASSIFIER)["state_dict"]
     bare = {name.removeprefix("backbone."): value for name, value in state.items()}
     model = built(CLASSIFIER)
-    receipt = load_model(model, {"model": bare, "model_ema": {}}, "released.pth")
-    assert (receipt.loaded, receipt.total, receipt.layout) == (len(state), len(state), "official")
+    report = load_model(model, {"model": bare, "model_ema": {}}, "released.pth")
+    assert (report.loaded, report.total, report.layout) == (len(state), len(state), "official")
     assert_holds(model, state)
     zoo = {
         name.replace("head.", "head.fc.").replace("backbone.norm.", "backbone.norm3."): v for name, v in state.items()
@@ -311,13 +312,12 @@ def test_a_classifier_is_no_detector() -> None:
             load_model(built(DETECTOR), checkpoint, "classifier.pth")
 
 
-def test_receipts_of_networks_are_kept(tmp_path: Path) -> None:
+def test_load_reports_of_backbones_are_kept(tmp_path: Path) -> None:
     torch.save(released(DETECTOR), tmp_path / "released.pth")
     path = str(tmp_path / "released.pth")
     model = built(DETECTOR, backbone={**resolved(DETECTOR).cfg.model.backbone, "weights": path})
-    with kept_receipts(model) as receipts:
-        model.init_weights()
-    assert [receipt.source for receipt in receipts] == [path]
+    model.init_weights()
+    assert [backbone.load_report.source for backbone in backbones_of(model)] == [path]
     assert "init_weights" not in vars(model.backbone)
 
 
@@ -348,19 +348,19 @@ def test_a_run_leaves_its_receipts(data: Path, tmp_path: Path) -> None:
     weights = str(first / "epoch_1.pth")
 
     train(run(data, second, model__backbone__weights=weights), Launch(), resume=False)
-    (receipt,) = receipts_of(second)
+    (report,) = receipts_of(second)
     total = len(built(CLASSIFIER).state_dict())
-    assert (receipt["part"], receipt["source"], receipt["head"]) == ("backbone", weights, "loaded: 10 classes")
-    assert (receipt["loaded"], receipt["total"]) == (total - 2, total - 2)
-    assert receipt["line"].startswith(f"{total - 2}/{total - 2} backbone tensors loaded from {weights}")
-    assert receipt["line"].endswith("; classifier's head loaded: 10 classes")
+    assert (report["part"], report["source"], report["head"]) == ("backbone", weights, "loaded: 10 classes")
+    assert (report["loaded"], report["total"]) == (total - 2, total - 2)
+    assert report["line"].startswith(f"{total - 2}/{total - 2} backbone tensors loaded from {weights}")
+    assert report["line"].endswith("; classifier's head loaded: 10 classes")
     log = next(second.glob("*/*.log")).read_text()
     assert f"classifier's head loaded: 10 classes ({weights})" in log
 
     torch.save({"model": released(CLASSIFIER, 4)["state_dict"]}, tmp_path / "other.pth")
     begin = {"load_from": str(tmp_path / "other.pth"), "model__backbone__weights": weights}
     train(run(data, third, **begin), Launch(), resume=True)  # it was interrupted before its first checkpoint
-    parts = [(receipt["part"], receipt["loaded"], receipt["head"]) for receipt in receipts_of(third)]
+    parts = [(report["part"], report["loaded"], report["head"]) for report in receipts_of(third)]
     new = "re-initialised: 4 -> 10 classes: head"
     assert parts == [("backbone", total - 2, "loaded: 10 classes"), ("model", total - 2, new)]
 
@@ -371,9 +371,27 @@ def test_a_run_leaves_its_receipts(data: Path, tmp_path: Path) -> None:
 
     tested = run(data, third)
     run_test(tested, Launch(), str(third / "epoch_2.pth"))
-    (receipt,) = receipts_of(third, "test.json")
-    assert receipt["line"] == f"{total}/{total} tensors loaded from {third / 'epoch_2.pth'}"
+    (report,) = receipts_of(third, "test.json")
+    assert report["line"] == f"{total}/{total} tensors loaded from {third / 'epoch_2.pth'}"
     assert len(receipts_of(third)) == 2
+
+
+def test_trust_reaches_all_that_a_run_reads_and_ends_with_it(data: Path, tmp_path: Path) -> None:
+    """The files hold a path, which is no plain data: of the backbone, of the run itself, and of a test."""
+    folder, weights = tmp_path / "run", str(tmp_path / "weights.pth")
+    torch.save({"model": built(CLASSIFIER).backbone.state_dict(), "home": Path("home")}, weights)
+    begin = {"model__backbone__weights": weights}
+    for resume in (False, True):
+        with pytest.raises(UserError, match=r"refers to pathlib"):
+            train(run(data, folder, epochs=1 + resume, **begin), Launch(), resume)
+        train(run(data, folder, epochs=1 + resume, **begin), Launch(), resume, trust=True)
+        saved = torch.load(folder / f"epoch_{1 + resume}.pth", weights_only=False)
+        torch.save(saved | {"home": Path("home")}, folder / f"epoch_{1 + resume}.pth")
+        begin = {}  # what is refused in the second round is the checkpoint of the run
+    assert [report["part"] for report in receipts_of(folder)] == ["model"]
+    for trust in (True, False):
+        with nullcontext() if trust else pytest.raises(UserError, match=r"refers to pathlib"):
+            run_test(run(data, tmp_path), Launch(), str(folder / "epoch_2.pth"), trust=trust)
 
 
 def test_permuted_classes_are_refused_in_a_test(data: Path, tmp_path: Path) -> None:

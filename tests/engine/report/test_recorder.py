@@ -45,7 +45,7 @@ class Runner:
             begin,
             10,
         )
-        self.world_size, self.seed, self.receipts = 1, 7, [{"part": "backbone", "line": "8/8 tensors"}]
+        self.world_size, self.seed, self.load_reports = 1, 7, [{"part": "backbone", "line": "8/8 tensors"}]
         self.logger = logging.getLogger("record")
         self.hooks: list[Any] = []
 
@@ -83,7 +83,7 @@ def test_a_finished_training_leaves_its_record(tmp_path: Path, planned: tuple[An
     assert (start["outcome"], start["from_step"], start["to_step"], start["of_steps"]) == ("finished", 0, 10, 10)
     assert start["config"]["changed"]["batch.size"] == [64, 8]
     assert "The classification recipe" in start["config"]["text"]
-    assert start["weights"] == runner.receipts
+    assert start["weights"] == runner.load_reports
     assert start["about"]["task"] == "classification"
     assert start["about"]["backbone"] == "convnext_atto"
     assert (start["about"]["seed"], start["about"]["ema"], start["about"]["classes"]) == (7, 0.99, 10)

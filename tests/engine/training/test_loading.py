@@ -12,8 +12,8 @@ from mmengine.registry import MODEL_WRAPPERS
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
-import engine.training.runner
 from backbones import UserError
+from engine.checkpoint import model_weights
 from engine.checkpoint.model_weights import load_model
 
 
@@ -50,8 +50,8 @@ def test_raw_weights(checkpoint: dict[str, Any]) -> None:
 
 def test_averaged_weights(checkpoint: dict[str, Any]) -> None:
     model = Model()
-    receipt = load_model(model, checkpoint, "run.pth", averaged=True)
-    assert str(receipt) == "9/9 tensors loaded from run.pth (averaged weights)"
+    report = load_model(model, checkpoint, "run.pth", averaged=True)
+    assert str(report) == "9/9 tensors loaded from run.pth (averaged weights)"
     assert holds(model, 2)
 
 
@@ -115,14 +115,25 @@ def test_what_mmengine_loads_is_read_safely(place: str, tmp_path: Path) -> None:
         CheckpointLoader.load_checkpoint(place.format(tmp_path / "a.pth"))
 
 
+def test_mmengine_loads_what_is_trusted_until_the_next_run(tmp_path: Path) -> None:
+    torch.save({"model": Path("home")}, tmp_path / "a.pth")
+    model_weights.replace_checkpoint_loader(trust=True)
+    try:
+        assert CheckpointLoader.load_checkpoint(str(tmp_path / "a.pth")) == {"model": Path("home")}
+    finally:
+        model_weights.replace_checkpoint_loader()
+    with pytest.raises(UserError, match="was refused"):
+        CheckpointLoader.load_checkpoint(str(tmp_path / "a.pth"))
+
+
 @pytest.mark.parametrize("scheme", sorted(prefix for prefix in CheckpointLoader._schemes if "://" in prefix))
 def test_no_other_way_of_loading_is_left(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(engine.training.runner, "read_checkpoint", lambda source: asked.append(source) or {})
-    monkeypatch.setattr(engine.training.runner, "get_torchvision_models", lambda: {"net": "https://there/net.pth"})
+    monkeypatch.setattr(model_weights, "read_checkpoint", lambda source, trust: asked.append(source) or {})
+    monkeypatch.setattr(model_weights, "get_torchvision_models", lambda: {"net": "https://there/net.pth"})
     if scheme.startswith(("http", "torchvision", "modelzoo")):
         CheckpointLoader.load_checkpoint(f"{scheme}net")
         assert asked == [f"{scheme}net" if scheme.startswith("http") else "https://there/net.pth"]
     else:
-        with pytest.raises(UserError, match="is not read here: give the address itself"):
+        with pytest.raises(UserError, match="is not supported: give a URL or a file"):
             CheckpointLoader.load_checkpoint(f"{scheme}net")
