@@ -1,4 +1,4 @@
-"""What goes wrong with a folder of class folders."""
+"""Data check of folders of class folders."""
 
 from __future__ import annotations
 
@@ -6,82 +6,88 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from classification.data import FolderDataset, class_folders, folders_differ, list_images
-from engine.data.check import Checker, Job, checks, nearest
-from engine.data.image_files import Seen
+from classification.data import FolderDataset, class_folders, folder_difference, list_images
+from engine.data.checker import DataFile, DatasetChecker, nearest_name_hint, register_data_checker
+from engine.data.image_files import ImageInfo
 
-FEW = 2  # images of a class
+MIN_CLASS_IMAGES = 2  # fewer training images of a class are worth a warning
 
 
-@checks(FolderDataset)
-class FolderChecker(Checker):
+@register_data_checker(FolderDataset)
+class FolderChecker(DatasetChecker):
     """Checks a :class:`~classification.data.FolderDataset`: its folders against the classes, and its images."""
 
-    turns = False
+    applies_exif_orientation = False
 
-    def jobs(self) -> list[Job]:
+    def list_files(self) -> list[DataFile]:
         """Compare folders with classes, and list the images."""
         classes = self.dataset.metainfo["classes"]
         root = Path(self.dataset.data_root) / self.dataset.split
-        self._seen_in: dict[int, tuple[str, str]] = {}
+        self._class_and_path_by_digest: dict[int, tuple[str, str]] = {}
         if not root.is_dir():
             self.error("folder", str(root), "is no folder", "put the classes' folders there, or set data_root")
             return []
-        if differ := folders_differ(root, classes):
-            self._name_differences(root, classes, differ)
+        if difference := folder_difference(root, classes):
+            self._report_difference(root, classes, difference)
         if len(classes) == 1 and self.split == "train":
-            what = f"there is one class, {classes[0]!r}: nothing to tell apart"
-            self.error("one class", str(root), what, "put each class into a folder of its own")
+            problem = f"there is one class, {classes[0]!r}: nothing to tell apart"
+            self.error("one class", str(root), problem, "put each class into a folder of its own")
         names = [name for name in sorted(os.listdir(root)) if not name.startswith(".")]
         loose = [path for path in (os.path.join(root, name) for name in names) if os.path.isfile(path)]
         for path in loose:
-            self.warn("loose file", path, "lies beside the class folders and is not read", "move it into one")
+            self.warn("loose file", path, "lies beside the class folders and is not read", "move it into one of them")
         every = self.dataset.get("every", 1)
         folders = class_folders(root)
-        return [job for name in classes if name in folders for job in self._class_jobs(root, name, every)]
+        return [file for name in classes if name in folders for file in self._list_class(root, name, every)]
 
-    def _name_differences(self, root: Path, classes: tuple[str, ...], differ: str) -> None:
+    def _report_difference(self, root: Path, classes: tuple[str, ...], difference: str) -> None:
         folders = sorted(class_folders(root))
-        mend = "set classes to the folders' names"
-        self.error("classes", str(root), differ, mend)
+        fix = "set classes to the folders' names"
+        self.error("classes", str(root), difference, fix)
         for name in sorted(set(classes) - set(folders)):
-            near = nearest(name, folders)
-            self.error("class without a folder", f"{root}{os.sep}{name}", f"class {name!r} has no folder{near}", mend)
+            near = nearest_name_hint(name, folders)
+            self.error("class without a folder", f"{root}{os.sep}{name}", f"class {name!r} has no folder{near}", fix)
         for name in sorted(set(folders) - set(classes)):
-            near = nearest(name, classes)
-            self.error("folder without a class", str(root / name), f"folder {name!r} is no class{near}", mend)
+            near = nearest_name_hint(name, classes)
+            self.error("folder without a class", str(root / name), f"folder {name!r} is no class{near}", fix)
 
-    def _class_jobs(self, root: Path, name: str, every: int) -> list[Job]:
+    def _list_class(self, root: Path, name: str, every: int) -> list[DataFile]:
         others: list[str] = []
         unreadable: list[OSError] = []
         images = sorted(list_images(root / name, others, unreadable))
         for error in unreadable:
-            self.error("unreadable folder", str(error.filename), f"cannot be read: {error.strerror}", "mend its rights")
+            self.error(
+                "unreadable folder", str(error.filename), f"cannot be read: {error.strerror}", "fix its permissions"
+            )
         for path in others:
-            self.warn("no image by its name", path, "is not read", "convert it to JPEG or PNG, or take it out")
+            self.warn("no image by its name", path, "is not read", "convert it to JPEG or PNG, or remove it")
         if not images:
-            self.error("empty class", str(root / name), "holds no image", "bring its images, or take it out of classes")
-        elif len(images) < FEW and self.split == "train":
-            self.warn("small class", str(root / name), f"holds {len(images)} image", "few examples teach little")
-        return [Job(image, key=name) for image in images[::every]]
+            self.error("empty class", str(root / name), "holds no image", "bring its images, or remove it from classes")
+        elif len(images) < MIN_CLASS_IMAGES and self.split == "train":
+            self.warn(
+                "small class", str(root / name), f"holds {len(images)} image", "add examples: so few teach little"
+            )
+        return [DataFile(image, key=name) for image in images[::every]]
 
-    def saw(self, job: Job, seen: Seen) -> None:
-        """Judge an image; the same in two classes can be only one of them."""
-        super().saw(job, seen)
-        if seen.problem is not None:
+    def check_file(self, file: DataFile, info: ImageInfo) -> None:
+        """Check an image, also for a copy in another class."""
+        super().check_file(file, info)
+        if info.problem is not None:
             return
-        first = self._seen_in.setdefault(seen.digest, (job.key, job.path))
-        if first[0] != job.key:
-            what = f"has the content of {first[1]}, of class {first[0]!r}"
-            self.warn("one image in two classes", job.path, what, "take one of them out")
+        class_name, path = self._class_and_path_by_digest.setdefault(info.digest, (file.key, file.path))
+        if class_name != file.key:
+            problem = f"has the content of {path}, of class {class_name!r}"
+            self.warn("one image in two classes", file.path, problem, "remove one of them")
 
     def finish(self, complete: bool) -> None:
-        """Say once where most files were passed over: one line of many equal ones is easily missed."""
+        """Report where most files were skipped, as a warning for each of them is easily missed."""
         suffixes = Counter(
-            os.path.splitext(item.file)[1] or "no suffix" for item in self.found if item.kind == "no image by its name"
+            os.path.splitext(finding.file)[1] or "no suffix"
+            for finding in self.findings
+            if finding.kind == "no image by its name"
         )
         for suffix, count in suffixes.items():
-            images = len(self.paths)
+            images = len(self.path_by_real_path)
             if count > images:
-                what = f"{count:,} files with {suffix} are not read, {images:,} images are"
-                self.error("images not read", str(self.dataset.data_root), what, "convert them to JPEG or PNG")
+                problem = f"{count:,} files with {suffix} are not read, {images:,} images are"
+                self.error("images not read", str(self.dataset.data_root), problem, "convert them to JPEG or PNG")

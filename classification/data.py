@@ -61,7 +61,7 @@ class FolderDataset(BaseDataset):
         if not root.is_dir():
             raise UserError(f"no image folder {str(root)!r}: put the classes' folders there, or set data_root")
         classes = self.metainfo["classes"]
-        if differ := folders_differ(root, classes):
+        if differ := folder_difference(root, classes):
             raise UserError(f"{str(root)!r}: {differ}: set classes to the folders' names")
         samples = []
         for label, name in enumerate(classes):
@@ -77,7 +77,7 @@ def class_folders(root: Path) -> set[str]:
     return {name for name in os.listdir(root) if os.path.isdir(os.path.join(root, name))}
 
 
-def folders_differ(root: Path, classes: Sequence[str]) -> str | None:
+def folder_difference(root: Path, classes: Sequence[str]) -> str | None:
     """In which way the folders under ``root`` are not those of the classes, or ``None`` where they are."""
     folders = class_folders(root)
     absent, unknown = sorted(set(classes) - folders), sorted(folders - set(classes))
@@ -152,7 +152,7 @@ class ClassificationTransform:
         """Read, transform and pack one image.
 
         Raises:
-            DamagedImage: If the file gives no picture.
+            DamagedImageError: If the file gives no picture.
         """
         pixels = self.pixels(sample["img_path"])
         return {"inputs": pixels, "label": sample.get("gt_label", -1), "img_path": sample["img_path"]}

@@ -22,7 +22,7 @@ from torch.nn.functional import interpolate
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from backbones.errors import first_line
-from engine.data.image_files import PILLOW_ERRORS, DamagedImage, read_image_bytes
+from engine.data.image_files import PILLOW_ERRORS, DamagedImageError, read_image_bytes
 
 Crop = tuple[int, int, int, int]
 
@@ -42,7 +42,7 @@ def read_rgb(path: str) -> Image.Image:
     """Three channels of 8 bits, from any kind of image file.
 
     Raises:
-        DamagedImage: If it gives no picture.
+        DamagedImageError: If it gives no picture.
     """
     with _opened(path, read_image_bytes(path)) as image:
         return _rgb(image)
@@ -60,7 +60,7 @@ def read_crop(path: str, draw: Callable[[Tensor], Crop], side: int) -> np.ndarra
         ``(side, side, 3)``, uint8. Within one level of ``read_rgb(path).crop(...).resize((side, side), BICUBIC)``.
 
     Raises:
-        DamagedImage: If the file gives no picture.
+        DamagedImageError: If the file gives no picture.
     """
     pixels = _pixels(path, read_image_bytes(path))
     top, left, height, width = draw(pixels.permute(2, 0, 1))
@@ -112,14 +112,16 @@ def _opened(path: str, content: bytes) -> Iterator[Image.Image]:
     try:
         with Image.open(io.BytesIO(content)) as image:
             if image.mode in ("I", "F"):
-                raise DamagedImage.of(path, "has 32-bit pixels, whose black and white are not known: convert to 8 bits")
+                raise DamagedImageError.of(
+                    path, "has 32-bit pixels, whose black and white are not known: convert to 8 bits"
+                )
             yield image
-    except DamagedImage:
+    except DamagedImageError:
         raise
     except UnidentifiedImageError as error:
-        raise DamagedImage.of(path, "cannot be decoded: it is damaged, or no image") from error
+        raise DamagedImageError.of(path, "cannot be decoded: it is damaged, or no image") from error
     except PILLOW_ERRORS as error:
-        raise DamagedImage.of(path, f"cannot be decoded: {first_line(error)}") from error
+        raise DamagedImageError.of(path, f"cannot be decoded: {first_line(error)}") from error
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -16,14 +16,14 @@ from mmengine.logging import print_log
 
 from backbones.errors import UserError
 from detection.data import category_ids
-from detection.masks import encoded
+from detection.masks import to_rle
 
-KINDS = ("bbox", "segm")
-STATS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
+IOU_TYPES = ("bbox", "segm")
+COCO_STATS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
 
 
 @dataclass(frozen=True)
-class Found:
+class ImageDetections:
     """What was found in one image: few objects, since all of them travel between processes.
 
     Attributes:
@@ -55,12 +55,12 @@ class FastCocoMetric(BaseMetric):
         UserError: If the metric is another, or masks are to be measured and there are none.
     """
 
-    def __init__(self, ann_file: str, metric: Sequence[str] = KINDS) -> None:
+    def __init__(self, ann_file: str, metric: Sequence[str] = IOU_TYPES) -> None:
         super().__init__()
         self.annotation_file = str(ann_file)
         self.metrics = tuple(metric)
-        if not self.metrics or not set(self.metrics) <= set(KINDS):
-            raise UserError(f"metric={metric}: any of {', '.join(KINDS)}")
+        if not self.metrics or not set(self.metrics) <= set(IOU_TYPES):
+            raise UserError(f"metric={metric}: any of {', '.join(IOU_TYPES)}")
         self._truth: COCO | None = None
 
     def process(self, data_batch: Any, data_samples: Sequence[Any]) -> None:
@@ -72,17 +72,17 @@ class FastCocoMetric(BaseMetric):
             )
             corners = corners.astype(np.float64)
             self.results.append(
-                Found(
+                ImageDetections(
                     image_id=sample["img_id"],
                     boxes=np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1),
                     scores=scores,
                     mask_scores=instances["mask_scores"].cpu().numpy() if "mask_scores" in instances else scores,
                     labels=labels,
-                    masks=encoded(instances["masks"]) if "masks" in instances else None,
+                    masks=to_rle(instances["masks"]) if "masks" in instances else None,
                 )
             )
 
-    def compute_metrics(self, results: list[Found]) -> dict[str, float]:
+    def compute_metrics(self, results: list[ImageDetections]) -> dict[str, float]:
         """Evaluate all images.
 
         Args:
@@ -93,11 +93,11 @@ class FastCocoMetric(BaseMetric):
         """
         scores: dict[str, float] = {}
         for kind, stats in self.statistics(results).items():
-            values = (round(float(value), 4) for value in stats[: len(STATS)])
-            scores |= {f"{kind}_{name}": value for name, value in zip(STATS, values, strict=True)}
+            values = (round(float(value), 4) for value in stats[: len(COCO_STATS)])
+            scores |= {f"{kind}_{name}": value for name, value in zip(COCO_STATS, values, strict=True)}
         return scores
 
-    def statistics(self, results: list[Found]) -> dict[str, np.ndarray]:
+    def statistics(self, results: list[ImageDetections]) -> dict[str, np.ndarray]:
         """All twelve of COCO's numbers, unrounded, for each kind.
 
         Args:
@@ -124,7 +124,7 @@ class FastCocoMetric(BaseMetric):
         return numbers
 
 
-def _annotations(results: list[Found], ids: list[int]) -> list[dict[str, Any]]:
+def _annotations(results: list[ImageDetections], ids: list[int]) -> list[dict[str, Any]]:
     """One entry for each detection, as in a file of results that was loaded."""
     entries: list[dict[str, Any]] = []
     for one in results:
@@ -143,7 +143,7 @@ def _annotations(results: list[Found], ids: list[int]) -> list[dict[str, Any]]:
     return entries
 
 
-def _measure_as(kind: str, entries: list[dict[str, Any]], results: list[Found]) -> None:
+def _measure_as(kind: str, entries: list[dict[str, Any]], results: list[ImageDetections]) -> None:
     """Give each detection the score and the area, which sorts it into small, medium and large, of its box or mask."""
     if kind == "segm":
         if any(one.masks is None for one in results):

@@ -14,8 +14,8 @@ from mmdet.registry import DATA_SAMPLERS, DATASETS, TRANSFORMS
 from torch.utils.data import Sampler
 
 from backbones.errors import UserError
-from engine.data.check import escapes
-from engine.data.image_files import DamagedImage
+from engine.data.image_files import DamagedImageError
+from engine.data.paths import leads_outside
 
 
 @TRANSFORMS.register_module()
@@ -26,14 +26,14 @@ class CheckedResize(Resize):
         """Resize the image with its boxes and masks.
 
         Raises:
-            DamagedImage: If no pixel is left of it.
+            DamagedImageError: If no pixel is left of it.
         """
         try:
             resized: dict[str, Any] = super().transform(results)
         except cv2.error as error:
             height, width = results["img"].shape[:2]
             what = f"has {width} x {height} pixels, of which none is left at the size {self.scale}"
-            raise DamagedImage.of(results.get("img_path", "an image"), what) from error
+            raise DamagedImageError.of(results.get("img_path", "an image"), what) from error
         return resized
 
 
@@ -81,7 +81,7 @@ class CocoInstances(CocoDataset):
             UserError: If its file name leads out of the folder of the images.
         """
         name = raw_data_info["raw_img_info"]["file_name"]
-        if escapes(self.data_prefix["img"], name):
+        if leads_outside(self.data_prefix["img"], name):
             raise UserError(f"{self.ann_file}: file name {name!r} leads out of {self.data_prefix['img']!r}")
         return super().parse_data_info(raw_data_info)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 # The two products below and grid_sample's sums differ by rounding: a few 1e-7 of positions up to the square's side, so
 # some 1e-5 in probability at most. What comes this close to the threshold is computed again by grid_sample.
-MARGIN = 1e-4
+PROBABILITY_TOLERANCE = 1e-4
 
 
 def paste_masks(probabilities: Tensor, boxes: Tensor, height: int, width: int, threshold: float) -> Tensor:
@@ -62,8 +62,8 @@ def _scaled(square: Tensor, x: Tensor, y: Tensor, nodes: Tensor, threshold: floa
     """The object's pixels, (len(y), len(x)), boolean."""
     rows, columns = (_weights(one, nodes) for one in (y, x))
     values = rows @ square @ columns.T
-    found = values >= threshold + MARGIN
-    unsure = found != (values >= threshold - MARGIN)
+    found = values >= threshold + PROBABILITY_TOLERANCE
+    unsure = found != (values >= threshold - PROBABILITY_TOLERANCE)
     if bool((x.sum() + y.sum() + square.sum()).isnan()):  # a box without extent, a head that diverged
         unsure.fill_(True)
     places = unsure.nonzero()
@@ -148,6 +148,6 @@ def _runs(mask: np.ndarray) -> np.ndarray:
     return counts
 
 
-def encoded(masks: Tensor | Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def to_rle(masks: Tensor | Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Run-length codes of what a head gives: masks (N, H, W), or codes already."""
     return encode_masks(masks.detach().cpu().numpy()) if isinstance(masks, Tensor) else list(masks)

@@ -14,7 +14,7 @@ from backbones.errors import UserError
 from engine.checkpoint.preemption import Stop, leaving_at_once
 from engine.config.load import Resolved, load_config
 from engine.config.world import Launch
-from engine.data.preflight import check_before_training, check_data_folders
+from engine.data.preflight import check_before_training, check_data_paths
 from engine.planning.plan import TrainingPlan, training_plan
 from engine.report.environment import environment
 from engine.report.recorder import command_line, recorded, report_test
@@ -50,7 +50,7 @@ def chosen_batch(
     if not measure:
         raise UserError("--per-gpu-batch auto trains on the GPU to find out, which a dry run does not: give a number")
     resolved = load_config(config, {**options, "batch.per_gpu": None}, launch)
-    check_data_folders(resolved.cfg, ("train",))
+    check_data_paths(resolved.cfg, ("train",))
     return {"batch.per_gpu": measured_fit(resolved, launch)}
 
 
@@ -78,7 +78,7 @@ def _prepared(
     """All that can go wrong before the first step."""
     cfg = resolved.cfg
     cfg.resume = resume
-    check_data_folders(cfg, ("train", "val"))
+    check_data_paths(cfg, ("train", "val"))
     _check_file("model.backbone.weights", cfg.model.get("backbone", {}).get("weights"))
     _check_file("load_from", cfg.get("load_from"))
     plan = training_plan(resolved, launch)
@@ -118,7 +118,7 @@ def test(
         UserError: If data is absent, the checkpoint does not fit, or the config has no test-time augmentation.
     """
     cfg = resolved.cfg
-    check_data_folders(cfg, ("test",))
+    check_data_paths(cfg, ("test",))
     _check_file("checkpoint", checkpoint)
     _without_training(cfg)
     if tta:

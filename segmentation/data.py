@@ -14,10 +14,10 @@ from mmseg.registry import DATASETS, TRANSFORMS
 from PIL import Image, UnidentifiedImageError
 
 from backbones.errors import UserError, first_line
-from engine.data.check import escapes
-from engine.data.image_files import PILLOW_ERRORS, DamagedImage, read_image_bytes
+from engine.data.image_files import PILLOW_ERRORS, DamagedImageError, read_image_bytes
+from engine.data.paths import leads_outside
 
-IGNORE = 255
+IGNORE_INDEX = 255
 
 
 @DATASETS.register_module()
@@ -44,7 +44,7 @@ class LabelPngDataset(BaseSegDataset):
         pairs: list[dict[str, Any]] = super().load_data_list()
         for info in pairs:
             for key in ("img_path", "seg_map_path"):
-                if escapes(self.data_prefix[key], os.path.abspath(info[key])):
+                if leads_outside(self.data_prefix[key], os.path.abspath(info[key])):
                     raise UserError(f"{self.ann_file}: {info[key]!r} leads out of {self.data_prefix[key]!r}")
         return pairs
 
@@ -78,7 +78,7 @@ class LoadLabels(LoadAnnotations):
         """Load and check.
 
         Raises:
-            DamagedImage: If the file gives no picture.
+            DamagedImageError: If the file gives no picture.
             UserError: If a value stands for no class, or the labels are coloured or not of the image's size.
         """
         results = super().transform(results)
@@ -87,8 +87,8 @@ class LoadLabels(LoadAnnotations):
             sizes = [f"{width} x {height}" for height, width in (labels.shape, results["ori_shape"])]
             raise UserError(f"{path}: the labels are {sizes[0]}, their image is {sizes[1]} pixels large")
         if self.unlabelled is not None:
-            labels[labels == self.unlabelled - int(bool(self.reduce_zero_label))] = IGNORE
-        wrong = np.unique(labels[(labels >= self.num_classes) & (labels != IGNORE)])
+            labels[labels == self.unlabelled - int(bool(self.reduce_zero_label))] = IGNORE_INDEX
+        wrong = np.unique(labels[(labels >= self.num_classes) & (labels != IGNORE_INDEX)])
         if len(wrong):
             self._refuse(path, int(wrong[0]) + int(bool(self.reduce_zero_label)))
         return results
@@ -102,13 +102,13 @@ class LoadLabels(LoadAnnotations):
                 f"reduce_zero_label is {results['reduce_zero_label']} of the data set and {self.reduce_zero_label} of "
                 "LoadLabels: set them alike"
             )
-        if labels.max(initial=0) > IGNORE:
+        if labels.max(initial=0) > IGNORE_INDEX:
             self._refuse(path, int(labels.max()))
         labels = labels.astype(np.uint8)
         if self.reduce_zero_label:
-            labels = np.where((labels == 0) | (labels == IGNORE), IGNORE, labels - 1).astype(np.uint8)
+            labels = np.where((labels == 0) | (labels == IGNORE_INDEX), IGNORE_INDEX, labels - 1).astype(np.uint8)
         if results.get("label_map") is not None:
-            table = np.arange(IGNORE + 1, dtype=np.uint8)
+            table = np.arange(IGNORE_INDEX + 1, dtype=np.uint8)
             table[list(results["label_map"])] = list(results["label_map"].values())
             labels = table[labels]
         results["gt_seg_map"] = labels
@@ -128,9 +128,9 @@ def _read_labels(path: str, backend_args: dict[str, Any] | None) -> np.ndarray:
         with Image.open(io.BytesIO(content)) as image:
             labels = np.array(image)
     except UnidentifiedImageError as error:
-        raise DamagedImage.of(path, "cannot be decoded: it is damaged, or no image") from error
+        raise DamagedImageError.of(path, "cannot be decoded: it is damaged, or no image") from error
     except PILLOW_ERRORS as error:
-        raise DamagedImage.of(path, f"cannot be decoded: {first_line(error)}") from error
+        raise DamagedImageError.of(path, f"cannot be decoded: {first_line(error)}") from error
     if labels.ndim > 2:
         raise UserError(f"{path}: a label image has one channel (grey or palette), not {labels.shape[-1]}")
     return labels

@@ -182,14 +182,14 @@ def run_loading(args: argparse.Namespace) -> None:
     """Measure the loading of a classifier's training images."""
     from backbones.errors import ConfigError
     from engine.config.load import load_config, parse_options
-    from engine.data.preflight import check_data_folders
+    from engine.data.preflight import check_data_paths
     from engine.report.run_dir import write_json
 
     if args.workers < 0:
         raise ConfigError(f"--workers {args.workers}: 0 or more are needed")
     positive("--rounds", args.rounds)
     cfg = load_config(args.config, parse_options(args.cfg_options), training=False).cfg
-    check_data_folders(cfg, ("train",))
+    check_data_paths(cfg, ("train",))
 
     from analysis.benchmark.loading import LOADING_PEERS, measure_loading
 

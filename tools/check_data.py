@@ -31,18 +31,18 @@ def main() -> None:
         parser.error("--workers: at least 1")
 
     from engine.config.load import load_config, parse_options
-    from engine.data.check import check_data
-    from engine.data.preflight import DATA_CHECK, check_data_folders
+    from engine.data.check import check_datasets
+    from engine.data.preflight import DATA_CHECK_FILE, check_data_paths
 
     cfg = load_config(args.config, parse_options(args.cfg_options), training=False).cfg
     splits = [split for split in args.splits if cfg.get(f"{split}_dataloader")]
-    check_data_folders(cfg, tuple(splits))
-    found = check_data(cfg, splits, args.full, args.seconds, args.workers, progress=True)
-    path = Path(args.json or Path(cfg.work_dir) / DATA_CHECK)
-    if found.items or args.json:
-        found.write(path, config=args.config, full=args.full)
-    print("\n".join(found.screen(str(path))), flush=True)
-    if found.errors:
+    check_data_paths(cfg, tuple(splits))
+    result = check_datasets(cfg, splits, args.full, args.seconds, args.workers, progress=True)
+    path = Path(args.json or Path(cfg.work_dir) / DATA_CHECK_FILE)
+    if result.findings or args.json:
+        result.write(path, config=args.config, full=args.full)
+    print("\n".join(result.to_lines(str(path))), flush=True)
+    if result.errors:
         sys.exit(ERRORS_FOUND)
 
 

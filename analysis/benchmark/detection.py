@@ -39,7 +39,7 @@ from analysis.benchmark.synthetic_detections import Scene, draw_mask_logits, dra
 from analysis.benchmark.timing import MismatchError, Speedup, quartiles, relative_error, take_turns, warm_up
 from backbones.errors import ConfigError
 from backbones.layouts import from_ours
-from detection.coco_metric import KINDS, FastCocoMetric
+from detection.coco_metric import IOU_TYPES, FastCocoMetric
 from detection.masks import FastFCNMaskHead, encode_masks
 from engine.config.load import load_config
 from engine.config.world import Launch
@@ -115,7 +115,7 @@ def compare_evaluation(images: int, rounds: int, clock: Callable[[], float] = ti
             return metric.statistics(metric.results)
 
         def mmdets() -> object:
-            metric = CocoMetric(str(path), metric=list(KINDS))
+            metric = CocoMetric(str(path), metric=list(IOU_TYPES))
             metric.dataset_meta = {"classes": names}
             metric.process({}, _samples(found))
             return metric.evaluate(images)
@@ -126,7 +126,7 @@ def compare_evaluation(images: int, rounds: int, clock: Callable[[], float] = ti
             "pycocotools alone": lambda: _quietly(_pycocotools, path, found),
         }
         numbers, expected = _quietly(ours), _quietly(_pycocotools, path, found)
-        error = max(float(np.abs(numbers[kind] - expected[kind]).max()) for kind in KINDS)
+        error = max(float(np.abs(numbers[kind] - expected[kind]).max()) for kind in IOU_TYPES)
         if not error <= AP_TOLERANCE:
             raise MismatchError(f"evaluation: a number of COCO's differs from pycocotools' by {error:.1e}")
         objects = sum(len(scene.annotations) for scene in found)
@@ -158,7 +158,7 @@ def _pycocotools(path: Path, found: list[Scene]) -> dict[str, np.ndarray]:
     """pycocotools on detections in memory, without mmdet's detour through files."""
     annotations = COCO(str(path))
     numbers = {}
-    for kind in KINDS:
+    for kind in IOU_TYPES:
         entries = []
         for scene in found:
             corners = scene.boxes.astype(np.float64)

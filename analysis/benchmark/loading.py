@@ -36,7 +36,7 @@ from analysis.benchmark.timing import MismatchError, Speedup, rates, take_turns
 from backbones.errors import ConfigError
 from backbones.kernels.cpu.dispatch import cpu_name
 from engine.checkpoint.rng import seed_of, seeded
-from engine.data.samples import FaultTolerantDataset
+from engine.data.fault_tolerance import FaultTolerantDataset
 from engine.data.sampling import SeededIndex
 
 LOADING_PEERS = ("timm", "torchvision")

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from analysis.doctor.examination import GIB, Check, Request, Result, bad, note, ok
 from engine.config.load import Resolved, load_config
 from engine.config.world import Launch
-from engine.data.preflight import HOW, data_paths
+from engine.data.preflight import BRING_DATA_HINT, dataset_paths
 from engine.planning.plan import training_plan
 from engine.report.environment import ROOT
 from engine.report.html import memory
@@ -43,9 +43,9 @@ def check_places(places: Mapping[str, Path]) -> Iterator[Result]:
     """Data sets that are not needed before somebody trains on them."""
     for path in places.values():
         if not path.is_dir():
-            yield note("data", f"{path} is absent", HOW.partition(",")[0])
+            yield note("data", f"{path} is absent", BRING_DATA_HINT.partition(",")[0])
         elif not any(path.iterdir()):
-            yield note("data", f"{path} is empty", HOW.partition(",")[0])
+            yield note("data", f"{path} is empty", BRING_DATA_HINT.partition(",")[0])
         else:
             yield ok("data", f"{path} is there")
 
@@ -81,7 +81,7 @@ def check_config(config: str, launch: Launch) -> Iterator[Result]:
 
 def _data_of(resolved: Resolved) -> dict[str, Sequence[Path]]:
     loaders = {split: resolved.cfg.get(f"{split}_dataloader") for split in ("train", "val")}
-    return {split: data_paths(loader.dataset) for split, loader in loaders.items() if loader}
+    return {split: dataset_paths(loader.dataset) for split, loader in loaders.items() if loader}
 
 
 def check_data(paths: Mapping[str, Sequence[Path]]) -> Iterator[Result]:
@@ -89,7 +89,7 @@ def check_data(paths: Mapping[str, Sequence[Path]]) -> Iterator[Result]:
     for split, needed in paths.items():
         absent = [str(path) for path in needed if not path.exists()]
         if absent:
-            yield bad(f"data, {split}", f"{', '.join(absent)} absent", HOW)
+            yield bad(f"data, {split}", f"{', '.join(absent)} absent", BRING_DATA_HINT)
         else:
             yield ok(f"data, {split}", f"{needed[0]} is there")
 

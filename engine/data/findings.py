@@ -1,135 +1,141 @@
-"""What a check of data found: lines for a screen, all of it for a file."""
+"""Result of a data check: a screen of text for people, all of it as JSON."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from backbones.errors import UserError, printable
+from backbones.errors import MachineError, printable
 
-Level = Literal["error", "warning"]
-SCREEN = 22  # lines of findings at most, besides the summary
-EXAMPLES = 3  # lines of one kind at most
+FindingLevel = Literal["error", "warning"]
+MAX_FINDING_LINES = 22  # on a screen, besides the summary
+MAX_EXAMPLES = 3  # lines of one kind of finding
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that is wrong with the data.
+class DataFinding:
+    """One problem in the data.
 
     Attributes:
         level: ``error`` for what makes a training wrong or ends it, ``warning`` for the rest.
         kind: Name under which equal findings are counted together.
-        split: Of the data, such as ``train``.
-        file: Where.
-        what: What is wrong there.
-        mend: What to do about it.
+        split: Split of the data, such as ``train``.
+        file: File with the problem.
+        problem: Description of the problem, continuing a sentence that starts with the file.
+        fix: What to do about it.
     """
 
-    level: Level
+    level: FindingLevel
     kind: str
     split: str
     file: str
-    what: str
-    mend: str
+    problem: str
+    fix: str
 
     def __str__(self) -> str:
-        return f"{printable(self.file)}: {self.what}; {self.mend}"
+        return f"{printable(self.file)}: {self.problem}; {self.fix}"
+
+    def to_dict(self) -> dict[str, str]:
+        """Entry of ``data_check.json``, under the keys that it has had from the start."""
+        entry = {"level": self.level, "kind": self.kind, "split": self.split, "file": self.file}
+        return {**entry, "what": self.problem, "mend": self.fix}
 
 
 @dataclass
-class Findings:
-    """All findings of a check.
+class DataCheckResult:
+    """All findings of a data check.
 
     Attributes:
-        items: In the order found.
-        looked_at: Files that were looked at, of those there are, by split and by what they were asked.
-        seconds: How long it took.
-        notes: What was found that is neither right nor wrong, a line each.
+        findings: Findings in the order found.
+        inspected: Numbers of inspected and of existing files, by split and role, such as ``train images``.
+        seconds: Duration of the check.
+        notes: Facts that are neither right nor wrong, a line each.
     """
 
-    items: list[Finding]
-    looked_at: dict[str, tuple[int, int]]
+    findings: list[DataFinding]
+    inspected: dict[str, tuple[int, int]]
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
 
     @property
-    def errors(self) -> list[Finding]:
-        """The errors among them."""
-        return [item for item in self.items if item.level == "error"]
+    def errors(self) -> list[DataFinding]:
+        """Findings of the level ``error``."""
+        return [finding for finding in self.findings if finding.level == "error"]
 
-    def screen(self, rest: str = "the JSON that --json writes") -> list[str]:
-        """Lines of text: errors first, kind by kind with count and examples, then a summary; at most some 25.
+    def to_lines(self, full_report: str = "the JSON that --json writes") -> list[str]:
+        """Lines of text, about 25 at most: errors first, each kind with count and examples, then a summary.
 
         Args:
-            rest: Where what does not fit can be read.
+            full_report: Place of the findings that do not fit.
         """
-        groups = sorted(_grouped(self.items), key=lambda group: group[0].level != "error")
-        shown, left_out = groups[:SCREEN], groups[SCREEN:]
-        examples = max(1, min(EXAMPLES, SCREEN // max(1, len(shown))))
+        groups = sorted(_grouped(self.findings), key=lambda group: group[0].level != "error")
+        shown, omitted = groups[:MAX_FINDING_LINES], groups[MAX_FINDING_LINES:]
+        examples = max(1, min(MAX_EXAMPLES, MAX_FINDING_LINES // max(1, len(shown))))
         lines = []
         for group in shown:
             first = group[0]
             count = f" ({len(group)} in {first.split})" if len(group) > 1 else f" ({first.split})"
             lines.append(f"{first.level}{count}: {first}")
-            lines += [f"    also {printable(other.file)}: {other.what}" for other in group[1:examples]]
-        if left_out:
-            lines.append(f"and {len(left_out)} more kinds: {rest}")
+            lines += [f"    also {printable(other.file)}: {other.problem}" for other in group[1:examples]]
+        if omitted:
+            lines.append(f"and {len(omitted)} more kinds: {full_report}")
         elif any(len(group) > examples for group in shown):
-            lines.append(f"the others: {rest}")
+            lines.append(f"the others: {full_report}")
         return [*lines, *self.notes, self.summary()]
 
     def summary(self) -> str:
-        """What was looked at and found, in a line."""
-        files = sum(seen for seen, _ in self.looked_at.values())
+        """Numbers of findings and of inspected files, in one line."""
+        files = sum(seen for seen, _ in self.inspected.values())
         parts = [
-            f"{what} {'all' if seen == of else 'a sample of'} {seen:,}" + ("" if seen == of else f" of {of:,}")
-            for what, (seen, of) in self.looked_at.items()
+            f"{group} {'all' if seen == total else 'a sample of'} {seen:,}"
+            + ("" if seen == total else f" of {total:,}")
+            for group, (seen, total) in self.inspected.items()
         ]
         rate = f", {files / self.seconds:,.0f} files/s" if files >= 100 and self.seconds else ""
-        warnings = len(self.items) - len(self.errors)
+        warnings = len(self.findings) - len(self.errors)
         return (
             f"{_counted(len(self.errors), 'error')}, {_counted(warnings, 'warning')}; looked at "
             f"{', '.join(parts) or 'no file'} in {self.seconds:.1f} s{rate}"
         )
 
-    def as_dict(self) -> dict[str, Any]:
-        """All of it, for JSON."""
+    def to_dict(self) -> dict[str, Any]:
+        """Content of ``data_check.json``."""
         return {
             "summary": self.summary(),
             "errors": len(self.errors),
-            "warnings": len(self.items) - len(self.errors),
-            "looked_at": {what: {"files": seen, "of": of} for what, (seen, of) in self.looked_at.items()},
+            "warnings": len(self.findings) - len(self.errors),
+            "looked_at": {group: {"files": seen, "of": total} for group, (seen, total) in self.inspected.items()},
             "seconds": round(self.seconds, 3),
             "notes": list(self.notes),
-            "findings": [asdict(item) for item in self.items],
+            "findings": [finding.to_dict() for finding in self.findings],
         }
 
-    def write(self, path: str | Path, **more: Any) -> None:
-        """Write it as JSON.
+    def write(self, path: str | Path, **entries: Any) -> None:
+        """Write the result as JSON.
 
         Args:
-            path: The file; its folder is made.
-            more: Further entries.
+            path: Output file; its folder is created.
+            entries: Further entries at the top level.
 
         Raises:
-            UserError: If it cannot be written.
+            MachineError: If the file cannot be written.
         """
         try:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            Path(path).write_text(json.dumps({**more, **self.as_dict()}, indent=1), encoding="utf-8")
+            Path(path).write_text(json.dumps({**entries, **self.to_dict()}, indent=1), encoding="utf-8")
         except OSError as error:
-            raise UserError(f"{str(path)!r} cannot be written: {error.strerror or error}") from error
+            raise MachineError(f"{str(path)!r} cannot be written: {error.strerror or error}") from error
 
 
-def _grouped(items: Sequence[Finding]) -> list[list[Finding]]:
-    groups: dict[tuple[str, str, str], list[Finding]] = {}
-    for item in items:
-        groups.setdefault((item.level, item.kind, item.split), []).append(item)
+def _grouped(findings: Sequence[DataFinding]) -> list[list[DataFinding]]:
+    groups: dict[tuple[str, str, str], list[DataFinding]] = {}
+    for finding in findings:
+        groups.setdefault((finding.level, finding.kind, finding.split), []).append(finding)
     return list(groups.values())
 
 
-def _counted(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

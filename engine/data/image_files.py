@@ -1,4 +1,4 @@
-"""Image files as they lie on a disk: whether one is whole, and what its header says, without decoding it."""
+"""Image files on disk: whether one is complete, and what its header says, without decoding it."""
 
 from __future__ import annotations
 
@@ -20,95 +20,98 @@ from mmengine import fileio
 from mmengine.registry import TRANSFORMS
 from PIL import Image, UnidentifiedImageError
 
-from backbones.errors import UserError, first_line, printable
+from backbones.errors import DataError, first_line, printable
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
-ORIENTATION = 0x0112  # tag of EXIF
-SIDEWAYS = (5, 6, 7, 8)  # orientations that swap width and height
-HEAD, TAIL = 65536, 4096  # bytes that are read of a file whose pixels are not asked for
-MOST_VALUES = 300  # of one label image that are kept
-# What Pillow raises for files that are damaged, each from another of its readers.
+EXIF_ORIENTATION_TAG = 0x0112
+SIDEWAYS_ORIENTATIONS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+HEAD_BYTES, TAIL_BYTES = 65536, 4096  # read from a file whose pixels are not needed
+MAX_LABEL_VALUES = 300  # distinct values kept of one label image
+# Exceptions of Pillow's readers for damaged files.
 PILLOW_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError, Image.DecompressionBombError)
-PPM = re.compile(rb"P([56])(?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)+(\d+)\s")
-
-Whole = Callable[[], bytes]
+PPM_HEADER = re.compile(rb"P([56])(?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)+(\d+)\s")
 
 
-class DamagedImage(UserError):
-    """An image file that gives no picture; the message is one line that names it."""
+class DamagedImageError(DataError):
+    """An image file that cannot be decoded to a picture; the message is one line that names it.
+
+    Attributes:
+        path: Image file; empty after torch has made the error anew from the message of a worker's error.
+        reason: Description of the damage.
+    """
+
+    path = ""
+    reason = ""
 
     @classmethod
-    def of(cls, path: str | Path, reason: str) -> DamagedImage:
-        """The error of one file.
+    def of(cls, path: str | Path, reason: str) -> DamagedImageError:
+        """Create the error for a file.
 
         Args:
-            path: The file.
-            reason: What is wrong with it.
+            path: Image file.
+            reason: Description of the damage, continuing a sentence that starts with the file.
         """
         error = cls(f"{printable(path)}: {reason}")
         error.path, error.reason = str(path), reason
         return error
 
-    path = ""
-    reason = ""
-
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What a look at one file gave.
+class ImageInfo:
+    """Properties of an image file, from its header, beginning and end.
 
     Attributes:
-        problem: Kind and description of what keeps it from being read; ``None`` for a readable one.
-        digest: Of its size, beginning and end: files of one content have one.
-        form: Format, as Pillow names it.
+        problem: Kind and description of the damage; ``None`` for a readable file.
+        digest: Hash of size, beginning and end of the file; equal for copies.
+        format: Pillow's name of the format.
         size: Stored width and height in pixels.
         mode: Pillow's mode.
-        bits: Per channel.
-        orientation: EXIF's, 1 for upright.
+        bits: Bits per channel.
+        orientation: EXIF orientation, 1 for upright.
         frames: Number of pictures; 2 stands for more than one.
-        transparent: Whether it has an alpha channel or a transparent colour.
-        values: Pixels per value, of a label image whose values were asked for.
+        transparent: Whether there is an alpha channel or a transparent colour.
+        value_counts: Number of pixels of each value, for a label image whose values were asked for.
     """
 
     problem: tuple[str, str] | None = None
     digest: int = 0
-    form: str = ""
+    format: str = ""
     size: tuple[int, int] = (0, 0)
     mode: str = ""
     bits: int = 8
     orientation: int = 1
     frames: int = 1
     transparent: bool = False
-    values: dict[int, int] | None = None
+    value_counts: dict[int, int] | None = None
 
     @property
-    def upright(self) -> tuple[int, int]:
-        """Width and height after turning by EXIF's orientation, as mmcv reads images."""
-        return self.size[::-1] if self.orientation in SIDEWAYS else self.size
+    def upright_size(self) -> tuple[int, int]:
+        """Width and height after the rotation by EXIF orientation that mmcv applies."""
+        return self.size[::-1] if self.orientation in SIDEWAYS_ORIENTATIONS else self.size
 
 
 def read_image_bytes(path: str, backend_args: dict[str, Any] | None = None) -> bytes:
-    """Read an image file that is there to its end.
+    """Read an image file and check that it is complete.
 
-    Decoders make a picture with a grey or black lower part of some files that were cut off, and say nothing.
+    Decoders turn some truncated files into pictures with a grey or black lower part, without an error.
 
     Args:
         path: File, or an address that mmengine's file backends know.
-        backend_args: For these.
+        backend_args: Arguments of the file backend.
 
     Raises:
-        DamagedImage: If it is absent, empty or cut off.
+        DamagedImageError: If the file is missing, empty or truncated.
     """
     try:
         content: bytes = fileio.get(path, backend_args=backend_args)
     except FileNotFoundError as error:
-        raise DamagedImage.of(path, "is missing") from error
+        raise DamagedImageError.of(path, "is missing") from error
     except OSError as error:
-        raise DamagedImage.of(path, f"cannot be read: {error.strerror or error}") from error
+        raise DamagedImageError.of(path, f"cannot be read: {error.strerror or error}") from error
     if not content:
-        raise DamagedImage.of(path, "is empty (0 bytes)")
-    if reason := cut_off(content[:HEAD], content[-TAIL:], len(content), lambda: content):
-        raise DamagedImage.of(path, reason)
+        raise DamagedImageError.of(path, "is empty (0 bytes)")
+    if reason := truncation(content[:HEAD_BYTES], content[-TAIL_BYTES:], len(content), lambda: content):
+        raise DamagedImageError.of(path, reason)
     return content
 
 
@@ -123,16 +126,16 @@ class LoadCheckedImage(LoadImageFromFile):
         """Load ``img_path``.
 
         Raises:
-            DamagedImage: If the file is absent, cut off or cannot be decoded.
+            DamagedImageError: If the file is missing, truncated or cannot be decoded.
         """
         path = results["img_path"]
         content = read_image_bytes(path, self.backend_args)
         try:
             image = self._decode(content)
         except (*PILLOW_ERRORS, cv2.error) as error:
-            raise DamagedImage.of(path, f"cannot be decoded: {first_line(error)}") from error
+            raise DamagedImageError.of(path, f"cannot be decoded: {first_line(error)}") from error
         if image is None:
-            raise DamagedImage.of(path, "cannot be decoded: it is damaged, of 32-bit pixels, or no image")
+            raise DamagedImageError.of(path, "cannot be decoded: it is damaged, of 32-bit pixels, or no image")
         results["img"] = image.astype(np.float32) if self.to_float32 else image
         results["img_shape"] = results["ori_shape"] = image.shape[:2]
         return results
@@ -141,34 +144,34 @@ class LoadCheckedImage(LoadImageFromFile):
         return mmcv.imfrombytes(content, flag=self.color_type, backend=self.imdecode_backend)
 
 
-def cut_off(head: bytes, tail: bytes, size: int, whole: Whole) -> str | None:
-    """Whether a file ends before its picture does, as far as that can be seen without decoding.
+def truncation(head: bytes, tail: bytes, size: int, read_all: Callable[[], bytes]) -> str | None:
+    """Whether a file ends before its picture does, as far as that shows without decoding.
 
     Args:
-        head: Its first bytes.
-        tail: Its last bytes.
-        size: How many it has.
-        whole: Reads all of it; called for the few files whose end is not in the last bytes.
+        head: First bytes of the file.
+        tail: Last bytes of the file.
+        size: Length of the file in bytes.
+        read_all: Returns the whole file; called for the few files without an end marker in the last bytes.
 
     Returns:
-        What is wrong, or ``None``.
+        Description of the truncation, or ``None`` if there is none.
     """
     if head.startswith(b"\xff\xd8"):
-        # Cameras and disks add zeros behind the end marker; a marker elsewhere is searched in the whole.
-        ended = tail.rstrip(b"\0").endswith(b"\xff\xd9") or _jpeg_ends(whole())
+        # Cameras and disks add zeros after the end marker; a marker elsewhere is searched in the whole file.
+        ended = tail.rstrip(b"\0").endswith(b"\xff\xd9") or _jpeg_ends(read_all())
         return None if ended else f"is cut off after {size:,} bytes: the end marker of a JPEG is absent"
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        ended = b"IEND\xaeB`\x82" in tail or b"IEND\xaeB`\x82" in whole()
+        ended = b"IEND\xaeB`\x82" in tail or b"IEND\xaeB`\x82" in read_all()
         return None if ended else f"is cut off after {size:,} bytes: the end chunk of a PNG is absent"
     if head.startswith((b"GIF87a", b"GIF89a")):
         ended = tail.rstrip(b"\0").endswith(b"\0;")
         return None if ended else f"is cut off after {size:,} bytes: the end marker of a GIF is absent"
-    wanted = _stated_length(head)
-    return f"is cut off: {size:,} of {wanted:,} bytes" if wanted > size else None
+    expected = _stated_length(head)
+    return f"is cut off: {size:,} of {expected:,} bytes" if expected > size else None
 
 
 def _jpeg_ends(content: bytes) -> bool:
-    """Whether the end marker follows the first scan; the thumbnail in front of it has one of its own."""
+    """Whether the end marker follows the first scan; a thumbnail before the scan has an end marker of its own."""
     place = 2
     while content[place : place + 1] == b"\xff":
         marker = content[place + 1 : place + 2]
@@ -182,73 +185,73 @@ def _jpeg_ends(content: bytes) -> bool:
 
 
 def _stated_length(head: bytes) -> int:
-    """Bytes that a file of fixed layout should have, 0 where that is not known."""
+    """Length in bytes that the header of a WebP, BMP or PPM file states, 0 for other formats."""
     if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
         return int.from_bytes(head[4:8], "little") + 8
     if head.startswith(b"BM") and len(head) >= 34 and int.from_bytes(head[30:34], "little") == 0:
         width, height = (int.from_bytes(head[at : at + 4], "little", signed=True) for at in (18, 22))
         bits = int.from_bytes(head[28:30], "little")
         return int.from_bytes(head[10:14], "little") + abs(height) * ((abs(width) * bits + 31) // 32 * 4)
-    if match := PPM.match(head):
-        width, height, top = (int(match[i]) for i in (2, 3, 4))
-        return match.end() + width * height * (3 if match[1] == b"6" else 1) * (2 if top > 255 else 1)
+    if match := PPM_HEADER.match(head):
+        width, height, max_value = (int(match[i]) for i in (2, 3, 4))
+        return match.end() + width * height * (3 if match[1] == b"6" else 1) * (2 if max_value > 255 else 1)
     return 0
 
 
-def look_at(path: str, decode: bool = False, values: bool = False) -> Seen:
-    """Look at an image file: its beginning, its end and its header.
+def inspect_image(path: str, decode: bool = False, values: bool = False) -> ImageInfo:
+    """Read header, beginning and end of an image file.
 
     Args:
-        path: The file.
-        decode: Decode the pixels too, which finds damage in their midst.
-        values: Count the values of a label image, which decodes it.
+        path: Image file.
+        decode: Whether to decode the pixels too, which finds damage inside the file.
+        values: Whether to count the values of a label image, which decodes it.
 
     Returns:
-        What was seen; never raises for what a file holds.
+        Properties of the image. Damage is part of them and never raised.
     """
     try:
         with open(path, "rb") as file:
-            return _look(file, decode, values)
+            return _inspect_file(file, decode, values)
     except FileNotFoundError:
-        return Seen(("missing image", "is missing"))
+        return ImageInfo(("missing image", "is missing"))
     except OSError as error:  # permissions, a folder in its place, a disk that fails
-        return Seen(("unreadable image", f"cannot be read: {error.strerror or error}"))
+        return ImageInfo(("unreadable image", f"cannot be read: {error.strerror or error}"))
     except ValueError as error:  # a name that cannot be a file's
-        return Seen(("missing image", f"is no name of a file: {error}"))
+        return ImageInfo(("missing image", f"is no name of a file: {error}"))
 
 
-def _look(file: BinaryIO, decode: bool, values: bool) -> Seen:
+def _inspect_file(file: BinaryIO, decode: bool, values: bool) -> ImageInfo:
     size = os.fstat(file.fileno()).st_size
     if not size:
-        return Seen(("empty image", "is empty (0 bytes)"))
-    head = file.read(HEAD)
-    tail = head[-TAIL:]
-    if size > HEAD:
-        file.seek(-TAIL, os.SEEK_END)
+        return ImageInfo(("empty image", "is empty (0 bytes)"))
+    head = file.read(HEAD_BYTES)
+    tail = head[-TAIL_BYTES:]
+    if size > HEAD_BYTES:
+        file.seek(-TAIL_BYTES, os.SEEK_END)
         tail = file.read()
     digest = hashlib.blake2b(head + tail + size.to_bytes(8, "big"), digest_size=8).digest()
 
-    def whole() -> bytes:
+    def read_all() -> bytes:
         file.seek(0)
         return file.read()
 
-    if reason := cut_off(head, tail, size, whole):
-        return Seen(("truncated image", reason))
+    if reason := truncation(head, tail, size, read_all):
+        return ImageInfo(("truncated image", reason))
     file.seek(0)
-    with _any_size(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's about metadata
+    with _unlimited_pixels(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns about metadata
         try:
             with Image.open(file) as image:
-                return _described(image, head, size, int.from_bytes(digest, "big"), decode, values)
+                return _image_info(image, head, size, int.from_bytes(digest, "big"), decode, values)
         except UnidentifiedImageError:
-            return Seen(("no image", f"is no image (it begins with {head[:8]!r})"))
+            return ImageInfo(("no image", f"is no image (it begins with {head[:8]!r})"))
         except (*PILLOW_ERRORS, MemoryError) as error:
-            return Seen(("damaged image", f"cannot be decoded: {first_line(error)}"))
+            return ImageInfo(("damaged image", f"cannot be decoded: {first_line(error)}"))
 
 
 @contextmanager
-def _any_size() -> Iterator[None]:
-    """Pillow would refuse to say how large a huge image is."""
+def _unlimited_pixels() -> Iterator[None]:
+    """Lift Pillow's limit, which would hide the size of a huge image."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         yield
@@ -256,29 +259,30 @@ def _any_size() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = limit
 
 
-def _described(image: Image.Image, head: bytes, size: int, digest: int, decode: bool, values: bool) -> Seen:
-    if image.format == "TIFF" and (reason := _tiff_cut_off(image, size)):
-        return Seen(("truncated image", reason))
-    # Without EXIF in front of the pixels, Pillow would decode a PNG to look for it behind them.
+def _image_info(image: Image.Image, head: bytes, size: int, digest: int, decode: bool, values: bool) -> ImageInfo:
+    if image.format == "TIFF" and (reason := _tiff_truncation(image, size)):
+        return ImageInfo(("truncated image", reason))
+    # Where there is no EXIF before the pixels, Pillow would decode a PNG to look for it after them.
     exif = image.getexif() if "exif" in image.info or image.format == "TIFF" else {}
-    counted = None
+    value_counts = None
     frames = 2 if getattr(image, "is_animated", False) else 1
     mode, transparent = image.mode, "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa")
     if values and mode in ("L", "P", "1", "I;16"):
-        found, pixels = np.unique(np.asarray(image), return_counts=True)
-        counted = dict(zip(found[:MOST_VALUES].astype(int).tolist(), pixels[:MOST_VALUES].tolist(), strict=True))
+        labels, pixels = np.unique(np.asarray(image), return_counts=True)
+        kept = slice(MAX_LABEL_VALUES)
+        value_counts = dict(zip(labels[kept].astype(int).tolist(), pixels[kept].tolist(), strict=True))
     elif decode or values:
         image.load()
-    return Seen(
+    return ImageInfo(
         digest=digest,
-        form=image.format or "",
+        format=image.format or "",
         size=image.size,
         mode=mode,
         bits=_bits(image, head, mode),
-        orientation=int(exif.get(ORIENTATION, 1) or 1),
+        orientation=int(exif.get(EXIF_ORIENTATION_TAG, 1) or 1),
         frames=frames,
         transparent=transparent,
-        values=counted,
+        value_counts=value_counts,
     )
 
 
@@ -292,7 +296,7 @@ def _bits(image: Image.Image, head: bytes, mode: str) -> int:
     return 8
 
 
-def _tiff_cut_off(image: Image.Image, size: int) -> str | None:
+def _tiff_truncation(image: Image.Image, size: int) -> str | None:
     tags = image.tag_v2  # type: ignore[attr-defined]
     for starts, lengths in ((273, 279), (324, 325)):  # of strips, of tiles
         ends = [at + length for at, length in zip(tags.get(starts, ()), tags.get(lengths, ()), strict=False)]

@@ -1,8 +1,8 @@
-"""The order of the training data, known from the step alone: a run goes on anywhere without reading what is past.
+"""Order and augmentation of training data as a function of the step: a run resumes without reading past data.
 
-In mmengine's loaders workers draw random numbers as they go: what a sample looks like depends on how many there are and
-on what they did before. Here the augmentation of a sample follows from the seed of the run, the pass over the data and
-the sample's index. The numbers of workers and of processes do not matter, and nothing needs to be saved.
+mmengine's workers draw random numbers as they go: a sample depends on the number of workers and on what each did
+before. Here the augmentation of a sample follows from the seed of the run, the pass over the data and the sample's
+index. The numbers of workers and of processes do not matter, and no sampler state needs to be saved.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import suppress
 from functools import partial
 from itertools import islice
 from threading import Thread
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from mmengine.dataset import worker_init_fn
@@ -23,170 +23,214 @@ from mmengine.dist import get_rank, get_world_size
 from mmengine.registry import DATA_SAMPLERS, DATASETS, FUNCTIONS
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Sampler
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from backbones.errors import UserError
+from backbones.errors import ConfigError
 from engine.checkpoint.rng import seed_of
 
 
 class SeededIndex(int):
-    """An index into a data set, with the seed for all that is random about this sample.
+    """An index into a data set, with the seed of everything random about this sample.
 
     Attributes:
-        seed: For :func:`engine.checkpoint.rng.seeded`.
+        seed: Seed for :func:`engine.checkpoint.rng.seeded`.
     """
 
     seed: int
 
     def __new__(cls, index: int, seed: int) -> SeededIndex:
-        """Make one."""
-        draw = super().__new__(cls, index)
-        draw.seed = seed
-        return draw
+        """Create an index.
+
+        Args:
+            index: Position in the data set.
+            seed: Seed of the sample.
+        """
+        seeded_index = super().__new__(cls, index)
+        seeded_index.seed = seed
+        return seeded_index
 
     def __getnewargs__(self) -> tuple[int, int]:  # type: ignore[override]
-        """What workers make it from."""
+        """Arguments from which pickle makes the index again in a worker."""
         return int(self), self.seed
 
 
+@runtime_checkable
+class EndlessSampler(Protocol):
+    """A sampler without epochs, such as mmengine's ``InfiniteSampler``."""
+
+    def skip(self, num_samples: int) -> None:
+        """Go to an absolute position of the stream."""
+
+
+@runtime_checkable
+class EpochSampler(Protocol):
+    """A sampler whose order depends on the epoch, such as mmengine's ``DefaultSampler``."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration."""
+
+
 class ResumableBatchSampler(Sampler[list[int]]):
-    """Batches of :class:`SeededIndex`, from any batch of an epoch or of an endless stream on.
+    """Batches of :class:`SeededIndex`, starting at any batch of an epoch or of an endless stream.
 
     Args:
         batches: Batches of plain indices of this process.
-        sampler: What ``batches`` reads; its ``set_epoch``, if it has one, decides the order of an epoch.
-        samples: Images in the data set.
+        sampler: Sampler that ``batches`` reads.
+        dataset_size: Number of samples in the data set.
         seed: Seed of the run.
     """
 
-    def __init__(self, batches: Any, sampler: Any, samples: int, seed: int) -> None:
-        self.batches, self.sampler, self._samples, self._seed = batches, sampler, samples, seed
-        self._passed = 0
+    def __init__(self, batches: Sampler[list[int]], sampler: Sampler[int], dataset_size: int, seed: int) -> None:
+        self.batches, self.sampler, self._dataset_size, self._seed = batches, sampler, dataset_size, seed
+        self._start = 0
 
-    def begin_at(self, batch: int) -> None:
-        """Let the next iteration leave out this many batches; the one after it begins at the start again."""
-        self._passed = batch
-
-    def begin_at_step(self, step: int) -> None:
-        """Let the next iteration begin where a training of so many steps is: in an endless stream, or in an epoch."""
-        if hasattr(self.sampler, "skip"):
-            self.begin_at(step)
-            return
-        epoch, inside = divmod(step, len(self))
-        if hasattr(self.sampler, "set_epoch"):
-            self.sampler.set_epoch(epoch)
-        self.begin_at(inside)
-
-    def reseed(self, seed: int, same_order: bool) -> None:
-        """Draw as a run with this seed does.
+    def seek_batch(self, batch: int) -> None:
+        """Start the next iteration, and no later one, at this batch.
 
         Args:
-            seed: Seed of the run.
-            same_order: Whether all processes share the order; otherwise it stays as it is.
+            batch: Number of batches to leave out.
+        """
+        self._start = batch
+
+    def seek_step(self, step: int) -> None:
+        """Start the next iteration where a training of so many steps is, in an endless stream or in an epoch.
+
+        Args:
+            step: Number of finished steps.
+        """
+        if isinstance(self.sampler, EndlessSampler):
+            self.seek_batch(step)
+            return
+        epoch, batch = divmod(step, len(self))
+        if isinstance(self.sampler, EpochSampler):
+            self.sampler.set_epoch(epoch)
+        self.seek_batch(batch)
+
+    def reseed(self, seed: int, shared_order: bool) -> None:
+        """Continue with the order and the augmentation of a run with another seed.
+
+        Args:
+            seed: Seed of that run.
+            shared_order: Whether all processes share the order; otherwise the order stays as it is.
         """
         self._seed = seed
-        if same_order and hasattr(self.sampler, "seed"):
+        if shared_order and hasattr(self.sampler, "seed"):
             self.sampler.seed = seed
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Yield batches of draws."""
-        start, self._passed = self._passed, 0
-        if hasattr(self.sampler, "skip"):
-            self.sampler.skip(0)  # an endless stream would go on, or has ended with the iterator before this one
+        """Yield batches of seeded indices."""
+        start, self._start = self._start, 0
+        if isinstance(self.sampler, EndlessSampler):
+            self.sampler.skip(0)  # else the stream would go on where the previous iterator stopped
         epoch = getattr(self.sampler, "epoch", 0)
-        world = get_world_size()
+        world_size = get_world_size()
         for number, batch in enumerate(islice(iter(self.batches), start, None), start):
-            # An endless stream has no epochs: count how often it has gone over the data.
-            passes = epoch + number * len(batch) * world // self._samples
+            # An endless stream has no epochs: count its passes over the data.
+            passes = epoch + number * len(batch) * world_size // self._dataset_size
             yield [SeededIndex(index, seed_of(self._seed, passes, index)) for index in batch]
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self.batches)  # type: ignore[arg-type]
 
 
-def training_loader(
-    loader: dict[str, Any], seed: int, same_order: bool, wrap: Callable[[Any], Any] = lambda dataset: dataset
+def build_train_loader(
+    loader: dict[str, Any],
+    seed: int,
+    shared_order: bool,
+    wrap_dataset: Callable[[Any], Any] = lambda dataset: dataset,
 ) -> DataLoader:
-    """Build the data loader of a training, which can begin at any step.
+    """Build a training data loader that can start at any step.
 
     Args:
-        loader: Its config; parts of it are taken out.
+        loader: Config of the loader; its parts are popped.
         seed: Seed of the run.
-        same_order: Whether all processes share the order, as they must unless each has data of its own.
-        wrap: What to put around the data set.
+        shared_order: Whether all processes share the order, as they must unless each has data of its own.
+        wrap_dataset: Applied to the built data set.
+
+    Raises:
+        ConfigError: If the collate function is not registered.
     """
     dataset = DATASETS.build(loader.pop("dataset"))
     if hasattr(dataset, "full_init"):
         dataset.full_init()
-    dataset = wrap(dataset)
-    order = dict(dataset=dataset, seed=seed if same_order else None)
-    sampler = DATA_SAMPLERS.build(loader.pop("sampler"), default_args=order)
-    size, drop_last = loader.pop("batch_size"), loader.pop("drop_last", False)
-    chosen = loader.pop("batch_sampler", None)
-    if chosen is None:
-        batches: Any = BatchSampler(sampler, size, drop_last)
-    else:
-        batches = DATA_SAMPLERS.build(chosen, default_args=dict(sampler=sampler, batch_size=size))
+    dataset = wrap_dataset(dataset)
+    sampler_args = dict(dataset=dataset, seed=seed if shared_order else None)
+    sampler = DATA_SAMPLERS.build(loader.pop("sampler"), default_args=sampler_args)
+    batches = _build_batches(loader, sampler)
     collate = loader.pop("collate_fn", dict(type="pseudo_collate"))
     name = collate.pop("type")
     if (function := FUNCTIONS.get(name)) is None:
-        raise UserError(f"train_dataloader.collate_fn: {name!r} is no registered function")
+        raise ConfigError(f"train_dataloader.collate_fn: {name!r} is no registered function")
     loader["collate_fn"] = partial(function, **collate)
     built = DataLoader(dataset, batch_sampler=ResumableBatchSampler(batches, sampler, len(dataset), seed), **loader)
-    leave_main_process_alone(built, seed)
+    configure_workers(built, seed)
     return built
 
 
-def leave_main_process_alone(loader: DataLoader, seed: int) -> None:
-    """Let a loader draw its seeds from a generator of its own, and its workers outlive the signals that end a job."""
-    ending = torch.zeros(1, dtype=torch.uint8).share_memory_()
-    atexit.register(ending.fill_, 1)  # before the interpreter ends the workers
+def _build_batches(loader: dict[str, Any], sampler: Sampler[int]) -> Sampler[list[int]]:
+    batch_size, drop_last = loader.pop("batch_size"), loader.pop("drop_last", False)
+    config = loader.pop("batch_sampler", None)
+    if config is None:
+        return BatchSampler(sampler, batch_size, drop_last)
+    batches: Sampler[list[int]] = DATA_SAMPLERS.build(config, default_args=dict(sampler=sampler, batch_size=batch_size))
+    return batches
+
+
+def configure_workers(loader: DataLoader, seed: int) -> None:
+    """Give a loader its own random generator, and let its workers outlive the signals that end a job.
+
+    Args:
+        loader: Loader whose workers have not started.
+        seed: Seed of the run.
+    """
+    exiting = torch.zeros(1, dtype=torch.uint8).share_memory_()
+    atexit.register(exiting.fill_, 1)  # before the interpreter ends the workers
     loader.generator = torch.Generator().manual_seed(seed)
     loader.worker_init_fn = partial(
-        _start_worker, ending=ending, num_workers=loader.num_workers, rank=get_rank(), seed=seed
+        _init_worker, exiting=exiting, num_workers=loader.num_workers, rank=get_rank(), seed=seed
     )
 
 
-def _start_worker(worker_id: int, ending: Tensor, **settings: Any) -> None:
-    """Prepare a worker.
+def _init_worker(worker_id: int, exiting: Tensor, **settings: Any) -> None:
+    """Prepare a worker process.
 
     Ctrl-C and SIGTERM reach all processes of a job, but the main process still needs data until it has saved: a worker
-    ends when the main process says that it does.
+    ends only when the main process is exiting.
     """
 
     def terminate(*_: Any) -> None:
-        if ending.item():
+        if exiting.item():
             os._exit(0)
 
     worker_init_fn(worker_id, **settings)
-    for warning in (signal.SIGINT, signal.SIGUSR1):
-        signal.signal(warning, signal.SIG_IGN)
+    for ignored in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(ignored, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, terminate)
 
 
-def end_workers(loaders: Iterable[DataLoader], patience: float) -> None:
-    """End the workers that loaders keep from one iteration to the next.
+def shutdown_workers(loaders: Iterable[DataLoader], timeout: float) -> None:
+    """Shut down the workers that loaders keep between iterations.
 
-    A runner is part of cycles. Where the garbage collector takes it, queues may be closed before torch has told the
-    workers through them; at the interpreter's end torch waits for those of a loader that pins memory and tells them
-    nothing. Both cost 5 seconds for each worker, and :func:`_start_worker` lets none heed the SIGTERM that follows.
+    A runner is part of reference cycles. Where the garbage collector frees it, queues may be closed before torch has
+    told the workers through them; at interpreter exit torch waits for the workers of a loader that pins memory and
+    tells them nothing. Both cost 5 seconds per worker, as :func:`_init_worker` lets none obey the SIGTERM that follows.
 
-    Threads do it, as torch waits without end where a killed worker has left half a message: whatever ended the run is
-    heard of all the same.
+    Threads do it, since torch waits forever where a killed worker has left half a message, and the error that ended
+    the run must still be reported.
 
     Args:
-        loaders: They start new workers when they are used again.
-        patience: Seconds to wait for the workers of each; those that are at work on a batch end after it in any case.
+        loaders: Loaders; they start new workers when they are used again.
+        timeout: Seconds to wait for the workers of each loader; busy workers end after their batch in any case.
     """
     iterators = []
     for loader in loaders:
-        if isinstance(loader._iterator, _MultiProcessingDataLoaderIter):
+        # torch has no public way to end persistent workers, nor to reach the iterator that holds them.
+        if loader.num_workers and loader._iterator is not None:
             iterators.append(loader._iterator)
             loader._iterator = None
-    threads = [Thread(target=iterator._shutdown_workers, daemon=True) for iterator in iterators]
+    threads = [Thread(target=iterator._shutdown_workers, daemon=True) for iterator in iterators]  # type: ignore[attr-defined]
     # torch raises wherever this process is when a worker is killed; nobody needs its data any more.
     with suppress(RuntimeError):
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(patience)
+            thread.join(timeout)

@@ -20,7 +20,7 @@ from engine.config.environment import check_environment
 from engine.config.load import Resolved
 from engine.config.schema import is_number
 from engine.config.world import Launch
-from engine.data.preflight import data_paths
+from engine.data.preflight import dataset_paths
 from engine.optim.param_groups import GroupRow, LayerDecayConstructor, group_rows, group_table, groups_of_config
 from engine.planning.memory import Memory, autocast_dtype, estimate_memory
 
@@ -190,7 +190,7 @@ def dry_run(resolved: Resolved, launch: Launch) -> list[str]:
     lines += [f"note: {note}" for note in resolved.notes]
     for split in ("train", "val"):
         if loader := cfg.get(f"{split}_dataloader"):
-            lines += [f"{split} data: {_presence(path)}" for path in data_paths(loader.dataset)]
+            lines += [f"{split} data: {_presence(path)}" for path in dataset_paths(loader.dataset)]
     begins = {"backbone from": cfg.model.get("backbone", {}).get("weights"), "model from": cfg.get("load_from")}
     lines += [f"{what}: {_presence(source)}" for what, source in begins.items() if source]
     if plan.rows:

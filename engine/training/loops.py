@@ -157,7 +157,7 @@ class EpochLoop(_StepLoop, EpochBasedTrainLoop):
         HEARTBEAT.enter(Phase.DATA)
         self.runner.call_hook("before_train_epoch")
         self.runner.model.train()
-        self.dataloader.batch_sampler.begin_at(passed)
+        self.dataloader.batch_sampler.seek_batch(passed)
         for idx, batch in enumerate(self.dataloader, passed):
             self.run_iter(idx, batch)
             if idx + 1 < len(self.dataloader):
@@ -191,7 +191,7 @@ class IterationLoop(_StepLoop, IterBasedTrainLoop):
     def _batches(self) -> Iterator[Any]:
         """Without end: where the sampler comes to one, its next epoch begins."""
         while True:
-            self.dataloader.batch_sampler.begin_at_step(self._iter)
+            self.dataloader.batch_sampler.seek_step(self._iter)
             yield from self.dataloader
 
 

@@ -42,8 +42,8 @@ from engine.config.classes import class_names
 from engine.config.environment import NonFinitePolicy, check_environment
 from engine.config.load import Resolved
 from engine.config.world import Launch
-from engine.data.samples import CountReplaced, FaultTolerantDataset
-from engine.data.sampling import end_workers, leave_main_process_alone, training_loader
+from engine.data.fault_tolerance import FaultTolerantDataset, ReplacedImagesHook
+from engine.data.sampling import build_train_loader, configure_workers, shutdown_workers
 from engine.distributed.agreement import Agreement
 from engine.distributed.consistency import check_data, describe_data
 from engine.distributed.processes import start_processes
@@ -218,8 +218,8 @@ class Runner(MMRunner):
         """Build the data loader of a training, which can begin at any step."""
         settings = copy.deepcopy(loader)
         same_order = not self._randomness_cfg.get("diff_rank_seed", False)
-        self.register_hook(CountReplaced())
-        return training_loader(
+        self.register_hook(ReplacedImagesHook())
+        return build_train_loader(
             settings, self.seed, same_order, lambda dataset: FaultTolerantDataset(dataset, self.work_dir)
         )
 
@@ -229,7 +229,7 @@ class Runner(MMRunner):
     ) -> DataLoader:
         """Build a data loader that leaves the main process's random numbers alone."""
         built = MMRunner.build_dataloader(dataloader, seed, diff_rank_seed)
-        leave_main_process_alone(built, seed or 0)
+        configure_workers(built, seed or 0)
         return built
 
     def train(self) -> nn.Module:
@@ -264,7 +264,7 @@ class Runner(MMRunner):
             patience = LAST_BATCH
         finally:
             loops = (self._train_loop, self._val_loop, self._test_loop)
-            end_workers([loop.dataloader for loop in loops if isinstance(loop, BaseLoop)], patience)
+            shutdown_workers([loop.dataloader for loop in loops if isinstance(loop, BaseLoop)], patience)
 
     def checkpoint_state(self, resumable: bool = True) -> dict[str, Any]:
         """The state of the run, on whatever device it is, in the main process; the others help and get nothing.

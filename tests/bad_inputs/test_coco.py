@@ -21,7 +21,7 @@ import detection  # noqa: F401
 from engine.config.building import building
 from engine.config.load import load_config
 from engine.config.world import Launch
-from engine.data.check import check_data
+from engine.data.check import check_datasets
 from tests.bad_inputs.builders import CONFIG, contents, pixels, refused
 
 HEIGHT, WIDTH = 40, 60
@@ -140,12 +140,14 @@ def outcome(cfg: Config) -> Callable[[dict[str, Any] | bytes], str]:
         written = content if isinstance(content, bytes) else json.dumps(content).encode()
         (root / "annotations/instances_train2017.json").write_bytes(written)
         before = contents(root)
-        found = check_data(cfg, ("train", "val"))
+        found = check_datasets(cfg, ("train", "val"))
         assert contents(root) == before
-        assert not [item for item in found.items if item.split == "val"]
-        assert all(len(line.splitlines()) == 1 for line in found.screen("data_check.json"))
-        assert all("instances_train2017.json" in str(item) or f"{root}/train2017" in str(item) for item in found.items)
-        return "error" if found.errors else "warning" if found.items else "sound"
+        assert not [item for item in found.findings if item.split == "val"]
+        assert all(len(line.splitlines()) == 1 for line in found.to_lines("data_check.json"))
+        assert all(
+            "instances_train2017.json" in str(item) or f"{root}/train2017" in str(item) for item in found.findings
+        )
+        return "error" if found.errors else "warning" if found.findings else "sound"
 
     return judge
 

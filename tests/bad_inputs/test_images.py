@@ -17,9 +17,9 @@ from PIL import Image
 
 from engine.config.load import load_config
 from engine.config.world import Launch
-from engine.data.check import check_data
-from engine.data.image_files import DamagedImage
-from engine.data.samples import REPLACED, FaultTolerantDataset
+from engine.data.check import check_datasets
+from engine.data.fault_tolerance import REPLACED_IMAGES_FILE, FaultTolerantDataset
+from engine.data.image_files import DamagedImageError
 from engine.data.sampling import SeededIndex
 from engine.visualize import find_images, predict_images
 from tests.bad_inputs.builders import (
@@ -101,7 +101,7 @@ def test_training_replaces_and_counts_it(tasks: Any, broken: Any, task: str, har
     samples = FaultTolerantDataset(data.train, tmp_path)
     with DefaultScope.overwrite_default_scope(data.cfg.default_scope):
         assert "inputs" in samples[SeededIndex(1, 7)]
-    (entry,) = [json.loads(line) for line in (tmp_path / REPLACED).read_text().splitlines()]
+    (entry,) = [json.loads(line) for line in (tmp_path / REPLACED_IMAGES_FILE).read_text().splitlines()]
     assert entry["file"] == path
     assert word in entry["reason"]
 
@@ -179,19 +179,19 @@ def test_any_name_of_a_file(name: str, tmp_path: Path) -> None:
             (folder / name).write_bytes(encoded(Image.fromarray(pixels(seed=number + 2 * len(split))), "JPEG"))
     options = {"data_root": str(tmp_path / "pets"), "classes": ("cat", "dog"), "work_dir": str(tmp_path / "work")}
     cfg = load_config(CONFIG["classifier"], options, Launch()).cfg
-    assert check_data(cfg, ("train", "val")).errors == []
+    assert check_datasets(cfg, ("train", "val")).errors == []
     dataset = DATASETS.build(cfg.train_dataloader.dataset)
     assert dataset[0]["inputs"].shape == (3, 48, 48)
     (tmp_path / "pets/train/cat" / name).write_bytes(b"")
     with refused("is empty (0 bytes)", "cat/"):
         dataset[0]
-    found = check_data(cfg, ("train", "val"))
+    found = check_datasets(cfg, ("train", "val"))
     assert [item.kind for item in found.errors] == ["empty image"]
-    assert all(len(line.splitlines()) == 1 for line in found.screen("data_check.json"))
+    assert all(len(line.splitlines()) == 1 for line in found.to_lines("data_check.json"))
     before = contents(tmp_path)
     samples = FaultTolerantDataset(dataset, tmp_path / "pets")
     samples[SeededIndex(0, 1)]
-    assert contents(tmp_path).keys() - before.keys() == {f"pets/{REPLACED}"}
+    assert contents(tmp_path).keys() - before.keys() == {f"pets/{REPLACED_IMAGES_FILE}"}
 
 
 def test_a_file_without_permission(tasks: Any, broken: Any) -> None:
@@ -205,5 +205,5 @@ def test_a_file_without_permission(tasks: Any, broken: Any) -> None:
 
 
 def test_the_error_knows_its_file_apart() -> None:
-    error = DamagedImage.of("a\nb.jpg", "is empty")
+    error = DamagedImageError.of("a\nb.jpg", "is empty")
     assert (str(error), error.path) == (r"'a\nb.jpg': is empty", "a\nb.jpg")

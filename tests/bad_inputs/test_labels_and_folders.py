@@ -15,7 +15,7 @@ from PIL import Image
 from engine.config.building import building
 from engine.config.load import load_config
 from engine.config.world import Launch
-from engine.data.check import check_data
+from engine.data.check import check_datasets
 from tests.bad_inputs.builders import CONFIG, DAMAGED, contents, encoded, pixels, refused
 
 HEIGHT, WIDTH = 24, 32
@@ -47,11 +47,11 @@ def judged(config: str, root: Path, classes: tuple[str, ...]) -> tuple[Any, list
         options |= {"model.auxiliary_head.loss_decode.class_weight": None}
     cfg = load_config(CONFIG[config], options, Launch()).cfg
     before = contents(root)
-    found = check_data(cfg, ("train", "val"))
+    found = check_datasets(cfg, ("train", "val"))
     assert contents(root) == before
-    assert all(len(line.splitlines()) == 1 for line in found.screen("data_check.json"))
-    assert all(str(root) in item.file for item in found.items)
-    return cfg, [(item.level, item.kind) for item in found.items]
+    assert all(len(line.splitlines()) == 1 for line in found.to_lines("data_check.json"))
+    assert all(str(root) in item.file for item in found.findings)
+    return cfg, [(item.level, item.kind) for item in found.findings]
 
 
 def read_all(cfg: Any) -> None:
@@ -61,7 +61,7 @@ def read_all(cfg: Any) -> None:
             dataset[index]
 
 
-LABELS: dict[str, tuple[Callable[[], bytes], str, str]] = {
+MAX_LABEL_FILES: dict[str, tuple[Callable[[], bytes], str, str]] = {
     "too wide": (lambda: encoded(labels(1, width=WIDTH + 1), "PNG"), "size of labels", "33 x 24"),
     "turned": (lambda: encoded(labels(1, height=WIDTH, width=HEIGHT), "PNG"), "size of labels", "24 x 32"),
     "one pixel": (lambda: encoded(labels(1, height=1, width=1), "PNG"), "size of labels", "1 x 1"),
@@ -78,9 +78,9 @@ LABELS: dict[str, tuple[Callable[[], bytes], str, str]] = {
 }
 
 
-@pytest.mark.parametrize("case", LABELS)
+@pytest.mark.parametrize("case", MAX_LABEL_FILES)
 def test_labels(rooms: Path, case: str) -> None:
-    make, kind, word = LABELS[case]
+    make, kind, word = MAX_LABEL_FILES[case]
     path = rooms / "annotations/training/1.png"
     path.write_bytes(make())
     cfg, found = judged("segmentor", rooms, CLASSES)
@@ -261,6 +261,6 @@ def test_a_list_of_labels_that_leads_out(rooms: Path) -> None:
         (rooms / "list.txt").write_text(f"0\n{stem}\n")
         options = {"data_root": str(rooms), "classes": CLASSES, "train_dataloader.dataset.ann_file": "list.txt"}
         cfg = load_config(CONFIG["segmentor"], options, Launch()).cfg
-        assert "path" in [item.kind for item in check_data(cfg, ("train",)).errors]
+        assert "path" in [item.kind for item in check_datasets(cfg, ("train",)).errors]
         with refused(stem, "leads out of"):
             read_all(cfg)

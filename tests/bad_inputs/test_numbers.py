@@ -22,7 +22,7 @@ import detection  # noqa: F401
 from analysis.flops import count_backbone
 from backbones import UserError, build_backbone
 from backbones.weights import read_checkpoint
-from detection.check import CocoChecker, _runs
+from detection.check import CocoChecker, _decode_runs
 from engine.checkpoint.rng import RandomState, seed_of, seeded
 from engine.checkpoint.state import restore_position
 from engine.checkpoint.store import copied, write_checkpoint
@@ -30,7 +30,8 @@ from engine.config.batch import LR_RULES, plan_batch, scaled_lr
 from engine.config.classes import class_names
 from engine.config.load import load_config, parse_options
 from engine.config.world import Launch
-from engine.data.check import escapes, spread
+from engine.data.check import evenly_spread
+from engine.data.paths import leads_outside
 from engine.data.sampling import ResumableBatchSampler
 from engine.launch.hang_detector import Judge, accused, verdict
 from engine.launch.heartbeat import Phase, Position
@@ -123,15 +124,15 @@ def test_a_name_that_leads_out_is_told_from_one_that_does_not(folder: str, name:
     root = Path(folder).absolute()
     inside = Path(os.path.normpath(root / name))
     if not name.startswith("/") and ".." not in name:
-        assert not escapes(folder, name)
+        assert not leads_outside(folder, name)
     else:
-        assert escapes(folder, name) == (root not in inside.parents)
+        assert leads_outside(folder, name) == (root not in inside.parents)
 
 
 @modest
 @given(count=st.integers(1, 5000))
 def test_a_spread_order_is_an_order(count: int) -> None:
-    assert sorted(spread(count)) == list(range(count))
+    assert sorted(evenly_spread(count)) == list(range(count))
 
 
 BOX = st.lists(NUMBER | st.none() | st.text(max_size=2) | st.booleans(), max_size=5) | NUMBER | st.none()
@@ -142,10 +143,10 @@ BOX = st.lists(NUMBER | st.none() | st.text(max_size=2) | st.booleans(), max_siz
 def test_a_box_of_any_kind_is_judged(box: Any, area: Any, width: int, height: int) -> None:
     checker = CocoChecker("train", {}, {})
     checker.file = "a.json"
-    state = checker._box({"id": 1, "bbox": box, "area": area}, {"width": width, "height": height})
+    state = checker._check_box({"id": 1, "bbox": box, "area": area}, {"width": width, "height": height})
     assert state in ("whole", "outside", "dropped", "wrong")
-    assert (state == "wrong") == any(item.level == "error" for item in checker.found)
-    assert all(len(str(item).splitlines()) == 1 for item in checker.found)
+    assert (state == "wrong") == any(item.level == "error" for item in checker.findings)
+    assert all(len(str(item).splitlines()) == 1 for item in checker.findings)
     if state == "whole":
         x, y, w, h = box
         assert -2 <= x <= x + w <= width + 2
@@ -158,11 +159,11 @@ def test_the_text_of_a_mask_is_read_as_it_was_written(rows: list[list[bool]], te
     from pycocotools import mask as coco
 
     mask = np.asfortranarray(np.array(rows, np.uint8))
-    runs = _runs(coco.encode(mask)["counts"].decode())
+    runs = _decode_runs(coco.encode(mask)["counts"].decode())
     assert runs is not None
     values = np.repeat(np.arange(len(runs)) % 2, runs)
     assert np.array_equal(values.reshape(mask.shape, order="F"), mask)
-    assert _runs(text) is None or all(isinstance(run, int) for run in _runs(text) or [])
+    assert _decode_runs(text) is None or all(isinstance(run, int) for run in _decode_runs(text) or [])
 
 
 LEAF = st.none() | st.booleans() | WHOLE | st.floats(allow_nan=False) | st.text(max_size=5)
@@ -234,7 +235,7 @@ def test_a_stream_goes_on_from_any_batch(samples: int, size: int, start: int, se
 
     whole = [[(int(draw), draw.seed) for draw in batch] for batch in make()]
     batches = make()
-    batches.begin_at(start)
+    batches.seek_batch(start)
     assert [[(int(draw), draw.seed) for draw in batch] for batch in batches] == whole[start:]
     assert [[int(draw) for draw in batch] for batch in batches] == [[index for index, _ in batch] for batch in whole]
 

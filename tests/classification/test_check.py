@@ -14,8 +14,8 @@ from PIL import Image
 
 import classification  # noqa: F401
 from classification import check
-from engine.data.check import check_data
-from engine.data.findings import Findings
+from engine.data.check import check_datasets
+from engine.data.findings import DataCheckResult
 
 
 @pytest.fixture
@@ -28,25 +28,25 @@ def pets(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def checked(root: Path, classes: tuple[str, ...] = ("cat", "dog"), **more: Any) -> Findings:
+def checked(root: Path, classes: tuple[str, ...] = ("cat", "dog"), **more: Any) -> DataCheckResult:
     dataset = dict(type="FolderDataset", data_root=str(root), split="train", metainfo=dict(classes=classes), **more)
-    return check_data(Config(dict(default_scope="mmengine", train_dataloader=dict(dataset=dataset))), ("train",))
+    return check_datasets(Config(dict(default_scope="mmengine", train_dataloader=dict(dataset=dataset))), ("train",))
 
 
-def kinds(found: Findings) -> list[tuple[str, str]]:
-    return [(item.level, item.kind) for item in found.items]
+def kinds(found: DataCheckResult) -> list[tuple[str, str]]:
+    return [(item.level, item.kind) for item in found.findings]
 
 
 def test_sound_folders(pets: Path) -> None:
     found = checked(pets, ("dog", "cat"))
-    assert found.items == []
-    assert found.looked_at == {"train images": (8, 8)}
-    assert checked(pets, every=2).looked_at == {"train images": (4, 4)}
+    assert found.findings == []
+    assert found.inspected == {"train images": (8, 8)}
+    assert checked(pets, every=2).inspected == {"train images": (4, 4)}
 
 
 def test_classes_that_are_not_the_folders(pets: Path) -> None:
     found = checked(pets, ("cat", "dgo"))
-    assert [item.what for item in found.items] == [
+    assert [item.problem for item in found.findings] == [
         "2 class folders, 2 classes in the config; no folder 'dgo'",
         "class 'dgo' has no folder; nearest: 'dog'",
         "folder 'dog' is no class; nearest: 'dgo'",
@@ -80,12 +80,12 @@ def test_one_thing_wrong(pets: Path, name: str, harm: Callable[[Path], Any], exp
     harm(pets / "train" / name)
     found = checked(pets)
     assert kinds(found) == [expected]
-    assert name.rpartition("/")[2] in found.items[0].file or "copy.png" in found.items[0].what
+    assert name.rpartition("/")[2] in found.findings[0].file or "copy.png" in found.findings[0].problem
 
 
 def test_a_copy_in_one_class_is_no_matter(pets: Path) -> None:
     shutil.copy(pets / "train/cat/0.png", pets / "train/cat/copy.png")
-    assert checked(pets).items == []
+    assert checked(pets).findings == []
 
 
 def test_one_class(pets: Path) -> None:
@@ -105,7 +105,7 @@ def test_most_images_of_a_kind_that_is_not_read(pets: Path) -> None:
     for i in range(9):
         (pets / f"train/cat/{i}.heic").write_bytes(b"heic")
     found = checked(pets)
-    assert found.errors[0].what == "9 files with .heic are not read, 8 images are"
+    assert found.errors[0].problem == "9 files with .heic are not read, 8 images are"
     assert kinds(found).count(("warning", "no image by its name")) == 9
 
 
@@ -120,7 +120,7 @@ def test_a_folder_that_cannot_be_read(pets: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(check, "list_images", refused)
     found = checked(pets)
     assert kinds(found) == [("error", "unreadable folder")] * 2
-    assert found.items[0].what == "cannot be read: Permission denied"
+    assert found.findings[0].problem == "cannot be read: Permission denied"
 
 
 def test_no_folder(pets: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from classification import decode
 from classification.decode import read_crop, read_rgb
-from engine.data.image_files import DamagedImage
+from engine.data.image_files import DamagedImageError
 
 BICUBIC = Image.Resampling.BICUBIC
 
@@ -148,11 +148,11 @@ def test_what_pillow_refuses_is_refused(
         expected = refused = None
         try:
             expected = read_rgb(path)
-        except DamagedImage as error:
+        except DamagedImageError as error:
             refused = str(error)
         if expected is None:
             seen["refused"] += 1
-            with pytest.raises(DamagedImage) as raised:
+            with pytest.raises(DamagedImageError) as raised:
                 read_crop(path, whole, side)
             assert str(raised.value) == refused
         else:
@@ -169,5 +169,5 @@ def whole(picture: Tensor) -> decode.Crop:
 def test_a_file_that_was_cut_off_is_refused(photograph: Image.Image, tmp_path: Path) -> None:
     path = Path(saved(tmp_path, "a.jpg", photograph))
     path.write_bytes(path.read_bytes()[:-500])
-    with pytest.raises(DamagedImage, match="the end marker of a JPEG is absent"):
+    with pytest.raises(DamagedImageError, match="the end marker of a JPEG is absent"):
         read_crop(str(path), whole, 8)

@@ -15,8 +15,8 @@ from PIL import Image
 import detection  # noqa: F401
 from backbones import UserError
 from detection.data import CocoInstances
-from engine.data.check import check_data
-from engine.data.findings import Findings
+from engine.data.check import check_datasets
+from engine.data.findings import DataCheckResult
 
 CLASSES = ("cat", "dog")
 BOX = [2, 3, 10, 8]
@@ -49,7 +49,7 @@ def write(folder: Path, data: Any) -> Path:
     return folder
 
 
-def checked(folder: Path, classes: tuple[str, ...] = CLASSES, masks: bool = True) -> Findings:
+def checked(folder: Path, classes: tuple[str, ...] = CLASSES, masks: bool = True) -> DataCheckResult:
     dataset = dict(
         type="CocoInstances",
         data_root=str(folder),
@@ -58,11 +58,11 @@ def checked(folder: Path, classes: tuple[str, ...] = CLASSES, masks: bool = True
         metainfo=dict(classes=classes),
         pipeline=[dict(type="LoadAnnotations", with_bbox=True, with_mask=masks)],
     )
-    return check_data(Config(dict(default_scope="mmdet", train_dataloader=dict(dataset=dataset))), ("train",))
+    return check_datasets(Config(dict(default_scope="mmdet", train_dataloader=dict(dataset=dataset))), ("train",))
 
 
-def kinds(found: Findings) -> list[tuple[str, str]]:
-    return [(item.level, item.kind) for item in found.items]
+def kinds(found: DataCheckResult) -> list[tuple[str, str]]:
+    return [(item.level, item.kind) for item in found.findings]
 
 
 def setting(part: str, index: int, **fields: Any) -> Callable[[dict[str, Any]], None]:
@@ -141,8 +141,8 @@ def test_sound_annotations(tmp_path: Path) -> None:
     data["annotations"][1].update(segmentation={**RLE, "counts": "T3`2T="}, bbox=[20.5, 3, 11, 8])
     del data["annotations"][2]["iscrowd"]
     found = checked(write(tmp_path, data))
-    assert found.items == []
-    assert found.looked_at == {"train images": (2, 2)}
+    assert found.findings == []
+    assert found.inspected == {"train images": (2, 2)}
 
 
 @pytest.mark.parametrize("name", HARM)
@@ -154,7 +154,7 @@ def test_one_thing_wrong(tmp_path: Path, name: str) -> None:
     assert (level, kind) in kinds(found)
     if level == "warning":
         assert not found.errors
-    assert all("\n" not in str(item) and len(str(item)) < 600 for item in found.items)
+    assert all("\n" not in str(item) and len(str(item)) < 600 for item in found.findings)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '"text"', "[" * 100_000, "\0"])
@@ -165,15 +165,15 @@ def test_a_file_that_is_none(tmp_path: Path, text: str) -> None:
 def test_masks_are_needed_where_they_are_trained_on(tmp_path: Path) -> None:
     data = content()
     setting("annotations", 0, segmentation=None)(data)
-    assert checked(write(tmp_path, data), masks=False).items == []
+    assert checked(write(tmp_path, data), masks=False).findings == []
 
 
 def test_names_both_ways(tmp_path: Path) -> None:
     found = checked(write(tmp_path, content()), ("cat", "dgo"))
-    assert [item.kind for item in found.items] == ["classes", "category without a class"]
-    assert "classes: 1 of 2 are no category of the annotation file ('dgo'...)" in found.items[0].what
-    assert found.items[0].what.endswith("nearest: 'dog'")
-    assert "its 10 objects are background" in found.items[1].what
+    assert [item.kind for item in found.findings] == ["classes", "category without a class"]
+    assert "classes: 1 of 2 are no category of the annotation file ('dgo'...)" in found.findings[0].problem
+    assert found.findings[0].problem.endswith("nearest: 'dog'")
+    assert "its 10 objects are background" in found.findings[1].problem
 
 
 def test_a_class_without_objects(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_boxes_of_another_format(tmp_path: Path, box: list[float], mend: str) ->
         item["bbox"] = box
     errors = checked(write(tmp_path, data)).errors
     assert [item.kind for item in errors] == ["boxes"]
-    assert mend in errors[0].mend
+    assert mend in errors[0].fix
 
 
 def test_crowds_alone(tmp_path: Path) -> None:
@@ -211,8 +211,8 @@ def test_an_image_that_exif_turns(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 8
     Image.new("RGB", (30, 20)).save(tmp_path / "images/1.jpg", exif=exif)
-    (item,) = checked(tmp_path).items
-    assert item.what == "is 20 x 30 as its EXIF orientation 8 turns it, the annotations say 30 x 20"
+    (item,) = checked(tmp_path).findings
+    assert item.problem == "is 20 x 30 as its EXIF orientation 8 turns it, the annotations say 30 x 20"
 
 
 def test_loading_refuses_names_that_lead_out(tmp_path: Path) -> None:

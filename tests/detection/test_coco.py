@@ -19,7 +19,7 @@ from torch.utils.data import SequentialSampler
 
 from backbones import UserError
 from detection import coco_metric
-from detection.coco_metric import STATS, FastCocoMetric
+from detection.coco_metric import COCO_STATS, FastCocoMetric
 from detection.data import AspectRatioBatches, CocoInstances, category_ids
 
 SIDE, IMAGES = 240, 15
@@ -133,12 +133,12 @@ def truth(annotations: Path) -> COCO:
 def test_average_precision_is_that_of_pycocotools(annotations: Path, truth: COCO, wobble: float) -> None:
     found = detections(truth, wobble)
     scores = evaluated(annotations, found, CLASSES)
-    assert set(scores) == {f"{kind}_{name}" for kind in ("bbox", "segm") for name in STATS}
+    assert set(scores) == {f"{kind}_{name}" for kind in ("bbox", "segm") for name in COCO_STATS}
     for kind in ("bbox", "segm"):
-        ours = [scores[f"{kind}_{name}"] for name in STATS]
+        ours = [scores[f"{kind}_{name}"] for name in COCO_STATS]
         theirs = reference(truth, found, kind)
         assert all(0 < value < 1 for value in theirs)
-        assert ours == pytest.approx(theirs[: len(STATS)], abs=0.5e-4 + 1e-9)  # four decimals are reported
+        assert ours == pytest.approx(theirs[: len(COCO_STATS)], abs=0.5e-4 + 1e-9)  # four decimals are reported
 
 
 def test_all_twelve_numbers_are_those_of_pycocotools(annotations: Path, truth: COCO) -> None:
@@ -197,7 +197,7 @@ def test_no_detection_at_all(annotations: Path, truth: COCO, monkeypatch: pytest
     said: list[str] = []
     monkeypatch.setattr(coco_metric, "print_log", lambda message, *_: said.append(message))
     scores = evaluated(annotations, {image: [] for image in truth.getImgIds()}, CLASSES)
-    assert scores == {f"{kind}_{name}": 0.0 for kind in ("bbox", "segm") for name in STATS}
+    assert scores == {f"{kind}_{name}": 0.0 for kind in ("bbox", "segm") for name in COCO_STATS}
     assert said == [f"no {kind} detections at all: AP is 0" for kind in ("bbox", "segm")]
 
 
@@ -213,7 +213,7 @@ def test_only_boxes(annotations: Path, truth: COCO) -> None:
     metric = FastCocoMetric(str(annotations), metric=("bbox",))
     metric.dataset_meta = {"classes": CLASSES}
     metric.process({}, samples(perfect(truth)))
-    assert set(metric.evaluate(IMAGES)) == {f"bbox_{name}" for name in STATS}
+    assert set(metric.evaluate(IMAGES)) == {f"bbox_{name}" for name in COCO_STATS}
 
 
 def test_a_class_that_the_file_does_not_have(annotations: Path, truth: COCO) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from analysis.benchmark.synthetic_detections import draw_mask_logits
 from detection import masks
-from detection.masks import FastFCNMaskHead, encode_masks, encoded
+from detection.masks import FastFCNMaskHead, encode_masks, to_rle
 
 SHAPE = (90, 130)
 
@@ -61,7 +61,7 @@ def test_scores_on_the_threshold_are_settled_as_mmdet_settles_them(monkeypatch: 
     labels = torch.zeros(10, dtype=torch.long)
     expected, found = both(logits, boxes, labels)
     assert torch.equal(found, expected)
-    monkeypatch.setattr(masks, "MARGIN", 0.0)
+    monkeypatch.setattr(masks, "PROBABILITY_TOLERANCE", 0.0)
     assert not torch.equal(both(logits, boxes, labels)[1], expected)  # without the margin some pixels differ
 
 
@@ -125,5 +125,5 @@ def test_codes_are_those_of_pycocotools() -> None:
 
 def test_codes_stay_codes() -> None:
     codes = encode_masks(np.eye(5, dtype=bool)[None])
-    assert encoded(codes) == codes
-    assert encoded(torch.eye(5, dtype=torch.bool)[None]) == codes
+    assert to_rle(codes) == codes
+    assert to_rle(torch.eye(5, dtype=torch.bool)[None]) == codes

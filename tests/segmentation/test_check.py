@@ -13,8 +13,8 @@ from PIL import Image
 
 import segmentation  # noqa: F401
 from engine.data import check as data_check
-from engine.data.check import check_data
-from engine.data.findings import Findings
+from engine.data.check import check_datasets
+from engine.data.findings import DataCheckResult
 
 CLASSES = ("wall", "sky", "tree")
 SIZE = (12, 8)
@@ -37,7 +37,7 @@ def rooms(folder: Path, *values: int, count: int = 4) -> Path:
     return folder
 
 
-def checked(root: Path, reduce: bool = True, full: bool = False, **more: Any) -> Findings:
+def checked(root: Path, reduce: bool = True, full: bool = False, **more: Any) -> DataCheckResult:
     dataset = dict(
         type="LabelPngDataset",
         data_root=str(root),
@@ -48,21 +48,21 @@ def checked(root: Path, reduce: bool = True, full: bool = False, **more: Any) ->
         metainfo=dict(classes=CLASSES),
         pipeline=[dict(type="LoadLabels", num_classes=3, reduce_zero_label=more.pop("loading", reduce), **more)],
     )
-    return check_data(Config(dict(default_scope="mmseg", train_dataloader=dict(dataset=dataset))), ("train",), full)
+    return check_datasets(Config(dict(default_scope="mmseg", train_dataloader=dict(dataset=dataset))), ("train",), full)
 
 
-def kinds(found: Findings) -> list[tuple[str, str]]:
-    return [(item.level, item.kind) for item in found.items]
+def kinds(found: DataCheckResult) -> list[tuple[str, str]]:
+    return [(item.level, item.kind) for item in found.findings]
 
 
 def test_sound_labels(tmp_path: Path) -> None:
     found = checked(rooms(tmp_path / "reduced", 0, 1, 2, 3, 255))
-    assert found.items == []
-    assert found.looked_at == {"train images": (4, 4), "train labels": (4, 4)}
+    assert found.findings == []
+    assert found.inspected == {"train images": (4, 4), "train labels": (4, 4)}
     assert "41% are not labelled" in found.notes[0]
     assert "wall 20%" in found.notes[0]
-    assert checked(rooms(tmp_path / "plain", 0, 1, 2, 255), reduce=False).items == []
-    assert checked(rooms(tmp_path / "other", 0, 1, 2, 77), reduce=False, unlabelled=77).items == []
+    assert checked(rooms(tmp_path / "plain", 0, 1, 2, 255), reduce=False).findings == []
+    assert checked(rooms(tmp_path / "other", 0, 1, 2, 77), reduce=False, unlabelled=77).findings == []
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_values_that_mean_something_else(
 ) -> None:
     errors = checked(rooms(tmp_path, *values), reduce).errors
     assert {item.kind for item in errors} >= {kind}
-    assert any(mend in item.mend for item in errors if item.kind == kind)
+    assert any(mend in item.fix for item in errors if item.kind == kind)
     assert {item.kind for item in errors} <= {kind, "masks of 0 and 255"}
 
 
@@ -95,7 +95,7 @@ def test_a_zero_that_is_a_seam_is_no_class(tmp_path: Path) -> None:
 
 
 def test_a_sample_is_a_reason_to_warn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data_check, "LABELS", 2)
+    monkeypatch.setattr(data_check, "MAX_LABEL_FILES", 2)
     root = rooms(tmp_path, 0, 1, 2)
     assert kinds(checked(root)) == [("warning", "reduce_zero_label")]
     assert ("error", "reduce_zero_label") in kinds(checked(root, full=True))
@@ -104,13 +104,13 @@ def test_a_sample_is_a_reason_to_warn(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_class_that_never_occurs(tmp_path: Path) -> None:
     found = checked(rooms(tmp_path, 0, 2), reduce=False)
     assert kinds(found) == [("warning", "class without pixels")]
-    assert "1 of 3 classes have no pixel: sky" in found.items[0].what
+    assert "1 of 3 classes have no pixel: sky" in found.findings[0].problem
 
 
 def test_two_settings_that_differ(tmp_path: Path) -> None:
     found = checked(rooms(tmp_path, 0, 1, 2), reduce=False, loading=True)
     assert kinds(found) == [("error", "reduce_zero_label")]
-    assert found.items[0].what == "reduce_zero_label is False of the data set and True of LoadLabels"
+    assert found.findings[0].problem == "reduce_zero_label is False of the data set and True of LoadLabels"
 
 
 def turned(root: Path) -> None:
@@ -141,15 +141,15 @@ def test_one_file_wrong(tmp_path: Path, harm: Callable[[Path], Any], expected: t
     found = checked(tmp_path)
     assert expected in kinds(found)
     assert len(found.errors) <= 1
-    assert all("1." in item.file for item in found.items)
+    assert all("1." in item.file for item in found.findings)
 
 
 def test_an_orientation_is_named_as_the_cause(tmp_path: Path) -> None:
     turned(rooms(tmp_path, 0, 1, 2, 3))
-    assert "when its EXIF orientation 6 has turned it" in checked(tmp_path).items[0].what
+    assert "when its EXIF orientation 6 has turned it" in checked(tmp_path).findings[0].problem
 
 
-def listed(root: Path, *stems: str) -> Findings:
+def listed(root: Path, *stems: str) -> DataCheckResult:
     (root / "list.txt").write_text("\n".join(stems))
     dataset = dict(
         type="BaseSegDataset",
@@ -159,12 +159,12 @@ def listed(root: Path, *stems: str) -> Findings:
         metainfo=dict(classes=CLASSES),
         pipeline=[],
     )
-    return check_data(Config(dict(default_scope="mmseg", train_dataloader=dict(dataset=dataset))), ("train",))
+    return check_datasets(Config(dict(default_scope="mmseg", train_dataloader=dict(dataset=dataset))), ("train",))
 
 
 def test_a_list_of_names(tmp_path: Path) -> None:
     rooms(tmp_path, 0, 1, 2)
-    assert listed(tmp_path, "0", "2").looked_at == {"train images": (2, 2), "train labels": (2, 2)}
+    assert listed(tmp_path, "0", "2").inspected == {"train images": (2, 2), "train labels": (2, 2)}
     assert kinds(listed(tmp_path, "0", "0")) == [("warning", "listed twice")]
     assert kinds(listed(tmp_path, "0", "../secret")) == [("error", "path")]
     assert sorted(kinds(listed(tmp_path, "0", "9"))) == [("error", "missing image"), ("error", "missing labels")]

@@ -11,7 +11,7 @@ from mmengine.registry import DefaultScope
 from PIL import Image
 
 from backbones import UserError
-from segmentation.data import IGNORE, LabelPngDataset, LoadLabels
+from segmentation.data import IGNORE_INDEX, LabelPngDataset, LoadLabels
 
 CLASSES = ("wall", "sky", "tree")
 
@@ -77,7 +77,7 @@ def test_values_are_the_classes(tmp_path: Path) -> None:
 
 def test_zero_can_mean_not_labelled(tmp_path: Path) -> None:
     stored = np.array([[0, 1, 2], [255, 3, 0]])
-    assert loaded(stored, tmp_path, reduce=True).tolist() == [[IGNORE, 0, 1], [IGNORE, 2, IGNORE]]
+    assert loaded(stored, tmp_path, reduce=True).tolist() == [[IGNORE_INDEX, 0, 1], [IGNORE_INDEX, 2, IGNORE_INDEX]]
 
 
 def test_a_palette_does_not_matter(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_value_that_is_no_class(tmp_path: Path, reduce: bool, least: int) -> N
 def test_another_value_can_mean_not_labelled_too(tmp_path: Path, reduce: bool) -> None:
     shift = int(reduce)
     stored = np.array([[shift, 99], [255, 2 + shift]])
-    assert loaded(stored, tmp_path, reduce, unlabelled=99).tolist() == [[0, IGNORE], [IGNORE, 2]]
+    assert loaded(stored, tmp_path, reduce, unlabelled=99).tolist() == [[0, IGNORE_INDEX], [IGNORE_INDEX, 2]]
 
 
 def test_coloured_labels_are_refused(tmp_path: Path) -> None:
@@ -110,4 +110,4 @@ def test_data_set_and_loading_go_together(rooms: Path) -> None:
     with DefaultScope.overwrite_default_scope("mmseg"):
         item = dataset(rooms, reduce_zero_label=True, pipeline=pipeline)[0]
     assert item["img"].shape == (6, 8, 3)
-    assert (item["gt_seg_map"] == IGNORE).all()
+    assert (item["gt_seg_map"] == IGNORE_INDEX).all()

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from classification.data import read_rgb
-from engine.data.image_files import DamagedImage, LoadCheckedImage, look_at
+from engine.data.image_files import DamagedImageError, LoadCheckedImage, inspect_image
 
 SUFFIXES = ("jpg", "png", "webp", "bmp", "gif", "tif", "ppm")
 
@@ -37,7 +37,7 @@ def loaders() -> list[Any]:
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_whole_files_are_seen_as_they_are(tmp_path: Path, suffix: str) -> None:
     path = saved(tmp_path, f"a.{suffix}")
-    seen = look_at(str(path), decode=True)
+    seen = inspect_image(str(path), decode=True)
     assert seen.problem is None
     assert (seen.size, seen.bits, seen.frames, seen.transparent) == ((106, 96), 8, 1, False)
 
@@ -46,9 +46,9 @@ def test_whole_files_are_seen_as_they_are(tmp_path: Path, suffix: str) -> None:
 def test_truncated_files_are_seen_without_decoding(tmp_path: Path, suffix: str) -> None:
     path = saved(tmp_path, f"a.{suffix}")
     cut(path, int(0.7 * path.stat().st_size))
-    assert look_at(str(path)).problem is not None
+    assert inspect_image(str(path)).problem is not None
     for load in loaders():
-        with pytest.raises(DamagedImage, match=rf"a\.{suffix}: "):
+        with pytest.raises(DamagedImageError, match=rf"a\.{suffix}: "):
             load(path)
 
 
@@ -58,9 +58,9 @@ def test_the_last_bytes_count(tmp_path: Path, name: str, options: dict[str, Any]
     """Pillow takes a PNG without its end chunk for whole."""
     path = saved(tmp_path, name, **options)
     cut(path, -lost)
-    assert look_at(str(path)).problem[0] == "truncated image"
+    assert inspect_image(str(path)).problem[0] == "truncated image"
     for load in loaders():
-        with pytest.raises(DamagedImage, match="is cut off after"):
+        with pytest.raises(DamagedImageError, match="is cut off after"):
             load(path)
 
 
@@ -70,15 +70,15 @@ def test_a_jpeg_with_a_thumbnail_that_ends_and_a_picture_that_does_not(tmp_path:
     content = path.read_bytes()
     segment = b"\xff\xe2" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail
     path.write_bytes(content[:2] + segment + content[2:])
-    assert look_at(str(path)).problem is None
-    assert look_at(str(cut(path, -2))).problem[0] == "truncated image"
+    assert inspect_image(str(path)).problem is None
+    assert inspect_image(str(cut(path, -2))).problem[0] == "truncated image"
 
 
 def test_zeros_and_words_behind_the_end_do_no_harm(tmp_path: Path) -> None:
     path = saved(tmp_path, "a.jpg")
     for more in (bytes(5000), b"camera's notes"):
         path.write_bytes(path.read_bytes() + more)
-        assert look_at(str(path)).problem is None
+        assert inspect_image(str(path)).problem is None
         assert all(np.asarray(load(path)).shape == (96, 106, 3) for load in loaders())
 
 
@@ -88,21 +88,21 @@ def test_zeros_and_words_behind_the_end_do_no_harm(tmp_path: Path) -> None:
 def test_files_that_hold_no_image(tmp_path: Path, content: bytes, kind: str) -> None:
     path = tmp_path / "a.jpg"
     path.write_bytes(content)
-    assert look_at(str(path)).problem[0] == kind
+    assert inspect_image(str(path)).problem[0] == kind
     for load in loaders():
-        with pytest.raises(DamagedImage, match=r"a\.jpg: "):
+        with pytest.raises(DamagedImageError, match=r"a\.jpg: "):
             load(path)
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
     (tmp_path / "folder.jpg").mkdir()
-    assert look_at(str(tmp_path / "absent.jpg")).problem == ("missing image", "is missing")
-    assert look_at("a\0b.jpg").problem[0] == "missing image"
-    assert look_at(str(tmp_path / "folder.jpg")).problem[0] == "unreadable image"
+    assert inspect_image(str(tmp_path / "absent.jpg")).problem == ("missing image", "is missing")
+    assert inspect_image("a\0b.jpg").problem[0] == "missing image"
+    assert inspect_image(str(tmp_path / "folder.jpg")).problem[0] == "unreadable image"
     for load in loaders():
-        with pytest.raises(DamagedImage, match=r"absent\.jpg: is missing"):
+        with pytest.raises(DamagedImageError, match=r"absent\.jpg: is missing"):
             load(tmp_path / "absent.jpg")
-        with pytest.raises(DamagedImage, match=r"folder\.jpg: cannot be read"):
+        with pytest.raises(DamagedImageError, match=r"folder\.jpg: cannot be read"):
             load(tmp_path / "folder.jpg")
 
 
@@ -111,49 +111,49 @@ def test_damage_in_the_midst_is_found_by_decoding(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 255
     path.write_bytes(bytes(content))
-    assert look_at(str(path)).problem is None
-    assert look_at(str(path), decode=True).problem[0] == "damaged image"
+    assert inspect_image(str(path)).problem is None
+    assert inspect_image(str(path), decode=True).problem[0] == "damaged image"
     for load in loaders():
-        with pytest.raises(DamagedImage, match="cannot be decoded"):
+        with pytest.raises(DamagedImageError, match="cannot be decoded"):
             load(path)
 
 
 def test_what_headers_say(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    turned = look_at(str(saved(tmp_path, "turned.jpg", exif=exif)))
-    assert (turned.orientation, turned.size, turned.upright) == (6, (106, 96), (96, 106))
+    turned = inspect_image(str(saved(tmp_path, "turned.jpg", exif=exif)))
+    assert (turned.orientation, turned.size, turned.upright_size) == (6, (106, 96), (96, 106))
     deep = Image.fromarray(np.full((8, 8), 40_000, np.uint16))
-    assert look_at(str(saved(tmp_path, "deep.png", deep))).bits == 16
-    assert look_at(str(saved(tmp_path, "deep.tif", deep))).bits == 16
+    assert inspect_image(str(saved(tmp_path, "deep.png", deep))).bits == 16
+    assert inspect_image(str(saved(tmp_path, "deep.tif", deep))).bits == 16
     cv2.imwrite(str(tmp_path / "colours.png"), np.full((8, 8, 3), 40_000, np.uint16))
-    assert look_at(str(tmp_path / "colours.png")).bits == 16
-    assert look_at(str(saved(tmp_path, "print.jpg", photograph().convert("CMYK")))).mode == "CMYK"
-    assert look_at(str(saved(tmp_path, "clear.png", photograph().convert("RGBA")))).transparent
+    assert inspect_image(str(tmp_path / "colours.png")).bits == 16
+    assert inspect_image(str(saved(tmp_path, "print.jpg", photograph().convert("CMYK")))).mode == "CMYK"
+    assert inspect_image(str(saved(tmp_path, "clear.png", photograph().convert("RGBA")))).transparent
     frames = [photograph(), photograph().rotate(90)]
-    assert look_at(str(saved(tmp_path, "film.gif", save_all=True, append_images=frames[1:]))).frames == 2
-    huge = look_at(str(saved(tmp_path, "huge.png", Image.new("1", (20_000, 10_000)))))
+    assert inspect_image(str(saved(tmp_path, "film.gif", save_all=True, append_images=frames[1:]))).frames == 2
+    huge = inspect_image(str(saved(tmp_path, "huge.png", Image.new("1", (20_000, 10_000)))))
     assert (huge.problem, huge.size) == (None, (20_000, 10_000))
 
 
 def test_files_of_one_content_have_one_digest(tmp_path: Path) -> None:
     one, copy, other = (saved(tmp_path, f"{name}.png") for name in "abc")
     other.write_bytes(other.read_bytes() + b"\0")
-    digests = [look_at(str(path)).digest for path in (one, copy, other)]
+    digests = [inspect_image(str(path)).digest for path in (one, copy, other)]
     assert digests[0] == digests[1] != digests[2]
 
 
 def test_values_of_labels_are_counted(tmp_path: Path) -> None:
     labels = Image.fromarray(np.array([[0, 7, 7], [255, 7, 0]], np.uint8))
-    assert look_at(str(saved(tmp_path, "l.png", labels)), values=True).values == {0: 2, 7: 3, 255: 1}
-    assert look_at(str(saved(tmp_path, "colours.png")), values=True).values is None
+    assert inspect_image(str(saved(tmp_path, "l.png", labels)), values=True).value_counts == {0: 2, 7: 3, 255: 1}
+    assert inspect_image(str(saved(tmp_path, "colours.png")), values=True).value_counts is None
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.int32])
 def test_pixels_without_a_known_scale_are_refused(tmp_path: Path, kind: Any) -> None:
     """Pillow would cut them off at 255, which makes a white or a black image."""
     path = saved(tmp_path, "a.tif", Image.fromarray(np.linspace(0, 60_000, 64).reshape(8, 8).astype(kind)))
-    assert look_at(str(path)).bits == 32
+    assert inspect_image(str(path)).bits == 32
     for load in loaders():
-        with pytest.raises(DamagedImage, match="32-bit pixels"):
+        with pytest.raises(DamagedImageError, match="32-bit pixels"):
             load(path)

@@ -17,13 +17,15 @@ from mmengine.registry import DATASETS
 from PIL import Image
 
 import classification  # noqa: F401
-from backbones import UserError
+from backbones.errors import DataError, UserError
 from engine.data import check as data_check
 from engine.data import preflight
-from engine.data.check import Checker, Job, check_data, escapes, spread
-from engine.data.findings import Finding, Findings
-from engine.data.image_files import Seen
-from engine.data.preflight import DATA_CHECK, check_before_training, fingerprint
+from engine.data.check import check_datasets, evenly_spread
+from engine.data.checker import DataFile, DatasetChecker
+from engine.data.findings import DataCheckResult, DataFinding
+from engine.data.image_files import ImageInfo
+from engine.data.paths import leads_outside
+from engine.data.preflight import DATA_CHECK_FILE, check_before_training, data_fingerprint
 
 CLASSES = ("cat", "dog")
 LOGGER = logging.getLogger("preflight")
@@ -74,76 +76,80 @@ def begin(cfg: Config, caplog: Any, resume: bool = False) -> list[str]:
 def test_sound_data_is_one_line(cfg: Config, caplog: Any) -> None:
     (line,) = begin(cfg, caplog)
     assert line.startswith("data check: 0 errors, 0 warnings; looked at val images all 10, train images all 40 in")
-    written = json.loads((Path(cfg.work_dir) / DATA_CHECK).read_text())
+    written = json.loads((Path(cfg.work_dir) / DATA_CHECK_FILE).read_text())
     assert (written["errors"], written["findings"]) == (0, [])
 
 
 def test_a_split_that_is_the_same_as_another_is_looked_at_once(cfg: Config) -> None:
-    assert list(check_data(cfg, ("train", "val", "test")).looked_at) == ["val images", "train images"]
+    assert list(check_datasets(cfg, ("train", "val", "test")).inspected) == ["val images", "train images"]
     cfg.test_dataloader.dataset.split = "train"
-    assert list(check_data(cfg, ("train", "val", "test")).looked_at) == ["val images", "test images", "train images"]
+    assert list(check_datasets(cfg, ("train", "val", "test")).inspected) == [
+        "val images",
+        "test images",
+        "train images",
+    ]
 
 
 def test_several_processes_find_the_same(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     (root(cfg) / "train/cat/03.png").write_bytes(b"")
     (root(cfg) / "val/dog/03.png").write_text("notes")
-    alone = check_data(cfg, ("train", "val"), workers=1)
-    monkeypatch.setattr(data_check, "WORTH_PROCESSES", 1)
-    monkeypatch.setattr(data_check, "CHUNK", 3)
-    together = check_data(cfg, ("train", "val"), workers=2)
-    assert [item.kind for item in alone.items] == ["no image", "empty image"]
-    assert (together.items, together.looked_at) == (alone.items, alone.looked_at)
+    alone = check_datasets(cfg, ("train", "val"), workers=1)
+    monkeypatch.setattr(data_check, "MIN_PARALLEL_FILES", 1)
+    monkeypatch.setattr(data_check, "FILES_PER_TASK", 3)
+    together = check_datasets(cfg, ("train", "val"), workers=2)
+    assert [item.kind for item in alone.findings] == ["no image", "empty image"]
+    assert (together.findings, together.inspected) == (alone.findings, alone.inspected)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_time_ends_the_look_and_the_summary_says_so(cfg: Config, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
-    monkeypatch.setattr(data_check, "WORTH_PROCESSES", 1)
-    monkeypatch.setattr(data_check, "CHUNK", 4)
-    found = check_data(cfg, ("train", "val"), seconds=0.0, workers=workers)
-    assert found.looked_at["train images"][0] < 40
+    monkeypatch.setattr(data_check, "MIN_PARALLEL_FILES", 1)
+    monkeypatch.setattr(data_check, "FILES_PER_TASK", 4)
+    found = check_datasets(cfg, ("train", "val"), seconds=0.0, workers=workers)
+    assert found.inspected["train images"][0] < 40
     assert "of 40" in found.summary()
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 10, 97, 1000])
 def test_any_beginning_of_the_order_is_spread_evenly(count: int) -> None:
-    order = list(spread(count))
+    order = list(evenly_spread(count))
     assert sorted(order) == list(range(count))
     beginning = sorted(order[: count // 10])
     assert all(after - before < 0.25 * count for before, after in pairwise(beginning))
 
 
 def test_a_killed_process_is_said(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(path: str, decode: bool, values: bool) -> Seen:
+    def killed(path: str, decode: bool, values: bool) -> ImageInfo:
         import os
 
         os._exit(9)
 
-    monkeypatch.setattr(data_check, "WORTH_PROCESSES", 1)
-    monkeypatch.setattr(data_check, "look_at", killed)
+    monkeypatch.setattr(data_check, "MIN_PARALLEL_FILES", 1)
+    monkeypatch.setattr(data_check, "inspect_image", killed)
     with pytest.raises(UserError, match="process of the data check was killed"):
-        check_data(cfg, ("val",), workers=2)
+        check_datasets(cfg, ("val",), workers=2)
 
 
 def test_validation_images_in_the_training_data(cfg: Config) -> None:
     shutil.copy(root(cfg) / "val/cat/01.png", root(cfg) / "train/cat/another name.png")
-    (item,) = check_data(cfg, ("train", "val")).items
+    (item,) = check_datasets(cfg, ("train", "val")).findings
     assert (item.level, item.kind, item.split) == ("error", "val in train", "val")
     assert item.file.endswith("val/cat/01.png")
-    assert "train/cat/another name.png" in item.what
+    assert "train/cat/another name.png" in item.problem
 
 
 def test_few_copies_among_many_are_a_warning(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data_check, "MANY_COPIES", 0.1)
+    monkeypatch.setattr(data_check, "MAX_COPIED_FRACTION", 0.1)
     shutil.copy(root(cfg) / "val/cat/01.png", root(cfg) / "train/cat/copy.png")
-    assert [item.level for item in check_data(cfg, ("train", "val")).items] == ["warning"]
+    assert [item.level for item in check_datasets(cfg, ("train", "val")).findings] == ["warning"]
 
 
 def test_validation_folder_that_is_a_link_to_the_training_folder(cfg: Config) -> None:
     shutil.rmtree(root(cfg) / "val")
     (root(cfg) / "val").symlink_to(root(cfg) / "train")
-    items = check_data(cfg, ("train", "val")).items
+    items = check_datasets(cfg, ("train", "val")).findings
     assert len(items) == 40
-    assert {(item.level, item.what) for item in items} == {("error", "is in the training data too")}
+    assert {(item.level, item.problem) for item in items} == {("error", "is in the training data too")}
 
 
 def test_few_damaged_training_images_do_not_stop_a_training(cfg: Config, caplog: Any) -> None:
@@ -164,7 +170,7 @@ def test_a_damaged_validation_image_stops_it(cfg: Config, caplog: Any) -> None:
     with pytest.raises(UserError, match=r"^\S+/val/cat/01\.png: is missing; .*--no-data-check") as caught:
         begin(cfg, caplog)
     assert "\n" not in str(caught.value)
-    assert len(json.loads((Path(cfg.work_dir) / DATA_CHECK).read_text())["findings"]) == 1
+    assert len(json.loads((Path(cfg.work_dir) / DATA_CHECK_FILE).read_text())["findings"]) == 1
 
 
 def test_a_resumed_run_checks_again_only_what_has_changed(cfg: Config, caplog: Any) -> None:
@@ -172,13 +178,13 @@ def test_a_resumed_run_checks_again_only_what_has_changed(cfg: Config, caplog: A
     (line,) = begin(cfg, caplog, resume=True)
     assert "those of the check before" in line
     assert "looked at" in begin(cfg, caplog, resume=False)[-1]
-    before = fingerprint(cfg)
+    before = data_fingerprint(cfg)
     cfg.val_dataloader.dataset.every = 2
-    assert fingerprint(cfg) != before
+    assert data_fingerprint(cfg) != before
     assert "looked at" in begin(cfg, caplog, resume=True)[-1]
     (root(cfg) / "val/new").touch()
     assert "looked at" in begin(cfg, caplog, resume=True)[-1]
-    (Path(cfg.work_dir) / DATA_CHECK).write_text("{")
+    (Path(cfg.work_dir) / DATA_CHECK_FILE).write_text("{")
     assert "looked at" in begin(cfg, caplog, resume=True)[-1]
 
 
@@ -192,11 +198,11 @@ def test_a_check_that_failed_is_repeated(cfg: Config, caplog: Any) -> None:
 def test_what_the_main_process_found_ends_all(cfg: Config, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     def other_rank(found: list[Any]) -> None:
         assert found == [None]
-        found[0] = "a.jpg: is missing"
+        found[0] = DataError("a.jpg: is missing")
 
     monkeypatch.setattr(preflight, "is_main_process", lambda: False)
     monkeypatch.setattr(preflight, "broadcast_object_list", other_rank)
-    monkeypatch.setattr(preflight, "check_data", None)  # it does not look itself
+    monkeypatch.setattr(preflight, "check_datasets", None)  # it does not look itself
     with pytest.raises(UserError, match=r"a\.jpg: is missing"):
         begin(cfg, caplog)
 
@@ -213,15 +219,15 @@ def test_a_data_set_without_a_checker(cfg: Config) -> None:
     folder = root(cfg) / "train/cat"
     (folder / "04.png").write_bytes(b"")
     cfg.val_dataloader.dataset = ConfigDict(type="PlainImages", data_root=str(folder))
-    found = check_data(cfg, ("val",))
-    assert [item.kind for item in found.items] == ["empty image"]
-    assert found.looked_at == {"val images": (20, 20)}
+    found = check_datasets(cfg, ("val",))
+    assert [item.kind for item in found.findings] == ["empty image"]
+    assert found.inspected == {"val images": (20, 20)}
     cfg.val_dataloader.dataset.type = "NoSuchData"
     with pytest.raises(UserError, match="'NoSuchData' is no type of data set"):
-        check_data(cfg, ("val",))
+        check_datasets(cfg, ("val",))
 
 
-RED = dict(form="PNG", mode="RGB", size=(40, 30))
+RED = dict(format="PNG", mode="RGB", size=(40, 30))
 
 
 @pytest.mark.parametrize(
@@ -235,16 +241,16 @@ RED = dict(form="PNG", mode="RGB", size=(40, 30))
         (True, dict(mode="CMYK"), "other colours", "warning"),
         (True, dict(transparent=True, mode="P"), "transparency", "warning"),
         (True, dict(frames=2), "several frames", "warning"),
-        (True, dict(form="JPEG"), "name of another format", "warning"),
+        (True, dict(format="JPEG"), "name of another format", "warning"),
         (True, dict(), None, None),
-        (True, dict(form="MPO", frames=2), "name of another format", "warning"),
+        (True, dict(format="MPO", frames=2), "name of another format", "warning"),
     ],
 )
 def test_odd_images_are_named(turns: bool, seen: dict[str, Any], kind: str | None, level: str | None) -> None:
-    checker = Checker("train", ConfigDict(), Config())
-    checker.turns = turns
-    checker.saw(Job("a.png", size=(40, 30)), Seen(**{**RED, **seen}))
-    assert [(item.kind, item.level) for item in checker.found] == ([(kind, level)] if kind else [])
+    checker = DatasetChecker("train", ConfigDict(), Config())
+    checker.applies_exif_orientation = turns
+    checker.check_file(DataFile("a.png", stated_size=(40, 30)), ImageInfo(**{**RED, **seen}))
+    assert [(item.kind, item.level) for item in checker.findings] == ([(kind, level)] if kind else [])
 
 
 @pytest.mark.parametrize(
@@ -259,10 +265,10 @@ def test_odd_images_are_named(turns: bool, seen: dict[str, Any], kind: str | Non
     ],
 )
 def test_huge_and_tiny_images(turns: bool, size: tuple[int, int], level: str | None) -> None:
-    checker = Checker("train", ConfigDict(), Config())
-    checker.turns = turns
-    checker.saw(Job("a.png"), Seen(**{**RED, "size": size}))
-    assert [item.level for item in checker.found] == ([level] if level else [])
+    checker = DatasetChecker("train", ConfigDict(), Config())
+    checker.applies_exif_orientation = turns
+    checker.check_file(DataFile("a.png"), ImageInfo(**{**RED, "size": size}))
+    assert [item.level for item in checker.findings] == ([level] if level else [])
 
 
 @pytest.mark.parametrize(
@@ -280,22 +286,22 @@ def test_huge_and_tiny_images(turns: bool, size: tuple[int, int], level: str | N
     ],
 )
 def test_file_names_that_lead_out_of_their_folder(name: str, out: bool) -> None:
-    assert escapes("/data/images/", name) is out
+    assert leads_outside("/data/images/", name) is out
 
 
 def test_a_screen_of_findings() -> None:
     items = [
-        Finding("warning" if kind % 2 else "error", f"kind {kind}", "train", f"{kind}-{i}.jpg", "is odd", "mend it")
+        DataFinding("warning" if kind % 2 else "error", f"kind {kind}", "train", f"{kind}-{i}.jpg", "is odd", "fix it")
         for kind in range(40)
         for i in range(5)
     ]
-    lines = Findings(items, {"train images": (500, 2000)}, 0.5).screen("all.json")
+    lines = DataCheckResult(items, {"train images": (500, 2000)}, 0.5).to_lines("all.json")
     assert len(lines) <= 25
-    assert lines[0] == "error (5 in train): 0-0.jpg: is odd; mend it"
+    assert lines[0] == "error (5 in train): 0-0.jpg: is odd; fix it"
     assert [line.split()[0] for line in lines[:22]] == ["error"] * 20 + ["warning"] * 2
     assert lines[-2] == "and 18 more kinds: all.json"
     assert lines[-1] == (
         "100 errors, 100 warnings; looked at train images a sample of 500 of 2,000 in 0.5 s, 1,000 files/s"
     )
-    few = Findings(items[:5], {}, 0.5).screen("all.json")
+    few = DataCheckResult(items[:5], {}, 0.5).to_lines("all.json")
     assert few[1:4] == ["    also 0-1.jpg: is odd", "    also 0-2.jpg: is odd", "the others: all.json"]

@@ -20,7 +20,7 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from engine.checkpoint.rng import RandomState, seed_of, seeded
 from engine.data import sampling
-from engine.data.sampling import ResumableBatchSampler, SeededIndex, end_workers, training_loader
+from engine.data.sampling import ResumableBatchSampler, SeededIndex, build_train_loader, shutdown_workers
 from engine.training.loops import IterationLoop
 
 SAMPLES = 10
@@ -40,7 +40,7 @@ def test_an_epoch_goes_on_from_any_batch() -> None:
     assert len(whole) == 5
     for begin in range(6):
         part = batches(sampler)
-        part.begin_at(begin)
+        part.seek_batch(begin)
         assert drawn(part) == whole[begin:]
         assert drawn(part) == whole  # the epoch after it is whole
 
@@ -48,7 +48,7 @@ def test_an_epoch_goes_on_from_any_batch() -> None:
 def test_an_endless_stream_goes_on_from_any_batch() -> None:
     whole = drawn(islice(batches(InfiniteSampler(range(SAMPLES), seed=1)), 20))
     part = batches(InfiniteSampler(range(SAMPLES), seed=1))
-    part.begin_at(13)
+    part.seek_batch(13)
     assert drawn(islice(part, 7)) == whole[13:]
 
 
@@ -177,7 +177,7 @@ def test_workers_change_nothing(workers: int, monkeypatch: pytest.MonkeyPatch) -
         collate_fn=dict(type="default_collate"),
     )
     before = torch.get_rng_state()
-    built = training_loader(copy.deepcopy(loader), 3, True)
+    built = build_train_loader(copy.deepcopy(loader), 3, True)
     found = torch.cat(list(built))
     assert torch.equal(torch.get_rng_state(), before)
     draws = [draw for batch in built.batch_sampler for draw in batch]
@@ -190,7 +190,7 @@ def loader(monkeypatch: pytest.MonkeyPatch) -> DataLoader:
     monkeypatch.setattr(sampling.DATASETS, "build", lambda cfg: Noise())
     settings = dict(dataset={}, sampler=dict(type="DefaultSampler", shuffle=True), batch_size=1, num_workers=1)
     settings |= dict(collate_fn=dict(type="default_collate"), persistent_workers=True)
-    return training_loader(settings, seed=3, same_order=True)
+    return build_train_loader(settings, seed=3, shared_order=True)
 
 
 def test_a_worker_outlives_the_signals_that_end_a_job(loader: DataLoader) -> None:
@@ -199,15 +199,15 @@ def test_a_worker_outlives_the_signals_that_end_a_job(loader: DataLoader) -> Non
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         os.kill(found._workers[0].pid, number)
     assert len(list(found)) == SAMPLES - 1
-    end_workers([loader], patience=10)
+    shutdown_workers([loader], timeout=10)
 
 
 def test_workers_that_are_ended_can_be_replaced(loader: DataLoader) -> None:
-    end_workers([loader], patience=10)  # there is none
+    shutdown_workers([loader], timeout=10)  # there is none
     for _ in range(2):
         assert len(list(loader)) == SAMPLES
         (worker,) = loader._iterator._workers
-        end_workers([loader], patience=10)
+        shutdown_workers([loader], timeout=10)
         assert worker.exitcode == 0
 
 
@@ -218,7 +218,7 @@ def test_workers_that_are_stuck_or_killed_are_not_waited_for(loader: DataLoader)
     for worker in (first, second):
         os.kill(worker.pid, signal.SIGSTOP)
     Timer(0.2, os.kill, (second.pid, signal.SIGKILL)).start()  # of which torch makes an error in the main thread
-    end_workers([loader], patience=1.0)
+    shutdown_workers([loader], timeout=1.0)
     assert first.is_alive()
     os.kill(first.pid, signal.SIGCONT)
     assert wait([first.sentinel], timeout=10)

@@ -17,8 +17,13 @@ from mmengine.dataset import BaseDataset
 from torch.utils.data import DataLoader
 
 from backbones import UserError
-from engine.data.image_files import DamagedImage
-from engine.data.samples import REPLACED, CountReplaced, FaultTolerantDataset, most_replaced
+from engine.data.fault_tolerance import (
+    REPLACED_IMAGES_FILE,
+    FaultTolerantDataset,
+    ReplacedImagesHook,
+    max_replaced_images,
+)
+from engine.data.image_files import DamagedImageError
 from engine.data.sampling import SeededIndex
 
 
@@ -42,10 +47,10 @@ class Numbers(BaseDataset):
 
 
 def damaged(*indices: int) -> dict[int, Exception]:
-    return {i: DamagedImage.of(f"{i}.jpg", "is empty (0 bytes)") for i in indices}
+    return {i: DamagedImageError.of(f"{i}.jpg", "is empty (0 bytes)") for i in indices}
 
 
-def entries(folder: Path, name: str = REPLACED) -> list[dict[str, str]]:
+def entries(folder: Path, name: str = REPLACED_IMAGES_FILE) -> list[dict[str, str]]:
     return [json.loads(line) for line in (folder / name).read_text().splitlines()]
 
 
@@ -90,7 +95,7 @@ def test_errors_of_other_loaders_count_too(tmp_path: Path, error: Exception) -> 
 def test_what_is_no_damaged_image_ends_the_run(tmp_path: Path, error: Exception) -> None:
     with pytest.raises(type(error), match=str(error.args[-1])):
         FaultTolerantDataset(Numbers(errors={3: error}), tmp_path)[SeededIndex(3, 1)]
-    assert not (tmp_path / REPLACED).exists()
+    assert not (tmp_path / REPLACED_IMAGES_FILE).exists()
 
 
 def test_a_lost_disk_ends_the_run_at_once(tmp_path: Path) -> None:
@@ -116,7 +121,7 @@ class Counting:
     def __init__(self, samples: FaultTolerantDataset, caplog: Any) -> None:
         loader = SimpleNamespace(dataset=samples)
         self.runner = SimpleNamespace(train_dataloader=loader, logger=logging.getLogger("counting"))
-        self.hook, self._caplog = CountReplaced(), caplog
+        self.hook, self._caplog = ReplacedImagesHook(), caplog
         self.hook.before_train(self.runner)
 
     def step(self) -> list[str]:
@@ -159,13 +164,14 @@ def test_each_file_is_reported_once_and_old_reports_never(tmp_path: Path, caplog
 def test_too_many_end_the_run(tmp_path: Path, caplog: Any) -> None:
     samples = FaultTolerantDataset(Numbers(1500, damaged(*range(0, 32, 2))), tmp_path)
     counting = Counting(samples, caplog)
-    assert most_replaced(1500) == 15
-    assert most_replaced(40) == 10
+    assert max_replaced_images(1500) == 15
+    assert max_replaced_images(40) == 10
     for i in range(0, 30, 2):
         samples[SeededIndex(i, 1)]
     assert len(counting.step()) == 15
     samples[SeededIndex(30, 1)]
-    with pytest.raises(UserError, match=rf"16 of 1,500 training images cannot be read, listed in .*{REPLACED}"):
+    message = rf"16 of 1,500 training images cannot be read, listed in .*{REPLACED_IMAGES_FILE}"
+    with pytest.raises(UserError, match=message):
         counting.step()
 
 
@@ -174,11 +180,11 @@ def test_it_leaves_other_data_sets_alone(tmp_path: Path, caplog: Any) -> None:
 
 
 def test_a_full_disk_is_no_reason_to_stop(tmp_path: Path) -> None:
-    (tmp_path / REPLACED).mkdir()  # nothing can be appended to a folder
+    (tmp_path / REPLACED_IMAGES_FILE).mkdir()  # nothing can be appended to a folder
     assert FaultTolerantDataset(Numbers(errors=damaged(3)), tmp_path)[SeededIndex(3, 1)]["index"] != 3
 
 
 def test_each_rank_has_its_own_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.data.samples.get_rank", lambda: 3)
+    monkeypatch.setattr("engine.data.fault_tolerance.get_rank", lambda: 3)
     FaultTolerantDataset(Numbers(errors=damaged(3)), tmp_path)[SeededIndex(3, 1)]
     assert len(entries(tmp_path, "replaced_images_rank3.jsonl")) == 1

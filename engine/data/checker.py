@@ -1,0 +1,235 @@
+"""Checker of one split of a data set: what all formats share, and the registry of the formats' own checkers.
+
+A task registers a subclass of :class:`DatasetChecker` for a type of data set with :func:`register_data_checker`; it
+holds for subclasses of the data set too.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import DATASETS, DefaultScope
+from PIL import Image
+
+from backbones.errors import ConfigError
+from engine.data.findings import DataFinding
+from engine.data.image_files import ImageInfo
+
+LARGE_IMAGE_PIXELS = 50_000_000  # larger images are worth a warning
+MIN_IMAGE_SIDE = 8  # pixels; smaller images are worth a warning
+OPENCV_MAX_PIXELS = 2**30  # OpenCV refuses to decode more
+PILLOW_MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**29)  # Pillow refuses to decode more
+DAMAGE_KINDS = ("missing", "empty", "truncated", "damaged", "no", "unreadable")
+DAMAGE_FIXES = {
+    "missing": "bring the file, or remove its entry",
+    "unreadable": "fix its permissions or the disk",
+    "no": "convert it to an image, or remove it",
+}
+FORMATS_BY_SUFFIX = {
+    ".jpg": ("JPEG", "MPO"),
+    ".jpeg": ("JPEG", "MPO"),
+    ".png": ("PNG",),
+    ".bmp": ("BMP", "DIB"),
+    ".webp": ("WEBP",),
+    ".tif": ("TIFF",),
+    ".tiff": ("TIFF",),
+    ".ppm": ("PPM",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """A file of a data set.
+
+    Attributes:
+        path: Path of the file.
+        role: ``image``, or ``labels`` for a label image.
+        stated_size: Width and height in pixels that the annotations state.
+        key: Identifier within the checker, such as the class, or the stem that an image shares with its labels.
+    """
+
+    path: str
+    role: Literal["image", "labels"] = "image"
+    stated_size: tuple[int, int] | None = None
+    key: str = ""
+
+
+class DatasetChecker:
+    """Checks one split of a data set of any type: that it builds, and the images that it names.
+
+    Args:
+        split: ``train``, ``val`` or ``test``.
+        dataset: Resolved config of the data set.
+        cfg: Resolved config of the run.
+
+    Attributes:
+        findings: Problems found so far.
+        notes: Facts worth a line that are neither right nor wrong.
+        path_by_digest: First image of each content, by :attr:`engine.data.image_files.ImageInfo.digest`.
+        path_by_real_path: Images by the path that is comparable between splits.
+    """
+
+    applies_exif_orientation = True  # mmcv rotates images by their EXIF orientation, timm does not
+
+    def __init__(self, split: str, dataset: ConfigDict, cfg: Config) -> None:
+        self.split, self.dataset, self.cfg = split, dataset, cfg
+        self.findings: list[DataFinding] = []
+        self.notes: list[str] = []
+        self.path_by_digest: dict[int, str] = {}
+        self.path_by_real_path: dict[str, str] = {}
+
+    def error(self, kind: str, file: str, problem: str, fix: str) -> None:
+        """Add a finding that makes a training wrong or ends it; arguments as in ``DataFinding``."""
+        self.findings.append(DataFinding("error", kind, self.split, str(file), problem, fix))
+
+    def warn(self, kind: str, file: str, problem: str, fix: str) -> None:
+        """Add a finding that people should know; arguments as in ``DataFinding``."""
+        self.findings.append(DataFinding("warning", kind, self.split, str(file), problem, fix))
+
+    def list_files(self) -> list[DataFile]:
+        """Check everything but the images, and list these.
+
+        Raises:
+            UserError: If the data set cannot be built.
+        """
+        with DefaultScope.overwrite_default_scope(self.cfg.default_scope):
+            built = DATASETS.build(self.dataset)
+        files = []
+        for index in range(len(built)):
+            info = built.get_data_info(index)
+            if "img_path" in info:
+                files.append(DataFile(info["img_path"], key=info["img_path"]))
+            if info.get("seg_map_path"):
+                files.append(DataFile(info["seg_map_path"], "labels"))
+        return files
+
+    def needs_values(self, file: DataFile) -> bool:
+        """Whether the pixel values of a file are class numbers to be counted."""
+        return False
+
+    def check_file(self, file: DataFile, info: ImageInfo) -> None:
+        """Check one file.
+
+        Args:
+            file: File of the data set.
+            info: Properties of the file.
+        """
+        if info.problem is not None:
+            kind, problem = info.problem
+            damage = kind.partition(" ")[0]
+            self.error(
+                f"{damage} {file.role}", file.path, problem, DAMAGE_FIXES.get(damage, "copy it again, or remove it")
+            )
+            return
+        if file.role == "image":
+            self.path_by_digest.setdefault(info.digest, file.path)
+            self._check_size(file, info)
+            self._check_pixels(file, info)
+
+    def finish(self, complete: bool) -> None:
+        """Check what only all files together show.
+
+        Args:
+            complete: Whether all files were inspected and all values counted.
+        """
+
+    def _check_size(self, file: DataFile, info: ImageInfo) -> None:
+        width, height = info.size
+        size_as_read = info.upright_size if self.applies_exif_orientation else info.size
+        if file.stated_size is not None and file.stated_size != size_as_read:
+            stated = f"the annotations say {file.stated_size[0]} x {file.stated_size[1]}"
+            rotated = info.orientation != 1 and file.stated_size == info.size
+            why = f" as its EXIF orientation {info.orientation} turns it" if rotated else ""
+            problem = f"is {size_as_read[0]} x {size_as_read[1]}{why}, {stated}"
+            fix = "save it rotated and without the EXIF tag" if rotated else "fix the annotations, or bring their image"
+            self.error("image size", file.path, problem, fix)
+        megapixels = width * height / 1e6
+        if width * height > (OPENCV_MAX_PIXELS if self.applies_exif_orientation else PILLOW_MAX_PIXELS):
+            problem = f"has {megapixels:,.0f} megapixels, which are refused"
+            self.error("huge image", file.path, problem, "make it smaller")
+        elif width * height > LARGE_IMAGE_PIXELS:
+            self.warn("huge image", file.path, f"has {megapixels:,.0f} megapixels", "a smaller copy loads faster")
+        elif min(width, height) < MIN_IMAGE_SIDE:
+            self.warn("tiny image", file.path, f"is {width} x {height}", "remove it if it shows nothing")
+
+    def _check_pixels(self, file: DataFile, info: ImageInfo) -> None:
+        formats = FORMATS_BY_SUFFIX.get(os.path.splitext(file.path)[1].lower())
+        if info.bits > 16:
+            problem = "has 32-bit pixels, whose black and white are not known"
+            self.error("32-bit image", file.path, problem, "convert it to 8 bits per channel")
+        elif info.bits > 8:
+            problem = (
+                f"has {info.bits} bits per channel, of which the upper 8 are read: 10 or 12 bits in 16 become dark"
+            )
+            self.warn("16-bit image", file.path, problem, "convert it to 8 bits with the contrast it should have")
+        if info.mode not in ("RGB", "L", "P", "1", "RGBA", "LA", "PA") and info.bits <= 8:
+            problem = f"has {info.mode} colours, converted without their profile"
+            self.warn("other colours", file.path, problem, "convert it to RGB if its colours matter")
+        if info.transparent:
+            problem = "has transparent parts, which show whatever colour lies under them"
+            self.warn("transparency", file.path, problem, "put it on a background")
+        if info.frames > 1 and info.format != "MPO":
+            self.warn("several frames", file.path, "holds several pictures, of which the first is read", "save one")
+        if formats and info.format not in formats:
+            fix = "harmless; other programs may refuse it"
+            self.warn("name of another format", file.path, f"is a {info.format}", fix)
+        if info.orientation != 1 and not self.applies_exif_orientation:
+            problem = f"has EXIF orientation {info.orientation}, which is not applied: it is seen as stored"
+            self.warn("EXIF orientation", file.path, problem, "save it rotated and without the tag")
+
+
+_CHECKERS: dict[type, type[DatasetChecker]] = {object: DatasetChecker}
+
+
+def register_data_checker(dataset_type: type) -> Callable[[type[DatasetChecker]], type[DatasetChecker]]:
+    """Decorator that registers the checker of a type of data set and of its subclasses.
+
+    Args:
+        dataset_type: Class of the data set.
+    """
+
+    def register(checker: type[DatasetChecker]) -> type[DatasetChecker]:
+        _CHECKERS[dataset_type] = checker
+        return checker
+
+    return register
+
+
+def build_checkers(cfg: Config, splits: Sequence[str]) -> list[DatasetChecker]:
+    """Build the checkers of several splits; a split that is the same data as an earlier one is left out.
+
+    Args:
+        cfg: Resolved config.
+        splits: Any of ``train``, ``val``, ``test``.
+
+    Raises:
+        ConfigError: If the type of a data set is not registered.
+    """
+    checkers: list[DatasetChecker] = []
+    for split in splits:
+        loader = cfg.get(f"{split}_dataloader")
+        if not loader or (split != "train" and any(other.dataset == loader.dataset for other in checkers)):
+            continue
+        with DATASETS.switch_scope_and_registry(cfg.get("default_scope")) as registry:
+            dataset_type = registry.get(loader.dataset.type)
+        if dataset_type is None:
+            raise ConfigError(f"{split}_dataloader.dataset.type={loader.dataset.type!r} is no type of data set")
+        checker_type = next(_CHECKERS[base] for base in dataset_type.__mro__ if base in _CHECKERS)
+        checkers.append(checker_type(split, loader.dataset, cfg))
+    return checkers
+
+
+def nearest_name_hint(name: str, names: Sequence[str]) -> str:
+    """``; nearest: 'X'`` for the most similar name, empty if none is similar.
+
+    Args:
+        name: Unknown name.
+        names: Known names.
+    """
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"; nearest: {near[0]!r}" if near else ""
