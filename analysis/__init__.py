@@ -1,1 +1,7 @@
-"""Everything that looks at networks, configs and machines from above the tasks: counted, compared, measured."""
+"""Analysis above the tasks: what networks cost, how fast they are, what a machine and a dataset can do.
+
+Nothing below imports this package. Importing it imports nothing else, so that the doctor also runs where a library that
+another sub-package needs is broken.
+"""
+
+__all__: list[str] = []

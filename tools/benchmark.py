@@ -202,7 +202,7 @@ def run_loading(args: argparse.Namespace) -> None:
 
 def run_detection(args: argparse.Namespace) -> None:
     """Measure parts of a detector's work."""
-    from analysis.benchmark.request import BenchmarkRequest, benchmark_environment, check_request
+    from analysis.benchmark.request import BenchmarkRequest, benchmark_environment, check_benchmark_request
     from backbones.errors import ConfigError
     from engine.report.run_dir import write_json
 
@@ -212,7 +212,7 @@ def run_detection(args: argparse.Namespace) -> None:
     positive("--images", args.images)
     device, shape = chosen_device(args), tuple(args.shape)
     request = BenchmarkRequest(args.config, True, args.batch, shape, args.dtype, device, rounds=args.rounds)
-    check_request(request)
+    check_benchmark_request(request)
 
     from analysis.benchmark import detection
 
@@ -249,7 +249,7 @@ def run_checkpointing(args: argparse.Namespace) -> None:
 
 
 def print_new_command(command: str) -> NoReturn:
-    """End a program that became a sub-command of this one: print its new command line, exit with code 2."""
+    """Print the new command line of a program that became a sub-command, and exit with code 2."""
     options = sys.argv[1:]
     if command == "network" and any(option.endswith(".py") for option in options):
         command = "model"

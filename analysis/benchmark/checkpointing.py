@@ -22,17 +22,16 @@ import torch
 from matplotlib.figure import Figure
 
 from analysis.benchmark.networks import PLAIN_FORMS
-from analysis.benchmark.request import BenchmarkRequest, benchmark_environment, check_request
+from analysis.benchmark.request import BenchmarkRequest, benchmark_environment, check_benchmark_request
 from analysis.benchmark.timing import DTYPES, Speedup, autocast, quartiles, synchronize, take_turns, warm_up
 from backbones.base import Backbone
 from backbones.errors import ConfigError, MachineError
 from backbones.kernels.autotune import autotuner
 from backbones.registry import build_backbone
 
-PLAIN, COMPILED = "plain", "compiled"
 # The blocks' own choice for the device; plain PyTorch blocks; torch.compile.
-EXECUTION_MODES = ("eager", PLAIN, COMPILED)
-KIB, MIB = 2**10, 2**20
+EXECUTION_MODES = ("eager", "plain", "compiled")
+_KIB, _MIB = 2**10, 2**20
 _ROW = "{:26} {:>7} {:>9} {:>17} {:>18} {:>11} {:>7}"
 
 
@@ -74,7 +73,7 @@ class CheckpointingResult:
     """Time and memory of all settings; ratios are against the first one.
 
     Attributes:
-        request: What was measured.
+        request: Measured network, batch, shape, precision and device.
         environment: Device, versions and date, in words.
         points: Time and memory of each setting.
     """
@@ -106,7 +105,7 @@ class CheckpointingResult:
                     f"{statistics.median(one.seconds):.3f}",
                     "{:.3f}-{:.3f}".format(*quartiles(one.seconds)),
                     str(Speedup.between(first.seconds, one.seconds)),
-                    f"{one.memory / MIB:.0f}",
+                    f"{one.memory / _MIB:.0f}",
                     f"{one.memory / first.memory:.0%}",
                 )
             )
@@ -120,7 +119,7 @@ class CheckpointingResult:
                 chosen = sorted((one for one in self.points if one.setting.mode == mode), key=lambda p: p.setting.share)
                 if not chosen:
                     continue
-                heights = [statistics.median(p.seconds) if quantity == "time" else p.memory / MIB for p in chosen]
+                heights = [statistics.median(p.seconds) if quantity == "time" else p.memory / _MIB for p in chosen]
                 shares = [100 * p.setting.share for p in chosen]
                 axes.plot(shares, heights, marker="o", label=mode)
             label = "s / step" if quantity == "time" else "MiB"
@@ -149,7 +148,7 @@ def measure_checkpointing(
         ConfigError: If a share is impossible.
         MachineError: If the system does not tell the memory of a process.
     """
-    check_request(request)
+    check_benchmark_request(request)
     wrong = [share for share in shares if not 0 <= share <= 1]
     if wrong:
         raise ConfigError(f"--shares {wrong[0]}: between 0 and 1")
@@ -173,7 +172,7 @@ def _network(request: BenchmarkRequest, setting: CheckpointingSetting) -> Backbo
     torch.manual_seed(0)
     network: Backbone = build_backbone(request.name, grad_checkpointing=setting.share)
     network.to(request.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    if setting.mode == COMPILED:
+    if setting.mode == "compiled":
         network.compile()
     return network
 
@@ -182,7 +181,7 @@ def _step(network: Backbone, request: BenchmarkRequest, setting: CheckpointingSe
     images = torch.randn(request.batch, 3, *request.shape, device=request.device)
 
     def step() -> None:
-        with autotuner.use(**PLAIN_FORMS) if setting.mode == PLAIN else nullcontext():
+        with autotuner.use(**PLAIN_FORMS) if setting.mode == "plain" else nullcontext():
             with autocast(request.device, DTYPES[request.dtype]):
                 output = network(images)
             output.float().square().sum().backward()
@@ -217,4 +216,4 @@ def _memory(request: BenchmarkRequest, setting: CheckpointingSetting, threads: i
 def _resident(field: str) -> int:
     """Resident size of this process in bytes: at present (``VmRSS``) or at its peak (``VmHWM``)."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) * KIB for line in lines if line.startswith(f"{field}:"))
+    return next(int(line.split()[1]) * _KIB for line in lines if line.startswith(f"{field}:"))

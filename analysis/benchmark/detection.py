@@ -33,9 +33,9 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 
 from analysis.benchmark.models import training_step
-from analysis.benchmark.peers import OURS, randomize_weights
+from analysis.benchmark.peers import OUR_SIDE, randomize_weights
 from analysis.benchmark.request import BenchmarkRequest
-from analysis.benchmark.synthetic_detections import Scene, draw_mask_logits, draw_scenes, write_annotations
+from analysis.benchmark.synthetic_detections import SyntheticScene, draw_mask_logits, draw_scenes, write_annotations
 from analysis.benchmark.timing import MismatchError, Speedup, quartiles, relative_error, take_turns, warm_up
 from backbones.errors import ConfigError
 from backbones.layouts import from_ours
@@ -56,7 +56,7 @@ class DetectionComparison:
 
     Attributes:
         work: The work in words.
-        same: How the outputs of all sides were found equal, in words.
+        same: Evidence that the outputs of all sides are equal, in words.
         seconds: Seconds of each side in each round, ours first.
     """
 
@@ -66,7 +66,7 @@ class DetectionComparison:
 
     def as_dict(self) -> dict[str, Any]:
         """The comparison as plain data."""
-        ours = self.seconds[OURS]
+        ours = self.seconds[OUR_SIDE]
         sides = {
             name: {"seconds": list(taken), "median": statistics.median(taken)} | Speedup.between(ours, taken).as_dict()
             for name, taken in self.seconds.items()
@@ -76,9 +76,9 @@ class DetectionComparison:
     def __str__(self) -> str:
         row = "  {:44} {:>10} {:>17} {:>20}"
         lines = [self.work, f"  {self.same}", row.format("", "s", "quartiles", "ours is x faster").rstrip()]
-        ours = self.seconds[OURS]
+        ours = self.seconds[OUR_SIDE]
         for name, taken in self.seconds.items():
-            speedup = "" if name == OURS else str(Speedup.between(ours, taken))
+            speedup = "" if name == OUR_SIDE else str(Speedup.between(ours, taken))
             between = "{:.3f}-{:.3f}".format(*quartiles(taken))
             lines.append(row.format(name, f"{statistics.median(taken):.3f}", between, speedup).rstrip())
         return "\n".join(lines)
@@ -121,7 +121,7 @@ def compare_evaluation(images: int, rounds: int, clock: Callable[[], float] = ti
             return metric.evaluate(images)
 
         steps = {
-            OURS: lambda: _quietly(ours),
+            OUR_SIDE: lambda: _quietly(ours),
             "mmdet's CocoMetric": lambda: _quietly(mmdets),
             "pycocotools alone": lambda: _quietly(_pycocotools, path, found),
         }
@@ -137,7 +137,7 @@ def compare_evaluation(images: int, rounds: int, clock: Callable[[], float] = ti
         return _time(work, same, steps, rounds, clock)
 
 
-def _samples(found: list[Scene]) -> list[dict[str, Any]]:
+def _samples(found: list[SyntheticScene]) -> list[dict[str, Any]]:
     """Predictions as a detector hands them to a metric."""
     return [
         {
@@ -154,7 +154,7 @@ def _samples(found: list[Scene]) -> list[dict[str, Any]]:
     ]
 
 
-def _pycocotools(path: Path, found: list[Scene]) -> dict[str, np.ndarray]:
+def _pycocotools(path: Path, found: list[SyntheticScene]) -> dict[str, np.ndarray]:
     """pycocotools on detections in memory, without mmdet's detour through files."""
     annotations = COCO(str(path))
     numbers = {}
@@ -201,13 +201,13 @@ def compare_masks(
     boxes, logits = draw_mask_logits(shape, MAX_DETECTIONS, NUM_CLASSES)
     labels = torch.arange(MAX_DETECTIONS) % NUM_CLASSES
     pasted = {name: _paster(kind, boxes, logits, labels, shape) for name, kind in _HEADS.items()}
-    encoders: dict[str, Callable[[np.ndarray], Any]] = {OURS: encode_masks, "mmdet's": encode_mask_results}
+    encoders: dict[str, Callable[[np.ndarray], Any]] = {OUR_SIDE: encode_masks, "mmdet's": encode_mask_results}
     masks = {name: paste() for name, paste in pasted.items()}
-    different = int((masks[OURS] != masks["mmdet's"]).sum())
-    codes = {name: encode(masks[OURS].numpy()) for name, encode in encoders.items()}
-    if different or [dict(code) for code in codes[OURS]] != [dict(code) for code in codes["mmdet's"]]:
+    different = int((masks[OUR_SIDE] != masks["mmdet's"]).sum())
+    codes = {name: encode(masks[OUR_SIDE].numpy()) for name, encode in encoders.items()}
+    if different or [dict(code) for code in codes[OUR_SIDE]] != [dict(code) for code in codes["mmdet's"]]:
         raise MismatchError(f"masks: {different} pixels differ from mmdet's, or their codes do")
-    again = {name: (lambda f=encode: f(masks[OURS].numpy())) for name, encode in encoders.items()}
+    again = {name: (lambda f=encode: f(masks[OUR_SIDE].numpy())) for name, encode in encoders.items()}
     subject = f"{MAX_DETECTIONS} masks in an image of {shape[1]} x {shape[0]}"
     return (
         _time(f"pasting {subject}", "all pixels are the same", pasted, rounds, clock),
@@ -215,7 +215,7 @@ def compare_masks(
     )
 
 
-_HEADS: dict[str, type[FCNMaskHead]] = {OURS: FastFCNMaskHead, "mmdet's": FCNMaskHead}
+_HEADS: dict[str, type[FCNMaskHead]] = {OUR_SIDE: FastFCNMaskHead, "mmdet's": FCNMaskHead}
 
 
 def _paster(
@@ -254,7 +254,7 @@ def compare_step(request: BenchmarkRequest, clock: Callable[[], float] = time.pe
     randomize_weights(model.backbone)
     stock = copy.deepcopy(model)
     stock.backbone = StockBackbone(name, model.backbone, cfg.model.backbone.get("drop_path_rate", 0.0))
-    sides = {OURS: model, "mmdet with timm's backbone, as it comes": stock}
+    sides = {OUR_SIDE: model, "mmdet with timm's backbone, as it comes": stock}
     images = torch.randn(1, 3, *request.shape)
     with torch.no_grad():
         pairs = zip(model.eval().backbone(images), stock.eval().backbone(images), strict=True)

@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, FUNCTIONS, DefaultScope
 from PIL import Image, ImageOps, features
 from timm.data import auto_augment
@@ -143,7 +144,7 @@ class OpenedFiles:
         dataset: Our data set.
     """
 
-    def __init__(self, dataset: Any) -> None:
+    def __init__(self, dataset: BaseDataset) -> None:
         self.dataset = dataset
 
     def __len__(self) -> int:
@@ -162,7 +163,7 @@ class PillowFiles:
         transform: Transform from a Pillow image to a uint8 tensor (3, H, W).
     """
 
-    def __init__(self, dataset: Any, transform: Callable[[Image.Image], Tensor]) -> None:
+    def __init__(self, dataset: BaseDataset, transform: Callable[[Image.Image], Tensor]) -> None:
         self.dataset, self.transform = dataset, transform
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
@@ -235,7 +236,7 @@ def reading_step(data: Any, collate: Callable[..., Any], images: int, batches: i
     return read
 
 
-def peer_data(dataset: Any, settings: dict[str, Any], peers: Sequence[str]) -> dict[str, tuple[Any, Any]]:
+def peer_data(dataset: BaseDataset, settings: dict[str, Any], peers: Sequence[str]) -> dict[str, tuple[Any, Any]]:
     """Data set and collate function of each peer and variant, by name."""
     found: dict[str, tuple[Any, Any]] = {}
     if "timm" in peers:
@@ -303,7 +304,7 @@ def torchvision_transform(
     return whole
 
 
-def compare_augmentation(dataset: Any, settings: dict[str, Any]) -> float:
+def compare_augmentation(dataset: BaseDataset, settings: dict[str, Any]) -> float:
     """Mean difference of our images from timm's under the same random states, in levels of 255.
 
     Raises:
@@ -327,7 +328,7 @@ def compare_augmentation(dataset: Any, settings: dict[str, Any]) -> float:
     return difference
 
 
-def _mean_size(dataset: Any) -> tuple[float, float]:
+def _mean_size(dataset: BaseDataset) -> tuple[float, float]:
     """Mean megapixels and kilobytes of an image, over a sample of the files."""
     pixels, size = [], []
     for index in NextBatches(len(dataset), 1).order[:MEASURED_FILES]:

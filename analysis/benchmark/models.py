@@ -18,8 +18,8 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData, PixelData
 
 from analysis.benchmark.networks import OUTPUT_TOLERANCE, PLAIN_FORMS, SideTiming, ThroughputResult
-from analysis.benchmark.peers import OURS, randomize_weights
-from analysis.benchmark.request import BenchmarkRequest, benchmark_environment, check_request
+from analysis.benchmark.peers import OUR_SIDE, randomize_weights
+from analysis.benchmark.request import BenchmarkRequest, benchmark_environment, check_benchmark_request
 from analysis.benchmark.timing import (
     DTYPES,
     MismatchError,
@@ -55,7 +55,7 @@ def measure_model(request: BenchmarkRequest, clock: Callable[[], float] = time.p
     cfg = load_config(request.name, None, launch=Launch()).cfg
     shape = request.shape if min(request.shape) else paper_shape(cfg, request)
     request = replace(request, shape=shape)
-    check_request(request)
+    check_benchmark_request(request)
     model = _model(cfg).to(request.device)
     error = _compare(model, request)
     step = training_step(model, request) if request.train else testing_step(model, request)
@@ -64,7 +64,7 @@ def measure_model(request: BenchmarkRequest, clock: Callable[[], float] = time.p
         with autotuner.use(**PLAIN_FORMS):
             step()
 
-    steps: dict[str, Callable[[], object]] = {OURS: step, OTHER: plain}
+    steps: dict[str, Callable[[], object]] = {OUR_SIDE: step, OTHER: plain}
     try:
         for one in steps.values():
             warm_up(one)
@@ -192,7 +192,7 @@ def _notes(model: Any, request: BenchmarkRequest) -> list[str]:
         return [f"peak training memory at {MEMORY_IMAGES} images per GPU: not measured on CPU"]
     step = training_step(model, replace(request, batch=MEMORY_IMAGES))
     notes = []
-    for name, answers in ((OURS, {}), (OTHER, PLAIN_FORMS)):
+    for name, answers in ((OUR_SIDE, {}), (OTHER, PLAIN_FORMS)):
         with autotuner.use(**answers):
             step()
             torch.cuda.reset_peak_memory_stats()

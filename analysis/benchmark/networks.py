@@ -20,8 +20,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from analysis.benchmark.peers import MEMORY_FORMATS, NETWORK_PEERS, OURS, Contender, contenders
-from analysis.benchmark.request import BenchmarkRequest, benchmark_environment, check_request
+from analysis.benchmark.peers import MEMORY_FORMATS, NETWORK_PEERS, OUR_SIDE, Contender, contenders
+from analysis.benchmark.request import BenchmarkRequest, benchmark_environment, check_benchmark_request
 from analysis.benchmark.timing import (
     DTYPES,
     MismatchError,
@@ -68,7 +68,7 @@ class ThroughputResult:
     """Throughput of a network or of a config's whole model.
 
     Attributes:
-        request: What was measured.
+        request: Measured network or config, batch, shape, precision and device.
         environment: Device, versions and date, in words.
         sides: Times of all sides, ours first.
         notes: Further lines for the reader.
@@ -124,14 +124,14 @@ def measure_network(request: BenchmarkRequest, clock: Callable[[], float] = time
     """Compare the outputs of all sides, then time them.
 
     Args:
-        request: What to measure; its name is that of a registered network.
+        request: Request with the registered name of a network.
         clock: Function that returns the present time in seconds.
 
     Raises:
         MismatchError: If a side's output or gradient is not ours.
         UserError: If the request is impossible.
     """
-    check_request(request)
+    check_benchmark_request(request)
     sides = contenders(request.name, request.peers, request.layout, request.compiled)
     images = torch.randn(request.batch, 3, *request.shape, generator=torch.Generator().manual_seed(1))
     expected = _expected(request, sides[0], images)
@@ -142,7 +142,7 @@ def measure_network(request: BenchmarkRequest, clock: Callable[[], float] = time
             step, error = _prepare(request, one, images, expected)
             warm_up(step)
         except Exception as failure:
-            if isinstance(failure, UserError) or one.name == OURS:
+            if isinstance(failure, UserError) or one.name == OUR_SIDE:
                 raise
             found[one.name] = SideTiming(one.name, one.how, failure=described(failure, 120))
             continue

@@ -33,7 +33,7 @@ class MeasuredRow:
         side: Side of the images in pixels.
         rate: Images per second, by the median round.
         between: First and third quartile of the rate.
-        over_swin: How many times faster than the Swin of its pair, by the median round; ``None`` without one.
+        over_swin: Speedup over the Swin of its pair, by the median round; ``None`` without one.
         paper: Images per second that the paper measured on an A100.
     """
 

@@ -18,7 +18,7 @@ from backbones.registry import build_backbone
 
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 NETWORK_PEERS = ("timm", "timm-compiled", "torchvision")
-OURS = "ours"
+OUR_SIDE = "ours"
 LAYER_SCALES = ("gamma", "layer_scale")  # names of the parameters
 
 
@@ -30,7 +30,7 @@ class Contender:
         name: Name in the table of results.
         build: Function that builds the network, in evaluation mode and on the CPU.
         layout: Memory format of its weights and images, a key of ``MEMORY_FORMATS``.
-        compiled: Whether it runs under :func:`torch.compile`.
+        compiled: True if it runs under :func:`torch.compile`.
     """
 
     name: str
@@ -70,7 +70,7 @@ def contenders(name: str, peers: tuple[str, ...], layout: str | None, compiled: 
         peers: Names out of ``NETWORK_PEERS``.
         layout: Memory format of all sides; by default channels_last for ours and for each peer's best settings, and
             contiguous for peers as they come.
-        compiled: Whether ours is compiled.
+        compiled: True to compile ours.
 
     Raises:
         ConfigError: If a peer does not have the network.
@@ -84,7 +84,7 @@ def contenders(name: str, peers: tuple[str, ...], layout: str | None, compiled: 
         network.load_state_dict(state)
         return network.eval()
 
-    first = Contender(OURS, build_ours, layout or "channels_last", compiled)
+    first = Contender(OUR_SIDE, build_ours, layout or "channels_last", compiled)
     if peers and not isinstance(ours, ConvNeXt):
         raise ConfigError(f"--peer: {name} has no peer with the same weights; ConvNeXt V1 and V2 have")
     found = [first]

@@ -20,14 +20,14 @@ class BenchmarkRequest:
 
     Attributes:
         name: Registered name of a network, or path of a config.
-        train: Whether a step is forward and backward instead of forward.
+        train: True for steps of forward and backward, False for forward alone.
         batch: Images of a step.
         shape: Height and width of the images in pixels.
         dtype: ``fp32``, or ``bf16`` or ``fp16`` by autocast.
         device: ``cpu`` or ``cuda``.
         peers: Names out of ``analysis.benchmark.peers.NETWORK_PEERS``.
         layout: Memory format of images and weights for all sides; ``None`` for that of each side.
-        compiled: Whether our side runs under :func:`torch.compile`.
+        compiled: True to run our side under :func:`torch.compile`.
         rounds: Number of turns of each side.
     """
 
@@ -43,7 +43,7 @@ class BenchmarkRequest:
     rounds: int = 10
 
 
-def check_request(request: BenchmarkRequest) -> None:
+def check_benchmark_request(request: BenchmarkRequest) -> None:
     """Refuse what cannot be measured.
 
     Raises:

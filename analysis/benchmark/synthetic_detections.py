@@ -27,7 +27,7 @@ class ObjectAnnotation:
         label: Class, from 0.
         box: Left, top, width and height in pixels, (4,).
         polygon: Points of the outline in pixels, (POLYGON_POINTS, 2).
-        crowd: Whether it is a crowd.
+        crowd: True for a crowd annotation.
     """
 
     label: int
@@ -37,7 +37,7 @@ class ObjectAnnotation:
 
 
 @dataclass(frozen=True)
-class Scene:
+class SyntheticScene:
     """Annotations and detections of one image.
 
     Attributes:
@@ -59,7 +59,7 @@ class Scene:
     codes: list[dict[str, Any]]
 
 
-def draw_scenes(images: int, classes: int, detections: int, seed: int = 0) -> list[Scene]:
+def draw_scenes(images: int, classes: int, detections: int, seed: int = 0) -> list[SyntheticScene]:
     """Draw images with objects of all sizes, each detected about twice, near its box and mostly with its class.
 
     Args:
@@ -73,7 +73,7 @@ def draw_scenes(images: int, classes: int, detections: int, seed: int = 0) -> li
     return [_scene(random, i + 1, frequent / frequent.sum(), detections) for i in range(images)]
 
 
-def _scene(random: np.random.Generator, image_id: int, frequent: np.ndarray, detections: int) -> Scene:
+def _scene(random: np.random.Generator, image_id: int, frequent: np.ndarray, detections: int) -> SyntheticScene:
     height, width = IMAGE_SHAPES[random.integers(len(IMAGE_SHAPES))]
     present = random.choice(len(frequent), size=3, p=frequent)
     annotations = []
@@ -102,7 +102,7 @@ def _scene(random: np.random.Generator, image_id: int, frequent: np.ndarray, det
         polygons.append(_polygon(random, box, height, width).ravel())
     order = np.argsort(-np.array(scores))
     codes = coco_masks.frPyObjects(polygons, height, width)
-    return Scene(
+    return SyntheticScene(
         image_id,
         (height, width),
         annotations,
@@ -135,7 +135,7 @@ def _polygon(random: np.random.Generator, box: np.ndarray, height: int, width: i
     return np.round((box[:2] + box[2:] / 2 * (1 + circle)).clip(0, [width, height]), 2)
 
 
-def write_annotations(path: Path, scenes: Sequence[Scene], names: Sequence[str]) -> Path:
+def write_annotations(path: Path, scenes: Sequence[SyntheticScene], names: Sequence[str]) -> Path:
     """Write an annotation file with polygons, and with uncompressed run lengths for crowds, as COCO's is."""
     annotations: list[dict[str, Any]] = []
     for scene in scenes:

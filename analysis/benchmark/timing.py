@@ -19,8 +19,8 @@ from torch import Tensor
 from backbones.errors import UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-ROUND_SECONDS = 0.1  # a round repeats a step until it lasts about this long
-MAX_REPEATS = 100
+TURN_SECONDS = 0.1  # a turn repeats the step until it lasts about this long
+MAX_STEPS_PER_TURN = 100
 
 
 class MismatchError(UserError):
@@ -31,7 +31,7 @@ class MismatchError(UserError):
 
 @dataclass(frozen=True)
 class Speedup:
-    """How many times faster ours is than another side.
+    """Ratio of another side's time to ours, which says how many times faster ours is.
 
     Attributes:
         median: Median over the rounds.
@@ -56,7 +56,7 @@ class Speedup:
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """How many times faster ours was in each round."""
+    """Ratio of their time to ours in each round."""
     return [their / our for our, their in zip(ours, theirs, strict=True)]
 
 
@@ -102,7 +102,7 @@ def take_turns(
 
     repeats = {}
     for name, step in steps.items():
-        repeats[name] = min(max(int(ROUND_SECONDS / max(seconds(step, 1), 1e-6)), 1), MAX_REPEATS)
+        repeats[name] = min(max(int(TURN_SECONDS / max(seconds(step, 1), 1e-6)), 1), MAX_STEPS_PER_TURN)
     taken: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():

@@ -14,7 +14,7 @@ from backbones.convnext import Block
 from backbones.registry import build_backbone
 from backbones.timm_backbones import WindowBlock
 
-STAGES = ("res2", "res3", "res4", "res5")
+STAGE_NAMES = ("res2", "res3", "res4", "res5")
 
 
 def _printed_resnet(width: int, blocks: int) -> str:
@@ -65,7 +65,7 @@ def stage_layers(name: str) -> dict[str, str]:
         network = build_backbone(name)
     blocks = [cell for module in network.modules() if (cell := _block(module))]
     stages = [f"[{cell}] × {len(list(equal))}" for cell, equal in groupby(blocks)]
-    return {"stem": _stem(network), **dict(zip(STAGES, stages, strict=True))}
+    return {"stem": _stem(network), **dict(zip(STAGE_NAMES, stages, strict=True))}
 
 
 def _stem(network: nn.Module) -> str:

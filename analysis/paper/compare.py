@@ -19,7 +19,7 @@ from analysis.paper.architectures import PRINTED_STAGES, stage_layers
 from analysis.paper.printed import TABLES, ExplainedCount, PaperRow, PaperTable
 from backbones.errors import ConfigError
 
-ROOT = Path(__file__).resolve().parents[2]
+_ROOT = Path(__file__).resolve().parents[2]
 FLOPS_TOLERANCE = 0.01
 MILLION, BILLION = 1e6, 1e9
 
@@ -33,7 +33,7 @@ class CountComparison:
         printed: Number as printed; ``None`` where the paper has none.
         ours: Number counted here.
         explained: Explanation where the two are known to differ.
-        exactly: Whether the printed digits must be met.
+        exactly: True if the printed digits must be met.
     """
 
     kind: str
@@ -130,7 +130,7 @@ def _count(network: str, shape: Shape, config: str | None) -> Count:
     if config is None:
         return count_backbone(network, shape)
     backbone = {"_delete_": True, "type": network, "out_indices": (0, 1, 2, 3)}
-    return count_config(ROOT / config, shape, {"model.backbone": backbone})
+    return count_config(_ROOT / config, shape, {"model.backbone": backbone})
 
 
 def _same_at_precision(value: float, printed: str) -> bool:

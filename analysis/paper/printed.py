@@ -68,8 +68,8 @@ class PaperTable:
         rows: The rows in the printed order.
         explained: Explained deviations by ``(label, height of the image, "params" or "flops")``.
         notes: Notes below the table.
-        products_only: Whether the table counts convolutions and linear layers alone, to two decimals.
-        architectures: Whether the table shows the layers of the stages.
+        products_only: True if the table counts convolutions and linear layers alone, to two decimals.
+        architectures: True if the table shows the layers of the stages.
     """
 
     number: str

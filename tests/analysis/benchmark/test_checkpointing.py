@@ -10,7 +10,6 @@ import torch
 
 from analysis.benchmark import checkpointing
 from analysis.benchmark.checkpointing import (
-    MIB,
     CheckpointingPoint,
     CheckpointingResult,
     CheckpointingSetting,
@@ -19,6 +18,7 @@ from analysis.benchmark.checkpointing import (
 from analysis.benchmark.request import BenchmarkRequest
 from backbones import UserError, build_backbone
 
+MIB = 2**20
 TINY = BenchmarkRequest("convnext_atto", True, 2, (32, 32), rounds=2)
 WHERE = {"device": "a CPU", "precision": "fp32", "date": "today"}
 
