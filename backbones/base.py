@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from backbones.errors import UserError
+from backbones.errors import ConfigError
 from backbones.layers import LayerNorm2d
 from backbones.weights import LoadReport, load_backbone_weights, read_checkpoint
 
-STAGES = (0, 1, 2, 3)
+STAGE_INDICES = (0, 1, 2, 3)
 
 
 class Backbone(nn.Module):
@@ -39,7 +39,7 @@ class Backbone(nn.Module):
         out_channels: Channels of each output, in the order of ``out_indices``.
         strides: Stride of each output against the image.
         num_features: Channels of the pooled vector.
-        smallest_side: Height and width in pixels below which an image is refused.
+        min_image_side: Height and width in pixels below which an image is refused.
         trust_weights: Whether reading ``weights`` may execute code in the file.
         load_report: Result of loading ``weights``; ``None`` before that.
     """
@@ -47,7 +47,7 @@ class Backbone(nn.Module):
     out_channels: tuple[int, ...]
     strides: tuple[int, ...]
     num_features: int
-    smallest_side = 32
+    min_image_side = 32
 
     def __init__(
         self,
@@ -58,9 +58,9 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         if not 0 <= drop_path_rate < 1:
-            raise UserError(f"drop_path_rate={drop_path_rate}: a probability in [0, 1) is needed")
-        if out_indices is not None and (not out_indices or [*out_indices] != sorted({*out_indices} & {*STAGES})):
-            raise UserError(f"out_indices={out_indices}: choose from 0, 1, 2, 3, the four stages, in ascending order")
+            raise ConfigError(f"drop_path_rate={drop_path_rate}: a probability in [0, 1) is needed")
+        if out_indices is not None and (not out_indices or [*out_indices] != sorted({*out_indices} & {*STAGE_INDICES})):
+            raise ConfigError(f"out_indices={out_indices}: choose from 0, 1, 2, 3, the four stages, in ascending order")
         self.out_indices = None if out_indices is None else tuple(out_indices)
         self.grad_checkpointing = _stages_or_share(grad_checkpointing)
         self._recomputed: frozenset[nn.Module] | None = None
@@ -75,11 +75,11 @@ class Backbone(nn.Module):
         Raises:
             UserError: If they are too small, or ``weights`` were asked for and never loaded.
         """
-        least = self.smallest_side
+        least = self.min_image_side
         if min(x.shape[-2:]) < least:
-            raise UserError(f"image of {x.shape[-2]} x {x.shape[-1]} pixels: at least {least} x {least} are needed")
+            raise ConfigError(f"image of {x.shape[-2]} x {x.shape[-1]} pixels: at least {least} x {least} are needed")
         if self._weights_pending:
-            raise UserError(f"weights={self.weights!r} were not loaded: call init_weights() before the first forward")
+            raise ConfigError(f"weights={self.weights!r} were not loaded: call init_weights() before the first forward")
         return x.contiguous(memory_format=torch.channels_last)
 
     def run_blocks(self, blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
@@ -218,11 +218,11 @@ class Backbone(nn.Module):
 def _stages_or_share(grad_checkpointing: bool | float | Sequence[int]) -> tuple[int, ...] | float:
     """The stages, or the share of blocks, that are recomputed."""
     if isinstance(grad_checkpointing, bool):
-        return STAGES if grad_checkpointing else ()
+        return STAGE_INDICES if grad_checkpointing else ()
     if isinstance(grad_checkpointing, float) and 0 <= grad_checkpointing <= 1:
         return grad_checkpointing
-    if not isinstance(grad_checkpointing, list | tuple) or not set(grad_checkpointing) <= set(STAGES):
-        raise UserError(
+    if not isinstance(grad_checkpointing, list | tuple) or not set(grad_checkpointing) <= set(STAGE_INDICES):
+        raise ConfigError(
             f"grad_checkpointing={grad_checkpointing}: True, or stages from 0, 1, 2, 3 such as (0, 1), "
             "or a share of the blocks such as 0.25"
         )

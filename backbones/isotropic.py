@@ -12,7 +12,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from backbones.base import STAGES, Backbone
+from backbones.base import STAGE_INDICES, Backbone
 from backbones.convnext import Block
 from backbones.errors import ConfigError
 from backbones.layers import check_kernel_size, drop_path_rates, init_trunc_normal
@@ -42,7 +42,7 @@ class IsotropicConvNeXt(Backbone):
         ConfigError: If a size is impossible, with the argument's name.
     """
 
-    smallest_side = PATCH
+    min_image_side = PATCH
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class IsotropicConvNeXt(Backbone):
         weights: str | None = None,
     ) -> None:
         super().__init__(out_indices, drop_path_rate, grad_checkpointing, weights)
-        if depth < len(STAGES) or dim < 1:
+        if depth < len(STAGE_INDICES) or dim < 1:
             raise ConfigError(f"depth={depth}, dim={dim}: at least 4 blocks of at least one channel are needed")
         check_kernel_size(kernel_size)
         self.depth = depth
@@ -71,7 +71,7 @@ class IsotropicConvNeXt(Backbone):
         self.blocks = nn.Sequential(
             *(Block(dim, kernel_size, mlp_ratio, rate, layer_scale_init_value) for rate in rates)
         )
-        self.add_norms((dim,) * len(STAGES))
+        self.add_norms((dim,) * len(STAGE_INDICES))
         self.apply(partial(init_trunc_normal, std=init_std))
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
@@ -89,14 +89,14 @@ class IsotropicConvNeXt(Backbone):
         x = self.stem(self.prepare(x))
         blocks = list(self.blocks.children())
         outputs: list[Tensor] = []
-        for i in STAGES:
+        for i in STAGE_INDICES:
             x = self.run_blocks(blocks[self._quarter(i) : self._quarter(i + 1)], x)
             self.collect(outputs, i, x)
         return self.finish(outputs, x)
 
     def _quarter(self, i: int) -> int:
         """First block of a quarter."""
-        return i * self.depth // len(STAGES)
+        return i * self.depth // len(STAGE_INDICES)
 
     @property
     def num_layers(self) -> int:
@@ -113,7 +113,7 @@ class IsotropicConvNeXt(Backbone):
         block = self._block(name)
         if block is None:
             return None
-        return sum(block >= self._quarter(i) for i in STAGES) if block >= 0 else 0
+        return sum(block >= self._quarter(i) for i in STAGE_INDICES) if block >= 0 else 0
 
     @staticmethod
     def _block(name: str) -> int | None:

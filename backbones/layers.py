@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.errors import UserError
+from backbones.errors import ConfigError
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -71,7 +71,7 @@ def check_kernel_size(kernel_size: int) -> None:
         UserError: If the size is even or not positive.
     """
     if kernel_size % 2 == 0 or kernel_size < 1:
-        raise UserError(f"kernel_size={kernel_size}: an odd number keeps the size of the map (the paper uses 7)")
+        raise ConfigError(f"kernel_size={kernel_size}: an odd number keeps the size of the map (the paper uses 7)")
 
 
 def init_trunc_normal(module: nn.Module, std: float = 0.02) -> None:
@@ -83,7 +83,7 @@ def init_trunc_normal(module: nn.Module, std: float = 0.02) -> None:
         UserError: If ``std`` is no positive number.
     """
     if not 0 < std < math.inf:
-        raise UserError(f"init_std={std}: a positive number is needed, such as 0.02")
+        raise ConfigError(f"init_std={std}: a positive number is needed, such as 0.02")
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.trunc_normal_(module.weight, std=std)
         if module.bias is not None:
@@ -97,7 +97,7 @@ def layer_scale(channels: int, initial: float) -> nn.Parameter | None:
         UserError: If the initial value is no finite number.
     """
     if not math.isfinite(initial):
-        raise UserError(f"layer_scale_init_value={initial}: a finite number is needed, such as 1e-6")
+        raise ConfigError(f"layer_scale_init_value={initial}: a finite number is needed, such as 1e-6")
     return nn.Parameter(torch.full((channels,), float(initial))) if initial else None
 
 

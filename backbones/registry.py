@@ -21,9 +21,9 @@ from backbones.roadmap import RESNET50_TO_TINY, RESNET200_TO_BASE
 from backbones.timm_backbones import TimmConvNet, TimmSwin, TimmVisionTransformer
 from backbones.variants import (
     CONVNETS,
+    CONVNEXT_ISOTROPIC,
     CONVNEXT_V1,
     CONVNEXT_V2,
-    ISOTROPIC,
     SWIN,
     VIT,
     IsotropicVariant,
@@ -106,7 +106,7 @@ def _build(network: Callable[..., Backbone], **arguments: Any) -> Backbone:
 
 _register(ConvNeXt, CONVNEXT_V1)
 _register(ConvNeXt, CONVNEXT_V2)
-_register(IsotropicConvNeXt, ISOTROPIC)
+_register(IsotropicConvNeXt, CONVNEXT_ISOTROPIC)
 _register(TimmSwin, SWIN)
 _register(TimmVisionTransformer, VIT)
 _register(TimmConvNet, CONVNETS)

@@ -30,9 +30,9 @@ from typing import Any
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from backbones.base import STAGES, Backbone
+from backbones.base import STAGE_INDICES, Backbone
 from backbones.convnext import BLOCKS_PER_GROUP, STEM_STRIDE, ConvNeXt
-from backbones.errors import UserError
+from backbones.errors import ConfigError
 from backbones.layers import LayerNorm2d, drop_path_rates, init_trunc_normal, layer_scale
 
 EXPANSION = 4
@@ -73,12 +73,12 @@ class Design:
     @property
     def dims(self) -> tuple[int, ...]:
         """Channels of each stage's output."""
-        return tuple(self.width * 2**i * (1 if self.inverted else EXPANSION) for i in STAGES)
+        return tuple(self.width * 2**i * (1 if self.inverted else EXPANSION) for i in STAGE_INDICES)
 
     @property
     def hidden(self) -> tuple[int, ...]:
         """Channels inside each stage's blocks."""
-        return tuple(self.width * 2**i * (EXPANSION if self.inverted else 1) for i in STAGES)
+        return tuple(self.width * 2**i * (EXPANSION if self.inverted else 1) for i in STAGE_INDICES)
 
 
 class RoadmapBlock(nn.Module):
@@ -168,7 +168,7 @@ class RoadmapNet(Backbone):
     ) -> None:
         super().__init__(out_indices, drop_path_rate, grad_checkpointing, weights)
         if design.separate_downsampling:
-            raise UserError("separate_downsampling=True is a ConvNeXt: build it with RoadmapRow.build or as ConvNeXt")
+            raise ConfigError("separate_downsampling=True is a ConvNeXt: build it with RoadmapRow.build or as ConvNeXt")
         self.depths, self.dims = design.depths, design.dims
         self.num_features = self.dims[-1]
         self.out_channels = tuple(self.dims[i] for i in self.out_indices or (3,))
@@ -238,7 +238,7 @@ class RoadmapNet(Backbone):
             return 0, 0
         if match := re.match(r"stages\.([0-3])\.(\d+)\.", name):
             return int(match[1]) + 1, int(match[2])
-        raise UserError(f"{name!r} is not a parameter of a network of the roadmap")
+        raise ConfigError(f"{name!r} is not a parameter of a network of the roadmap")
 
 
 def _convolution(
@@ -275,7 +275,7 @@ def _stem(design: Design) -> nn.Sequential:
 
 
 @dataclass(frozen=True)
-class Printed:
+class PrintedResult:
     """What a table prints about one row, on ImageNet-1K at 224 x 224.
 
     Attributes:
@@ -303,7 +303,7 @@ class RoadmapRow:
 
     label: str
     design: Design
-    printed: Printed
+    printed: PrintedResult
 
     def build(self, **options: Any) -> Backbone:
         """Build the network; the last step's is the ConvNeXt itself."""
@@ -314,7 +314,7 @@ class RoadmapRow:
 
 
 @dataclass(frozen=True)
-class Step:
+class RoadmapStep:
     """One step of the roadmap; pairs are for the ResNet-50 and the ResNet-200 regime.
 
     Attributes:
@@ -328,13 +328,15 @@ class Step:
     name: str
     label: tuple[str, str]
     change: tuple[dict[str, Any], dict[str, Any]]
-    printed: tuple[Printed, Printed]
+    printed: tuple[PrintedResult, PrintedResult]
     adopted: bool = True
 
 
-def _step(name: str, label: str, small: Printed, large: Printed, adopted: bool = True, **change: Any) -> Step:
+def _step(
+    name: str, label: str, small: PrintedResult, large: PrintedResult, adopted: bool = True, **change: Any
+) -> RoadmapStep:
     """A step that is the same in both regimes."""
-    return Step(name, (label, label), (change, change), (small, large), adopted)
+    return RoadmapStep(name, (label, label), (change, change), (small, large), adopted)
 
 
 _WIDE_NORMS = (
@@ -350,60 +352,78 @@ _LAST = (
     "Table 2.11, and 4.47 by fvcore's rules; 4.49 would take norms, biases and layer scale too: then no other row fits"
 )
 
-STEPS = (
-    Step(
+ROADMAP_STEPS = (
+    RoadmapStep(
         "resnet",
         ("ResNet-50 (enhanced recipe)", "ResNet-200 (enhanced recipe)"),
         ({}, {"depths": (3, 24, 36, 3)}),
-        (Printed(78.82, 4.09, 0.07), Printed(81.14, 15.01)),
+        (PrintedResult(78.82, 4.09, 0.07), PrintedResult(81.14, 15.01)),
     ),
-    Step(
+    RoadmapStep(
         "stage_ratio",
         ("stage ratio", "stage ratio and increase width"),
         ({"depths": (3, 3, 9, 3)}, {"depths": (3, 3, 27, 3), "width": 84}),
-        (Printed(79.36, 4.53, 0.07), Printed(81.33, 14.52)),
+        (PrintedResult(79.36, 4.53, 0.07), PrintedResult(81.33, 14.52)),
     ),
-    _step("patchify", "“patchify” stem", Printed(79.51, 4.42, 0.18), Printed(81.59, 14.38), patchify=True),
-    _step("depthwise", "depthwise conv", Printed(78.28, 2.35, 0.08), Printed(80.54, 7.23), depthwise=True),
-    Step(
+    _step("patchify", "“patchify” stem", PrintedResult(79.51, 4.42, 0.18), PrintedResult(81.59, 14.38), patchify=True),
+    _step("depthwise", "depthwise conv", PrintedResult(78.28, 2.35, 0.08), PrintedResult(80.54, 7.23), depthwise=True),
+    RoadmapStep(
         "width",
         ("increase width", "increase width"),
         ({"width": 96}, {"width": 128}),
-        (Printed(80.50, 5.27, 0.02), Printed(81.85, 16.76)),
+        (PrintedResult(80.50, 5.27, 0.02), PrintedResult(81.85, 16.76)),
     ),
     _step(
         "inverted",
         "inverting dimensions",
-        Printed(80.64, 4.64, 0.03, _WIDE_NORMS),
-        Printed(82.64, 15.68),
+        PrintedResult(80.64, 4.64, 0.03, _WIDE_NORMS),
+        PrintedResult(82.64, 15.68),
         inverted=True,
     ),
     _step(
         "depthwise_first",
         "move up depthwise conv",
-        Printed(79.92, 4.07, 0.08),
-        Printed(82.04, 14.63),
+        PrintedResult(79.92, 4.07, 0.08),
+        PrintedResult(82.04, 14.63),
         depthwise_first=True,
     ),
-    _step("kernel5", "kernel size → 5", Printed(80.35, 4.10, 0.08), Printed(82.32, 14.70), kernel_size=5),
-    _step("kernel7", "kernel size → 7", Printed(80.57, 4.15, 0.14), Printed(82.30, 14.81), kernel_size=7),
-    _step("kernel9", "kernel size → 9", Printed(80.57, 4.21, 0.06), Printed(82.27, 14.95), False, kernel_size=9),
-    _step("kernel11", "kernel size → 11", Printed(80.47, 4.29, 0.11), Printed(82.18, 15.13), False, kernel_size=11),
-    _step("gelu", "ReLU → GELU", Printed(80.62, 4.15, 0.14), Printed(82.19, 14.81), gelu=True),
+    _step("kernel5", "kernel size → 5", PrintedResult(80.35, 4.10, 0.08), PrintedResult(82.32, 14.70), kernel_size=5),
+    _step("kernel7", "kernel size → 7", PrintedResult(80.57, 4.15, 0.14), PrintedResult(82.30, 14.81), kernel_size=7),
+    _step(
+        "kernel9",
+        "kernel size → 9",
+        PrintedResult(80.57, 4.21, 0.06),
+        PrintedResult(82.27, 14.95),
+        False,
+        kernel_size=9,
+    ),
+    _step(
+        "kernel11",
+        "kernel size → 11",
+        PrintedResult(80.47, 4.29, 0.11),
+        PrintedResult(82.18, 15.13),
+        False,
+        kernel_size=11,
+    ),
+    _step("gelu", "ReLU → GELU", PrintedResult(80.62, 4.15, 0.14), PrintedResult(82.19, 14.81), gelu=True),
     _step(
         "fewer_activations",
         "fewer activations",
-        Printed(81.27, 4.15, 0.06),
-        Printed(82.71, 14.81),
+        PrintedResult(81.27, 4.15, 0.06),
+        PrintedResult(82.71, 14.81),
         fewer_activations=True,
     ),
-    _step("fewer_norms", "fewer norms", Printed(81.41, 4.15, 0.09), Printed(83.17, 14.81), fewer_norms=True),
-    _step("layer_norm", "BN → LN", Printed(81.47, 4.46, 0.09, _EARLY), Printed(83.35, 14.81), layer_norm=True),
-    Step(
+    _step(
+        "fewer_norms", "fewer norms", PrintedResult(81.41, 4.15, 0.09), PrintedResult(83.17, 14.81), fewer_norms=True
+    ),
+    _step(
+        "layer_norm", "BN → LN", PrintedResult(81.47, 4.46, 0.09, _EARLY), PrintedResult(83.35, 14.81), layer_norm=True
+    ),
+    RoadmapStep(
         "separate_downsampling",
         ("separate d.s. conv (ConvNeXt-T)", "separate d.s. conv (ConvNeXt-B)"),
         ({"separate_downsampling": True}, {"separate_downsampling": True}),
-        (Printed(81.97, 4.49, 0.06, _LAST), Printed(83.60, 15.35)),
+        (PrintedResult(81.97, 4.49, 0.06, _LAST), PrintedResult(83.60, 15.35)),
     ),
 )
 
@@ -412,7 +432,7 @@ def _walk(prefix: str, regime: int) -> dict[str, RoadmapRow]:
     """The rows of one regime, 0 or 1 in the pairs of a step, under their networks' names."""
     rows = {}
     design = Design()
-    for step in STEPS:
+    for step in ROADMAP_STEPS:
         changed = replace(design, **step.change[regime])
         rows[f"{prefix}_{step.name}"] = RoadmapRow(step.label[regime], changed, step.printed[regime])
         if step.adopted:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from backbones.base import Backbone
-from backbones.errors import UserError
+from backbones.errors import ConfigError
 from backbones.layers import check_kernel_size
 
 RATIOS = {"1:1:3:1": (1, 1, 3, 1), "1:1:9:1": (1, 1, 9, 1)}
@@ -22,7 +22,7 @@ STEM_KERNEL, DOWNSAMPLE_KERNEL = 4, 2
 
 
 @dataclass(frozen=True)
-class Shape:
+class ConvNeXtShape:
     """One ConvNeXt, with what it costs.
 
     Attributes:
@@ -75,7 +75,7 @@ def shape_for_budget(
     kernel_size: int = 7,
     mlp_ratio: float = 4.0,
     side: int = 224,
-) -> Shape:
+) -> ConvNeXtShape:
     """The shape of the family whose cost is nearest to a budget.
 
     Args:
@@ -94,22 +94,22 @@ def shape_for_budget(
             the budget.
     """
     if (gflops is None) == (params is None):
-        raise UserError("a budget is needed: either gflops or params (millions), not both")
+        raise ConfigError("a budget is needed: either gflops or params (millions), not both")
     if ratio not in RATIOS:
-        raise UserError(f"ratio={ratio!r}: choose from {', '.join(RATIOS)}")
+        raise ConfigError(f"ratio={ratio!r}: choose from {', '.join(RATIOS)}")
     _check_sizes(blocks, width, kernel_size, mlp_ratio, side)
     if blocks is not None and width is not None:
-        raise UserError("blocks and width are both given: the budget has to decide one of them")
+        raise ConfigError("blocks and width are both given: the budget has to decide one of them")
     budget = gflops if gflops is not None else params
     if budget is None or budget <= 0:
-        raise UserError(f"budget {budget}: a positive number is needed")
+        raise ConfigError(f"budget {budget}: a positive number is needed")
 
-    def shaped(unit: int, channels: int) -> Shape:
+    def shaped(unit: int, channels: int) -> ConvNeXtShape:
         first, second, third, last = (unit * share for share in RATIOS[ratio])
         dims = (channels, 2 * channels, 4 * channels, 8 * channels)
-        return Shape((first, second, third, last), dims, kernel_size, mlp_ratio)
+        return ConvNeXtShape((first, second, third, last), dims, kernel_size, mlp_ratio)
 
-    def cost(shape: Shape) -> float:
+    def cost(shape: ConvNeXtShape) -> float:
         return shape.flops(side) / 1e9 if gflops is not None else shape.params() / 1e6
 
     if width is not None:
@@ -119,7 +119,7 @@ def shape_for_budget(
     best = min(candidates, key=lambda shape: abs(cost(shape) - budget))
     if not budget / 2 <= cost(best) <= budget * 2:
         unit = "G" if gflops is not None else "M"
-        raise UserError(
+        raise ConfigError(
             f"no such network costs about {budget:g} {unit}: the nearest, depths {best.depths} and dims {best.dims}, "
             f"has {cost(best):.3g} {unit}; choose other blocks, width or ratio"
         )
@@ -127,9 +127,9 @@ def shape_for_budget(
 
 
 def _check_sizes(blocks: int | None, width: int | None, kernel_size: int, mlp_ratio: float, side: int) -> None:
-    for name, number, least in (("blocks", blocks, 1), ("width", width, 1), ("side", side, Backbone.smallest_side)):
+    for name, number, least in (("blocks", blocks, 1), ("width", width, 1), ("side", side, Backbone.min_image_side)):
         if number is not None and number < least:
-            raise UserError(f"{name}={number}: at least {least} is needed")
+            raise ConfigError(f"{name}={number}: at least {least} is needed")
     if not mlp_ratio > 0:
-        raise UserError(f"mlp_ratio={mlp_ratio:g}: a positive number is needed")
+        raise ConfigError(f"mlp_ratio={mlp_ratio:g}: a positive number is needed")
     check_kernel_size(kernel_size)

@@ -21,8 +21,8 @@ from timm.layers import resample_abs_pos_embed
 from timm.models.swin_transformer import window_partition, window_reverse
 from torch import Tensor, nn
 
-from backbones.base import STAGES, Backbone
-from backbones.errors import UserError
+from backbones.base import STAGE_INDICES, Backbone
+from backbones.errors import ConfigError
 from backbones.layers import LayerNorm2d
 
 STRIDES = (4, 8, 16, 32)
@@ -109,7 +109,7 @@ class TimmBackbone(Backbone):
         while part not in self.places:
             part, dot, _ = part.rpartition(".")
             if not dot:
-                raise UserError(f"{name!r} is not a parameter of this {self.timm_name}")
+                raise ConfigError(f"{name!r} is not a parameter of this {self.timm_name}")
         return self.places[part]
 
     def may_be_missing(self, name: str) -> bool:
@@ -136,7 +136,7 @@ class TimmBackbone(Backbone):
 
 
 @dataclass(frozen=True)
-class _Layout:
+class _ConvNetParts:
     """Names of the parts of a ConvNet in the order of execution; the children of a stage's parts are its blocks."""
 
     stem: tuple[str, ...]
@@ -145,15 +145,15 @@ class _Layout:
 
 
 # By timm's class. A stage ends before the next halving of the map.
-LAYOUTS = {
-    "ResNet": _Layout(("conv1", "bn1", "act1", "maxpool"), (("layer1",), ("layer2",), ("layer3",), ("layer4",))),
-    "RegNet": _Layout(("stem",), (("s1",), ("s2",), ("s3",), ("s4",)), ("final_conv",)),
-    "EfficientNet": _Layout(
+CONVNET_PARTS = {
+    "ResNet": _ConvNetParts(("conv1", "bn1", "act1", "maxpool"), (("layer1",), ("layer2",), ("layer3",), ("layer4",))),
+    "RegNet": _ConvNetParts(("stem",), (("s1",), ("s2",), ("s3",), ("s4",)), ("final_conv",)),
+    "EfficientNet": _ConvNetParts(
         ("conv_stem", "bn1"),
         (("blocks.0", "blocks.1"), ("blocks.2",), ("blocks.3", "blocks.4"), ("blocks.5", "blocks.6")),
         ("conv_head", "bn2"),
     ),
-    "ResNetV2": _Layout(("stem",), tuple((f"stages.{i}.blocks",) for i in STAGES), ("norm",)),
+    "ResNetV2": _ConvNetParts(("stem",), tuple((f"stages.{i}.blocks",) for i in STAGE_INDICES), ("norm",)),
 }
 
 
@@ -172,7 +172,7 @@ class TimmConvNet(TimmBackbone):
         super().__init__(timm_name, **options)
         self.norm_eval = norm_eval
         model = self.build_timm()
-        self._layout = layout = LAYOUTS[type(model).__name__]
+        self._layout = layout = CONVNET_PARTS[type(model).__name__]
         self.adopt(model, layout.stem, 0, 0)
         blocks = 0
         for stage, parts in enumerate(layout.stages, start=1):
@@ -216,7 +216,7 @@ class TimmConvNet(TimmBackbone):
         super().train(mode)
         if self.norm_eval:
             for module in self.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm):
                     module.eval()
         return self
 
@@ -235,7 +235,7 @@ class TimmVisionTransformer(TimmBackbone):
         **options: Those of :class:`TimmBackbone`.
     """
 
-    smallest_side = 16
+    min_image_side = 16
     patch_embed: Any
     cls_token: nn.Parameter
     pos_embed: nn.Parameter
@@ -247,11 +247,11 @@ class TimmVisionTransformer(TimmBackbone):
         self.adopt(model, ("patch_embed", "cls_token", "pos_embed"), 0, 0)
         self.blocks = model.blocks
         self._num_layers = depth = len(self.blocks)
-        self._bounds = [i * depth // len(STAGES) for i in (*STAGES, len(STAGES))]
+        self._bounds = [i * depth // len(STAGE_INDICES) for i in (*STAGE_INDICES, len(STAGE_INDICES))]
         for block in range(depth):
             self.places[f"blocks.{block}"] = (block + 1, sum(block >= start for start in self._bounds[:-1]))
         patch = self.patch_embed.patch_size[0]
-        self.set_outputs((model.num_features,) * len(STAGES), (patch,) * len(STAGES), model.num_features)
+        self.set_outputs((model.num_features,) * len(STAGE_INDICES), (patch,) * len(STAGE_INDICES), model.num_features)
         if self.out_indices is None:
             self.adopt(model, ("norm",), depth + 1, None)
         else:
@@ -276,7 +276,7 @@ class TimmVisionTransformer(TimmBackbone):
         x = x + resample_abs_pos_embed(self.pos_embed, list(size))
         blocks = list(self.blocks.children())
         outputs = []
-        for i in STAGES:
+        for i in STAGE_INDICES:
             x = self.run_blocks(blocks[self._bounds[i] : self._bounds[i + 1]], x)
             if self.out_indices is not None and i in self.out_indices:
                 outputs.append(self.get_submodule(f"norm{i}")(x[:, 1:].transpose(1, 2).unflatten(2, size)))

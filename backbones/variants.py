@@ -110,7 +110,7 @@ CONVNEXT_V2 = {
     "convnextv2_huge": Variant((3, 3, 27, 3), (352, 704, 1408, 2816), 660, 115, version=2),
 }
 
-ISOTROPIC = {
+CONVNEXT_ISOTROPIC = {
     "convnext_isotropic_small": IsotropicVariant(18, 384, 0.0, 22, 4.3),
     "convnext_isotropic_base": IsotropicVariant(18, 768, 0.0, 87, 16.9),
     "convnext_isotropic_large": IsotropicVariant(36, 1024, 1e-6, 306, 59.7),

@@ -104,7 +104,7 @@ class Source:
     @property
     def taken(self) -> tuple[Range, Range]:
         """Heights and widths that the network takes, each as the least and the greatest."""
-        least = max((part.smallest_side for part in self.network.modules() if isinstance(part, Backbone)), default=1)
+        least = max((part.min_image_side for part in self.network.modules() if isinstance(part, Backbone)), default=1)
         return (least, None), (least, None)
 
     def run(self, images: Tensor) -> tuple[Tensor, ...]:

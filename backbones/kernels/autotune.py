@@ -37,13 +37,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from backbones.errors import ConfigError
 
 VARIABLE = "CONVNEXT_CHOICE"
-ROUNDS = 7
-ROUND_SECONDS = 2e-3  # a call is repeated until a round lasts about this long
+TIMING_ROUNDS = 7
+TIMING_ROUND_SECONDS = 2e-3  # a call is repeated until a round lasts about this long
 MAX_REPEATS = 50
 REQUIRED_RATIO = 0.97  # of the first candidate's time: slower candidates are not preferred to it
 
@@ -142,7 +141,7 @@ class Autotuner:
         """Name of the candidate to use.
 
         Args:
-            key: What the selection depends on.
+            key: Operation, device, precision and size.
             candidates: Forms that compute the same, the expected best first. They are called without arguments, many
                 times, and must have no side effects: no gradient in a parameter and no changed buffer.
             x: One of their tensors; its device determines how time is measured.
@@ -235,13 +234,14 @@ def parse_forms(text: str) -> dict[str, str]:
 
 def is_measurable(x: Tensor) -> bool:
     """Whether time may be measured now, on this tensor."""
-    real = type(x) in (Tensor, torch.nn.Parameter) and x.device.type != "meta" and _get_current_dispatch_mode() is None
-    if torch.compiler.is_compiling() or not real:
+    if torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter) or x.device.type == "meta":
+        return False
+    if torch._C._len_torch_dispatch_stack() > 0:  # PyTorch has no public way to ask for a dispatch mode
         return False
     return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
-def time_candidates(candidates: Candidates, device: torch.device, rounds: int = ROUNDS) -> dict[str, float]:
+def time_candidates(candidates: Candidates, device: torch.device, rounds: int = TIMING_ROUNDS) -> dict[str, float]:
     """Median seconds of a call of each candidate, measured in turns (A B A B) after a warm-up.
 
     A candidate that fails is skipped, with a warning. The state of the random number generators is restored, and hooks
@@ -267,7 +267,7 @@ def _warm_up(candidates: Candidates, device: torch.device) -> dict[str, int]:
     for name, call in candidates.items():
         try:
             call()  # compiles
-            repeats[name] = min(max(int(ROUND_SECONDS / max(_time_call(call, 1, device), 1e-6)), 1), MAX_REPEATS)
+            repeats[name] = min(max(int(TIMING_ROUND_SECONDS / max(_time_call(call, 1, device), 1e-6)), 1), MAX_REPEATS)
         except Exception as error:
             failure = error
             warnings.warn(f"{name} cannot run here and is not used: {error}".splitlines()[0], stacklevel=4)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from backbones.layers import GRN
 
 # The forms of an operation: C code in one pass, fused operators or kernels, PyTorch's operators one after another.
-NATIVE, FUSED, PLAIN = "native", "fused", "plain"
+NATIVE_FORM, FUSED_FORM, PLAIN_FORM = "native", "fused", "plain"
 
 
 class BlockLayers(Protocol):
@@ -53,6 +53,7 @@ class DownsampleForm(Protocol):
 
 def is_unmodified(layer: nn.Module, *kinds: type[nn.Module]) -> bool:
     """Whether a layer is of exactly one of these classes and has no hooks, so that its parameters say all of it."""
+    # PyTorch has no public way to ask for a module's hooks.
     hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
     return type(layer) in kinds and not hooks
 

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from backbones import build_backbone, list_backbones
 from backbones.roadmap import RESNET50_TO_TINY, RESNET200_TO_BASE
-from backbones.variants import BASELINES, CONVNEXT_V1, CONVNEXT_V2, ISOTROPIC
+from backbones.variants import BASELINES, CONVNEXT_ISOTROPIC, CONVNEXT_V1, CONVNEXT_V2
 
 FOUR = (0, 1, 2, 3)
 CLASSES = 1000
-PRINTED = {**CONVNEXT_V1, **CONVNEXT_V2, **ISOTROPIC}
+PRINTED = {**CONVNEXT_V1, **CONVNEXT_V2, **CONVNEXT_ISOTROPIC}
 # Run with numbers in them too.
 LIGHT = ["convnext_atto", "convnext_tiny", "convnextv2_atto", "convnext_isotropic_small"]
 SIZES = [(64, 96), (45, 70), (33, 95)]

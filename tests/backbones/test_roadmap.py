@@ -20,7 +20,7 @@ from backbones.errors import UserError
 from backbones.roadmap import (
     RESNET50_TO_TINY,
     RESNET200_TO_BASE,
-    STEPS,
+    ROADMAP_STEPS,
     Design,
     RoadmapNet,
     RoadmapRow,
@@ -88,7 +88,7 @@ def test_norms_and_activations_cost_nothing_in_the_tables(table: dict[str, Roadm
 @pytest.mark.parametrize("table", [RESNET50_TO_TINY, RESNET200_TO_BASE], ids=["2.10", "2.11"])
 def test_each_row_is_a_small_difference_from_the_row_before(table: dict[str, RoadmapRow]) -> None:
     before = Design(depths=next(iter(table.values())).design.depths)
-    for step, row in zip(STEPS, table.values(), strict=True):
+    for step, row in zip(ROADMAP_STEPS, table.values(), strict=True):
         names = [field.name for field in fields(Design)]
         changed = [name for name in names if getattr(row.design, name) != getattr(before, name)]
         assert len(changed) <= (2 if step.name == "stage_ratio" else 1)

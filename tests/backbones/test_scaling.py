@@ -11,7 +11,7 @@ from torch import nn
 from analysis.flops import count_backbone, count_model
 from backbones import UserError
 from backbones.convnext import ConvNeXt
-from backbones.scaling import Shape, shape_for_budget
+from backbones.scaling import ConvNeXtShape, shape_for_budget
 from backbones.variants import CONVNEXT_V1
 
 FAMILY = [name for name in CONVNEXT_V1 if name != "convnext_nano"]  # nano's 2:2:8:2 has neither of the two ratios
@@ -22,7 +22,7 @@ ODD: dict[str, Any] = dict(depths=(1, 2, 3, 1), dims=(24, 32, 56, 72), kernel_si
 @pytest.mark.parametrize("side", [224, 200])
 def test_closed_form_equals_the_count_of_the_built_network(name: str, side: int) -> None:
     row, counted = CONVNEXT_V1[name], count_backbone(name, (side, side))
-    shape = Shape(row.depths, row.dims)
+    shape = ConvNeXtShape(row.depths, row.dims)
     assert (shape.params(), shape.flops(side)) == (counted.params, counted.flops)
 
 
@@ -30,7 +30,7 @@ def test_closed_form_of_an_odd_shape() -> None:
     with torch.device("meta"):
         model = nn.Sequential(ConvNeXt(**ODD), nn.Linear(72, 1000))
         counted = count_model("odd", model, torch.zeros(1, 3, 96, 96), lambda model, images: model(images))
-    shape = Shape(**ODD)
+    shape = ConvNeXtShape(**ODD)
     assert (shape.params(), shape.flops(96)) == (counted.params, counted.flops)
 
 
@@ -49,7 +49,7 @@ def test_a_member_of_the_family_is_found_from_what_it_costs(name: str, free: str
 def test_any_depth_meets_the_budget_within_a_step_of_width(blocks: int, gflops: float) -> None:
     found = shape_for_budget(gflops=gflops, ratio="1:1:9:1", blocks=blocks)
     assert found.depths == (blocks, blocks, 9 * blocks, blocks)
-    below, above = (Shape(found.depths, scaled(found.dims[0] + step)).flops() / 1e9 for step in (-8, 8))
+    below, above = (ConvNeXtShape(found.depths, scaled(found.dims[0] + step)).flops() / 1e9 for step in (-8, 8))
     assert below < gflops < above
 
 

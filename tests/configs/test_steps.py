@@ -15,7 +15,7 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
 import engine.training.runner  # noqa: F401  (registers the constructor)
-from backbones.variants import CONVNETS, CONVNEXT_V1, CONVNEXT_V2, ISOTROPIC, SWIN, VIT
+from backbones.variants import CONVNETS, CONVNEXT_ISOTROPIC, CONVNEXT_V1, CONVNEXT_V2, SWIN, VIT
 from engine.config.load import load_config
 from engine.config.world import Launch
 
@@ -29,7 +29,7 @@ def small_network(name: str) -> dict[str, Any]:
     """Arguments that make a registered network small and leave its kind."""
     if name in CONVNEXT_V1 or name in CONVNEXT_V2:
         return {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32)}
-    if name in ISOTROPIC:
+    if name in CONVNEXT_ISOTROPIC:
         return {"depth": 4, "dim": 16}
     if name in SWIN:
         return {"timm_options": {"embed_dim": 16, "depths": (1, 1, 2, 1), "num_heads": (1, 1, 2, 2)}}

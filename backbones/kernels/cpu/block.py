@@ -43,7 +43,7 @@ from backbones.kernels.cpu.dispatch import (
 )
 from backbones.kernels.cpu.linear import has_few_rows, reorder_weight
 from backbones.kernels.cpu.weight_cache import weight_cache
-from backbones.kernels.protocol import FUSED, NATIVE, PLAIN, BlockLayers, draw_drop_path, is_unmodified
+from backbones.kernels.protocol import FUSED_FORM, NATIVE_FORM, PLAIN_FORM, BlockLayers, draw_drop_path, is_unmodified
 from backbones.layers import GRN
 
 BLOCK_OPERATION = "cpu_block"
@@ -61,11 +61,11 @@ def run_cpu_block(block: BlockLayers, x: Tensor) -> Tensor | None:
     if x.device.type != "cpu" or x.ndim != 4 or is_observed(x):
         return None
     dtype = compute_dtype(x)
-    weights = None if dtype is None or autotuner.forced(BLOCK_OPERATION) == PLAIN else _weights(block, dtype)
+    weights = None if dtype is None or autotuner.forced(BLOCK_OPERATION) == PLAIN_FORM else _weights(block, dtype)
     if dtype is None or weights is None:
         return None
     form = _select_form(block, x, dtype, weights)
-    if form == PLAIN:
+    if form == PLAIN_FORM:
         return None
     if not torch.is_grad_enabled() or not any(one is not None and one.requires_grad for one in (x, *weights)):
         return _inference(block, x, dtype, weights, _cached_layout(block, x, dtype, weights, form))
@@ -77,16 +77,16 @@ def run_cpu_block(block: BlockLayers, x: Tensor) -> Tensor | None:
 
 def _select_form(block: BlockLayers, x: Tensor, dtype: torch.dtype, weights: Weights) -> str:
     """Name of the form for an input ``(N, C, H, W)``."""
-    has_native = not (torch.is_grad_enabled() or block.training) and native.supports(weights, dtype)
+    has_native = not (torch.is_grad_enabled() or block.training) and native.supports_block(weights, dtype)
     hidden, channels = weights.first.shape
     static = (channels, hidden, weights.conv.shape[-1], int(weights.grn_gamma is not None), torch.get_num_threads())
     key = TuningKey(BLOCK_OPERATION, cpu_name(), str(dtype), static, x.numel().bit_length() - 1)
     if autotuner.forced(BLOCK_OPERATION) is not None:
-        return _forced_form(autotuner.predict(key, (NATIVE, FUSED, PLAIN)), has_native)
+        return _forced_form(autotuner.predict(key, (NATIVE_FORM, FUSED_FORM, PLAIN_FORM)), has_native)
     if x.numel() * hidden * 2 < MIN_MULTIPLY_ADDS:
-        return PLAIN
+        return PLAIN_FORM
     if torch.is_grad_enabled() or block.training or not autotuner.measures():
-        return FUSED if has_avx512() else PLAIN
+        return FUSED_FORM if has_avx512() else PLAIN_FORM
     return autotuner.select(key, _candidates(block, x, dtype, weights, has_native), x)
 
 
@@ -96,9 +96,9 @@ def _forced_form(form: str, has_native: bool) -> str:
     Raises:
         MachineError: If the C code cannot be compiled here.
     """
-    if form == NATIVE and (why := native.reason_missing()):
-        raise MachineError(f"{VARIABLE}: {BLOCK_OPERATION}={NATIVE} is not available here: {why}")
-    return form if form == FUSED or has_native else FUSED
+    if form == NATIVE_FORM and (why := native.reason_missing()):
+        raise MachineError(f"{VARIABLE}: {BLOCK_OPERATION}={NATIVE_FORM} is not available here: {why}")
+    return form if form == FUSED_FORM or has_native else FUSED_FORM
 
 
 def _candidates(
@@ -114,15 +114,12 @@ def _candidates(
         torch.clear_autocast_cache()  # in use, a block runs but once between two changes of the precision
         return block.forward_mlp(x, block.forward_dwconv_norm(x))
 
-    forms = (NATIVE, FUSED) if has_native else (FUSED,)
-    return {form: partial(optimized, form) for form in forms} | {PLAIN: plain}
+    forms = (NATIVE_FORM, FUSED_FORM) if has_native else (FUSED_FORM,)
+    return {form: partial(optimized, form) for form in forms} | {PLAIN_FORM: plain}
 
 
 def _weights(block: BlockLayers, dtype: torch.dtype) -> Weights | None:
-    """Parameters of a block whose layers are those of :class:`backbones.convnext.Block`, without hooks.
-
-    It runs for each block in each pass, hence the direct look-up in the layers' dictionaries.
-    """
+    """Parameters of a block whose layers are those of :class:`backbones.convnext.Block`, without hooks."""
     conv, norm, first, act, grn, second = layers = (
         block.dwconv,
         block.norm,
@@ -137,14 +134,12 @@ def _weights(block: BlockLayers, dtype: torch.dtype) -> Weights | None:
     same = conv.stride == (1, 1) and conv.dilation == (1, 1) and conv.padding_mode == "zeros"
     if not same or conv.padding != (side // 2, side // 2) or act.approximate != "none":
         return None
-    pairs = [layer._parameters.get(name) for layer in (conv, norm, first, second) for name in ("weight", "bias")]
-    response = [grn._parameters.get(name) for name in ("gamma", "beta")]
-    required = pairs if type(grn) is nn.Identity else [*pairs, *response]
-    if block.gamma is not None:
-        required = [*required, block.gamma]
-    if not all(is_usable_parameter(one, dtype) for one in required):
+    pairs = [one for layer in (conv, norm, first, second) for one in (layer.weight, layer.bias)]
+    scale = [] if block.gamma is None else [block.gamma]
+    response = [grn.gamma, grn.beta] if isinstance(grn, GRN) else []
+    if not all(is_usable_parameter(one, dtype) for one in (*pairs, *scale, *response)):
         return None
-    return Weights._make((*pairs, block.gamma, *response))
+    return Weights._make((*pairs, block.gamma, *(response or (None, None))))
 
 
 def _drop_path_factors(block: BlockLayers, x: Tensor, dtype: torch.dtype) -> Tensor | None:
@@ -185,14 +180,14 @@ def _cached_layout(
     """The weights in the layout of a form's products, cached until they change."""
     assert isinstance(block, nn.Module)
     sources = [one for one in weights if one is not None]
-    purpose = (form, dtype, form == FUSED and not _has_few_rows(x, weights))
+    purpose = (form, dtype, form == FUSED_FORM and not _has_few_rows(x, weights))
     return weight_cache.get(block, sources, purpose, lambda: _lay_out(weights, dtype, form, x))
 
 
 def _lay_out(weights: Weights, dtype: torch.dtype, form: str, x: Tensor) -> Products | native.PackedBlock:
     """The weights in the layout of a form's products with maps of the size of ``x``, ``(N, C, H, W)``."""
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        if form == NATIVE:
+        if form == NATIVE_FORM:
             return native.pack_block(weights, dtype)
         products = Products.of(weights, dtype)
         if weights.first.dtype != torch.float32:

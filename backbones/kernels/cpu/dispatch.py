@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as module_hooks
 
+from backbones.kernels.cpu.linear import has_onednn_products
+
 # Below this the overhead of calls exceeds the work, and no form is worth measuring.
 MIN_MULTIPLY_ADDS = 1 << 24
 
@@ -41,21 +43,13 @@ def has_avx512() -> bool:
     return "AVX512" in torch.backends.cpu.get_cpu_capability()
 
 
-@cache
-def _has_products(dtype: torch.dtype) -> bool:
-    """Whether this build and CPU have oneDNN's products in a precision."""
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return False
-    return dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
 def compute_dtype(x: Tensor) -> torch.dtype | None:
     """Precision of products with this input; ``None`` where no form supports it."""
     autocast = torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
     inputs = (torch.float32, dtype) if autocast else (dtype,)
     fits = dtype in (torch.float32, torch.bfloat16) and x.dtype in inputs
-    return dtype if fits and torch.backends.mkldnn.enabled and _has_products(dtype) else None
+    return dtype if fits and torch.backends.mkldnn.enabled and has_onednn_products(dtype) else None
 
 
 def is_usable_parameter(parameter: Tensor | None, dtype: torch.dtype) -> bool:
@@ -68,6 +62,7 @@ def is_usable_parameter(parameter: Tensor | None, dtype: torch.dtype) -> bool:
 
 def is_observed(x: Tensor) -> bool:
     """Whether something traces or intercepts operators or modules, which has to see the plain steps."""
+    # PyTorch has no public way to ask for dispatch modes, functorch's transforms, forward AD and global hooks.
     return (
         type(x) not in (Tensor, nn.Parameter)
         or torch.compiler.is_compiling()

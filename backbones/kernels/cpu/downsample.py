@@ -17,7 +17,7 @@ from backbones.kernels.autotune import TuningKey, autotuner
 from backbones.kernels.cpu import native
 from backbones.kernels.cpu.dispatch import MIN_MULTIPLY_ADDS, compute_dtype, cpu_name, is_observed, is_usable_parameter
 from backbones.kernels.cpu.weight_cache import weight_cache
-from backbones.kernels.protocol import NATIVE, PLAIN, is_unmodified
+from backbones.kernels.protocol import NATIVE_FORM, PLAIN_FORM, is_unmodified
 from backbones.layers import LayerNorm2d
 
 DOWNSAMPLE_OPERATION = "cpu_downsample"
@@ -57,12 +57,12 @@ def run_cpu_downsample(layer: nn.Sequential, x: Tensor) -> Tensor | None:
         rows = x.permute(0, 2, 3, 1).contiguous()
         return native.run_native_downsample(rows, packed, norm.eps).permute(0, 3, 1, 2)
 
-    forms = {NATIVE: one_pass, PLAIN: lambda: nn.Sequential.forward(layer, x)}
+    forms = {NATIVE_FORM: one_pass, PLAIN_FORM: lambda: nn.Sequential.forward(layer, x)}
     static = (*parameters.weight.shape[:2], torch.get_num_threads())
     key = TuningKey(DOWNSAMPLE_OPERATION, cpu_name(), str(dtype), static, x.numel().bit_length() - 1)
     if autotuner.forced(DOWNSAMPLE_OPERATION) is None and x.numel() * static[0] < MIN_MULTIPLY_ADDS:
         return None
-    return one_pass() if autotuner.select(key, forms, x) == NATIVE else None
+    return one_pass() if autotuner.select(key, forms, x) == NATIVE_FORM else None
 
 
 def _parameters(layer: nn.Sequential, dtype: torch.dtype) -> DownsampleParameters | None:
@@ -70,8 +70,11 @@ def _parameters(layer: nn.Sequential, dtype: torch.dtype) -> DownsampleParameter
     norm, conv = layer
     if not is_unmodified(norm, LayerNorm2d) or not is_unmodified(conv, nn.Conv2d):
         return None
+    assert isinstance(norm, LayerNorm2d)
+    assert isinstance(conv, nn.Conv2d)
     if (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups) != SIDE_2:
         return None
-    found = [one._parameters.get(name) for one in (norm, conv) for name in ("weight", "bias")]
-    fits = all(is_usable_parameter(one, dtype) and one.dtype == torch.float32 for one in found if one is not None)
-    return DownsampleParameters._make(found) if fits and None not in found else None
+    found = (norm.weight, norm.bias, conv.weight, conv.bias)
+    if not all(one is not None and one.dtype == torch.float32 and is_usable_parameter(one, dtype) for one in found):
+        return None
+    return DownsampleParameters._make(found)

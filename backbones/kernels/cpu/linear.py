@@ -4,9 +4,13 @@
 forms below were measured on a Zen 5 with 2 threads, ``docs/performance.md`` has the figures: a 1 x 1 convolution where
 there are more rows than channels, an inner product elsewhere and for the gradient of the input, and the weight gradient
 by convolution for float32 alone, where the rows are divided into pieces that oneDNN takes for images.
+
+PyTorch has no public names for oneDNN's operators; they are used in this module alone.
 """
 
 from __future__ import annotations
+
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -18,6 +22,14 @@ ROWS_PER_IMAGE = range(200, 63, -1)
 # stride, padding and dilation, not transposed, no output padding, one group.
 POINTWISE = ([0, 0], [1, 1], [1, 1], 1)
 POINTWISE_BACKWARD = (None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)
+
+
+@cache
+def has_onednn_products(dtype: torch.dtype) -> bool:
+    """Whether this build and CPU have oneDNN's products in a precision."""
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    return dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:

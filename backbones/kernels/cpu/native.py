@@ -118,7 +118,7 @@ def reason_missing() -> str | None:
     return found if isinstance(found, str) else None
 
 
-def supports(weights: Weights, dtype: torch.dtype) -> bool:
+def supports_block(weights: Weights, dtype: torch.dtype) -> bool:
     """Whether a block with these weights can run, with products in the precision ``dtype``."""
     precise = all(one is None or one.dtype == torch.float32 for one in weights)
     return precise and weights.conv.shape[-1] in NATIVE_KERNEL_SIZES and has_product(weights.first, dtype)

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-Layout = TypeVar("Layout")
+_Layout = TypeVar("_Layout")
 # Steps between sampled values. With a weight (N, K), K no multiple of the step and N and K no smaller than it, every
 # row and every column is sampled.
 SAMPLING_STEPS = (509, 251, 127, 61, 31, 13, 7, 3, 2)
@@ -38,8 +38,8 @@ class WeightCache:
         self.entries: WeakKeyDictionary[nn.Module, CachedLayout] = WeakKeyDictionary()
 
     def get(
-        self, layer: nn.Module, sources: Sequence[Tensor], purpose: object, lay_out: Callable[[], Layout]
-    ) -> Layout:
+        self, layer: nn.Module, sources: Sequence[Tensor], purpose: object, lay_out: Callable[[], _Layout]
+    ) -> _Layout:
         """The weights of a layer: those of the last call, if no parameter has changed.
 
         Versions of the parameters tell of every change that PyTorch notices. A change through ``.data`` is not one:
@@ -49,15 +49,16 @@ class WeightCache:
         Args:
             layer: The layer that holds the parameters.
             sources: All its parameters.
-            purpose: What the layout depends on besides the parameters, hashable.
+            purpose: Hashable key of the layout, such as its precision.
             lay_out: Makes the layout.
         """
         if sources[0].dtype != torch.float32:  # too coarse to detect a change by
             return lay_out()
+        # PyTorch has no public name for a tensor's version.
         origin = (purpose, *((one.data_ptr(), 0 if one.is_inference() else one._version) for one in sources))
         entry = self.entries.get(layer)
         if entry is not None and entry.origin == origin and torch.equal(entry.values, torch.cat(entry.samples)):
-            return cast(Layout, entry.layout)
+            return cast(_Layout, entry.layout)
         layout, samples = lay_out(), [sample(one.detach()) for one in sources]
         self.entries[layer] = CachedLayout(origin, samples, torch.cat(samples), layout)
         return layout

@@ -17,10 +17,10 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from backbones.kernels.autotune import TuningKey, autotuner, device_name
-from backbones.kernels.cuda.dwconv_norm import dwconv_norm, supports
+from backbones.kernels.cuda.dwconv_norm import dwconv_norm, supports_dwconv_norm
 from backbones.kernels.cuda.launch import FLOATS, HAS_TRITON
 from backbones.kernels.cuda.mlp import mlp
-from backbones.kernels.protocol import FUSED, PLAIN, BlockLayers, draw_drop_path, is_unmodified
+from backbones.kernels.protocol import FUSED_FORM, PLAIN_FORM, BlockLayers, draw_drop_path, is_unmodified
 from backbones.layers import GRN
 
 HALVES = ("dwconv_norm", "mlp")
@@ -41,7 +41,7 @@ def run_cuda_block(block: BlockLayers, x: Tensor) -> Tensor | None:
 
 def _is_responsible(x: Tensor) -> bool:
     """Whether a tensor is on a GPU, or a fused form is forced."""
-    return (x.is_cuda and torch.cuda.is_available()) or any(autotuner.forced(half) == FUSED for half in HALVES)
+    return (x.is_cuda and torch.cuda.is_available()) or any(autotuner.forced(half) == FUSED_FORM for half in HALVES)
 
 
 def _fused_dwconv_norm(block: BlockLayers, x: Tensor) -> Tensor:
@@ -76,10 +76,10 @@ def _is_dwconv_norm_fused(block: BlockLayers, x: Tensor) -> bool:
         and conv.bias is not None
         and norm.elementwise_affine
     )
-    if not fits or not (x.dtype == torch.float64 or supports(x.permute(0, 2, 3, 1), conv.weight)):
+    if not fits or not (x.dtype == torch.float64 or supports_dwconv_norm(x.permute(0, 2, 3, 1), conv.weight)):
         return False
     static = (conv.weight.shape[0], kernel)
-    forms: Forms = {FUSED: partial(_fused_dwconv_norm, block), PLAIN: block.forward_dwconv_norm}
+    forms: Forms = {FUSED_FORM: partial(_fused_dwconv_norm, block), PLAIN_FORM: block.forward_dwconv_norm}
     layers = (conv, norm)
     return _is_fused("dwconv_norm", static, forms, layers, x)
 
@@ -97,7 +97,7 @@ def _is_mlp_fused(block: BlockLayers, x: Tensor, y: Tensor) -> bool:
     if not fits or not _is_supported(y):
         return False
     static = (block.pwconv1.in_features, block.pwconv1.out_features, int(isinstance(block.grn, GRN)))
-    forms: Forms = {FUSED: partial(_fused_mlp, block), PLAIN: block.forward_mlp}
+    forms: Forms = {FUSED_FORM: partial(_fused_mlp, block), PLAIN_FORM: block.forward_mlp}
     layers = (block.pwconv1, block.grn, block.pwconv2)
     return _is_fused("mlp", static, forms, layers, x, y)
 
@@ -125,13 +125,13 @@ def _is_fused(
     training = torch.is_grad_enabled()
     static = (*static, int(training), int(autocast))
     if torch.compiler.is_compiling():
-        return _predict(half, x.device, dtype, static) == FUSED
+        return _predict(half, x.device, dtype, static) == FUSED_FORM
     if autotuner.forced(half) is None and not _is_capable(x.device):
         return False
     key = TuningKey.of_tensor(half, x, static, dtype)
     parameters = [p for layer in layers for p in layer.parameters() if p.requires_grad] if training else []
     calls = {name: partial(_rehearse, form, inputs, parameters, training) for name, form in forms.items()}
-    return autotuner.select(key, calls, x) == FUSED
+    return autotuner.select(key, calls, x) == FUSED_FORM
 
 
 @cache
@@ -147,10 +147,10 @@ def _predict(half: str, device: torch.device, dtype: torch.dtype, static: tuple[
     It is run, not traced: within torch.compile, a traced ``is_exporting`` is always true.
     """
     if torch.compiler.is_exporting():
-        return PLAIN
+        return PLAIN_FORM
     if autotuner.forced(half) is None and not _is_capable(device):
-        return PLAIN
-    return autotuner.predict(TuningKey(half, device_name(device), str(dtype), static, 0), (FUSED, PLAIN))
+        return PLAIN_FORM
+    return autotuner.predict(TuningKey(half, device_name(device), str(dtype), static, 0), (FUSED_FORM, PLAIN_FORM))
 
 
 def _rehearse(

@@ -35,7 +35,7 @@ from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from backbones.kernels.autotune import TuningKey, autotuner
-from backbones.kernels.cuda.launch import FLOATS, ceil_div, next_power, on_device, runs_kernels, spread
+from backbones.kernels.cuda.launch import FLOATS, ceil_div, next_power, on_device, runs_kernels, split_reduction
 
 KERNEL_SIZES = range(1, 14, 2)
 WIDEST = 8192  # channels whose gradient through the norm a program can hold
@@ -54,7 +54,9 @@ class Tile(NamedTuple):
     warps: int
 
 
-def reference(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-6) -> Tensor:
+def dwconv_norm_reference(
+    x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-6
+) -> Tensor:
     """The definition: convolution, bias and layer norm by PyTorch.
 
     Args:
@@ -73,7 +75,7 @@ def reference(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Ten
 
 
 def dwconv_norm(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-6) -> Tensor:
-    """Compute :func:`reference` with fused kernels on a GPU, differentiable once in all five tensors.
+    """Compute :func:`dwconv_norm_reference` with fused kernels on a GPU, differentiable once in all five tensors.
 
     Products are summed in float32, statistics too, and the parameters may be wider than the map. In autocast, the map
     is cast to its precision as for a convolution, and the output has that precision (PyTorch's own layer norm gives
@@ -81,7 +83,7 @@ def dwconv_norm(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: T
 
     Raises:
         TypeError: If a tensor is neither float32, bfloat16 nor float16 (float64 has the plain steps on CPU alone).
-        ValueError: If shapes do not fit, see :func:`supports`.
+        ValueError: If shapes do not fit, see :func:`supports_dwconv_norm`.
     """
     if torch.is_autocast_enabled(x.device.type) and x.is_floating_point():
         x = x.to(torch.get_autocast_dtype(x.device.type))
@@ -91,7 +93,7 @@ def dwconv_norm(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: T
     return _forward(x.contiguous(), weight, bias, scale, shift, eps, save)[0]
 
 
-def supports(x: Tensor, weight: Tensor) -> bool:
+def supports_dwconv_norm(x: Tensor, weight: Tensor) -> bool:
     """Whether the kernels take a map ``(N, H, W, C)`` and a depthwise weight of these shapes and types."""
     square = weight.ndim == 4 and weight.shape[1] == 1 and weight.shape[2] == weight.shape[3]
     return (
@@ -117,7 +119,7 @@ def _check(x: Tensor, weight: Tensor, *vectors: Tensor) -> None:
     if x.ndim != 4 or any(vector.shape != x.shape[3:] for vector in vectors):
         shapes = [tuple(vector.shape) for vector in vectors]
         raise ValueError(f"dwconv_norm: a map (N, H, W, C) and three vectors (C,), not {tuple(x.shape)} and {shapes}")
-    if x.dtype in FLOATS and weight.dtype in FLOATS and not supports(x, weight):
+    if x.dtype in FLOATS and weight.dtype in FLOATS and not supports_dwconv_norm(x, weight):
         raise ValueError(
             f"dwconv_norm: no kernels for a map {tuple(x.shape)} and a weight {tuple(weight.shape)}: "
             f"a weight (C, 1, K, K) with K odd and at most {KERNEL_SIZES[-1]} is needed, C at most {WIDEST}"
@@ -341,7 +343,7 @@ def _launch_weight_grad(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     band = ceil_div(height, ceil_div(height, 16))
     units = images * ceil_div(height, band) * ceil_div(width, cols)
     blocks, groups = ceil_div(channels, block), ceil_div(kernel, rows_of_taps)
-    shares, _ = spread(units, 1, blocks * groups, WEIGHT_PROGRAMS)
+    shares, _ = split_reduction(units, 1, blocks * groups, WEIGHT_PROGRAMS)
     partial = x.new_empty((shares, kernel * kernel, channels), dtype=torch.float32)
     shape = dict(C=channels, K=kernel, TAPS=rows_of_taps, COLS=cols, BLOCK=block)
     grid = (shares, blocks, groups)
@@ -360,7 +362,7 @@ def _launch_norm_grad(grad: Tensor, conv: Tensor, mean: Tensor, rstd: Tensor, sc
     out = torch.empty_like(conv)
     block = next_power(channels)
     rows = max(2048 // block, 1)
-    shares, steps = spread(pixels, rows, 2)
+    shares, steps = split_reduction(pixels, rows, 2)
     partial = mean.new_empty((3, shares, channels))
     shape = dict(C=channels, ROWS=rows, BLOCK=block)
     warps = 4 if block <= 2048 else 8

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from backbones.kernels.cuda.launch import FLOATS, ceil_div, next_power, on_device, runs_kernels, spread
+from backbones.kernels.cuda.launch import FLOATS, ceil_div, next_power, on_device, runs_kernels, split_reduction
 
 EPS = 1e-6
 ROWS, BLOCK, WARPS = 8, 128, 4  # a tile: 8 elements of each map to a thread, 32 to 96 registers on sm_90
@@ -39,7 +39,7 @@ class Gains(NamedTuple):
     gain: Tensor
 
 
-def reference(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+def grn_reference(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
     """The definition (Woo et al., "ConvNeXt V2", algorithm 1), in float32 at least, by PyTorch.
 
     Args:
@@ -57,7 +57,7 @@ def reference(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
 
 
 def grn(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-    """Compute :func:`reference` with fused kernels on a GPU, differentiable once in all three tensors.
+    """Compute :func:`grn_reference` with fused kernels on a GPU, differentiable once in all three tensors.
 
     Autocast changes nothing: the precision is that of the map, sums are in float32.
 
@@ -253,5 +253,5 @@ def walk(x: Tensor, images: int) -> tuple[tuple[int, int, int], int, dict[str, i
     """
     block = min(BLOCK, max(next_power(x.shape[-1]), 16))
     blocks = ceil_div(x.shape[-1], block)
-    shares, steps = spread(pixels_of(x, images), ROWS, images * blocks)
+    shares, steps = split_reduction(pixels_of(x, images), ROWS, images * blocks)
     return (images, shares, blocks), steps, dict(C=x.shape[-1], ROWS=ROWS, BLOCK=block)

@@ -40,7 +40,7 @@ def ceil_div(count: int, size: int) -> int:
     return -(-count // size)
 
 
-def spread(rows: int, tile: int, others: int, programs: int = PROGRAMS) -> tuple[int, int]:
+def split_reduction(rows: int, tile: int, others: int, programs: int = PROGRAMS) -> tuple[int, int]:
     """Spread the tiles of a reduction over programs.
 
     Args:

@@ -29,7 +29,7 @@ from backbones.kernels.cuda.launch import FLOATS, on_device, runs_kernels
 Grads = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def reference(
+def mlp_reference(
     shortcut: Tensor,
     x: Tensor,
     weight1: Tensor,
@@ -60,7 +60,7 @@ def reference(
     """
     y = F.gelu(F.linear(x, weight1, bias1))
     if grn_gamma is not None and grn_beta is not None:
-        y = response.reference(y, grn_gamma, grn_beta)
+        y = response.grn_reference(y, grn_gamma, grn_beta)
     y = F.linear(y, weight2, bias2)
     if gamma is not None:
         y = gamma * y
@@ -79,7 +79,7 @@ def mlp(
     grn_gamma: Tensor | None = None,
     grn_beta: Tensor | None = None,
 ) -> Tensor:
-    """Compute :func:`reference` with fused kernels on a GPU, differentiable once in all tensors but ``keep``.
+    """Compute :func:`mlp_reference` with fused kernels on a GPU, differentiable once in all tensors but ``keep``.
 
     The products are in the precision of ``x``, in autocast in autocast's; weights are cast to it, as autocast does, and
     everything else is computed in float32 before it is rounded to the map.

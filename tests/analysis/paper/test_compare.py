@@ -16,7 +16,7 @@ from analysis.paper import printed as paper_tables
 from analysis.paper.compare import compare_table, table_as_dict, table_as_text, table_numbers
 from analysis.paper.printed import TABLES, ExplainedCount, PaperRow, PaperTable
 from backbones import UserError, list_backbones
-from backbones.variants import CONVNEXT_V1, CONVNEXT_V2, ISOTROPIC
+from backbones.variants import CONVNEXT_ISOTROPIC, CONVNEXT_V1, CONVNEXT_V2
 
 ROWS = {"2.1": 35, "2.2": 6, "2.3": 16, "2.4": 11, "2.7": 6, "2.8": 10, "2.9": 3, "2.10": 18, "2.11": 18, "2.12": 14}
 
@@ -63,7 +63,7 @@ def test_the_table_of_variants_has_the_numbers_of_the_tables() -> None:
         for row in table.rows
         if row.flops and not row.config
     }
-    for name, variant in {**CONVNEXT_V2, **ISOTROPIC, **CONVNEXT_V1}.items():
+    for name, variant in {**CONVNEXT_V2, **CONVNEXT_ISOTROPIC, **CONVNEXT_V1}.items():
         if name not in ("convnext_atto", "convnext_femto", "convnext_pico", "convnext_nano"):  # in no table
             assert (name, variant.gflops) in printed
 

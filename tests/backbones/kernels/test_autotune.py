@@ -54,7 +54,7 @@ def test_the_fastest_is_taken_and_measured_once(monkeypatch: pytest.MonkeyPatch)
     ways = Ways(monkeypatch, a=3.0, b=2.0)
     assert ways.select() == "b"
     calls = dict(ways.calls)
-    assert calls == {"a": 2 + autotune.ROUNDS, "b": 2 + autotune.ROUNDS}
+    assert calls == {"a": 2 + autotune.TIMING_ROUNDS, "b": 2 + autotune.TIMING_ROUNDS}
     assert ways.order[-4:] == ["a", "b", "a", "b"]
     autotuner._entries.clear()  # without a look at what the file is made of
     assert ways.select() == "b"
@@ -64,7 +64,7 @@ def test_the_fastest_is_taken_and_measured_once(monkeypatch: pytest.MonkeyPatch)
 def test_short_calls_are_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     ways = Ways(monkeypatch, a=1e-4, b=1.0)
     assert ways.select() == "a"
-    assert ways.calls["a"] == 2 + 20 * autotune.ROUNDS
+    assert ways.calls["a"] == 2 + 20 * autotune.TIMING_ROUNDS
 
 
 def test_a_gain_within_the_noise_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

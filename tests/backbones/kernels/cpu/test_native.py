@@ -153,7 +153,7 @@ def test_what_it_does_not_take() -> None:
     for block in (made(24), made(16, mlp_ratio=1.5), made(16, kernel_size=13), made(16).double()):
         weights = _weights(block, block.gamma.dtype)
         assert weights is not None
-        assert not native.supports(weights, torch.float32)
+        assert not native.supports_block(weights, torch.float32)
     block, x = made(16), maps(16, 1, 8, 8)
     with autotuner.use(cpu_block="native"):
         (block(x).sum()).backward()  # in training there is no such form, and forcing it is no error
@@ -302,7 +302,7 @@ def test_without_a_compiler_the_others_do_it(anew: Path, monkeypatch: pytest.Mon
     block, x = made(16), maps(16, 1, 8, 8)
     weights = _weights(block, torch.float32)
     assert weights is not None
-    assert not native.supports(weights, torch.float32)
+    assert not native.supports_block(weights, torch.float32)
     assert list(_candidates(block, x, torch.float32, weights, has_native=False)) == ["fused", "plain"]
     with pytest.raises(MachineError, match="cpu_block=native is not available here: no C compiler"):
         run_natively(block, x)

@@ -150,7 +150,7 @@ CONV_SHAPES = [(1, 8, 9, 20, 3), (1, 1, 1, 5, 7), (1, 3, 4, 96, 3), (1, 2, 3, 20
 def test_depthwise_convolution_and_norm(shape: tuple[int, ...], device: str) -> None:
     tensors = conv_tensors(*shape, device)  # type: ignore[arg-type]
     terms = max(shape[0] * shape[1] * shape[2], shape[3], shape[4] ** 2)
-    check(dwconv_norm.dwconv_norm, dwconv_norm.reference, tensors, torch.float32, terms)
+    check(dwconv_norm.dwconv_norm, dwconv_norm.dwconv_norm_reference, tensors, torch.float32, terms)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -159,7 +159,7 @@ def test_depthwise_convolution_and_norm_in_half_precision(
     shape: tuple[int, ...], dtype: torch.dtype, device: str
 ) -> None:
     tensors = conv_tensors(*shape, device)  # type: ignore[arg-type]
-    check(dwconv_norm.dwconv_norm, dwconv_norm.reference, tensors, dtype, 0)
+    check(dwconv_norm.dwconv_norm, dwconv_norm.dwconv_norm_reference, tensors, dtype, 0)
 
 
 @pytest.mark.parametrize("name", ["tall", "wide", "low", "small", "whole"])
@@ -168,7 +168,7 @@ def test_every_tile_computes_the_same(name: str, device: str, monkeypatch: pytes
     monkeypatch.setattr(dwconv_norm, "tiles", lambda *_: {name: tile})
     x, *rest = (t for t in conv_tensors(1, 8, 9, 20, 3, device) if t is not None)
     fused = partial(map_gradient, dwconv_norm.dwconv_norm, rest)
-    plain = partial(map_gradient, dwconv_norm.reference, rest)
+    plain = partial(map_gradient, dwconv_norm.dwconv_norm_reference, rest)
     check(fused, plain, [x], torch.float32, 20)
 
 
@@ -185,14 +185,16 @@ def test_large_means_cost_no_digits_of_the_statistics(device: str) -> None:
     one, zero = torch.ones(160, device=device), torch.zeros(160, device=device)
     out = dwconv_norm.dwconv_norm(x, torch.ones_like(weight), 1000 * one, one, zero)
     y = (x + 1000 * one).double()  # the sum itself is rounded to 1000 * EPS, which is no fault of the norm
-    true = dwconv_norm.reference(y, torch.ones_like(weight).double(), *(v.double() for v in (zero, one, zero)))
+    true = dwconv_norm.dwconv_norm_reference(
+        y, torch.ones_like(weight).double(), *(v.double() for v in (zero, one, zero))
+    )
     assert (out - true).abs().max() <= 1000 * EPS
 
 
 def test_reductions_are_spread_over_as_many_programs_as_wanted() -> None:
-    assert launch.spread(0, 8, 3) == (1, 1)
+    assert launch.split_reduction(0, 8, 3) == (1, 1)
     for rows, others, programs in ((1000, 3, 12), (7, 1, 100), (5000, 50, 12), (64, 1, 8)):
-        shares, steps = launch.spread(rows, 8, others, programs)
+        shares, steps = launch.split_reduction(rows, 8, others, programs)
         assert shares * others <= max(programs, others)
         assert (shares - 1) * steps * 8 < rows <= shares * steps * 8
 
@@ -202,12 +204,12 @@ def test_reductions_are_spread_over_as_many_programs_as_wanted() -> None:
 def test_response_normalisation(
     shape: tuple[int, ...], programs: int, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch.spread, "__defaults__", (programs,))
+    monkeypatch.setattr(launch.split_reduction, "__defaults__", (programs,))
     tensors = [values(*shape), values(1, 1, 1, shape[3], seed=1), values(1, 1, 1, shape[3], seed=2)]
     on_device: list[Tensor | None] = [t.to(device) for t in tensors]
     terms = max(shape[0] * shape[1] * shape[2], shape[3])
-    check(grn.grn, grn.reference, on_device, torch.float32, terms)
-    check(grn.grn, grn.reference, on_device, torch.bfloat16, terms)
+    check(grn.grn, grn.grn_reference, on_device, torch.float32, terms)
+    check(grn.grn, grn.grn_reference, on_device, torch.bfloat16, terms)
 
 
 def test_a_channel_without_response_has_a_gradient(device: str) -> None:
@@ -215,7 +217,7 @@ def test_a_channel_without_response_has_a_gradient(device: str) -> None:
     x[0, ..., 2] = 0
     x[1] = 0
     tensors: list[Tensor | None] = [x, *(values(1, 1, 1, 5, seed=i).to(device) for i in (1, 2))]
-    check(grn.grn, grn.reference, tensors, torch.float32, 18)
+    check(grn.grn, grn.grn_reference, tensors, torch.float32, 18)
 
 
 @pytest.mark.parametrize("gamma, with_grn", [(True, False), (False, True), (False, False), (True, True)])
@@ -225,7 +227,7 @@ def test_mlp(shape: tuple[int, ...], gamma: bool, with_grn: bool, kept: tuple[fl
     keep = None if kept is None else torch.tensor(kept[: shape[0]])
     tensors = mlp_tensors(*shape, device, gamma, with_grn)  # type: ignore[arg-type]
     fused = mlp_call(mlp.mlp, keep)
-    plain = mlp_call(mlp.reference, keep)
+    plain = mlp_call(mlp.mlp_reference, keep)
     terms = max(shape[0] * shape[1] * shape[2], shape[3], shape[4])
     check(fused, plain, tensors, torch.float32, terms)
     if device == "cuda":  # in half precision a CPU's own steps round less than a GPU's, and are no measure
@@ -238,7 +240,7 @@ def test_mlp_in_half_precision(dtype: torch.dtype, device: str) -> None:
     for gamma, with_grn in ((True, False), (False, True)):
         tensors = mlp_tensors(2, 3, 5, 40, 160, device, gamma, with_grn)
         tensors[2:5:2] = [t / 8 for t in tensors[2:5:2] if t is not None]  # weights as large as trained ones
-        check(mlp_call(mlp.mlp, keep), mlp_call(mlp.reference, keep), tensors, dtype, 0)
+        check(mlp_call(mlp.mlp, keep), mlp_call(mlp.mlp_reference, keep), tensors, dtype, 0)
 
 
 def test_gelu_is_the_exact_one(device: str) -> None:
@@ -326,11 +328,11 @@ def test_sizes_of_real_networks(shape: tuple[int, ...], dtype: torch.dtype, monk
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     terms = shape[0] * shape[1] * shape[2]
     tensors = conv_tensors(*shape, 7, "cuda")  # type: ignore[arg-type]
-    check(dwconv_norm.dwconv_norm, dwconv_norm.reference, tensors, dtype, terms)
+    check(dwconv_norm.dwconv_norm, dwconv_norm.dwconv_norm_reference, tensors, dtype, terms)
     for gamma, with_grn in ((True, False), (False, True)):
         rest = mlp_tensors(*shape, 4 * shape[3], "cuda", gamma, with_grn)  # type: ignore[arg-type]
         rest[2:5:2] = [t / t.shape[1] ** 0.5 for t in rest[2:5:2] if t is not None]
-        check(mlp_call(mlp.mlp, None), mlp_call(mlp.reference, None), rest, dtype, terms)
+        check(mlp_call(mlp.mlp, None), mlp_call(mlp.mlp_reference, None), rest, dtype, terms)
 
 
 @pytest.mark.gpu
