@@ -1,1 +1,28 @@
-"""Jobs of several processes: how they start, find each other, and end."""
+"""Starting, watching and ending the processes of a job, on one or several machines.
+
+Ranks announce their position (`heartbeat`), the launcher (`job`, `agent`) restarts, stops and reports them; `child` runs
+single programs. The modules that import torch (`job`, `agent`, `node_channel`) are not imported here: tools start fast.
+"""
+
+from engine.launch.exit_codes import (
+    EXIT_BAD_INPUT,
+    EXIT_FAILED,
+    EXIT_HUNG,
+    EXIT_INTERRUPTED,
+    EXIT_NONFINITE,
+    EXIT_SAVED,
+)
+from engine.launch.heartbeat import HEARTBEAT, Heartbeat, Phase, Position
+
+__all__ = [
+    "EXIT_BAD_INPUT",
+    "EXIT_FAILED",
+    "EXIT_HUNG",
+    "EXIT_INTERRUPTED",
+    "EXIT_NONFINITE",
+    "EXIT_SAVED",
+    "HEARTBEAT",
+    "Heartbeat",
+    "Phase",
+    "Position",
+]

@@ -1,8 +1,9 @@
-"""When a job hangs, and who is to blame: the launcher's judgement of the positions that its ranks announce.
+"""Detects hangs from the positions that the ranks announce, and finds the rank that causes them.
 
-A job hangs when every rank has stayed where it is for longer than its phase may take. One rank that still moves, or
-that has a long phase's patience left, acquits all who wait for it: an evaluation on rank 0, a checkpoint on slow
-storage. The one to blame is behind the others, or does something else while they wait in a step.
+A job hangs when every rank has stayed in its position for longer than its phase may take. As long as one rank still
+moves, or is in a phase that may take longer, the ranks that wait for it do not count as hanging: an evaluation on rank
+0, a checkpoint on slow storage. The cause is the rank that is behind the others, or that is outside of a step while
+they wait in one.
 """
 
 from __future__ import annotations
@@ -15,28 +16,28 @@ from typing import Any
 
 from engine.launch.heartbeat import Phase, Position
 
-STEP_PATIENCE = 45.0  # seconds, at least
-STEPS_OF_PATIENCE = 10  # times the median step
-WARM_UP_STEPS = 5  # steps that may compile and measure
-LONG_PATIENCE = 1800.0  # as long as a collective of torch may take
-DATA_PATIENCE = 600.0
-LONGEST_GAP = 3.0  # seconds between two looks that count; more passed while the launcher itself was stopped
-STEPS_REMEMBERED = 50
-# Functions in which a rank waits for the others; a rank that sits somewhere else keeps them waiting.
+MIN_STEP_PATIENCE_SECONDS = 45.0
+STEP_PATIENCE_FACTOR = 10  # times the median duration of a step
+WARM_UP_STEPS = 5  # the first steps may compile and autotune
+LONG_PATIENCE_SECONDS = 1800.0  # the timeout of torch's collectives
+DATA_PATIENCE_SECONDS = 600.0
+MAX_GAP_SECONDS = 3.0  # counted between two updates; more means that the launcher itself was suspended
+STEP_HISTORY = 50  # durations in the median
+# Files of the functions in which a rank waits for the others.
 WAITING_FILES = ("distributed/distributed_c10d.py", "autograd/graph.py")
 
 
 @dataclass(frozen=True)
-class Status:
-    """A rank that has stayed where it is for too long.
+class StalledRank:
+    """A rank that has stayed in its position for too long.
 
     Attributes:
-        rank: Its number in the whole job.
-        steps: Steps that it has begun.
-        phase: What it does.
-        place: The announcement in words.
-        age: Seconds since then.
-        frames: Python frames of its main thread, innermost first.
+        rank: Global rank.
+        steps: Number of steps begun.
+        phase: Current activity.
+        place: Last announcement in words.
+        age: Seconds since the last announcement.
+        frames: Python frames of the main thread, innermost first.
     """
 
     rank: int
@@ -47,12 +48,12 @@ class Status:
     frames: tuple[str, ...] = ()
 
     @classmethod
-    def from_plain(cls, values: Mapping[str, Any]) -> Status:
-        """Undo :meth:`plain`."""
+    def from_dict(cls, values: Mapping[str, Any]) -> StalledRank:
+        """Inverse of :meth:`to_dict`."""
         return cls(**{**values, "frames": tuple(values["frames"])})
 
-    def plain(self) -> dict[str, Any]:
-        """As JSON has it."""
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as values of JSON."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -60,10 +61,10 @@ class Status:
         return f"rank {self.rank}: {self.place} for {self.age:.0f} s{sits}"
 
 
-class Judge:
-    """Follows the ranks of one machine.
+class HangDetector:
+    """Follows the positions of the ranks of one machine.
 
-    Time is counted by :meth:`look` itself, so that a job that was suspended as a whole is not taken for one that hangs.
+    :meth:`update` counts the time itself, so that a job that was suspended as a whole is not taken for one that hangs.
     """
 
     def __init__(self) -> None:
@@ -72,19 +73,19 @@ class Judge:
         self._seen: dict[int, Position] = {}
         self._since: dict[int, float] = {}
         self._stepped: dict[int, float] = {}
-        self._durations: deque[float] = deque(maxlen=STEPS_REMEMBERED)
+        self._durations: deque[float] = deque(maxlen=STEP_HISTORY)
 
-    def look(self, positions: Mapping[int, Position], now: float) -> list[Status]:
-        """Take in where the ranks are.
+    def update(self, positions: Mapping[int, Position], now: float) -> list[StalledRank]:
+        """Record the current positions.
 
         Args:
-            positions: Of each rank that runs.
-            now: Seconds of a steady clock.
+            positions: Position of each running rank.
+            now: Seconds of a monotonic clock.
 
         Returns:
-            The ranks that have been where they are for too long.
+            The ranks that have stayed in their positions for too long.
         """
-        self._clock += min(now - self._last, LONGEST_GAP) if self._last is not None else 0.0
+        self._clock += min(now - self._last, MAX_GAP_SECONDS) if self._last is not None else 0.0
         self._last = now
         for rank, position in positions.items():
             before = self._seen.get(rank, Position())
@@ -97,48 +98,48 @@ class Judge:
             self._seen[rank] = position
         ages = {rank: self._clock - self._since[rank] for rank in positions}
         return [
-            Status(rank, position.steps, position.phase, str(position), ages[rank])
+            StalledRank(rank, position.steps, position.phase, str(position), ages[rank])
             for rank, position in positions.items()
             if ages[rank] > self.patience(position)
         ]
 
     def patience(self, position: Position) -> float:
-        """Seconds that a rank may stay where it is."""
+        """Seconds that a rank may stay in a position."""
         if position.phase == Phase.STARTING:
-            return float("inf")  # only the program knows; torch itself ends a collective that nobody joins
+            return float("inf")  # of unknown length; torch ends a collective that not all ranks join
         if position.phase == Phase.DATA:
-            return max(DATA_PATIENCE, position.patience)
+            return max(DATA_PATIENCE_SECONDS, position.patience)
         if position.phase != Phase.STEP or position.steps <= WARM_UP_STEPS:
-            return max(LONG_PATIENCE, position.patience)
+            return max(LONG_PATIENCE_SECONDS, position.patience)
         usual = median(self._durations) if self._durations else 0.0
-        return position.patience or max(STEP_PATIENCE, STEPS_OF_PATIENCE * usual)
+        return position.patience or max(MIN_STEP_PATIENCE_SECONDS, STEP_PATIENCE_FACTOR * usual)
 
 
-def accused(statuses: Iterable[Status]) -> list[Status]:
-    """Those of the waiting ranks whom the others wait for.
+def find_causes(stalled: Iterable[StalledRank]) -> list[StalledRank]:
+    """The ranks that the others wait for.
 
     Args:
-        statuses: Every rank of a job that hangs.
+        stalled: Every rank of a job that hangs.
 
     Returns:
-        The ranks that are furthest behind; of equal ones those that do not wait in a collective.
+        The ranks that are furthest behind; among equal ones those that do not wait in a collective.
     """
-    everyone = sorted(statuses, key=lambda status: status.rank)
-    behind = min(everyone, key=_order)
-    return [status for status in everyone if _order(status) == _order(behind)]
+    ordered = sorted(stalled, key=lambda rank: rank.rank)
+    behind = min(map(_progress, ordered))
+    return [rank for rank in ordered if _progress(rank) == behind]
 
 
-def _order(status: Status) -> tuple[int, bool, bool]:
-    waits = bool(status.frames) and status.frames[0].startswith(WAITING_FILES)
-    return status.steps, status.phase == Phase.STEP, waits
+def _progress(rank: StalledRank) -> tuple[int, bool, bool]:
+    waits = bool(rank.frames) and rank.frames[0].startswith(WAITING_FILES)
+    return rank.steps, rank.phase == Phase.STEP, waits
 
 
-def verdict(statuses: Iterable[Status]) -> str:
-    """One line for a person: who hangs, where, since when."""
-    everyone = list(statuses)
-    guilty = accused(everyone)
-    first = guilty[0]
-    who = f"rank {first.rank} hangs" if len(guilty) == 1 else f"ranks {', '.join(str(s.rank) for s in guilty)} hang"
+def describe_hang(stalled: Iterable[StalledRank]) -> str:
+    """One line with the ranks that cause a hang, their position and its age."""
+    everyone = list(stalled)
+    causes = find_causes(everyone)
+    first = causes[0]
+    who = f"rank {first.rank} hangs" if len(causes) == 1 else f"ranks {', '.join(str(c.rank) for c in causes)} hang"
     where = f", at {first.frames[0]}" if first.frames else ""
-    others = "; the other ranks wait for it" if len(everyone) > len(guilty) == 1 else ""
+    others = "; the other ranks wait for it" if len(everyone) > len(causes) == 1 else ""
     return f"{who} ({first.age:.0f} s without progress); its last line: {first.place}{where}{others}"

@@ -1,4 +1,4 @@
-"""A job of several processes on one or several machines: find each other, run, say how it ended."""
+"""A job of several processes on one or several machines: rendezvous, run, report of the end."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from torch.distributed.elastic.agent.server.api import WorkerSpec
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
-from engine.launch.agent import LEFT, Agent, say
-from engine.launch.exit_codes import EXIT_HUNG
-from engine.launch.rendezvous import Meeting, ask, run_id
+from engine.launch.agent import SAVED_MESSAGES, LaunchAgent, print_line
+from engine.launch.exit_codes import EXIT_BAD_INPUT, EXIT_HUNG
+from engine.launch.rendezvous import RendezvousError, RendezvousServer, request_port, run_id
 
-MEETING_PATIENCE = 600.0  # seconds from the first machine's start to the last one's
-TIMEOUT = timedelta(seconds=MEETING_PATIENCE)
-LEAVING_PATIENCE = 20.0  # seconds for the other machines to end after a failure
+RENDEZVOUS_SECONDS = 600.0  # from the first machine's start to the last one's
+STORE_TIMEOUT = timedelta(seconds=RENDEZVOUS_SECONDS)
+EXIT_WAIT_SECONDS = 20.0  # for the other machines to end after a failure
 
 
 @dataclass(frozen=True)
-class Job:
-    """What is started on this machine.
+class LaunchConfig:
+    """The part of a job that this machine starts.
 
     Attributes:
-        processes: On this machine, and on every other one.
-        nodes: Machines.
-        node_rank: Number of this machine.
-        address: Of the first machine.
+        processes: Number of processes on each machine.
+        nodes: Number of machines.
+        node_rank: Number of this machine, from 0.
+        address: Address of the first machine.
         port: First of the ports on which the machines may meet.
-        max_restarts: How often to start the processes again after a failure.
+        max_restarts: Most restarts of the processes after a failure.
         grace: Seconds to save for processes that are told to stop.
-        program: Python file.
-        arguments: Its arguments.
+        program: Path of a Python file.
+        arguments: Arguments of the program.
     """
 
     processes: int
@@ -50,21 +50,21 @@ class Job:
     arguments: list[str]
 
 
-class Rendezvous(RendezvousHandler):
-    """Fixed machines, any free ports: a store for the launchers, and a new one for the processes at each start.
+class StaticRendezvous(RendezvousHandler):
+    """Fixed machines, any free ports: one store for the launchers, and a new one for the processes at each start.
 
-    The processes of another try would read the addresses of the last one in a store that is kept.
+    In a store that is kept, restarted processes would read the addresses of the ones before.
 
     Args:
-        job: What is started here.
+        job: Number and addresses of the machines, and what they start.
 
     Raises:
-        MeetingError: If the machines do not find each other.
+        RendezvousError: If the machines do not find each other.
     """
 
     use_agent_store = True  # the processes find a server, and start none
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: LaunchConfig) -> None:
         self._job = job
         self._name = run_id(job.nodes, job.processes, job.program, job.arguments)
         self._round = 0
@@ -72,17 +72,17 @@ class Rendezvous(RendezvousHandler):
         if job.node_rank == 0:
             launchers = self._serve()
             if job.nodes > 1:
-                meeting = Meeting(self._name, job.port, launchers.port)
-                launchers.wait([f"here/{node}" for node in range(1, job.nodes)], TIMEOUT)
-                meeting.close()
+                server = RendezvousServer(self._name, job.port, launchers.port)
+                launchers.wait([f"here/{node}" for node in range(1, job.nodes)], STORE_TIMEOUT)
+                server.close()
         else:
-            port = ask(job.address, job.port, self._name, job.node_rank, MEETING_PATIENCE)
-            launchers = TCPStore(job.address, port, None, False, TIMEOUT, wait_for_workers=False)
+            port = request_port(job.address, job.port, self._name, job.node_rank, RENDEZVOUS_SECONDS)
+            launchers = TCPStore(job.address, port, None, False, STORE_TIMEOUT, wait_for_workers=False)
             launchers.set(f"here/{job.node_rank}", "")
         self._launchers = launchers
 
     def next_rendezvous(self) -> RendezvousInfo:
-        """The store of the launchers for one start of the processes, and the place of that of the processes."""
+        """The launchers' store for one start of the processes, and the address of the processes' store."""
         job, start = self._job, PrefixStore(str(self._round), self._launchers)
         self._round += 1
         if job.node_rank == 0:
@@ -91,11 +91,11 @@ class Rendezvous(RendezvousHandler):
         return RendezvousInfo(start, job.node_rank, job.nodes, place)
 
     def get_backend(self) -> str:
-        """Name of this way."""
+        """Name of this kind of rendezvous."""
         return "fixed"
 
     def get_run_id(self) -> str:
-        """Name of the job."""
+        """Identifier of the job."""
         return self._name
 
     def is_closed(self) -> bool:
@@ -106,7 +106,7 @@ class Rendezvous(RendezvousHandler):
         """Nothing to close."""
 
     def num_nodes_waiting(self) -> int:
-        """Machines that want to join: none can."""
+        """Number of machines that want to join: none can."""
         return 0
 
     def shutdown(self) -> bool:
@@ -114,48 +114,53 @@ class Rendezvous(RendezvousHandler):
         return True
 
     def _serve(self) -> TCPStore:
-        store = TCPStore(self._job.address, 0, None, True, TIMEOUT, wait_for_workers=False)
+        store = TCPStore(self._job.address, 0, None, True, STORE_TIMEOUT, wait_for_workers=False)
         self._servers.append(store)
         return store
 
 
-def launch(job: Job) -> int:
-    """Run a job to its end and say in the last line how that was, where it was not well.
+def launch(job: LaunchConfig) -> int:
+    """Run a job to its end; if it did not succeed, the last line on stderr says why.
 
     Returns:
-        The exit code: 0, that of the rank that failed first, 75 for saved and left, 124 for a hang, 130 for Ctrl-C.
-
-    Raises:
-        MeetingError: If the machines do not find each other.
+        The exit code: 0, that of the rank that failed first, 2 if the machines do not find each other, 75 for stopped
+        with everything saved, 124 for a hang, 130 for Ctrl-C.
     """
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    try:
+        rendezvous = StaticRendezvous(job)
+    except RendezvousError as error:
+        print_line(f"error: {error}")
+        return EXIT_BAD_INPUT
     spec = WorkerSpec(
         role="default",
         local_world_size=job.processes,
-        rdzv_handler=Rendezvous(job),
+        rdzv_handler=rendezvous,
         entrypoint=sys.executable,
         args=("-u", job.program, *job.arguments),
         max_restarts=job.max_restarts,
         monitor_interval=0.1,
     )
     with tempfile.TemporaryDirectory(prefix="launch_") as folder:
-        agent = Agent(spec, DefaultLogsSpecs(log_dir=folder), job.grace, job.nodes, job.node_rank)
+        agent = LaunchAgent(spec, DefaultLogsSpecs(log_dir=folder), job.grace, job.nodes, job.node_rank)
         try:
             agent.run()
-        except SignalException as stop:  # between torch's handlers and ours
+        except SignalException as stop:  # before the agent has installed its signal handlers
             return 128 + stop.sigval
-        return _farewell(agent, job)
+        return _report_end(agent, job)
 
 
-def _farewell(agent: Agent, job: Job) -> int:
-    ended = agent.ended
-    if ended is None:
+def _report_end(agent: LaunchAgent, job: LaunchConfig) -> int:
+    """Print the end of the job, together with the other machines; the exit code."""
+    end = agent.end
+    if end is None:
         return 0
-    if ended.code == EXIT_HUNG:
-        agent.tell_stacks()
-    if agent.mail is not None:
-        agent.mail.leave(ended.code, job.grace if ended.code in LEFT else LEAVING_PATIENCE)
-        # SLURM tells the machines that are left at the first one's exit; they are about to leave with the right code.
+    saved = end.exit_code in SAVED_MESSAGES
+    if end.exit_code == EXIT_HUNG:
+        agent.report_stacks()
+    if agent.channel is not None:
+        agent.channel.wait_for_exit(end.exit_code, job.grace if saved else EXIT_WAIT_SECONDS)
+        # SLURM signals the other machines when the first one exits; they are about to exit with the right code.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    say(ended.line if ended.code in LEFT else f"error: {ended.line}")
-    return ended.code
+    print_line(end.message if saved else f"error: {end.message}")
+    return end.exit_code

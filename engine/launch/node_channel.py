@@ -1,4 +1,4 @@
-"""What the launchers of several machines tell each other: signs of life, whether ranks hang, how the job ended."""
+"""Messages between the launchers of several machines: signs of life, stalled ranks, the end of the job."""
 
 from __future__ import annotations
 
@@ -13,125 +13,129 @@ from typing import Any
 from torch.distributed import PrefixStore, Store
 
 from engine.launch.exit_codes import EXIT_HUNG
-from engine.launch.hang_detector import Status
+from engine.launch.hang_detector import StalledRank
 
-EVERY = 1.0  # seconds
-SILENCE = 40.0  # seconds without a sign of life from another machine
-LAST_READING = 2.0  # seconds that the first machine, which keeps the mail, waits for the others to have read it
+EXCHANGE_SECONDS = 1.0
+MAX_SILENCE_SECONDS = 40.0  # without a sign of life from another machine
+LAST_READ_SECONDS = 2.0  # for the other machines to read the last messages before the first one, with the store, exits
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How a job ended badly.
+class JobEnd:
+    """The end of a job that did not succeed.
 
     Attributes:
-        line: For a person, without ``error:``.
-        code: Exit code of the launcher.
-        again: Whether another try can do better.
+        message: One line for the terminal, without ``error:``.
+        exit_code: Exit code of the launcher.
+        retry: Whether starting the processes again can help.
     """
 
-    line: str
-    code: int
-    again: bool
+    message: str
+    exit_code: int
+    retry: bool
 
 
-class Mail:
-    """One machine's side, in a thread of its own: a machine that does not answer must not hold up the others.
+class NodeChannel:
+    """This machine's end of the channel; it runs in a thread so that a silent machine cannot block the launcher.
 
     Args:
-        store: Kept by the first machine's launcher; used by the thread alone.
+        store: Store in the first machine's launcher; used by the thread alone.
         node: Number of this machine.
-        nodes: How many there are.
-        attempt: How often the processes have been started again.
+        nodes: Number of machines.
+        attempt: Number of restarts of the processes so far.
     """
 
     def __init__(self, store: Store, node: int, nodes: int, attempt: int) -> None:
-        self._store = PrefixStore(f"mail/{attempt}", store)
+        self._store = PrefixStore(f"channel/{attempt}", store)
         self._node, self._nodes = node, nodes
-        self._status: list[dict[str, Any]] | None = None
-        self._post: Ended | None = None
-        self._received: Ended | None = None
-        self._hung: list[Status] = []
-        self._code: int | None = None
+        self._stalled: list[dict[str, Any]] | None = None
+        self._posted: JobEnd | None = None
+        self._received: JobEnd | None = None
+        self._all_stalled: list[StalledRank] = []
+        self._exit_code: int | None = None
         self._all_left = threading.Event()
         self._closed = threading.Event()
         self._heard = time.monotonic()
         self._beats: dict[int, tuple[int, float]] = dict.fromkeys(range(1, nodes), (-1, self._heard))
         threading.Thread(target=self._run, daemon=True).start()
 
-    def publish(self, statuses: list[Status] | None) -> None:
-        """Say which ranks of this machine hang: all of them, or ``None``."""
-        self._status = None if statuses is None else [status.plain() for status in statuses]
+    def publish(self, stalled: list[StalledRank] | None) -> None:
+        """Tell the other machines that all ranks of this machine are stalled, or that they are not (``None``)."""
+        self._stalled = None if stalled is None else [rank.to_dict() for rank in stalled]
 
-    def post(self, ended: Ended) -> None:
-        """Tell all machines how the job ended; the first to tell is believed."""
-        self._post = self._post or ended
+    def post(self, end: JobEnd) -> None:
+        """Tell all machines the end of the job; the first message counts."""
+        self._posted = self._posted or end
 
-    def received(self) -> Ended | None:
-        """How the job ended elsewhere."""
-        if self._received is None and self._node and time.monotonic() - self._heard > SILENCE:
-            return Ended(
-                f"the launcher of NODE_RANK=0 gave no sign of life for {SILENCE:.0f} s", EXIT_HUNG, again=False
-            )
+    def received(self) -> JobEnd | None:
+        """The end of the job that another machine has posted."""
+        if self._received is None and self._node and time.monotonic() - self._heard > MAX_SILENCE_SECONDS:
+            return _silent(0)
         return self._received
 
-    def hung(self) -> list[Status]:
-        """On the first machine: all ranks of the job where all of them hang."""
-        return self._hung
+    def stalled_job(self) -> list[StalledRank]:
+        """On the first machine: all ranks of the job if all of them are stalled, else none."""
+        return self._all_stalled
 
-    def leave(self, code: int, patience: float) -> None:
-        """Wait until all machines are about to leave, so that none is killed for another one's exit code.
+    def wait_for_exit(self, exit_code: int, timeout: float) -> None:
+        """Wait until all machines are about to exit, so that none is killed because another one has exited.
 
         Args:
-            code: Of this one.
-            patience: Seconds.
+            exit_code: Exit code of this machine's launcher.
+            timeout: Longest wait in seconds.
         """
-        self._code = code
-        self._all_left.wait(patience)
+        self._exit_code = exit_code
+        self._all_left.wait(timeout)
         if self._node == 0:
-            time.sleep(LAST_READING)
+            time.sleep(LAST_READ_SECONDS)
 
     def close(self) -> None:
-        """End the thread, once what was posted is told."""
+        """End the thread after one more exchange."""
         self._closed.set()
 
     def _run(self) -> None:
         for beat in count():
             closed = self._closed.is_set()
-            with suppress(RuntimeError):  # any failure of the connection; silence is what counts
+            with suppress(RuntimeError):  # of the connection; only a long silence counts
                 self._exchange(beat)
                 self._heard = time.monotonic()
             if closed:
                 return
-            self._closed.wait(EVERY if self._code is None else EVERY / 5)
+            self._closed.wait(EXCHANGE_SECONDS if self._exit_code is None else EXCHANGE_SECONDS / 5)
 
     def _exchange(self, beat: int) -> None:
         store = self._store
-        if self._post is not None:
-            store.compare_set("ended", "", json.dumps(asdict(self._post)))
-        if self._code is not None:
-            store.set(f"left/{self._node}", str(self._code))
+        if self._posted is not None:
+            store.compare_set("end", "", json.dumps(asdict(self._posted)))
+        if self._exit_code is not None:
+            store.set(f"left/{self._node}", str(self._exit_code))
             if store.check([f"left/{node}" for node in range(self._nodes)]):
                 self._all_left.set()
-        store.set(f"status/{self._node}", json.dumps({"beat": beat, "hang": self._status}))
+        store.set(f"status/{self._node}", json.dumps({"beat": beat, "stalled": self._stalled}))
         if self._node == 0:
-            self._judge()
-        if self._received is None and store.check(["ended"]):
-            self._received = Ended(**json.loads(store.get("ended")))
+            self._read_statuses()
+        if self._received is None and store.check(["end"]):
+            self._received = JobEnd(**json.loads(store.get("end")))
 
-    def _judge(self) -> None:
-        hang: list[list[dict[str, Any]] | None] = [self._status]
+    def _read_statuses(self) -> None:
+        stalled: list[list[dict[str, Any]] | None] = [self._stalled]
         now = time.monotonic()
         for node, (before, at) in self._beats.items():
             key = f"status/{node}"
-            told: dict[str, Any] = {"beat": -1, "hang": None}
+            status: dict[str, Any] = {"beat": -1, "stalled": None}
             if self._store.check([key]):
-                told = json.loads(self._store.get(key))
-            if told["beat"] != before:
-                self._beats[node] = (told["beat"], now)
-            elif now - at > SILENCE:
-                line = f"the launcher of NODE_RANK={node} gave no sign of life for {SILENCE:.0f} s"
-                self.post(Ended(line, EXIT_HUNG, again=False))
-            hang.append(told["hang"])
-        all_hang = None not in hang
-        self._hung = [Status.from_plain(one) for part in hang if part for one in part] if all_hang else []
+                status = json.loads(self._store.get(key))
+            if status["beat"] != before:
+                self._beats[node] = (status["beat"], now)
+            elif now - at > MAX_SILENCE_SECONDS:
+                self.post(_silent(node))
+            stalled.append(status["stalled"])
+        everywhere = None not in stalled
+        self._all_stalled = (
+            [StalledRank.from_dict(one) for part in stalled if part for one in part] if everywhere else []
+        )
+
+
+def _silent(node: int) -> JobEnd:
+    message = f"the launcher of NODE_RANK={node} gave no sign of life for {MAX_SILENCE_SECONDS:.0f} s"
+    return JobEnd(message, EXIT_HUNG, retry=False)

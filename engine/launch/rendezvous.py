@@ -1,9 +1,9 @@
-"""How the launchers of several machines find each other where any port may be taken.
+"""Rendezvous of the launchers of several machines, where any port may be in use already.
 
-The first machine's launcher listens on any free port, which nobody can know beforehand. It tells the number to those
-who ask with the right run id on the first free one of a few agreed ports. The others try the agreed ports in turn:
-whoever else listens there says nothing, or something else. One line each way: ``greeting run-id node token`` and
-``greeting run-id answer``.
+The store of the first machine's launcher listens on any free port, which is not known beforehand. A server on the first
+free one of a few agreed ports tells it to the launchers that ask with the same run id. These try the agreed ports in
+turn: another program that listens there answers nothing, or something else. One line each way: ``greeting run-id node
+token`` and ``greeting run-id answer``.
 """
 
 from __future__ import annotations
@@ -17,54 +17,58 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-PORTS = 16
+PORT_COUNT = 16
 GREETING = "meet-launcher-1"
-ONE_ANSWER = 3.0  # seconds for one connection to say its line
-PAUSE = 1.0  # seconds between two rounds over the ports
-LONGEST = 256  # bytes of a line
+ANSWER_SECONDS = 3.0  # for one line of one connection
+RETRY_SECONDS = 1.0  # between two rounds over the ports
+MAX_LINE_BYTES = 256
 
 
 class RendezvousError(Exception):
-    """The machines cannot find each other; one line that says what to mend."""
+    """The machines cannot find each other; one line with the fix.
+
+    Not a ``MachineError``: :func:`engine.launch.job.launch` handles it, and to import ``backbones.errors`` would double
+    the time in which the launcher starts.
+    """
 
 
 def run_id(nodes: int, processes: int, program: str, arguments: Sequence[str]) -> str:
-    """What the launchers of one job have in common, and those of another have not.
+    """Identifier that is the same for all launchers of a job and differs between jobs.
 
     Args:
-        nodes: Machines.
-        processes: Processes on each of them.
-        program: Path of the program, of which the name counts: machines may have it in different places.
-        arguments: Its arguments.
+        nodes: Number of machines.
+        processes: Number of processes on each machine.
+        program: Path of the program; only the file name counts, the machines may have it in different folders.
+        arguments: Arguments of the program.
     """
     parts = [str(nodes), str(processes), os.path.basename(program), *arguments, os.environ.get("SLURM_JOB_ID", "")]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-class Meeting:
-    """The first machine's side: answers until it is closed.
+class RendezvousServer:
+    """Tells the port of the first machine's store to the other machines, until it is closed.
 
     Args:
-        job: From :func:`run_id`.
+        job: Identifier from :func:`run_id`.
         first_port: First of the agreed ports.
-        answer: Port to tell.
+        answer: Port of the store.
 
     Attributes:
-        port: The agreed port that was free.
+        port: The agreed port that the server listens on.
 
     Raises:
-        MeetingError: If none of them is free.
+        RendezvousError: If none of the agreed ports is free.
     """
 
     def __init__(self, job: str, first_port: int, answer: int) -> None:
         self._job, self._answer = job, answer
-        self._came: dict[str, str] = {}
+        self._tokens: dict[str, str] = {}
         self._socket = _listen(first_port)
         self.port: int = self._socket.getsockname()[1]
         threading.Thread(target=self._serve, daemon=True).start()
 
     def close(self) -> None:
-        """Let the agreed port go."""
+        """Release the agreed port."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)  # wakes the thread, which close alone does not
         self._socket.close()
@@ -84,31 +88,31 @@ class Meeting:
     def _reply(self, job: str, node: str, token: str) -> str:
         if job != self._job:
             return "another"
-        return str(self._answer) if self._came.setdefault(node, token) == token else "twice"
+        return str(self._answer) if self._tokens.setdefault(node, token) == token else "twice"
 
 
-def ask(address: str, first_port: int, job: str, node: int, patience: float) -> int:
-    """Another machine's side.
+def request_port(address: str, first_port: int, job: str, node: int, patience: float) -> int:
+    """Ask the first machine's :class:`RendezvousServer` for the port of its store.
 
     Args:
-        address: Of the first machine.
+        address: Address of the first machine.
         first_port: First of the agreed ports.
-        job: From :func:`run_id`.
+        job: Identifier from :func:`run_id`.
         node: Number of this machine.
         patience: Seconds to wait for the first machine.
 
     Returns:
-        The port that its launcher listens on.
+        The port of the store.
 
     Raises:
-        MeetingError: If it does not answer in time, or another machine has come with the same number.
+        RendezvousError: If the first machine does not answer in time, or another machine has the same number.
     """
     token = secrets.token_hex(8)
     until = time.monotonic() + patience
     others: set[int] = set()
     while True:
-        for port in range(first_port, first_port + PORTS):
-            answer = _ask_one(address, port, job, node, token)
+        for port in range(first_port, first_port + PORT_COUNT):
+            answer = _request(address, port, job, node, token)
             if answer == "twice":
                 raise RendezvousError(f"another machine has come with NODE_RANK={node}: each needs a number of its own")
             if answer.isdecimal():
@@ -117,27 +121,31 @@ def ask(address: str, first_port: int, job: str, node: int, patience: float) -> 
                 others.add(port)
         if time.monotonic() > until:
             break
-        time.sleep(PAUSE)
-    found = f" (on port {min(others)} waits a launch with another command line)" if others else ""
+        time.sleep(RETRY_SECONDS)
+    other = f" (on port {min(others)} waits a launch with another command line)" if others else ""
     raise RendezvousError(
-        f"NODE_RANK=0 did not answer at MASTER_ADDR={address}, ports {first_port} to {first_port + PORTS - 1}, within "
-        f"{patience:.0f} s{found}: start the same line there, and see that a firewall lets these ports through"
+        f"NODE_RANK=0 did not answer at MASTER_ADDR={address}, {_ports(first_port)}, within "
+        f"{patience:.0f} s{other}: start the same line there, and see that a firewall lets these ports through"
     )
 
 
+def _ports(first_port: int) -> str:
+    return f"ports {first_port} to {first_port + PORT_COUNT - 1}"
+
+
 def _listen(first_port: int) -> socket.socket:
-    for port in range(first_port, first_port + PORTS):
+    for port in range(first_port, first_port + PORT_COUNT):
         if socket.has_dualstack_ipv6():
             with suppress(OSError):
                 return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
         with suppress(OSError):
             return socket.create_server(("", port))
-    raise RendezvousError(f"ports {first_port} to {first_port + PORTS - 1} are all in use: give another MASTER_PORT")
+    raise RendezvousError(f"{_ports(first_port)} are all in use: give another MASTER_PORT")
 
 
-def _ask_one(address: str, port: int, job: str, node: int, token: str) -> str:
-    """The answer at one port; empty where nobody or somebody else is."""
-    with suppress(OSError), socket.create_connection((address, port), timeout=ONE_ANSWER) as connection:
+def _request(address: str, port: int, job: str, node: int, token: str) -> str:
+    """The answer at one port; empty if nothing or another program listens there."""
+    with suppress(OSError), socket.create_connection((address, port), timeout=ANSWER_SECONDS) as connection:
         connection.sendall(f"{GREETING} {job} {node} {token}\n".encode())
         words = _line(connection).split()
         if len(words) == 3 and words[0] == GREETING:
@@ -146,15 +154,15 @@ def _ask_one(address: str, port: int, job: str, node: int, token: str) -> str:
 
 
 def _line(connection: socket.socket) -> str:
-    """One line, or what came of it before the other side closed.
+    """One line, or the part of it that arrived before the other side closed.
 
     Raises:
-        TimeoutError: If nothing more comes.
+        TimeoutError: If no data arrives in time.
     """
-    until, text = time.monotonic() + ONE_ANSWER, b""
-    while b"\n" not in text and len(text) < LONGEST and (left := until - time.monotonic()) > 0:
+    until, text = time.monotonic() + ANSWER_SECONDS, b""
+    while b"\n" not in text and len(text) < MAX_LINE_BYTES and (left := until - time.monotonic()) > 0:
         connection.settimeout(left)
-        piece = connection.recv(LONGEST)
+        piece = connection.recv(MAX_LINE_BYTES)
         if not piece:
             break
         text += piece

@@ -33,7 +33,7 @@ from engine.config.world import Launch
 from engine.data.check import evenly_spread
 from engine.data.paths import leads_outside
 from engine.data.sampling import ResumableBatchSampler
-from engine.launch.hang_detector import Judge, accused, verdict
+from engine.launch.hang_detector import HangDetector, describe_hang, find_causes
 from engine.launch.heartbeat import Phase, Position
 from engine.training.loops import EpochLoop
 from tests.bad_inputs.builders import CONFIG, TASKS, tried
@@ -250,17 +250,17 @@ POSITION = st.builds(Position, st.integers(0, 99), st.integers(0, 99), st.sample
     )
 )
 def test_the_judgement_of_a_hang_needs_no_order(looks: list[tuple[float, dict[int, Position]]]) -> None:
-    judge = Judge()
+    detector = HangDetector()
     now = 0.0
     for gap, positions in looks:
         now += gap
-        late = judge.look(positions, now)
+        late = detector.update(positions, now)
         assert {status.rank for status in late} <= positions.keys()
         assert all(status.age > 0 for status in late)
         if late:
-            guilty = accused(late)
+            guilty = find_causes(late)
             assert guilty
-            assert len(verdict(late).splitlines()) == 1
+            assert len(describe_hang(late).splitlines()) == 1
             assert min(status.steps for status in late) == guilty[0].steps
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from engine.launch import hang_detector as hang
-from engine.launch.hang_detector import Judge, Status, accused, verdict
+from engine.launch.hang_detector import HangDetector, StalledRank, describe_hang, find_causes
 from engine.launch.heartbeat import HEARTBEAT, Phase, Position, read_error_report, read_frames, read_position
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -77,10 +77,10 @@ def test_without_a_launcher_nothing_happens(tmp_path: Path, monkeypatch: pytest.
 
 def late_after(seconds: float, *positions: Position) -> list[int]:
     """Ranks that are late when all have stayed where they are for so long."""
-    judge = Judge()
+    detector = HangDetector()
     now, late = 100.0, []
     while now <= 100 + seconds:
-        late = judge.look(dict(enumerate(positions)), now)
+        late = detector.update(dict(enumerate(positions)), now)
         now += 1.0
     return [status.rank for status in late]
 
@@ -88,10 +88,10 @@ def late_after(seconds: float, *positions: Position) -> list[int]:
 @pytest.mark.parametrize(
     ("phase", "patience"),
     [
-        (Phase.STEP, hang.STEP_PATIENCE),
-        (Phase.DATA, hang.DATA_PATIENCE),
-        (Phase.VALIDATION, hang.LONG_PATIENCE),
-        (Phase.SAVING, hang.LONG_PATIENCE),
+        (Phase.STEP, hang.MIN_STEP_PATIENCE_SECONDS),
+        (Phase.DATA, hang.DATA_PATIENCE_SECONDS),
+        (Phase.VALIDATION, hang.LONG_PATIENCE_SECONDS),
+        (Phase.SAVING, hang.LONG_PATIENCE_SECONDS),
     ],
 )
 def test_each_phase_has_its_patience(phase: Phase, patience: float) -> None:
@@ -101,8 +101,8 @@ def test_each_phase_has_its_patience(phase: Phase, patience: float) -> None:
 
 
 def test_the_first_steps_may_compile_and_the_start_takes_what_it_takes() -> None:
-    assert late_after(10 * hang.STEP_PATIENCE, Position(3, hang.WARM_UP_STEPS, Phase.STEP)) == []
-    assert late_after(2 * hang.LONG_PATIENCE, Position(1, 0, Phase.STARTING)) == []
+    assert late_after(10 * hang.MIN_STEP_PATIENCE_SECONDS, Position(3, hang.WARM_UP_STEPS, Phase.STEP)) == []
+    assert late_after(2 * hang.LONG_PATIENCE_SECONDS, Position(1, 0, Phase.STARTING)) == []
 
 
 def test_the_config_decides_how_long_a_step_may_take() -> None:
@@ -112,31 +112,35 @@ def test_the_config_decides_how_long_a_step_may_take() -> None:
 
 
 def test_slow_steps_make_patient() -> None:
-    judge = Judge()
+    detector = HangDetector()
     now = 0.0
     for step in range(1, 9):
         for _ in range(20):  # 20 s each
-            judge.look({0: Position(step, step, Phase.STEP)}, now)
+            detector.update({0: Position(step, step, Phase.STEP)}, now)
             now += 1.0
-    assert judge.patience(Position(9, 9, Phase.STEP)) == pytest.approx(200)
+    assert detector.patience(Position(9, 9, Phase.STEP)) == pytest.approx(200)
 
 
 def test_a_job_that_was_suspended_does_not_hang() -> None:
-    judge = Judge()
+    detector = HangDetector()
     position = Position(9, LONG_AFTER, Phase.STEP)
-    judge.look({0: position}, 0.0)
-    assert judge.look({0: position}, 3600.0) == []
+    detector.update({0: position}, 0.0)
+    assert detector.update({0: position}, 3600.0) == []
 
 
 def test_a_rank_that_moves_is_not_late() -> None:
-    judge = Judge()
+    detector = HangDetector()
     for second in range(200):
-        late = judge.look({0: Position(second, LONG_AFTER, Phase.STEP), 1: Position(5, LONG_AFTER, Phase.STEP)}, second)
+        late = detector.update(
+            {0: Position(second, LONG_AFTER, Phase.STEP), 1: Position(5, LONG_AFTER, Phase.STEP)}, second
+        )
     assert [status.rank for status in late] == [1]
 
 
-def sits(rank: int, steps: int, phase: Phase = Phase.STEP, frame: str = "engine/training/loops.py:5 in run") -> Status:
-    return Status(rank, steps, phase, f"step {steps} (training)", 46.0, (frame, "tools/train.py:1 in main"))
+def sits(
+    rank: int, steps: int, phase: Phase = Phase.STEP, frame: str = "engine/training/loops.py:5 in run"
+) -> StalledRank:
+    return StalledRank(rank, steps, phase, f"step {steps} (training)", 46.0, (frame, "tools/train.py:1 in main"))
 
 
 WAITS = "distributed/distributed_c10d.py:9 in all_reduce"
@@ -151,16 +155,16 @@ WAITS = "distributed/distributed_c10d.py:9 in all_reduce"
         ([sits(0, 8, frame=WAITS), sits(1, 8, frame=WAITS)], [0, 1]),
     ],
 )
-def test_the_one_to_blame_is_behind_or_does_something_else(statuses: list[Status], guilty: list[int]) -> None:
-    assert [status.rank for status in accused(statuses)] == guilty
-    told = [Status.from_plain(json.loads(json.dumps(status.plain()))) for status in statuses]
+def test_the_one_to_blame_is_behind_or_does_something_else(statuses: list[StalledRank], guilty: list[int]) -> None:
+    assert [status.rank for status in find_causes(statuses)] == guilty
+    told = [StalledRank.from_dict(json.loads(json.dumps(status.to_dict()))) for status in statuses]
     assert told == statuses
 
 
 def test_the_verdict_is_one_line() -> None:
-    line = verdict([sits(0, 8, frame=WAITS), sits(1, 8)])
+    line = describe_hang([sits(0, 8, frame=WAITS), sits(1, 8)])
     assert line == (
         "rank 1 hangs (46 s without progress); its last line: step 8 (training), at engine/training/loops.py:5 in run; "
         "the other ranks wait for it"
     )
-    assert verdict([sits(1, 8, frame=WAITS), sits(0, 8, frame=WAITS)]).startswith("ranks 0, 1 hang (46 s")
+    assert describe_hang([sits(1, 8, frame=WAITS), sits(0, 8, frame=WAITS)]).startswith("ranks 0, 1 hang (46 s")

@@ -9,22 +9,22 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from engine.launch import rendezvous as meeting
-from engine.launch.rendezvous import Meeting, RendezvousError, ask, run_id
+from engine.launch import rendezvous
+from engine.launch.rendezvous import RendezvousError, RendezvousServer, request_port, run_id
 
 HOST = "127.0.0.1"
 
 
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meeting, "ONE_ANSWER", 0.5)
-    monkeypatch.setattr(meeting, "PAUSE", 0.05)
+    monkeypatch.setattr(rendezvous, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(rendezvous, "RETRY_SECONDS", 0.05)
 
 
 @pytest.fixture
 def first_port() -> int:
     """The first of some ports in a row that are free."""
-    for port in range(20_000, 30_000, meeting.PORTS):
+    for port in range(20_000, 30_000, rendezvous.PORT_COUNT):
         with ExitStack() as stack:
             try:
                 for number in range(port, port + 4):
@@ -61,62 +61,62 @@ def stranger(port: int, says: bytes | None) -> Iterator[None]:
 @pytest.mark.parametrize("says", [None, b"HTTP/1.1 400 Bad Request\r\n\r\n", b"hello job 1234\n", b"\xff" * 5000])
 def test_a_stranger_on_the_port_is_passed_by(first_port: int, says: bytes | None) -> None:
     with stranger(first_port, says):
-        first = Meeting("job", first_port, 4321)
+        first = RendezvousServer("job", first_port, 4321)
         assert first.port == first_port + 1
-        assert ask(HOST, first_port, "job", 1, 10.0) == 4321
+        assert request_port(HOST, first_port, "job", 1, 10.0) == 4321
         first.close()
 
 
 def test_two_jobs_on_one_machine_do_not_mix(first_port: int) -> None:
-    one, two = Meeting("one", first_port, 1111), Meeting("two", first_port, 2222)
-    assert ask(HOST, first_port, "two", 1, 10.0) == 2222
-    assert ask(HOST, first_port, "one", 1, 10.0) == 1111
+    one, two = RendezvousServer("one", first_port, 1111), RendezvousServer("two", first_port, 2222)
+    assert request_port(HOST, first_port, "two", 1, 10.0) == 2222
+    assert request_port(HOST, first_port, "one", 1, 10.0) == 1111
     one.close()
     two.close()
-    again = Meeting("three", first_port, 3333)
+    again = RendezvousServer("three", first_port, 3333)
     assert again.port == first_port
     again.close()
 
 
 def test_one_that_says_nothing_does_not_keep_the_others_waiting(first_port: int) -> None:
-    first = Meeting("job", first_port, 4321)
+    first = RendezvousServer("job", first_port, 4321)
     with socket.create_connection((HOST, first_port)):
-        assert ask(HOST, first_port, "job", 1, 10.0) == 4321
+        assert request_port(HOST, first_port, "job", 1, 10.0) == 4321
     first.close()
 
 
 def test_the_last_machine_may_come_first(first_port: int) -> None:
     answers: list[int] = []
-    other = threading.Thread(target=lambda: answers.append(ask(HOST, first_port, "job", 1, 10.0)))
+    other = threading.Thread(target=lambda: answers.append(request_port(HOST, first_port, "job", 1, 10.0)))
     other.start()
     other.join(0.3)
     assert not answers
-    first = Meeting("job", first_port, 4321)
+    first = RendezvousServer("job", first_port, 4321)
     other.join(10)
     assert answers == [4321]
     first.close()
 
 
 def test_wrong_launches_are_told_in_one_line(first_port: int) -> None:
-    first = Meeting("job", first_port, 4321)
-    assert ask(HOST, first_port, "job", 1, 10.0) == 4321
+    first = RendezvousServer("job", first_port, 4321)
+    assert request_port(HOST, first_port, "job", 1, 10.0) == 4321
     with pytest.raises(RendezvousError, match="NODE_RANK=1: each needs a number of its own"):
-        ask(HOST, first_port, "job", 1, 10.0)
+        request_port(HOST, first_port, "job", 1, 10.0)
     with pytest.raises(RendezvousError, match=f"on port {first_port} waits a launch with another command line"):
-        ask(HOST, first_port, "other", 1, 0.2)
+        request_port(HOST, first_port, "other", 1, 0.2)
     first.close()
     with pytest.raises(RendezvousError, match=f"did not answer at MASTER_ADDR={HOST}, ports {first_port} to "):
-        ask(HOST, first_port, "job", 1, 0.2)
+        request_port(HOST, first_port, "job", 1, 0.2)
 
 
 def test_no_free_port_is_told_in_one_line(first_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meeting, "PORTS", 2)
+    monkeypatch.setattr(rendezvous, "PORT_COUNT", 2)
     with (
         stranger(first_port, None),
         stranger(first_port + 1, None),
         pytest.raises(RendezvousError, match="are all in use: give another MASTER_PORT"),
     ):
-        Meeting("job", first_port, 4321)
+        RendezvousServer("job", first_port, 4321)
 
 
 def test_the_run_id_is_that_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
