@@ -1,7 +1,7 @@
 """Starting, watching and ending the processes of a job, on one or several machines.
 
-Ranks announce their position (`heartbeat`), the launcher (`job`, `agent`) restarts, stops and reports them; `child` runs
-single programs. The modules that import torch (`job`, `agent`, `node_channel`) are not imported here: tools start fast.
+Ranks announce their position (`heartbeat`), the launcher (`job`, `agent`) restarts, stops and reports them; `child`
+runs single programs. The modules that import torch (`job`, `agent`, `node_channel`) are left out: tools start fast.
 """
 
 from engine.launch.exit_codes import (
