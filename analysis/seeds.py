@@ -1,60 +1,56 @@
-"""One training with several seeds: what each run left, their mean and their spread."""
+"""One training with several seeds: results of each run, their mean and standard deviation."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import signal
 import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
-
-from backbones.errors import UserError
+from backbones.errors import ConfigError, MachineError
+from engine.config.fingerprint import config_values, fingerprint
 from engine.config.load import load_config, parse_options
 from engine.config.world import Launch
+from engine.launch.child import ChildProcess, interrupt_on_signals
+from engine.report.environment import ROOT
 from engine.report.run_dir import best_point, read_curves, read_json, write_json
 
-ROOT = Path(__file__).resolve().parents[1]
-STATE = "seed.json"
-RESULT = "repeat.json"
-SEED = "randomness.seed"
-PATIENCE = 150  # seconds for a training to end when it is told to: the launcher lets it save for 120
+STATE_FILE = "seed.json"
+RESULT_FILE = "repeat.json"
+SEED_KEY = "randomness.seed"
+STOP_SECONDS = 150.0  # for a training to save and end: the launcher allows 120
 
 
 def repeat(
     config: str, seeds: Sequence[int], work_dir: Path, options: Sequence[str], gpus: int, per_gpu_batch: str | None
 ) -> dict[str, Any]:
-    """Train once for each seed, one after another, and gather the validation metrics.
+    """Train once for each seed, one after another, and summarize the validation metrics.
 
-    A seed that is finished is not trained again, one that was interrupted goes on. A seed that fails does not keep the
-    others from running.
+    A finished seed is not trained again, an interrupted one is resumed. The other seeds run even if one fails.
 
     Args:
         config: Config file.
-        seeds: All different.
-        work_dir: Gets one folder for each seed, and ``repeat.json``.
+        seeds: Different seeds.
+        work_dir: Parent of one folder for each seed, and of ``repeat.json``.
         options: Overrides as ``key=value``, for all runs.
-        gpus: Processes of each training; without GPUs they run on the CPU.
-        per_gpu_batch: Passed on to ``tools/train.py``.
+        gpus: Number of processes of each training; without GPUs they run on the CPU.
+        per_gpu_batch: Option of ``tools/train.py``.
 
     Returns:
-        The content of ``repeat.json``, see :func:`summary`.
+        The content of ``repeat.json``, see :func:`summarize_seeds`.
 
     Raises:
-        UserError: If an argument is wrong, a folder is of another experiment, or a training fails.
-        KeyboardInterrupt: On Ctrl-C and SIGTERM; the training has been told to end.
+        ConfigError: If an argument is wrong, or a folder is of another experiment.
+        MachineError: If a training fails.
+        KeyboardInterrupt: On Ctrl-C, SIGTERM and SIGHUP; the training has saved and ended.
     """
     if gpus < 1 or len(set(seeds)) < len(seeds):
-        raise UserError(f"--gpus {gpus}, --seeds {' '.join(map(str, seeds))}: at least 1, and each seed once")
+        raise ConfigError(f"--gpus {gpus}, --seeds {' '.join(map(str, seeds))}: at least 1, and each seed once")
     parsed = parse_options(list(options))
-    for key, instead in ((SEED, "--seeds"), ("work_dir", "--work-dir")):
+    for key, instead in ((SEED_KEY, "--seeds"), ("work_dir", "--work-dir")):
         if key in parsed:
-            raise UserError(f"--cfg-options {key} is set for each run: use {instead}")
+            raise ConfigError(f"--cfg-options {key} is set for each run: use {instead}")
     mark = _fingerprint(config, parsed)
     folders = {seed: work_dir / f"seed_{seed}" for seed in seeds}
     done = {seed: _is_done(folder, mark) for seed, folder in folders.items()}
@@ -63,28 +59,28 @@ def repeat(
         print(f"seed {seed}: {'done before' if done[seed] else 'training'}, in {folder}", flush=True)
         if done[seed]:
             continue
-        write_json(folder / STATE, {"fingerprint": mark, "finished": False})
-        code = _run(_command(config, seed, folder, options, gpus, per_gpu_batch))
+        write_json(folder / STATE_FILE, {"fingerprint": mark, "finished": False})
+        code = _train(_command(config, seed, folder, options, gpus, per_gpu_batch))
         done[seed] = code == 0
-        write_json(folder / STATE, {"fingerprint": mark, "finished": done[seed]})
+        write_json(folder / STATE_FILE, {"fingerprint": mark, "finished": done[seed]})
         failed += [f"seed {seed} (exit code {code})"] if code else []
     finished = {seed: folder for seed, folder in folders.items() if done[seed]}
-    result = summary(config, options, finished)
+    result = summarize_seeds(config, options, finished)
     if finished:
-        write_json(work_dir / RESULT, result)
+        write_json(work_dir / RESULT_FILE, result)
     if failed:
         kept = f"; {len(finished)} of {len(seeds)} are finished and kept" if finished else ""
-        raise UserError(f"{', '.join(failed)} failed, see the output above{kept}: start again to go on")
+        raise MachineError(f"{', '.join(failed)} failed, see the output above{kept}: start again to go on")
     return result
 
 
-def summary(config: str, options: Sequence[str], folders: dict[int, Path]) -> dict[str, Any]:
-    """Gather what trainings left.
+def summarize_seeds(config: str, options: Sequence[str], folders: dict[int, Path]) -> dict[str, Any]:
+    """Summarize the validation metrics of trainings that differ in the seed.
 
     Args:
         config: Config file.
-        options: Overrides.
-        folders: Work directory for each seed.
+        options: Overrides as ``key=value``.
+        folders: Work directories by seed.
 
     Returns:
         ``config``, ``options``, ``runs`` (seed, folder, ``last`` and ``best`` value of each metric) and ``metrics``:
@@ -103,7 +99,7 @@ def summary(config: str, options: Sequence[str], folders: dict[int, Path]) -> di
     return {"config": config, "options": list(options), "runs": runs, "metrics": metrics}
 
 
-def report(result: dict[str, Any]) -> list[str]:
+def summary_lines(result: dict[str, Any]) -> list[str]:
     """The summary as lines for a terminal."""
     seeds = ", ".join(str(run["seed"]) for run in result["runs"])
     count = len(result["runs"])
@@ -127,29 +123,27 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def _fingerprint(config: str, options: dict[str, Any]) -> str:
-    """Digest of all that the result depends on but the seed: how a step is spread changes nothing.
+    """Digest of all that the result depends on except for the seed; the batch per GPU does not change the result.
 
     Raises:
-        UserError: If the config or an option is wrong.
+        ConfigError: If the config or an option is wrong.
     """
     load_config(config, options, Launch())
-    plain = Config.fromfile(config, import_custom_modules=False).to_dict()
     settings = {key: value for key, value in options.items() if key != "batch.per_gpu"}
-    text = json.dumps([plain, settings], default=repr, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return fingerprint(config_values(config), settings)
 
 
 def _is_done(folder: Path, mark: str) -> bool:
     """Whether a seed is finished.
 
     Raises:
-        UserError: If the folder is of another experiment.
+        ConfigError: If the folder is of another experiment.
     """
     if not folder.is_dir() or not any(folder.iterdir()):
         return False
-    state = read_json(folder / STATE)
+    state = read_json(folder / STATE_FILE)
     if state.get("fingerprint") != mark:
-        raise UserError(f"{folder} holds something else, or a run with other settings: give another --work-dir")
+        raise ConfigError(f"{folder} holds something else, or a run with other settings: give another --work-dir")
     return bool(state["finished"])
 
 
@@ -161,26 +155,10 @@ def _command(
         launcher = ["bash", str(ROOT / "tools/dist_train.sh"), config, str(gpus)]
     more = ["--per-gpu-batch", per_gpu_batch] if per_gpu_batch else []
     resume = ["--resume"] if (folder / "last_checkpoint").is_file() else []
-    return [*launcher, "--work-dir", str(folder), *more, *resume, "--cfg-options", *options, f"{SEED}={seed}"]
+    return [*launcher, "--work-dir", str(folder), *more, *resume, "--cfg-options", *options, f"{SEED_KEY}={seed}"]
 
 
-def _run(command: Sequence[str]) -> int:
-    """Run a training on this terminal; whatever ends this program ends the training too."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    process = subprocess.Popen(command)
-    try:
-        return process.wait()
-    except KeyboardInterrupt:
-        process.terminate()
-        try:
-            process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _train(command: Sequence[str]) -> int:
+    """Run a training on this terminal; if this program is told to stop, so is the training."""
+    with interrupt_on_signals(), ChildProcess(command, grace=STOP_SECONDS) as training:
+        return training.wait()

@@ -1,1 +1,11 @@
-"""A classifier, a detector and a segmentor on real handwriting: data, steps and report of ``tools/demo.sh``."""
+"""The demo of ``tools/demo.sh``: one backbone in three tasks on real handwriting, with nothing to download.
+
+Data (`drawing`, `formats`, `dataset`), what to train (`steps`), running and resuming it (`process`), and the
+report of the results (`report`).
+"""
+
+from demo.dataset import make_digits
+from demo.process import run_demo
+from demo.steps import Command, DemoStep, demo_steps
+
+__all__ = ["Command", "DemoStep", "demo_steps", "make_digits", "run_demo"]

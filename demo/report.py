@@ -1,6 +1,6 @@
-"""The demo's report: reads what the steps left in their folders, writes ``report.json`` and one self-contained page.
+"""Report of the demo from the files in the steps' folders: ``report.json`` and one self-contained page.
 
-Whatever a step did not leave is said to be missing; a report is written in any case.
+The report is written in any case; it names the parts that are missing.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ GPU = re.compile(r"^\s*GPU [\d,]+: (.+)$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Experiment:
-    """What the report says about one task.
+    """The steps and scores of one task.
 
     Attributes:
-        title: Heading.
+        title: Heading in the report.
         trained: Name of the step.
         scratch: Name of the step that began with random weights, if there is one.
-        scores: The first is the headline and has a curve.
+        scores: Scores of the task; the first is the headline and has a curve.
     """
 
     title: str
@@ -70,13 +70,13 @@ EXPERIMENTS = (
 )
 
 
-def collect(work_dir: Path, titles: Mapping[str, str], seed: int) -> dict[str, Any]:
+def collect_report(work_dir: Path, titles: Mapping[str, str], seed: int) -> dict[str, Any]:
     """Gather all figures of a demo as plain data.
 
     Args:
         work_dir: Folder with one folder for each step.
-        titles: Name and description of each step, in order.
-        seed: Of the trainings.
+        titles: Titles of the steps by name, in order.
+        seed: Seed of the trainings.
 
     Returns:
         The content of ``report.json``.
@@ -96,23 +96,23 @@ def collect(work_dir: Path, titles: Mapping[str, str], seed: int) -> dict[str, A
     }
 
 
-def write_report(report: dict[str, Any], work_dir: Path) -> tuple[Path, Path]:
+def write_demo_report(report: dict[str, Any], work_dir: Path) -> tuple[Path, Path]:
     """Write ``report.json`` and ``report.html``.
 
     Args:
-        report: From :func:`collect`.
-        work_dir: Where they go; drawn predictions are read from the steps' folders in it.
+        report: From :func:`collect_report`.
+        work_dir: Folder of the two files and of the steps' folders with the drawn predictions.
 
     Returns:
         The two paths, page first.
     """
     page, data = work_dir / "report.html", work_dir / "report.json"
     write_json(data, report)
-    page.write_text(render(report, work_dir), encoding="utf-8")
+    page.write_text(render_demo_report(report, work_dir), encoding="utf-8")
     return page, data
 
 
-def table(report: dict[str, Any]) -> list[str]:
+def score_table(report: dict[str, Any]) -> list[str]:
     """Scores and costs as lines for a terminal."""
     lines = [f"{'':<44}{'trained backbone':>18}{'scratch':>10}{'margin':>9}"]
     for score in report["scores"]:
@@ -125,17 +125,17 @@ def table(report: dict[str, Any]) -> list[str]:
 
 
 def headline(name: str, metrics: Mapping[str, float]) -> str:
-    """The scores of one step in a few words; empty for a step without."""
+    """The scores of one step in a few words; empty for a step without scores."""
     scores = [score for one in EXPERIMENTS if name in (one.trained, one.scratch) for score in one.scores]
     return ", ".join(f"{score.label} {number(scaled(metrics, score))}" for score in scores)
 
 
-def render(report: dict[str, Any], work_dir: Path) -> str:
-    """The page, with everything it needs inside.
+def render_demo_report(report: dict[str, Any], work_dir: Path) -> str:
+    """The page as one self-contained HTML document.
 
     Args:
-        report: From :func:`collect`.
-        work_dir: The drawn predictions are read from ``<step>/pictures`` in it.
+        report: From :func:`collect_report`.
+        work_dir: Folder with the drawn predictions in ``<step>/pictures``.
 
     Returns:
         HTML.

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The main job on real images, from nothing but Python: see tools/demo.py --help for the arguments.
+# The demo on real images, from nothing but Python: see tools/demo.py --help for the arguments.
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 # shellcheck source=tools/env.sh

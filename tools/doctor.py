@@ -1,8 +1,8 @@
-"""Is this machine fit to train? ``python tools/doctor.py [--quick] [--config CONFIG] [--json FILE]``.
+"""Check whether this machine is fit to train: ``python tools/doctor.py [--quick] [--config CONFIG] [--json FILE]``.
 
-Looks at packages, GPUs, memory, disk, ports and data, then trains and tests all three tasks on a few digits. A line for
-each finding: ``ok``, ``note`` or ``bad``, what, what was found, and what to do about it. The exit code is 1 if anything
-is bad.
+Checks packages, GPUs, memory, disk, ports and data, then trains and tests all three tasks on a few digits. It prints a
+line for each result: ``ok``, ``note`` or ``bad``, the name, what was found, and the fix. The exit code is 1 if any is
+bad.
 """
 
 import argparse
@@ -13,19 +13,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-# These need no package: what is broken in the installation is a finding.
-from analysis.doctor.examination import Request, diagnose, write_results  # noqa: E402
+# This needs no package: a broken installation is a result.
+from analysis.doctor.examination import DoctorOptions, diagnose, write_results  # noqa: E402
 
 
 def main() -> int:
-    """Parse, check, print."""
+    """Parse the arguments, run the checks and print the results."""
     parser = argparse.ArgumentParser(description="Check whether this machine is fit to train.")
-    parser.add_argument("--quick", action="store_true", help="leave out the training of 20 seconds")
-    parser.add_argument("--config", help="look at what this config needs, too")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the findings to a file")
+    parser.add_argument("--quick", action="store_true", help="skip the training of 20 seconds")
+    parser.add_argument("--config", help="also check what this config needs")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to a file")
     args = parser.parse_args()
     results = []
-    for result in diagnose(Request(args.quick, args.config)):
+    for result in diagnose(DoctorOptions(args.quick, args.config)):
         print(result, flush=True)
         results.append(result)
     bad = sum(result.level == "bad" for result in results)
@@ -46,5 +46,5 @@ if __name__ == "__main__":
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
-        # The reader went away: the interpreter's own flush may not fail again.
+        # The reader closed the pipe: the interpreter's own flush must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -19,10 +19,15 @@ from engine.cli import run_tool
 
 
 def main() -> None:
-    """Parse, make, and say what is where."""
+    """Parse the arguments, make the data and print where it is."""
     parser = argparse.ArgumentParser(description="Make the data sets of handwritten digits on photographs.")
     parser.add_argument("--root", type=Path, default=Path("data/digits"), help="folder to make (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="decides what is drawn and held out (%(default)s)")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="seed of the drawing and of the division into training and validation (%(default)s)",
+    )
     args = parser.parse_args()
     make_digits(args.root, seed=args.seed)
     stamp = read_stamp(args.root)

@@ -1,7 +1,7 @@
-"""Mean and spread over seeds: ``python tools/repeat.py CONFIG --seeds 0 1 2 [--gpus N] [--cfg-options k=v ...]``.
+"""Mean and standard deviation over seeds: ``python tools/repeat.py CONFIG --seeds 0 1 2 [--gpus N]``.
 
-Trains once for each seed into ``<work dir>/seed_<n>``. Interrupted and started again it goes on where it was. The
-figures go to ``<work dir>/repeat.json``.
+Trains once for each seed into ``<work dir>/seed_<n>``. An interrupted command is resumed when it is started
+again. The results are written to ``<work dir>/repeat.json``.
 """
 
 import argparse
@@ -14,22 +14,22 @@ from engine.cli import run_tool
 
 
 def main() -> None:
-    """Parse, hand over."""
+    """Parse the arguments, run the trainings and print the summary."""
     parser = argparse.ArgumentParser(description="Train a config with several seeds; print mean and deviation.")
     parser.add_argument("config")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--gpus", type=int, metavar="N", help="train on N GPUs (without any, N CPU processes)")
     parser.add_argument("--work-dir", help="default: work_dirs/<config name>_seeds")
-    parser.add_argument("--per-gpu-batch", metavar="N|auto", help="as of tools/train.py")
+    parser.add_argument("--per-gpu-batch", metavar="N|auto", help="option of tools/train.py")
     parser.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", help="override settings of all runs")
     args = parser.parse_args()
 
-    from analysis.seeds import repeat, report
+    from analysis.seeds import repeat, summary_lines
 
     work_dir = Path(args.work_dir or f"work_dirs/{Path(args.config).stem}_seeds")
     options = args.cfg_options or []
     result = repeat(args.config, args.seeds, work_dir, options, args.gpus or 1, args.per_gpu_batch)
-    print("\n".join(report(result)))
+    print("\n".join(summary_lines(result)))
 
 
 if __name__ == "__main__":

@@ -1,1 +1,16 @@
-"""Is this machine fit to train?"""
+"""The doctor: is this machine fit to train?
+
+`examination` runs groups of checks (`software`, `hardware`, `network`, `data`, `trial`) and turns whatever happens into
+lines with a fix. Only `examination` is imported here, since it works where the installation is broken.
+"""
+
+from analysis.doctor.examination import (
+    Check,
+    CheckResult,
+    DoctorOptions,
+    diagnose,
+    run_check,
+    write_results,
+)
+
+__all__ = ["Check", "CheckResult", "DoctorOptions", "diagnose", "run_check", "write_results"]

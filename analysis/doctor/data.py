@@ -1,4 +1,4 @@
-"""Checks of data and of the place for results."""
+"""Checks of data sets and of the work directory."""
 
 from __future__ import annotations
 
@@ -9,62 +9,62 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from analysis.doctor.examination import GIB, Check, Request, Result, bad, note, ok
+from analysis.doctor.examination import Check, CheckResult, DoctorOptions, bad, notice, ok
 from engine.config.load import Resolved, load_config
 from engine.config.world import Launch
 from engine.data.preflight import BRING_DATA_HINT, dataset_paths
 from engine.planning.plan import training_plan
 from engine.report.environment import ROOT
-from engine.report.html import memory
+from engine.report.html import GIB, memory
 
-BASES = ("imagenet1k", "coco_instance", "ade20k")
+DATA_BASES = ("imagenet1k", "coco_instance", "ade20k")
 WORK_DIRS = Path("work_dirs")
-LITTLE, ENOUGH = 2 * GIB, 20 * GIB
+MIN_FREE_BYTES, AMPLE_FREE_BYTES = 2 * GIB, 20 * GIB
 
 
-def checks(request: Request) -> list[Check]:
-    """The checks of this group."""
-    if request.config is None:
+def data_checks(options: DoctorOptions) -> list[Check]:
+    """Checks of the usual folders, or of those in the config of the options."""
+    if options.config is None:
         return [
             Check("data", lambda: check_places(usual_places())),
             Check("work_dirs", lambda: check_work_dir(WORK_DIRS)),
             Check("disk", lambda: check_disk(free_bytes(WORK_DIRS), WORK_DIRS)),
         ]
-    config = request.config
+    config = options.config
     return [Check("config", lambda: check_config(config, Launch.from_environment()))]
 
 
 def usual_places() -> dict[str, Path]:
-    """Where the configs look for each data set."""
-    return {name: Path(Config.fromfile(str(ROOT / "configs/_base_" / f"{name}.py")).data_root) for name in BASES}
+    """Data root of each data set in the shipped configs."""
+    return {name: Path(Config.fromfile(str(ROOT / "configs/_base_" / f"{name}.py")).data_root) for name in DATA_BASES}
 
 
-def check_places(places: Mapping[str, Path]) -> Iterator[Result]:
-    """Data sets that are not needed before somebody trains on them."""
+def check_places(places: Mapping[str, Path]) -> Iterator[CheckResult]:
+    """Presence of the data sets; a missing one matters only to trainings on it."""
     for path in places.values():
         if not path.is_dir():
-            yield note("data", f"{path} is absent", BRING_DATA_HINT.partition(",")[0])
+            yield notice("data", f"{path} is absent", BRING_DATA_HINT.partition(",")[0])
         elif not any(path.iterdir()):
-            yield note("data", f"{path} is empty", BRING_DATA_HINT.partition(",")[0])
+            yield notice("data", f"{path} is empty", BRING_DATA_HINT.partition(",")[0])
         else:
             yield ok("data", f"{path} is there")
 
 
-def check_config(config: str, launch: Launch) -> Iterator[Result]:
-    """What a training of this config would need.
+def check_config(config: str, launch: Launch) -> Iterator[CheckResult]:
+    """Check the config, its data, its weights, its work directory and the disk space for its checkpoints.
 
     Args:
-        config: A config file.
-        launch: Where it would run.
+        config: Config file.
+        launch: Number and kind of the processes of a training.
     """
     try:
         resolved = load_config(config, {}, launch)
         plan = training_plan(resolved, launch)
     except ValueError as error:  # a UserError is one
-        yield bad("config", str(error), "mend the config")
+        yield bad("config", str(error), "fix the config")
         return
     yield ok("config", f"{config}: {plan.batch}")
-    yield from check_data(_data_of(resolved))
+    yield from check_data_paths(_data_of(resolved))
     for name in ("model.backbone.weights", "load_from"):
         source = resolved.cfg
         for part in name.split("."):
@@ -75,7 +75,7 @@ def check_config(config: str, launch: Launch) -> Iterator[Result]:
     yield from check_work_dir(work_dir)
     held = plan.memory.parameters + plan.memory.moments + plan.memory.averages
     kept = resolved.cfg.default_hooks.get("checkpoint", {}).get("max_keep_ckpts", 1)
-    # The best one beside those that are kept, and the next one while it is written.
+    # Beside those that are kept: the best one, and the next one while it is written.
     yield from check_disk(free_bytes(work_dir), work_dir, (max(kept, 1) + 2) * held)
 
 
@@ -84,8 +84,8 @@ def _data_of(resolved: Resolved) -> dict[str, Sequence[Path]]:
     return {split: dataset_paths(loader.dataset) for split, loader in loaders.items() if loader}
 
 
-def check_data(paths: Mapping[str, Sequence[Path]]) -> Iterator[Result]:
-    """Files and folders that a training reads, by split."""
+def check_data_paths(paths: Mapping[str, Sequence[Path]]) -> Iterator[CheckResult]:
+    """Presence of the files and folders that a training reads, by split."""
     for split, needed in paths.items():
         absent = [str(path) for path in needed if not path.exists()]
         if absent:
@@ -94,8 +94,8 @@ def check_data(paths: Mapping[str, Sequence[Path]]) -> Iterator[Result]:
             yield ok(f"data, {split}", f"{needed[0]} is there")
 
 
-def check_work_dir(folder: Path) -> Iterator[Result]:
-    """Whether results can be written; leaves nothing behind."""
+def check_work_dir(folder: Path) -> Iterator[CheckResult]:
+    """Whether results can be written; the test file is removed."""
     place = _existing(folder)
     try:
         with tempfile.NamedTemporaryFile(dir=place) as file:
@@ -109,31 +109,31 @@ def check_work_dir(folder: Path) -> Iterator[Result]:
 
 
 def free_bytes(folder: Path) -> int:
-    """Room on the disk that a folder is on, or will be."""
+    """Free space in bytes on the disk of a folder, which need not exist yet."""
     return shutil.disk_usage(_existing(folder)).free
 
 
-def check_disk(free: int, folder: Path, needed: int | None = None) -> Iterator[Result]:
-    """Room for checkpoints.
+def check_disk(free: int, folder: Path, needed: int | None = None) -> Iterator[CheckResult]:
+    """Disk space for checkpoints.
 
     Args:
-        free: Bytes.
-        folder: Where.
-        needed: Bytes that a training's checkpoints take at most; ``None`` if unknown.
+        free: Free space in bytes.
+        folder: Work directory.
+        needed: Largest size of a training's checkpoints in bytes; ``None`` if unknown.
     """
     text = f"{memory(free)} free for {folder}"
-    mend = "make room, or choose another disk with --work-dir"
+    fix = "make room, or choose another disk with --work-dir"
     if needed is not None:
         text += f", checkpoints take up to {memory(needed)}"
-    if free < (LITTLE if needed is None else needed):
-        yield bad("disk", text, mend)
-    elif free < (ENOUGH if needed is None else needed + LITTLE):
-        yield note("disk", text, mend)
+    if free < (MIN_FREE_BYTES if needed is None else needed):
+        yield bad("disk", text, fix)
+    elif free < (AMPLE_FREE_BYTES if needed is None else needed + MIN_FREE_BYTES):
+        yield notice("disk", text, fix)
     else:
         yield ok("disk", text)
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
+    """The folder, or its nearest parent that exists."""
     folder = folder.absolute()
     return folder if folder.is_dir() else _existing(folder.parent)

@@ -1,7 +1,7 @@
-"""Is this machine fit to train? Checks that each end in one line, whatever happens inside of them.
+"""Runs the checks of the doctor, each of which ends in results of one line, whatever happens inside of it.
 
-This module needs nothing but Python: what is broken in the installation is a finding too. The checks themselves are in
-``analysis.doctor.software``, ``_hardware``, ``_network``, ``_data`` and ``_trial``; each takes what it looks at as
+This module needs nothing but Python: a broken installation is a result too. The checks are in the modules
+``software``, ``hardware``, ``network``, ``data`` and ``trial`` beside it; each takes the facts that it judges as
 arguments.
 """
 
@@ -10,59 +10,58 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-Level = Literal["ok", "note", "bad"]
-# Each has ``checks(request)``, which gives the checks in the order in which they are made.
+ResultLevel = Literal["ok", "note", "bad"]
+# Module ``NAME`` has ``NAME_checks(options)``, which returns its checks in the order in which they run.
 GROUPS = ("software", "hardware", "network", "data", "trial")
-GIB = 2**30
 INSTALL = "make the environment again: remove .venv, then . tools/env.sh"
 
 
 @dataclass(frozen=True)
-class Result:
-    """What one check found.
+class CheckResult:
+    """Result of one check.
 
     Attributes:
         level: ``bad`` for what keeps a training from running or makes it wrong, ``note`` for what is worth knowing.
-        what: That was looked at.
-        found: In a few words.
-        mend: What to do about it; empty where nothing needs to be done.
+        name: Name of the checked thing.
+        found: Its state in a few words.
+        fix: Remedy in a few words; empty if none is needed.
     """
 
-    level: Level
-    what: str
+    level: ResultLevel
+    name: str
     found: str
-    mend: str = ""
+    fix: str = ""
 
     def __str__(self) -> str:
-        return f"{self.level:<5}{self.what:<18}{self.found}" + (f"; {self.mend}" if self.mend else "")
+        return f"{self.level:<5}{self.name:<18}{self.found}" + (f"; {self.fix}" if self.fix else "")
 
 
-def ok(what: str, found: str) -> Result:
-    """All is well."""
-    return Result("ok", what, found)
+def ok(name: str, found: str) -> CheckResult:
+    """Result of level ``ok``."""
+    return CheckResult("ok", name, found)
 
 
-def note(what: str, found: str, mend: str = "") -> Result:
-    """Worth knowing; nothing fails of it."""
-    return Result("note", what, found, mend)
+def notice(name: str, found: str, fix: str = "") -> CheckResult:
+    """Result of level ``note``: worth knowing, but nothing fails."""
+    return CheckResult("note", name, found, fix)
 
 
-def bad(what: str, found: str, mend: str) -> Result:
-    """A training would fail, or be wrong."""
-    return Result("bad", what, found, mend)
+def bad(name: str, found: str, fix: str) -> CheckResult:
+    """Result of level ``bad``: a training would fail, or be wrong."""
+    return CheckResult("bad", name, found, fix)
 
 
 @dataclass(frozen=True)
-class Request:
-    """What to look at.
+class DoctorOptions:
+    """Extent of the examination.
 
     Attributes:
-        quick: Leave out the trial.
-        config: A config file that is to be trained; ``None`` for none in particular.
+        quick: Whether to skip the trial.
+        config: Config file that is to be trained; ``None`` for no particular one.
     """
 
     quick: bool = False
@@ -71,53 +70,56 @@ class Request:
 
 @dataclass(frozen=True)
 class Check:
-    """A check, not made yet.
+    """A check that has not run yet.
 
     Attributes:
-        what: Its name, should it fail itself.
-        make: Makes it.
+        name: Name in the result if the check itself fails.
+        run: Function that returns the results.
     """
 
-    what: str
-    make: Callable[[], Iterable[Result]]
+    name: str
+    run: Callable[[], Iterable[CheckResult]]
 
 
-def diagnose(request: Request, groups: Iterable[str] = GROUPS) -> Iterator[Result]:
-    """Make all checks.
+def diagnose(options: DoctorOptions, groups: Iterable[str] = GROUPS) -> Iterator[CheckResult]:
+    """Run all checks.
 
     Args:
-        request: What to look at.
+        options: Extent of the examination.
         groups: Names of groups of checks.
 
     Yields:
-        The results as they come.
+        The results one by one.
     """
     for group in groups:
         try:
-            checks: list[Check] = importlib.import_module(f"analysis.doctor.{group}").checks(request)
+            module = importlib.import_module(f"analysis.doctor.{group}")
+            checks: list[Check] = getattr(module, f"{group}_checks")(options)
         except (Exception, SystemExit) as error:
-            yield bad(group, f"its checks cannot be loaded: {describe(error)}", INSTALL)
+            yield bad(group, f"its checks cannot be loaded: {describe_error(error)}", INSTALL)
             continue
         for check in checks:
-            yield from made(check)
+            yield from run_check(check)
 
 
-def made(check: Check) -> Iterator[Result]:
-    """Make one check; where it fails itself, that is what was found."""
+def run_check(check: Check) -> Iterator[CheckResult]:
+    """Run one check; an error in the check itself is a result of level ``bad``."""
     try:
-        yield from check.make()
+        yield from check.run()
     except (Exception, SystemExit) as error:
-        yield bad(check.what, f"the check itself failed: {describe(error)}", "this should not be: please report it")
+        yield bad(
+            check.name, f"the check itself failed: {describe_error(error)}", "this should not be: please report it"
+        )
 
 
-def describe(error: BaseException) -> str:
-    """An exception in one line."""
-    words = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {words[0]}" if words else type(error).__name__
+def describe_error(error: BaseException) -> str:
+    """Class and first line of the message of an exception."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def write_results(results: Iterable[Result], file: Path) -> None:
-    """Write the results as JSON: a list of mappings of the fields of :class:`Result`."""
+def write_results(results: Iterable[CheckResult], file: Path) -> None:
+    """Write the results as JSON: a list of mappings with ``level``, ``what``, ``found`` and ``mend`` (the fix)."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    content: dict[str, Any] = {"results": [asdict(result) for result in results]}
-    file.write_text(json.dumps(content, indent=2), encoding="utf-8")
+    entries = [{"level": one.level, "what": one.name, "found": one.found, "mend": one.fix} for one in results]
+    file.write_text(json.dumps({"results": entries}, indent=2), encoding="utf-8")

@@ -13,27 +13,27 @@ from typing import Any
 
 import torch
 
-from analysis.doctor.examination import GIB, Check, Request, Result, bad, describe, note, ok
+from analysis.doctor.examination import Check, CheckResult, DoctorOptions, bad, describe_error, notice, ok
 from engine.report.environment import driver_version, machine, memory_limit, read_text, usable_cores
-from engine.report.html import memory
+from engine.report.html import GIB, memory
 
-MIB = 2**20
-SHM = Path("/dev/shm")
+_MIB = 2**20
+SHARED_MEMORY_DIR = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
 class Gpus:
-    """What there is of GPUs.
+    """GPUs and driver of this machine.
 
     Attributes:
         built_for: CUDA version that torch was built with; ``None`` for a build without.
-        present: GPUs that the driver knows, whether torch can use them or not.
+        present: Number of GPUs that the driver knows, whether torch can use them or not.
         driver: Version of the driver.
-        supports: Newest CUDA version of the driver, such as 13000.
-        usable: Of those that torch sees: ``name``, ``memory_bytes``, ``free_bytes``, ``capability`` and ``trouble``.
-        error: Why torch sees none.
+        supports: Newest CUDA version that the driver supports, such as 13000.
+        usable: ``name``, ``memory_bytes``, ``free_bytes``, ``capability`` and ``trouble`` of each GPU that torch sees.
+        error: Reason why torch sees none.
         hidden: Value of ``CUDA_VISIBLE_DEVICES``.
-        architectures: For which torch has kernels, such as ``sm_90``.
+        architectures: Architectures that torch has kernels for, such as ``sm_90``.
     """
 
     built_for: str | None
@@ -46,15 +46,16 @@ class Gpus:
     architectures: Sequence[str] = field(default_factory=tuple)
 
     @classmethod
-    def found(cls) -> Gpus:
-        """Look."""
+    def detect(cls) -> Gpus:
+        """The GPUs of this machine."""
         error, usable = "", []
         if torch.version.cuda:
             try:
                 torch.cuda.init()
-                usable = [_look_at(index) for index in range(torch.cuda.device_count())]
+                usable = [_test_gpu(index) for index in range(torch.cuda.device_count())]
             except (RuntimeError, AssertionError) as reason:
-                error = describe(reason)
+                error = describe_error(reason)
+        # No public function of torch tells the CUDA version of the driver before CUDA is initialized.
         supports = getattr(torch._C, "_cuda_getDriverVersion", lambda: 0)() if torch.version.cuda else 0
         return cls(
             built_for=torch.version.cuda,
@@ -68,7 +69,7 @@ class Gpus:
         )
 
 
-def _look_at(index: int) -> dict[str, Any]:
+def _test_gpu(index: int) -> dict[str, Any]:
     gpu = torch.cuda.get_device_properties(index)
     seen = {"name": gpu.name, "memory_bytes": gpu.total_memory, "capability": (gpu.major, gpu.minor), "trouble": ""}
     try:
@@ -76,29 +77,29 @@ def _look_at(index: int) -> dict[str, Any]:
         trouble = "" if value == 512 else f"8 x 8 ones multiply to a sum of {value}, not 512"
         return seen | {"free_bytes": torch.cuda.mem_get_info(index)[0], "trouble": trouble}
     except RuntimeError as reason:
-        return seen | {"free_bytes": 0, "trouble": describe(reason)}
+        return seen | {"free_bytes": 0, "trouble": describe_error(reason)}
 
 
-def checks(request: Request) -> list[Check]:
-    """The checks of this group."""
+def hardware_checks(options: DoctorOptions) -> list[Check]:
+    """Checks of GPUs, precision, cores, memory and limits."""
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     flags = set(re.findall(r"\S+", "".join(re.findall(r"^(?:flags|Features)\s*:(.*)$", _cpuinfo(), re.MULTILINE)[:1])))
     return [
-        Check("GPU", lambda: check_gpus(Gpus.found(), local)),
-        Check("precision", lambda: check_precision([gpu["capability"] for gpu in Gpus.found().usable], flags)),
+        Check("GPU", lambda: check_gpus(Gpus.detect(), local)),
+        Check("precision", lambda: check_precision([gpu["capability"] for gpu in Gpus.detect().usable], flags)),
         Check("cores", lambda: check_cores(usable_cores(), os.environ.get("OMP_NUM_THREADS"), cpu_quota(), local)),
         Check("memory", lambda: check_memory(memory_limit(), str(machine()["cpu"]))),
-        Check("shared memory", lambda: check_shared_memory(shutil.disk_usage(SHM).total if SHM.is_dir() else None)),
+        Check("shared memory", lambda: check_shared_memory(_shared_memory())),
         Check("limits", lambda: check_limits(resource.getrlimit(resource.RLIMIT_NOFILE)[0], _maps())),
     ]
 
 
-def check_gpus(gpus: Gpus, processes: int = 1) -> Iterator[Result]:
+def check_gpus(gpus: Gpus, processes: int = 1) -> Iterator[CheckResult]:
     """GPUs, driver, and whether they suit this torch.
 
     Args:
-        gpus: What there is.
-        processes: On this machine, each of which needs a GPU.
+        gpus: GPUs and driver.
+        processes: Number of processes on this machine, each of which needs a GPU.
     """
     if not gpus.usable:
         yield _without_gpu(gpus)
@@ -110,14 +111,14 @@ def check_gpus(gpus: Gpus, processes: int = 1) -> Iterator[Result]:
     if processes > len(gpus.usable):
         yield bad("GPU", f"{len(gpus.usable)} for {processes} processes", "start no more processes than there are GPUs")
     if len({gpu["name"] for gpu in gpus.usable}) > 1:
-        yield note("GPU", "of several kinds", "the slowest sets the pace: choose with CUDA_VISIBLE_DEVICES")
+        yield notice("GPU", "of several kinds", "the slowest sets the pace: choose with CUDA_VISIBLE_DEVICES")
 
 
-def _without_gpu(gpus: Gpus) -> Result:
+def _without_gpu(gpus: Gpus) -> CheckResult:
     if gpus.hidden is not None and gpus.hidden.strip() in ("", "-1"):
-        return note("GPU", "hidden by CUDA_VISIBLE_DEVICES", "all runs on the CPU: unset it to use GPUs")
+        return notice("GPU", "hidden by CUDA_VISIBLE_DEVICES", "all runs on the CPU: unset it to use GPUs")
     if not gpus.present and not gpus.driver:
-        return note("GPU", "none", "all runs on the CPU: enough for the demo, not for the real experiments")
+        return notice("GPU", "none", "all runs on the CPU: enough for the demo, not for the real experiments")
     if gpus.built_for is None:
         return bad("GPU", f"{gpus.present} present, torch is a build without CUDA", "pip install torch with CUDA")
     wanted = int(gpus.built_for.partition(".")[0])
@@ -128,39 +129,39 @@ def _without_gpu(gpus: Gpus) -> Result:
     return bad("GPU", f"{gpus.present} present, driver {gpus.driver}: {reason}", "look at nvidia-smi and dmesg")
 
 
-def _check_gpu(index: int, gpu: Mapping[str, Any], architectures: Sequence[str]) -> Iterator[Result]:
-    what = f"GPU {index}"
+def _check_gpu(index: int, gpu: Mapping[str, Any], architectures: Sequence[str]) -> Iterator[CheckResult]:
+    name = f"GPU {index}"
     major, minor = gpu["capability"]
     if gpu["trouble"]:
-        mend = "another process may hold it alone (compute mode), or it needs a reset: look at nvidia-smi"
-        yield bad(what, f"{gpu['name']} cannot compute: {gpu['trouble']}", mend)
+        fix = "another process may hold it alone (compute mode), or it needs a reset: look at nvidia-smi"
+        yield bad(name, f"{gpu['name']} cannot compute: {gpu['trouble']}", fix)
         return
-    known = [int(name[3:].rstrip("af")) for name in architectures if name.startswith("sm_")]
+    known = [int(one[3:].rstrip("af")) for one in architectures if one.startswith("sm_")]
     own = 10 * major + minor
     # Code for an architecture runs on the later ones of the same generation.
     if known and not any(one // 10 == major and one <= own for one in known) and not _may_translate(architectures, own):
-        yield bad(what, f"{gpu['name']}, compute capability {major}.{minor}: torch has no code for it", "another torch")
+        yield bad(name, f"{gpu['name']}, compute capability {major}.{minor}: torch has no code for it", "another torch")
         return
     text = f"{gpu['name']}, {memory(gpu['memory_bytes'])}, compute capability {major}.{minor}"
     if "MIG" in gpu["name"]:
-        yield note(what, f"{text}: a slice (MIG)", "one process per slice: several cannot form one training over NCCL")
+        yield notice(name, f"{text}: a slice (MIG)", "one process per slice: NCCL cannot join several in one training")
     elif gpu["free_bytes"] < 0.8 * gpu["memory_bytes"]:
-        yield note(what, f"{text}, {memory(gpu['free_bytes'])} free", "another process holds memory: see nvidia-smi")
+        yield notice(name, f"{text}, {memory(gpu['free_bytes'])} free", "another process holds memory: see nvidia-smi")
     else:
-        yield ok(what, text)
+        yield ok(name, text)
 
 
 def _may_translate(architectures: Sequence[str], own: int) -> bool:
-    """Whether there is intermediate code that the driver can bring to this GPU."""
+    """Whether torch has intermediate code that the driver can compile for this GPU."""
     return any(int(name[8:].rstrip("af")) <= own for name in architectures if name.startswith("compute_"))
 
 
-def check_precision(capabilities: Sequence[tuple[int, int]], flags: set[str]) -> Iterator[Result]:
-    """Number formats that are fast here; all are correct everywhere.
+def check_precision(capabilities: Sequence[tuple[int, int]], flags: set[str]) -> Iterator[CheckResult]:
+    """Number formats that are fast on this machine; all are correct everywhere.
 
     Args:
-        capabilities: Of the GPUs.
-        flags: Of the processor.
+        capabilities: Compute capabilities of the GPUs.
+        flags: Flags of the processor in ``/proc/cpuinfo``.
     """
     if capabilities:
         lowest = min(capabilities)
@@ -168,7 +169,7 @@ def check_precision(capabilities: Sequence[tuple[int, int]], flags: set[str]) ->
             yield ok("precision, GPU", "float16, bfloat16 and TF32")
         else:
             found = f"compute capability {lowest[0]}.{lowest[1]}: no bfloat16, no TF32"
-            yield note("precision, GPU", found, "train with optim_wrapper.dtype=float16")
+            yield notice("precision, GPU", found, "train with optim_wrapper.dtype=float16")
     fast = {"amx_bf16": "bfloat16 (AMX)", "avx512_bf16": "bfloat16 (AVX-512)", "amx_fp16": "float16 (AMX)"}
     wide = {"avx512f": "AVX-512", "avx2": "AVX2", "asimd": "NEON"}
     names = [name for flag, name in fast.items() if flag in flags] or ["float32 only"]
@@ -176,32 +177,32 @@ def check_precision(capabilities: Sequence[tuple[int, int]], flags: set[str]) ->
     yield ok("precision, CPU", ", ".join(names))
 
 
-def check_cores(cores: int, threads: str | None, quota: float | None, processes: int) -> Iterator[Result]:
-    """Cores beside the threads that will want them.
+def check_cores(cores: int, threads: str | None, quota: float | None, processes: int) -> Iterator[CheckResult]:
+    """Cores compared with the threads that will use them.
 
     Args:
-        cores: That this process may run on.
-        threads: ``OMP_NUM_THREADS``.
-        quota: Cores' worth of time that the container may use; ``None`` for no limit.
-        processes: On this machine.
+        cores: Number of cores that this process may run on.
+        threads: Value of ``OMP_NUM_THREADS``.
+        quota: CPU time that the container may use, in cores; ``None`` for no limit.
+        processes: Number of processes on this machine.
     """
     text = f"{cores} core{'s' if cores > 1 else ''}"
     if quota is not None and quota < cores:
-        mend = f"set OMP_NUM_THREADS={max(1, int(quota / processes))}, and no more workers than that"
-        yield note("cores", f"{text}, of which the container may use the time of {quota:g}", mend)
+        fix = f"set OMP_NUM_THREADS={max(1, int(quota / processes))}, and no more workers than that"
+        yield notice("cores", f"{text}, of which the container may use the time of {quota:g}", fix)
     elif threads is not None and not (threads.isdecimal() and int(threads)):
         yield bad("cores", f"OMP_NUM_THREADS={threads}", "set it to a number from 1, or unset it")
     elif threads is not None and int(threads) * processes > cores:
         found = f"{text} for {processes} x OMP_NUM_THREADS={threads}"
-        yield note("cores", found, f"threads get into each other's way: set it to {max(1, cores // processes)}")
+        yield notice("cores", found, f"threads get into each other's way: set it to {max(1, cores // processes)}")
     elif cores < 2:
-        yield note("cores", text, "loading data and training take turns")
+        yield notice("cores", text, "loading data and training take turns")
     else:
         yield ok("cores", f"{text}, OMP_NUM_THREADS {threads or 'not set'}")
 
 
 def cpu_quota(cgroup: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """Cores' worth of time that the container may use; ``None`` for no limit."""
+    """CPU time that the container may use, in cores; ``None`` for no limit."""
     quota, _, period = read_text(cgroup / "cpu.max").strip().partition(" ")
     if not quota:
         quota = read_text(cgroup / "cpu" / "cpu.cfs_quota_us").strip()
@@ -209,55 +210,59 @@ def cpu_quota(cgroup: Path = Path("/sys/fs/cgroup")) -> float | None:
     return int(quota) / int(period) if quota.isdecimal() and period.isdecimal() and int(period) else None
 
 
-def check_memory(limit: int | None, cpu: str) -> Iterator[Result]:
+def check_memory(limit: int | None, cpu: str) -> Iterator[CheckResult]:
     """Main memory."""
     if limit is None:
-        yield note("memory", f"size unknown ({cpu})")
+        yield notice("memory", f"size unknown ({cpu})")
     elif limit < 4 * GIB:
         yield bad("memory", memory(limit), "a training with its loaders needs 4 GiB and more: raise the limit")
     elif limit < 15 * GIB:
-        yield note("memory", memory(limit), "enough for the demo; detectors at full size want 8 GiB a process")
+        yield notice("memory", memory(limit), "enough for the demo; detectors at full size want 8 GiB a process")
     else:
         yield ok("memory", f"{memory(limit)}, {cpu}")
 
 
-def check_shared_memory(size: int | None) -> Iterator[Result]:
-    """Through which loaders hand their batches over.
+def check_shared_memory(size: int | None) -> Iterator[CheckResult]:
+    """Shared memory, through which workers pass their batches.
 
     Args:
-        size: Bytes of ``/dev/shm``; ``None`` where there is none.
+        size: Size of ``/dev/shm`` in bytes; ``None`` if it does not exist.
     """
-    mend = "start the container with --shm-size=16g or --ipc=host; or train with train_dataloader.num_workers=0"
+    fix = "start the container with --shm-size=16g or --ipc=host; or train with train_dataloader.num_workers=0"
     if size is None:
-        yield note("shared memory", "no /dev/shm", "loaders use files instead")
-    elif size < 256 * MIB:
-        yield bad("shared memory", f"{size / MIB:.0f} MiB: workers would die of bus errors", mend)
+        yield notice("shared memory", "no /dev/shm", "loaders use files instead")
+    elif size < 256 * _MIB:
+        yield bad("shared memory", f"{size / _MIB:.0f} MiB: workers would die of bus errors", fix)
     elif size < 2 * GIB:
-        yield note("shared memory", f"{size / MIB:.0f} MiB: little for large batches with many workers", mend)
+        yield notice("shared memory", f"{size / _MIB:.0f} MiB: little for large batches with many workers", fix)
     else:
         yield ok("shared memory", f"{memory(size)}")
 
 
-def check_limits(files: int, maps: int | None) -> Iterator[Result]:
+def check_limits(files: int, maps: int | None) -> Iterator[CheckResult]:
     """Limits of the system on one process.
 
     Args:
-        files: That may be open at once; negative for no limit.
-        maps: Memory maps that it may have; ``None`` if unknown.
+        files: Most open files; negative for no limit.
+        maps: Most memory maps; ``None`` if unknown.
     """
-    mend = "raise it: ulimit -n 65536"
+    fix = "raise it: ulimit -n 65536"
     if 0 <= files < 512:
-        yield bad("open files", f"{files} at most: loaders with workers fail", mend)
+        yield bad("open files", f"{files} at most: loaders with workers fail", fix)
     elif 0 <= files < 4096:
-        yield note("open files", f"{files} at most: many workers may need more", mend)
+        yield notice("open files", f"{files} at most: many workers may need more", fix)
     else:
         yield ok("open files", f"{files} at most" if files >= 0 else "no limit")
     if maps is not None and maps < 65530:
-        yield note("memory maps", f"{maps} at most", "raise it: sysctl vm.max_map_count=65530")
+        yield notice("memory maps", f"{maps} at most", "raise it: sysctl vm.max_map_count=65530")
 
 
 def _cpuinfo() -> str:
     return read_text(Path("/proc/cpuinfo"))
+
+
+def _shared_memory() -> int | None:
+    return shutil.disk_usage(SHARED_MEMORY_DIR).total if SHARED_MEMORY_DIR.is_dir() else None
 
 
 def _maps() -> int | None:

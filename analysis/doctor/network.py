@@ -6,57 +6,61 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from analysis.doctor.examination import Check, Request, Result, bad, note, ok
-from engine.report.environment import ROOT
+from analysis.doctor.examination import Check, CheckResult, DoctorOptions, bad, notice, ok
+from engine.launch.child import ChildProcess
+from engine.report.environment import ROOT, read_text
 
 LOOPBACK = "127.0.0.1"
-PORT = 29500  # of the launchers on several machines, unless MASTER_PORT says otherwise
-PATIENCE = 60  # seconds for two processes to meet; on a busy machine importing torch takes a while
+DEFAULT_PORT = 29500  # of the launchers on several machines without MASTER_PORT
+SUM_TIMEOUT_SECONDS = 60.0  # on a busy machine importing torch takes a while
 
 
-def checks(request: Request) -> list[Check]:
-    """The checks of this group."""
+def network_checks(options: DoctorOptions) -> list[Check]:
+    """Checks of the host name, the ports and the communication backends."""
     gpus = torch.cuda.device_count()
     return [
         Check("host name", lambda: check_name(lambda: socket.gethostbyname(socket.gethostname()))),
-        Check("ports", lambda: check_port(int(os.environ.get("MASTER_PORT", PORT)), bind)),
+        Check("ports", lambda: check_port(int(os.environ.get("MASTER_PORT", DEFAULT_PORT)), bind)),
         Check("gloo", lambda: check_sum("gloo", lambda: sum_over_two("gloo"), dist.is_gloo_available())),
         Check("NCCL", lambda: check_nccl(gpus, dist.is_nccl_available(), lambda: sum_over_two("nccl"))),
     ]
 
 
-def check_name(resolve: Callable[[], str]) -> Iterator[Result]:
+def check_name(resolve: Callable[[], str]) -> Iterator[CheckResult]:
     """Whether the machine finds itself by its name, which several machines need.
 
     Args:
-        resolve: Gives the address, or raises ``OSError``.
+        resolve: Function that returns the address or raises ``OSError``.
     """
     try:
         address = resolve()
     except OSError:
-        mend = "on one machine all is well; for several give MASTER_ADDR as a number"
-        yield note("host name", "does not resolve", mend)
+        fix = "on one machine all is well; for several give MASTER_ADDR as a number"
+        yield notice("host name", "does not resolve", fix)
         return
     if address.startswith("127."):
-        yield note(
+        yield notice(
             "host name", f"resolves to {address}", "other machines cannot use that: give MASTER_ADDR as a number"
         )
     else:
         yield ok("host name", "resolves")
 
 
-def check_port(port: int, take: Callable[[int], None]) -> Iterator[Result]:
+def check_port(port: int, take: Callable[[int], None]) -> Iterator[CheckResult]:
     """Whether processes can meet on ports of this machine.
 
     Args:
-        port: The one that several machines meet on.
-        take: Opens a port, 0 for any, and lets it go; raises ``OSError``.
+        port: Port on which several machines meet.
+        take: Function that opens a port, 0 for any, and closes it; raises ``OSError``.
     """
     try:
         take(0)
@@ -67,26 +71,26 @@ def check_port(port: int, take: Callable[[int], None]) -> Iterator[Result]:
     try:
         take(port)
     except OSError:
-        yield note("ports", f"{port} is in use", "one machine takes a free one; for several set MASTER_PORT")
+        yield notice("ports", f"{port} is in use", "one machine takes a free one; for several set MASTER_PORT")
         return
     yield ok("ports", f"{port} and others are free")
 
 
 def bind(port: int) -> None:
-    """Open a port on the loopback and let it go."""
+    """Open a port of the loopback and close it."""
     with socket.socket() as opened:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         opened.bind((LOOPBACK, port))
         opened.listen(1)
 
 
-def check_sum(backend: str, total: Callable[[], str], available: bool) -> Iterator[Result]:
+def check_sum(backend: str, total: Callable[[], str], available: bool) -> Iterator[CheckResult]:
     """Whether two processes can add a number.
 
     Args:
-        backend: Of torch.distributed.
-        total: Has two processes do it; gives what went wrong, empty for nothing.
-        available: Whether torch was built with it.
+        backend: Backend of torch.distributed.
+        total: Function that runs the two processes and returns the error, empty if there is none.
+        available: Whether torch was built with the backend.
     """
     if not available:
         yield bad(backend, "torch was built without", "install one of torch's own builds")
@@ -94,19 +98,19 @@ def check_sum(backend: str, total: Callable[[], str], available: bool) -> Iterat
     wrong = total()
     if wrong:
         variable = f"{backend.upper()}_SOCKET_IFNAME"
-        mend = f"{variable}=lo names the interface; a firewall may be in the way"
-        yield bad(backend, f"two processes cannot add a number: {wrong}", mend)
+        fix = f"{variable}=lo names the interface; a firewall may be in the way"
+        yield bad(backend, f"two processes cannot add a number: {wrong}", fix)
     else:
         yield ok(backend, "two processes add a number")
 
 
-def check_nccl(gpus: int, available: bool, total: Callable[[], str]) -> Iterator[Result]:
-    """The same among GPUs.
+def check_nccl(gpus: int, available: bool, total: Callable[[], str]) -> Iterator[CheckResult]:
+    """Whether two GPUs can add a number.
 
     Args:
-        gpus: How many there are.
+        gpus: Number of GPUs.
         available: Whether torch was built with NCCL.
-        total: As for :func:`check_sum`.
+        total: Function that runs the two processes and returns the error, empty if there is none.
     """
     if gpus >= 2:
         yield from check_sum("nccl", total, available)
@@ -114,46 +118,45 @@ def check_nccl(gpus: int, available: bool, total: Callable[[], str]) -> Iterator
         yield ok("nccl", f"{'present' if available else 'absent'}, of use with several GPUs")
 
 
-def sum_over_two(backend: str, patience: float = PATIENCE) -> str:
+def sum_over_two(backend: str, timeout: float = SUM_TIMEOUT_SECONDS) -> str:
     """Have two processes add a number.
 
     Args:
-        backend: Of torch.distributed.
-        patience: Seconds until they are ended.
+        backend: Backend of torch.distributed.
+        timeout: Seconds until the processes are ended.
 
     Returns:
-        What went wrong; empty for nothing.
+        The error in one line; empty if there is none.
     """
     with socket.socket() as opened:
         opened.bind((LOOPBACK, 0))
         port = opened.getsockname()[1]
-    commands = [[sys.executable, "-m", __name__, backend, str(rank), str(port), str(patience)] for rank in (0, 1)]
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     environ = {**os.environ, "OMP_NUM_THREADS": "1"}
-    processes = [subprocess.Popen(command, cwd=ROOT, env=environ, text=True, **pipes) for command in commands]  # type: ignore[call-overload]
-    try:
-        for rank, process in enumerate(processes):
-            errors = process.communicate(timeout=patience)[1]
-            if process.returncode:
-                last = (errors.strip().splitlines() or ["it said nothing"])[-1]
-                return f"rank {rank} ended with code {process.returncode}: {last}"
-    except subprocess.TimeoutExpired:
-        return f"they did not meet within {patience:g} s"
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        logs = [Path(folder) / f"rank_{rank}.log" for rank in (0, 1)]
+        commands = [[sys.executable, "-m", __name__, backend, str(rank), str(port), str(timeout)] for rank in (0, 1)]
+        ranks = [
+            stack.enter_context(ChildProcess(command, log, env=environ, cwd=ROOT))
+            for command, log in zip(commands, logs, strict=True)
+        ]
+        try:
+            for rank, child in enumerate(ranks):
+                if child.wait(timeout):
+                    last = (read_text(logs[rank]).strip().splitlines() or ["it printed nothing"])[-1]
+                    return f"rank {rank} ended with code {child.exit_code}: {last}"
+        except subprocess.TimeoutExpired:
+            return f"they did not meet within {timeout:g} s"
     return ""
 
 
-def add_up(backend: str, rank: int, port: int, patience: float) -> None:
-    """One of the two processes.
+def run_rank(backend: str, rank: int, port: int, timeout: float) -> None:
+    """Run one of the two processes.
 
     Raises:
         RuntimeError: If they do not meet, or the sum is wrong.
     """
-    timeout = timedelta(seconds=patience)
-    dist.init_process_group(backend, f"tcp://{LOOPBACK}:{port}", timeout=timeout, rank=rank, world_size=2)
+    address, limit = f"tcp://{LOOPBACK}:{port}", timedelta(seconds=timeout)
+    dist.init_process_group(backend, address, timeout=limit, rank=rank, world_size=2)
     value = torch.full((1000,), float(rank + 1), device=f"cuda:{rank}" if backend == "nccl" else "cpu")
     dist.all_reduce(value)
     if not bool((value == 3).all()):
@@ -162,4 +165,4 @@ def add_up(backend: str, rank: int, port: int, patience: float) -> None:
 
 
 if __name__ == "__main__":
-    add_up(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))
+    run_rank(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))

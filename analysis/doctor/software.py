@@ -15,18 +15,18 @@ from typing import Any
 
 import torch
 
-from analysis.doctor.examination import Check, Request, Result, bad, note, ok
+from analysis.doctor.examination import Check, CheckResult, DoctorOptions, bad, notice, ok
 from backbones.kernels.cpu import native
 from engine import mmcv_ops
 from engine.report.environment import ROOT, code_state, commit_line
 
-OLDEST, NEWEST_TRIED = (3, 10), (3, 13)
+OLDEST_PYTHON, NEWEST_TESTED_PYTHON = (3, 10), (3, 13)
 INSTALL_PINS = "pip install --no-deps -r requirements.txt"
-FEW = 6  # names in a line
+MAX_NAMES = 6  # in a line
 
 
-def checks(request: Request) -> list[Check]:
-    """The checks of this group."""
+def software_checks(options: DoctorOptions) -> list[Check]:
+    """Checks of Python, packages, operators, compilers and the code."""
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     return [
         Check("python", lambda: check_python(sys.version_info[:3])),
@@ -38,19 +38,19 @@ def checks(request: Request) -> list[Check]:
     ]
 
 
-def check_python(version: tuple[int, ...]) -> Iterator[Result]:
+def check_python(version: tuple[int, ...]) -> Iterator[CheckResult]:
     """The interpreter."""
     text = ".".join(map(str, version))
-    if version[:2] < OLDEST:
+    if version[:2] < OLDEST_PYTHON:
         yield bad("python", text, "Python 3.10 or newer is needed: PYTHON=python3.12 . tools/env.sh")
-    elif version[:2] > NEWEST_TRIED:
-        yield note("python", text, "not tried yet: 3.10 to 3.13 are")
+    elif version[:2] > NEWEST_TESTED_PYTHON:
+        yield notice("python", text, "not tried yet: 3.10 to 3.13 are")
     else:
         yield ok("python", text)
 
 
 def requirements() -> tuple[dict[str, str], dict[str, Any]]:
-    """Exact versions of ``requirements.txt``, and the ranges that ``pyproject.toml`` asks for, both by package."""
+    """Exact versions of ``requirements.txt`` and version ranges of ``pyproject.toml``, both by package."""
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
@@ -77,13 +77,13 @@ def installed_versions() -> dict[str, str]:
 
 def check_packages(
     pins: Mapping[str, str], ranges: Mapping[str, Any], installed: Mapping[str, str]
-) -> Iterator[Result]:
-    """What is installed beside what is tested.
+) -> Iterator[CheckResult]:
+    """Installed versions compared with the tested ones.
 
     Args:
-        pins: The tested version of each package.
-        ranges: Versions that may do, of the packages that are needed directly.
-        installed: What is there.
+        pins: Tested versions by package.
+        ranges: Accepted versions of the direct dependencies.
+        installed: Installed versions by package.
     """
     differ = []
     for name, pin in pins.items():
@@ -98,13 +98,12 @@ def check_packages(
         elif not wanted.contains(found, prereleases=True):
             yield bad(name, f"{found} is {_age(found, pin)} than may do ({wanted})", f"pip install {name}=={pin}")
         else:
-            yield note(name, f"{found} is {_age(found, pin)} than what is tested, {pin}", INSTALL_PINS)
+            yield notice(name, f"{found} is {_age(found, pin)} than what is tested, {pin}", INSTALL_PINS)
     if differ:
-        more = f" and {len(differ) - FEW} more" if len(differ) > FEW else ""
-        found = (
-            f"{len(differ)} of those that others bring differ from requirements.txt: {', '.join(differ[:FEW])}{more}"
-        )
-        yield note("packages", found, INSTALL_PINS)
+        names = ", ".join(differ[:MAX_NAMES])
+        more = f" and {len(differ) - MAX_NAMES} more" if len(differ) > MAX_NAMES else ""
+        found = f"{len(differ)} of those that others bring differ from requirements.txt: {names}{more}"
+        yield notice("packages", found, INSTALL_PINS)
     right = sum(installed.get(name, "").partition("+")[0] == pin for name, pin in pins.items())
     yield ok("packages", f"{right} of {len(pins)} as in requirements.txt")
 
@@ -115,17 +114,17 @@ def _age(found: str, pin: str) -> str:
     return "newer" if Version(found) > Version(pin) else "older"
 
 
-def check_operators(device: str, ops: Any = None) -> Iterator[Result]:
-    """Whether the detectors' operators give the known answer.
+def check_operators(device: str, ops: Any = None) -> Iterator[CheckResult]:
+    """Whether the operators of the detectors give the known answer.
 
     Args:
         device: ``cpu`` or ``cuda``.
-        ops: Instead of ``mmcv.ops``.
+        ops: Module in place of ``mmcv.ops``.
     """
     kind = mmcv_ops.install()
     if ops is None:
         ops = importlib.import_module("mmcv.ops")
-    what = f"operators, {'GPU' if device == 'cuda' else 'CPU'}"
+    name = f"operators, {'GPU' if device == 'cuda' else 'CPU'}"
     boxes = torch.tensor([[0.0, 0, 10, 10], [1, 1, 10, 10], [20, 20, 30, 30]], device=device)
     scores = torch.tensor([0.9, 0.8, 0.7], device=device)
     kept = ops.nms(boxes, scores, 0.5)[1].tolist()
@@ -138,40 +137,40 @@ def check_operators(device: str, ops: Any = None) -> Iterator[Result]:
         wrong.append(f"roi_align gives {[round(value, 3) for value in pooled]} instead of [2.5, 4.5, 10.5, 12.5]")
     source = "mmcv's, compiled" if kind == "compiled" else "torchvision's"
     if wrong:
-        mend = "build mmcv again for this torch, or take the one without operators: " + INSTALL_PINS
-        yield bad(what, f"{source}: {'; '.join(wrong)}", mend)
+        fix = "build mmcv again for this torch, or take the one without operators: " + INSTALL_PINS
+        yield bad(name, f"{source}: {'; '.join(wrong)}", fix)
     else:
-        yield ok(what, f"{source}: nms and roi_align give the known answers")
+        yield ok(name, f"{source}: nms and roi_align give the known answers")
 
 
 def compiler(environ: Mapping[str, str]) -> str | None:
-    """A C++ compiler, as torch looks for it."""
+    """Path of a C++ compiler, found as torch finds it."""
     return shutil.which(environ.get("CXX", "g++")) or shutil.which("clang++")
 
 
-def check_compile(found: str | None, triton: Any) -> Iterator[Result]:
-    """What torch.compile (``env_cfg.compile``) needs; nothing else does."""
+def check_compile(found: str | None, triton: Any) -> Iterator[CheckResult]:
+    """Compiler and Triton for torch.compile (``env_cfg.compile``), which alone needs them."""
     if found is None:
-        yield note("torch.compile", "no C++ compiler", "only env_cfg.compile needs one: install g++")
+        yield notice("torch.compile", "no C++ compiler", "only env_cfg.compile needs one: install g++")
     elif triton is None:
-        yield note("torch.compile", "compiler present, no Triton", "only GPUs need it: pip install triton")
+        yield notice("torch.compile", "compiler present, no Triton", "only GPUs need it: pip install triton")
     else:
         yield ok("torch.compile", f"{Path(found).name} and Triton present")
 
 
-def check_inference(missing: str | None) -> Iterator[Result]:
-    """What makes inference on CPU faster, and is not needed for anything."""
+def check_inference(missing: str | None) -> Iterator[CheckResult]:
+    """Optional compiler for faster inference on CPU."""
     if missing is None:
         yield ok("CPU inference", "ConvNeXt's layers compile to one pass each")
     else:
-        yield note("CPU inference", missing, "slower by PyTorch's operators, and as right: gcc and AVX-512 mend it")
+        yield notice("CPU inference", missing, "slower by PyTorch's operators, and as right: gcc and AVX-512 fix it")
 
 
-def check_code(state: Mapping[str, Any]) -> Iterator[Result]:
-    """Whether a run could be traced back to a commit."""
+def check_code(state: Mapping[str, Any]) -> Iterator[CheckResult]:
+    """Whether a run can be traced back to a commit."""
     if not state.get("commit"):
-        yield note("code", commit_line(state), "runs cannot record their commit")
+        yield notice("code", commit_line(state), "runs cannot record their commit")
     elif state.get("dirty"):
-        yield note("code", commit_line(state), "runs keep the difference in code.diff")
+        yield notice("code", commit_line(state), "runs keep the difference in code.diff")
     else:
         yield ok("code", commit_line(state))

@@ -1,8 +1,7 @@
-"""A trial: the classifier, the detector and the segmentor of the demo, each trained for a few steps and tested.
+"""Trial: the classifier, the detector and the segmentor of the demo, each trained for a few steps and tested.
 
-The programs are ``tools/train.py`` and ``tools/test.py`` as people run them, on digits in a temporary folder. They run
-in processes that one process forks off after it has imported what all of them need: importing takes longer than
-training here.
+The programs are ``tools/train.py`` and ``tools/test.py`` as users run them, on digits in a temporary folder. They run
+in processes that one process forks after it has imported their packages: importing takes longer than training here.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import math
 import os
 import runpy
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -25,28 +23,37 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from analysis.doctor.examination import Check, Request, Result, bad, ok
+from analysis.doctor.examination import Check, CheckResult, DoctorOptions, bad, ok
 from demo.dataset import make_digits
+from engine.launch.child import ChildProcess
 from engine.report.environment import ROOT, read_text
 from engine.report.run_dir import REPORT, read_curves, read_json, read_starts
 
-PATIENCE = 300  # seconds; a trial takes about 20, on two cores that have nothing else to do
-# What the programs import and is slow; the tasks' own packages are quick.
-SLOW = ("mmdet.models", "mmdet.datasets", "mmseg.models", "mmseg.datasets", "timm", "faster_coco_eval", "engine.run")
-ENDED = "ended.jsonl"
-CLOSE = 1e-3  # between two evaluations of one checkpoint
+TRIAL_TIMEOUT_SECONDS = 300.0  # a trial takes about 20 on two idle cores
+# Imported before the programs are forked; the tasks' own packages are quick.
+PRELOADED = (
+    "mmdet.models",
+    "mmdet.datasets",
+    "mmseg.models",
+    "mmseg.datasets",
+    "timm",
+    "faster_coco_eval",
+    "engine.run",
+)
+ENDED_FILE = "ended.jsonl"
+METRIC_TOLERANCE = 1e-3  # relative, between two evaluations of one checkpoint
 
 
 @dataclass(frozen=True)
-class Task:
-    """One of the three.
+class TrialTask:
+    """A short training and test of one task.
 
     Attributes:
-        name: For people.
-        config: Of the demo.
-        data: Folder among the digits.
-        options: That make it short.
-        checkpoint: What it leaves.
+        name: Name of the task and of its folder in ``configs``.
+        config: File name of the demo's config.
+        data: Folder of the digits in the format of the task.
+        options: Settings that shorten the training.
+        checkpoint: File name of the checkpoint.
     """
 
     name: str
@@ -56,50 +63,52 @@ class Task:
     checkpoint: str
 
 
-EPOCH = ("train_cfg.max_epochs=1", "train_cfg.val_interval=1")
-STEPS = ("train_cfg.max_iters=2", "train_cfg.val_interval=2", "default_hooks.checkpoint.interval=2")
-# The classifier first: the others begin with its backbone.
+ONE_EPOCH = ("train_cfg.max_epochs=1", "train_cfg.val_interval=1")
+SEGMENTATION_SCHEDULE = ("train_cfg.max_iters=2", "train_cfg.val_interval=2", "default_hooks.checkpoint.interval=2")
+# The classifier first: the others start from its backbone.
 TASKS = (
-    Task("classification", "digits.py", "imagenet", (*EPOCH, "param_scheduler.1.begin=0"), "epoch_1.pth"),
-    Task("detection", "mask_rcnn_digits.py", "coco", EPOCH, "epoch_1.pth"),
-    Task("segmentation", "upernet_digits.py", "ade", STEPS, "iter_2.pth"),
+    TrialTask("classification", "digits.py", "imagenet", (*ONE_EPOCH, "param_scheduler.1.begin=0"), "epoch_1.pth"),
+    TrialTask("detection", "mask_rcnn_digits.py", "coco", ONE_EPOCH, "epoch_1.pth"),
+    TrialTask("segmentation", "upernet_digits.py", "ade", SEGMENTATION_SCHEDULE, "iter_2.pth"),
 )
 
 
 @dataclass(frozen=True)
-class Done:
-    """A program that has ended: exit code, negative for a signal; seconds."""
+class ProgramEnd:
+    """End of a program: exit code, negative for a signal, and duration in seconds."""
 
     code: int
     seconds: float
 
 
-def checks(request: Request) -> list[Check]:
-    """The checks of this group."""
-    return [] if request.quick else [Check("trial", lambda: trial(Path(tempfile.mkdtemp(prefix="doctor_"))))]
+def trial_checks(options: DoctorOptions) -> list[Check]:
+    """The trial, unless the options skip it."""
+    return [] if options.quick else [Check("trial", lambda: trial(Path(tempfile.mkdtemp(prefix="doctor_"))))]
 
 
-def trial(folder: Path, tasks: Sequence[Task] = TASKS, patience: float = PATIENCE) -> Iterator[Result]:
-    """Train and test.
+def trial(
+    folder: Path, tasks: Sequence[TrialTask] = TASKS, timeout: float = TRIAL_TIMEOUT_SECONDS
+) -> Iterator[CheckResult]:
+    """Train and test all tasks.
 
     Args:
-        folder: Empty; removed afterwards if all is well.
-        tasks: Which.
-        patience: Seconds for all of it.
+        folder: Empty folder, removed afterwards if no result is bad.
+        tasks: Tasks whose results are returned.
+        timeout: Seconds for all programs together.
     """
     began = time.monotonic()
     # Ten pictures hold each digit once.
     make_digits(folder / "digits", train_images=10, val_images=10, train_scenes=6, val_scenes=2)
-    done = run_jobs(folder, patience)
-    results = [result_of(task, folder, done) for task in tasks]
+    done = run_trial_process(folder, timeout)
+    results = [task_result(task, folder, done) for task in tasks]
     yield from results
     if all(result.level == "ok" for result in results):
         shutil.rmtree(folder, ignore_errors=True)
         yield ok("trial", f"{len(tasks)} tasks trained and tested in {time.monotonic() - began:.0f} s")
 
 
-def jobs(folder: Path) -> dict[str, list[str]]:
-    """The programs to run, in order: name, and arguments with the program itself first."""
+def trial_programs(folder: Path) -> dict[str, list[str]]:
+    """Command lines of the programs by name, in the order in which they run."""
     found = {}
     for task in TASKS:
         config, out = str(ROOT / "configs" / task.name / task.config), folder / task.name
@@ -111,100 +120,89 @@ def jobs(folder: Path) -> dict[str, list[str]]:
     return found
 
 
-def run_jobs(folder: Path, patience: float) -> dict[str, Done]:
-    """Run all programs.
+def run_trial_process(folder: Path, timeout: float) -> dict[str, ProgramEnd]:
+    """Run all programs in a process of their own.
 
     Args:
-        folder: With the digits; their outputs go to ``<name>.log`` in it.
-        patience: Seconds until all that still runs is ended.
+        folder: Folder of the digits, and of the outputs as ``<name>.log``.
+        timeout: Seconds until the programs that still run are ended.
 
     Returns:
-        Those that have ended, by name.
+        The programs that have ended, by name.
     """
     command = [sys.executable, "-m", __name__, str(folder)]
     kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")}
-    with (folder / "trial.log").open("w") as log:
-        process = subprocess.Popen(command, cwd=ROOT, env=kept, stdout=log, stderr=log, start_new_session=True)
-    try:
-        process.wait(patience)
-    except subprocess.TimeoutExpired:
-        pass  # what has not ended by now is a finding
-    finally:
-        _end_group(process.pid)
-        process.wait()
-    entries = [json.loads(line) for line in read_text(folder / ENDED).splitlines()]
-    return {entry["name"]: Done(entry["code"], entry["seconds"]) for entry in entries}
+    # A program that has not ended by then is a result.
+    with ChildProcess(command, folder / "trial.log", env=kept, cwd=ROOT) as child, suppress(subprocess.TimeoutExpired):
+        child.wait(timeout)
+    entries = [json.loads(line) for line in read_text(folder / ENDED_FILE).splitlines()]
+    return {entry["name"]: ProgramEnd(entry["code"], entry["seconds"]) for entry in entries}
 
 
-def _end_group(leader: int) -> None:
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(leader, signal.SIGKILL)
-
-
-def result_of(task: Task, folder: Path, done: Mapping[str, Done]) -> Result:
-    """How a task went.
+def task_result(task: TrialTask, folder: Path, done: Mapping[str, ProgramEnd]) -> CheckResult:
+    """Result of a task.
 
     Args:
         task: The task.
-        folder: Of the trial.
-        done: What has ended.
+        folder: Folder of the trial.
+        done: Programs that have ended, by name.
     """
     for program in ("train", "test"):
         name = f"{task.name} {program}"
         log = folder / f"{name}.log"
-        mend = f"all that it said is in {log}"
+        fix = f"all of its output is in {log}"
         if name not in done:
-            return bad(task.name, f"{program} did not end: {_last_line(log, folder / 'trial.log')}", mend)
+            return bad(task.name, f"{program} did not end: {_last_log_line(log, folder / 'trial.log')}", fix)
         if done[name].code:
-            return bad(task.name, f"{program} failed, code {done[name].code}: {_last_line(log)}", mend)
+            return bad(task.name, f"{program} failed, code {done[name].code}: {_last_log_line(log)}", fix)
     curves = read_curves(folder / task.name)
     tested = read_json(folder / task.name / "test.json").get("metrics", {})
     losses = [value for _, value in curves.get("train/loss", [])]
     steps = len(losses)
-    mend = f"look into {folder}: this should not be, please report it"
+    fix = f"look into {folder}: this should not be, please report it"
     if not losses or not all(map(math.isfinite, losses)):
-        return bad(task.name, f"{steps} finite losses were logged", mend)
+        return bad(task.name, f"{steps} finite losses were logged", fix)
     seen = {name: curves[f"val/{name}"][-1][1] for name in tested if f"val/{name}" in curves}
-    apart = [name for name, value in seen.items() if abs(value - tested[name]) > CLOSE * max(1, abs(value))]
+    apart = [name for name, value in seen.items() if abs(value - tested[name]) > METRIC_TOLERANCE * max(1, abs(value))]
     if apart or not seen:
         words = (
             f"{apart[0]} {seen[apart[0]]:g} in training, {tested[apart[0]]:g} in the test" if apart else "no metrics"
         )
-        return bad(task.name, f"the test does not find what the training found: {words}", mend)
+        return bad(task.name, f"the test does not find what the training found: {words}", fix)
     history = read_starts(folder / task.name)
     if not (folder / task.name / REPORT).is_file() or not history or history[-1].get("outcome") != "finished":
-        return bad(task.name, "the training left no report, or one that does not say that it finished", mend)
+        return bad(task.name, "the training left no report, or one that does not say that it finished", fix)
     seconds = sum(done[f"{task.name} {program}"].seconds for program in ("train", "test"))
     return ok(task.name, f"{steps} steps trained and tested in {seconds:.1f} s; the test finds what the training found")
 
 
-def _last_line(*logs: Path) -> str:
+def _last_log_line(*logs: Path) -> str:
     lines = [line for log in logs for line in read_text(log).strip().splitlines()[-1:]]
-    return lines[0] if lines else "it said nothing"
+    return lines[0] if lines else "it printed nothing"
 
 
-def run_all(folder: Path) -> None:
-    """Run the programs one after another, each in a process of its own, and note how each ended.
+def run_programs(folder: Path) -> None:
+    """Run the programs one after another, each in a forked process, and write how each ended to a file.
 
-    What fails does not keep the others from running, but what needs its checkpoint fails too.
+    The others run even if one fails, but those that need its checkpoint fail too.
     """
     from engine import mmcv_ops
 
     mmcv_ops.install()
-    for name in SLOW:
+    for name in PRELOADED:
         importlib.import_module(name)
-    for name, arguments in jobs(folder).items():
+    for name, arguments in trial_programs(folder).items():
         began = time.monotonic()
         child = os.fork()
         if not child:
-            run_program(arguments, folder / f"{name}.log")
+            become_program(arguments, folder / f"{name}.log")
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        with (folder / ENDED).open("a", encoding="utf-8") as file:
+        with (folder / ENDED_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"name": name, "code": code, "seconds": time.monotonic() - began}) + "\n")
 
 
-def run_program(arguments: Sequence[str], log: Path) -> NoReturn:
-    """Be a program, with its output in a file, to the end of this process."""
+def become_program(arguments: Sequence[str], log: Path) -> NoReturn:
+    """Run a program in this process, with its output in a file, and exit with its exit code."""
     number = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(number, 1)
@@ -224,4 +222,4 @@ def run_program(arguments: Sequence[str], log: Path) -> NoReturn:
 
 
 if __name__ == "__main__":
-    run_all(Path(sys.argv[1]))
+    run_programs(Path(sys.argv[1]))

@@ -15,8 +15,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from backbones.errors import UserError
-from demo import dataset as digits
-from demo.dataset import CLASSES, SEGMENTATION_CLASSES, make_digits
+from demo import dataset, drawing
+from demo.dataset import SEGMENTATION_CLASSES, make_digits
+from demo.drawing import DIGIT_CLASSES
+from demo.formats import mask_to_polygons
 
 SMALL = {"train_images": 20, "val_images": 10, "train_scenes": 12, "val_scenes": 12}
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "make_digits.py"
@@ -35,15 +37,15 @@ def made(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def material() -> dict[str, digits.Material]:
-    return digits.load_material(0)
+def material() -> dict[str, drawing.Material]:
+    return drawing.load_material(0)
 
 
-@pytest.fixture(scope="module", params=digits.SPLITS)
-def scenes(request, made, material) -> tuple[Path, str, dict, list[digits.Scene]]:
+@pytest.fixture(scope="module", params=drawing.DIGIT_SPLITS)
+def scenes(request, made, material) -> tuple[Path, str, dict, list[drawing.DigitScene]]:
     """A split's annotation file, its content, and the scenes it was made from."""
     split = request.param
-    drawn = [digits.compose_scene(0, split, i, material[split]) for i in range(SMALL[f"{split}_scenes"])]
+    drawn = [drawing.compose_scene(0, split, i, material[split]) for i in range(SMALL[f"{split}_scenes"])]
     path = made / "coco" / "annotations" / f"instances_{split}2017.json"
     return path, split, json.loads(path.read_text()), drawn
 
@@ -59,7 +61,7 @@ def test_another_seed_draws_and_holds_out_something_else(made, tmp_path):
     assert other.keys() == first.keys()
     pictures = [name for name in first if Path(name).suffix in (".png", ".jpg") and "annotations" not in name]
     assert all(other[name] != first[name] for name in pictures)
-    assert set(digits.split_sources(0)["val"]) != set(digits.split_sources(1)["val"])
+    assert set(drawing.split_sources(0)["val"]) != set(drawing.split_sources(1)["val"])
 
 
 def test_more_pictures_leave_the_earlier_ones_as_they_are(made, tmp_path):
@@ -71,7 +73,7 @@ def test_more_pictures_leave_the_earlier_ones_as_they_are(made, tmp_path):
 
 def test_splits_share_no_source_digit_and_are_stratified():
     labels = load_digits().target
-    parts = digits.split_sources(0)
+    parts = drawing.split_sources(0)
     assert sorted(np.concatenate([parts["train"], parts["val"]])) == list(range(len(labels)))
     for label in range(10):
         share = (labels[parts["train"]] == label).sum() / (labels == label).sum()
@@ -80,21 +82,21 @@ def test_splits_share_no_source_digit_and_are_stratified():
 
 def test_splits_are_drawn_from_their_own_digits_and_pieces_of_the_photographs(material):
     source = load_digits()
-    for split, indices in digits.split_sources(0).items():
+    for split, indices in drawing.split_sources(0).items():
         for label, glyphs in enumerate(material[split].glyphs):
             own = source.images[indices[source.target[indices] == label]]
-            expected = [digits._sharpen((image / 16).astype(np.float32)) for image in own]
+            expected = [drawing._sharpen((image / 16).astype(np.float32)) for image in own]
             np.testing.assert_array_equal(glyphs, expected)
     for train, val in zip(material["train"].photos, material["val"].photos):
         assert not np.shares_memory(train, val)
         assert train.shape[1] + val.shape[1] == 640
-        assert min(*train.shape[:2], *val.shape[:2]) >= 1.2 * digits.SCENE_SIZE
+        assert min(*train.shape[:2], *val.shape[:2]) >= 1.2 * drawing.SCENE_SIZE
 
 
 def test_folders_of_images_have_every_class_equally_often(made):
-    for split in digits.SPLITS:
+    for split in drawing.DIGIT_SPLITS:
         folders = sorted((made / "imagenet" / split).iterdir())
-        assert [f.name for f in folders] == sorted(CLASSES)
+        assert [f.name for f in folders] == sorted(DIGIT_CLASSES)
         for folder in folders:
             files = list(folder.iterdir())
             assert len(files) == SMALL[f"{split}_images"] // 10
@@ -106,10 +108,10 @@ def test_folders_of_images_have_every_class_equally_often(made):
 def test_every_digit_stands_out_from_its_ground(material):
     for index in range(40):
         rng = np.random.default_rng(index)
-        ground = digits._background(rng, material["train"].photos, digits.IMAGE_SIZE)
+        ground = drawing._background(rng, material["train"].photos, drawing.DIGIT_IMAGE_SIZE)
         canvas = ground.copy()
-        cover = digits._render(rng, material["train"].glyphs[index % 10][0], 30, (24, 24), digits.IMAGE_SIZE)
-        digits._paint(rng, canvas, cover)
+        cover = drawing._render(rng, material["train"].glyphs[index % 10][0], 30, (24, 24), drawing.DIGIT_IMAGE_SIZE)
+        drawing._paint(rng, canvas, cover)
         inked = cover > 0.9
         assert np.linalg.norm((canvas - ground)[inked], axis=-1).mean() > 50
         assert (canvas == ground)[cover == 0].all()
@@ -149,7 +151,7 @@ def test_coco_boxes_are_tight_and_in_the_picture(scenes):
 def test_coco_json_has_the_customary_entries(scenes):
     path, split, listed, drawn = scenes
     assert set(listed) == {"info", "licenses", "images", "annotations", "categories"}
-    assert [(c["id"], c["name"]) for c in listed["categories"]] == list(enumerate(CLASSES, 1))
+    assert [(c["id"], c["name"]) for c in listed["categories"]] == list(enumerate(DIGIT_CLASSES, 1))
     assert len({a["id"] for a in listed["annotations"]}) == len(listed["annotations"])
     for entry, scene in zip(listed["images"], drawn):
         with Image.open(path.parents[1] / f"{split}2017" / entry["file_name"]) as image:
@@ -178,7 +180,7 @@ def test_there_are_crowds_empty_and_grey_scenes(scenes):
 def test_labels_agree_with_the_masks_outside_the_ignored_ring(scenes):
     path, split, listed, drawn = scenes
     root = path.parents[2]
-    assert ("background", *CLASSES) == SEGMENTATION_CLASSES
+    assert ("background", *DIGIT_CLASSES) == SEGMENTATION_CLASSES
     for index, (entry, scene) in enumerate(zip(listed["images"], drawn), 1):
         name = f"ADE_{split}_{index:08d}"
         coco_image = root / "coco" / f"{split}2017" / entry["file_name"]
@@ -204,19 +206,19 @@ def test_labels_agree_with_the_masks_outside_the_ignored_ring(scenes):
 
 def test_masks_are_disjoint_and_never_a_mere_rest(material):
     for index in range(30):
-        instances = digits.compose_scene(0, "train", index, material["train"]).instances
+        instances = drawing.compose_scene(0, "train", index, material["train"]).instances
         total = np.sum([instance.mask for instance in instances], axis=0) if instances else np.zeros(1)
         assert total.max() <= 1
         assert all(instance.mask.sum() >= 30 for instance in instances)
 
 
 def test_a_half_hidden_digit_is_not_hidden_further(material):
-    block = np.zeros((digits.SCENE_SIZE, digits.SCENE_SIZE), bool)
+    block = np.zeros((drawing.SCENE_SIZE, drawing.SCENE_SIZE), bool)
     block[40:120, 40:120] = True
     touched = []
     for whole in (block.sum(), 2 * block.sum()):
-        earlier = [(digits.Instance(0, block), int(whole))]
-        found = [digits._place(np.random.default_rng(i), material["train"], earlier) for i in range(60)]
+        earlier = [(drawing.Instance(0, block), int(whole))]
+        found = [drawing._place(np.random.default_rng(i), material["train"], earlier) for i in range(60)]
         touched.append(sum(bool((place[1][block] > 0.5).any()) for place in found if place is not None))
     assert touched[0] > 0
     assert touched[1] == 0
@@ -224,11 +226,11 @@ def test_a_half_hidden_digit_is_not_hidden_further(material):
 
 def test_images_take_every_source_digit_of_a_class_in_turn(material, monkeypatch):
     used = []
-    render = digits._render
-    monkeypatch.setattr(digits, "_render", lambda rng, glyph, *rest: used.append(glyph) or render(rng, glyph, *rest))
+    render = drawing._render
+    monkeypatch.setattr(drawing, "_render", lambda rng, glyph, *rest: used.append(glyph) or render(rng, glyph, *rest))
     count = len(material["val"].glyphs[3])
     for turn in range(count + 1):
-        assert digits.compose_image(0, "val", 10 * turn + 3, material["val"])[0] == 3
+        assert drawing.compose_image(0, "val", 10 * turn + 3, material["val"])[0] == 3
     np.testing.assert_array_equal(used, [*material["val"].glyphs[3], used[0]])
 
 
@@ -246,7 +248,7 @@ def test_polygons_of_awkward_shapes(rows):
     shape = np.array([[cell == "#" for cell in row] for row in rows])
     mask = np.kron(shape, np.ones((3, 3), bool)) if shape.size > 1 else np.pad(shape, 2)
     for candidate in (mask, np.pad(mask, 4)):
-        polygons = digits.mask_to_polygons(candidate)
+        polygons = mask_to_polygons(candidate)
         assert all(len(polygon) >= 6 for polygon in polygons)
         coco = pycocotools.coco.COCO()
         coco.imgs = {1: {"height": candidate.shape[0], "width": candidate.shape[1]}}
@@ -258,7 +260,7 @@ def test_a_finished_data_set_is_not_made_again(tmp_path, monkeypatch):
     make_digits(tmp_path / "d", **SMALL)
     before = contents(tmp_path / "d")
     with monkeypatch.context() as patch:
-        patch.setattr(digits, "load_material", lambda seed: pytest.fail("made again"))
+        patch.setattr(dataset, "load_material", lambda seed: pytest.fail("made again"))
         make_digits(tmp_path / "d", **SMALL)
     assert contents(tmp_path / "d") == before
     make_digits(tmp_path / "d", **{**SMALL, "val_images": 20})
@@ -271,7 +273,7 @@ def test_an_interrupted_run_is_made_again(made, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(digits, "_write_scenes", interrupt)
+        patch.setattr(dataset, "_write_scenes", interrupt)
         with pytest.raises(KeyboardInterrupt):
             make_digits(tmp_path / "d", **SMALL)
     assert [p.name for p in tmp_path.iterdir()] == ["d.partial"]
@@ -312,7 +314,7 @@ def test_the_tool_ends_with_code_two_and_one_line_on_a_bad_root(tmp_path, monkey
 
 def test_the_tool_says_what_is_where(tmp_path, monkeypatch, capsys):
     make_digits(tmp_path / "d", **SMALL)
-    monkeypatch.setattr(digits.make_digits, "__kwdefaults__", {"seed": 0, **SMALL})
+    monkeypatch.setattr(dataset.make_digits, "__kwdefaults__", {"seed": 0, **SMALL})
     monkeypatch.setattr(sys, "argv", ["make_digits.py", "--root", str(tmp_path / "d")])
     runpy.run_path(str(TOOL), run_name="__main__")
     said = capsys.readouterr().out.splitlines()

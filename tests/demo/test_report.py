@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from demo.report import collect, headline, render, table, write_report
+from demo.report import collect_report, headline, render_demo_report, score_table, write_demo_report
 from engine.report.html import COLOURS, GIB, duration, memory, number
 from tests.pages import Page
 
@@ -55,19 +55,19 @@ def work_dir(tmp_path: Path) -> Path:
 
 
 def page_of(work_dir: Path) -> tuple[Page, str]:
-    text = render(collect(work_dir, TITLES, seed=5), work_dir)
+    text = render_demo_report(collect_report(work_dir, TITLES, seed=5), work_dir)
     return Page(text), text
 
 
 def test_scores_and_margins(work_dir: Path) -> None:
-    report = collect(work_dir, TITLES, seed=5)
+    report = collect_report(work_dir, TITLES, seed=5)
     rows = {row["label"]: (row["trained"], row["scratch"], row["margin"]) for row in report["scores"]}
     assert rows["top-1"] == (96.25, None, None)
     assert rows["box AP"] == (50.0, 12.5, 37.5)
     assert rows["mask AP"] == pytest.approx((40.0, 45.0, -5.0))
     assert rows["mIoU"] == (70.0, 30.0, 40.0)
     assert rows["mean class accuracy"] == (None, 40.0, None)
-    lines = table(report)
+    lines = score_table(report)
     assert re.search(r"box AP +50\.0 +12\.5 +\+37\.5$", lines[3])
     assert re.search(r"mask AP +40\.0 +45\.0 +−5\.0$", lines[4])
     assert lines[-1].split() == ["total", "5:05"]
@@ -75,7 +75,7 @@ def test_scores_and_margins(work_dir: Path) -> None:
 
 
 def test_the_page_shows_the_figures_and_the_json_holds_them(work_dir: Path) -> None:
-    page, data = write_report(collect(work_dir, TITLES, seed=5), work_dir)
+    page, data = write_demo_report(collect_report(work_dir, TITLES, seed=5), work_dir)
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is not JSON")
@@ -166,10 +166,10 @@ def test_gpu_and_its_memory_come_from_the_logs(work_dir: Path) -> None:
     log.write_text("System environment:\n    CUDA available: True\n    GPU 0,1: Some GPU\n")
     scalars = log.parent / "vis_data" / "scalars.json"
     scalars.write_text(scalars.read_text() + '{"lr": 1, "loss": 1.0, "step": 30, "memory": 2048}\n')
-    report = collect(work_dir, TITLES, seed=0)
+    report = collect_report(work_dir, TITLES, seed=0)
     assert report["machine"]["gpu"] == "Some GPU"
     assert [step["gpu_memory_bytes"] for step in report["steps"]] == [0, 2 * GIB, 0, 0, 0]
-    words = "".join(Page(render(report, work_dir)).lines)
+    words = "".join(Page(render_demo_report(report, work_dir)).lines)
     assert "peak GPU memory" in words
     assert "2.00 GiB" in words
 

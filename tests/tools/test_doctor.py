@@ -20,10 +20,8 @@ from analysis.doctor import examination as doctor
 from analysis.doctor import network as doctor_network
 from analysis.doctor import trial as doctor_trial
 from analysis.doctor.data import check_config, check_disk, check_places, check_work_dir, free_bytes
-from analysis.doctor.examination import Check, Request, Result, diagnose, made, write_results
+from analysis.doctor.examination import Check, CheckResult, DoctorOptions, diagnose, run_check, write_results
 from analysis.doctor.hardware import (
-    GIB,
-    MIB,
     Gpus,
     check_cores,
     check_gpus,
@@ -43,22 +41,24 @@ from analysis.doctor.software import (
     check_python,
     requirements,
 )
-from analysis.doctor.trial import TASKS, Done, jobs, result_of, trial
+from analysis.doctor.trial import TASKS, ProgramEnd, task_result, trial, trial_programs
 from engine.config.world import Launch
+from engine.report.html import GIB
 from engine.report.run_dir import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
+MIB = 2**20
 H100 = {"name": "H100", "memory_bytes": 80 * GIB, "free_bytes": 79 * GIB, "capability": (9, 0), "trouble": ""}
 ARCHITECTURES = ("sm_80", "sm_90", "compute_120")
 
 
-def one(results: Iterable[Result], level: str, *words: str) -> None:
-    """Of the results one is of a level and says certain words; a fault names its mend; all are lines."""
+def one(results: Iterable[CheckResult], level: str, *words: str) -> None:
+    """Of the results one is of a level and says certain words; a bad one names its fix; all are lines."""
     listed = list(results)
     matches = [r for r in listed if r.level == level and all(word in str(r) for word in words)]
     assert len(matches) == 1, listed
     assert all("\n" not in str(result) for result in listed)
-    assert all(result.mend for result in listed if result.level == "bad")
+    assert all(result.fix for result in listed if result.level == "bad")
     assert not [result for result in listed if result.level == "bad" and result not in matches]
 
 
@@ -69,7 +69,7 @@ def test_python(version: tuple[int, ...], level: str) -> None:
     one(check_python(version), level, ".".join(map(str, version)))
 
 
-def packages(**changed: str | None) -> list[Result]:
+def packages(**changed: str | None) -> list[CheckResult]:
     pins = {"torch": "2.11.0", "timm": "1.0.31", "six": "1.0"}
     ranges = {"torch": SpecifierSet(">=2.11,<2.12"), "timm": SpecifierSet(">=1.0.31,<1.1")}
     installed = {name: version for name, version in (pins | changed).items() if version}
@@ -184,7 +184,7 @@ def test_a_gpu_for_each_process() -> None:
 
 
 def test_gpus_of_this_machine() -> None:
-    assert all(isinstance(result, Result) for result in check_gpus(Gpus.found()))
+    assert all(isinstance(result, CheckResult) for result in check_gpus(Gpus.detect()))
 
 
 def test_precision() -> None:
@@ -277,7 +277,7 @@ def test_a_real_sum_over_two_processes(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(doctor_network.sys, "executable", str(program))
     assert sum_over_two("gloo") == "rank 1 ended with code 3: no route"
     program.write_text("#!/bin/sh\nexec sleep 60\n")
-    assert sum_over_two("gloo", patience=0.1) == "they did not meet within 0.1 s"
+    assert sum_over_two("gloo", timeout=0.1) == "they did not meet within 0.1 s"
 
 
 def test_places_of_data(tmp_path: Path) -> None:
@@ -317,25 +317,29 @@ def test_a_config_and_its_data(digits: Path, tmp_path: Path) -> None:
 
     here = {"data_root": repr(str(digits / "imagenet")), "work_dir": repr(str(tmp_path / "work"))}
     results = list(check_config(str(config(**here)), Launch()))
-    assert [result.what for result in results] == ["config", "data, train", "data, val", "work_dirs", "disk"]
+    assert [result.name for result in results] == ["config", "data, train", "data, val", "work_dirs", "disk"]
     assert {result.level for result in results} <= {"ok", "note"}
     one(check_config(str(config(**here)), Launch(processes=7)), "bad", "does not divide among 7 processes")
     absent = list(check_config(str(config(**here, load_from="'absent.pth'")), Launch()))
     one(absent, "bad", "load_from: absent.pth is absent")
     absent = list(check_config(str(config(data_root="'/absent'")), Launch()))
-    assert [result.level for result in absent if result.what.startswith("data")] == ["bad", "bad"]
+    assert [result.level for result in absent if result.name.startswith("data")] == ["bad", "bad"]
     one(check_config("configs/absent.py", Launch()), "bad", "'configs/absent.py' does not exist")
 
 
 def test_a_check_that_fails_itself_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken() -> Iterable[Result]:
+    def broken() -> Iterable[CheckResult]:
         raise ZeroDivisionError("first\nsecond")
 
-    one(made(Check("it", broken)), "bad", "it", "the check itself failed: ZeroDivisionError: first")
-    one(diagnose(Request(), ["no_such_group"]), "bad", "its checks cannot be loaded: ModuleNotFoundError", ".venv")
-    module = SimpleNamespace(checks=lambda request: [Check("a", broken), Check("b", lambda: [doctor.ok("b", "fine")])])
+    one(run_check(Check("it", broken)), "bad", "it", "the check itself failed: ZeroDivisionError: first")
+    one(
+        diagnose(DoctorOptions(), ["no_such_group"]), "bad", "its checks cannot be loaded: ModuleNotFoundError", ".venv"
+    )
+    module = SimpleNamespace(
+        pretended_checks=lambda options: [Check("a", broken), Check("b", lambda: [doctor.ok("b", "fine")])]
+    )
     monkeypatch.setitem(sys.modules, "analysis.doctor.pretended", module)
-    assert [result.level for result in diagnose(Request(), ["pretended"])] == ["bad", "ok"]
+    assert [result.level for result in diagnose(DoctorOptions(), ["pretended"])] == ["bad", "ok"]
 
 
 def test_results_as_json(tmp_path: Path) -> None:
@@ -359,22 +363,26 @@ def tried(tmp_path: Path) -> Path:
 
 
 def test_the_trial_judges_a_task(tried: Path) -> None:
-    task, done = TASKS[0], {"classification train": Done(0, 2.0), "classification test": Done(0, 1.0)}
-    one([result_of(task, tried, done)], "ok", "1 steps trained and tested in 3.0 s")
-    one([result_of(task, tried, done | {"classification train": Done(2, 1)})], "bad", "code 2: error: the roof leaks")
-    one([result_of(task, tried, {})], "bad", "train did not end: error: the roof leaks", "train.log")
+    task, done = TASKS[0], {"classification train": ProgramEnd(0, 2.0), "classification test": ProgramEnd(0, 1.0)}
+    one([task_result(task, tried, done)], "ok", "1 steps trained and tested in 3.0 s")
+    one(
+        [task_result(task, tried, done | {"classification train": ProgramEnd(2, 1)})],
+        "bad",
+        "code 2: error: the roof leaks",
+    )
+    one([task_result(task, tried, {})], "bad", "train did not end: error: the roof leaks", "train.log")
     write_json(tried / "classification/starts.json", {"starts": [{"outcome": "stopped"}]})
-    one([result_of(task, tried, done)], "bad", "the training left no report")
+    one([task_result(task, tried, done)], "bad", "the training left no report")
     write_json(tried / "classification/test.json", {"metrics": {"top1": 51.0}})
-    one([result_of(task, tried, done)], "bad", "top1 50 in training, 51 in the test")
+    one([task_result(task, tried, done)], "bad", "top1 50 in training, 51 in the test")
     write_json(tried / "classification/test.json", {})
-    one([result_of(task, tried, done)], "bad", "no metrics")
+    one([task_result(task, tried, done)], "bad", "no metrics")
     (tried / "classification/20260101_000000/vis_data/scalars.json").write_text('{"lr": 1.0, "loss": NaN, "step": 1}')
-    one([result_of(task, tried, done)], "bad", "0 finite losses")
+    one([task_result(task, tried, done)], "bad", "0 finite losses")
 
 
 def test_the_trial_runs_what_people_run(tmp_path: Path) -> None:
-    programs = jobs(tmp_path)
+    programs = trial_programs(tmp_path)
     assert list(programs) == [f"{task.name} {what}" for task in TASKS for what in ("train", "test")]
     assert all(Path(arguments[0]).is_file() and Path(arguments[1]).is_file() for arguments in programs.values())
     assert f"model.backbone.weights={tmp_path}/classification/epoch_1.pth" in programs["detection train"]
@@ -382,7 +390,7 @@ def test_the_trial_runs_what_people_run(tmp_path: Path) -> None:
 
 def test_a_trial_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor_trial, "make_digits", lambda *_, **__: None)
-    results = list(trial(tmp_path, TASKS[:1], patience=0.1))
+    results = list(trial(tmp_path, TASKS[:1], timeout=0.1))
     one(results, "bad", "classification", "train did not end")
     assert tmp_path.is_dir()
 

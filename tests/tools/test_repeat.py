@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import analysis.seeds
-from analysis.seeds import repeat, report, summary
+from analysis.seeds import repeat, summarize_seeds, summary_lines
 from backbones import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,7 +53,7 @@ class Trainings:
 @pytest.fixture
 def trainings(monkeypatch: pytest.MonkeyPatch) -> Trainings:
     stand_in = Trainings()
-    monkeypatch.setattr(analysis.seeds, "_run", stand_in)
+    monkeypatch.setattr(analysis.seeds, "_train", stand_in)
     return stand_in
 
 
@@ -75,7 +75,7 @@ def test_mean_and_deviation(trainings: Trainings, run: Any, tmp_path: Path) -> N
     assert [(one["seed"], one["folder"]) for one in result["runs"]] == [
         (i, str(tmp_path / f"seed_{i}")) for i in SCORES
     ]
-    lines = report(result)
+    lines = summary_lines(result)
     assert lines[0] == f"3 runs of {DIGITS}, seeds 0, 1, 2"
     assert lines[2].split() == ["top1", "55.0000", "±", "4.5826", "58.3333", "±", "2.0817"]
 
@@ -83,7 +83,7 @@ def test_mean_and_deviation(trainings: Trainings, run: Any, tmp_path: Path) -> N
 def test_one_run_has_no_deviation(trainings: Trainings, run: Any) -> None:
     result = run(seeds=[1])
     assert result["metrics"]["top1"]["last"] == {"mean": 56.0, "std": None, "values": [56.0]}
-    assert report(result)[2].split() == ["top1", "56", "56"]
+    assert summary_lines(result)[2].split() == ["top1", "56", "56"]
 
 
 def test_the_commands(trainings: Trainings, run: Any, tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_a_metric_that_a_run_lacks_is_left_out(tmp_path: Path) -> None:
         vis = tmp_path / str(seed) / "start" / "vis_data"
         vis.mkdir(parents=True)
         (vis / "scalars.json").write_text(json.dumps({"step": 1} | dict.fromkeys(names, 1.0)))
-    assert list(summary("c.py", [], {0: tmp_path / "0", 1: tmp_path / "1"})["metrics"]) == ["top1"]
+    assert list(summarize_seeds("c.py", [], {0: tmp_path / "0", 1: tmp_path / "1"})["metrics"]) == ["top1"]
 
 
 def test_two_seeds_of_the_digits(tool: Any, digits: Path, tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_whatever_ends_the_command_ends_the_training(tmp_path: Path) -> None:
 
     threading.Thread(target=end_when_it_runs, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
-        analysis.seeds._run(["bash", "-c", f"echo $$ > {note}; exec sleep 100"])
+        analysis.seeds._train(["bash", "-c", f"echo $$ > {note}; exec sleep 100"])
     assert signal.getsignal(signal.SIGTERM) is before
     with pytest.raises(ProcessLookupError):
         os.kill(int(note.read_text()), 0)

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-import demo.steps
+import demo.process
 from backbones.errors import UserError
-from demo.steps import Command, Screen, Step, demo_steps, describe, last_checkpoint, run_demo
+from demo.process import Screen, describe_progress, last_checkpoint, run_demo
+from demo.steps import DETECTION_CONFIG, Command, DemoStep, demo_steps
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,10 +34,10 @@ if "train" in sys.argv:
     (folder / "last_checkpoint").write_text("/elsewhere/epoch_1.pth")
 if "test" in sys.argv:
     (folder / "test.json").write_text(json.dumps({"metrics": {"top1": 90.0}}))
-if "fail" in sys.argv and not (folder.parent / "mended").exists():
+if "fail" in sys.argv and not (folder.parent / "fixed").exists():
     print("all is well")
     sys.exit("error: the roof \\x1b[1mleaks\\x1b[0m")
-if "sleep" in sys.argv and not (folder.parent / "mended").exists():
+if "sleep" in sys.argv and not (folder.parent / "fixed").exists():
     child = os.fork()
     print(f"pid {os.getpid() if child else os.getppid()}")
     (folder / f"pid_{'parent' if child else 'child'}").write_text(str(os.getpid()))
@@ -50,14 +51,14 @@ def work_dir(tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
-def make_step(work_dir: Path, name: str = "classifier", *words: str, test: tuple[str, ...] = ("test",)) -> Step:
+def make_step(work_dir: Path, name: str = "classifier", *words: str, test: tuple[str, ...] = ("test",)) -> DemoStep:
     folder, program = str(work_dir / name), str(work_dir.parent / "program.py")
     train = Command((program, folder, "train", *words), resumable=True)
     commands = (train, Command((program, folder, *test, f"{{checkpoint of {name}}}")))
-    return Step(name, f"Make a {name}", commands, outputs=(work_dir / name / "test.json",))
+    return DemoStep(name, f"Make a {name}", commands, outputs=(work_dir / name / "test.json",))
 
 
-def run(work_dir: Path, *steps: Step) -> str:
+def run(work_dir: Path, *steps: DemoStep) -> str:
     stream = io.StringIO()
     run_demo(steps, work_dir, 0, stream)
     return stream.getvalue()
@@ -116,7 +117,8 @@ def test_a_change_has_a_step_done_again_in_an_empty_folder(work_dir: Path) -> No
 
 def test_the_data_follows_the_code_that_draws_it(work_dir: Path) -> None:
     data = demo_steps(work_dir, seed=0)[0]
-    assert Path("demo/dataset.py").resolve() in {path.resolve() for path in data.inputs}
+    sources = {path.resolve() for path in data.inputs}
+    assert sources == {Path(f"demo/{name}.py").resolve() for name in ("dataset", "drawing", "formats")}
 
 
 def test_a_step_follows_its_inputs_and_its_outputs(work_dir: Path) -> None:
@@ -144,7 +146,7 @@ def test_a_failing_step_ends_with_one_line_and_is_resumed(work_dir: Path) -> Non
     state["commands"][0]["seconds"] += 1000
     started.write_text(json.dumps(state))
 
-    (work_dir / "mended").touch()
+    (work_dir / "fixed").touch()
     run(work_dir, step)
     assert calls(work_dir)[:2] == ["train fail", "train fail --resume"]
     assert done(work_dir)["seconds"] > 1000
@@ -156,7 +158,7 @@ def test_a_finished_training_is_not_repeated_when_its_test_fails(work_dir: Path)
     step = make_step(work_dir, test=("test", "fail"))
     with pytest.raises(UserError, match="the roof leaks"):
         run(work_dir, step)
-    (work_dir / "mended").touch()
+    (work_dir / "fixed").touch()
     run(work_dir, step)
     assert [call.split()[0] for call in calls(work_dir)] == ["train", "test", "test"]
     assert not any("--resume" in call for call in calls(work_dir))
@@ -173,7 +175,7 @@ def test_a_failed_step_that_is_changed_starts_anew(work_dir: Path) -> None:
 def test_a_program_that_is_killed_is_told_from_one_that_fails(work_dir: Path) -> None:
     command = Command(("-c", "import os; os.kill(os.getpid(), 9)"))
     with pytest.raises(UserError, match=r"ended by SIGKILL, perhaps for want of memory"):
-        run(work_dir, Step("classifier", "Die", (command,)))
+        run(work_dir, DemoStep("classifier", "Die", (command,)))
 
 
 def alive(pid: int) -> bool:
@@ -213,7 +215,7 @@ def test_an_interruption_ends_the_programs_and_loses_nothing(work_dir: Path, nam
     before = json.loads((folder / "started.json").read_text())["commands"][0]["seconds"]
     assert before > 0
 
-    (work_dir / "mended").touch()
+    (work_dir / "fixed").touch()
     run(work_dir, step)
     assert calls(work_dir)[1] == "train sleep --resume"
     assert done(work_dir)["commands"][0]["seconds"] > before
@@ -226,7 +228,7 @@ def test_ctrl_c_ends_the_tool_with_the_way_to_go_on(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(demo.steps, "run_demo", interrupted)
+    monkeypatch.setattr(demo.process, "run_demo", interrupted)
     monkeypatch.setattr(sys, "argv", ["demo.py", "--seed", "3"])
     monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit) as ending:
@@ -238,7 +240,7 @@ def test_ctrl_c_ends_the_tool_with_the_way_to_go_on(
 
 
 def test_two_demos_in_one_folder_are_refused(work_dir: Path) -> None:
-    with demo.steps._alone(work_dir), pytest.raises(UserError, match=r"a demo is at work in .*choose another"):
+    with demo.process._locked(work_dir), pytest.raises(UserError, match=r"a demo is at work in .*choose another"):
         run(work_dir, make_step(work_dir))
     run(work_dir, make_step(work_dir))
 
@@ -258,7 +260,7 @@ def test_a_work_dir_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 
 def test_the_pairs_differ_in_the_weights_alone() -> None:
-    steps = {step.name: step for step in demo_steps(Path("w"), 7, {demo.steps.DETECTION: ["a=1"]})}
+    steps = {step.name: step for step in demo_steps(Path("w"), 7, {DETECTION_CONFIG: ["a=1"]})}
     assert list(steps) == ["data", "classifier", "detector", "detector_scratch", "segmentor", "segmentor_scratch"]
     for name in ("detector", "segmentor"):
         trained, scratch = steps[name], steps[f"{name}_scratch"]
@@ -298,7 +300,7 @@ def test_a_checkpoint_is_found_in_a_folder_that_was_moved(tmp_path: Path) -> Non
     ],
 )
 def test_log_lines_in_a_newcomers_words(line: str, words: str | None) -> None:
-    assert describe(line) == words
+    assert describe_progress(line) == words
 
 
 class Terminal(io.StringIO):

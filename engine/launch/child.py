@@ -1,0 +1,146 @@
+"""Child processes that end with the block that started them: steps of the demo, repeated trainings, trials."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+POLL_SECONDS = 0.05
+LINES_SECONDS = 0.5  # between two readings of a log
+
+
+class ChildProcess:
+    """A running program, used as a context: however the block is left, the program ends.
+
+    With a log the program runs in a session of its own, and everything that it has started ends with it. Without one it
+    shares the terminal, so that Ctrl-C reaches it too.
+
+    Args:
+        command: Program and arguments.
+        log: File to which its output is appended; ``None`` for the output of this process.
+        grace: Seconds from SIGTERM to SIGKILL if the block is left before the program has ended; 0 for SIGKILL alone.
+        env: Environment variables; ``None`` for those of this process.
+        cwd: Working directory.
+        pass_fds: File descriptors that the program keeps open.
+
+    Attributes:
+        exit_code: Exit code, negative for a signal; ``None`` as long as the program runs.
+        memory_bytes: Largest resident size of the program, or of a process that it waited for, once it has ended. Never
+            below this process's own size, which Linux counts in up to the program's start; trainings are above it.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        log: Path | None = None,
+        grace: float = 0.0,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        pass_fds: Collection[int] = (),
+    ) -> None:
+        self.exit_code: int | None = None
+        self.memory_bytes = 0
+        self._log, self._grace = log, grace
+        self._started = time.monotonic()
+        output = log.open("ab") if log is not None else None
+        self._log_start = output.tell() if output is not None else 0
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=None if log is None else subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=env,
+                cwd=cwd,
+                pass_fds=pass_fds,
+                start_new_session=log is not None,
+            )
+        finally:
+            if output is not None:
+                output.close()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._started
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end of the program.
+
+        Args:
+            timeout: Longest wait in seconds; ``None`` for no limit.
+
+        Returns:
+            The exit code.
+
+        Raises:
+            subprocess.TimeoutExpired: If the program still runs.
+        """
+        until = time.monotonic() + (timeout or 0.0)
+        while self.exit_code is None:
+            pid, status, usage = os.wait4(self._process.pid, 0 if timeout is None else os.WNOHANG)
+            if pid:
+                self.exit_code = self._process.returncode = os.waitstatus_to_exitcode(status)
+                self.memory_bytes = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+            elif time.monotonic() >= until:
+                raise subprocess.TimeoutExpired(self._process.args, timeout or 0.0)
+            else:
+                time.sleep(POLL_SECONDS)
+        return self.exit_code
+
+    def lines(self) -> Iterator[str | None]:
+        """The lines of the log as they are written, and ``None`` after each reading, until the program has ended."""
+        assert self._log is not None, "a program on the terminal has no log"
+        rest = b""
+        with self._log.open("rb") as file:
+            file.seek(self._log_start)
+            while True:
+                with suppress(subprocess.TimeoutExpired):
+                    self.wait(LINES_SECONDS)
+                ended = self.exit_code is not None  # before reading: its last output is in the file by then
+                *lines, rest = (rest + file.read()).split(b"\n")
+                yield from (line.decode(errors="replace") for line in lines)
+                yield None
+                if ended:
+                    return
+
+    def __enter__(self) -> ChildProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            if self.exit_code is None and self._grace:
+                self._process.terminate()
+                with suppress(subprocess.TimeoutExpired):
+                    self.wait(self._grace)
+        finally:
+            if self._log is not None:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
+            elif self.exit_code is None:
+                self._process.kill()
+            self.wait()
+
+
+@contextmanager
+def interrupt_on_signals() -> Iterator[None]:
+    """Raise ``KeyboardInterrupt`` on SIGTERM and SIGHUP, as on Ctrl-C; a signal that is ignored stays ignored."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

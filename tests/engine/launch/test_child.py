@@ -1,0 +1,87 @@
+"""Programs that end with the block that started them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from engine.launch.child import ChildProcess, interrupt_on_signals
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and was not collected does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.02)
+
+
+def test_exit_code_memory_and_lines_of_a_program(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("of the start before\n")
+    program = (
+        "import sys; print('one', flush=True); print('two', file=sys.stderr); print('no end', end=''); sys.exit(3)"
+    )
+    with ChildProcess([sys.executable, "-c", program], log, env={"NAME": "value"}) as child:
+        assert [line for line in child.lines() if line is not None] == ["one", "two"]
+    assert child.exit_code == child.wait() == 3
+    assert 2**22 < child.memory_bytes < 2**36
+    assert log.read_text() == "of the start before\none\ntwo\nno end"
+
+
+def test_lines_come_while_the_program_runs(tmp_path: Path) -> None:
+    with ChildProcess(["bash", "-c", "echo first; sleep 60"], tmp_path / "log") as child:
+        lines = child.lines()
+        assert next(line for line in lines if line) == "first"
+        assert next(lines) is None
+        assert child.exit_code is None
+    assert child.exit_code == -signal.SIGKILL
+
+
+def test_a_wait_has_a_limit_and_the_end_of_the_block_ends_what_the_program_started(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    program = f"sleep 60 & echo $! >> {pids}; echo $$ >> {pids}; wait"
+    with ChildProcess(["bash", "-c", program], tmp_path / "log") as child:
+        wait_until(lambda: pids.exists() and pids.read_text().count("\n") == 2)
+        with pytest.raises(subprocess.TimeoutExpired):
+            child.wait(0.1)
+    both = [int(pid) for pid in pids.read_text().split()]
+    wait_until(lambda: not any(map(alive, both)))
+    assert not any(map(alive, both))
+
+
+@pytest.mark.parametrize(("reaction", "code"), [("exit 7", 7), ("", -signal.SIGKILL)])
+def test_a_program_has_time_to_save(tmp_path: Path, reaction: str, code: int) -> None:
+    """``trap ''`` ignores the signal, and so does its ``sleep``."""
+    ready = tmp_path / "ready"
+    program = f"trap '{reaction}' TERM; touch {ready}; while :; do sleep 0.05; done"
+    with ChildProcess(["bash", "-c", program], grace=1.0) as child:
+        wait_until(ready.exists)
+    assert child.exit_code == code
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_is_an_interrupt_and_an_ignored_one_is_not(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with interrupt_on_signals(), pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), number)
+    assert signal.getsignal(number) is before
+    try:
+        signal.signal(number, signal.SIG_IGN)
+        with interrupt_on_signals():
+            os.kill(os.getpid(), number)
+    finally:
+        signal.signal(number, before)
