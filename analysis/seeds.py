@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from backbones.errors import ConfigError, MachineError
-from engine.config.fingerprint import config_values, fingerprint
+from engine.config.fingerprint import config_values, make_fingerprint
 from engine.config.load import load_config, parse_options
 from engine.config.world import Launch
 from engine.launch.child import ChildProcess, interrupt_on_signals
@@ -130,7 +130,7 @@ def _fingerprint(config: str, options: dict[str, Any]) -> str:
     """
     load_config(config, options, Launch())
     settings = {key: value for key, value in options.items() if key != "batch.per_gpu"}
-    return fingerprint(config_values(config), settings)
+    return make_fingerprint(config_values(config), settings)
 
 
 def _is_done(folder: Path, mark: str) -> bool:

@@ -23,7 +23,7 @@ from typing import IO, Any
 from backbones.errors import CheckpointError, ConfigError, MachineError
 from demo.report import collect_report, headline, score_table, write_demo_report
 from demo.steps import DemoStep
-from engine.config.fingerprint import config_values, fingerprint
+from engine.config.fingerprint import config_values, make_fingerprint
 from engine.launch.child import ChildProcess, interrupt_on_signals
 from engine.report.html import duration, memory
 from engine.report.run_dir import read_json, write_json
@@ -198,7 +198,7 @@ def step_fingerprint(step: DemoStep) -> str:
     """Digest of all that a step's result depends on: its commands, its config, the content of its inputs."""
     config = config_values(step.config) if step.config else None
     inputs = [path.read_text() if path.is_file() else None for path in step.inputs]
-    return fingerprint([command.arguments for command in step.commands], config, inputs)
+    return make_fingerprint([command.arguments for command in step.commands], config, inputs)
 
 
 def last_checkpoint(folder: Path) -> Path | None:

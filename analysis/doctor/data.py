@@ -64,7 +64,7 @@ def check_config(config: str, launch: Launch) -> Iterator[CheckResult]:
         yield bad("config", str(error), "fix the config")
         return
     yield ok("config", f"{config}: {plan.batch}")
-    yield from check_data_paths(_data_of(resolved))
+    yield from check_split_paths(_data_of(resolved))
     for name in ("model.backbone.weights", "load_from"):
         source = resolved.cfg
         for part in name.split("."):
@@ -84,7 +84,7 @@ def _data_of(resolved: Resolved) -> dict[str, Sequence[Path]]:
     return {split: dataset_paths(loader.dataset) for split, loader in loaders.items() if loader}
 
 
-def check_data_paths(paths: Mapping[str, Sequence[Path]]) -> Iterator[CheckResult]:
+def check_split_paths(paths: Mapping[str, Sequence[Path]]) -> Iterator[CheckResult]:
     """Presence of the files and folders that a training reads, by split."""
     for split, needed in paths.items():
         absent = [str(path) for path in needed if not path.exists()]

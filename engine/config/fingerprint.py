@@ -9,7 +9,7 @@ from typing import Any
 from mmengine.config import Config
 
 
-def fingerprint(*parts: Any) -> str:
+def make_fingerprint(*parts: Any) -> str:
     """SHA-256 of plain data as a hexadecimal string; values that are not JSON count by their ``repr``."""
     return hashlib.sha256(json.dumps(parts, default=repr, sort_keys=True).encode()).hexdigest()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import replace
 from logging import Logger
@@ -13,6 +12,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dist import broadcast_object_list, is_main_process
 
 from backbones.errors import DataError, UserError
+from engine.config.fingerprint import make_fingerprint
 from engine.data.check import check_datasets
 from engine.data.checker import DAMAGE_KINDS
 from engine.data.fault_tolerance import max_replaced_images
@@ -130,7 +130,7 @@ def data_fingerprint(cfg: Config) -> str:
         if loader := cfg.get(f"{split}_dataloader"):
             stats = [path.stat() for path in dataset_paths(loader.dataset) if path.exists()]
             settings.append([loader.dataset.to_dict(), [(stat.st_size, stat.st_mtime_ns) for stat in stats]])
-    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return make_fingerprint(*settings)[:16]
 
 
 def _passed_before(path: Path, fingerprint: str) -> bool:
