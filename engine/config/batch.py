@@ -1,7 +1,7 @@
 """The batch contract: a config states the global batch and its learning rate; the launch decides the rest.
 
-One iteration of every loop is one optimizer step. The data loader hands it over as a list of micro-batches where
-accumulation is needed, so that schedules, logs, averages and checkpoints count optimizer steps without knowing of it.
+One iteration of every loop is one optimizer step. With gradient accumulation the data loader yields a list of
+micro-batches, so that schedules, logs, averages and checkpoints count optimizer steps in any case.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from mmengine.registry import FUNCTIONS
 
-from backbones.errors import UserError
+from backbones.errors import ConfigError
 
 LR_RULES: dict[str, Callable[[float], float]] = {
     "linear": lambda ratio: ratio,
@@ -24,13 +24,13 @@ LR_RULES: dict[str, Callable[[float], float]] = {
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How one optimizer step is spread.
+    """Processes, micro-batch and accumulation of one optimizer step.
 
     Attributes:
         global_batch: Images per optimizer step.
         processes: World size.
-        per_process: Images that one process sees in one forward pass.
-        accumulation: Forward passes per optimizer step.
+        per_process: Images of one process in one forward pass (micro-batch).
+        accumulation: Forward passes of one process per optimizer step.
     """
 
     global_batch: int
@@ -46,25 +46,25 @@ class BatchPlan:
 
 
 def plan_batch(global_batch: int, processes: int, per_gpu: int | None = None) -> BatchPlan:
-    """Spread a global batch over processes and accumulation steps.
+    """Split a global batch over processes and accumulation steps.
 
     Args:
         global_batch: Images per optimizer step.
         processes: World size.
-        per_gpu: Most images that one process takes in one forward pass; ``None`` for no limit.
+        per_gpu: Maximum number of images of one process in one forward pass; ``None`` for no limit.
 
     Returns:
         The plan with the fewest accumulation steps.
 
     Raises:
-        UserError: If the batch does not divide.
+        ConfigError: If the batch does not divide.
     """
     if global_batch < 1 or (per_gpu is not None and per_gpu < 1):
-        raise UserError(f"batch.size={global_batch}, batch.per_gpu={per_gpu}: positive numbers are needed")
+        raise ConfigError(f"batch.size={global_batch}, batch.per_gpu={per_gpu}: positive numbers are needed")
     share, rest = divmod(global_batch, processes)
     if rest or not share:
         near = max(processes, round(global_batch / processes) * processes)
-        raise UserError(
+        raise ConfigError(
             f"global batch {global_batch} does not divide among {processes} processes: use another number of "
             f"processes, or --cfg-options batch.size={near} (the learning rate follows)"
         )
@@ -73,19 +73,19 @@ def plan_batch(global_batch: int, processes: int, per_gpu: int | None = None) ->
 
 
 def scaled_lr(lr: float, stated: int, actual: int, rule: str) -> float:
-    """Learning rate for another global batch than the config's.
+    """Scale a learning rate to another global batch than the config's.
 
     Args:
-        lr: Rate that belongs to the stated batch.
-        stated: Global batch in the config file.
-        actual: Global batch of this run.
+        lr: Learning rate that belongs to the stated batch.
+        stated: Global batch in the config file, images.
+        actual: Global batch of this run, images.
         rule: ``linear`` (Goyal et al., 2017), ``sqrt`` (for adaptive optimizers, Malladi et al., 2022) or ``none``.
 
     Raises:
-        UserError: If the rule is unknown.
+        ConfigError: If the rule is unknown.
     """
     if rule not in LR_RULES:
-        raise UserError(f"batch.lr_rule={rule!r}: choose from {', '.join(LR_RULES)}")
+        raise ConfigError(f"batch.lr_rule={rule!r}: choose from {', '.join(LR_RULES)}")
     return lr * LR_RULES[rule](actual / stated)
 
 
@@ -98,18 +98,18 @@ def micro_batch_collate(samples: Sequence[Any], parts: int, collate: str) -> Mic
     """Collate the samples of one optimizer step into ``parts`` micro-batches of equal size.
 
     Args:
-        samples: As the dataset gives them.
-        parts: Accumulation steps.
+        samples: Samples of the dataset.
+        parts: Number of micro-batches (accumulation steps).
         collate: Registered name of the function that collates one micro-batch.
 
     Raises:
-        UserError: If they do not divide, as the last samples of an epoch may not.
+        ConfigError: If the samples do not divide, as the last ones of an epoch may not.
     """
     size, rest = divmod(len(samples), parts)
     if rest or not size:
-        raise UserError(
-            f"the last {len(samples)} images of an epoch do not divide into {parts} steps of accumulation: leave them "
-            "out with train_dataloader.drop_last=True"
+        raise ConfigError(
+            f"the last {len(samples)} images of an epoch do not divide into {parts} accumulation steps: drop them with "
+            "train_dataloader.drop_last=True"
         )
     inner = FUNCTIONS.get(collate)
     return MicroBatches(inner(samples[i : i + size]) for i in range(0, len(samples), size))

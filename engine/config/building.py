@@ -1,4 +1,4 @@
-"""Building what a config describes; a wrong setting is one line with its place in the config."""
+"""Building the parts of a config; a wrong setting is a ``ConfigError`` that names its place in the config."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def build(registry: Registry, settings: Mapping[str, Any], place: str, scope: st
 
 @contextmanager
 def building(cfg: Mapping[str, Any], *places: str) -> Iterator[None]:
-    """Context in which parts of a config are built: what their constructors raise becomes a ``ConfigError``.
+    """Turn what constructors raise inside of this context into a ``ConfigError`` that names the part.
 
-    Constructors of mmdet and mmseg build the parts inside of them themselves. Which part an error is about is found by
-    building the parts alone: the innermost one that raises the same error is named.
+    Constructors of mmdet and mmseg build their inner parts themselves. The part that an error is about is found by
+    building each part alone: the innermost one that raises the same error is named.
 
     Args:
         cfg: Config.
-        places: Top-level keys of the parts that are built, searched in this order.
+        places: Top-level keys of the parts that are built, in the order in which they are searched.
 
     Raises:
         ConfigError: If a type, an argument's name or a value is wrong.
@@ -80,7 +80,7 @@ def _refused_part(node: Any, place: str, error: Exception) -> tuple[str, Mapping
         if (found := _refused_part(inner, f"{place}.{key}", error)) is not None:
             return found
     if isinstance(node, Mapping) and isinstance(name := node.get("type"), str):
-        known = [registry for registry in REGISTRIES if _class(registry, name) is not None]
+        known = [registry for registry in REGISTRIES if registered_class(registry, name) is not None]
         for registry in known or (REGISTRIES if isinstance(error, KeyError) else ()):
             try:
                 registry.build(copy.deepcopy(node))
@@ -92,7 +92,7 @@ def _refused_part(node: Any, place: str, error: Exception) -> tuple[str, Mapping
 
 def _reason(place: str, settings: Mapping[str, Any], registry: Registry, error: Exception) -> str:
     name = settings["type"]
-    built = _class(registry, name)
+    built = registered_class(registry, name)
     if built is None:
         with registry.switch_scope_and_registry(None) as scoped:
             known = [*scoped.module_dict, *(scoped.parent.module_dict if scoped.parent else ())]
@@ -104,9 +104,20 @@ def _reason(place: str, settings: Mapping[str, Any], registry: Registry, error: 
     return f"{place}: {name}: {described(error)}"
 
 
-def _class(registry: Registry, name: str) -> Any:
-    with registry.switch_scope_and_registry(None) as scoped, suppress(RuntimeError):  # of a module's name
-        return scoped.get(name)
+def registered_class(registry: Registry, kind: Any) -> Any:
+    """Return what a ``type`` in a config stands for.
+
+    Args:
+        registry: Registry to look in, in the present default scope.
+        kind: Registered name, or a class, which is returned as it is.
+
+    Returns:
+        The class or function; ``None`` if the name is unknown or ``kind`` is neither.
+    """
+    if not isinstance(kind, str):
+        return kind if callable(kind) else None
+    with registry.switch_scope_and_registry(None) as scoped, suppress(RuntimeError):  # a dotted name of no module
+        return scoped.get(kind)
     return None
 
 

@@ -1,70 +1,50 @@
-"""From a config file to the config that runs: classes, channels, data places, batch and launch in one pass.
+"""Load a config file and resolve it: classes, channels, data folders, batch and launch in one pass.
 
 A config states a few *drivers* at its top level (``classes``, ``data_root``, ``batch``, ``train_pipeline``,
-``test_pipeline``); :func:`resolve` carries each to all its places, so that none can be forgotten. Resolving is
-idempotent: the dumped result resolves to itself.
+``test_pipeline``); :func:`resolve` copies each to all settings that depend on it. Resolving is idempotent: the dumped
+result resolves to itself.
 """
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import math
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
-from mmengine.registry import MODELS
+from mmengine.optim import AmpOptimWrapper
+from mmengine.registry import MODELS, OPTIM_WRAPPERS
 
-from backbones.errors import UserError, described
+from backbones.errors import ConfigError, UserError, described
 from backbones.registry import unknown_backbone
 from engine.config.batch import BatchPlan, plan_batch, scaled_lr
-from engine.config.building import build
+from engine.config.building import build, registered_class
 from engine.config.classes import class_names, palette
 from engine.config.schema import check_settings, is_whole
 from engine.config.world import Launch
 
-SPLITS = ("train", "val", "test")
 DRIVERS = ("classes", "data_root", "batch", "train_pipeline", "test_pipeline")
 RUNNER_KEYS = (
-    *(
-        "model",
-        "work_dir",
-        "train_dataloader",
-        "val_dataloader",
-        "test_dataloader",
-        "train_cfg",
-        "val_cfg",
-        "test_cfg",
-    ),
+    *("model", "work_dir", "train_dataloader", "val_dataloader", "test_dataloader", "train_cfg", "val_cfg", "test_cfg"),
     *("optim_wrapper", "param_scheduler", "val_evaluator", "test_evaluator", "default_hooks", "custom_hooks"),
-    *(
-        "load_from",
-        "resume",
-        "launcher",
-        "env_cfg",
-        "log_processor",
-        "log_level",
-        "visualizer",
-        "default_scope",
-    ),
-    *(
-        "randomness",
-        "experiment_name",
-        "custom_imports",
-        "tta_model",
-        "tta_pipeline",
-        "find_unused_parameters",
-    ),
+    *("load_from", "resume", "launcher", "env_cfg", "log_processor", "log_level", "visualizer", "default_scope"),
+    *("randomness", "experiment_name", "custom_imports", "tta_model", "tta_pipeline", "find_unused_parameters"),
 )
-NEEDED = ("model", "train_dataloader", "train_cfg", "optim_wrapper")  # of a training; for a test, the first
-FOLLOWS = {"num_classes": "classes", "accumulative_counts": "batch.size and batch.per_gpu", "launcher": "the launch"}
-# Former names of hooks, which configs of before may have. Below the first of them mmengine has a hook of its own, which
-# cannot resume exactly.
+REQUIRED_KEYS = ("model", "train_dataloader", "train_cfg", "optim_wrapper")  # for training; for a test, the first
+DERIVED_KEYS = {
+    "num_classes": "classes",
+    "accumulative_counts": "batch.size and batch.per_gpu",
+    "launcher": "the launch",
+}
+# Former names of hooks, for configs of before. CheckpointHook is mmengine's, from which a run cannot resume exactly.
 RENAMED_HOOKS = {"CheckpointHook": "ResumableCheckpointHook", "KeepEMA": "ModelEMAHook"}
 FROM_BACKBONE = re.compile(r"from_backbone(?:\[(\d)\])?")
 
@@ -74,10 +54,10 @@ class Resolved:
     """A config that is ready to run.
 
     Attributes:
-        cfg: The resolved config.
-        plan: How the global batch is spread; ``None`` where nothing is trained.
-        notes: What was changed for this launch, one line each.
-        changed: The options that were given: what the config file says there, and what holds instead.
+        cfg: Resolved config.
+        plan: Micro-batches and accumulation of a step; ``None`` if it was resolved for a test.
+        notes: Changes made for this launch, one line each.
+        changed: Value in the file and value in force of each option, under its dotted key.
     """
 
     cfg: Config
@@ -89,21 +69,36 @@ class Resolved:
 def parse_options(options: list[str] | None) -> dict[str, Any]:
     """Turn ``--cfg-options a.b=1 c=[2,3]`` into a flat mapping.
 
+    Args:
+        options: Texts ``key=value``. A value with a bracket, a comma or a quote is a list or a tuple as mmengine's
+            ``DictAction`` takes it; any other is a number, a truth value, ``None`` or text.
+
     Raises:
-        UserError: If an option has no ``=``.
+        ConfigError: If an option has no ``=``, or its brackets do not match.
     """
-    parsed = {}
+    parsed: dict[str, Any] = {}
+    action = DictAction([], "parsed")
     for option in options or []:
         key, equals, value = option.partition("=")
         if not equals or not key:
-            raise UserError(f"--cfg-options {option!r}: write key=value, such as batch.size=64")
-        # The parser of lists drops all blanks, which the name of a folder may have.
-        parse = DictAction._parse_iterable if set(value) & set("[(,'\"") else DictAction._parse_int_float_bool
+            raise ConfigError(f"--cfg-options {option!r}: write key=value, such as batch.size=64")
+        if set(value).isdisjoint("[(,'\""):
+            parsed[key] = _scalar(value)  # mmengine's action drops all blanks, which the name of a folder may have
+            continue
+        found = argparse.Namespace()
         try:
-            parsed[key] = parse(value)
-        except Exception as error:  # an assertion for brackets, an index for what is inside of them
-            raise UserError(f"--cfg-options {key!r}: the brackets or quotes of {value!r} do not match") from error
+            action(argparse.ArgumentParser(), found, [option])
+        except (AssertionError, IndexError, ValueError) as error:
+            raise ConfigError(f"--cfg-options {key!r}: the brackets or quotes of {value!r} do not match") from error
+        parsed |= found.parsed
     return parsed
+
+
+def _scalar(text: str) -> int | float | bool | str | None:
+    for number in (int, float):
+        with suppress(ValueError):
+            return number(text)
+    return {"true": True, "false": False}.get(text.lower(), None if text == "None" else text)
 
 
 def load_config(
@@ -117,53 +112,53 @@ def load_config(
     Args:
         path: Config file.
         options: Overrides under dotted keys.
-        launch: Defaults to the present process.
-        training: Whether the global batch has to divide among the processes.
+        launch: Processes and device; those of this process if not given.
+        training: Whether to resolve for training: the global batch has to divide among the processes.
 
     Raises:
-        UserError: If the file or a setting is wrong.
+        ConfigError: If the file cannot be read, or a setting is wrong.
     """
     if Path(path).is_dir():
-        raise UserError(f"config {str(path)!r} is a folder: name a file in it")
+        raise ConfigError(f"config {str(path)!r} is a folder: name a file in it")
     if not Path(path).is_file():
         near = difflib.get_close_matches(str(path), map(str, Path("configs").glob("*/*.py")), n=1, cutoff=0.5)
-        raise UserError(f"config {str(path)!r} does not exist" + (f"; did you mean {near[0]}?" if near else ""))
+        raise ConfigError(f"config {str(path)!r} does not exist" + (f"; did you mean {near[0]}?" if near else ""))
     try:
         cfg = Config.fromfile(str(path))
     except UserError:
         raise
     except RecursionError as error:
-        raise UserError(f"config {str(path)!r} cannot be read: its _base_ files lead back to one another") from error
-    except (Exception, SystemExit) as error:  # a config is a program: it can fail in any way
-        raise UserError(f"config {str(path)!r} cannot be read: {_root_cause(error)}") from error
+        raise ConfigError(f"config {str(path)!r} cannot be read: its _base_ files lead back to one another") from error
+    except (Exception, SystemExit) as error:  # a config is a program: it may raise anything
+        raise ConfigError(f"config {str(path)!r} cannot be read: {_root_cause(error)}") from error
     stated = _stated_batch(cfg, path)
     before: dict[str, Any] = {}
     if options:
         before = _check_options(cfg, options)
         cfg.merge_from_dict(options)
         if "optim_wrapper.optimizer.lr" in options:
-            stated = _stated_batch(cfg, path)  # a rate that is given with a batch belongs to that batch
+            stated = _stated_batch(cfg, path)  # a learning rate given together with a batch belongs to that batch
     cfg.setdefault("work_dir", str(Path("work_dirs") / Path(path).stem))
     resolved = resolve(cfg, stated, launch or Launch.from_environment(), training)
     return replace(resolved, changed={key: (before[key], value) for key, value in (options or {}).items()})
 
 
 def resolve(cfg: Config, stated_batch: int, launch: Launch, training: bool = True) -> Resolved:
-    """Carry the drivers to their places and fit the config to the launch.
+    """Copy the drivers to the settings that depend on them and adapt the config to the launch.
 
     Args:
-        cfg: A config with the drivers; changed in place.
-        stated_batch: Global batch that ``optim_wrapper.optimizer.lr`` belongs to.
-        launch: Where it will run.
-        training: Whether to spread the global batch.
+        cfg: Config with the drivers; changed in place.
+        stated_batch: Global batch in images that ``optim_wrapper.optimizer.lr`` belongs to.
+        launch: Processes and device.
+        training: Whether to split the global batch over the processes.
 
     Raises:
-        UserError: If a key is unknown, or a setting is impossible.
+        ConfigError: If a key is unknown, or a setting is impossible.
     """
     _check_keys(cfg)
-    for key in NEEDED if training else NEEDED[:1]:
+    for key in REQUIRED_KEYS if training else REQUIRED_KEYS[:1]:
         if not cfg.get(key):
-            raise UserError(f"config states no {key}: take it from a file in configs/_base_")
+            raise ConfigError(f"config states no {key}: take it from a file in configs/_base_")
     check_settings(cfg)
     _check_backbone(cfg)
     notes: list[str] = []
@@ -184,30 +179,30 @@ def _root_cause(error: BaseException) -> str:
 
 def _stated_batch(cfg: Config, path: str | Path) -> int:
     if not isinstance(cfg.get("batch"), dict) or "size" not in cfg.batch:
-        raise UserError(f"config {str(path)!r} states no batch: add batch = dict(size=..., per_gpu=...)")
+        raise ConfigError(f"config {str(path)!r} states no batch: add batch = dict(size=..., per_gpu=...)")
     _check_batch(cfg.batch)
     return int(cfg.batch.size)
 
 
 def _check_options(cfg: Config, options: dict[str, Any]) -> dict[str, Any]:
-    """An option may add a leaf to a mapping that exists, never a new branch that nothing reads.
+    """Check that each option sets a key of a mapping that exists.
 
     Returns:
-        What the config says where an option will stand; ``None`` where it says nothing.
+        The config's own value of each option; ``None`` where it has none.
     """
     before = {}
     for key in options:
         parent, _, leaf = key.rpartition(".")
-        node: Any = cfg._cfg_dict
+        node: Any = dict(cfg.items())
         for part in parent.split(".") if parent else []:
             if isinstance(node, list) and part.isdigit() and int(part) < len(node):
                 node = node[int(part)]
             elif isinstance(node, dict) and part in node:
                 node = node[part]
             else:
-                raise UserError(f"--cfg-options {key}: the config has no {parent!r}")
-        if leaf in FOLLOWS:
-            raise UserError(f"--cfg-options {key}: it follows from {FOLLOWS[leaf]}, which is to be changed instead")
+                raise ConfigError(f"--cfg-options {key}: the config has no {parent!r}")
+        if leaf in DERIVED_KEYS:
+            raise ConfigError(f"--cfg-options {key}: it follows from {DERIVED_KEYS[leaf]}: change that instead")
         before[key] = node.get(leaf) if isinstance(node, dict) else None
     return before
 
@@ -220,33 +215,33 @@ def _check_keys(cfg: Config) -> None:
             hint = (
                 f"did you mean {near[0]!r}?"
                 if near
-                else "nothing reads it; underscore-free helper names belong in a function"
+                else "nothing reads it; a helper variable belongs into a function, or its name begins with _"
             )
-            raise UserError(f"config: unknown top-level key {key!r}; {hint}")
+            raise ConfigError(f"config: unknown top-level key {key!r}; {hint}")
     _check_batch(cfg.batch)
 
 
 def _check_batch(batch: Any) -> None:
     if not isinstance(batch, dict):
-        raise UserError(f"batch={batch!r} names no setting: give its size, such as batch.size=64")
+        raise ConfigError(f"batch={batch!r} names no setting: give its size, such as batch.size=64")
     unknown = set(batch) - {"size", "per_gpu", "lr_rule"}
     if unknown:
-        raise UserError(f"batch has no setting {', '.join(sorted(unknown))}: choose from size, per_gpu, lr_rule")
+        raise ConfigError(f"batch has no setting {', '.join(sorted(unknown))}: choose from size, per_gpu, lr_rule")
     for name in ("size", "per_gpu"):
         if not (is_whole(batch.get(name), -math.inf) or (name == "per_gpu" and batch.get(name) is None)):
-            raise UserError(f"batch.{name}={batch.get(name)!r}: a whole number is needed")
+            raise ConfigError(f"batch.{name}={batch.get(name)!r}: a whole number is needed")
 
 
 def _check_backbone(cfg: Config) -> None:
     name = cfg.model.get("backbone", {}).get("type")
-    # The task's library may know networks, such as mmdet's ResNet, that are not in our registry.
+    # The task's library may have networks, such as mmdet's ResNet, that are not in our registry.
     with MODELS.switch_scope_and_registry(cfg.get("default_scope")) as registry:
         if isinstance(name, str) and registry.get(name) is None:
             raise unknown_backbone(name)
 
 
 def _walk(node: Any) -> Iterator[dict[str, Any]]:
-    """All mappings inside of a config value, the outer ones first."""
+    """Yield all mappings in a config value, outer ones first."""
     if isinstance(node, dict):
         yield node
         for value in list(node.values()):
@@ -257,7 +252,7 @@ def _walk(node: Any) -> Iterator[dict[str, Any]]:
 
 
 def _datasets(cfg: Config) -> Iterator[tuple[str, ConfigDict]]:
-    for split in SPLITS:
+    for split in ("train", "val", "test"):
         loader = cfg.get(f"{split}_dataloader")
         if loader:
             yield split, loader.dataset
@@ -275,14 +270,14 @@ def _set_hooks(cfg: Config, notes: list[str]) -> None:
 
 def _set_classes(cfg: Config) -> None:
     if cfg.get("classes") is None:
-        raise UserError("config states no classes: a tuple of names, a file with one name per line, or a known set")
+        raise ConfigError("config states no classes: a tuple of names, a file with one name per line, or a known set")
     names = class_names(cfg.classes)
     for key in ("model", "train_pipeline", "test_pipeline", "tta_pipeline"):
         for node in _walk(cfg.get(key)):
             if "num_classes" in node:
                 node["num_classes"] = len(names)
     for _, dataset in _datasets(cfg):
-        # Classes of whole images are not drawn in colours; 21,841 of them take a while to print.
+        # A classifier draws no colours, and printing 21,841 of them takes a while.
         colours = {} if cfg.get("default_scope") == "mmengine" else {"palette": palette(names)}
         dataset.metainfo = dict(classes=names, **colours)
 
@@ -327,7 +322,7 @@ def _set_batch(cfg: Config, stated: int, launch: Launch, notes: list[str]) -> Ba
     plan = plan_batch(size, launch.processes, cfg.batch.get("per_gpu"))
     optimizer = cfg.optim_wrapper.get("optimizer", {})
     if "lr" not in optimizer:
-        raise UserError("optim_wrapper.optimizer.lr=None: a positive number is needed")
+        raise ConfigError("optim_wrapper.optimizer.lr=None: a positive number is needed")
     if size != stated:
         rule = cfg.batch.get("lr_rule", "linear")
         lr = scaled_lr(optimizer.lr, stated, size, rule)
@@ -352,7 +347,8 @@ def _fit_to_launch(cfg: Config, launch: Launch, notes: list[str]) -> None:
         if replaced:
             where = "one process" if launch.processes == 1 else "CPU"
             notes.append(f"SyncBN -> BN in {replaced} place{'s' if replaced > 1 else ''} ({where})")
-    if launch.device == "cpu" and (cfg.get("optim_wrapper") or {}).get("type") == "AmpOptimWrapper":
+    wrapper = registered_class(OPTIM_WRAPPERS, (cfg.get("optim_wrapper") or {}).get("type"))
+    if launch.device == "cpu" and wrapper is not None and issubclass(wrapper, AmpOptimWrapper):
         for key in ("dtype", "loss_scale", "use_fp64"):
             cfg.optim_wrapper.pop(key, None)
         cfg.optim_wrapper.type = "OptimWrapper"

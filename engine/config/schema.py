@@ -1,6 +1,7 @@
-"""What the settings that every config has must be.
+"""Kinds and ranges of the settings that all configs share.
 
-Libraries take a wrong kind of value until something far from it fails, or for good: -1 epochs are a finished training.
+Libraries accept a value of the wrong kind until something unrelated fails, or for good: a training of -1 epochs is
+finished at once.
 """
 
 from __future__ import annotations
@@ -14,21 +15,21 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
-from backbones.errors import UserError
+from backbones.errors import ConfigError
 
 _ABSENT = object()
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _SCOPES = ("mmengine", "mmdet", "mmseg")
-_LARGEST_SEED = 2**32 - 1  # NumPy's
+_MAX_SEED = 2**32 - 1  # of numpy.random.seed
 
 
-def is_whole(value: Any, least: float = 0, most: float = math.inf) -> bool:
-    """Whether a value is a whole number in a range; ``True`` is none."""
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+def is_whole(value: object, minimum: float = 0, maximum: float = math.inf) -> bool:
+    """Whether a value is an integer in a range, limits included; ``True`` and ``False`` are not integers here."""
+    return isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= maximum
 
 
-def is_number(value: Any) -> bool:
-    """Whether a value is a finite number; ``True`` is none."""
+def is_number(value: object) -> bool:
+    """Whether a value is a finite number; ``True`` and ``False`` are not numbers here."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
@@ -73,7 +74,7 @@ _TEXT_OR_NONE = (_or_none(_is_text), "text is needed, or None")
 _COUNT = (_is_positive_count, "a whole number from 1 up is needed")
 _FLAG = (lambda value: isinstance(value, bool), "True or False is needed")
 
-# Outer settings before what is inside of them. A star stands for all entries.
+# Outer settings before those inside of them. A star stands for all keys of a mapping.
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model": _PART,
     "model.backbone": _MAPPING,
@@ -137,8 +138,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "env_cfg": _MAPPING,
     "randomness": _MAPPING,
     "randomness.seed": (
-        _or_none(lambda value: is_whole(value, 0, _LARGEST_SEED)),
-        f"a whole number from 0 to {_LARGEST_SEED} is needed",
+        _or_none(lambda value: is_whole(value, 0, _MAX_SEED)),
+        f"a whole number from 0 to {_MAX_SEED} is needed",
     ),
     "log_processor": _MAPPING_OR_NONE,
     "log_level": (lambda value: value in _LEVELS, f"choose from {', '.join(_LEVELS)}"),
@@ -154,21 +155,21 @@ def check_settings(cfg: Config) -> None:
     """Check the kinds and ranges of the settings that all configs share.
 
     Args:
-        cfg: A config; settings that it lacks are not missed here.
+        cfg: Config; a setting that it does not have is not checked.
 
     Raises:
-        UserError: For the first one that is wrong, with its place.
+        ConfigError: For the first wrong setting, with its dotted key.
     """
-    for place, (fits, wanted) in _RULES.items():
-        for name, value in _found(cfg, place):
+    for pattern, (fits, wanted) in _RULES.items():
+        for key, value in _matches(cfg, pattern):
             if not fits(value):
-                raise UserError(f"{name}={_short(value)}: {wanted}")
+                raise ConfigError(f"{key}={_short(value)}: {wanted}")
 
 
-def _found(cfg: Config, place: str) -> list[tuple[str, Any]]:
-    """The values at a place, with their full names."""
-    outer, _, leaf = place.rpartition(".")
-    node: Any = cfg._cfg_dict
+def _matches(cfg: Config, pattern: str) -> list[tuple[str, Any]]:
+    """Dotted key and value of each setting that a pattern of ``_RULES`` matches."""
+    outer, _, leaf = pattern.rpartition(".")
+    node: Any = dict(cfg.items())
     for part in outer.split(".") if outer else []:
         node = node.get(part, _ABSENT) if isinstance(node, dict) else _ABSENT
     if not isinstance(node, dict):

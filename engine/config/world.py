@@ -1,4 +1,4 @@
-"""Where a run takes place: how many processes, on which kind of device."""
+"""Processes and device of a run."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 
 import torch
 
-from backbones.errors import UserError
+from backbones.errors import ConfigError
 
 GPUS_PER_MACHINE = 8
 
 
 @dataclass(frozen=True)
 class Launch:
-    """Where a run takes place.
+    """Processes and device of a run.
 
     Attributes:
         processes: World size.
         device: ``cuda`` or ``cpu``.
-        local_processes: Processes on this machine, which share its cores.
+        local_processes: Processes on this machine, which share its CPU cores.
     """
 
     processes: int = 1
@@ -28,7 +28,7 @@ class Launch:
 
     @classmethod
     def from_environment(cls) -> Launch:
-        """Read torchrun's variables; one process where there are none."""
+        """Read torchrun's environment variables; without them it is one process."""
         return cls(
             processes=int(os.environ.get("WORLD_SIZE", 1)),
             device="cuda" if torch.cuda.is_available() else "cpu",
@@ -37,11 +37,14 @@ class Launch:
 
     @classmethod
     def on_gpus(cls, count: int) -> Launch:
-        """A launch on that many GPUs, at most eight in a machine, whatever this machine has.
+        """Describe a launch on other machines with eight GPUs each.
+
+        Args:
+            count: Number of GPUs, one for each process.
 
         Raises:
-            UserError: If there is none.
+            ConfigError: If the number is not positive.
         """
         if count < 1:
-            raise UserError(f"--gpus {count}: at least one is needed")
+            raise ConfigError(f"--gpus {count}: at least one is needed")
         return cls(count, "cuda", min(count, GPUS_PER_MACHINE))
