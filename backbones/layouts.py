@@ -1,8 +1,8 @@
-"""Checkpoint layouts: under which names and in which shapes others keep the tensors of a ConvNeXt.
+"""Checkpoint layouts: names and shapes of the tensors of a ConvNeXt in other code bases.
 
 A layout is a table of rows ``theirs -> ours``. In a row ``#`` stands for a number and ``@`` for ``weight`` or
-``bias``; both sides have the same ones in the same order, so that a table is read in either direction. Ours are the
-names of the released code, with the classifier as ``head.weight`` (K, C) and ``head.bias`` (K,).
+``bias``; both sides have the same wildcards in the same order, so that a table can be read in either direction. Our
+names are those of the released code, with the classifier as ``head.weight`` (K, C) and ``head.bias`` (K,).
 
 Sources: the released repositories of ConvNeXt and ConvNeXt-V2 (``remap_checkpoint_keys`` of the latter for the sparse
 encoder), timm 1.0, torchvision 0.26, Hugging Face transformers 4 and 5, mmpretrain 1.2.
@@ -21,24 +21,30 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from backbones.errors import UserError
+from backbones.errors import CheckpointError
 from backbones.variants import CONVNEXT_V1
 
 Rows = tuple[tuple[str, str], ...]
 LayoutName = Literal["ours", "timm", "torchvision", "hf"]
 
 _WILD = re.compile(r"([#@])")
-# Around the network in a whole model: parallel wrapper, training wrapper, the backbone's own place.
-PLACE = re.compile(r"(module\.)?(model\.)?(backbone\.)?")
-# A tensor, under our name, by which a ConvNeXt is known: a depthwise convolution, or at least the stem.
+# Prefix of the network in a whole model: parallel wrapper, training wrapper, attribute of the backbone.
+WRAPPER_PREFIX = re.compile(r"(module\.)?(model\.)?(backbone\.)?")
+# Tensors, under our names, by which a ConvNeXt is recognised: a depthwise convolution, or at least the stem.
 _DEPTHWISE = re.compile(r"(stages\.\d+|blocks)\.\d+\.dwconv\.weight")
 _STEM = "downsample_layers.0.0.weight"
 _NORMS = ("norm", "norm0", "norm1", "norm2", "norm3")
 _NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-class Place(NamedTuple):
-    """Where a tensor belongs: what stands before the network's names, our name, and whether it may be outside."""
+class ParsedName(NamedTuple):
+    """A name of a layout, parsed.
+
+    Attributes:
+        prefix: Prefix before the names of the network.
+        ours: Our name.
+        outside: Whether the tensor may lie outside of the network, as a head does.
+    """
 
     prefix: str
     ours: str
@@ -50,12 +56,12 @@ class Layout:
     """How one code base names a ConvNeXt.
 
     Attributes:
-        name: For people.
-        rows: Names inside of the network, ``(theirs, ours)``; the first that fits counts.
-        outside: Rows that may also stand beside the network, where a whole model holds it under a prefix.
-        inner: Prefixes of the network's own place in this code base, a regular expression.
+        name: Name in messages.
+        rows: Names inside of the network, ``(theirs, ours)``; the first match counts.
+        outside: Rows of tensors that may also lie beside the network, in a whole model that has it under a prefix.
+        inner: Regular expression of the network's own prefixes in this code base.
         lone_norm3_is_norm: Whether ``norm3`` without the other output norms is the norm of the pooled vector.
-        final_norm: Whether a whole network of this layout ends in a norm.
+        final_norm: Whether a complete network of this layout ends in a norm.
     """
 
     name: str
@@ -66,41 +72,41 @@ class Layout:
     final_norm: bool = True
 
     @cached_property
-    def _theirs(self) -> list[tuple[re.Pattern[str], str, bool]]:
+    def _read_rules(self) -> list[tuple[re.Pattern[str], str, bool]]:
         rows = [*((*row, False) for row in self.rows), *((*row, True) for row in self.outside)]
         return [(re.compile(rf"(?:(.+?)\.)?{_pattern(theirs)}"), ours, outside) for theirs, ours, outside in rows]
 
     @cached_property
-    def _ours(self) -> list[tuple[re.Pattern[str], str]]:
+    def _write_rules(self) -> list[tuple[re.Pattern[str], str]]:
         return [(re.compile(_pattern(ours)), theirs) for theirs, ours in (*self.rows, *self.outside)]
 
     @cached_property
-    def rooms(self) -> set[str]:
-        """First parts of the names that belong to the network and to nothing else."""
+    def network_modules(self) -> set[str]:
+        """Top-level modules that belong to the network alone."""
         return {theirs.partition(".")[0] for theirs, ours in self.rows if not ours.startswith("norm")}
 
     @cached_property
-    def head_rooms(self) -> set[str]:
-        """First parts of the head's names."""
+    def head_modules(self) -> set[str]:
+        """Top-level modules of the head."""
         return {theirs.partition(".")[0] for theirs, ours in self.outside if ours == "head.@"}
 
-    def read(self, name: str) -> Place | None:
-        """Understand a name of this layout, whatever stands before it."""
-        for pattern, ours, outside in self._theirs:
+    def read(self, name: str) -> ParsedName | None:
+        """Parse a name of this layout with any prefix; ``None`` if it is not one."""
+        for pattern, ours, outside in self._read_rules:
             if match := pattern.fullmatch(name):
-                return Place(match[1] or "", _fill(ours, match.groups()[1:]), outside)
+                return ParsedName(match[1] or "", _fill(ours, match.groups()[1:]), outside)
         return None
 
     def write(self, name: str) -> str | None:
-        """Translate our name into this layout's."""
-        for pattern, theirs in self._ours:
+        """Translate our name into this layout's; ``None`` if there is none."""
+        for pattern, theirs in self._write_rules:
             if match := pattern.fullmatch(name):
                 return _fill(theirs, match.groups())
         return None
 
     def knows_prefix(self, prefix: str) -> bool:
-        """Whether whole models of this layout keep the network there."""
-        return re.fullmatch(f"{PLACE.pattern}({self.inner})?", f"{prefix}." if prefix else "") is not None
+        """Whether whole models of this layout have the network under a prefix."""
+        return re.fullmatch(f"{WRAPPER_PREFIX.pattern}({self.inner})?", f"{prefix}." if prefix else "") is not None
 
 
 def _pattern(template: str) -> str:
@@ -113,9 +119,9 @@ def _fill(template: str, values: Iterable[str]) -> str:
     return _WILD.sub(lambda wild: next(left), template)
 
 
-def _blocks(place: str, names: Mapping[str, str], ours: str = "stages.#.#") -> Rows:
-    """Rows of a block that lies at ``place``, from our names inside of a block to theirs."""
-    return tuple((f"{place}.{theirs}", f"{ours}.{own}") for own, theirs in names.items())
+def _blocks(prefix: str, names: Mapping[str, str], ours: str = "stages.#.#") -> Rows:
+    """Rows of the block under ``prefix``, from our names inside of a block to theirs."""
+    return tuple((f"{prefix}.{theirs}", f"{ours}.{own}") for own, theirs in names.items())
 
 
 _OWN_BLOCK = {name: name for name in ("dwconv.@", "norm.@", "pwconv1.@", "pwconv2.@", "gamma", "grn.gamma", "grn.beta")}
@@ -127,12 +133,12 @@ OFFICIAL = Layout(
     (("downsample_layers.#.#.@", "downsample_layers.#.#.@"), *_blocks("stages.#.#", _OWN_BLOCK), *_OWN_NORMS),
     outside=_OWN_HEAD,
 )
-ISOTROPIC = Layout(
+OFFICIAL_ISOTROPIC = Layout(
     "official isotropic",
     (("stem.@", "stem.@"), *_blocks("blocks.#", _OWN_BLOCK, ours="blocks.#"), *_OWN_NORMS),
     outside=_OWN_HEAD,
 )
-# The masked autoencoder's encoder is sparse: linear layers and norms lie inside of wrappers, convolutions are kernels.
+# The masked autoencoder's encoder is sparse: linear layers and norms are wrapped, convolutions are sparse kernels.
 FCMAE = Layout(
     "FCMAE",
     (
@@ -257,7 +263,7 @@ DINOV3 = Layout(
     outside=(("layer_norm.@", "norm.@"),),
     inner=r"model\.",
 )
-LAYOUTS = (OFFICIAL, ISOTROPIC, FCMAE, MMPRETRAIN, TIMM, TORCHVISION, HUGGING_FACE, DINOV3)
+CHECKPOINT_LAYOUTS = (OFFICIAL, OFFICIAL_ISOTROPIC, FCMAE, MMPRETRAIN, TIMM, TORCHVISION, HUGGING_FACE, DINOV3)
 _WRITABLE = {"timm": TIMM, "torchvision": TORCHVISION, "hf": HUGGING_FACE}
 # timm builds these with 1x1 convolutions in place of linear layers, both for V1 and V2.
 _TIMM_CONV_MLP = {
@@ -267,18 +273,18 @@ _TIMM_CONV_MLP = {
 
 
 @dataclass(frozen=True)
-class Anatomy:
-    """Sizes of a ConvNeXt, as its tensors tell them. An isotropic one has a single stage.
+class ConvNeXtSizes:
+    """Sizes of a ConvNeXt. An isotropic one has a single stage.
 
     Attributes:
         depths: Blocks per stage.
         dims: Channels per stage.
-        hidden: Channels inside of the blocks' MLP, per stage.
+        hidden: Hidden channels of the MLP, per stage.
         in_channels: Channels of the image.
         kernel_size: Side of the depthwise kernels.
         layer_scale: Whether the blocks have ``gamma``.
         grn: Whether the blocks have response normalisation (V2).
-        norms: Norms after the stages: ``norm``, ``norm0``...
+        norms: Names of the norms after the stages: ``norm``, ``norm0``...
         classes: Outputs of the head; ``None`` without one.
     """
 
@@ -294,11 +300,11 @@ class Anatomy:
 
     @property
     def isotropic(self) -> bool:
-        """Whether all blocks work at one resolution."""
+        """Whether all blocks have one resolution."""
         return len(self.depths) == 1
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Our name and the shape of every tensor."""
+        """Shape of every tensor, under our names."""
         dims = self.dims
         layers: dict[str, tuple[int, ...]] = {}
         if self.isotropic:
@@ -341,15 +347,11 @@ class Anatomy:
         return shapes
 
 
-def measure(tensors: Mapping[str, Tensor], owner: str) -> Anatomy:
-    """Read the sizes of a ConvNeXt off its tensors, all of which must be there and fit each other.
+def infer_sizes(tensors: Mapping[str, Tensor]) -> ConvNeXtSizes:
+    """Infer the sizes of a ConvNeXt from its tensors, which may be incomplete or contradict each other.
 
     Args:
-        tensors: Under our names, head and output norms as they are.
-        owner: What holds them, for errors.
-
-    Raises:
-        UserError: If a tensor is missing, has no place in a ConvNeXt, or does not fit the others.
+        tensors: Tensors under our names, with or without head and output norms.
     """
     numbers: dict[int, int] = {}
     for name in tensors:
@@ -368,7 +370,7 @@ def measure(tensors: Mapping[str, Tensor], owner: str) -> Anatomy:
 
     stages = range(1 if isotropic else 4)
     first = ["blocks.0" if isotropic else f"stages.{i}.0" for i in stages]
-    anatomy = Anatomy(
+    return ConvNeXtSizes(
         depths=tuple(numbers.get(i, 1) for i in stages),
         dims=tuple(size(f"{place}.dwconv.weight", 0) for place in first),
         hidden=tuple(size(f"{place}.pwconv1.weight", 0) for place in first),
@@ -380,38 +382,53 @@ def measure(tensors: Mapping[str, Tensor], owner: str) -> Anatomy:
         norms=tuple(name for name in _NORMS if has(name) or (name == "norm" and has("head"))),
         classes=size("head.weight", 0) if has("head") else None,
     )
-    shapes = anatomy.shapes()
-    if missing := [name for name in shapes if name not in tensors]:
-        raise UserError(f"{owner} lacks {len(missing)} of {len(shapes)} tensors: {summary(missing)}")
-    if strange := [name for name in tensors if name not in shapes]:
-        raise UserError(f"{owner} is no plain ConvNeXt: nothing here has a place for {summary(strange)}")
-    for name, shape in shapes.items():
-        if tuple(tensors[name].shape) != shape:
-            raise UserError(
-                f"{owner} does not fit together: {name} is {tuple(tensors[name].shape)}, its other tensors want {shape}"
-            )
-    return anatomy
+
+
+def check_sizes(tensors: Mapping[str, Tensor], owner: str) -> ConvNeXtSizes:
+    """Infer the sizes of a ConvNeXt and require that its tensors are complete and fit each other.
+
+    Args:
+        tensors: Tensors under our names, with or without head and output norms.
+        owner: Name of what the tensors belong to, for messages.
+
+    Raises:
+        CheckpointError: If a tensor is missing, does not belong to a ConvNeXt, or does not fit the others.
+    """
+    sizes = infer_sizes(tensors)
+    if problem := _size_problem(tensors, sizes):
+        raise CheckpointError(f"{owner} {problem}")
+    return sizes
 
 
 def is_convnext(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether tensors under our names are those of a ConvNeXt, whole and nothing else."""
-    try:
-        measure(tensors, "the network")
-    except UserError:
-        return False
-    return True
+    """Whether tensors under our names are exactly those of a ConvNeXt."""
+    return _size_problem(tensors, infer_sizes(tensors)) is None
+
+
+def _size_problem(tensors: Mapping[str, Tensor], sizes: ConvNeXtSizes) -> str | None:
+    """The first reason why tensors are not those of a ConvNeXt of these sizes; ``None`` if they are."""
+    shapes = sizes.shapes()
+    if missing := [name for name in shapes if name not in tensors]:
+        return f"lacks {len(missing)} of {len(shapes)} tensors: {summarize_names(missing)}"
+    if unexpected := [name for name in tensors if name not in shapes]:
+        return f"is no plain ConvNeXt: nothing here has a place for {summarize_names(unexpected)}"
+    for name, shape in shapes.items():
+        found = tuple(tensors[name].shape)
+        if found != shape:
+            return f"does not fit together: {name} is {found}, its other tensors want {shape}"
+    return None
 
 
 @dataclass(frozen=True)
-class Found:
-    """A ConvNeXt in a file.
+class MatchedTensors:
+    """Tensors of a file, matched to the names of a network.
 
     Attributes:
-        layout: Name of its layout, for people.
-        tensors: Its tensors under our names and in our shapes, those of the head included.
-        names: For each of these, the name in the file.
+        layout: Name of the file's layout; empty if the file has the network's own names.
+        tensors: Tensors of the network, including the head, under our names and in our shapes.
+        names: Name in the file for each of ``tensors``.
         others: Names of the file's other tensors.
-        final_norm: Whether files of this layout have the norm of the pooled vector; a pre-trained encoder has none.
+        final_norm: Whether files of this layout have the norm of the pooled vector; an FCMAE encoder has none.
     """
 
     layout: str
@@ -422,88 +439,91 @@ class Found:
 
     @property
     def head(self) -> tuple[Tensor, Tensor] | None:
-        """Weight ``(K, C)`` and bias ``(K,)`` of the classifier, where there is one."""
+        """Weight ``(K, C)`` and bias ``(K,)`` of the classifier; ``None`` without one."""
         return (self.tensors["head.weight"], self.tensors["head.bias"]) if "head.weight" in self.tensors else None
 
 
-def to_ours(tensors: Mapping[str, Tensor], source: str) -> Found:
-    """Recognise the layout of a ConvNeXt and bring it under our names.
+def to_ours(tensors: Mapping[str, Tensor], source: str) -> MatchedTensors:
+    """Recognise the layout of a ConvNeXt and convert its tensors to our names and shapes.
 
     Args:
-        tensors: Content of a file, with whatever stands around the network.
-        source: Name of the file, for errors.
+        tensors: Content of a file, with any prefix and other tensors.
+        source: Name of the file, for messages.
 
     Raises:
-        UserError: If there is no ConvNeXt or more than one, if a tensor is missing, does not fit or is not finite, or
-            if something is inside of the network that no ConvNeXt has.
+        CheckpointError: If there is no ConvNeXt or more than one, if a tensor is missing, does not fit or is not
+            finite, or if the network has tensors that a ConvNeXt has not.
     """
     found = find_convnext(tensors, source)
     if found is None:
         first = ", ".join(list(tensors)[:2]) or "no tensors at all"
-        raise UserError(f"checkpoint {source!r} holds no ConvNeXt of a known layout; it begins with: {first}")
+        raise CheckpointError(f"checkpoint {source!r} holds no ConvNeXt of a known layout; it begins with: {first}")
     return found
 
 
-def find_convnext(tensors: Mapping[str, Tensor], source: str) -> Found | None:
+def find_convnext(tensors: Mapping[str, Tensor], source: str) -> MatchedTensors | None:
     """Like :func:`to_ours`, but ``None`` where there is no ConvNeXt."""
-    place = _locate(tensors, source)
-    if place is None:
+    detected = _detect_layout(tensors, source)
+    if detected is None:
         return None
-    layout, prefix = place
+    layout, prefix = detected
     owner = f"checkpoint {source!r} ({layout.name} layout)"
     if not layout.knows_prefix(prefix):
-        raise UserError(f"checkpoint {source!r} keeps its ConvNeXt under the unknown prefix {prefix + '.'!r}")
-    names, others = _sort(tensors, layout, prefix, owner)
+        raise CheckpointError(f"checkpoint {source!r} keeps its ConvNeXt under the unknown prefix {prefix + '.'!r}")
+    names, others = _assign_names(tensors, layout, prefix, owner)
     found = {}
     for ours, name in names.items():
-        check_plain(name, tensors[name], source)
-        found[ours] = _adapt(ours, tensors[name], kernel=name.endswith(".kernel"))
-    measure(found, owner)
+        check_float_tensor(name, tensors[name], source)
+        found[ours] = _reshape_to_ours(ours, tensors[name], kernel=name.endswith(".kernel"))
+    check_sizes(found, owner)
     for ours, name in names.items():
         check_finite(name, found[ours], source)
-    return Found(layout.name, found, names, others, layout.final_norm)
+    return MatchedTensors(layout.name, found, names, others, layout.final_norm)
 
 
-def _locate(names: Iterable[str], source: str) -> tuple[Layout, str] | None:
-    """Layout and prefix of the one ConvNeXt among some names; ``None`` without one."""
+def _detect_layout(names: Iterable[str], source: str) -> tuple[Layout, str] | None:
+    """Layout and prefix of the ConvNeXt among some names; ``None`` without one."""
     counts: Counter[tuple[int, str]] = Counter()
     certain: set[tuple[int, str]] = set()
     likely: set[tuple[int, str]] = set()
     for name in names:
-        for number, layout in enumerate(LAYOUTS):
-            if place := layout.read(name):
-                counts[number, place.prefix] += 1
-                if _DEPTHWISE.fullmatch(place.ours):
-                    certain.add((number, place.prefix))
-                elif place.ours == _STEM:
-                    likely.add((number, place.prefix))
+        for number, layout in enumerate(CHECKPOINT_LAYOUTS):
+            if parsed := layout.read(name):
+                counts[number, parsed.prefix] += 1
+                if _DEPTHWISE.fullmatch(parsed.ours):
+                    certain.add((number, parsed.prefix))
+                elif parsed.ours == _STEM:
+                    likely.add((number, parsed.prefix))
     if len(certain) > 1:
-        several = " and ".join(f"{LAYOUTS[i].name} under {prefix!r}" for i, prefix in sorted(certain))
-        raise UserError(f"checkpoint {source!r} is ambiguous, it mixes several ConvNeXts: {several}")
-    # Without a single depthwise convolution the error will tell what is missing, in the layout that explains most.
+        several = " and ".join(f"{CHECKPOINT_LAYOUTS[i].name} under {prefix!r}" for i, prefix in sorted(certain))
+        raise CheckpointError(f"checkpoint {source!r} is ambiguous, it mixes several ConvNeXts: {several}")
+    # Without a depthwise convolution the error will say what is missing, in the layout that matches most names.
     chosen = sorted(certain or likely, key=lambda one: (-counts[one], one))
-    return (LAYOUTS[chosen[0][0]], chosen[0][1]) if chosen else None
+    return (CHECKPOINT_LAYOUTS[chosen[0][0]], chosen[0][1]) if chosen else None
 
 
-def _sort(names: Iterable[str], layout: Layout, prefix: str, owner: str) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Our names and the file's for the network at ``prefix``, and the file's names of everything else."""
+def _assign_names(
+    names: Iterable[str], layout: Layout, prefix: str, owner: str
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Our names and the file's names for the network at ``prefix``, and the names of all other tensors."""
     around = prefix.rpartition(".")[0]
-    rooms = tuple(_below(prefix, room) for room in layout.rooms)
-    head_rooms = tuple(_below(place, room) for room in layout.head_rooms for place in (prefix, around))
+    network_modules = tuple(_module_prefix(prefix, module) for module in layout.network_modules)
+    head_modules = tuple(_module_prefix(outer, module) for module in layout.head_modules for outer in (prefix, around))
     found: dict[str, str] = {}
     others = []
     for name in names:
-        place = layout.read(name)
-        if place and (place.prefix == prefix or (place.outside and place.prefix == around)):
-            if place.ours in found:
-                raise UserError(f"{owner} is ambiguous: both {found[place.ours]} and {name} are its {place.ours}")
-            found[place.ours] = name
-        elif name.startswith(rooms):
-            raise UserError(f"{owner} is no plain ConvNeXt: nothing here has a place for {name}")
+        parsed = layout.read(name)
+        if parsed and (parsed.prefix == prefix or (parsed.outside and parsed.prefix == around)):
+            ours = parsed.ours
+            if ours in found:
+                raise CheckpointError(f"{owner} is ambiguous: both {found[ours]} and {name} are its {ours}")
+            found[ours] = name
+        elif name.startswith(network_modules):
+            raise CheckpointError(f"{owner} is no plain ConvNeXt: nothing here has a place for {name}")
         else:
             others.append(name)
-    if any(name.startswith(head_rooms) for name in others):
-        # More than one linear layer (a hidden layer, a projection): the last of them alone is no classifier.
+    if any(name.startswith(head_modules) for name in others):
+        # More than one linear layer (a hidden layer, a projection): the last one alone is no classifier.
         others += [found.pop(part) for part in ("head.weight", "head.bias") if part in found]
     outputs = {ours.partition(".")[0] for ours in found if re.match(r"norm\d?\.", ours)}
     if layout.lone_norm3_is_norm and outputs == {"norm3"}:
@@ -511,42 +531,44 @@ def _sort(names: Iterable[str], layout: Layout, prefix: str, owner: str) -> tupl
     return found, tuple(others)
 
 
-def _below(prefix: str, part: str) -> str:
+def _module_prefix(prefix: str, part: str) -> str:
     return f"{prefix}.{part}." if prefix else f"{part}."
 
 
-def check_plain(name: str, value: Tensor, source: str) -> None:
-    """Refuse what only looks like a weight: integers, sparse tensors, tensors without numbers or of 8 bits.
+def check_float_tensor(name: str, value: Tensor, source: str) -> None:
+    """Refuse tensors that are not dense floating-point numbers of 16, 32 or 64 bits, or that have no storage.
 
     Raises:
-        UserError: With the tensor's name.
+        CheckpointError: If the tensor is refused, with its name.
     """
     if value.layout is not torch.strided or value.is_meta or value.dtype not in _NUMBERS:
-        raise UserError(f"checkpoint {source!r}: {name} is no array of floating-point numbers of 16, 32 or 64 bits")
+        raise CheckpointError(
+            f"checkpoint {source!r}: {name} is no array of floating-point numbers of 16, 32 or 64 bits"
+        )
     if value.untyped_storage().nbytes() < value.nbytes:
-        # One number seen at many places: a small file could ask for more memory than there is.
-        raise UserError(f"checkpoint {source!r}: {name} claims {value.numel()} numbers, the file has fewer")
+        # An expanded view: a small file could ask for more memory than there is.
+        raise CheckpointError(f"checkpoint {source!r}: {name} claims {value.numel()} numbers, the file has fewer")
 
 
 def check_finite(name: str, value: Tensor, source: str) -> None:
-    """Refuse a weight with NaN or infinity in it.
+    """Refuse a tensor with NaN or infinite values.
 
     Raises:
-        UserError: With the tensor's name.
+        CheckpointError: If there are any, with the tensor's name.
     """
     if not bool(torch.isfinite(value).all()):
         bad = int((~torch.isfinite(value)).sum())
-        raise UserError(f"checkpoint {source!r}: {name} has {bad} NaN or infinite values of {value.numel()}")
+        raise CheckpointError(f"checkpoint {source!r}: {name} has {bad} NaN or infinite values of {value.numel()}")
 
 
-def _adapt(name: str, value: Tensor, kernel: bool) -> Tensor:
-    """Bring a tensor into our shape; one that cannot be brought there stays as it is, and :func:`measure` says so.
+def _reshape_to_ours(name: str, value: Tensor, kernel: bool) -> Tensor:
+    """Reshape a tensor to our shape; one that does not fit is returned unchanged, for :func:`check_sizes` to refuse.
 
     Args:
         name: Our name.
         value: Tensor of any layout.
-        kernel: Whether it is a sparse kernel: ``(k * k, C)``, or ``(k * k, C_in, C_out)``, the place in the window
-            counted column by column.
+        kernel: The tensor is a sparse kernel: ``(k * k, C)``, or ``(k * k, C_in, C_out)``, with the positions of the
+            window in column-major order.
     """
     if kernel:
         side = math.isqrt(value.shape[0]) if value.ndim in (2, 3) else -1
@@ -564,71 +586,71 @@ def _adapt(name: str, value: Tensor, kernel: bool) -> Tensor:
 
 
 def from_ours(tensors: Mapping[str, Tensor], layout: LayoutName) -> dict[str, Tensor]:
-    """Bring a ConvNeXt from our names under those of another code base.
+    """Convert a ConvNeXt from our names and shapes to those of another code base.
 
     Args:
-        tensors: Under our names, with or without the head, of V1 or V2.
-        layout: Whose names and shapes: ``ours``, ``timm``, ``torchvision`` or ``hf`` (transformers).
+        tensors: Tensors of V1 or V2 under our names, with or without the head.
+        layout: Layout to write: ``ours``, ``timm``, ``torchvision`` or ``hf`` (transformers).
 
     Returns:
-        New names, in the order of ``tensors``; the values are views where that is possible.
+        Tensors under the new names, in the order of ``tensors``; views where possible.
 
     Raises:
-        UserError: If the tensors are no whole ConvNeXt, or that code base has no such network.
+        CheckpointError: If the tensors are no complete ConvNeXt, or that code base has no such network.
     """
-    anatomy = measure(tensors, "the network")
+    sizes = check_sizes(tensors, "the network")
     if layout == "ours":
         return dict(tensors)
-    if lacking := _lacking(anatomy, layout):
-        raise UserError(f"{layout} has no ConvNeXt with {lacking}: choose another layout")
+    if missing := _unsupported_feature(sizes, layout):
+        raise CheckpointError(f"{layout} has no ConvNeXt with {missing}: choose another layout")
     table = _WRITABLE[layout]
     inside = ""
-    if layout == "hf" and anatomy.classes is not None:
-        inside = "convnextv2." if anatomy.grn else "convnext."
+    if layout == "hf" and sizes.classes is not None:
+        inside = "convnextv2." if sizes.grn else "convnext."
     renamed = {}
     for name, value in tensors.items():
         theirs = table.write(name)
         assert theirs is not None, f"{layout} has no name for {name}"
-        place = theirs if name.startswith("head.") else inside + theirs
-        renamed[place] = _RESHAPE[layout](name, value, anatomy)
+        prefix = "" if name.startswith("head.") else inside
+        renamed[prefix + theirs] = _RESHAPE[layout](name, value, sizes)
     return renamed
 
 
-def _lacking(anatomy: Anatomy, layout: LayoutName) -> str | None:
-    """What a code base has no ConvNeXt with; ``None`` if it has this one."""
-    if anatomy.isotropic:
+def _unsupported_feature(sizes: ConvNeXtSizes, layout: LayoutName) -> str | None:
+    """A feature of this ConvNeXt that a code base does not have; ``None`` if it has all."""
+    if sizes.isotropic:
         return "one resolution at all depths (isotropic)"
-    if anatomy.hidden != tuple(4 * dim for dim in anatomy.dims):
+    if sizes.hidden != tuple(4 * dim for dim in sizes.dims):
         return "an MLP that is not 4 times as wide as its block"
-    if layout != "timm" and anatomy.kernel_size != 7:
-        return f"depthwise kernels of {anatomy.kernel_size} x {anatomy.kernel_size} (7 x 7 only)"
-    if layout == "torchvision" and anatomy.grn:
+    if layout != "timm" and sizes.kernel_size != 7:
+        return f"depthwise kernels of {sizes.kernel_size} x {sizes.kernel_size} (7 x 7 only)"
+    if layout == "torchvision" and sizes.grn:
         return "global response normalisation (V2)"
-    if layout == "torchvision" and not anatomy.layer_scale:
+    if layout == "torchvision" and not sizes.layer_scale:
         return "no layer scale"
-    if layout == "hf" and anatomy.grn and anatomy.layer_scale:
+    if layout == "hf" and sizes.grn and sizes.layer_scale:
         return "both global response normalisation and layer scale"
-    if layout != "hf" and (outputs := [name for name in anatomy.norms if name != "norm"]):
+    if layout != "hf" and (outputs := [name for name in sizes.norms if name != "norm"]):
         return f"norms for dense outputs ({', '.join(outputs)})"
     return None
 
 
-def _shape_for_timm(name: str, value: Tensor, anatomy: Anatomy) -> Tensor:
+def _shape_for_timm(name: str, value: Tensor, sizes: ConvNeXtSizes) -> Tensor:
     if ".grn." in name:
         return value.flatten()
-    convolutions = (anatomy.depths, anatomy.dims) in _TIMM_CONV_MLP
+    convolutions = (sizes.depths, sizes.dims) in _TIMM_CONV_MLP
     return value[:, :, None, None] if convolutions and re.search(r"pwconv\d\.weight$", name) else value
 
 
-def _shape_for_torchvision(name: str, value: Tensor, anatomy: Anatomy) -> Tensor:
+def _shape_for_torchvision(name: str, value: Tensor, sizes: ConvNeXtSizes) -> Tensor:
     return value[:, None, None] if name.endswith(".gamma") else value
 
 
-def _shape_for_hugging_face(name: str, value: Tensor, anatomy: Anatomy) -> Tensor:
+def _shape_for_hugging_face(name: str, value: Tensor, sizes: ConvNeXtSizes) -> Tensor:
     return value
 
 
-_RESHAPE: dict[str, Callable[[str, Tensor, Anatomy], Tensor]] = {
+_RESHAPE: dict[str, Callable[[str, Tensor, ConvNeXtSizes], Tensor]] = {
     "timm": _shape_for_timm,
     "torchvision": _shape_for_torchvision,
     "hf": _shape_for_hugging_face,
@@ -636,38 +658,38 @@ _RESHAPE: dict[str, Callable[[str, Tensor, Anatomy], Tensor]] = {
 
 
 def hugging_face_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """``config.json`` for transformers, which cannot tell a network's sizes from its tensors.
+    """``config.json`` for transformers, which does not infer the sizes of a network from its tensors.
 
     Args:
-        tensors: Under our names; with the head the config is a classifier's, with ``norm0``... a backbone's.
+        tensors: Tensors under our names; with a head the config is a classifier's, with ``norm0``... a backbone's.
     """
-    anatomy = measure(tensors, "the network")
-    family = "ConvNextV2" if anatomy.grn else "ConvNext"
-    outputs = [f"stage{int(name[4:]) + 1}" for name in anatomy.norms if name != "norm"]
-    kind = "ForImageClassification" if anatomy.classes is not None else "Backbone" if outputs else "Model"
+    sizes = check_sizes(tensors, "the network")
+    family = "ConvNextV2" if sizes.grn else "ConvNext"
+    outputs = [f"stage{int(name[4:]) + 1}" for name in sizes.norms if name != "norm"]
+    kind = "ForImageClassification" if sizes.classes is not None else "Backbone" if outputs else "Model"
     config: dict[str, Any] = {
         "architectures": [family + kind],
         "model_type": family.lower(),
-        "num_channels": anatomy.in_channels,
+        "num_channels": sizes.in_channels,
         "patch_size": 4,
         "num_stages": 4,
-        "hidden_sizes": list(anatomy.dims),
-        "depths": list(anatomy.depths),
+        "hidden_sizes": list(sizes.dims),
+        "depths": list(sizes.depths),
         "hidden_act": "gelu",
         "layer_norm_eps": 1e-6,
         "dtype": str(next(iter(tensors.values())).dtype).removeprefix("torch."),
     }
-    if not anatomy.grn:
-        config["layer_scale_init_value"] = 1e-6 if anatomy.layer_scale else 0.0
+    if not sizes.grn:
+        config["layer_scale_init_value"] = 1e-6 if sizes.layer_scale else 0.0
     if outputs:
         config["out_features"] = outputs
-    if anatomy.classes is not None:
-        config["id2label"] = {str(i): f"LABEL_{i}" for i in range(anatomy.classes)}
+    if sizes.classes is not None:
+        config["id2label"] = {str(i): f"LABEL_{i}" for i in range(sizes.classes)}
         config["label2id"] = {label: int(i) for i, label in config["id2label"].items()}
     return config
 
 
-def summary(names: Iterable[str]) -> str:
-    """The first modules among some tensor names, and how many more there are."""
+def summarize_names(names: Iterable[str]) -> str:
+    """The first four modules among tensor names, and the number of the others."""
     groups = list(dict.fromkeys(name.rsplit(".", 1)[0] for name in names))
     return ", ".join(groups[:4]) + (f" and {len(groups) - 4} more" if len(groups) > 4 else "")

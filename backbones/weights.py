@@ -26,16 +26,16 @@ from torch import Tensor
 from backbones.errors import CheckpointError, first_line
 from backbones.files import written_whole
 from backbones.layouts import (
-    PLACE,
-    Found,
+    WRAPPER_PREFIX,
     LayoutName,
+    MatchedTensors,
     check_finite,
-    check_plain,
+    check_float_tensor,
     find_convnext,
     from_ours,
     hugging_face_config,
     is_convnext,
-    summary,
+    summarize_names,
     to_ours,
 )
 
@@ -99,8 +99,8 @@ class LoadReport:
     def __str__(self) -> str:
         line = f"{self.loaded}/{self.total} backbone tensors loaded from {self.source}"
         line += f" ({self.layout} layout)" if self.layout else ""
-        line += f", new: {summary(self.missing)}" if self.missing else ""
-        line += f", skipped: {summary(self.unexpected)}" if self.unexpected else ""
+        line += f", new: {summarize_names(self.missing)}" if self.missing else ""
+        line += f", skipped: {summarize_names(self.unexpected)}" if self.unexpected else ""
         return line + (f"; classifier's head {self.head}" if self.head else "")
 
     def as_dict(self) -> dict[str, Any]:
@@ -267,7 +267,8 @@ def load_backbone_weights(
         if not network.may_be_missing(name) and (matched.final_norm or not name.startswith("norm."))
     ]
     if lost:
-        raise CheckpointError(f"checkpoint {source!r} lacks {len(lost)} of {len(expected)} tensors: {summary(lost)}")
+        names = summarize_names(lost)
+        raise CheckpointError(f"checkpoint {source!r} lacks {len(lost)} of {len(expected)} tensors: {names}")
     for name, value in expected.items():
         if name in matched.tensors and matched.tensors[name].shape != value.shape:
             theirs, ours = tuple(matched.tensors[name].shape), tuple(value.shape)
@@ -285,13 +286,13 @@ def load_backbone_weights(
     return report
 
 
-def _match_names(network: Backbone, tensors: dict[str, Tensor], source: str) -> Found:
+def _match_names(network: Backbone, tensors: dict[str, Tensor], source: str) -> MatchedTensors:
     """The tensors of a file under the names of the network."""
     own = network.state_dict()
     if is_convnext(own):
         return to_ours(tensors, source)
     # A baseline, which knows its own layouts, or a network that has no other names than ours (a step of the roadmap).
-    prefix = max((PLACE.match(name)[0] for name in tensors), key=len, default="")  # type: ignore[index]
+    prefix = max((WRAPPER_PREFIX.match(name)[0] for name in tensors), key=len, default="")  # type: ignore[index]
     inside = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     others = tuple(name for name in tensors if not name.startswith(prefix))
     renamed = network.rename_weights(inside)
@@ -301,9 +302,9 @@ def _match_names(network: Backbone, tensors: dict[str, Tensor], source: str) -> 
     names = {name: prefix + name if name in inside else name for name in renamed}
     for name in own.keys() & renamed.keys():
         if own[name].is_floating_point():  # not the integer batch counter of batch normalisation
-            check_plain(names[name], renamed[name], source)
+            check_float_tensor(names[name], renamed[name], source)
             check_finite(names[name], renamed[name], source)
-    return Found("", renamed, names, others)
+    return MatchedTensors("", renamed, names, others)
 
 
 def find_head(checkpoint: Mapping[str, Any], source: str, averaged: bool = False) -> tuple[Tensor, Tensor] | None:
@@ -328,7 +329,7 @@ def find_head(checkpoint: Mapping[str, Any], source: str, averaged: bool = False
         return None
     names = weights[0], weights[0].removesuffix("weight") + "bias"
     for name in names:
-        check_plain(name, tensors[name], source)
+        check_float_tensor(name, tensors[name], source)
         check_finite(name, tensors[name], source)
     weight, bias = (tensors[name] for name in names)
     weight = weight.flatten(1) if weight.ndim == 4 else weight  # a 1x1 convolution in timm's BiT

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from backbones.base import Backbone
 from backbones.errors import CheckpointError
-from backbones.layouts import check_finite, check_plain, find_convnext
+from backbones.layouts import check_finite, check_float_tensor, find_convnext
 from backbones.weights import network_tensors, read_checkpoint
 
 BACKBONE, PREPROCESSOR = "backbone.", "data_preprocessor."
@@ -255,7 +255,7 @@ def _check_values(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], f
                 "model"
             )
         if name not in fresh and value.is_floating_point() and not value.is_meta:  # names alone are compared there
-            check_plain(name, tensors[name], source)
+            check_float_tensor(name, tensors[name], source)
             check_finite(name, tensors[name], source)
 
 

@@ -32,7 +32,7 @@ from transformers import (
 from backbones import UserError, build_backbone
 from backbones.convnext import ConvNeXt
 from backbones.isotropic import IsotropicConvNeXt
-from backbones.layouts import Found, find_convnext, from_ours, hugging_face_config, to_ours
+from backbones.layouts import MatchedTensors, find_convnext, from_ours, hugging_face_config, to_ours
 from backbones.variants import CONVNEXT_V1, CONVNEXT_V2
 
 FOUR = (0, 1, 2, 3)
@@ -93,7 +93,7 @@ def picture(width: int) -> Tensor:
     return torch.randn(1, 3, *((64, 48) if width <= 128 else (32, 32)))
 
 
-def backbone_of(found: Found, network: Any) -> Any:
+def backbone_of(found: MatchedTensors, network: Any) -> Any:
     return filled(network, {name: value for name, value in found.tensors.items() if not name.startswith("head.")})
 
 
