@@ -7,13 +7,13 @@ from collections import Counter
 from pathlib import Path
 
 from classification.data import FolderDataset, class_folders, folder_difference, list_images
-from engine.data.checker import DataFile, DatasetChecker, nearest_name_hint, register_data_checker
+from engine.data.checker import DATA_CHECKERS, DataFile, DatasetChecker, nearest_name_hint
 from engine.data.image_files import ImageInfo
 
 MIN_CLASS_IMAGES = 2  # fewer training images of a class are worth a warning
 
 
-@register_data_checker(FolderDataset)
+@DATA_CHECKERS.register(FolderDataset)
 class FolderChecker(DatasetChecker):
     """Checks a :class:`~classification.data.FolderDataset`: its folders against the classes, and its images."""
 

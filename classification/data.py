@@ -1,4 +1,4 @@
-"""Folder data sets (one folder per class, as ImageNet is laid out) and the paper's augmentation."""
+"""Folder data sets, one folder per class as in ImageNet, and the paper's augmentation."""
 
 from __future__ import annotations
 
@@ -18,28 +18,29 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torchvision.transforms import ColorJitter
 
-from backbones.errors import UserError
+from backbones.errors import ConfigError, DataError
 from classification import augment
 from classification.decode import Crop, read_crop, read_rgb
 from engine.config.schema import is_whole
 from engine.data.image_files import IMAGE_SUFFIXES
 
-ASPECT_RATIO = (3 / 4, 4 / 3)  # range of the random crop's, width over height
+CROP_ASPECT_RATIOS = (3 / 4, 4 / 3)  # range of width over height of the random crop
 
 
 @DATASETS.register_module()
 class FolderDataset(BaseDataset):
-    """``data_root/<split>/<class>/<image>``, at any depth below the class.
+    """Images in ``data_root/<split>/<class>/``, at any depth below the class folder.
 
     Args:
         data_root: Folder of the data set.
         split: Sub-folder, such as ``train`` or ``val``.
-        metainfo: ``classes`` gives the names, and by their order the labels.
-        pipeline: Transforms; the first one receives ``img_path`` and ``gt_label``.
-        every: Take one in so many images of each class, in sorted order, for a study on a part of the data.
+        metainfo: ``classes`` lists the class names; a label is a position in this list.
+        pipeline: Configs of the transforms; the first one receives ``img_path`` and ``gt_label``.
+        every: Use every n-th image of each class, in sorted order, for studies on a part of the data.
 
     Raises:
-        UserError: If the folders and the classes differ, a class has no image, or ``every`` is no positive number.
+        ConfigError: If ``every`` is no positive number.
+        DataError: If the folders and the classes differ, or a class has no image.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class FolderDataset(BaseDataset):
         every: int = 1,
     ) -> None:
         if not is_whole(every, 1):
-            raise UserError(f"dataset.every={every}: 10 takes every tenth image of a class, 1 takes all")
+            raise ConfigError(f"dataset.every={every}: 10 takes every tenth image of a class, 1 takes all")
         self.split, self.every = split, every
         super().__init__(data_root=data_root, metainfo=metainfo, pipeline=pipeline, serialize_data=True)
 
@@ -59,26 +60,35 @@ class FolderDataset(BaseDataset):
         """List the images in sorted order, with their labels."""
         root = Path(self.data_root) / self.split
         if not root.is_dir():
-            raise UserError(f"no image folder {str(root)!r}: put the classes' folders there, or set data_root")
+            raise DataError(f"no image folder {str(root)!r}: put the classes' folders there, or set data_root")
         classes = self.metainfo["classes"]
-        if differ := folder_difference(root, classes):
-            raise UserError(f"{str(root)!r}: {differ}: set classes to the folders' names")
+        if difference := folder_difference(root, classes):
+            raise DataError(f"{str(root)!r}: {difference}: set classes to the folders' names")
         samples = []
         for label, name in enumerate(classes):
             images = sorted(list_images(root / name))
             if not images:
-                raise UserError(f"{str(root / name)!r} holds no image ({', '.join(IMAGE_SUFFIXES)})")
+                raise DataError(f"{str(root / name)!r} holds no image ({', '.join(IMAGE_SUFFIXES)})")
             samples += [{"img_path": image, "gt_label": label} for image in images[:: self.every]]
         return samples
 
 
 def class_folders(root: Path) -> set[str]:
-    """Names of the folders directly under ``root``; a link that leads nowhere, or round in a circle, is none."""
+    """Names of the folders directly under ``root``, without dangling or circular symbolic links.
+
+    Args:
+        root: Folder of a split.
+    """
     return {name for name in os.listdir(root) if os.path.isdir(os.path.join(root, name))}
 
 
 def folder_difference(root: Path, classes: Sequence[str]) -> str | None:
-    """In which way the folders under ``root`` are not those of the classes, or ``None`` where they are."""
+    """Description of the difference between class folders and classes, ``None`` if there is none.
+
+    Args:
+        root: Folder of a split.
+        classes: Class names of the config.
+    """
     folders = class_folders(root)
     absent, unknown = sorted(set(classes) - folders), sorted(folders - set(classes))
     if not absent and not unknown:
@@ -88,39 +98,39 @@ def folder_difference(root: Path, classes: Sequence[str]) -> str | None:
 
 
 def list_images(folder: Path, others: list[str] | None = None, unreadable: list[OSError] | None = None) -> list[str]:
-    """Images in a folder, at any depth, unsorted.
+    """Paths of the images in a folder, at any depth, unsorted.
 
     Args:
-        folder: Where.
-        others: Receives the files that are no images by their names.
-        unreadable: Receives what keeps a folder from being read.
+        folder: Folder to search.
+        others: List that receives the paths of files without an image suffix.
+        unreadable: List that receives the errors of folders that cannot be read.
     """
     images = []
-    for where, _, names in os.walk(folder, onerror=None if unreadable is None else unreadable.append):
+    for directory, _, names in os.walk(folder, onerror=None if unreadable is None else unreadable.append):
         for name in names:
             if name.lower().endswith(IMAGE_SUFFIXES):
-                images.append(os.path.join(where, name))
+                images.append(os.path.join(directory, name))
             elif others is not None:
-                others.append(os.path.join(where, name))
+                others.append(os.path.join(directory, name))
     return images
 
 
 @TRANSFORMS.register_module()
 class ClassificationTransform:
-    """From ``img_path`` to ``inputs``: a uint8 tensor ``(3, size, size)``; the device normalises it.
+    """Load ``img_path`` as ``inputs``, a uint8 tensor ``(3, size, size)`` that the model normalises on its device.
 
     Args:
-        size: Side of the square that the network sees, in pixels.
-        training: Augment by random resized crop, flip and RandAugment, or take the centre crop.
-        rand_augment: timm's description of RandAugment; ``rand-m9-mstd0.5-inc1`` is (9, 0.5) in Table 5 of the paper.
-        crop_ratio: Share of the resized image that the centre crop keeps (0.875 at 224). With 1.0 nothing is cut off:
+        size: Side of the network's input in pixels.
+        training: Whether to use random resized crop, flip and RandAugment in place of the centre crop.
+        rand_augment: timm's policy string; ``rand-m9-mstd0.5-inc1`` is (9, 0.5) in Table 5 of the paper.
+        crop_ratio: Fraction of the resized image that the crop keeps (0.875 at 224). With 1.0 nothing is cut off:
             the image is resized to the square, whatever its shape, as the released code does at 384.
-        scale: Range of the area of the random crop.
+        scale: Range of the random crop's area, as fractions of the image.
         flip: Probability of a horizontal flip.
         color_jitter: Strength of random changes of brightness, contrast and saturation, after RandAugment; 0 for none.
 
     Raises:
-        UserError: If a number is out of its range.
+        ConfigError: If a number is out of range.
     """
 
     def __init__(
@@ -133,33 +143,38 @@ class ClassificationTransform:
         flip: float = 0.5,
         color_jitter: float = 0.0,
     ) -> None:
-        for name, value, fits, wanted in (
+        for name, value, valid, expected in (
             ("size", size, is_whole(size, 1), "a whole number from 1 up"),
-            ("crop_ratio", crop_ratio, 0 < crop_ratio <= 1, "a share above 0, 1 at most"),
-            ("scale", scale, len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1, "two shares of the area, in order"),
+            ("crop_ratio", crop_ratio, 0 < crop_ratio <= 1, "a fraction above 0, 1 at most"),
+            ("scale", scale, len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1, "two fractions of the area, in order"),
             ("flip", flip, 0 <= flip <= 1, "a probability"),
             ("color_jitter", color_jitter, 0 <= color_jitter < math.inf, "a number from 0 up"),
         ):
-            if not fits:
-                raise UserError(f"ClassificationTransform.{name}={value!r}: {wanted} is needed")
-        self.pixels: Callable[[str], Tensor]
+            if not valid:
+                raise ConfigError(f"ClassificationTransform.{name}={value!r}: {expected} is needed")
+        self.load: Callable[[str], Tensor]
         if training:
-            self.pixels = AugmentedPixels(size, rand_augment, scale, flip, color_jitter)
+            self.load = AugmentedCrop(size, rand_augment, scale, flip, color_jitter)
         else:
-            self.pixels = PlainPixels(size, crop_ratio)
+            self.load = CenterCrop(size, crop_ratio)
 
     def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
-        """Read, transform and pack one image.
+        """Load, transform and pack one image.
 
         Raises:
-            DamagedImageError: If the file gives no picture.
+            DamagedImageError: If the file cannot be decoded.
         """
-        pixels = self.pixels(sample["img_path"])
+        pixels = self.load(sample["img_path"])
         return {"inputs": pixels, "label": sample.get("gt_label", -1), "img_path": sample["img_path"]}
 
 
-class PlainPixels:
-    """The centre crop of an image file, with Pillow's pixels: what the paper's numbers are measured on."""
+class CenterCrop:
+    """Loads the centre crop of an image file with Pillow's resampling, as for the paper's numbers.
+
+    Args:
+        size: Side of the output in pixels.
+        crop_ratio: Fraction of the resized image that is kept.
+    """
 
     def __init__(self, size: int, crop_ratio: float) -> None:
         self.transform = create_transform(
@@ -171,13 +186,21 @@ class PlainPixels:
         )
 
     def __call__(self, path: str) -> Tensor:
-        """Read a file: ``(3, size, size)``, uint8."""
+        """Load an image file as ``(3, size, size)``, uint8."""
         pixels: Tensor = self.transform(read_rgb(path))
         return pixels
 
 
-class AugmentedPixels:
-    """A random crop of an image file, flipped and augmented by the same draws as in timm's loader."""
+class AugmentedCrop:
+    """Loads a random crop of an image file, flipped and augmented with the same random choices as in timm's loader.
+
+    Args:
+        size: Side of the output in pixels.
+        rand_augment: timm's policy string, ``None`` for no RandAugment.
+        scale: Range of the crop's area, as fractions of the image.
+        flip: Probability of a horizontal flip.
+        color_jitter: Strength of the colour jitter, 0 for none.
+    """
 
     def __init__(
         self,
@@ -189,17 +212,17 @@ class AugmentedPixels:
     ) -> None:
         self.size, self.scale, self.flip = size, scale, flip
         self.augment = augment.rand_augment(rand_augment) if rand_augment else None
-        self.jitter = augment.ThroughPillow(ColorJitter(*[color_jitter] * 3)) if color_jitter else None
+        self.jitter = augment.PillowOp(ColorJitter(*[color_jitter] * 3)) if color_jitter else None
 
-    def draw_crop(self, picture: Tensor) -> Crop:
-        """Top, left, height and width of a crop of ``(3, H, W)``; at least one pixel, where timm may take none."""
-        top, left, height, width = RandomResizedCropAndInterpolation.get_params(picture, self.scale, ASPECT_RATIO)
+    def choose_crop(self, picture: Tensor) -> Crop:
+        """Random crop of an image ``(3, H, W)``, of at least one pixel, where timm's may be empty."""
+        top, left, height, width = RandomResizedCropAndInterpolation.get_params(picture, self.scale, CROP_ASPECT_RATIOS)
         height, width = max(height, 1), max(width, 1)
         return min(top, picture.shape[1] - height), min(left, picture.shape[2] - width), height, width
 
     def __call__(self, path: str) -> Tensor:
-        """Read a file: ``(3, size, size)``, uint8, one colour after the other in memory: fast to put into a batch."""
-        picture = read_crop(path, self.draw_crop, self.size)
+        """Load an image file as ``(3, size, size)``, uint8, contiguous, which is fast to collate."""
+        picture = read_crop(path, self.choose_crop, self.size)
         if self.flip and torch.rand(1) < self.flip:
             picture = cv2.flip(picture, 1)
         for change in (self.augment, self.jitter):

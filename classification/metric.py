@@ -17,7 +17,8 @@ class ClassificationMetric(BaseMetric):
     """Accuracy in percent, and the mean cross-entropy without label smoothing.
 
     Args:
-        confusion_file: Where to write the confusion matrix (JSON: classes, rows true, columns predicted).
+        confusion_file: Output file for the confusion matrix (JSON: ``classes`` and ``matrix``, rows true, columns
+            predicted); ``None`` for none.
     """
 
     def __init__(self, confusion_file: str | None = None) -> None:
@@ -25,13 +26,20 @@ class ClassificationMetric(BaseMetric):
         self.confusion_file = confusion_file
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
-        """Keep what the averages need of each image, not its scores."""
+        """Keep label, top-5 classes and loss of each image."""
         for sample in data_samples:
             top = sample["scores"].topk(min(5, len(sample["scores"]))).indices.tolist()
             self.results.append((sample["gt_label"], top, sample["loss"]))
 
     def compute_metrics(self, results: list[tuple[int, list[int], float]]) -> dict[str, float]:
-        """Average over the data set."""
+        """Average over the data set.
+
+        Args:
+            results: Label, top-5 classes and loss of each image.
+
+        Returns:
+            ``top1`` and ``top5`` in percent, ``val_loss``.
+        """
         labels = np.array([label for label, _, _ in results])
         first = np.array([top[0] for _, top, _ in results])
         if self.confusion_file:

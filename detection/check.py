@@ -12,10 +12,10 @@ from mmcv.transforms import LoadAnnotations
 from mmdet.datasets import CocoDataset
 from mmdet.registry import TRANSFORMS
 
-from backbones.errors import UserError
+from backbones.errors import DataError
 from detection.data import category_ids
 from engine.config.schema import is_number
-from engine.data.checker import DataFile, DatasetChecker, nearest_name_hint, register_data_checker
+from engine.data.checker import DATA_CHECKERS, DataFile, DatasetChecker, nearest_name_hint
 from engine.data.paths import leads_outside
 
 BOX_TOLERANCE_PIXELS = 2.0  # by which a box may stick out of its image through rounding
@@ -33,7 +33,7 @@ COCO_FORMAT_HINT = "see 'Bring your data' in README.md"
 DROPPED_FIX = "the object is left out of training; fix or remove it"
 
 
-@register_data_checker(CocoDataset)
+@DATA_CHECKERS.register(CocoDataset)
 class CocoChecker(DatasetChecker):
     """Checks a COCO annotation file against the classes and the images."""
 
@@ -133,7 +133,7 @@ class CocoChecker(DatasetChecker):
                 self.error("duplicate category", self.file, problem, "merge them")
         try:
             category_ids(SimpleNamespace(dataset=content), classes)
-        except UserError as error:
+        except DataError as error:
             absent = [name for name in classes if name not in names.values()]
             near = "".join(nearest_name_hint(name, list(names.values())) for name in absent[:1])
             self.error("classes", self.file, f"{error}{near}", "set classes to the categories' names, in any order")

@@ -1,4 +1,4 @@
-"""COCO average precision, computed by faster-coco-eval (the same numbers as pycocotools, several times faster)."""
+"""COCO average precision by faster-coco-eval: the numbers of pycocotools, several times faster."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mmdet.registry import METRICS
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import print_log
 
-from backbones.errors import UserError
+from backbones.errors import ConfigError
 from detection.data import category_ids
 from detection.masks import to_rle
 
@@ -24,15 +24,15 @@ COCO_STATS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
 
 @dataclass(frozen=True)
 class ImageDetections:
-    """What was found in one image: few objects, since all of them travel between processes.
+    """Detections in one image, as few Python objects, since they are sent between processes.
 
     Attributes:
-        image_id: Of the annotation file.
-        boxes: (N, 4) float64, left, top, width and height in pixels.
-        scores: (N,).
-        mask_scores: (N,), where masks are scored apart.
-        labels: (N,), places in the list of classes.
-        masks: Run-length codes, ``None`` from a detector of boxes alone.
+        image_id: Image id in the annotation file.
+        boxes: Left, top, width and height in pixels, (N, 4), float64.
+        scores: Box scores, (N,).
+        mask_scores: Mask scores, (N,); the box scores where masks have none of their own.
+        labels: Positions in the list of classes, (N,).
+        masks: Run-length codes, ``None`` from a detector without masks.
     """
 
     image_id: int
@@ -45,14 +45,14 @@ class ImageDetections:
 
 @METRICS.register_module()
 class FastCocoMetric(BaseMetric):
-    """Box and mask AP of COCO.
+    """COCO's box and mask AP.
 
     Args:
-        ann_file: COCO json with the ground truth.
+        ann_file: COCO annotation file with the ground truth.
         metric: Any of ``bbox`` and ``segm``.
 
     Raises:
-        UserError: If the metric is another, or masks are to be measured and there are none.
+        ConfigError: If the metric is another, or ``segm`` is asked of a detector without masks.
     """
 
     def __init__(self, ann_file: str, metric: Sequence[str] = IOU_TYPES) -> None:
@@ -60,11 +60,11 @@ class FastCocoMetric(BaseMetric):
         self.annotation_file = str(ann_file)
         self.metrics = tuple(metric)
         if not self.metrics or not set(self.metrics) <= set(IOU_TYPES):
-            raise UserError(f"metric={metric}: any of {', '.join(IOU_TYPES)}")
-        self._truth: COCO | None = None
+            raise ConfigError(f"metric={metric}: any of {', '.join(IOU_TYPES)}")
+        self._ground_truth: COCO | None = None
 
     def process(self, data_batch: Any, data_samples: Sequence[Any]) -> None:
-        """Keep the predictions of a batch, masks as run-length codes."""
+        """Keep the detections of a batch, masks as run-length codes."""
         for sample in data_samples:
             instances = sample["pred_instances"]
             corners, scores, labels = (
@@ -86,10 +86,10 @@ class FastCocoMetric(BaseMetric):
         """Evaluate all images.
 
         Args:
-            results: What was found in each.
+            results: Detections of each image.
 
         Returns:
-            ``bbox_mAP``, ``bbox_mAP_50``... and ``segm_mAP``..., in [0, 1]; -1 where a size has no object.
+            ``bbox_mAP``, ``bbox_mAP_50``... and ``segm_mAP``..., in [0, 1]; -1 for a size class without objects.
         """
         scores: dict[str, float] = {}
         for kind, stats in self.statistics(results).items():
@@ -98,42 +98,42 @@ class FastCocoMetric(BaseMetric):
         return scores
 
     def statistics(self, results: list[ImageDetections]) -> dict[str, np.ndarray]:
-        """All twelve of COCO's numbers, unrounded, for each kind.
+        """COCO's twelve statistics, unrounded, for ``bbox`` and ``segm``.
 
         Args:
-            results: What was found in each image.
+            results: Detections of each image.
         """
-        if self._truth is None:
-            self._truth = COCO(self.annotation_file)
-        truth = self._truth
-        ids = category_ids(truth, self.dataset_meta["classes"])
-        found = _annotations(results, ids)
-        numbers: dict[str, np.ndarray] = {}
-        detections = COCO({**truth.dataset, "annotations": found})
+        if self._ground_truth is None:
+            self._ground_truth = COCO(self.annotation_file)
+        ground_truth = self._ground_truth
+        ids = category_ids(ground_truth, self.dataset_meta["classes"])
+        entries = _to_entries(results, ids)
+        statistics: dict[str, np.ndarray] = {}
+        detections = COCO({**ground_truth.dataset, "annotations": entries})
         for kind in self.metrics:
-            if not found:
+            if not entries:
                 print_log(f"no {kind} detections at all: AP is 0", "current", logging.WARNING)
-                numbers[kind] = np.zeros(12)
+                statistics[kind] = np.zeros(12)
                 continue
-            _measure_as(kind, found, results)
-            evaluation = COCOeval_faster(truth, detections, iouType=kind)
+            _set_scores_and_areas(kind, entries, results)
+            evaluation = COCOeval_faster(ground_truth, detections, iouType=kind)
             evaluation.params.catIds = ids
-            evaluation.params.imgIds = [one.image_id for one in results]
+            evaluation.params.imgIds = [image.image_id for image in results]
             evaluation.run()
-            numbers[kind] = np.asarray(evaluation.stats)
-        return numbers
+            statistics[kind] = np.asarray(evaluation.stats)
+        return statistics
 
 
-def _annotations(results: list[ImageDetections], ids: list[int]) -> list[dict[str, Any]]:
-    """One entry for each detection, as in a file of results that was loaded."""
+def _to_entries(results: list[ImageDetections], ids: list[int]) -> list[dict[str, Any]]:
+    """One annotation entry for each detection, as ``COCO.loadRes`` makes from a results file."""
     entries: list[dict[str, Any]] = []
-    for one in results:
-        masks = one.masks if one.masks is not None else [None] * len(one.labels)
-        for box, label, mask in zip(one.boxes.tolist(), one.labels.tolist(), masks, strict=True):
+    for image in results:
+        masks = image.masks if image.masks is not None else [None] * len(image.labels)
+        for box, label, mask in zip(image.boxes.tolist(), image.labels.tolist(), masks, strict=True):
             entries.append(
                 {
                     "id": len(entries) + 1,
-                    "image_id": one.image_id,
+                    "image_id": image.image_id,
                     "category_id": ids[label],
                     "bbox": box,
                     "segmentation": mask,
@@ -143,15 +143,15 @@ def _annotations(results: list[ImageDetections], ids: list[int]) -> list[dict[st
     return entries
 
 
-def _measure_as(kind: str, entries: list[dict[str, Any]], results: list[ImageDetections]) -> None:
-    """Give each detection the score and the area, which sorts it into small, medium and large, of its box or mask."""
+def _set_scores_and_areas(kind: str, entries: list[dict[str, Any]], results: list[ImageDetections]) -> None:
+    """Set the score and the area, which decides between small, medium and large, of each box or mask."""
     if kind == "segm":
-        if any(one.masks is None for one in results):
-            raise UserError("metric 'segm': the detector gives no masks")
-        scores = np.concatenate([one.mask_scores for one in results])
+        if any(image.masks is None for image in results):
+            raise ConfigError("metric 'segm': the detector gives no masks")
+        scores = np.concatenate([image.mask_scores for image in results])
         areas = coco_masks.area([entry["segmentation"] for entry in entries])
     else:
-        scores = np.concatenate([one.scores for one in results])
-        areas = np.concatenate([one.boxes[:, 2] * one.boxes[:, 3] for one in results])
+        scores = np.concatenate([image.scores for image in results])
+        areas = np.concatenate([image.boxes[:, 2] * image.boxes[:, 3] for image in results])
     for entry, score, area in zip(entries, scores.tolist(), areas.tolist(), strict=True):
         entry["score"], entry["area"] = score, area

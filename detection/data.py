@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 from mmdet.datasets import CocoDataset
@@ -13,7 +13,7 @@ from mmdet.datasets.transforms import Resize
 from mmdet.registry import DATA_SAMPLERS, DATASETS, TRANSFORMS
 from torch.utils.data import Sampler
 
-from backbones.errors import UserError
+from backbones.errors import DataError
 from engine.data.image_files import DamagedImageError
 from engine.data.paths import leads_outside
 
@@ -37,23 +37,29 @@ class CheckedResize(Resize):
         return resized
 
 
-def category_ids(coco: Any, names: Sequence[str]) -> list[int]:
+class CocoContent(Protocol):
+    """An object that holds the content of a COCO annotation file."""
+
+    dataset: dict[str, Any]
+
+
+def category_ids(coco: CocoContent, names: Sequence[str]) -> list[int]:
     """Category ids of an annotation file in the order of ``names``.
 
-    The usual look-up answers in the file's order and leaves out what it does not know: labels would then be permuted or
-    shifted without a word.
+    The COCO API's look-up returns ids in the file's order and skips unknown names: labels would be permuted or shifted
+    silently.
 
     Args:
-        coco: A COCO API object (pycocotools or faster-coco-eval).
+        coco: COCO API object of pycocotools or faster-coco-eval, or another object with its ``dataset``.
         names: Class names.
 
     Raises:
-        UserError: If the file lacks a name.
+        DataError: If the file lacks a name.
     """
     ids = {category["name"]: category["id"] for category in coco.dataset["categories"]}
     absent = [name for name in names if name not in ids]
     if absent:
-        raise UserError(
+        raise DataError(
             f"classes: {len(absent)} of {len(names)} are no category of the annotation file ({absent[0]!r}...); "
             f"it has {len(ids)}: {', '.join(list(ids)[:5])}..."
         )
@@ -61,16 +67,16 @@ def category_ids(coco: Any, names: Sequence[str]) -> list[int]:
 
 
 class OrderedCOCO(COCO):
-    """COCO API that finds categories in the order asked for."""
+    """COCO API whose category look-up keeps the order of the names."""
 
     def get_cat_ids(self, cat_names: Sequence[str] = (), sup_names: Any = (), cat_ids: Any = ()) -> list[int]:
-        """Ids of ``cat_names`` in their order."""
+        """Category ids in the order of ``cat_names``."""
         return category_ids(self, cat_names)
 
 
 @DATASETS.register_module()
 class CocoInstances(CocoDataset):
-    """mmdet's COCO data set with checked, ordered categories and file names that stay in their folder."""
+    """mmdet's COCO data set with categories in the order of the classes and file names confined to their folder."""
 
     COCOAPI = OrderedCOCO
 
@@ -78,22 +84,22 @@ class CocoInstances(CocoDataset):
         """Read an image's entry of the annotation file.
 
         Raises:
-            UserError: If its file name leads out of the folder of the images.
+            DataError: If its file name leads out of the folder of the images.
         """
         name = raw_data_info["raw_img_info"]["file_name"]
         if leads_outside(self.data_prefix["img"], name):
-            raise UserError(f"{self.ann_file}: file name {name!r} leads out of {self.data_prefix['img']!r}")
+            raise DataError(f"{self.ann_file}: file name {name!r} leads out of {self.data_prefix['img']!r}")
         return super().parse_data_info(raw_data_info)
 
     def filter_data(self) -> list[dict[str, Any]]:
-        """Leave out images that are too small and, if asked for, those without an object.
+        """Drop images that are too small and, if ``filter_cfg`` says so, those without an object.
 
         Raises:
-            UserError: If none is left.
+            DataError: If none is left.
         """
         kept: list[dict[str, Any]] = super().filter_data()
         if not kept:
-            raise UserError(
+            raise DataError(
                 f"{self.ann_file}: none of its {len(self.data_list)} images is left to train on: they are smaller than "
                 f"filter_cfg.min_size, or have no object of the classes ({self.filter_cfg})"
             )
@@ -102,13 +108,13 @@ class CocoInstances(CocoDataset):
 
 @DATA_SAMPLERS.register_module()
 class AspectRatioBatches(AspectRatioBatchSampler):
-    """Batches of landscape or of portrait images, all of them full.
+    """Full batches of either landscape or portrait images.
 
-    mmdet's sampler with ``drop_last`` loses a full batch of left-overs in some processes and not in others, although it
-    announces the same length everywhere; these then wait for each other at the end of the epoch for ever.
+    mmdet's ``AspectRatioBatchSampler`` with ``drop_last`` yields one batch less in some processes than in others,
+    although its length is the same everywhere; the processes then wait for each other forever at the end of the epoch.
 
     Args:
-        sampler: Gives the indices of this process.
+        sampler: Sampler of the indices of this process.
         batch_size: Images per batch.
     """
 

@@ -1,7 +1,6 @@
-"""Instance masks from a head's small squares to run-length codes, with the work bounded by the boxes.
+"""Pasting and run-length encoding of instance masks, with work in proportion to the boxes instead of the image.
 
-Both directions give the very pixels and codes of the usual way: mmdet's pasting by ``grid_sample`` and pycocotools'
-encoding of whole images.
+Pixels and codes are exactly those of mmdet's pasting by ``grid_sample`` and of pycocotools' encoding of whole images.
 """
 
 from __future__ import annotations
@@ -17,28 +16,28 @@ from mmdet.registry import MODELS
 from pycocotools import mask as coco_masks
 from torch import Tensor
 
-# The two products below and grid_sample's sums differ by rounding: a few 1e-7 of positions up to the square's side, so
-# some 1e-5 in probability at most. What comes this close to the threshold is computed again by grid_sample.
+# Matrix products and grid_sample's sums differ by rounding: a few 1e-7 of positions up to the mask's side, so 1e-5 in
+# probability at most. A pixel this close to the threshold is computed again by grid_sample.
 PROBABILITY_TOLERANCE = 1e-4
 
 
 def paste_masks(probabilities: Tensor, boxes: Tensor, height: int, width: int, threshold: float) -> Tensor:
-    """Scale square masks to their boxes in an image and binarise them (He et al. 2017, arXiv:1703.06870).
+    """Resize square masks to their boxes in an image and binarise them (He et al. 2017, arXiv:1703.06870).
 
-    Bilinear scaling is a product with a matrix of two entries per row along each axis, which takes a fraction of the
+    Bilinear resizing is a product with a matrix of two entries per row along each axis, which takes a fraction of the
     time of sampling each pixel.
 
     Args:
-        probabilities: (N, S, S), in float32 on the CPU.
-        boxes: (N, 4), corners x1, y1, x2, y2 in pixels of the image; may reach beyond it.
-        height: Of the image, in pixels.
-        width: Of the image, in pixels.
-        threshold: Above 0; a pixel belongs to the object from this probability on.
+        probabilities: Mask probabilities, (N, S, S), float32, on the CPU.
+        boxes: Corners x1, y1, x2, y2 in pixels of the image, (N, 4); may reach beyond it.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+        threshold: Smallest probability of a pixel of the object, above 0.
 
     Returns:
-        (N, height, width), boolean.
+        Masks, (N, height, width), boolean.
     """
-    # Pages of numpy's zeros cost nothing until they are written; torch writes them all.
+    # numpy's zeros are pages that cost nothing until they are written; torch writes them all.
     pasted = torch.from_numpy(np.zeros((len(boxes), height, width), dtype=bool))
     nodes = torch.arange(probabilities.shape[-1], dtype=torch.float32)
     lows, highs = boxes.floor() - 1, boxes.ceil() + 1
@@ -48,42 +47,43 @@ def paste_masks(probabilities: Tensor, boxes: Tensor, height: int, width: int, t
         if left >= right or top >= bottom:
             continue
         x, y = _relative(left, right, box[0], box[2]), _relative(top, bottom, box[1], box[3])
-        canvas[top:bottom, left:right] = _scaled(square, x, y, nodes, threshold)
+        canvas[top:bottom, left:right] = _resize_and_binarise(square, x, y, nodes, threshold)
     return pasted
 
 
 def _relative(begin: int, end: int, low: Tensor, high: Tensor) -> Tensor:
-    """Centres of pixels, (end - begin,), in units in which the box reaches from -1 to 1."""
-    found = (torch.arange(begin, end).float() + 0.5 - low) / (high - low) * 2 - 1
-    return found.masked_fill_(found.isinf(), 0)  # as mmdet does for boxes without extent
+    """Centres of the pixels from ``begin`` to ``end``, in the coordinates of the box from -1 to 1, (end - begin,)."""
+    centres = (torch.arange(begin, end).float() + 0.5 - low) / (high - low) * 2 - 1
+    return centres.masked_fill_(centres.isinf(), 0)  # as mmdet does for boxes without extent
 
 
-def _scaled(square: Tensor, x: Tensor, y: Tensor, nodes: Tensor, threshold: float) -> Tensor:
-    """The object's pixels, (len(y), len(x)), boolean."""
-    rows, columns = (_weights(one, nodes) for one in (y, x))
+def _resize_and_binarise(square: Tensor, x: Tensor, y: Tensor, nodes: Tensor, threshold: float) -> Tensor:
+    """Pixels of the object, (len(y), len(x)), boolean."""
+    rows, columns = (_interpolation_matrix(positions, nodes) for positions in (y, x))
     values = rows @ square @ columns.T
-    found = values >= threshold + PROBABILITY_TOLERANCE
-    unsure = found != (values >= threshold - PROBABILITY_TOLERANCE)
+    mask = values >= threshold + PROBABILITY_TOLERANCE
+    unsure = mask != (values >= threshold - PROBABILITY_TOLERANCE)
     if bool((x.sum() + y.sum() + square.sum()).isnan()):  # a box without extent, a head that diverged
         unsure.fill_(True)
     places = unsure.nonzero()
     if len(places):
         grid = torch.stack([x[places[:, 1]], y[places[:, 0]]], 1)
         exact = F.grid_sample(square[None, None], grid[None, None], align_corners=False)
-        found[unsure] = exact.flatten() >= threshold
-    return found
+        mask[unsure] = exact.flatten() >= threshold
+    return mask
 
 
-def _weights(places: Tensor, nodes: Tensor) -> Tensor:
-    """Share of each node in each place, (len(places), len(nodes)), with zeros around the square."""
-    position = ((places + 1) * len(nodes) - 1) / 2
-    return (1 - (position[:, None] - nodes).abs_()).clamp_(min=0)
+def _interpolation_matrix(positions: Tensor, nodes: Tensor) -> Tensor:
+    """Weight of each node at each position, (len(positions), len(nodes)); outside of the mask are zeros."""
+    nearest = ((positions + 1) * len(nodes) - 1) / 2
+    return (1 - (nearest[:, None] - nodes).abs_()).clamp_(min=0)
 
 
 @MODELS.register_module()
 class FastFCNMaskHead(FCNMaskHead):
-    """mmdet's mask head, in its place: the same masks, pasted faster on CPU."""
+    """mmdet's ``FCNMaskHead`` with the same masks, pasted faster on CPU."""
 
+    # mmdet has no public method for the masks of one image.
     def _predict_by_feat_single(
         self,
         mask_preds: Tensor,
@@ -96,51 +96,52 @@ class FastFCNMaskHead(FCNMaskHead):
     ) -> Tensor:
         threshold = rcnn_test_cfg.mask_thr_binary
         if bboxes.device.type != "cpu" or threshold <= 0 or not rescale or activate_map:
-            rest = (img_meta, rcnn_test_cfg, rescale, activate_map)
-            masks: Tensor = super()._predict_by_feat_single(mask_preds, bboxes, labels, *rest)
+            others = (img_meta, rcnn_test_cfg, rescale, activate_map)
+            masks: Tensor = super()._predict_by_feat_single(mask_preds, bboxes, labels, *others)
             return masks
-        bboxes /= bboxes.new_tensor(img_meta["scale_factor"]).repeat(2)  # in place: the caller's boxes follow
-        kind = torch.zeros_like(labels) if self.class_agnostic else labels
-        squares = mask_preds[torch.arange(len(labels)), kind].float().sigmoid()
+        # In place, as in mmdet: the caller's boxes change too.
+        bboxes /= bboxes.new_tensor(img_meta["scale_factor"]).repeat(2)
+        channels = torch.zeros_like(labels) if self.class_agnostic else labels
+        squares = mask_preds[torch.arange(len(labels)), channels].float().sigmoid()
         height, width = img_meta["ori_shape"][:2]
         return paste_masks(squares, bboxes.float(), height, width, threshold)
 
 
 def encode_masks(masks: np.ndarray) -> list[dict[str, Any]]:
-    """Run-length codes of binary masks, the same as pycocotools' ``encode``.
+    """Run-length codes of binary masks, the same as from pycocotools' ``encode``.
 
-    Only the rectangle that holds an object's pixels is turned round (codes run down the columns) and searched.
+    Only the rectangle that holds an object's pixels is transposed (codes run down the columns) and searched.
 
     Args:
-        masks: (N, H, W), boolean or of 0 and 1 in 8 bits.
+        masks: Masks, (N, H, W), boolean or uint8 of 0 and 1.
 
     Returns:
-        For each mask a dict of ``size`` (H, W) and compressed ``counts`` in bytes.
+        For each mask a dict of ``size`` (H, W) and compressed ``counts``, bytes.
     """
     if not len(masks):
         return []
     size = [int(side) for side in masks.shape[1:]]
-    runs = [{"size": size, "counts": _runs(mask)} for mask in np.ascontiguousarray(masks).view(np.uint8)]
+    runs = [{"size": size, "counts": _run_lengths(mask)} for mask in np.ascontiguousarray(masks).view(np.uint8)]
     codes: list[dict[str, Any]] = coco_masks.frPyObjects(runs, *size)
     return codes
 
 
-def _runs(mask: np.ndarray) -> np.ndarray:
-    """Lengths of the runs of 0, 1, 0... down the columns of a mask (H, W)."""
+def _run_lengths(mask: np.ndarray) -> np.ndarray:
+    """Lengths of the runs of 0, 1, 0... down the columns of a mask (H, W), int64."""
     height, width = mask.shape
-    held = np.flatnonzero(np.bitwise_or.reduce(mask, axis=0))  # columns
-    if not len(held):
+    used = np.flatnonzero(np.bitwise_or.reduce(mask, axis=0))  # columns
+    if not len(used):
         return np.array([height * width])
-    left, across = held[0], held[-1] + 1 - held[0]
-    held = np.flatnonzero(mask[:, left : left + across].any(axis=1))
-    top, down = held[0], held[-1] + 1 - held[0]
-    # A zero after each column parts its last run from the next column's first, and one goes before all.
+    left, across = used[0], used[-1] + 1 - used[0]
+    used = np.flatnonzero(mask[:, left : left + across].any(axis=1))  # rows
+    top, down = used[0], used[-1] + 1 - used[0]
+    # A zero after each column separates its last run from the next column's first; another zero comes first.
     padded: np.ndarray = np.zeros(1 + across * (down + 1), np.uint8)
     columns = padded[1:].reshape(across, down + 1)[:, :down]
     columns[:] = mask[top : top + down, left : left + across].T
     column, row = np.divmod(np.flatnonzero(padded[1:] != padded[:-1]), down + 1)
     changes = (left + column) * height + top + row
-    if down == height:  # runs that go on in the next column
+    if down == height:  # runs continue in the next column
         twice = np.flatnonzero(changes[1:] == changes[:-1])
         changes = np.delete(changes, np.concatenate([twice, twice + 1]))
     end = [] if changes[-1] == height * width else [height * width]
@@ -149,5 +150,9 @@ def _runs(mask: np.ndarray) -> np.ndarray:
 
 
 def to_rle(masks: Tensor | Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Run-length codes of what a head gives: masks (N, H, W), or codes already."""
+    """Run-length codes of a head's masks.
+
+    Args:
+        masks: Masks, (N, H, W), boolean, or run-length codes, which are returned as they are.
+    """
     return encode_masks(masks.detach().cpu().numpy()) if isinstance(masks, Tensor) else list(masks)

@@ -12,7 +12,7 @@ from mmcv.transforms import LoadAnnotations
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import TRANSFORMS
 
-from engine.data.checker import DataFile, DatasetChecker, register_data_checker
+from engine.data.checker import DATA_CHECKERS, DataFile, DatasetChecker
 from engine.data.image_files import IMAGE_SUFFIXES, ImageInfo
 from engine.data.paths import leads_outside
 from segmentation.data import IGNORE_INDEX
@@ -27,7 +27,7 @@ LABEL_FIXES = {
 }
 
 
-@register_data_checker(BaseSegDataset)
+@DATA_CHECKERS.register(BaseSegDataset)
 class LabelChecker(DatasetChecker):
     """Checks pairs of image and label PNG: partners, sizes, and values against the classes."""
 
@@ -65,7 +65,7 @@ class LabelChecker(DatasetChecker):
         stated = step.get("reduce_zero_label")
         if stated is not None and bool(stated) != self.reduce:
             problem = f"reduce_zero_label is {self.reduce} of the data set and {stated} of {step['type']}"
-            self.error("reduce_zero_label", "config", problem, "set them alike")
+            self.error("reduce_zero_label", "config", problem, "set both to the same value")
 
     def _pair_files(self, folders: list[str], suffixes: list[str]) -> list[str]:
         stems = []

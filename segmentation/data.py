@@ -1,4 +1,4 @@
-"""ADE20K-format data: an image folder and a folder of label PNGs, with any classes."""
+"""Data in ADE20K's format: a folder of images and a folder of label PNGs, with any classes."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from mmseg.datasets.transforms import LoadAnnotations
 from mmseg.registry import DATASETS, TRANSFORMS
 from PIL import Image, UnidentifiedImageError
 
-from backbones.errors import UserError, first_line
+from backbones.errors import ConfigError, DataError, first_line
 from engine.data.image_files import PILLOW_ERRORS, DamagedImageError, read_image_bytes
 from engine.data.paths import leads_outside
 
-IGNORE_INDEX = 255
+IGNORE_INDEX = 255  # label of pixels that are not labelled
 
 
 @DATASETS.register_module()
 class LabelPngDataset(BaseSegDataset):
-    """Images and label PNGs of the same stem; every image needs its labels, and the other way round.
+    """Images and label PNGs of the same stem; every image needs labels, and all labels an image.
 
     Takes the arguments of mmseg's ``BaseSegDataset``.
     """
@@ -31,43 +31,43 @@ class LabelPngDataset(BaseSegDataset):
         """List pairs of image and labels in sorted order.
 
         Raises:
-            UserError: If a folder is absent or empty, a file has no partner, or ``ann_file`` names one elsewhere.
+            DataError: If a folder is missing or empty, a file has no partner, or ``ann_file`` names a file elsewhere.
         """
         images = self._stems(self.data_prefix["img_path"], self.img_suffix)
         labels = self._stems(self.data_prefix["seg_map_path"], self.seg_map_suffix)
-        lonely = sorted(images ^ labels)
-        if lonely:
-            what = "labels" if lonely[0] in images else "image"
-            raise UserError(
-                f"{len(lonely)} files under {self.data_root!r} have no partner: {lonely[0]!r} has no {what}"
+        unpaired = sorted(images ^ labels)
+        if unpaired:
+            partner = "labels" if unpaired[0] in images else "image"
+            raise DataError(
+                f"{len(unpaired)} files under {self.data_root!r} have no partner: {unpaired[0]!r} has no {partner}"
             )
         pairs: list[dict[str, Any]] = super().load_data_list()
         for info in pairs:
             for key in ("img_path", "seg_map_path"):
                 if leads_outside(self.data_prefix[key], os.path.abspath(info[key])):
-                    raise UserError(f"{self.ann_file}: {info[key]!r} leads out of {self.data_prefix[key]!r}")
+                    raise DataError(f"{self.ann_file}: {info[key]!r} leads out of {self.data_prefix[key]!r}")
         return pairs
 
     @staticmethod
     def _stems(folder: str, suffix: str) -> set[str]:
         if not Path(folder).is_dir():
-            raise UserError(f"no folder {folder!r}: put the data there, or set data_root")
+            raise DataError(f"no folder {folder!r}: put the data there, or set data_root")
         stems = {str(path.relative_to(folder)).removesuffix(suffix) for path in Path(folder).rglob(f"*{suffix}")}
         if not stems:
-            raise UserError(f"no {suffix} file in {folder!r}")
+            raise DataError(f"no {suffix} file in {folder!r}")
         return stems
 
 
 @TRANSFORMS.register_module()
 class LoadLabels(LoadAnnotations):
-    """mmseg's loading of a label PNG, with every value checked against the classes.
+    """mmseg's ``LoadAnnotations`` that checks every label value against the classes.
 
     With ``reduce_zero_label`` value 0 means "not labelled" and class ``i`` is stored as ``i + 1``, as in ADE20K.
 
     Args:
         num_classes: Number of classes, set from the config's ``classes``.
-        reduce_zero_label: Whether 0 is to be ignored and the rest shifted down.
-        unlabelled: A stored value, beside 255, that means "not labelled"; ``None`` for no other.
+        reduce_zero_label: Whether 0 is ignored and the other values are lowered by 1.
+        unlabelled: Stored value that means "not labelled", like 255; ``None`` for no other value.
     """
 
     def __init__(self, num_classes: int, reduce_zero_label: bool, unlabelled: int | None = None) -> None:
@@ -75,35 +75,35 @@ class LoadLabels(LoadAnnotations):
         self.num_classes, self.unlabelled = num_classes, unlabelled
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Load and check.
+        """Load ``seg_map_path`` as ``gt_seg_map``, (H, W), uint8.
 
         Raises:
-            DamagedImageError: If the file gives no picture.
-            UserError: If a value stands for no class, or the labels are coloured or not of the image's size.
+            DamagedImageError: If the file cannot be decoded.
+            DataError: If a value stands for no class, or the labels are coloured or not of the image's size.
         """
         results = super().transform(results)
         labels, path = results["gt_seg_map"], results["seg_map_path"]
         if "ori_shape" in results and labels.shape != tuple(results["ori_shape"]):
             sizes = [f"{width} x {height}" for height, width in (labels.shape, results["ori_shape"])]
-            raise UserError(f"{path}: the labels are {sizes[0]}, their image is {sizes[1]} pixels large")
+            raise DataError(f"{path}: the labels are {sizes[0]}, their image is {sizes[1]} pixels large")
         if self.unlabelled is not None:
             labels[labels == self.unlabelled - int(bool(self.reduce_zero_label))] = IGNORE_INDEX
         wrong = np.unique(labels[(labels >= self.num_classes) & (labels != IGNORE_INDEX)])
         if len(wrong):
-            self._refuse(path, int(wrong[0]) + int(bool(self.reduce_zero_label)))
+            raise self._wrong_value(path, int(wrong[0]) + int(bool(self.reduce_zero_label)))
         return results
 
     def _load_seg_map(self, results: dict[str, Any]) -> None:
-        """Read the labels; mmseg's own reading would cut values of 16 bits down to 8 without a word."""
+        """Read the labels; mmseg's own reading truncates 16-bit values to 8 bits silently."""
         path = results["seg_map_path"]
         labels = _read_labels(path, self.backend_args)
         if self.reduce_zero_label != results["reduce_zero_label"]:
-            raise UserError(
+            raise ConfigError(
                 f"reduce_zero_label is {results['reduce_zero_label']} of the data set and {self.reduce_zero_label} of "
-                "LoadLabels: set them alike"
+                "LoadLabels: set both to the same value"
             )
         if labels.max(initial=0) > IGNORE_INDEX:
-            self._refuse(path, int(labels.max()))
+            raise self._wrong_value(path, int(labels.max()))
         labels = labels.astype(np.uint8)
         if self.reduce_zero_label:
             labels = np.where((labels == 0) | (labels == IGNORE_INDEX), IGNORE_INDEX, labels - 1).astype(np.uint8)
@@ -114,15 +114,15 @@ class LoadLabels(LoadAnnotations):
         results["gt_seg_map"] = labels
         results["seg_fields"].append("gt_seg_map")
 
-    def _refuse(self, path: str, stored: int) -> None:
-        raise UserError(
+    def _wrong_value(self, path: str, stored: int) -> DataError:
+        return DataError(
             f"{path}: label value {stored} stands for no class ({self.num_classes} classes, "
             f"reduce_zero_label={self.reduce_zero_label}); check classes, or set unlabelled"
         )
 
 
 def _read_labels(path: str, backend_args: dict[str, Any] | None) -> np.ndarray:
-    """Values of a label image ``(H, W)``."""
+    """Read the values of a label image, (H, W)."""
     content = read_image_bytes(path, backend_args)
     try:
         with Image.open(io.BytesIO(content)) as image:
@@ -132,5 +132,5 @@ def _read_labels(path: str, backend_args: dict[str, Any] | None) -> np.ndarray:
     except PILLOW_ERRORS as error:
         raise DamagedImageError.of(path, f"cannot be decoded: {first_line(error)}") from error
     if labels.ndim > 2:
-        raise UserError(f"{path}: a label image has one channel (grey or palette), not {labels.shape[-1]}")
+        raise DataError(f"{path}: a label image has one channel (grey or palette), not {labels.shape[-1]}")
     return labels

@@ -15,14 +15,14 @@ ERRORS_FOUND = 1
 
 
 def main() -> None:
-    """Check, print at most a screen, write the rest."""
+    """Check the data, print a screen of findings at most and write all of them to a file."""
     parser = argparse.ArgumentParser(description="Check the data of a config.")
     parser.add_argument("config")
     parser.add_argument("--full", action="store_true", help="decode every image and read the values of all labels")
     parser.add_argument("--json", metavar="FILE", help="write every finding (default: data_check.json in the work_dir)")
     parser.add_argument("--splits", nargs="+", choices=["train", "val", "test"], default=["train", "val", "test"])
-    parser.add_argument("--seconds", type=float, metavar="N", help="look into files for so long at most")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one for each core)")
+    parser.add_argument("--seconds", type=float, metavar="N", help="stop inspecting files after this time")
+    parser.add_argument("--workers", type=int, metavar="N", help="number of processes (default: one for each core)")
     parser.add_argument(
         "--cfg-options", nargs="+", metavar="KEY=VALUE", help="override settings, such as data_root=DIR"
     )

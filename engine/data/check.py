@@ -21,7 +21,7 @@ from multiprocessing import get_context
 from mmengine.config import Config
 from tqdm import tqdm
 
-from backbones.errors import MachineError, UserError
+from backbones.errors import ConfigError, DataError, MachineError
 from engine.data.checker import DataFile, DatasetChecker, build_checkers
 from engine.data.findings import DataCheckResult, DataFinding, FindingLevel
 from engine.data.image_files import ImageInfo, inspect_image
@@ -63,7 +63,7 @@ def check_datasets(
     for number, checker in enumerate(checkers):
         try:
             files = checker.list_files()
-        except UserError as error:
+        except (ConfigError, DataError) as error:
             checker.error("data set", str(checker.dataset.get("data_root") or ""), str(error), "fix this first")
             continue
         checker.path_by_real_path = {real_path(file.path): file.path for file in files if file.role == "image"}

@@ -1,7 +1,7 @@
 """Checker of one split of a data set: what all formats share, and the registry of the formats' own checkers.
 
-A task registers a subclass of :class:`DatasetChecker` for a type of data set with :func:`register_data_checker`; it
-holds for subclasses of the data set too.
+A task registers a subclass of :class:`DatasetChecker` for a type of data set in :data:`DATA_CHECKERS`; it holds for
+subclasses of the data set too.
 """
 
 from __future__ import annotations
@@ -183,21 +183,40 @@ class DatasetChecker:
             self.warn("EXIF orientation", file.path, problem, "save it rotated and without the tag")
 
 
-_CHECKERS: dict[type, type[DatasetChecker]] = {object: DatasetChecker}
+class DataCheckerRegistry:
+    """Checkers by the type of data set that they check; an unknown type has that of its nearest base class."""
+
+    def __init__(self) -> None:
+        self._checkers: dict[type, type[DatasetChecker]] = {object: DatasetChecker}
+
+    def register(self, dataset_type: type) -> Callable[[type[DatasetChecker]], type[DatasetChecker]]:
+        """Decorator that registers the checker of a type of data set and of its subclasses.
+
+        Args:
+            dataset_type: Class of the data set.
+
+        Raises:
+            KeyError: If the type has a checker already.
+        """
+
+        def register(checker: type[DatasetChecker]) -> type[DatasetChecker]:
+            if dataset_type in self._checkers:
+                raise KeyError(f"{dataset_type.__name__} is checked by {self._checkers[dataset_type].__name__} already")
+            self._checkers[dataset_type] = checker
+            return checker
+
+        return register
+
+    def find(self, dataset_type: type) -> type[DatasetChecker]:
+        """Checker of a type of data set.
+
+        Args:
+            dataset_type: Class of the data set.
+        """
+        return next(self._checkers[base] for base in dataset_type.__mro__ if base in self._checkers)
 
 
-def register_data_checker(dataset_type: type) -> Callable[[type[DatasetChecker]], type[DatasetChecker]]:
-    """Decorator that registers the checker of a type of data set and of its subclasses.
-
-    Args:
-        dataset_type: Class of the data set.
-    """
-
-    def register(checker: type[DatasetChecker]) -> type[DatasetChecker]:
-        _CHECKERS[dataset_type] = checker
-        return checker
-
-    return register
+DATA_CHECKERS = DataCheckerRegistry()
 
 
 def build_checkers(cfg: Config, splits: Sequence[str]) -> list[DatasetChecker]:
@@ -219,8 +238,7 @@ def build_checkers(cfg: Config, splits: Sequence[str]) -> list[DatasetChecker]:
             dataset_type = registry.get(loader.dataset.type)
         if dataset_type is None:
             raise ConfigError(f"{split}_dataloader.dataset.type={loader.dataset.type!r} is no type of data set")
-        checker_type = next(_CHECKERS[base] for base in dataset_type.__mro__ if base in _CHECKERS)
-        checkers.append(checker_type(split, loader.dataset, cfg))
+        checkers.append(DATA_CHECKERS.find(dataset_type)(split, loader.dataset, cfg))
     return checkers
 
 

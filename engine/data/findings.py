@@ -25,7 +25,7 @@ class DataFinding:
         split: Split of the data, such as ``train``.
         file: File with the problem.
         problem: Description of the problem, continuing a sentence that starts with the file.
-        fix: What to do about it.
+        fix: Advice on how to fix it, continuing the sentence.
     """
 
     level: FindingLevel

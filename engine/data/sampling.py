@@ -228,7 +228,7 @@ def shutdown_workers(loaders: Iterable[DataLoader], timeout: float) -> None:
             iterators.append(loader._iterator)
             loader._iterator = None
     threads = [Thread(target=iterator._shutdown_workers, daemon=True) for iterator in iterators]  # type: ignore[attr-defined]
-    # torch raises wherever this process is when a worker is killed; nobody needs its data any more.
+    # torch raises wherever this process is when a worker is killed; its data is not needed any more.
     with suppress(RuntimeError):
         for thread in threads:
             thread.start()

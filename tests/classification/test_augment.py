@@ -14,10 +14,10 @@ from sklearn.datasets import load_sample_image
 from timm.data import auto_augment as timm_ops
 
 from backbones import UserError
-from classification.augment import MEAN, ON_ARRAYS, ThroughPillow, rand_augment
+from classification.augment import ARRAY_OPS, FILL_COLOR, PillowOp, rand_augment
 
 DESCRIPTION = "rand-m9-mstd0.5-inc1"
-FILL: dict[str, Any] = {"fillcolor": MEAN, "resample": Image.Resampling.BICUBIC}
+FILL: dict[str, Any] = {"fillcolor": FILL_COLOR, "resample": Image.Resampling.BICUBIC}
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def picture() -> np.ndarray:
 
 
 def timms(description: str = DESCRIPTION) -> Any:
-    settings = dict(img_mean=MEAN, interpolation=Image.Resampling.BICUBIC)
+    settings = dict(img_mean=FILL_COLOR, interpolation=Image.Resampling.BICUBIC)
     return timm_ops.rand_augment_transform(description, settings)
 
 
@@ -51,7 +51,7 @@ ARGUMENTS: dict[Any, list[tuple[float, ...]]] = {
 
 
 def test_every_operation_of_ours_is_compared() -> None:
-    assert set(ARGUMENTS) == set(ON_ARRAYS)
+    assert set(ARGUMENTS) == set(ARRAY_OPS)
 
 
 @pytest.mark.parametrize("operation", ARGUMENTS, ids=lambda operation: operation.__name__)
@@ -61,7 +61,7 @@ def test_an_operation_has_pillows_pixels(operation: Any, picture: np.ndarray) ->
         kept = before.copy()
         for level in ARGUMENTS[operation]:
             expected = np.asarray(operation(Image.fromarray(before), *level, **FILL)).astype(int)
-            found = ON_ARRAYS[operation](before, *level, **FILL)
+            found = ARRAY_OPS[operation](before, *level, **FILL)
             assert (found.shape, found.dtype) == (before.shape, np.uint8)
             difference = np.abs(found - expected)
             assert difference.max() <= 1, level
@@ -75,14 +75,14 @@ def test_small_pictures_of_one_colour(operation: Any, size: tuple[int, int]) -> 
     before = np.full((*size, 3), (0, 7, 255), np.uint8)
     for level in ARGUMENTS[operation]:
         expected = np.asarray(operation(Image.fromarray(before), *level, **FILL)).astype(int)
-        assert np.abs(ON_ARRAYS[operation](before, *level, **FILL) - expected).max() <= 1
+        assert np.abs(ARRAY_OPS[operation](before, *level, **FILL) - expected).max() <= 1
 
 
 def test_posterizing_to_no_bit_is_black(picture: np.ndarray) -> None:
     """Magnitude 10, which 9 with a deviation of 0.5 reaches: Pillow refuses it."""
     with pytest.raises(ValueError, match="bits must be"):
         ImageOps.posterize(Image.fromarray(picture), 0)
-    assert ON_ARRAYS[timm_ops.posterize](picture, 0).max() == 0
+    assert ARRAY_OPS[timm_ops.posterize](picture, 0).max() == 0
 
 
 class Recorder:
@@ -129,12 +129,12 @@ def test_each_operation_stands_where_timms_stood(picture: np.ndarray) -> None:
 
 def test_of_the_papers_operations_only_rotation_is_left_to_pillow() -> None:
     ops = rand_augment(DESCRIPTION).ops  # type: ignore[attr-defined]
-    assert {op.name for op in ops if isinstance(op.aug_fn, ThroughPillow)} == {"Rotate"}
+    assert {op.name for op in ops if isinstance(op.aug_fn, PillowOp)} == {"Rotate"}
 
 
 def test_what_is_not_done_on_arrays_is_done_by_pillow(picture: np.ndarray) -> None:
     (blur,) = (op for op in rand_augment("rand-m9-t3a").ops if op.name == "GaussianBlur")  # type: ignore[attr-defined]
-    assert isinstance(blur.aug_fn, ThroughPillow)
+    assert isinstance(blur.aug_fn, PillowOp)
     blur.prob = 1.0
     random.seed(1)
     assert blur(picture).shape == picture.shape
@@ -153,7 +153,7 @@ def test_threads_do_not_matter(threads: int, picture: np.ndarray) -> None:
     large = np.tile(picture, (3, 3, 1))
     torch.set_num_threads(threads)
     try:
-        found = ON_ARRAYS[timm_ops.shear_x](large, 0.21, **FILL)
+        found = ARRAY_OPS[timm_ops.shear_x](large, 0.21, **FILL)
     finally:
         torch.set_num_threads(before)
-    assert np.array_equal(found, ON_ARRAYS[timm_ops.shear_x](large, 0.21, **FILL))
+    assert np.array_equal(found, ARRAY_OPS[timm_ops.shear_x](large, 0.21, **FILL))

@@ -1,4 +1,4 @@
-"""Draw a classifier's answer on its image."""
+"""Pictures of a classifier's predictions."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from mmengine.registry import VISUALIZERS
 from mmengine.structures import BaseDataElement
 from mmengine.visualization import Visualizer
 
-SHORT_SIDE = 320
-LINE = 22
+MIN_PICTURE_SIDE = 320  # pixels; smaller images are enlarged
+LINE_HEIGHT = 22  # pixels
 
 
 @VISUALIZERS.register_module()
 class ClassificationVisualizer(Visualizer):
-    """Visualizer whose pictures carry the true class and the five likeliest ones."""
+    """Visualizer that writes the true class and the five most probable classes under an image."""
 
     def add_datasample(
         self,
@@ -31,17 +31,17 @@ class ClassificationVisualizer(Visualizer):
         """Write the classes under the image.
 
         Args:
-            name: Title, unused on the picture.
-            image: RGB uint8 ``(H, W, 3)``.
-            data_sample: A prediction of :class:`classification.model.ImageClassifier`.
-            draw_gt: Write the true class, where there is one.
-            draw_pred: Write the likeliest classes.
-            out_file: Save here.
+            name: Name of the picture, unused.
+            image: RGB image, uint8, ``(H, W, 3)``.
+            data_sample: Prediction of :class:`classification.model.ImageClassifier`.
+            draw_gt: Whether to write the true class, where there is one.
+            draw_pred: Whether to write the most probable classes.
+            out_file: File to save the picture to; ``None`` for none.
 
         Returns:
-            The picture, RGB uint8.
+            Picture with the classes below the image, RGB, uint8.
         """
-        scale = max(1.0, SHORT_SIDE / min(image.shape[:2]))
+        scale = max(1.0, MIN_PICTURE_SIDE / min(image.shape[:2]))
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
         classes = self.dataset_meta["classes"]
         lines: list[tuple[str, tuple[int, int, int]]] = []
@@ -52,10 +52,10 @@ class ClassificationVisualizer(Visualizer):
             for score, index in zip(top.values.tolist(), top.indices.tolist(), strict=True):
                 right = index == data_sample.gt_label or data_sample.gt_label < 0
                 lines.append((f"{100 * score:5.1f} %  {classes[index]}", (140, 230, 140) if right else (240, 170, 120)))
-        caption = np.full((LINE * len(lines) + 8, image.shape[1], 3), 32, np.uint8)
+        caption = np.full((LINE_HEIGHT * len(lines) + 8, image.shape[1], 3), 32, np.uint8)
         for row, (text, colour) in enumerate(lines):
-            where = (8, LINE * (row + 1) - 4)
-            cv2.putText(caption, text, where, cv2.FONT_HERSHEY_SIMPLEX, 0.5, colour, 1, cv2.LINE_AA)
+            origin = (8, LINE_HEIGHT * (row + 1) - 4)
+            cv2.putText(caption, text, origin, cv2.FONT_HERSHEY_SIMPLEX, 0.5, colour, 1, cv2.LINE_AA)
         picture = np.vstack([image, caption])
         if out_file:
             cv2.imwrite(out_file, picture[..., ::-1])
