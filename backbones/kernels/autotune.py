@@ -232,11 +232,16 @@ def parse_forms(text: str) -> dict[str, str]:
     return {operation.strip(): form.strip() for operation, _, form in pairs}
 
 
+def has_dispatch_mode() -> bool:
+    """Whether a dispatch mode intercepts operators, such as fake tensors or a counter of operations."""
+    return torch._C._len_torch_dispatch_stack() > 0  # PyTorch has no public way to ask for it
+
+
 def is_measurable(x: Tensor) -> bool:
     """Whether time may be measured now, on this tensor."""
     if torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter) or x.device.type == "meta":
         return False
-    if torch._C._len_torch_dispatch_stack() > 0:  # PyTorch has no public way to ask for a dispatch mode
+    if has_dispatch_mode():
         return False
     return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
 

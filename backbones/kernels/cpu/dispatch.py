@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as module_hooks
 
+from backbones.kernels.autotune import has_dispatch_mode
 from backbones.kernels.cpu.linear import has_onednn_products
 
 # Below this the overhead of calls exceeds the work, and no form is worth measuring.
@@ -62,12 +63,12 @@ def is_usable_parameter(parameter: Tensor | None, dtype: torch.dtype) -> bool:
 
 def is_observed(x: Tensor) -> bool:
     """Whether something traces or intercepts operators or modules, which has to see the plain steps."""
-    # PyTorch has no public way to ask for dispatch modes, functorch's transforms, forward AD and global hooks.
+    # PyTorch has no public way to ask for functorch's transforms, forward AD and global hooks.
     return (
         type(x) not in (Tensor, nn.Parameter)
         or torch.compiler.is_compiling()
         or torch.jit.is_tracing()
-        or torch._C._len_torch_dispatch_stack() > 0
+        or has_dispatch_mode()
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
         or bool(module_hooks._global_forward_hooks or module_hooks._global_forward_pre_hooks)

@@ -10,6 +10,7 @@ PyTorch has no public names for oneDNN's operators; they are used in this module
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -44,12 +45,23 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -
     Returns:
         ``(n, h, w, N)``, contiguous.
     """
-    then: tuple[str, list[float], str] = ("gelu", [], "none") if gelu else ("none", [], "")
+    post: tuple[str, list[float], str] = ("gelu", [], "none") if gelu else ("none", [], "")
     if weight.ndim == 2 and (weight.is_mkldnn or has_few_rows(x, weight)):
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *then)
+        return _inner_product(x, weight, bias, *post)
     maps, kernel = x.permute(0, 3, 1, 2), weight[:, :, None, None] if weight.ndim == 2 else weight
-    y = torch.ops.mkldnn._convolution_pointwise(maps, kernel, bias, *POINTWISE, *then)
+    y = torch.ops.mkldnn._convolution_pointwise(maps, kernel, bias, *POINTWISE, *post)
     return y.permute(0, 2, 3, 1).contiguous()
+
+
+def _inner_product(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    post: str = "none",
+    scalars: Sequence[float] = (),
+    algorithm: str = "",
+) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, post, scalars, algorithm)
 
 
 def has_few_rows(rows: Tensor, weight: Tensor) -> bool:
@@ -74,7 +86,7 @@ def reorder_weight(weight: Tensor, shape: torch.Size, by_convolution: bool) -> T
 def input_gradient(grad_out: Tensor, weight: Tensor) -> Tensor:
     """``grad_out @ weight``, ``(n, h, w, N) -> (n, h, w, K)``."""
     if grad_out.dtype == torch.float32 or has_few_rows(grad_out, weight):
-        return torch.ops.mkldnn._linear_pointwise(grad_out, weight.t(), None, "none", [], "")
+        return _inner_product(grad_out, weight.t(), None)
     # The operator requires the input, and reads no value of it.
     x = grad_out.new_empty(*grad_out.shape[:-1], weight.shape[1])
     maps, kernel = [one.permute(0, 3, 1, 2) for one in (grad_out, x)], weight[:, :, None, None]

@@ -314,7 +314,7 @@ def _compile(command: list[str], library: Path) -> None:
 
 
 def _is_private(library: Path) -> bool:
-    """Whether the file exists and nobody else can have written it: it is going to be executed."""
+    """Whether the file exists and no other user can have written it: it is going to be executed."""
     try:
         state = library.stat()
     except OSError:

@@ -1,26 +1,27 @@
 """Depthwise K x K convolution, bias and layer norm over the channels, in one pass over a channels-last map.
 
-Why it is laid out as it is, for one H200 (4.8 TB/s; 67 TFLOP/s in float32 outside of the matrix units, NVIDIA's data
-sheet) and ConvNeXt-T's first stage at 224 pixels, batch 256: a map is 77 M elements, 154 MB in bfloat16. This is
-arithmetic, and no measurement.
+The reasons for the layout, for one H200 (4.8 TB/s; 67 TFLOP/s in float32 outside of the matrix units, NVIDIA's data
+sheet) and ConvNeXt-T's first stage at 224 pixels, batch 256: a map is 77 M elements, 154 MB in bfloat16. These figures
+are computed, not measured.
 
-* Reading and writing such a map takes 64 us, its 49 products an element 113 us: 7 x 7 is bound by arithmetic, not by
-  memory. What counts is that few instructions besides the products are left. A program therefore computes several
-  rows at once: each input row is loaded and converted once and used for all output rows that it reaches. With 7 rows,
-  which also divide 56, 28, 14 and 7, the inner loop compiled for sm_90 is 392 multiply-adds of about 710 instructions.
+* Reading and writing such a map takes 64 us, its 49 products per element 113 us: 7 x 7 is bound by arithmetic, not by
+  memory, so that the number of other instructions has to be small. A program therefore computes several rows at once:
+  each input row is loaded and converted once and used for all output rows that it reaches. With 7 rows, a divisor of
+  56, 28, 14 and 7, the inner loop compiled for sm_90 has 392 multiply-adds in about 710 instructions.
 * Layer norm needs all channels of a pixel. A program walks over the channels in chunks that divide them (96 is 3 x 32:
-  a power of two would waste a quarter), merges the statistics of the chunks, and reads its tile back to normalise it:
+  a power of two would waste a quarter), merges the statistics of the chunks, and reads its tile back to normalise it,
   from the cache, since it has just been written. A second kernel would read and write the map in memory once more.
-* Backward needs the output of the convolution. Recomputing it costs 113 us or more, keeping it 64 us at most for
-  writing and reading: it is kept, in the precision of the map, with mean and 1 / deviation of each pixel (8 bytes). The
-  normalised map belongs to the next operation. In autocast PyTorch keeps the output of the convolution in float32.
-* Backward is three kernels: through the norm (bound by memory; the map's gradient is written, because the next two read
-  it), the convolution with the kernel turned around, and the gradient of the weight. This one keeps its 49 sums for
-  each channel and column in registers while it walks down the image, where each row of the gradient stays in a window
-  of 7 and each row of the map is loaded at 7 shifts: 8 loads for 49 products. Sums over programs are added in a fixed
-  order.
+* The backward pass needs the output of the convolution. Recomputing it costs 113 us or more, saving it 64 us at most
+  for writing and reading: it is saved, in the precision of the map, with mean and 1 / deviation of each pixel (8
+  bytes). The normalised map is saved by the next operation. In autocast PyTorch saves the output of the convolution in
+  float32.
+* The backward pass has three kernels: through the norm (bound by memory; the map's gradient is written, because the
+  next two read it), the convolution with the rotated kernel, and the gradient of the weight. The last one has its 49
+  sums for each channel and column in registers while it walks down the image, where each row of the gradient stays in
+  a window of 7 and each row of the map is loaded at 7 shifts: 8 loads for 49 products. Partial sums of the programs are
+  added in a fixed order.
 
-The matrix units are no help as they are: a depthwise product fills at most an eighth of theirs.
+Tensor cores do not help: a depthwise product fills at most an eighth of them.
 """
 
 from __future__ import annotations
@@ -38,15 +39,15 @@ from backbones.kernels.autotune import TuningKey, autotuner
 from backbones.kernels.cuda.launch import FLOATS, ceil_div, next_power, on_device, runs_kernels, split_reduction
 
 KERNEL_SIZES = range(1, 14, 2)
-WIDEST = 8192  # channels whose gradient through the norm a program can hold
+MAX_CHANNELS = 8192  # whose gradient through the norm fits into one program
 MAX_OFFSET = 2**31 - 1
-# Programs of the weight's gradient: each leaves K * K partial sums, and more of them would cost more than they gain. A
-# multiprocessor of sm_90 has room for three, so that these are just below two rounds of an H200's 132.
+# Programs of the weight gradient: each writes K * K partial sums, and more of them would cost more than they gain. A
+# multiprocessor of sm_90 has room for three: these are just below two rounds of an H200's 132 multiprocessors.
 WEIGHT_PROGRAMS = 768
 
 
 class Tile(NamedTuple):
-    """What a program computes at a time: rows, columns, channels, by how many warps of 32 threads."""
+    """Rows, columns and channels that a program computes at a time, and its number of warps of 32 threads."""
 
     rows: int
     cols: int
@@ -57,15 +58,15 @@ class Tile(NamedTuple):
 def dwconv_norm_reference(
     x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-6
 ) -> Tensor:
-    """The definition: convolution, bias and layer norm by PyTorch.
+    """Convolution, bias and layer norm by PyTorch: the definition of the operation.
 
     Args:
-        x: ``(N, H, W, C)``.
-        weight: ``(C, 1, K, K)``, K odd; the map is padded with K // 2 zeros on each side.
-        bias: ``(C,)`` of the convolution.
-        scale: ``(C,)`` of the norm.
-        shift: ``(C,)`` of the norm.
-        eps: Added to the variance.
+        x: Map, ``(N, H, W, C)``.
+        weight: Weight of the convolution, ``(C, 1, K, K)``, K odd; the map is padded with K // 2 zeros on each side.
+        bias: Bias of the convolution, ``(C,)``.
+        scale: Weight of the norm, ``(C,)``.
+        shift: Bias of the norm, ``(C,)``.
+        eps: Epsilon added to the variance.
 
     Returns:
         ``(N, H, W, C)``.
@@ -77,13 +78,13 @@ def dwconv_norm_reference(
 def dwconv_norm(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-6) -> Tensor:
     """Compute :func:`dwconv_norm_reference` with fused kernels on a GPU, differentiable once in all five tensors.
 
-    Products are summed in float32, statistics too, and the parameters may be wider than the map. In autocast, the map
-    is cast to its precision as for a convolution, and the output has that precision (PyTorch's own layer norm gives
-    float32, which the linear layer after it casts back).
+    Products and statistics are summed in float32, and the parameters may have a higher precision than the map. In
+    autocast, the map is cast to its precision as for a convolution, and the output has that precision (PyTorch's own
+    layer norm returns float32, which the linear layer after it casts back).
 
     Raises:
         TypeError: If a tensor is neither float32, bfloat16 nor float16 (float64 has the plain steps on CPU alone).
-        ValueError: If shapes do not fit, see :func:`supports_dwconv_norm`.
+        ValueError: If shapes do not match, see :func:`supports_dwconv_norm`.
     """
     if torch.is_autocast_enabled(x.device.type) and x.is_floating_point():
         x = x.to(torch.get_autocast_dtype(x.device.type))
@@ -94,12 +95,12 @@ def dwconv_norm(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: T
 
 
 def supports_dwconv_norm(x: Tensor, weight: Tensor) -> bool:
-    """Whether the kernels take a map ``(N, H, W, C)`` and a depthwise weight of these shapes and types."""
+    """Whether the kernels support a map ``(N, H, W, C)`` and a depthwise weight of these shapes and types."""
     square = weight.ndim == 4 and weight.shape[1] == 1 and weight.shape[2] == weight.shape[3]
     return (
         x.ndim == 4
         and square
-        and weight.shape[0] == x.shape[3] <= WIDEST
+        and weight.shape[0] == x.shape[3] <= MAX_CHANNELS
         and weight.shape[2] in KERNEL_SIZES
         and x.dtype in FLOATS
         and weight.dtype in FLOATS
@@ -108,7 +109,7 @@ def supports_dwconv_norm(x: Tensor, weight: Tensor) -> bool:
 
 
 def _check(x: Tensor, weight: Tensor, *vectors: Tensor) -> None:
-    """Say in one line what is wrong with the tensors of a call."""
+    """Raise an error of one line if the tensors of a call do not match."""
     tensors = (x, weight, *vectors)
     allowed = FLOATS if x.is_cuda else (*FLOATS, torch.float64)
     for tensor in tensors:
@@ -122,7 +123,7 @@ def _check(x: Tensor, weight: Tensor, *vectors: Tensor) -> None:
     if x.dtype in FLOATS and weight.dtype in FLOATS and not supports_dwconv_norm(x, weight):
         raise ValueError(
             f"dwconv_norm: no kernels for a map {tuple(x.shape)} and a weight {tuple(weight.shape)}: "
-            f"a weight (C, 1, K, K) with K odd and at most {KERNEL_SIZES[-1]} is needed, C at most {WIDEST}"
+            f"a weight (C, 1, K, K) with K odd and at most {KERNEL_SIZES[-1]} is needed, C at most {MAX_CHANNELS}"
         )
 
 
@@ -130,7 +131,7 @@ def _check(x: Tensor, weight: Tensor, *vectors: Tensor) -> None:
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, eps: float, save: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Output, and for the backward pass the convolution, mean and 1 / deviation; these are empty unless ``save``."""
+    """Output, and for the backward pass the convolution, mean and 1 / deviation, which are empty unless ``save``."""
     with on_device(x), torch.autocast(x.device.type, enabled=False):
         if runs_kernels(x):
             return _launch_forward(x, weight, bias, scale, shift, eps, save)
@@ -141,8 +142,8 @@ def _forward(
         variance, mean = torch.var_mean(conv.to(precise), -1, correction=0)
         rstd = (variance + eps).rsqrt()
         out = (conv.to(precise) - mean[..., None]) * rstd[..., None] * scale + shift
-        kept = (conv, mean, rstd) if save else (x.new_empty(0), mean.new_empty(0), mean.new_empty(0))
-        return out.to(x.dtype), *kept
+        saved = (conv, mean, rstd) if save else (x.new_empty(0), mean.new_empty(0), mean.new_empty(0))
+        return out.to(x.dtype), *saved
 
 
 @_forward.register_fake
@@ -171,7 +172,7 @@ def _backward(
     for_input: bool,
     for_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of map, weight, bias, scale and shift; the first two are empty where they are not wanted."""
+    """Gradients of map, weight, bias, scale and shift; the first two are empty where they are not needed."""
     with on_device(x), torch.autocast(x.device.type, enabled=False):
         grad = grad.contiguous()
         if not runs_kernels(x):
@@ -205,7 +206,7 @@ def _(
     )
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, weight, bias, scale, shift, _, save = inputs
     ctx.dtypes = (bias.dtype, scale.dtype, shift.dtype)
     ctx.mark_non_differentiable(*output[1:])
@@ -213,7 +214,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
         ctx.save_for_backward(x, weight, scale, *output[1:])
 
 
-def _differentiate(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+def _autograd_backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     x, weight, scale, conv, mean, rstd = ctx.saved_tensors
     for_input, for_weight = ctx.needs_input_grad[:2]
     grads = _backward(grad, x, weight, scale, conv, mean, rstd, for_input, for_weight)
@@ -221,7 +222,7 @@ def _differentiate(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]
     return grads[0] if for_input else None, grads[1].to(weight.dtype) if for_weight else None, *vectors, None, None
 
 
-_forward.register_autograd(_differentiate, setup_context=_keep)
+_forward.register_autograd(_autograd_backward, setup_context=_setup_context)
 
 
 def _plain_backward(
@@ -235,7 +236,7 @@ def _plain_backward(
     for_input: bool,
     for_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The steps of the backward kernels by PyTorch."""
+    """The backward kernels' steps by PyTorch."""
     g = grad.to(mean.dtype)
     unit = (conv.to(mean.dtype) - mean[..., None]) * rstd[..., None]
     scaled = g * scale
@@ -253,22 +254,22 @@ def _plain_backward(
     return grad_x, grad_weight, through.sum((0, 1, 2)), (g * unit).sum((0, 1, 2)), g.sum((0, 1, 2))
 
 
-def tiles(channels: int, kernel: int) -> dict[str, Tile]:
-    """The tiles worth trying for the convolution, the best guess first.
+def candidate_tiles(channels: int, kernel: int) -> dict[str, Tile]:
+    """Candidate tiles of the convolution by name, the expected best first.
 
-    Channels are cut by the largest power of two that divides them, of 32 to 128, else as they come; up to 128, they
-    may also be one chunk with empty places, which needs no second reading. A thread has 8 or 16 elements of each row.
-    Compiled for sm_90 and K = 7, 7 rows take 177 to 243 registers, 4 rows 104 to 188, 2 rows 70 to 146;
-    4 rows of several chunks of 128 put 24 bytes on the stack, the others nothing.
+    Channels are divided into chunks of the largest power of two that divides them, from 32 to 128; up to 128 channels
+    may also be one padded chunk, which needs no second reading. A thread has 8 or 16 elements of each row. Compiled for
+    sm_90 and K = 7, 7 rows take 177 to 243 registers, 4 rows 104 to 188, 2 rows 70 to 146; 4 rows of several chunks of
+    128 spill 24 bytes to the stack, the others nothing.
     """
-    power = channels & -channels  # the largest that divides them
+    power = channels & -channels  # the largest power of two that divides them
     block = min(power if power >= 32 else max(next_power(channels), 16), 128)
     warps = max(block // 32, 1)
     tall = Tile(7, 8, block, warps)
     wide = Tile(4, 16, block, warps)
     low = Tile(4, 8, block, warps)
     small = Tile(2, 8, block, warps)
-    if kernel > 7:  # the taps of a column alone fill the registers of more rows
+    if kernel > 7:  # the taps of a column would fill the registers of more rows
         return {"low": low, "small": small}
     found = {"tall": tall, "wide": wide, "low": low, "small": small}
     if block < channels < 128:
@@ -277,7 +278,7 @@ def tiles(channels: int, kernel: int) -> dict[str, Tile]:
 
 
 def _taps(weight: Tensor) -> Tensor:
-    """The depthwise weight as ``(K * K, C)`` in float32: neighbouring channels are neighbours in memory."""
+    """The depthwise weight as ``(K * K, C)`` in float32, its channels contiguous in memory."""
     return weight.detach().flatten(1).t().to(torch.float32).contiguous()
 
 
@@ -323,8 +324,8 @@ def _launch_input_grad(grad: Tensor, weight: Tensor) -> Tensor:
 
 
 def _with_tile(launch: Callable[[Tile], None], operation: str, x: Tensor, kernel: int) -> None:
-    """Launch with the tile that is fastest on this device, measured where it may be."""
-    candidates = tiles(x.shape[3], kernel)
+    """Launch with the tile that is fastest on this device, measured if possible."""
+    candidates = candidate_tiles(x.shape[3], kernel)
     key = TuningKey.of_tensor(operation, x, (x.shape[3], kernel))
     calls = {name: partial(launch, tile) for name, tile in candidates.items()}
     launch(candidates[autotuner.select(key, calls, x) if x.is_cuda else autotuner.predict(key, calls)])
@@ -338,7 +339,7 @@ def _launch_weight_grad(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     if not x.numel():
         return weight.new_zeros(weight.shape, dtype=torch.float32)
     block = min(64 if channels % 64 == 0 else 32, max(next_power(channels), 16))
-    cols = 256 // block  # two elements of each sum to a thread: 151 registers for 49 sums
+    cols = 256 // block  # two elements of each sum per thread: 151 registers for 49 sums
     rows_of_taps = min(kernel, max(49 // kernel, 1))
     band = ceil_div(height, ceil_div(height, 16))
     units = images * ceil_div(height, band) * ceil_div(width, cols)

@@ -2,7 +2,7 @@
 
 Maps are contiguous ``(N, H, W, C)``. Every sum is taken in float32. The offset of an image is 64 bits wide, offsets
 inside of one 32. There are no atomics: sums over programs are partial sums that the caller adds up in a fixed order, so
-that a run can be repeated to the bit.
+that runs are reproducible bit by bit.
 """
 
 # mypy: ignore-errors
@@ -17,7 +17,7 @@ from backbones.kernels.cuda.maps_triton import vector
 
 
 @triton.jit
-def _place(tile, height, width, ROWS: tl.constexpr, COLS: tl.constexpr):
+def _tile_origin(tile, height, width, ROWS: tl.constexpr, COLS: tl.constexpr):
     """Image, first row and first column of a tile."""
     across = tl.cdiv(width, COLS)
     down = tl.cdiv(height, ROWS)
@@ -26,7 +26,7 @@ def _place(tile, height, width, ROWS: tl.constexpr, COLS: tl.constexpr):
 
 @triton.jit
 def _load_row(image, row, col, chans, seen, height, width, C: tl.constexpr):
-    """Pixels ``(row, col)`` of some channels as float32; zero outside of the image, as padding wants it."""
+    """Pixels ``(row, col)`` of some channels in float32; zero outside of the image, which is the padding."""
     inside = seen & ((col >= 0) & (col < width))[:, None] & ((row >= 0) & (row < height))
     offset = (row * width + col)[:, None] * C + chans[None, :]
     return tl.load(image + offset, mask=inside, other=0.0).to(tl.float32)
@@ -55,7 +55,7 @@ def _convolve(
     code stays small enough for the instruction cache.
     """
     known = (chans < C)[None, :]
-    # As wide as the pixels, although equal in each column: so each thread loads its own channels, with no barrier.
+    # As wide as the pixels, although equal in each column: each thread then loads its own channels, without a barrier.
     wide = tl.zeros((COLS, 1), tl.int32) + chans[None, :]
     acc = ()
     for _ in tl.static_range(ROWS):
@@ -90,8 +90,8 @@ def _merge(mean, squares, seen, chunk, known, count):
 
 
 @triton.jit
-def _spot(row, cols, chans, height, width, C: tl.constexpr):
-    """Offsets of some pixels of a row in an image, and which of them exist."""
+def _pixel_offsets(row, cols, chans, height, width, C: tl.constexpr):
+    """Offsets of some pixels of a row in an image, and a mask of those within bounds."""
     place = (row * width + cols)[:, None] * C + chans[None, :]
     return place, (chans < C)[None, :] & (cols < width)[:, None] & (row < height)
 
@@ -113,20 +113,20 @@ def _read_back(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Normalise a tile that this program has just written, by the statistics of its pixels."""
+    """Normalise a tile that this program has just written, with the statistics of its pixels."""
     for first in range(0, C, BLOCK):
         chans = first + tl.arange(0, BLOCK)
         gain = vector(scale, chans, C)
         lift = vector(shift, chans, C)
         for i in tl.static_range(ROWS):
-            place, inside = _spot(row0 + i, cols, chans, height, width, C)
+            place, inside = _pixel_offsets(row0 + i, cols, chans, height, width, C)
             y = tl.load(conv + place, mask=inside, other=0.0).to(tl.float32)
             unit = (y - mean[i][:, None]) * tl.rsqrt(squares[i] / C + eps)[:, None]
             tl.store(out + place, unit * gain + lift, mask=inside)
 
 
 @triton.jit
-def _keep_statistics(means, rstds, mean, squares, row0, cols, height, width, eps, C: tl.constexpr, ROWS: tl.constexpr):
+def _store_statistics(means, rstds, mean, squares, row0, cols, height, width, eps, C: tl.constexpr, ROWS: tl.constexpr):
     """Mean and 1 / deviation of a tile's pixels, for the backward pass."""
     for i in tl.static_range(ROWS):
         inside = (cols < width) & (row0 + i < height)
@@ -162,7 +162,7 @@ def conv_norm_kernel(
     cache: the tile was just written, each element by the thread that reads it) and normalises. Where one chunk is all,
     nothing is read back. Without ``SAVE``, ``conv`` may be ``out``.
     """
-    image, row0, col0 = _place(tl.program_id(0), height, width, ROWS, COLS)
+    image, row0, col0 = _tile_origin(tl.program_id(0), height, width, ROWS, COLS)
     pixel0 = image.to(tl.int64) * height * width
     cols = col0 + tl.arange(0, COLS)
     x, conv, out = x + pixel0 * C, conv + pixel0 * C, out + pixel0 * C
@@ -182,7 +182,7 @@ def conv_norm_kernel(
             m, s = _merge(mean[i], squares[i], first * 1.0, y, (chans < C)[None, :], count)
             new_mean = new_mean + (m,)
             new_squares = new_squares + (s,)
-            place, inside = _spot(row0 + i, cols, chans, height, width, C)
+            place, inside = _pixel_offsets(row0 + i, cols, chans, height, width, C)
             if SAVE or C > BLOCK:
                 tl.store(conv + place, y, mask=inside)
             if C <= BLOCK:
@@ -194,7 +194,7 @@ def conv_norm_kernel(
         tl.debug_barrier()
         _read_back(conv, out, scale, shift, mean, squares, row0, cols, height, width, eps, C, ROWS, BLOCK)
     if SAVE:
-        _keep_statistics(means + pixel0, rstds + pixel0, mean, squares, row0, cols, height, width, eps, C, ROWS)
+        _store_statistics(means + pixel0, rstds + pixel0, mean, squares, row0, cols, height, width, eps, C, ROWS)
 
 
 @triton.jit(do_not_specialize=["height", "width"])
@@ -210,14 +210,14 @@ def input_grad_kernel(
     COLS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Gradient of the convolution's input: the same convolution with the kernel turned by 180 degrees."""
-    image, row0, col0 = _place(tl.program_id(0), height, width, ROWS, COLS)
+    """Gradient of the convolution's input: the same convolution with the kernel rotated by 180 degrees."""
+    image, row0, col0 = _tile_origin(tl.program_id(0), height, width, ROWS, COLS)
     start = image.to(tl.int64) * height * width * C
     cols = col0 + tl.arange(0, COLS)
     chans = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     acc = _convolve(grad + start, taps, row0, cols, chans, height, width, C, K, ROWS, COLS, BLOCK, True)
     for i in tl.static_range(ROWS):
-        place, inside = _spot(row0 + i, cols, chans, height, width, C)
+        place, inside = _pixel_offsets(row0 + i, cols, chans, height, width, C)
         tl.store(out + start + place, acc[i], mask=inside)
 
 
@@ -250,7 +250,7 @@ def weight_grad_kernel(
     for _ in tl.static_range(TAPS * K):
         acc = acc + (tl.zeros((COLS, BLOCK), tl.float32),)
     for unit in range(tl.program_id(0), units, tl.num_programs(0)):
-        image, row0, col0 = _place(unit, height, width, band, COLS)
+        image, row0, col0 = _tile_origin(unit, height, width, band, COLS)
         start = image.to(tl.int64) * height * width * C
         cols = col0 + tl.arange(0, COLS)
         past = ()

@@ -1,11 +1,10 @@
-"""Global response normalisation over a channels-last map, its statistics gathered in one pass.
+"""Global response normalisation over a channels-last map, its statistics computed in one pass.
 
-What the normalisation has to know of a map are its channels' sums of squares. PyTorch's steps read and write the map
-(in float32) for the norm, the product, the scale, the shift and the sum. Here a first kernel reads it once for the
-sums, and a second reads it and writes the output; everything between is of size ``(N, C)``. Backward is two kernels as
-well: one reads gradient and map for the sums over the pixels, one reads them again and writes the gradient. Inside of a
-block, the same kernels compute bias and GELU as they read (:mod:`backbones.kernels.cuda.mlp`): the GELU is never
-written.
+The normalisation needs the sum of squares of each channel. PyTorch's steps read and write the map (in float32) for the
+norm, the product, the scale, the shift and the sum. Here a first kernel reads it once for the sums, and a second reads
+it and writes the output; everything between has size ``(N, C)``. The backward pass has two kernels as well: one reads
+gradient and map for the sums over the pixels, one reads them again and writes the gradient. Inside a block, the same
+kernels compute bias and GELU as they read (:mod:`backbones.kernels.cuda.mlp`): the GELU is never written.
 
 With ``G`` the norm of each channel over the map, ``M`` the mean of ``G`` over the channels and ``n = G / (M + eps)``,
 the output is ``a * (1 + gamma * n) + beta``. For a gradient ``g`` and ``D = gamma * sum(g * a)`` the map's gradient is
@@ -22,16 +21,17 @@ from torch import Tensor
 from backbones.kernels.cuda.launch import FLOATS, ceil_div, next_power, on_device, runs_kernels, split_reduction
 
 EPS = 1e-6
-ROWS, BLOCK, WARPS = 8, 128, 4  # a tile: 8 elements of each map to a thread, 32 to 96 registers on sm_90
+# A tile: 8 elements of each map per thread, 32 to 96 registers on sm_90.
+TILE_ROWS, TILE_CHANNELS, TILE_WARPS = 8, 128, 4
 
 
 class Gains(NamedTuple):
-    """What the sums over the pixels come to, ``(N, C)`` each.
+    """Statistics of a map, ``(N, C)`` each, in the symbols of this module's docstring.
 
     Attributes:
-        norm: ``G``.
-        unit: ``n``.
-        gain: ``1 + gamma * n``.
+        norm: Norm of each channel, ``G``.
+        unit: Norm relative to the mean of all channels, ``n``.
+        gain: Factor of each channel, ``1 + gamma * n``.
     """
 
     norm: Tensor
@@ -40,12 +40,12 @@ class Gains(NamedTuple):
 
 
 def grn_reference(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-    """The definition (Woo et al., "ConvNeXt V2", algorithm 1), in float32 at least, by PyTorch.
+    """Response normalisation by PyTorch in float32 or higher, the definition (Woo et al., "ConvNeXt V2", algorithm 1).
 
     Args:
-        x: ``(N, H, W, C)``.
-        gamma: ``(1, 1, 1, C)``.
-        beta: ``(1, 1, 1, C)``.
+        x: Map, ``(N, H, W, C)``.
+        gamma: Scale, ``(1, 1, 1, C)``.
+        beta: Shift, ``(1, 1, 1, C)``.
 
     Returns:
         ``(N, H, W, C)`` in the precision of ``x``.
@@ -59,11 +59,11 @@ def grn_reference(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
 def grn(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
     """Compute :func:`grn_reference` with fused kernels on a GPU, differentiable once in all three tensors.
 
-    Autocast changes nothing: the precision is that of the map, sums are in float32.
+    Autocast has no effect: the precision is that of the map, sums are in float32.
 
     Raises:
         TypeError: If a tensor is neither float32, bfloat16 nor float16 (float64 has the plain steps on CPU alone).
-        ValueError: If the shapes do not fit.
+        ValueError: If the shapes do not match.
     """
     allowed = FLOATS if x.is_cuda else (*FLOATS, torch.float64)
     for tensor in (x, gamma, beta):
@@ -77,9 +77,9 @@ def grn(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
 
 @torch.library.custom_op("convnext::grn", mutates_args=())
 def _forward(x: Tensor, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-    """Output and ``G``."""
+    """Output, and the norms ``G``, ``(N, C)``."""
     with on_device(x):
-        gains = gather(x, None, gamma)
+        gains = compute_gains(x, None, gamma)
         return activate(x, None, gains, beta), gains.norm
 
 
@@ -94,9 +94,9 @@ def _backward(grad: Tensor, x: Tensor, norm: Tensor, gamma: Tensor, beta: Tensor
     """Gradients of map, gamma and beta, the last two ``(C,)``."""
     with on_device(x):
         grad = grad.contiguous()
-        gains = gains_of(norm, gamma)
-        pull, grad_gamma, grad_beta = responses(grad, x, None, gains, gamma)
-        return differentiate(grad, x, None, gains, pull, beta, inplace=False)[0], grad_gamma, grad_beta
+        gains = gains_from_norms(norm, gamma)
+        pull, grad_gamma, grad_beta = sum_gradients(grad, x, None, gains, gamma)
+        return backward_activation(grad, x, None, gains, pull, beta, inplace=False)[0], grad_gamma, grad_beta
 
 
 @_backward.register_fake
@@ -104,42 +104,42 @@ def _(grad: Tensor, x: Tensor, norm: Tensor, gamma: Tensor, beta: Tensor) -> tup
     return x.new_empty(x.shape), norm.new_empty(x.shape[3]), norm.new_empty(x.shape[3])
 
 
-def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(inputs[0], output[1], *inputs[1:])
 
 
-def _differentiate(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _autograd_backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, Tensor, Tensor]:
     x, norm, gamma, beta = ctx.saved_tensors
     grad_x, grad_gamma, grad_beta = _backward(grad, x, norm, gamma, beta)
     return grad_x, grad_gamma.to(gamma.dtype).view_as(gamma), grad_beta.to(beta.dtype).view_as(beta)
 
 
-_forward.register_autograd(_differentiate, setup_context=_keep)
+_forward.register_autograd(_autograd_backward, setup_context=_setup_context)
 
 
-def gains_of(norm: Tensor, gamma: Tensor) -> Gains:
-    """The gains that belong to the norms ``(N, C)``."""
+def gains_from_norms(norm: Tensor, gamma: Tensor) -> Gains:
+    """The gains of the norms ``(N, C)``."""
     unit = norm / (norm.mean(-1, keepdim=True) + EPS)
     return Gains(norm, unit, 1 + gamma.detach().flatten().to(norm.dtype) * unit)
 
 
-def gather(x: Tensor, bias: Tensor | None, gamma: Tensor) -> Gains:
-    """Gains of the map ``(N, H, W, C)``, or of the GELU of ``x + bias``."""
+def compute_gains(x: Tensor, bias: Tensor | None, gamma: Tensor) -> Gains:
+    """Gains of the map ``(N, H, W, C)``, or with a bias of the GELU of ``x + bias``."""
     if not runs_kernels(x):
-        return gains_of(torch.linalg.vector_norm(_activated(x, bias), dim=(1, 2)), gamma)
+        return gains_from_norms(torch.linalg.vector_norm(_activated(x, bias), dim=(1, 2)), gamma)
     from backbones.kernels.cuda.grn_triton import squares_kernel
 
-    grid, steps, shape = walk(x, x.shape[0])
+    grid, steps, shape = launch_grid(x, x.shape[0])
     partial = x.new_zeros((*grid[:2], x.shape[-1]), dtype=torch.float32)
     if x.numel():
         flags = dict(GELU=bias is not None, **shape)
-        squares_kernel[grid](x, bias, partial, pixels_of(x, x.shape[0]), steps, **flags, num_warps=WARPS)
-    return gains_of(partial.sum(1).sqrt(), gamma)
+        squares_kernel[grid](x, bias, partial, pixels_per_image(x, x.shape[0]), steps, **flags, num_warps=TILE_WARPS)
+    return gains_from_norms(partial.sum(1).sqrt(), gamma)
 
 
 def activate(x: Tensor, bias: Tensor | None, gains: Gains | None, shift: Tensor | None) -> Tensor:
-    """The map, or the GELU of ``x + bias``; with gains, normalised."""
+    """The map, or with a bias the GELU of ``x + bias``; normalised if there are gains."""
     if not runs_kernels(x):
         a = _activated(x, bias)
         if gains is not None and shift is not None:
@@ -149,26 +149,28 @@ def activate(x: Tensor, bias: Tensor | None, gains: Gains | None, shift: Tensor 
 
     out = torch.empty_like(x)
     images = 1 if gains is None else x.shape[0]
-    grid, steps, shape = walk(x, images)
+    grid, steps, shape = launch_grid(x, images)
     if x.numel():
         gain = None if gains is None else gains.gain
         flags = dict(GELU=bias is not None, GRN=gains is not None, **shape)
-        apply_kernel[grid](x, bias, gain, shift, out, pixels_of(x, images), steps, **flags, num_warps=WARPS)
+        apply_kernel[grid](x, bias, gain, shift, out, pixels_per_image(x, images), steps, **flags, num_warps=TILE_WARPS)
     return out
 
 
-def responses(
+def sum_gradients(
     grad: Tensor, x: Tensor, bias: Tensor | None, gains: Gains, gamma: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``P`` as ``(N, C)``, and the gradients of gamma and beta as ``(C,)``."""
+    """``P``, ``(N, C)``, and the gradients of gamma and beta, ``(C,)``."""
     if runs_kernels(x):
         from backbones.kernels.cuda.grn_triton import sums_kernel
 
-        grid, steps, shape = walk(x, x.shape[0])
+        grid, steps, shape = launch_grid(x, x.shape[0])
         partial = x.new_zeros((2, *grid[:2], x.shape[-1]), dtype=torch.float32)
         if x.numel():
             flags = dict(GELU=bias is not None, **shape)
-            sums_kernel[grid](grad, x, bias, partial, pixels_of(x, x.shape[0]), steps, **flags, num_warps=WARPS)
+            sums_kernel[grid](
+                grad, x, bias, partial, pixels_per_image(x, x.shape[0]), steps, **flags, num_warps=TILE_WARPS
+            )
         product, total = partial.sum(2)
     else:
         a = _activated(x, bias)
@@ -180,7 +182,7 @@ def responses(
     return pull, (product * gains.unit).sum(0), total.sum(0)
 
 
-def differentiate(
+def backward_activation(
     grad: Tensor,
     x: Tensor,
     bias: Tensor | None,
@@ -189,23 +191,23 @@ def differentiate(
     shift: Tensor | None,
     inplace: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradient of ``x``, and with a bias also what :func:`activate` gave, and the bias's gradient ``(C,)``.
+    """Gradient of ``x``; with a bias also the output of :func:`activate` and the gradient of the bias, ``(C,)``.
 
     Args:
         grad: Gradient of the output, contiguous, in the precision of ``x``.
         x: Input of :func:`activate`.
-        bias: The same as there.
-        gains: The same as there.
-        pull: ``P``, with gains.
-        shift: The same as there.
-        inplace: Write the gradient over ``grad``, to save a map.
+        bias: Bias given to :func:`activate`.
+        gains: Gains given to :func:`activate`.
+        pull: ``P``, ``(N, C)``, if there are gains.
+        shift: Shift given to :func:`activate`.
+        inplace: Write the gradient over ``grad``, to save the memory of a map.
     """
     if not runs_kernels(x):
-        return _plain_differentiate(grad, x, bias, gains, pull, shift)
+        return _plain_backward_activation(grad, x, bias, gains, pull, shift)
     from backbones.kernels.cuda.grn_triton import grad_kernel
 
     images = 1 if gains is None else x.shape[0]
-    grid, steps, shape = walk(x, images)
+    grid, steps, shape = launch_grid(x, images)
     out = grad if inplace else torch.empty_like(x)
     again = x.new_empty(0) if bias is None else torch.empty_like(x)
     partial = x.new_zeros((*grid[:2], 0 if bias is None else x.shape[-1]), dtype=torch.float32)
@@ -213,20 +215,20 @@ def differentiate(
         gain = None if gains is None else gains.gain
         flags = dict(GELU=bias is not None, GRN=gains is not None, **shape)
         tensors = (grad, x, bias, gain, pull, shift, out, again, partial)
-        grad_kernel[grid](*tensors, pixels_of(x, images), steps, **flags, num_warps=WARPS)
+        grad_kernel[grid](*tensors, pixels_per_image(x, images), steps, **flags, num_warps=TILE_WARPS)
     return out, again, partial.sum((0, 1))
 
 
 def _activated(x: Tensor, bias: Tensor | None) -> Tensor:
-    """What is normalised, in float32 at least."""
+    """The map to be normalised, in float32 or higher."""
     a = x.to(torch.promote_types(x.dtype, torch.float32))
     return a if bias is None else torch.nn.functional.gelu(a + bias)
 
 
-def _plain_differentiate(
+def _plain_backward_activation(
     grad: Tensor, x: Tensor, bias: Tensor | None, gains: Gains | None, pull: Tensor | None, shift: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The steps of the last kernel by PyTorch."""
+    """The steps of :func:`backward_activation` by PyTorch."""
     a = _activated(x, bias)
     g = grad.to(a.dtype)
     if gains is not None and pull is not None:
@@ -239,19 +241,19 @@ def _plain_differentiate(
     return g.to(x.dtype), activate(x, bias, gains, shift), g.sum((0, 1, 2))
 
 
-def pixels_of(x: Tensor, images: int) -> int:
-    """Pixels of each image of a map that is taken as so many."""
+def pixels_per_image(x: Tensor, images: int) -> int:
+    """Pixels per image of a map that is treated as ``images`` images."""
     return x.numel() // max(images * x.shape[-1], 1)
 
 
-def walk(x: Tensor, images: int) -> tuple[tuple[int, int, int], int, dict[str, int]]:
-    """Grid, tiles to a program, and sizes for :mod:`backbones.kernels.cuda.maps_triton`.
+def launch_grid(x: Tensor, images: int) -> tuple[tuple[int, int, int], int, dict[str, int]]:
+    """Grid, tiles per program, and constants of a kernel that uses :mod:`backbones.kernels.cuda.maps_triton`.
 
     Args:
-        x: Map whose last axis are the channels.
-        images: 1 where an image's pixels need not be kept apart from another's.
+        x: Map, ``(..., C)``.
+        images: Number of images whose pixels are kept apart; 1 to treat the map as a single image.
     """
-    block = min(BLOCK, max(next_power(x.shape[-1]), 16))
+    block = min(TILE_CHANNELS, max(next_power(x.shape[-1]), 16))
     blocks = ceil_div(x.shape[-1], block)
-    shares, steps = split_reduction(pixels_of(x, images), ROWS, images * blocks)
-    return (images, shares, blocks), steps, dict(C=x.shape[-1], ROWS=ROWS, BLOCK=block)
+    shares, steps = split_reduction(pixels_per_image(x, images), TILE_ROWS, images * blocks)
+    return (images, shares, blocks), steps, dict(C=x.shape[-1], ROWS=TILE_ROWS, BLOCK=block)

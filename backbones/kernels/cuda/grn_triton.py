@@ -1,9 +1,9 @@
 """Triton kernels of :mod:`backbones.kernels.cuda.grn` and of the activation inside of
 :mod:`backbones.kernels.cuda.mlp`.
 
-See :mod:`backbones.kernels.cuda.maps_triton` for grid and precision. With ``GELU``, what is normalised is the exact
-GELU of ``x + bias``, computed again wherever it is needed: that costs arithmetic, not memory traffic. With ``GRN`` off,
-the same kernels serve a block that has no response normalisation.
+See :mod:`backbones.kernels.cuda.maps_triton` for grid and precision. With ``GELU``, the exact GELU of
+``x + bias`` is normalised, recomputed wherever it is needed: that costs arithmetic, not memory traffic. With ``GRN``
+off, the same kernels serve a block that has no response normalisation.
 """
 
 # mypy: ignore-errors
@@ -22,8 +22,8 @@ def normal(v):
     """Distribution function of the standard normal, and ``exp(-v * v / 2)``.
 
     The error function by Abramowitz and Stegun, 7.1.26 (absolute error 1.5e-7, about one rounding of float32 at 1): it
-    needs the exponential that the slope of GELU needs as well, and half the instructions of the library's, which were
-    more than the memory could wait for. The lower tail is not a difference, and keeps its digits.
+    needs the exponential that the derivative of GELU needs as well, and half the instructions of the library's, which
+    took longer than the memory accesses. The lower tail is not computed as a difference, and keeps its digits.
     """
     x = tl.abs(v) * 0.7071067811865476
     t = 1.0 / (1.0 + 0.3275911 * x)
@@ -35,7 +35,7 @@ def normal(v):
 
 @triton.jit
 def activated(x, bias, inside, GELU: tl.constexpr):
-    """The map that is normalised, zero where it does not exist."""
+    """The map to be normalised, zero out of bounds."""
     if GELU:
         v = x + bias
         below, _ = normal(v)
@@ -47,7 +47,7 @@ def activated(x, bias, inside, GELU: tl.constexpr):
 def squares_kernel(
     x, bias, partial, pixels, steps, C: tl.constexpr, GELU: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Sums of the squares: all that the normalisation has to know of the map."""
+    """Sums of squares, from which the normalisation's statistics are computed."""
     chans = channels(BLOCK)
     offset = vector(bias, chans, C) if GELU else 0.0
     total = tl.zeros((ROWS, BLOCK), tl.float32)
@@ -134,7 +134,7 @@ def grad_kernel(
 ):
     """Gradient of ``x``: ``(grad * gain + a * pull) * slope``; ``out`` may be ``grad``.
 
-    With ``GELU`` also what :func:`apply_kernel` gave, into ``again``, and the sums of the gradient: those of the bias.
+    With ``GELU`` also the output of :func:`apply_kernel`, into ``again``, and the gradient of the bias as partial sums.
     """
     chans = channels(BLOCK)
     offset = vector(bias, chans, C) if GELU else 0.0

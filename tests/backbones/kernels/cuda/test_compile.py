@@ -24,20 +24,20 @@ HOPPER = GPUTarget("cuda", 90, 32)
 MAPS = {"x", "out", "grad", "conv", "again", "z"}
 COUNTS = {"height", "width", "units", "band", "pixels", "steps"}
 MASKED = 96  # channels in three chunks
-TALL = dwconv_norm.tiles(MASKED, 7)["tall"]
+TALL = dwconv_norm.candidate_tiles(MASKED, 7)["tall"]
 SHAPE = dict(C=MASKED, K=7, ROWS=TALL.rows, COLS=TALL.cols, BLOCK=TALL.block)
-TILE = dict(C=384, ROWS=grn.ROWS, BLOCK=grn.BLOCK)
+TILE = dict(C=384, ROWS=grn.TILE_ROWS, BLOCK=grn.TILE_CHANNELS)
 KERNELS: list[tuple[Any, dict[str, Any], int, int]] = [  # kernel, sizes, warps, registers at most
     (dwconv_norm_triton.conv_norm_kernel, dict(**SHAPE, SAVE=True), TALL.warps, 255),
     (dwconv_norm_triton.input_grad_kernel, SHAPE, TALL.warps, 208),
     (dwconv_norm_triton.weight_grad_kernel, dict(C=MASKED, K=7, TAPS=7, COLS=8, BLOCK=32), 4, 168),
     (dwconv_norm_triton.norm_grad_kernel, dict(C=MASKED, ROWS=16, BLOCK=128), 4, 128),
-    (grn_triton.squares_kernel, dict(**TILE, GELU=True), grn.WARPS, 64),
-    (grn_triton.apply_kernel, dict(**TILE, GELU=True, GRN=True), grn.WARPS, 64),
-    (grn_triton.sums_kernel, dict(**TILE, GELU=True), grn.WARPS, 64),
-    (grn_triton.grad_kernel, dict(**TILE, GELU=True, GRN=True), grn.WARPS, 128),
-    (mlp_triton.residual_kernel, dict(**TILE, GAMMA=True, KEEP=True), grn.WARPS, 64),
-    (mlp_triton.residual_grad_kernel, dict(**TILE, GAMMA=True, KEEP=True, STORE=True), grn.WARPS, 128),
+    (grn_triton.squares_kernel, dict(**TILE, GELU=True), grn.TILE_WARPS, 64),
+    (grn_triton.apply_kernel, dict(**TILE, GELU=True, GRN=True), grn.TILE_WARPS, 64),
+    (grn_triton.sums_kernel, dict(**TILE, GELU=True), grn.TILE_WARPS, 64),
+    (grn_triton.grad_kernel, dict(**TILE, GELU=True, GRN=True), grn.TILE_WARPS, 128),
+    (mlp_triton.residual_kernel, dict(**TILE, GAMMA=True, KEEP=True), grn.TILE_WARPS, 64),
+    (mlp_triton.residual_grad_kernel, dict(**TILE, GAMMA=True, KEEP=True, STORE=True), grn.TILE_WARPS, 128),
 ]
 
 

@@ -164,8 +164,8 @@ def test_depthwise_convolution_and_norm_in_half_precision(
 
 @pytest.mark.parametrize("name", ["tall", "wide", "low", "small", "whole"])
 def test_every_tile_computes_the_same(name: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    tile = dwconv_norm.tiles(96, 7)[name]
-    monkeypatch.setattr(dwconv_norm, "tiles", lambda *_: {name: tile})
+    tile = dwconv_norm.candidate_tiles(96, 7)[name]
+    monkeypatch.setattr(dwconv_norm, "candidate_tiles", lambda *_: {name: tile})
     x, *rest = (t for t in conv_tensors(1, 8, 9, 20, 3, device) if t is not None)
     fused = partial(map_gradient, dwconv_norm.dwconv_norm, rest)
     plain = partial(map_gradient, dwconv_norm.dwconv_norm_reference, rest)
@@ -247,7 +247,7 @@ def test_gelu_is_the_exact_one(device: str) -> None:
     x = torch.linspace(-12, 12, 4096, device=device).reshape(1, 1, 32, 128)
     zero = torch.zeros(128, device=device)
     ours = grn.activate(x, zero, None, None).double()
-    slope, again, _ = grn.differentiate(torch.ones_like(x), x, zero, None, None, None, inplace=False)
+    slope, again, _ = grn.backward_activation(torch.ones_like(x), x, zero, None, None, None, inplace=False)
     v = x.double()
     below = 0.5 * torch.special.erfc(-v * 0.5**0.5)  # keeps its digits in the lower tail, where 1 + erf loses them
     true, true_slope = v * below, below + v * torch.exp(-0.5 * v * v) / (2 * torch.pi) ** 0.5
