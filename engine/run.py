@@ -20,7 +20,8 @@ from engine.report.environment import environment
 from engine.report.recorder import command_line, recorded, report_test
 from engine.report.run_dir import write_json
 from engine.training.batch_size_finder import measured_fit
-from engine.training.runner import Runner, build_runner
+from engine.training.build import build_runner
+from engine.training.runner import Runner
 from engine.visualize import draw_test_images
 
 PICTURES = 8

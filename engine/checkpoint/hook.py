@@ -135,7 +135,7 @@ class ResumableCheckpointHook(Hook):
         self.best = {"score": score, "value": value, "epoch": runner.epoch, "iter": runner.iter}
         file = self._folder / f"best_{score.replace('/', '_')}.pth"
         runner.logger.info(f"best {score} so far, {value:.4f}: {file.name}")
-        state = runner.checkpoint_state(resumable=False)
+        state = runner.checkpoints.state(resumable=False)
         if is_main_process():
             self._writer.write(state, file, lambda: None)
 
@@ -156,9 +156,13 @@ class ResumableCheckpointHook(Hook):
         with HEARTBEAT.during(Phase.SAVING):
             self._writer.wait()
 
+    def drain(self) -> None:
+        """Return when all is written or has failed: another error ends the run."""
+        self._writer.drain()
+
     def _save(self, runner: Any, file: Path) -> None:
         with HEARTBEAT.during(Phase.SAVING):
-            state = runner.checkpoint_state()
+            state = runner.checkpoints.state()
             self._saved, self._since = (runner.iter, self.validated), time.monotonic()
             if is_main_process():
                 self._writer.write(state, file, lambda: self._tidy(file))

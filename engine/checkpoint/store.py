@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backbones.errors import UserError
+from backbones.errors import CheckpointError, UserError
 from backbones.files import NO_SPACE, written_whole
 from backbones.weights import read_checkpoint, verify_checkpoint
 
@@ -138,7 +138,7 @@ def last_good(
         The file; ``None`` if nothing was saved yet.
 
     Raises:
-        UserError: If there are checkpoints and all of them are damaged.
+        CheckpointError: If there are checkpoints and all of them are damaged.
     """
     damaged = []
     for steps, file, wrong in checkpoints(work_dir, say, trust):
@@ -154,7 +154,7 @@ def last_good(
         damaged.append(wrong)
         say(f"{wrong}: passed over")
     if damaged:
-        raise UserError(f"--resume: no checkpoint in {str(work_dir)!r} is sound; {damaged[0]}")
+        raise CheckpointError(f"--resume: no checkpoint in {str(work_dir)!r} is sound; {damaged[0]}")
     return None
 
 
@@ -186,8 +186,12 @@ class Writer:
 
     def wait(self) -> None:
         """Return when all is written."""
-        self._jobs.join()
+        self.drain()
         self.check()
+
+    def drain(self) -> None:
+        """Return when all is written or has failed, without raising what went wrong."""
+        self._jobs.join()
 
     def check(self) -> None:
         """Raise what went wrong in the background."""

@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor
 
 from backbones.errors import UserError
 from engine.checkpoint.rng import RandomState
-from engine.checkpoint.store import copied, last_good
+from engine.checkpoint.store import copied
 from engine.config.environment import NonFinitePolicy
 from engine.distributed.sharding import gather_whole, unwrapped
 from engine.launch.exit_codes import EXIT_NONFINITE
@@ -161,26 +161,6 @@ class NonFiniteGuard(Hook):
         if not math.isfinite(float(logs["loss"])) or self._gradient_failed():
             self._event(parts)
         return logs
-
-    def checkpoint_before(self, event: RollBack) -> Path | None:
-        """The checkpoint of this run to go back to.
-
-        Returns:
-            The last sound one from before the steps that are to be passed over, or else from before the event.
-
-        Raises:
-            UserError: If all are damaged.
-        """
-        for most in (event.step - event.window, event.step - 1):
-            found = last_good(
-                Path(self._runner.work_dir),
-                self._runner.logger.warning,
-                most,
-                self._runner.trust,
-            )
-            if found is not None:
-                return found
-        return None
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """Keep what is passed over, and the counts."""

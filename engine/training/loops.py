@@ -55,7 +55,7 @@ class _StepLoop:
         # The runner has counted in steps; the wrapper counts forward passes.
         wrapper.initialize_count_status(self.runner.model, self._iter * parts, self.max_iters * parts)
         self.runner.call_hook("before_train")
-        self.runner.restore_random_state()
+        self.runner.checkpoints.restore_random_state()
         check_first_step(self.runner)
 
     def run(self) -> nn.Module:
@@ -64,7 +64,7 @@ class _StepLoop:
             try:
                 return self._train()
             except RollBack as event:
-                self.runner.roll_back(event)
+                self.runner.checkpoints.roll_back(event)
 
     def _train(self) -> nn.Module:
         raise NotImplementedError

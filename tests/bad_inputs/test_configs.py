@@ -10,7 +10,7 @@ import pytest
 from engine.config.load import load_config, parse_options
 from engine.config.world import Launch
 from engine.planning.plan import dry_run
-from engine.training.runner import build_runner
+from engine.training.build import build_runner
 from tests.bad_inputs.builders import CONFIG, refused
 
 BASE = f"_base_ = [{str(CONFIG['classifier'])!r}]\n"

@@ -43,7 +43,7 @@ def test_a_run_moves_between_one_process_and_a_sharded_two(
     config.write_text(CONFIG.format(base=base, data=str(digits / "imagenet")), encoding="utf-8")
     ended = tool("train.py", config, "--work-dir", alone)
     assert ended.code == 0, ended.err
-    assert "env_cfg.sharded: one process shares with nobody, the model stays whole" in ended.out
+    assert "env_cfg.sharded: there is one process, the model stays whole" in ended.out
 
     moved.mkdir()
     shutil.copy(alone / "epoch_1.pth", moved)

@@ -30,9 +30,10 @@ class Run:
         self.work_dir, self.epoch, self.iter = str(folder), 0, 0
         self.run_id = "run"
         self.logger = logging.getLogger("test")
+        self.checkpoints = SimpleNamespace(state=self.state)
         self.train_loop = object.__new__(EpochBasedTrainLoop) if by_epoch else SimpleNamespace()
 
-    def checkpoint_state(self, resumable: bool = True) -> dict[str, Any]:
+    def state(self, resumable: bool = True) -> dict[str, Any]:
         return {"meta": {"iter": self.iter, "run": self.run_id}, "state_dict": {"step": torch.tensor(self.iter)}}
 
     def step(self, hook: ResumableCheckpointHook, last: bool = False) -> None:
@@ -267,7 +268,7 @@ def test_what_was_handed_over_is_written_whatever_ends_the_run(tmp_path: Path, m
     monkeypatch.setattr("engine.training.runner.MMRunner.train", fail)
     runner = object.__new__(Runner)
     runner._hooks, runner.signals = [hook], Signals()
-    runner._train_loop = runner._val_loop = runner._test_loop = None
+    runner._loaders = []
     with pytest.raises(RuntimeError, match="out of memory"):
         runner.train()
     assert names(tmp_path) == ["step_1.pth"]

@@ -24,7 +24,7 @@ from backbones.weights import read_checkpoint
 from engine.config.batch import MicroBatches, micro_batch_collate, plan_batch, scaled_lr
 from engine.config.load import resolve
 from engine.config.world import Launch
-from engine.training.runner import build_runner
+from engine.training.build import build_runner
 
 GLOBAL, IMAGES, EPOCHS = 16, 48, 2
 STEPS = EPOCHS * IMAGES // GLOBAL

@@ -35,8 +35,9 @@ from backbones.weights import read_checkpoint
 from engine.config.load import resolve
 from engine.config.world import Launch
 from engine.distributed.sharding import gather_whole, shard_model, shard_optimizer
+from engine.training.build import build_runner
 from engine.training.ema import ModelEMAHook
-from engine.training.runner import build_runner, compile_parts
+from engine.training.model_preparation import compile_parts
 
 ROOT = Path(__file__).resolve().parents[3]
 IMAGES, GLOBAL, STEPS, HALF = 16, 8, 5, 3

@@ -38,7 +38,7 @@ from engine.nonfinite.batch_codec import decode, encode, samples
 from engine.nonfinite.guard import NonFiniteError
 from engine.nonfinite.replay import check_types, replay
 from engine.nonfinite.report import clear, hint, thin_out
-from engine.training.runner import build_runner
+from engine.training.build import build_runner
 
 ROOT = Path(__file__).resolve().parents[3]
 IMAGES, GLOBAL, STEPS, BAD_STEP = 16, 4, 8, 3

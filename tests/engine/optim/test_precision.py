@@ -23,7 +23,7 @@ from backbones.layers import GRN, LayerNorm2d
 from engine.config.load import load_config
 from engine.config.world import Launch
 from engine.optim.precision import losses_in_float32
-from engine.training.runner import build_runner
+from engine.training.build import build_runner
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 HALVES = (torch.float16, torch.bfloat16)

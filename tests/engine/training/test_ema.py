@@ -20,8 +20,9 @@ from backbones.weights import read_checkpoint
 from engine.checkpoint.model_weights import load_model
 from engine.config.load import resolve
 from engine.config.world import Launch
+from engine.training.build import build_runner
 from engine.training.ema import ModelEMAHook
-from engine.training.runner import Runner, build_runner
+from engine.training.runner import Runner
 
 DECAY, SAMPLES, BATCH = 0.75, 12, 4
 STEPS_PER_EPOCH = SAMPLES // BATCH

@@ -1,0 +1,59 @@
+"""The runner of a resolved config, and what the launcher has to know of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mmengine import Config
+
+from backbones.errors import MachineError
+from engine.checkpoint.model_weights import replace_checkpoint_loader
+from engine.config.building import building
+from engine.config.environment import check_environment
+from engine.config.load import Resolved
+from engine.config.world import Launch
+from engine.distributed.processes import start_processes
+from engine.launch.heartbeat import HEARTBEAT
+from engine.training.runner import Runner
+
+COMPILE_PATIENCE_SECONDS = 600.0  # of a step: what is compiled may be compiled again, for a shape that is new
+
+
+def build_runner(resolved: Resolved, launch: Launch, trust: bool = False) -> Runner:
+    """Build the runner of a resolved config and log what the launch decided.
+
+    Args:
+        resolved: Resolved config.
+        launch: Processes and devices of the job.
+        trust: Whether to execute code that checkpoints ask for (``--trust-checkpoint``).
+
+    Raises:
+        UserError: If the work directory cannot be written, or the config does not build.
+    """
+    start_processes(launch)
+    cfg = resolved.cfg
+    settings = cfg.get("env_cfg", {})
+    check_environment(settings)
+    _check_work_dir(cfg)
+    compile_patience = COMPILE_PATIENCE_SECONDS if settings.get("compile") else 0.0
+    HEARTBEAT.configure(cfg.work_dir, settings.get("patience") or compile_patience)
+    replace_checkpoint_loader(trust)
+    with building(cfg, "default_hooks", "custom_hooks", "visualizer", "log_processor", "model"):
+        runner = Runner.from_cfg(cfg)
+    runner.trust = trust
+    if resolved.plan is not None:
+        runner.logger.info("batch: %s", resolved.plan)
+    for note in resolved.notes:
+        runner.logger.info(note)
+    return runner
+
+
+def _check_work_dir(cfg: Config) -> None:
+    try:
+        Path(cfg.work_dir).mkdir(parents=True, exist_ok=True)
+        writable = os.access(cfg.work_dir, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise MachineError(f"work_dir {cfg.work_dir!r} cannot be written: choose another with --work-dir")

@@ -1,0 +1,210 @@
+"""Checkpoints of a run: loaded at its start, resumed, rolled back to, and the state that is saved in them."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mmengine
+from mmengine.dist import is_main_process
+
+from backbones.errors import CheckpointError, UserError, described
+from backbones.weights import read_checkpoint
+from engine.checkpoint.model_weights import load_model
+from engine.checkpoint.state import check_resumable, restore_position, restore_random_state, resume_state
+from engine.checkpoint.store import last_good, write_checkpoint
+from engine.config.classes import class_names
+from engine.distributed.sharding import gather_whole, unwrapped
+from engine.nonfinite.guard import NonFiniteError, RollBack
+from engine.optim.schedules import replay, shapes
+from engine.report.run_dir import write_json
+
+if TYPE_CHECKING:
+    from engine.training.runner import Runner
+
+LOAD_REPORTS = "weights.json"
+
+
+class CheckpointManager:
+    """Loads, resumes and rolls back a run, and gathers its state.
+
+    Args:
+        runner: Runner of the run.
+    """
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._resumed: dict[str, Any] | None = None
+
+    def load(self, filename: str) -> dict[str, Any]:
+        """Load a checkpoint into the model, safely and completely, and log what was loaded.
+
+        Args:
+            filename: Path or URL of the checkpoint.
+
+        Returns:
+            Content of the checkpoint.
+
+        Raises:
+            UserError: If it is damaged or does not fit, or if the run cannot continue from it.
+        """
+        runner = self._runner
+        checkpoint = read_checkpoint(filename, runner.trust)
+        if runner.is_resuming:
+            check_resumable(checkpoint, filename, bool(runner.param_schedulers))
+        runner.call_hook("after_load_checkpoint", checkpoint=checkpoint)
+        classes = class_names(runner.cfg.classes) if runner.cfg.get("classes") else None
+        starts_training = runner.is_training and not runner.is_resuming
+        report = load_model(runner.model, checkpoint, filename, runner.averaged, classes, starts_training)
+        runner.logger.info(str(report))
+        runner.load_reports.append({"part": "model", "line": str(report), **report.as_dict()})
+        if runner.is_resuming:
+            self._resumed = checkpoint.get("resume")
+            runner.run_id = checkpoint["meta"].get("run", runner.run_id)
+            # mmengine executes this text, which our own checkpoints do not have, to look for a list of GPUs in it.
+            checkpoint["meta"].pop("config", None)
+        return checkpoint
+
+    def write_load_reports(self) -> None:
+        """Write to ``weights.json`` which weights the training started with."""
+        if is_main_process():
+            write_json(Path(self._runner.work_dir) / LOAD_REPORTS, {"receipts": self._runner.load_reports})
+
+    def newest(self) -> str | None:
+        """The checkpoint to resume from, chosen by the main process for all; ``None`` if nothing was saved yet."""
+        runner = self._runner
+        found = runner.agreement.from_main(
+            lambda: last_good(Path(runner.work_dir), runner.logger.warning, trust=runner.trust)
+        )
+        if found is None:
+            runner.logger.info(f"nothing to go on from in {runner.work_dir}: beginning at the start")
+        return None if found is None else str(found)
+
+    @contextmanager
+    def resuming(self, filename: str) -> Iterator[None]:
+        """Context in which mmengine resumes from a checkpoint; the position and the schedules follow at its end.
+
+        A schedule that was changed since continues as if it had been this one from the start.
+
+        Args:
+            filename: Path of the checkpoint.
+
+        Raises:
+            UserError: If the checkpoint belongs to a training with another model, optimizer or schedule.
+        """
+        runner = self._runner
+        peaks = [group.get("initial_lr", group["lr"]) for group in runner.optim_wrapper.param_groups]
+        wanted = shapes(runner.param_schedulers or [])
+        try:
+            yield
+        except UserError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            # torch and mmengine raise these for an optimizer or a schedule that is not the config's.
+            raise CheckpointError(
+                f"--resume: checkpoint {filename!r} is of another training than the config's: {described(error)}"
+            ) from error
+        # The seed is the checkpoint's now, also where the config has none or another.
+        runner.train_dataloader.batch_sampler.reseed(runner.seed, runner.same_order)
+        if self._resumed is None:
+            runner.logger.warning("saved by an older version: the order of the data and random numbers begin anew")
+        else:
+            restore_position(runner, self._resumed)
+        if shapes(runner.param_schedulers or []) != wanted:
+            self._replay_schedules(peaks)
+
+    def _replay_schedules(self, peaks: list[float]) -> None:
+        runner = self._runner
+        runner.logger.info("the schedule differs from the checkpoint's: rates go on as if it had always been this one")
+        runner.param_schedulers = replay(
+            lambda: runner.build_param_scheduler(copy.deepcopy(runner.cfg.param_scheduler)),
+            runner.optim_wrapper.param_groups,
+            peaks,
+            steps=runner.iter,
+            epoch=len(runner.train_dataloader),
+        )
+
+    def restore_random_state(self) -> None:
+        """Restore the random states of the checkpoint, if the run continues from one."""
+        if self._resumed is not None:
+            restore_random_state(self._runner, self._resumed)
+
+    def roll_back(self, event: RollBack) -> None:
+        """Resume from a checkpoint of this run from before the steps that are to be skipped.
+
+        Args:
+            event: The step that was not finite.
+
+        Raises:
+            NonFiniteError: If there is no such checkpoint.
+        """
+        runner = self._runner
+        runner.checkpoint_hook.wait()
+        try:
+            found = runner.agreement.from_main(lambda: self._before(event))
+        except CheckpointError:  # all of them are damaged
+            found = None
+        if found is None:
+            raise NonFiniteError(f"step {event.step} was not finite, and {runner.work_dir} has nothing to go back to")
+        runner.logger.warning(f"going back from step {event.step} to {found}")
+        runner.resume(str(found))
+
+    def _before(self, event: RollBack) -> Path | None:
+        """The newest intact checkpoint from before the window of skipped steps, or else from before the event."""
+        runner = self._runner
+        for max_steps in (event.step - event.window, event.step - 1):
+            found = last_good(Path(runner.work_dir), runner.logger.warning, max_steps, runner.trust)
+            if found is not None:
+                return found
+        return None
+
+    def state(self, resumable: bool = True) -> dict[str, Any]:
+        """The state of the run, on its devices, in the main process; other processes take part and get nothing.
+
+        Args:
+            resumable: Whether a run is to resume from it, or the weights alone are wanted.
+
+        Returns:
+            Content of a checkpoint: tensors and plain data.
+        """
+        runner = self._runner
+        parts = {"resume": resume_state(runner)} if resumable else {}
+        if not (runner.sharded or is_main_process()):
+            return {}
+        state = {"meta": self._meta(), "state_dict": unwrapped(runner.model).state_dict(), **parts}
+        if resumable:
+            state["message_hub"] = runner.message_hub.state_dict()
+            state["optimizer"] = runner.optim_wrapper.state_dict()
+            state["param_schedulers"] = [one.state_dict() for one in runner.param_schedulers or []]
+        runner.call_hook("before_save_checkpoint", checkpoint=state)
+        return gather_whole(state) if runner.sharded else state
+
+    def save(self, file: Path) -> None:
+        """Save the whole state at once, in the foreground."""
+        state = self.state()
+        if is_main_process():
+            write_checkpoint(state, file)
+
+    def _meta(self) -> dict[str, Any]:
+        runner = self._runner
+        return {
+            "epoch": runner.epoch,
+            "iter": runner.iter,
+            "cfg": self._config_text,
+            "seed": runner.seed,
+            "run": runner.run_id,
+            "experiment_name": runner.experiment_name,
+            "mmengine_version": mmengine.__version__,
+            "time": time.strftime("%Y%m%d_%H%M%S"),
+            "dataset_meta": runner.train_dataloader.dataset.metainfo,
+        }
+
+    @cached_property
+    def _config_text(self) -> str:
+        """The config as text, which takes a second to lay out."""
+        return self._runner.cfg.pretty_text
