@@ -9,11 +9,14 @@ from functools import partial
 from typing import Any
 
 import torch
+from mmengine.model import BaseModel
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import SyncBatchNorm
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from engine.distributed.sharding import local
 from engine.nonfinite.batch_codec import describe
+from engine.optim.update import forward_losses
 
 OUTPUT = "output"
 INPUTS_SHOWN = 4
@@ -37,6 +40,7 @@ class Trace:
         self.micro_batch = 0
         self._model = model
         self._classes = {name: type(module).__name__ for name, module in model.named_modules()}
+        self._synchronised = {name for name, module in model.named_modules() if isinstance(module, SyncBatchNorm)}
         self._going_back = False
         self._handles: list[Any] = []
 
@@ -56,7 +60,7 @@ class Trace:
         self._handles.clear()
 
     @contextmanager
-    def going_back(self) -> Iterator[None]:
+    def backward_pass(self) -> Iterator[None]:
         """The backward pass, in which blocks that are recomputed run forward a second time."""
         self._going_back = True
         try:
@@ -99,25 +103,15 @@ class Trace:
 
     def _found(self, name: str, what: str, tensor: Tensor) -> dict[str, Any]:
         place = {"module": name, "class": self._classes[name], "what": what, "micro_batch": self.micro_batch}
+        place["synchronised"] = name in self._synchronised
         return {**place, "tensor": describe(tensor)}
 
 
-class _Step:
-    """Stands where models expect an optimizer wrapper: goes back through the loss and changes nothing."""
-
-    def __init__(self, trace: Trace, precision: Callable[[], AbstractContextManager[Any]], factor: float) -> None:
-        self._trace, self._precision, self._factor = trace, precision, factor
-
-    def optim_context(self, model: nn.Module) -> AbstractContextManager[Any]:
-        return self._precision()
-
-    def update_params(self, loss: Tensor) -> None:
-        with self._trace.going_back():
-            (loss * self._factor).backward()
-
-
 def run_again(
-    model: Any, parts: Sequence[Any], precision: Callable[[], AbstractContextManager[Any]], scale: float = 1.0
+    model: BaseModel,
+    micro_batches: Sequence[Any],
+    precision: Callable[[], AbstractContextManager[Any]],
+    scale: float = 1.0,
 ) -> dict[str, Any]:
     """Forward and backward of one optimizer step, watched; nothing is updated.
 
@@ -125,7 +119,7 @@ def run_again(
 
     Args:
         model: The model itself, not a wrapper of it for several processes.
-        parts: The micro-batches.
+        micro_batches: Collated micro-batches of the step.
         precision: Makes the context of the forward pass, such as autocast.
         scale: Loss scale of float16.
 
@@ -138,9 +132,14 @@ def run_again(
     logs = []
     # What was compiled runs as it is written: inside of a compiled part there are no modules to watch.
     with torch.compiler.set_stance("force_eager"), trace:
-        for number, part in enumerate(parts):
+        for number, micro_batch in enumerate(micro_batches):
             trace.micro_batch = number
-            logs.append(model.train_step(part, optim_wrapper=_Step(trace, precision, scale / len(parts))))
+            with precision():
+                outputs = forward_losses(model, micro_batch)
+            loss, log = model.parse_losses(outputs)
+            with trace.backward_pass():
+                (loss * (scale / len(micro_batches))).backward()
+            logs.append(log)
     model.zero_grad()
     losses = {
         name: sum(float(torch.as_tensor(log[name]).detach().mean()) for log in logs) / len(logs) for name in logs[0]

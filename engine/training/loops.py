@@ -1,42 +1,64 @@
-"""mmengine's loops, with accumulation inside a step and with the averaged weights evaluated beside the raw ones."""
+"""The loops of a run: what happens in a step, between steps, in an epoch and in a validation."""
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from mmengine.dist import all_reduce, get_world_size
+from mmengine.model import BaseModel
 from mmengine.registry import LOOPS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, ValLoop
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
+from backbones.errors import ConfigError
 from engine.checkpoint.preemption import Stop
 from engine.config.batch import MicroBatches
+from engine.data.sampling import ResumableBatchSampler
 from engine.distributed.agreement import StopRequest
+from engine.distributed.sharding import unwrapped
 from engine.launch.heartbeat import HEARTBEAT, Phase
 from engine.nonfinite.guard import RollBack
-from engine.optim.unused_parameters import check_first_step
+from engine.optim.unused_parameters import check_unused_parameters
+from engine.optim.update import forward_losses, update_weights
 from engine.training.ema import ModelEMAHook
+
+if TYPE_CHECKING:
+    from engine.training.runner import Runner
 
 
 class _StepLoop:
-    """One iteration is one optimizer step of any number of micro-batches; its log is that of the global batch.
+    """What the two training loops share; one iteration is one optimizer step of any number of micro-batches.
 
-    After each step, and wherever else a run can go on from, the processes agree whether to save or to leave.
+    ::
+
+        resume or start; random states
+        for each step:
+            run_iter             forward, loss, backward, clip, check, update, averages, log, schedule
+            _save_or_stop        checkpoint, if due; common stop request of all processes
+            _validate            raw and averaged weights, if due
+        a RollBack of the non-finite guard: resume from an older checkpoint, and again
+
+    Attributes:
+        by_epoch: Whether the loop counts in epochs or in steps.
     """
 
     by_epoch: bool
-    runner: Any
-    dataloader: Any
+    runner: Runner
+    dataloader: DataLoader
     max_iters: int
     val_begin: int
     val_interval: int
+    dynamic_milestones: list[int]
+    dynamic_intervals: list[int]
     stop_training: bool
     _iter: int
-    _max_iters: int
+    _first: int
 
-    def __init__(self, runner: Any, dataloader: Any, **settings: Any) -> None:
+    def __init__(self, runner: Runner, dataloader: DataLoader | dict[str, Any], **settings: Any) -> None:
         if isinstance(dataloader, dict):
             dataloader = runner.build_training_loader(dataloader)
         super().__init__(runner, dataloader, **settings)  # type: ignore[call-arg]
@@ -49,15 +71,6 @@ class _StepLoop:
         """
         self._iter = step
 
-    def _begin(self) -> None:
-        wrapper = self.runner.optim_wrapper
-        parts = wrapper._accumulative_counts
-        # The runner has counted in steps; the wrapper counts forward passes.
-        wrapper.initialize_count_status(self.runner.model, self._iter * parts, self.max_iters * parts)
-        self.runner.call_hook("before_train")
-        self.runner.checkpoints.restore_random_state()
-        check_first_step(self.runner)
-
     def run(self) -> nn.Module:
         """Train from the present step to the end."""
         while True:
@@ -69,67 +82,115 @@ class _StepLoop:
     def _train(self) -> nn.Module:
         raise NotImplementedError
 
-    def _due(self, done: int, last: int) -> bool:
-        """Whether a validation follows, after so many epochs or steps of all."""
-        self._decide_current_val_interval()  # type: ignore[attr-defined]
-        return done >= max(self.val_begin, 1) and (done % self.val_interval == 0 or done == last)
-
-    def _step(self, batch: Any) -> dict[str, torch.Tensor] | None:
-        model = self.runner.model
-        parts = batch if isinstance(batch, MicroBatches) else [batch]
-        return self.runner.nonfinite_guard.step(
-            parts,
-            lambda wrapper: mean_over_processes([model.train_step(part, optim_wrapper=wrapper) for part in parts]),
-        )
+    def _start(self) -> None:
+        runner = self.runner
+        model = unwrapped(runner.model)
+        if getattr(type(model), "train_step", None) is not BaseModel.train_step:
+            raise ConfigError(
+                f"{type(model).__name__}.train_step is its own: the loop runs forward, loss and update itself"
+            )
+        # mmengine has told the wrapper to count steps; every step has all of its micro-batches, so no end is needed.
+        runner.optim_wrapper.initialize_count_status(runner.model, 0, -1)
+        runner.call_hook("before_train")
+        runner.checkpoints.restore_random_state()
+        self._first = self._iter
 
     def run_iter(self, idx: int, data_batch: Any) -> None:
-        """Run one optimizer step."""
-        HEARTBEAT.enter(Phase.STEP, self._place(idx))
-        self.runner.call_hook("before_train_iter", batch_idx=idx, data_batch=data_batch)
-        outputs = self._step(data_batch)
-        self.runner.call_hook("after_train_iter", batch_idx=idx, data_batch=data_batch, outputs=outputs)
+        """Run one optimizer step, in the order in which things happen.
+
+        Args:
+            idx: Number of the step within the epoch, or of all steps, from 0.
+            data_batch: Collated batch of this process, or its micro-batches.
+
+        Raises:
+            NonFiniteError: If a loss or a gradient is not finite and the run is to stop.
+            RollBack: If it is to go back to an older checkpoint.
+        """
+        runner, guard = self.runner, self.runner.nonfinite_guard
+        model, wrapper = runner.model, runner.optim_wrapper
+        HEARTBEAT.enter(Phase.STEP, self._position(idx))
+        runner.call_hook("before_train_iter", batch_idx=idx, data_batch=data_batch)
+        losses = None
+        if not guard.skips(self._iter + 1):
+            micro_batches = data_batch if isinstance(data_batch, MicroBatches) else [data_batch]
+            guard.begin()
+            logs = []
+            for micro_batch in micro_batches:
+                with wrapper.optim_context(model):  # mixed precision; gradients are exchanged in the last one only
+                    outputs = forward_losses(model, micro_batch)
+                loss, log = unwrapped(model).parse_losses(outputs)
+                wrapper.backward(wrapper.scale_loss(loss))  # a share of the step; gradients accumulate
+                logs.append(log)
+            if self._iter == self._first:
+                check_unused_parameters(runner)
+            losses = mean_over_processes(logs)
+            norm = runner.gradient_clipper.clip(wrapper)
+            # Judged before a weight changes, by figures that are the same in all processes.
+            updated = guard.check(losses, norm) and update_weights(wrapper)
+            wrapper.zero_grad()
+            if not updated:
+                guard.handle(micro_batches)
+        # In this order: numbers for the log (RuntimeInfoHook), weight averages (ModelEMAHook), log line (LoggerHook),
+        # learning rate of the next step (ParamSchedulerHook). A skipped step counts for all of them.
+        runner.call_hook("after_train_iter", batch_idx=idx, data_batch=data_batch, outputs=losses)
         self._iter += 1
 
-    def _boundary(self, epoch_ended: bool, last: bool) -> None:
-        """Save and leave if that is asked for."""
-        saving = self.runner.checkpoint_hook
-        saving.check()
-        saving.at_boundary(self.runner, epoch_ended, last)
-        request = max(self.runner.signals.stop_request, StopRequest.SAVE if saving.late else StopRequest.NOTHING)
-        common = self.runner.agreement.at_step(request)
+    def _save_or_stop(self, epoch_ended: bool, last: bool) -> None:
+        """Save what is due after a step, and stop if any process was asked to.
+
+        Raises:
+            Stop: In all processes after the same step.
+        """
+        runner, hook = self.runner, self.runner.checkpoint_hook
+        hook.check()
+        hook.at_boundary(runner, epoch_ended, last)
+        request = max(runner.signals.stop_request, StopRequest.SAVE if hook.late else StopRequest.NOTHING)
+        common = runner.agreement.at_step(request)
         if common == StopRequest.SAVE:
-            saving.in_between(self.runner)
+            hook.in_between(runner)
             # The votes of this step, on their way to the next one, may ask for the same.
-            common = self.runner.agreement.at_rest(self.runner.signals.stop_request)
+            common = runner.agreement.at_rest(runner.signals.stop_request)
         if common > StopRequest.SAVE:
             raise Stop(common)
         HEARTBEAT.enter(Phase.DATA)
 
-    def _place(self, idx: int) -> str:
-        return f"step {idx + 1} of {self._max_iters}"
+    def _validate(self, done: int, total: int) -> None:
+        """Validate if that is due and was not done before the run was interrupted.
 
-    def _validate(self, due: bool) -> None:
-        """Validate what has not been validated: a run that was stopped in between does it when it goes on."""
-        if due and self.runner.val_loop is not None and self.runner.checkpoint_hook.validated != self._iter:
-            self.runner.val_loop.run()
+        Args:
+            done: Number of epochs or steps that are done.
+            total: Number of epochs or steps of the training.
+        """
+        runner = self.runner
+        self.val_interval = self.dynamic_intervals[bisect(self.dynamic_milestones, done + 1) - 1]
+        due = done >= max(self.val_begin, 1) and (done % self.val_interval == 0 or done == total)
+        if due and runner.val_loop is not None and runner.checkpoint_hook.validated != self._iter:
+            runner.val_loop.run()
             HEARTBEAT.enter(Phase.DATA)
 
+    def _position(self, idx: int) -> str:
+        return f"step {idx + 1} of {self.max_iters}"
 
-def mean_over_processes(logs: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    @property
+    def _batch_sampler(self) -> ResumableBatchSampler:
+        return cast(ResumableBatchSampler, self.dataloader.batch_sampler)
+
+
+def mean_over_processes(logs: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     """Average the losses of all micro-batches of all processes.
 
     Args:
         logs: One mapping of scalars for each micro-batch of this process.
 
     Returns:
-        The means, equal in every process, so that the log does not depend on how the batch was spread.
+        Means by name, on the CPU, equal in every process, so that the log does not depend on how the batch was spread.
     """
     names = list(logs[0])
     rows = [torch.stack([torch.as_tensor(log[name]).detach().float().mean() for name in names]) for log in logs]
     means = torch.stack(rows).mean(0)
     if get_world_size() > 1:
         all_reduce(means, op="mean")
-    return dict(zip(names, means, strict=True))
+    return dict(zip(names, means.cpu(), strict=True))  # the one time in a step that the CPU waits for the GPU
 
 
 @LOOPS.register_module()
@@ -139,32 +200,33 @@ class EpochLoop(_StepLoop, EpochBasedTrainLoop):
     by_epoch = True
 
     def _train(self) -> nn.Module:
-        self._begin()
-        passed = self._iter - self._epoch * len(self.dataloader)
-        if not passed:
-            self._validate(self._due(self._epoch, self._max_epochs))
-        while self._epoch < self._max_epochs and not self.stop_training:
-            self._run_epoch(passed)
-            passed = 0
-            self._validate(self._due(self._epoch, self._max_epochs))
+        self._start()
+        done_in_epoch = self._iter - self._epoch * len(self.dataloader)
+        if not done_in_epoch:
+            self._validate(self._epoch, self.max_epochs)
+        while self._epoch < self.max_epochs and not self.stop_training:
+            self._run_epoch(done_in_epoch)
+            done_in_epoch = 0
+            self._validate(self._epoch, self.max_epochs)
         self.runner.call_hook("after_train")
         return self.runner.model
 
-    def _place(self, idx: int) -> str:
-        return f"epoch {self._epoch + 1}, step {idx + 1} of {len(self.dataloader)}"
-
-    def _run_epoch(self, passed: int) -> None:
+    def _run_epoch(self, done: int) -> None:
+        """Run an epoch, of which some steps are done already."""
         HEARTBEAT.enter(Phase.DATA)
         self.runner.call_hook("before_train_epoch")
         self.runner.model.train()
-        self.dataloader.batch_sampler.seek_batch(passed)
-        for idx, batch in enumerate(self.dataloader, passed):
+        self._batch_sampler.seek_batch(done)
+        for idx, batch in enumerate(self.dataloader, done):
             self.run_iter(idx, batch)
             if idx + 1 < len(self.dataloader):
-                self._boundary(epoch_ended=False, last=False)
+                self._save_or_stop(epoch_ended=False, last=False)
         self.runner.call_hook("after_train_epoch")
         self._epoch += 1
-        self._boundary(epoch_ended=True, last=self._epoch == self._max_epochs)
+        self._save_or_stop(epoch_ended=True, last=self._epoch == self.max_epochs)
+
+    def _position(self, idx: int) -> str:
+        return f"epoch {self._epoch + 1}, step {idx + 1} of {len(self.dataloader)}"
 
 
 @LOOPS.register_module()
@@ -174,24 +236,24 @@ class IterationLoop(_StepLoop, IterBasedTrainLoop):
     by_epoch = False
 
     def _train(self) -> nn.Module:
-        self._begin()
+        self._start()
         self.runner.call_hook("before_train_epoch")
-        self._validate(self._due(self._iter, self._max_iters))
+        self._validate(self._iter, self.max_iters)
         HEARTBEAT.enter(Phase.DATA)
         batches = self._batches()
-        while self._iter < self._max_iters and not self.stop_training:
+        while self._iter < self.max_iters and not self.stop_training:
             self.runner.model.train()
             self.run_iter(self._iter, next(batches))
-            self._boundary(epoch_ended=False, last=self._iter == self._max_iters)
-            self._validate(self._due(self._iter, self._max_iters))
+            self._save_or_stop(epoch_ended=False, last=self._iter == self.max_iters)
+            self._validate(self._iter, self.max_iters)
         self.runner.call_hook("after_train_epoch")
         self.runner.call_hook("after_train")
         return self.runner.model
 
     def _batches(self) -> Iterator[Any]:
-        """Without end: where the sampler comes to one, its next epoch begins."""
+        """Yield batches without end: where the sampler ends, its next epoch starts."""
         while True:
-            self.dataloader.batch_sampler.seek_step(self._iter)
+            self._batch_sampler.seek_step(self._iter)
             yield from self.dataloader
 
 
@@ -214,6 +276,11 @@ class ValidationLoop(ValLoop):
         return metrics
 
     def _evaluate(self) -> dict[str, float]:
+        """Evaluate the weights that the model holds.
+
+        Raises:
+            Stop: If any process was asked to stop.
+        """
         self.runner.model.eval()
         for idx, batch in enumerate(self.dataloader):
             HEARTBEAT.enter(Phase.VALIDATION)

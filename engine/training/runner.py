@@ -32,6 +32,7 @@ from engine.data.sampling import configure_workers
 from engine.distributed.agreement import Agreement
 from engine.distributed.sharding import shard_model, shard_optimizer
 from engine.nonfinite.guard import NonFiniteGuard
+from engine.optim.update import GradientClipper
 from engine.training.checkpoint_manager import CheckpointManager
 from engine.training.loaders import compare_loaders, resumable_loader, workers_ended
 from engine.training.logging import set_up_handlers
@@ -50,6 +51,7 @@ class Runner(MMRunner):
         signals: Stop requests of this process.
         agreement: Decisions that all processes take together.
         nonfinite_guard: Judge of every optimizer step.
+        gradient_clipper: Gradient clipping as the config says.
         checkpoints: Loading, resuming, rolling back, and the state of the run.
     """
 
@@ -64,6 +66,7 @@ class Runner(MMRunner):
         self.load_reports: list[dict[str, Any]] = []
         self.signals = Signals()
         self.checkpoints = CheckpointManager(self)
+        self.gradient_clipper = GradientClipper()
         self._loaders: list[DataLoader] = []
         # Logger, history and pictures of a run are found by this name and the second in which it began: another run of
         # this process within that second would add to them.
@@ -223,6 +226,7 @@ class Runner(MMRunner):
         """Build the optimizer."""
         with building(self.cfg, "optim_wrapper"):
             built = super().build_optim_wrapper(optim_wrapper)
+        self.gradient_clipper.take_over(built)
         if self.sharded and built is not optim_wrapper:
             shard_optimizer(built.optimizer)
         return built

@@ -101,7 +101,7 @@ def test_what_is_late_is_saved_once(leave_at: int | None) -> None:
             saving.late = saving.late or runner.step == 2
             leaving = leave_at is not None and runner.step >= leave_at
             runner.signals.stop_request = StopRequest.LEAVE if leaving else StopRequest.NOTHING
-            loop._boundary(epoch_ended=False, last=False)
+            loop._save_or_stop(epoch_ended=False, last=False)
     assert saved == ([3] if leave_at != 2 else [])
     assert runner.step == {None: 6, 2: 3, 3: 3, 4: 5}[leave_at]
 

@@ -85,7 +85,7 @@ def test_after_what_ends_a_training_early(
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr(EpochLoop, "_boundary", fail)
+    monkeypatch.setattr(EpochLoop, "_save_or_stop", fail)
     with pytest.raises(seen):
         train(run(data, tmp_path), Launch(), resume=False, data_check=False)
     assert_ended(started, 1)

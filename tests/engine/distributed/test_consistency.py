@@ -14,7 +14,7 @@ from torch import nn
 from backbones.errors import UserError
 from engine.config.environment import check_environment
 from engine.distributed.consistency import check_data, describe_data
-from engine.optim.unused_parameters import check_first_step
+from engine.optim.unused_parameters import check_unused_parameters
 
 
 class Images:
@@ -91,9 +91,13 @@ def step(world: int, accumulation: int = 1, **config: Any) -> None:
         model=model, optim_wrapper=wrapper, world_size=world, cfg=config, sharded=False, logger=logger
     )
     wrapper.initialize_count_status(model, 0, 2 * accumulation)
-    check_first_step(runner)
-    for _ in range(2 * accumulation):
-        wrapper.update_params(model.left(torch.ones(1, 2)).sum())
+    for number in range(2):
+        for _ in range(accumulation):
+            wrapper.backward(wrapper.scale_loss(model.left(torch.ones(1, 2)).sum()))
+        if not number:
+            check_unused_parameters(runner)
+        wrapper.step()
+        wrapper.zero_grad()
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])

@@ -372,9 +372,9 @@ def test_a_scale_that_is_searched_is_no_event(tmp_path: Path, monkeypatch: pytes
 def test_a_scale_that_is_never_found_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fused: bool) -> None:
     changes = {"model.always": True, "train_cfg.max_iters": 30, "optim_wrapper.optimizer.fused": fused}
     runner = scaled(tmp_path, "input", None, 2.0**30, monkeypatch, **changes)
-    _, report = record(tmp_path, nonfinite_guard.SKIPPED_IN_A_ROW)
-    assert report["skipped_in_a_row"] == nonfinite_guard.SKIPPED_IN_A_ROW
-    assert report["scale"] == 2.0 ** (30 - nonfinite_guard.SKIPPED_IN_A_ROW)
+    _, report = record(tmp_path, nonfinite_guard.MAX_OVERFLOWS_IN_A_ROW)
+    assert report["skipped_in_a_row"] == nonfinite_guard.MAX_OVERFLOWS_IN_A_ROW
+    assert report["scale"] == 2.0 ** (30 - nonfinite_guard.MAX_OVERFLOWS_IN_A_ROW)
     assert report["cause"]["what"].startswith("gradient")
     assert runner.error is not None
 
