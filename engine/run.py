@@ -9,8 +9,9 @@ from typing import Any
 
 from mmengine.config import ConfigDict
 from mmengine.dist import is_main_process
+from mmengine.registry import HOOKS
 
-from backbones.errors import UserError
+from backbones.errors import CheckpointError, ConfigError
 from engine.checkpoint.preemption import Stop, leaving_at_once
 from engine.config.load import Resolved, load_config
 from engine.config.world import Launch
@@ -21,35 +22,39 @@ from engine.report.recorder import command_line, recorded, report_test
 from engine.report.run_dir import write_json
 from engine.training.batch_size_finder import measured_fit
 from engine.training.build import build_runner
+from engine.training.ema import ModelEMAHook
 from engine.training.runner import Runner
 from engine.visualize import draw_test_images
 
-PICTURES = 8
+MAX_PICTURES = 8
 
 
 def chosen_batch(
     text: str, config: str, options: dict[str, Any], launch: Launch, measure: bool = True
 ) -> dict[str, Any]:
-    """The option that ``--per-gpu-batch`` stands for.
+    """The config option that ``--per-gpu-batch`` stands for.
 
     Args:
-        text: A number, or ``auto`` to measure it.
-        config: The config file.
-        options: The other options, under dotted keys.
-        launch: Where it runs.
-        measure: Whether anything may be started.
+        text: Number of images, or ``auto`` to measure how many a GPU takes.
+        config: Path of the config file.
+        options: The other options, by dotted key.
+        launch: Processes and devices of the job.
+        measure: Whether a measurement may be started.
+
+    Returns:
+        ``batch.per_gpu`` and its value.
 
     Raises:
-        UserError: If it is neither, or cannot be measured.
+        UserError: If the text is neither, or nothing can be measured.
     """
     if "batch.per_gpu" in options:
-        raise UserError("--per-gpu-batch and --cfg-options batch.per_gpu say the same: give one of them")
+        raise ConfigError("--per-gpu-batch and --cfg-options batch.per_gpu say the same: give one of them")
     if text.isdecimal():
         return {"batch.per_gpu": int(text)}
     if text != "auto":
-        raise UserError(f"--per-gpu-batch {text!r}: a number of images, or auto")
+        raise ConfigError(f"--per-gpu-batch {text!r}: a number of images, or auto")
     if not measure:
-        raise UserError("--per-gpu-batch auto trains on the GPU to find out, which a dry run does not: give a number")
+        raise ConfigError("--per-gpu-batch auto trains on the GPU to find out, which a dry run does not: give a number")
     resolved = load_config(config, {**options, "batch.per_gpu": None}, launch)
     check_data_paths(resolved.cfg, ("train",))
     return {"batch.per_gpu": measured_fit(resolved, launch)}
@@ -58,40 +63,43 @@ def chosen_batch(
 def train(resolved: Resolved, launch: Launch, resume: bool, data_check: bool = True, trust: bool = False) -> None:
     """Train, from the start or from the last checkpoint in the work directory.
 
+    Args:
+        resolved: Resolved config.
+        launch: Processes and devices of the job.
+        resume: Whether to resume; a process that torchrun starts again resumes in any case.
+        data_check: Whether to check the data before the first step.
+        trust: Whether to execute code that checkpoints ask for (``--trust-checkpoint``).
+
     Raises:
-        UserError: If data is absent, weights cannot be loaded, or the config contradicts itself.
+        UserError: If data is missing, weights cannot be loaded, or the config contradicts itself.
+        SystemExit: After a request to stop, with the exit code of a run that was saved.
     """
-    # A process that torchrun starts again goes on where the last one was.
-    resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-    with leaving_at_once(None if resume else Path(resolved.cfg.work_dir)):
-        runner, plan = _prepared(resolved, launch, resume, data_check, trust)
+    cfg = resolved.cfg
+    cfg.resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    with leaving_at_once(None if cfg.resume else Path(cfg.work_dir)):
+        check_data_paths(cfg, ("train", "val"))
+        _check_weight_file("model.backbone.weights", cfg.model.get("backbone", {}).get("weights"))
+        _check_weight_file("load_from", cfg.get("load_from"))
+        plan = training_plan(resolved, launch)
+        runner = build_runner(resolved, launch, trust)
+        if data_check:
+            check_before_training(cfg, runner.logger, cfg.resume)
+        plan = _log_plan(plan, runner)
     try:
         with recorded(runner, resolved, plan):
-            runner.train()
+            runner.train()  # builds the optimizer, loads or resumes, and runs the loop of engine.training.loops
     except Stop as stop:
         runner.logger.info(f"asked to stop: saved at step {runner.iter} of {runner.max_iters}; go on with --resume")
         raise SystemExit(stop.exit_code) from None
 
 
-def _prepared(
-    resolved: Resolved, launch: Launch, resume: bool, data_check: bool, trust: bool
-) -> tuple[Runner, TrainingPlan]:
-    """All that can go wrong before the first step."""
-    cfg = resolved.cfg
-    cfg.resume = resume
-    check_data_paths(cfg, ("train", "val"))
-    _check_file("model.backbone.weights", cfg.model.get("backbone", {}).get("weights"))
-    _check_file("load_from", cfg.get("load_from"))
-    plan = training_plan(resolved, launch)
-    runner = build_runner(resolved, launch, trust)
-    if data_check:
-        check_before_training(cfg, runner.logger, resume)
+def _log_plan(plan: TrainingPlan, runner: Runner) -> TrainingPlan:
+    """Complete the plan by the size of the training data, and log it."""
     loader = runner.train_loop.dataloader
-    # The first line, the batch, is the runner's own.
     plan = plan.with_data(len(loader.dataset), len(loader))
-    for line in plan.lines()[1:]:
+    for line in plan.lines()[1:]:  # the first line, the batch, is logged by the builder of the runner
         runner.logger.info(line)
-    return runner, plan
+    return plan
 
 
 def test(
@@ -105,22 +113,22 @@ def test(
     """Evaluate a checkpoint on the test data; write ``test.json`` and some pictures to the work directory.
 
     Args:
-        resolved: The config.
-        launch: Where it runs.
+        resolved: Resolved config.
+        launch: Processes and devices of the job.
         checkpoint: Path or URL of the weights of the whole model, of this project or released.
-        averaged: Use the averaged weights in it.
-        tta: Test at several scales and flipped, where the config says how.
-        trust: Execute code that the checkpoint asks for (``--trust-checkpoint``).
+        averaged: Whether to use the averaged weights in it.
+        tta: Whether to test at several scales and flipped, as the config says.
+        trust: Whether to execute code that the checkpoint asks for (``--trust-checkpoint``).
 
     Returns:
-        The metrics.
+        Metrics by name.
 
     Raises:
-        UserError: If data is absent, the checkpoint does not fit, or the config has no test-time augmentation.
+        UserError: If data is missing, the checkpoint does not fit, or the config has no test-time augmentation.
     """
     cfg = resolved.cfg
     check_data_paths(cfg, ("test",))
-    _check_file("checkpoint", checkpoint)
+    _check_weight_file("checkpoint", checkpoint)
     _without_training(cfg)
     if tta:
         _use_tta(cfg)
@@ -135,30 +143,30 @@ def test(
         result["environment"] = environment()
         write_json(Path(cfg.work_dir) / f"{name}.json", result)
         if not tta:
-            draw_test_images(runner, Path(cfg.work_dir) / "pictures", PICTURES)
+            draw_test_images(runner, Path(cfg.work_dir) / "pictures", MAX_PICTURES)
     report_test(runner)
     return metrics
 
 
-def _check_file(what: str, source: str | None) -> None:
-    """Say early that a file is absent, before data and model are built."""
+def _check_weight_file(key: str, source: str | None) -> None:
+    """Check early that a file exists, before data and model are built."""
     if source and "://" not in source and not Path(source).exists():
-        raise UserError(f"{what} {source!r} does not exist")
+        raise CheckpointError(f"{key} {source!r} does not exist")
 
 
 def _without_training(cfg: ConfigDict) -> None:
-    """Testing needs neither the training data nor the weights that training began with."""
+    """Take out of a config what a test does not need: the training, and the weights that it starts with."""
     for key in ("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler"):
         cfg[key] = None
     for key in ("val_dataloader", "val_cfg", "val_evaluator"):
         cfg[key] = None
     if "backbone" in cfg.model:
         cfg.model.backbone.pop("weights", None)
-    cfg.custom_hooks = [hook for hook in cfg.get("custom_hooks", []) if hook["type"] != "ModelEMAHook"]
+    cfg.custom_hooks = [hook for hook in cfg.get("custom_hooks", []) if HOOKS.get(hook["type"]) is not ModelEMAHook]
 
 
 def _use_tta(cfg: ConfigDict) -> None:
     if not cfg.get("tta_pipeline") or not cfg.get("tta_model"):
-        raise UserError("--tta: the config has no tta_pipeline and tta_model")
+        raise ConfigError("--tta: the config has no tta_pipeline and tta_model")
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)

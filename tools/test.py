@@ -10,7 +10,7 @@ from engine.cli import add_trust_option, run_tool
 
 
 def main() -> None:
-    """Parse, resolve, hand over."""
+    """Parse the arguments, resolve the config, test, print the metrics."""
     parser = argparse.ArgumentParser(description="Evaluate a checkpoint.")
     parser.add_argument("config")
     parser.add_argument("checkpoint")

@@ -1,6 +1,6 @@
 """Train any config: ``python tools/train.py CONFIG [--work-dir DIR] [--resume] [--cfg-options k=v ...]``.
 
-``--dry-run`` tells what would be done, without data: ``python tools/train.py CONFIG --dry-run --gpus 32``.
+``--dry-run`` prints what would be done, without reading data: ``python tools/train.py CONFIG --dry-run --gpus 32``.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from engine.cli import add_trust_option, run_tool
 
 
 def main() -> None:
-    """Parse, resolve, hand over."""
+    """Parse the arguments, resolve the config, train."""
     parser = argparse.ArgumentParser(description="Train a config.")
     parser.add_argument("config")
     parser.add_argument("--work-dir", help="checkpoints, logs and curves (default: work_dirs/<config name>)")
@@ -22,12 +22,12 @@ def main() -> None:
     parser.add_argument(
         "--per-gpu-batch",
         metavar="N|auto",
-        help="most images that a process takes at once, or 'auto' to measure it on the GPU; the global batch stays",
+        help="maximum images per process and forward pass, or 'auto' to measure it; the global batch stays",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="print plan, data paths, parameter groups and memory; start nothing"
     )
-    parser.add_argument("--no-data-check", action="store_true", help="begin without looking into the data first")
+    parser.add_argument("--no-data-check", action="store_true", help="start without checking the data first")
     parser.add_argument("--gpus", type=int, metavar="N", help="with --dry-run: pretend to be launched on N GPUs")
     parser.add_argument("--launcher", choices=["none", "pytorch"], default="none", help="set by the launch scripts")
     parser.add_argument(

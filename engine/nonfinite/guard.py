@@ -33,14 +33,14 @@ from engine.distributed.sharding import gather_whole, unwrapped
 from engine.launch.exit_codes import EXIT_NONFINITE
 from engine.nonfinite.batch_codec import encode, samples
 from engine.nonfinite.report import (
-    clear,
-    folder_of,
-    hint,
-    place,
+    describe_place,
+    event_folder,
+    make_event_folder,
+    suggest_fix,
     thin_out,
     write_common,
+    write_event_report,
     write_rank,
-    write_report,
 )
 from engine.nonfinite.trace import run_again
 from engine.optim.update import loss_scaler
@@ -196,7 +196,7 @@ class NonFiniteGuard(Hook):
         runner = self._runner
         step = runner.iter + 1
         report, own = self._run_again(micro_batches)
-        folder = folder_of(Path(runner.work_dir), step)
+        folder = event_folder(Path(runner.work_dir), step)
         problems = runner.agreement.gather(self._write(folder, micro_batches, report, own))
         runner.checkpoint_hook.wait()
         problem = next(filter(None, problems), None)
@@ -240,7 +240,7 @@ class NonFiniteGuard(Hook):
             "epoch": runner.epoch + 1,
             "ranks": {"had_it": had, "received_it": [one["rank"] for one in ranks if one["rank"] not in had]},
             "cause": first["found"],
-            "place": place(first["found"]),
+            "place": describe_place(first["found"]),
             "losses": {name: sum(one["losses"][name] for one in ranks) / len(ranks) for name in first["losses"]},
             "gradient_norm": self._norm,
             "clipped": bool(runner.gradient_clipper.settings),
@@ -251,8 +251,8 @@ class NonFiniteGuard(Hook):
             "weights_not_finite": [name for name, value in model.named_parameters() if not _finite(value)],
             "by_rank": ranks,
         }
-        folder = folder_of(Path(runner.work_dir), runner.iter + 1)
-        return {**report, "hint": hint(report), "replay": f"python tools/replay.py {folder}"}, own
+        folder = event_folder(Path(runner.work_dir), runner.iter + 1)
+        return {**report, "hint": suggest_fix(report), "replay": f"python tools/replay.py {folder}"}, own
 
     def _watched(self, micro_batches: Sequence[Any], scale: float) -> dict[str, Any]:
         """Run the step again under watch; a record without the place is better than none."""
@@ -273,7 +273,7 @@ class NonFiniteGuard(Hook):
         """
         runner, model = self._runner, unwrapped(self._runner.model)
         main, rank = is_main_process(), get_rank()
-        problems = [_attempt(lambda: clear(folder)) if main else None]
+        problems = [_attempt(lambda: make_event_folder(folder)) if main else None]
         runner.agreement.meet()
         content = {**own, "batch": [encode(part) for part in micro_batches], "random": self._random.as_dict()}
         problems.append(_attempt(lambda: write_rank(folder, rank, content)))
@@ -282,7 +282,7 @@ class NonFiniteGuard(Hook):
             problems.append(_attempt(lambda: write_common(folder, copied(weights), runner.cfg)))
         runner.agreement.meet()
         if main:
-            problems.append(_attempt(lambda: write_report(folder, report)))
+            problems.append(_attempt(lambda: write_event_report(folder, report)))
             problems.append(_attempt(lambda: thin_out(folder.parent)))
         return next(filter(None, problems), None)
 

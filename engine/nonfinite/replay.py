@@ -1,4 +1,4 @@
-"""Reproduce, in one process, the step that :mod:`engine.nonfinite.guard` wrote down; its files execute nothing."""
+"""Reproduce in one process a step that :mod:`engine.nonfinite.guard` recorded; its files execute nothing."""
 
 from __future__ import annotations
 
@@ -13,64 +13,64 @@ from typing import Any
 import mmengine.registry
 import torch
 from mmengine.config import ConfigDict
-from mmengine.model import revert_sync_batchnorm
+from mmengine.model import BaseModel, revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope, Registry
 from torch import nn
 
-from backbones.errors import UserError
+from backbones.errors import ConfigError, DataError
 from backbones.weights import read_checkpoint
 from engine.checkpoint.rng import RandomState
 from engine.nonfinite.batch_codec import decode
-from engine.nonfinite.report import REPORT, WEIGHTS, place, rank_file
+from engine.nonfinite.report import EVENT_REPORT, WEIGHTS, describe_place, rank_file
 from engine.nonfinite.trace import run_again
 from engine.optim.precision import losses_in_float32
 from engine.report.run_dir import read_json
 
-OURS = ("classification", "detection", "segmentation")
-# Not in a registry: mmdet takes mmcv's operator of this name.
+TASK_PACKAGES = ("classification", "detection", "segmentation")
+# Operators of mmcv that mmdet builds by name without a registry.
 OPERATORS = ("nms", "soft_nms", "RoIAlign")
-PATHS_SHOWN = 8
-CLOSE = 1e-4
+MAX_PATHS = 8
+LOSS_TOLERANCE = 1e-4  # relative
 
 
 @dataclass(frozen=True)
-class Replayed:
-    """What a replay came to.
+class ReplayResult:
+    """Result of a replay.
 
     Attributes:
-        reproduced: Whether the same number of the same module was the first that is not finite.
-        lines: What to tell.
+        reproduced: Whether the same tensor of the same module was the first that is not finite.
+        lines: Lines for people: images, losses, places, verdict.
     """
 
     reproduced: bool
     lines: tuple[str, ...]
 
 
-def replay(folder: Path, rank: int | None = None, trust_imports: bool = False) -> Replayed:
-    """Run the step of a record forward and backward, with its batch, weights and random states.
+def replay_step(folder: Path, rank: int | None = None, trust_imports: bool = False) -> ReplayResult:
+    """Run a recorded step forward and backward, with its batch, weights and random states.
 
     Args:
-        folder: ``work_dir/nonfinite/step_<N>``.
-        rank: The process whose batch it is; the first one that had the event of its own, if not given.
-        trust_imports: Import the modules that the config names even where they are not of this project.
+        folder: Folder of the record, ``work_dir/nonfinite/step_<N>``.
+        rank: Process whose batch is used; ``None`` for the first one in which the event arose.
+        trust_imports: Whether to import modules that the config names and that are not of this project.
 
     Raises:
-        UserError: If the record is not whole, or not of this version of the project.
+        UserError: If the record is incomplete, or not of this version of the project.
     """
-    report = read_json(folder / REPORT)
+    report = read_json(folder / EVENT_REPORT)
     if "ranks" not in report:
-        raise UserError(f"{str(folder)!r} is no record of a step: it has no {REPORT}, the last file to be written")
+        raise DataError(f"{str(folder)!r} is no record of a step: it lacks {EVENT_REPORT}, the last file to be written")
     if not (folder / WEIGHTS).exists():
-        raise UserError(
+        raise DataError(
             f"{str(folder)!r} holds the report alone: of many events, the first and the last are kept whole"
         )
     if rank is None:
         rank = next(iter(report["ranks"]["had_it"]), 0)
     if not rank_file(folder, rank).exists():
-        raise UserError(f"{str(folder)!r} has nothing of rank {rank}; there were {len(report['by_rank'])} processes")
+        raise DataError(f"{str(folder)!r} has nothing of rank {rank}; there were {len(report['by_rank'])} processes")
     common, own = read_checkpoint(str(folder / WEIGHTS)), read_checkpoint(str(rank_file(folder, rank)))
     device = "cuda" if own["device"] == "cuda" and torch.cuda.is_available() else "cpu"
-    model = _model(decode(common["config"]), trust_imports)
+    model = _build_model(decode(common["config"]), trust_imports)
     model.load_state_dict(common["state_dict"])
     model.to(device).train()
     batch = [decode(part) for part in own["batch"]]
@@ -79,19 +79,19 @@ def replay(folder: Path, rank: int | None = None, trust_imports: bool = False) -
     now = run_again(
         model, batch, lambda: nullcontext() if dtype is None else torch.autocast(device, dtype), own["scale"]
     )
-    reproduced = _where(now["found"]) is not None and _where(now["found"]) == _where(own["found"])
-    lines = [*_said(report, rank), *_losses(own["losses"], now["losses"])]
+    reproduced = _tensor_of(now["found"]) is not None and _tensor_of(now["found"]) == _tensor_of(own["found"])
+    lines = [*_image_line(report, rank), *_losses(own["losses"], now["losses"])]
     lines += [f"first, as recorded: {_first(own)}", f"first, in the replay: {_first(now)}"]
     if reproduced:
-        return Replayed(True, (*lines, "reproduced"))
-    return Replayed(False, (*lines, f"not reproduced: {'; '.join(_differences(report, own, rank, device))}"))
+        return ReplayResult(True, (*lines, "reproduced"))
+    return ReplayResult(False, (*lines, f"not reproduced: {'; '.join(_differences(report, own, rank, device))}"))
 
 
-def _model(config: Mapping[str, Any], trust_imports: bool) -> Any:
-    """The model as the training built it, but whole and not compiled."""
+def _build_model(config: Mapping[str, Any], trust_imports: bool) -> BaseModel:
+    """Build the model as the training did, but not sharded and not compiled."""
     for name in (config.get("custom_imports") or {}).get("imports", ()):
-        if name not in OURS and not trust_imports:
-            raise UserError(f"the config imports {name!r}, which is not of this project: --trust-imports does so")
+        if name not in TASK_PACKAGES and not trust_imports:
+            raise ConfigError(f"the config imports {name!r}, which is not of this project: --trust-imports does so")
         import_module(name)
     settings = ConfigDict(config["model"])
     if settings.get("backbone", {}).get("weights"):
@@ -104,18 +104,18 @@ def _model(config: Mapping[str, Any], trust_imports: bool) -> Any:
 
 
 def check_types(settings: Any) -> None:
-    """Refuse every ``type`` that nobody registered: mmengine would import and call whatever it names.
+    """Refuse every ``type`` that is not registered: mmengine would import and call whatever it names.
 
     Args:
-        settings: Config of a model, from a file that anybody may have written.
+        settings: Config of a model, from a file that anyone may have written.
 
     Raises:
-        UserError: With the name of the first one.
+        ConfigError: If it names such a type.
     """
     known = {*OPERATORS, *_registered()}
     for name in _types(settings):
         if name not in known:
-            raise UserError(f"the config was refused: it builds {name!r}, which is no registered part of a model")
+            raise ConfigError(f"the config was refused: it builds {name!r}, which is no registered part of a model")
 
 
 def _registered() -> Iterator[str]:
@@ -139,25 +139,27 @@ def _types(node: Any) -> Iterator[Any]:
             yield from _types(value)
 
 
-def _where(found: Mapping[str, Any] | None) -> tuple[Any, ...] | None:
+def _tensor_of(found: Mapping[str, Any] | None) -> tuple[Any, ...] | None:
     return None if found is None else (found["micro_batch"], found["module"], found["what"])
 
 
 def _first(found: Mapping[str, Any]) -> str:
-    return "none" if found["found"] is None else place(found["found"])
+    return "none" if found["found"] is None else describe_place(found["found"])
 
 
-def _said(report: Mapping[str, Any], rank: int) -> Iterator[str]:
+def _image_line(report: Mapping[str, Any], rank: int) -> Iterator[str]:
     entry = next(one for one in report["by_rank"] if one["rank"] == rank)
     paths = [str(sample["path"] or sample["id"]) for part in entry["samples"] for sample in part]
-    more = f" and {len(paths) - PATHS_SHOWN} more" if len(paths) > PATHS_SHOWN else ""
-    yield f"step {report['step']}, rank {rank} of {len(report['by_rank'])}: {', '.join(paths[:PATHS_SHOWN])}{more}"
+    more = f" and {len(paths) - MAX_PATHS} more" if len(paths) > MAX_PATHS else ""
+    yield f"step {report['step']}, rank {rank} of {len(report['by_rank'])}: {', '.join(paths[:MAX_PATHS])}{more}"
 
 
 def _losses(recorded: Mapping[str, float], now: Mapping[str, float]) -> Iterator[str]:
     for name, value in recorded.items():
         again = now.get(name, math.nan)
-        same = value == again or math.isclose(value, again, rel_tol=CLOSE) or (value != value and again != again)
+        same = (
+            value == again or math.isclose(value, again, rel_tol=LOSS_TOLERANCE) or (value != value and again != again)
+        )
         yield f"{name}: {again:.6g}" + ("" if same else f" (recorded: {value:.6g})")
 
 

@@ -1,7 +1,7 @@
-"""The folder that a step with a number that is not finite leaves: what is in it, what it says, what it suggests.
+"""The record of a step that was not finite: its folder, its report, and the fix that it suggests.
 
 ``step_<N>/report.json`` is for people and programs; ``config.py`` is the resolved config; ``weights.pt`` holds the
-model before the step and the config as data; ``rank_<R>.pt`` what one process had: its batch and its random states.
+model before the step and the config as data; ``rank_<R>.pt`` the batch and the random states of one process.
 """
 
 from __future__ import annotations
@@ -20,25 +20,29 @@ from engine.nonfinite.batch_codec import encode
 from engine.nonfinite.trace import OUTPUT
 from engine.report.run_dir import write_json
 
-FOLDER = "nonfinite"
-REPORT, CONFIG, WEIGHTS = "report.json", "config.py", "weights.pt"
-# Folders of a run that keep batch and weights: the first, which is the interesting one, and the last ones.
-WHOLE = 3
-HALF_MAX = torch.finfo(torch.float16).max
+EVENTS_FOLDER = "nonfinite"
+EVENT_REPORT, CONFIG, WEIGHTS = "report.json", "config.py", "weights.pt"
+# Number of events whose batch and weights a run keeps: the first, which is the interesting one, and the last ones.
+MAX_COMPLETE_EVENTS = 3
+MAX_FLOAT16 = torch.finfo(torch.float16).max
 
 
-def folder_of(work_dir: Path, step: int) -> Path:
-    """Where the event of a step is recorded; steps count from 1, as in the log and in the names of checkpoints."""
-    return work_dir / FOLDER / f"step_{step}"
+def event_folder(work_dir: Path, step: int) -> Path:
+    """Folder for the event of a step; steps count from 1, as in the log and in the names of checkpoints."""
+    return work_dir / EVENTS_FOLDER / f"step_{step}"
 
 
 def rank_file(folder: Path, rank: int) -> Path:
-    """What one process had."""
+    """File with the batch and the random states of one process."""
     return folder / f"rank_{rank}.pt"
 
 
-def place(found: Mapping[str, Any] | None) -> str:
-    """Where it began, in a few words: the module, its class, what of it, how much of it."""
+def describe_place(found: Mapping[str, Any] | None) -> str:
+    """Describe where the event began: module, class, kind of tensor, and number of bad values.
+
+    Args:
+        found: Description by :class:`engine.nonfinite.trace.Trace`; ``None`` if the step was finite when run again.
+    """
     if found is None:
         return "no module of the model: run again, the step was finite"
     tensor = found["tensor"]
@@ -47,23 +51,23 @@ def place(found: Mapping[str, Any] | None) -> str:
     return f"{name} ({found['class']}), {found['what']}: {tensor['nan']} NaN and {tensor['inf']} Inf of {total} values"
 
 
-def hint(report: Mapping[str, Any]) -> str:
-    """What to mend, as far as the record tells.
+def suggest_fix(report: Mapping[str, Any]) -> str:
+    """Suggest a fix, as far as the record tells.
 
     Args:
-        report: The report without it.
+        report: Report of the event.
     """
     cause = report["cause"]
     for entry in report["by_rank"]:
         for sample in (one for part in entry["samples"] for one in part):
             if sample["image"] and sample["image"]["nan"] + sample["image"]["inf"]:
-                return f"image {sample['path'] or sample['id']} holds NaN or Inf: mend it or take it out of the data"
+                return f"image {sample['path'] or sample['id']} holds NaN or Inf: fix it or take it out of the data"
     if report["weights_not_finite"]:
         first = report["weights_not_finite"][0]
         return f"weights were not finite before the step, {first} first: begin with others, or an older checkpoint"
     half = report["precision"] == "float16"
     if half and (report["skipped_in_a_row"] or _overflowed(cause)):
-        return f"float16 ends at {HALF_MAX:.0f}: take optim_wrapper.dtype='bfloat16'"
+        return f"float16 ends at {MAX_FLOAT16:.0f}: take optim_wrapper.dtype='bfloat16'"
     if cause is None:
         return "not deterministic: see whether compile=False changes it, and whether the hardware is sound"
     if cause["what"] == OUTPUT and cause.get("inputs_finite") and _is_loss(cause):
@@ -74,7 +78,7 @@ def hint(report: Mapping[str, Any]) -> str:
 
 
 def write_rank(folder: Path, rank: int, content: Mapping[str, Any]) -> None:
-    """Write what one process had.
+    """Write the batch and the random states of one process.
 
     Raises:
         UserError: If there is no room, or no permission.
@@ -83,7 +87,7 @@ def write_rank(folder: Path, rank: int, content: Mapping[str, Any]) -> None:
 
 
 def write_common(folder: Path, weights: Mapping[str, Any], config: Config) -> None:
-    """Write what is common to all processes, but the report.
+    """Write the weights before the step and the config, which are common to all processes.
 
     Raises:
         UserError: If there is no room, or no permission.
@@ -92,36 +96,40 @@ def write_common(folder: Path, weights: Mapping[str, Any], config: Config) -> No
     config.dump(folder / CONFIG)
 
 
-def write_report(folder: Path, report: Mapping[str, Any]) -> None:
+def write_event_report(folder: Path, report: Mapping[str, Any]) -> None:
     """Write the report, the last file: a folder that has it is complete."""
-    write_json(folder / REPORT, jsonable(report))
+    write_json(folder / EVENT_REPORT, jsonable(report))
 
 
-def clear(folder: Path) -> None:
-    """Make the folder, and remove what an earlier run has recorded of the same step.
+def make_event_folder(folder: Path) -> None:
+    """Make the folder, and remove an earlier run's record of the same step.
 
     Raises:
         UserError: If it cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for file in [folder / REPORT, *folder.glob("*.pt")]:
+        for file in [folder / EVENT_REPORT, *folder.glob("*.pt")]:
             file.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{str(folder)!r} cannot be written: {error.strerror}") from error
 
 
 def thin_out(events: Path) -> None:
-    """Let the first and the last events keep batch and weights; of those between, the reports stay."""
-    whole = [file.parent for file in events.glob(f"*/{REPORT}") if (file.parent / WEIGHTS).exists()]
-    whole.sort(key=lambda folder: (folder / REPORT).stat().st_mtime_ns)
-    for folder in whole[1 : len(whole) - WHOLE + 1]:
+    """Remove batch and weights of all events but the first and the last ones; all reports stay.
+
+    Args:
+        events: Folder of the events of a run.
+    """
+    whole = [file.parent for file in events.glob(f"*/{EVENT_REPORT}") if (file.parent / WEIGHTS).exists()]
+    whole.sort(key=lambda folder: (folder / EVENT_REPORT).stat().st_mtime_ns)
+    for folder in whole[1 : len(whole) - MAX_COMPLETE_EVENTS + 1]:
         for file in folder.glob("*.pt"):
             file.unlink(missing_ok=True)
 
 
 def jsonable(value: Any) -> Any:
-    """The same with ``"nan"``, ``"inf"`` and ``"-inf"`` for the numbers that JSON does not have."""
+    """A copy with ``"nan"``, ``"inf"`` and ``"-inf"`` for the numbers that JSON does not have."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):
@@ -132,12 +140,12 @@ def jsonable(value: Any) -> Any:
 
 
 def _overflowed(cause: Mapping[str, Any] | None) -> bool:
-    """Whether numbers came near the end of float16 where it began."""
+    """Whether float16 overflowed where the event began."""
     if cause is None or cause["tensor"]["dtype"] != "float16":
         return False
     return bool(cause["tensor"]["inf"])
 
 
 def _is_loss(cause: Mapping[str, Any]) -> bool:
-    """The model itself computes a loss, and so does a module of that name."""
+    """Whether the module computes a loss: the model itself, or a module with that name."""
     return not cause["module"] or "loss" in cause["module"].lower() or "loss" in cause["class"].lower()

@@ -1,4 +1,4 @@
-"""Run a step again and find the module where a number first was not finite."""
+"""Run a step again and find the module whose output or gradient is the first that is not finite."""
 
 from __future__ import annotations
 
@@ -19,19 +19,23 @@ from engine.nonfinite.batch_codec import describe
 from engine.optim.update import forward_losses
 
 OUTPUT = "output"
-INPUTS_SHOWN = 4
+MAX_INPUTS = 4
 
 
 class Trace:
-    """Watches every module of a model inside of a ``with`` block; values and gradients stay what they are.
+    """Watches every module of a model inside of a ``with`` block, without changing values or gradients.
+
+    The gradient that a module sends to its input is checked apart from what other users of the same input send: each
+    module gets views of its inputs, so that a residual connection is not confused with its neighbour.
+
+    Args:
+        model: Model to watch.
 
     Attributes:
-        forward: The first output, in the order in which modules finish, that was not finite; ``None`` if all were.
-        backward: The first gradient, in the order of the backward pass, that was not finite.
-        micro_batch: Which one of the step is being worked on, from 0; set from outside.
-
-    The gradient that a module sends to its input is looked at apart from what other users of the same input send: each
-    module sees its inputs under a new name (a view), so that a residual connection is not taken for its neighbour.
+        forward: Description of the first output that was not finite, in the order in which modules finish; ``None`` if
+            all were finite.
+        backward: Description of the first gradient that was not finite, in the order of the backward pass.
+        micro_batch: Index of the present micro-batch within the step, from 0; set by the caller.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -61,7 +65,7 @@ class Trace:
 
     @contextmanager
     def backward_pass(self) -> Iterator[None]:
-        """The backward pass, in which blocks that are recomputed run forward a second time."""
+        """Context of the backward pass, in which checkpointed blocks run forward a second time."""
         self._going_back = True
         try:
             yield
@@ -69,7 +73,7 @@ class Trace:
             self._going_back = False
 
     def _enter(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        def renamed(tensor: Tensor) -> Tensor:
+        def viewed(tensor: Tensor) -> Tensor:
             if not tensor.requires_grad:
                 return tensor
             view = tensor.view_as(tensor)
@@ -77,7 +81,7 @@ class Trace:
             return view
 
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in _tensors((args, kwargs))):
-            return tree_map_only(Tensor, renamed, (args, kwargs))
+            return tree_map_only(Tensor, viewed, (args, kwargs))
         return None
 
     def _leave(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -93,7 +97,7 @@ class Trace:
         self.forward = {
             **self._found(name, OUTPUT, bad),
             "inputs_finite": all(map(_finite, inputs)),
-            "inputs": [describe(tensor) for tensor in inputs[:INPUTS_SHOWN]],
+            "inputs": [describe(tensor) for tensor in inputs[:MAX_INPUTS]],
             "parameters_not_finite": [own for own, param in module.named_parameters() if not _finite(local(param))],
         }
 
@@ -115,22 +119,22 @@ def run_again(
 ) -> dict[str, Any]:
     """Forward and backward of one optimizer step, watched; nothing is updated.
 
-    Random numbers are drawn from the present states, and layers that count or average change as in training.
+    Random numbers are drawn from the present states; buffers, such as running statistics, change as in training.
 
     Args:
-        model: The model itself, not a wrapper of it for several processes.
+        model: Model, not wrapped for several processes.
         micro_batches: Collated micro-batches of the step.
-        precision: Makes the context of the forward pass, such as autocast.
+        precision: Factory of the context of the forward pass, such as autocast.
         scale: Loss scale of float16.
 
     Returns:
-        Plain data: ``losses`` (by name, the mean of the micro-batches), ``forward`` and ``backward`` as in
-        :class:`Trace`, and ``found``: that of the two that is the cause, or ``None``.
+        Plain data: ``losses`` (means of the micro-batches by name), ``forward`` and ``backward`` as in
+        :class:`Trace`, and ``found``, the one of the two that is the cause, or ``None``.
     """
     model.zero_grad()
     trace = Trace(model)
     logs = []
-    # What was compiled runs as it is written: inside of a compiled part there are no modules to watch.
+    # Compiled parts run eagerly: inside of them there would be no modules to watch.
     with torch.compiler.set_stance("force_eager"), trace:
         for number, micro_batch in enumerate(micro_batches):
             trace.micro_batch = number
@@ -144,7 +148,7 @@ def run_again(
     losses = {
         name: sum(float(torch.as_tensor(log[name]).detach().mean()) for log in logs) / len(logs) for name in logs[0]
     }
-    # A finite loss may have come through an infinity that is meant, such as a masked score.
+    # A finite loss may have come through an intended infinity, such as a masked score.
     found = trace.backward if math.isfinite(losses["loss"]) else trace.forward
     return {"losses": losses, "forward": trace.forward, "backward": trace.backward, "found": found}
 

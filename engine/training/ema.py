@@ -1,10 +1,10 @@
-"""Averaged weights beside the raw ones, both evaluated, both saved, each under its own name."""
+"""Exponential moving averages of the weights beside the raw weights: both are evaluated, both are saved."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from mmengine.hooks import Hook
@@ -12,35 +12,39 @@ from mmengine.registry import HOOKS
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from backbones.errors import UserError
+from backbones.errors import CheckpointError, ConfigError
 from engine.distributed.sharding import local, reshard, shard_like, unwrapped
 
-MODULE = "module."  # before each name in ``ema_state_dict``, as mmengine writes it
+if TYPE_CHECKING:
+    from engine.training.runner import Runner
+
+PREFIX = "module."  # before each name in ``ema_state_dict``, as mmengine writes it
 
 
 @HOOKS.register_module()
 class ModelEMAHook(Hook):
     """Exponential moving average that never takes the place of the raw weights.
 
-    mmengine's own hook validates the averaged weights only and saves them as ``state_dict``. The paper fine-tunes from
-    the raw weights (section A.1), and both accuracies are of interest: here ``state_dict`` stays raw, the averages lie
-    in ``ema_state_dict``, and :class:`engine.training.loops.ValidationLoop` evaluates both. An average is sharded like
-    its parameter, where the model is.
+    mmengine's ``EMAHook`` validates the averaged weights only and saves them as ``state_dict``. The paper fine-tunes
+    from the raw weights (section A.1), and both accuracies are of interest: here ``state_dict`` holds the raw weights
+    and ``ema_state_dict`` the averages, and :class:`engine.training.loops.ValidationLoop` evaluates both. In a sharded
+    model, an average is sharded like its parameter.
 
     Args:
-        decay: Weight of the past, 0.9999 in Table 5 of the paper.
+        decay: Decay of the average, 0.9999 in Table 5 of the paper.
 
     Attributes:
-        averages: The average of each parameter, from the weights after the first step on. Buffers are not averaged.
-        steps: Optimizer steps that went into them.
+        averages: Averages by name of the parameter, starting with the weights after the first step. Buffers are not
+            averaged.
+        steps: Number of optimizer steps that were averaged.
 
     Raises:
-        UserError: If the decay is no fraction.
+        ConfigError: If the decay is not in (0, 1).
     """
 
     def __init__(self, decay: float) -> None:
         if not 0 < decay < 1:
-            raise UserError(f"KeepEMA: decay={decay}: a fraction in (0, 1) is needed, such as 0.9999")
+            raise ConfigError(f"ModelEMAHook: decay={decay}: a fraction in (0, 1) is needed, such as 0.9999")
         self.averages: dict[str, Tensor] = {}
         self.steps = 0
         self._update = get_ema_multi_avg_fn(decay)
@@ -48,20 +52,20 @@ class ModelEMAHook(Hook):
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """The model holds the averaged weights inside of this context."""
+        """Context in which the model holds the averaged weights."""
         self._swap()
         try:
             yield
         finally:
             self._swap()
 
-    def before_run(self, runner: Any) -> None:
-        """Take note of the model."""
+    def before_run(self, runner: Runner) -> None:
+        """Remember the model."""
         self._model = unwrapped(runner.model)
 
     @torch.no_grad()
-    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Average what an optimizer step has changed."""
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Update the averages with the weights after an optimizer step."""
         weights = self._weights()
         if not self.steps:
             self.averages = {name: weight.clone() for name, weight in weights.items()}
@@ -71,34 +75,34 @@ class ModelEMAHook(Hook):
             )
         self.steps += 1
 
-    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Add the averages to the checkpoint."""
         checkpoint["ema_state_dict"] = self.state_dict()
 
-    def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        """Restore the averages when a run is resumed; a plain load starts new ones from the loaded weights.
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Restore the averages when a run is resumed; otherwise new ones start from the loaded weights.
 
         Raises:
-            UserError: If the averages are of another model.
+            CheckpointError: If the averages belong to another model.
         """
         if not runner.is_resuming or "ema_state_dict" not in checkpoint:
             return
         saved = checkpoint["ema_state_dict"]
         for name, weight in self._weights().items():
-            if MODULE + name not in saved or saved[MODULE + name].shape != weight.shape:
-                raise UserError(f"averaged weights in the checkpoint are of another model: {name} does not fit")
-            self.averages[name] = shard_like(saved[MODULE + name].to(weight.device), weight).clone()
+            if PREFIX + name not in saved or saved[PREFIX + name].shape != weight.shape:
+                raise CheckpointError(f"averaged weights in the checkpoint are of another model: {name} does not fit")
+            self.averages[name] = shard_like(saved[PREFIX + name].to(weight.device), weight).clone()
         self.steps = int(saved["steps"])
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All tensors of the model under the names in a checkpoint, averaged where they are parameters."""
+        """All tensors of the model by their names in a checkpoint: averages of parameters, and buffers."""
         reshard(self._model)
-        # By identity: a parameter that two layers share has two names.
+        # Looked up by identity: a parameter that two layers share has two names.
         averages = {
             id(param): self.averages.get(name, param.detach()) for name, param in self._model.named_parameters()
         }
         state = {
-            MODULE + name: averages.get(id(value), value)
+            PREFIX + name: averages.get(id(value), value)
             for name, value in self._model.state_dict(keep_vars=True).items()
         }
         return state | {"steps": torch.tensor(self.steps)}

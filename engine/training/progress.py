@@ -1,10 +1,10 @@
-"""Hooks of all tasks."""
+"""A progress bar on the terminal."""
 
 from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
@@ -12,10 +12,13 @@ from mmengine.registry import HOOKS
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+if TYPE_CHECKING:
+    from engine.training.runner import Runner
+
 
 @HOOKS.register_module()
 class ProgressBar(Hook):
-    """A bar with rate, remaining time and loss while a terminal looks on; the log's plain lines otherwise.
+    """A bar with rate, remaining time and loss on a terminal; elsewhere there are only the lines of the log.
 
     Log lines are written above the bar.
     """
@@ -26,39 +29,39 @@ class ProgressBar(Hook):
         self._bar: tqdm[Any] | None = None
         self._redirect = ExitStack()
 
-    def before_train(self, runner: Any) -> None:
+    def before_train(self, runner: Runner) -> None:
         """Start the training bar at the step of the run."""
         self._open(runner, "train", runner.max_iters, runner.iter)
 
-    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Advance by one optimizer step."""
         if self._bar is not None:
-            if outputs is not None:  # of a step that was not passed over
+            if outputs is not None:  # a step that was not skipped
                 self._bar.set_postfix_str(f"loss {float(outputs['loss']):.3f}", refresh=False)
             self._bar.update()
 
-    def after_train(self, runner: Any) -> None:
+    def after_train(self, runner: Runner) -> None:
         """Close the bar."""
         self._close()
 
-    def before_test_epoch(self, runner: Any) -> None:
+    def before_test_epoch(self, runner: Runner) -> None:
         """Start the test bar."""
         self._open(runner, "test", len(runner.test_dataloader), 0)
 
-    def after_test_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+    def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Advance by one batch."""
         if self._bar is not None:
             self._bar.update()
 
-    def after_test_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Close the bar."""
         self._close()
 
-    def _open(self, runner: Any, what: str, total: int, done: int) -> None:
-        self._close()  # of a training that was taken back
+    def _open(self, runner: Runner, label: str, total: int, done: int) -> None:
+        self._close()  # of a training that was rolled back
         if sys.stderr.isatty() and is_main_process():
             self._redirect.enter_context(logging_redirect_tqdm([runner.logger]))
-            self._bar = tqdm(desc=what, total=total, initial=done, unit="it", dynamic_ncols=True)
+            self._bar = tqdm(desc=label, total=total, initial=done, unit="it", dynamic_ncols=True)
 
     def _close(self) -> None:
         if self._bar is not None:

@@ -241,8 +241,8 @@ UNRUNNABLE = {
     "default_hooks.checkpoint.minutes=nan": "minutes=nan",
     "default_hooks.logger.interval=-5": "LoggerHook: ValueError: interval must be greater than 0",
     "custom_hooks.0.type=ProgresBar": "ProgresBar is not in the",
-    "custom_hooks.1.decay=2": "KeepEMA: decay=2",
-    "custom_hooks.1.decay=nan": "KeepEMA: decay=nan",
+    "custom_hooks.1.decay=2": "ModelEMAHook: decay=2",
+    "custom_hooks.1.decay=nan": "ModelEMAHook: decay=nan",
     "custom_hooks.1.dekay=0.9": "'dekay'",
     "randomness.typo=1": "'typo'",
 }

@@ -423,7 +423,7 @@ def test_a_detector_learns_the_same_sharded(facts: list[dict[str, Any]]) -> None
         ({"env_cfg.sharded": "fsdp"}, "env_cfg.sharded='fsdp': True or False"),
         ({"env_cfg.compile": "max"}, "env_cfg.compile='max': True, False or arguments of torch.compile"),
         ({"env_cfg.compile": dict(speed=1)}, "unexpected keyword argument 'speed'"),
-        ({"custom_hooks": [dict(type="ModelEMAHook", decay=1.0)]}, "KeepEMA: decay=1.0"),
+        ({"custom_hooks": [dict(type="ModelEMAHook", decay=1.0)]}, "ModelEMAHook: decay=1.0"),
     ],
 )
 def test_wrong_settings(tmp_path: Path, setting: dict[str, Any], message: str) -> None:

@@ -36,8 +36,8 @@ from engine.launch.exit_codes import EXIT_NONFINITE
 from engine.nonfinite import guard as nonfinite_guard
 from engine.nonfinite.batch_codec import decode, encode, samples
 from engine.nonfinite.guard import NonFiniteError
-from engine.nonfinite.replay import check_types, replay
-from engine.nonfinite.report import clear, hint, thin_out
+from engine.nonfinite.replay import check_types, replay_step
+from engine.nonfinite.report import make_event_folder, suggest_fix, thin_out
 from engine.training.build import build_runner
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -211,7 +211,7 @@ def test_the_first_bad_module_is_named_and_its_step_changes_nothing(
     )
     assert isinstance(report["losses"]["loss"], float) == (fault in ("input", "weight"))
     assert Config.fromfile(folder / "config.py").model.fault == fault
-    result = replay(folder)
+    result = replay_step(folder)
     assert result.reproduced, result.lines
     assert result.lines[-1] == "reproduced"
     assert result.lines[0] == "step 3, rank 0 of 1: 8.png, 9.png, 10.png, 11.png"
@@ -222,7 +222,7 @@ def test_a_model_may_have_no_buffers(tmp_path: Path) -> None:
     assert not list(runner.model.buffers())
     folder, report = record(tmp_path)
     assert report["cause"]["module"] == "block.1"
-    assert replay(folder).reproduced
+    assert replay_step(folder).reproduced
 
 
 @pytest.mark.parametrize(
@@ -266,19 +266,19 @@ def test_a_micro_batch_of_a_step(tmp_path: Path) -> None:
         ["8.png", "9.png"],
         ["10.png", "11.png"],
     ]
-    assert replay(folder).reproduced
+    assert replay_step(folder).reproduced
 
 
 def test_a_fault_by_chance_is_reproduced_by_the_random_states_alone(tmp_path: Path) -> None:
     runner = train(tmp_path, "drawn", **{"train_cfg.max_iters": 100})
     assert runner.error is not None
     (folder,) = (tmp_path / "nonfinite").iterdir()
-    assert replay(folder).reproduced
+    assert replay_step(folder).reproduced
     file = folder / "rank_0.pt"
     content = read_checkpoint(str(file))
     content["random"] = {**content["random"], "torch": torch.Generator().manual_seed(1).get_state()}
     torch.save(content, file)
-    result = replay(folder)
+    result = replay_step(folder)
     assert not result.reproduced
     assert result.lines[-1].startswith("not reproduced: ")
 
@@ -389,7 +389,7 @@ def test_a_loss_is_one_at_once_and_so_is_a_gradient_in_bfloat16(
     scaled(tmp_path / "wide", "input", "bfloat16", 2.0**16, monkeypatch)
     folder, report = record(tmp_path / "wide")
     assert (report["precision"], report["scale"]) == ("bfloat16", 2.0**15)
-    assert replay(folder).reproduced
+    assert replay_step(folder).reproduced
 
 
 # ---- two processes
@@ -446,8 +446,8 @@ def test_one_process_has_it_and_both_stop(facts: tuple[Path, list[dict[str, Any]
         same(ranks[1][way]["state"], ranks[1]["before"]["state"])
     assert all(bool(value.isfinite().all()) for rank in ranks for value in rank[way]["state"].values())
     assert "11.png" in [one["path"] for part in report["by_rank"][1]["samples"] for one in part]
-    assert replay(folder).reproduced
-    other = replay(folder, rank=0)
+    assert replay_step(folder).reproduced
+    other = replay_step(folder, rank=0)
     assert not other.reproduced
     assert "rank 0 only received it, --rank 1 had it" in other.lines[-1]
 
@@ -523,7 +523,7 @@ def test_the_models_of_all_tasks_are_let_through(task: str) -> None:
 def test_the_first_and_the_last_events_keep_their_weights(tmp_path: Path) -> None:
     for number in range(1, 6):
         folder = tmp_path / f"step_{number}"
-        clear(folder)
+        make_event_folder(folder)
         (folder / "weights.pt").write_bytes(b"")
         (folder / "report.json").write_text('{"ranks": {}}')
         os.utime(folder / "report.json", (number, number))
@@ -531,7 +531,7 @@ def test_the_first_and_the_last_events_keep_their_weights(tmp_path: Path) -> Non
     assert sorted(file.parent.name for file in tmp_path.glob("*/weights.pt")) == ["step_1", "step_4", "step_5"]
     assert len(list(tmp_path.glob("*/report.json"))) == 5
     with pytest.raises(UserError, match="step_2' holds the report alone"):
-        replay(tmp_path / "step_2")
+        replay_step(tmp_path / "step_2")
 
 
 @pytest.mark.parametrize(
@@ -545,7 +545,7 @@ def test_the_first_and_the_last_events_keep_their_weights(tmp_path: Path) -> Non
             "float16 ends at 65504: take optim_wrapper.dtype='bfloat16'",
         ),
         ({"cause": None}, "not deterministic"),
-        ({"image": {"nan": 1, "inf": 0}}, "image a.jpg holds NaN or Inf: mend it"),
+        ({"image": {"nan": 1, "inf": 0}}, "image a.jpg holds NaN or Inf: fix it"),
         ({"what": "output", "module": "head.loss_cls"}, "the loss of finite outputs: look at the labels"),
     ],
 )
@@ -557,7 +557,7 @@ def test_the_hint_follows_the_record(change: dict[str, Any], said: str) -> None:
     report = {"cause": cause, "weights_not_finite": [], "precision": None, "skipped_in_a_row": 0, "clipped": False}
     report |= {"learning_rates": [0.1], "by_rank": [{"samples": [[sample]]}]}
     report |= {key: value for key, value in change.items() if key in report}
-    assert hint(report).startswith(said)
+    assert suggest_fix(report).startswith(said)
 
 
 @pytest.mark.parametrize(
