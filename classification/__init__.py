@@ -3,6 +3,6 @@
 Importing the package registers its parts in mmengine's root registries (``custom_imports`` in the configs).
 """
 
-from classification import check, data, metric, model, visualizer
+from classification import check, data, metric, model, task, visualizer
 
-__all__ = ["check", "data", "metric", "model", "visualizer"]
+__all__ = ["check", "data", "metric", "model", "task", "visualizer"]

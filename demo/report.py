@@ -28,10 +28,6 @@ from engine.report.html import (
     receipt_line,
 )
 from engine.report.run_dir import (
-    CLASSIFICATION,
-    DETECTION,
-    SEGMENTATION,
-    Score,
     finite,
     read_curves,
     read_json,
@@ -40,6 +36,7 @@ from engine.report.run_dir import (
     scaled,
     write_json,
 )
+from engine.task import Score
 
 TITLE = "One ConvNeXt, three tasks"
 PRETRAINED, SCRATCH = "from the trained backbone", "from scratch"
@@ -64,9 +61,19 @@ class Experiment:
 
 
 EXPERIMENTS = (
-    Experiment("Classification", "classifier", None, CLASSIFICATION),
-    Experiment("Detection: Mask R-CNN", "detector", "detector_scratch", DETECTION),
-    Experiment("Segmentation: UperNet", "segmentor", "segmentor_scratch", SEGMENTATION),
+    Experiment("Classification", "classifier", None, (Score("top-1", "top1"), Score("top-5", "top5"))),
+    Experiment(
+        "Detection: Mask R-CNN",
+        "detector",
+        "detector_scratch",
+        (Score("box AP", "bbox_mAP", 100), Score("mask AP", "segm_mAP", 100)),
+    ),
+    Experiment(
+        "Segmentation: UperNet",
+        "segmentor",
+        "segmentor_scratch",
+        (Score("mIoU", "mIoU"), Score("mean class accuracy", "mAcc")),
+    ),
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,17 +15,17 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose
 from mmengine.registry import FUNCTIONS, MODELS, VISUALIZERS, init_default_scope
-from mmengine.structures import BaseDataElement, PixelData
+from mmengine.structures import BaseDataElement
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from backbones.errors import UserError
 from backbones.weights import read_checkpoint
 from engine.checkpoint.model_weights import load_model, replace_checkpoint_loader
 from engine.config.building import build
 from engine.data.image_files import IMAGE_SUFFIXES
+from engine.task import TaskSpec, task_of
 
-SCORE_THRESHOLD = 0.3
 SHORT_SIDE = 480  # pixels that smaller images are enlarged to
 
 
@@ -39,10 +40,10 @@ def draw_test_images(runner: Any, folder: Path, count: int) -> None:
     dataset = runner.test_dataloader.dataset
     folder.mkdir(parents=True, exist_ok=True)
     runner.visualizer.dataset_meta = dataset.metainfo
-    collate = runner.test_dataloader.collate_fn
+    collate, task = runner.test_dataloader.collate_fn, task_of(runner.cfg)
     for index in np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int)).tolist():
         sample = predict(runner.model, dataset[index], collate)
-        _draw(runner.visualizer, sample, folder / f"{index:06d}.png", truth=True)
+        _draw(task, runner.visualizer, sample, folder / f"{index:06d}.png", truth=True)
 
 
 @torch.no_grad()
@@ -100,12 +101,12 @@ def predict_images(cfg: Config, model: nn.Module, visualizer: Any, images: list[
         raise UserError(f"{str(out)!r} cannot be written: choose another folder with --out") from error
     if any(image.parent.samefile(out) for image in images):
         raise UserError(f"the drawings would overwrite the images in {str(out)!r}: choose another folder with --out")
-    names = Counter(image.stem for image in images)
+    names, task = Counter(image.stem for image in images), task_of(cfg)
     for index, image in enumerate(images):
         _check_image(image)
-        item = pipeline({"img_path": str(image), "img_id": index, "reduce_zero_label": False, "seg_fields": []})
+        item = pipeline({"img_path": str(image), "img_id": index, **copy.deepcopy(task.image_fields)})
         target = out / f"{image.stem if names[image.stem] == 1 else image.name}.png"
-        _draw(visualizer, predict(model, item, collate), target, truth=False)
+        _draw(task, visualizer, predict(model, item, collate), target, truth=False)
         yield target
 
 
@@ -132,34 +133,14 @@ def _check_image(path: Path) -> None:
         raise UserError(f"{str(path)!r} cannot be read: it is damaged, or no image") from error
 
 
-def _draw(visualizer: Any, sample: BaseDataElement, target: Path, truth: bool) -> None:
-    image, sample = _enlarge(mmcv.imread(sample.img_path, channel_order="rgb"), sample.cpu())
-    options = {"pred_score_thr": SCORE_THRESHOLD} if "pred_instances" in sample else {}
+def _draw(task: TaskSpec, visualizer: Any, sample: BaseDataElement, target: Path, truth: bool) -> None:
+    """Draw a sample on its image, (H, W, 3); a small image is enlarged to a size at which labels can be read."""
+    image, sample = mmcv.imread(sample.img_path, channel_order="rgb"), sample.cpu()
+    height, width = image.shape[:2]
+    factor = round(SHORT_SIDE / min(height, width))
+    if factor > 1:
+        task.scale_sample(sample, factor)
+        image = cv2.resize(image, (factor * width, factor * height), interpolation=cv2.INTER_CUBIC)
     visualizer.add_datasample(
-        target.stem, image, sample, draw_gt=truth, draw_pred=True, out_file=str(target), **options
+        target.stem, image, sample, draw_gt=truth, draw_pred=True, out_file=str(target), **task.draw_options
     )
-
-
-def _enlarge(image: np.ndarray, sample: BaseDataElement) -> tuple[np.ndarray, BaseDataElement]:
-    """Bring a small picture, with its boxes and masks, to a size at which labels can be read.
-
-    Args:
-        image: ``(H, W, 3)``.
-        sample: With ``gt_instances``, ``pred_instances``, ``gt_sem_seg``, ``pred_sem_seg``, or none of them.
-    """
-    scale = round(SHORT_SIDE / min(image.shape[:2]))
-    if scale < 2:
-        return image, sample
-    height, width = scale * image.shape[0], scale * image.shape[1]
-    for name, field in list(sample.items()):
-        if name.endswith("_instances"):
-            if "bboxes" in field:  # not in the empty truth of an image that has none
-                field.bboxes = field.bboxes * scale
-            if isinstance(field.get("masks"), Tensor):
-                field.masks = field.masks.repeat_interleave(scale, -2).repeat_interleave(scale, -1)
-            elif "masks" in field:
-                field.masks = field.masks.resize((height, width))
-        elif name.endswith("_sem_seg"):
-            labels = field.data.repeat_interleave(scale, -2).repeat_interleave(scale, -1)
-            setattr(sample, name, PixelData(data=labels))  # the old one would refuse another size
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC), sample

@@ -17,6 +17,6 @@ with contextlib.redirect_stdout(io.StringIO()):
 
     register_all_modules(init_default_scope=False)
 
-from segmentation import check, data  # noqa: E402
+from segmentation import check, data, task  # noqa: E402
 
-__all__ = ["check", "data"]
+__all__ = ["check", "data", "task"]

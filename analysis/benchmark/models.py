@@ -12,10 +12,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.registry import MODELS, DefaultScope
-from mmengine.structures import InstanceData, PixelData
 
 from analysis.benchmark.networks import OUTPUT_TOLERANCE, PLAIN_FORMS, SideTiming, ThroughputResult
 from analysis.benchmark.peers import OUR_SIDE, randomize_weights
@@ -29,14 +27,13 @@ from analysis.benchmark.timing import (
     take_turns,
     warm_up,
 )
-from analysis.flops import DETECTOR_SHAPE, SEGMENTOR_SHAPE, Shape, count_config
 from backbones.errors import UserError
 from backbones.kernels.autotune import autotuner
 from engine.config.load import load_config
 from engine.config.world import Launch
 from engine.planning.memory import gib, training_shape
+from engine.task import Shape, task_of, task_of_model
 
-OBJECTS = 8  # annotated in each training image
 MEMORY_IMAGES = 2  # per GPU, as in the remark below the paper's Table 2.3
 OTHER = "plain PyTorch blocks"
 
@@ -83,15 +80,7 @@ def paper_shape(cfg: Any, request: BenchmarkRequest) -> Shape:
     Raises:
         UserError: If the config tells none.
     """
-    found: Shape | None
-    if request.train:
-        found = training_shape(cfg)
-    elif "roi_head" in cfg.model:
-        found = DETECTOR_SHAPE
-    elif "decode_head" in cfg.model:
-        found = SEGMENTOR_SHAPE
-    else:
-        found = count_config(request.name).shape
+    found = training_shape(cfg) if request.train else task_of(cfg).default_shape(cfg)
     if found is None:
         raise UserError(f"config {request.name!r}: it states no size of its images; give one with --size")
     return found
@@ -128,9 +117,7 @@ def testing_step(model: Any, request: BenchmarkRequest) -> Callable[[], object]:
     def step() -> object:
         model.eval()
         with torch.inference_mode(), autocast(request.device, DTYPES[request.dtype]):
-            if not hasattr(model, "extract_feat"):
-                return model(images, mode="tensor")
-            return model(images, _samples(model, request, images.device), mode="predict")
+            return model(**task_of_model(model).dummy_batch(model, images, False))
 
     return step
 
@@ -142,46 +129,13 @@ def training_step(model: Any, request: BenchmarkRequest) -> Callable[[], object]
     def step() -> object:
         model.train()
         with autocast(request.device, DTYPES[request.dtype]):
-            losses = model(images, _samples(model, request, images.device), mode="loss")
+            # Made anew for each step: models write into the annotations.
+            losses = model(**task_of_model(model).dummy_batch(model, images, True))
         model.parse_losses(losses)[0].backward()
         model.zero_grad(set_to_none=True)
         return None
 
     return step
-
-
-def _samples(model: Any, request: BenchmarkRequest, device: torch.device) -> Any:
-    """One annotated sample for each image, new each time: models write into them."""
-    height, width = request.shape
-    meta = {
-        "img_shape": request.shape,
-        "ori_shape": request.shape,
-        "pad_shape": request.shape,
-        "batch_input_shape": request.shape,
-        "scale_factor": (1.0, 1.0),
-    }
-    if hasattr(model, "roi_head"):
-        from mmdet.structures import DetDataSample
-        from mmdet.structures.mask import BitmapMasks
-
-        corners = torch.arange(OBJECTS, device=device).unsqueeze(1) * torch.tensor([width, height], device=device)
-        corners = corners / (2 * OBJECTS)
-        sides = torch.tensor([width, height], device=device) / 4
-        masks = BitmapMasks(np.ones((OBJECTS, height, width), np.uint8), height, width)
-        annotated = InstanceData(
-            bboxes=torch.cat([corners, corners + sides], 1),
-            labels=torch.arange(OBJECTS, device=device) % 2,
-            masks=masks,
-        )
-        return [DetDataSample(metainfo=meta, gt_instances=annotated.clone()) for _ in range(request.batch)]
-    if hasattr(model, "decode_head"):
-        from mmseg.structures import SegDataSample
-
-        classes = model.decode_head.num_classes
-        labels = torch.arange(height * width, device=device).view(1, height, width) % classes
-        return [SegDataSample(metainfo=meta, gt_sem_seg=PixelData(data=labels)) for _ in range(request.batch)]
-    classes = model.head.out_features
-    return torch.full((request.batch, classes), 1 / classes, device=device)  # soft targets
 
 
 def _notes(model: Any, request: BenchmarkRequest) -> list[str]:

@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from backbones.base import Backbone
-from backbones.errors import UserError
 from backbones.registry import build_backbone
 from backbones.variants import BASELINES
 from backbones.weights import find_head, read_checkpoint
@@ -25,10 +23,10 @@ from engine.config.building import build
 from engine.config.classes import class_names
 from engine.config.load import load_config
 from engine.config.world import Launch
+from engine.task import Shape, task_of
 
 # Some released ViT, BiT and EfficientNetV2 want 0.5 for both.
 ASSUMED = "neither name nor checkpoint says how images were normalised: mean and deviation of ImageNet are written"
-Shape = tuple[int, int]
 Range = tuple[int, int | None]  # least and greatest number of pixels; None for any
 
 IMAGE_SIZE = 224
@@ -51,33 +49,13 @@ class Classifier(nn.Module):
         return features if self.head is None else self.head(features)
 
 
-class Segmentor(nn.Module):
-    """An mmseg model in one pass over the whole image: ``(N, 3, H, W) -> (N, K, H, W)`` scores before the softmax.
-
-    mmseg gives them at stride 4; they are resized to the image in the way of its own testing, so that the argmax over
-    the classes is the label map.
-
-    Args:
-        model: An ``EncoderDecoder``.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        scores = self.model(images, mode="tensor")
-        corners = bool(self.model.align_corners)
-        return F.interpolate(scores, size=images.shape[-2:], mode="bilinear", align_corners=corners)
-
-
 @dataclass(frozen=True)
 class Source:
     """A network that is ready to be exported.
 
     Attributes:
         name: Registered name of the backbone.
-        kind: ``classifier``, ``pyramid`` or ``segmentor``.
+        kind: ``classifier``, ``pyramid``, ``segmentor`` or another that a task exports.
         network: In evaluation mode, on the CPU: normalised images to one tensor, or to a tuple of them.
         outputs: A name for each output.
         shape: Height and width in pixels that the network is made for.
@@ -87,6 +65,7 @@ class Source:
         colour: Order of the channels.
         classes: Their names, where they are known.
         notes: What a person should know, one line each.
+        prefix: Beginning of the network's tensor names that exported files leave out.
     """
 
     name: str
@@ -100,6 +79,7 @@ class Source:
     colour: str = "RGB"
     classes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    prefix: str = ""
 
     @property
     def taken(self) -> tuple[Range, Range]:
@@ -129,17 +109,12 @@ class Source:
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors under this project's names; a segmentor's are those of its checkpoints."""
-        outer = self._outer()
-        return {name.removeprefix(outer): value for name, value in self.network.state_dict().items()}
+        return {name.removeprefix(self.prefix): value for name, value in self.network.state_dict().items()}
 
     def load(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         """Load what :meth:`tensors` gives into a copy of the network; each has to be there and to fit."""
-        outer = self._outer()
-        names = {name.removeprefix(outer): name for name in network.state_dict()}
+        names = {name.removeprefix(self.prefix): name for name in network.state_dict()}
         network.load_state_dict({names.get(name, name): value for name, value in tensors.items()}, strict=True)
-
-    def _outer(self) -> str:
-        return {"classifier": "backbone.", "segmentor": "model."}.get(self.kind, "")
 
 
 def as_tuple(outputs: Any) -> tuple[Tensor, ...]:
@@ -188,6 +163,7 @@ def source_of_name(
         weights,
         classes=() if head is None else _named_classes(content, head.out_features),
         notes=(*headless, ASSUMED),
+        prefix="backbone.",
     )
 
 
@@ -216,17 +192,17 @@ def source_of_config(
     size = shape or _tested_shape(cfg)
     model, weights = _load_whole(cfg, checkpoint, averaged, trust), _weights(checkpoint, averaged)
     name, settings = cfg.model.backbone.type, _settings(cfg, model)
-    if "roi_head" in cfg.model:
-        note = "a detector: the pyramid of its backbone is exported, without neck and heads"
-        return _pyramid(name, model.backbone, weights, size, notes=(note,), **settings)
-    if "decode_head" in cfg.model:
-        return Source(name, "segmentor", Segmentor(model).eval(), ("scores",), size, weights, **settings)
-    if "num_classes" in cfg.model:
-        network = Classifier(model.backbone, model.head).eval()
-        return Source(name, "classifier", network, ("logits",), size, weights, **settings)
-    raise UserError(
-        f"config {path!r}: model {cfg.model.get('type')!r} cannot be exported; known are classifiers (num_classes), "
-        "two-stage detectors (roi_head) and segmentors (decode_head)"
+    found = task_of(cfg).export_wrapper(model)
+    return Source(
+        name,
+        found.kind,
+        found.network.eval(),
+        found.outputs,
+        size,
+        weights,
+        prefix=found.prefix,
+        notes=(found.note,) if found.note else (),
+        **settings,
     )
 
 
@@ -262,14 +238,14 @@ def _named_classes(checkpoint: Mapping[str, Any], count: int) -> tuple[str, ...]
 
 def _settings(cfg: Config, model: Any) -> dict[str, Any]:
     """Normalisation and classes of a config, for :class:`Source`."""
+    preprocessing = cfg.model.get("data_preprocessor") or {}
     # Without normalisation the pixels stay in [0, 255]: as if their mean were 0 and their deviation 1.
     mean = getattr(model.data_preprocessor, "mean", torch.zeros(3))
     std = getattr(model.data_preprocessor, "std", torch.ones(3))
-    reads_rgb = cfg.default_scope == "mmengine"  # our classifiers read by Pillow, mmdet and mmseg by OpenCV
     return {
         "mean": tuple((mean.flatten() / 255).tolist()),
         "std": tuple((std.flatten() / 255).tolist()),
-        "colour": "RGB" if reads_rgb or cfg.model.data_preprocessor.get("bgr_to_rgb") else "BGR",
+        "colour": "RGB" if preprocessing.get("bgr_to_rgb") else task_of(cfg).channel_order,
         "classes": class_names(cfg.classes),
     }
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from analysis.flops import DETECTOR_SHAPE, SEGMENTOR_SHAPE, Shape
 from backbones.roadmap import RESNET50_TO_TINY, RESNET200_TO_BASE, RoadmapRow
+from detection.task import DETECTOR_SHAPE
+from engine.task import Shape
+from segmentation.task import SEGMENTOR_SHAPE
 
 WIDE_SEGMENTOR_SHAPE = (640, 2560)
 MASK_RCNN = "configs/detection/mask_rcnn_convnext_tiny_coco_3x.py"

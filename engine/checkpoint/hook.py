@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -17,9 +18,8 @@ from backbones.files import remove_parts, written_whole
 from engine.checkpoint.store import NAME, POINTER, Writer, begin_run, checkpoints
 from engine.config.schema import is_whole
 from engine.launch.heartbeat import HEARTBEAT, Phase
+from engine.task import task_of
 
-# What a validation is judged by, first of those it gives: the papers' numbers.
-SCORES = ("top1", "coco/bbox_mAP", "mIoU")
 LESS_IS_BETTER = ("loss", "error")
 
 
@@ -37,7 +37,7 @@ class ResumableCheckpointHook(Hook):
         max_keep_ckpts: How many of these are kept, the last ones; -1 for all.
         save_last: Save at the end whatever the interval.
         save_best: The score, as the log names it, whose best weights are kept as ``best_<score>.pth``; ``auto`` for
-            the task's own (top-1, box AP, mIoU), ``None`` for none.
+            the task's ``main_metric``, ``None`` for none.
         minutes: Save ``step_N.pth`` when so much time has passed since the last file; it goes when the next is safe.
         by_epoch: Count in epochs or in steps; as the loop does, if not given.
     """
@@ -122,7 +122,7 @@ class ResumableCheckpointHook(Hook):
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
         """Keep the weights if they are the best so far."""
-        score = self._score(metrics or {})
+        score = self._score(runner.cfg, metrics or {})
         self.validated = runner.iter
         if score is None:
             return
@@ -182,11 +182,12 @@ class ResumableCheckpointHook(Hook):
         for count in past[: -self.keep] if self.keep > 0 else []:
             regular[count].unlink(missing_ok=True)
 
-    def _score(self, metrics: dict[str, float]) -> str | None:
+    def _score(self, cfg: Config, metrics: dict[str, float]) -> str | None:
         if self.save_best is None or not metrics:
             return None
         if self.save_best == "auto":
-            return next((name for name in SCORES if name in metrics), next(iter(metrics)))
+            main = task_of(cfg).main_metric
+            return main if main in metrics else next(iter(metrics))
         if self.save_best not in metrics:
             raise UserError(
                 f"default_hooks.checkpoint.save_best={self.save_best!r} is no score of the validation: choose from "

@@ -24,11 +24,9 @@ from backbones.base import Backbone
 from backbones.errors import CheckpointError
 from backbones.layouts import check_finite, check_float_tensor, find_convnext
 from backbones.weights import network_tensors, read_checkpoint
+from engine.task import ClassLayer, task_of_model
 
 BACKBONE, PREPROCESSOR = "backbone.", "data_preprocessor."
-# Rows of the layers that depend on the classes: how many for each class, and how many beside these.
-CLASS_LAYERS = {"fc_cls": (1, 1), "fc_reg": (4, 0), "conv_logits": (1, 0), "conv_seg": (1, 0), "head": (1, 0)}
-SCORE_LAYERS = ("fc_cls", "conv_seg", "head")  # never class-agnostic
 COUNTER = ".num_batches_tracked"  # read by no normalisation with a fixed momentum; the oldest files lack it
 NAMED = 4  # names in a message
 
@@ -112,7 +110,7 @@ def load_model(
     fresh = _absent_counters(tensors, wanted)
     head = None
     if training:
-        again, head = _heads(tensors, wanted)
+        again, head = _heads(tensors, wanted, task_of_model(model).class_layers)
         fresh |= again
     _check_names(tensors, wanted, fresh, source)
     _check_values(tensors, wanted, fresh, source)
@@ -210,22 +208,23 @@ def _absent_counters(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
     return {name for name in counters if name.removesuffix(COUNTER) + ".running_var" in tensors}
 
 
-def _heads(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> tuple[set[str], str | None]:
+def _heads(
+    tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], class_layers: Mapping[str, ClassLayer]
+) -> tuple[set[str], str | None]:
     """The layers that differ from the model's in the number of classes alone, and what is to be said of the head."""
     counts, scores, changed = set(), [], []
     for name, value in wanted.items():
-        layer = name.split(".")[-2] if "." in name else ""
-        if layer not in CLASS_LAYERS or name.startswith(BACKBONE) or name not in tensors:
+        layer = class_layers.get(name.split(".")[-2]) if "." in name else None
+        if layer is None or name.startswith(BACKBONE) or name not in tensors:
             continue
         theirs, ours = tensors[name].shape, value.shape
         if len(theirs) != len(ours):
             continue
-        each, more = CLASS_LAYERS[layer]
-        if layer in SCORE_LAYERS:
+        if layer.scores:
             scores.append(name)
-        elif theirs[0] == ours[0] == each:  # the same boxes or masks for all classes
+        elif theirs[0] == ours[0] == layer.rows:  # the same boxes or masks for all classes
             continue
-        counts.add(((theirs[0] - more) / each, (ours[0] - more) / each))
+        counts.add(((theirs[0] - layer.extra_rows) / layer.rows, (ours[0] - layer.extra_rows) / layer.rows))
         if theirs != ours and theirs[1:] == ours[1:]:
             changed.append(name)
     if len(counts) != 1 or not scores:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from backbones.errors import UserError
+from engine.task import TASKS
 
 
 def class_names(classes: str | Sequence[str]) -> tuple[str, ...]:
@@ -14,7 +15,7 @@ def class_names(classes: str | Sequence[str]) -> tuple[str, ...]:
 
     Args:
         classes: Names in order; or the path of a text file with one name per line; or ``imagenet-1k`` (WordNet ids,
-            the folder names of ImageNet), ``imagenet-22k``, ``coco`` or ``ade20k``.
+            the folder names of ImageNet) or another set that a registered task names (``TaskSpec.named_classes``).
 
     Returns:
         The names.
@@ -45,24 +46,12 @@ def palette(names: Sequence[str]) -> list[tuple[int, int, int]]:
 
 
 def _named_set(name: str) -> Sequence[str]:
-    if name in ("imagenet-1k", "imagenet-22k"):
-        from timm.data import ImageNetInfo
-
-        return ImageNetInfo(name).label_names()
-    if name == "coco":
-        from mmdet.datasets import CocoDataset
-
-        return CocoDataset.METAINFO["classes"]
-    if name == "ade20k":
-        from mmseg.datasets import ADE20KDataset
-
-        return ADE20KDataset.METAINFO["classes"]
+    known = TASKS.named_classes()
+    if name in known:
+        return known[name].names()
     path = Path(name)
     if not path.is_file():
-        raise UserError(
-            f"classes={name!r} is neither a file with one name per line nor one of imagenet-1k, imagenet-22k, "
-            "coco, ade20k"
-        )
+        raise UserError(f"classes={name!r} is neither a file with one name per line nor one of {', '.join(known)}")
     try:
         return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeError) as error:

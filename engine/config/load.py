@@ -30,13 +30,14 @@ from engine.config.building import build, registered_class
 from engine.config.classes import class_names, palette
 from engine.config.schema import check_settings, is_whole
 from engine.config.world import Launch
+from engine.task import task_of
 
 DRIVERS = ("classes", "data_root", "batch", "train_pipeline", "test_pipeline")
 RUNNER_KEYS = (
     *("model", "work_dir", "train_dataloader", "val_dataloader", "test_dataloader", "train_cfg", "val_cfg", "test_cfg"),
     *("optim_wrapper", "param_scheduler", "val_evaluator", "test_evaluator", "default_hooks", "custom_hooks"),
     *("load_from", "resume", "launcher", "env_cfg", "log_processor", "log_level", "visualizer", "default_scope"),
-    *("randomness", "experiment_name", "custom_imports", "tta_model", "tta_pipeline", "find_unused_parameters"),
+    *("randomness", "experiment_name", "custom_imports", "tta_model", "tta_pipeline", "find_unused_parameters", "task"),
 )
 REQUIRED_KEYS = ("model", "train_dataloader", "train_cfg", "optim_wrapper")  # for training; for a test, the first
 DERIVED_KEYS = {
@@ -277,8 +278,8 @@ def _set_classes(cfg: Config) -> None:
             if "num_classes" in node:
                 node["num_classes"] = len(names)
     for _, dataset in _datasets(cfg):
-        # A classifier draws no colours, and printing 21,841 of them takes a while.
-        colours = {} if cfg.get("default_scope") == "mmengine" else {"palette": palette(names)}
+        # Only where they are drawn in colours: 21,841 of them take a while to print.
+        colours = {"palette": palette(names)} if task_of(cfg).coloured_classes else {}
         dataset.metainfo = dict(classes=names, **colours)
 
 

@@ -19,7 +19,6 @@ from backbones.errors import ConfigError
 
 _ABSENT = object()
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-_SCOPES = ("mmengine", "mmdet", "mmseg")
 _MAX_SEED = 2**32 - 1  # of numpy.random.seed
 
 
@@ -144,9 +143,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "log_processor": _MAPPING_OR_NONE,
     "log_level": (lambda value: value in _LEVELS, f"choose from {', '.join(_LEVELS)}"),
     "visualizer": _MAPPING_OR_NONE,
+    "task": _TEXT_OR_NONE,
     "default_scope": (
-        lambda value: value in (None, *_SCOPES, *MODELS.children),
-        f"choose from {', '.join(_SCOPES)}",
+        lambda value: value in (None, "mmengine", *MODELS.children),
+        "choose from mmengine and the libraries that custom_imports brings in",
     ),
 }
 

@@ -3,36 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.structures import BaseDataElement
+from mmengine.structures import BaseDataElement, InstanceData, LabelData, PixelData
 from torch import Tensor
 
 from backbones.errors import UserError
+from engine.task import TASKS
 
 KIND, VALUE = "__kind__", "value"
 ARRAY, UNKNOWN = "ndarray", "unknown"
-# Every class that a file may name, and the module it is taken from: no other is ever imported or called.
-ELEMENTS = {
-    "BaseDataElement": "mmengine.structures",
-    "InstanceData": "mmengine.structures",
-    "LabelData": "mmengine.structures",
-    "PixelData": "mmengine.structures",
-    "DetDataSample": "mmdet.structures",
-    "SegDataSample": "mmseg.structures",
-}
-MASKS = {"BitmapMasks": "mmdet.structures.mask", "PolygonMasks": "mmdet.structures.mask"}
-BOXES = {"HorizontalBoxes": "mmdet.structures.bbox"}
+# Classes of every task; those of a task alone are in its TaskSpec.sample_types.
+ELEMENTS = (BaseDataElement, InstanceData, LabelData, PixelData)
 
 
 def encode(value: Any) -> Any:
     """Turn a batch into mappings, lists, tuples, tensors on the CPU, numbers and strings.
 
     Args:
-        value: Any tree of these, of NumPy arrays, and of the samples, masks and boxes of mmengine, mmdet and mmseg.
+        value: Any tree of these, of NumPy arrays, and of the data elements of mmengine and the registered tasks.
             What else is in it is replaced by the name of its class.
     """
     if value is None or type(value) in (bool, int, float, str, bytes):
@@ -103,15 +94,22 @@ def describe(tensor: Tensor) -> dict[str, Any]:
     }
 
 
+def _batch_types() -> dict[str, tuple[type, tuple[str, ...]]]:
+    """Every class that a file may name, with the attributes that its constructor takes: no other is ever called."""
+    types = {**dict.fromkeys(ELEMENTS, ()), **TASKS.sample_types()}
+    return {kind.__name__: (kind, fields) for kind, fields in types.items()}
+
+
 def _kind(value: Any) -> str:
     name = type(value).__name__
-    home = {**ELEMENTS, **MASKS, **BOXES}.get(name)
-    return name if home is not None and type(value).__module__.startswith(home.partition(".")[0]) else UNKNOWN
+    return name if _batch_types().get(name, (None,))[0] is type(value) else UNKNOWN
 
 
 def _fields(value: Any) -> dict[str, Any]:
     name = _kind(value)
-    if name in ELEMENTS:
+    if name == UNKNOWN:
+        return {VALUE: f"{type(value).__module__}.{type(value).__qualname__}"}
+    if isinstance(value, BaseDataElement):
         return {
             "meta": encode(dict(value.metainfo_items())),
             # mmdet keeps what it names gt_instances in a field _gt_instances behind a property.
@@ -120,11 +118,7 @@ def _fields(value: Any) -> dict[str, Any]:
                 for public in sorted({_public(value, field) for field in value._data_fields})
             },
         }
-    if name in MASKS:
-        return {"masks": encode(value.masks), "height": int(value.height), "width": int(value.width)}
-    if name in BOXES:
-        return {"tensor": encode(value.tensor)}
-    return {VALUE: f"{type(value).__module__}.{type(value).__qualname__}"}
+    return {field: encode(getattr(value, field)) for field in _batch_types()[name][1]}
 
 
 def _public(element: BaseDataElement, field: str) -> str:
@@ -138,15 +132,13 @@ def _built(name: Any, fields: dict[str, Any]) -> Any:
         return values.numpy() if isinstance(values, Tensor) else np.array(values)
     if name == UNKNOWN:
         raise UserError(f"the batch holds a {fields[VALUE]}, which was not recorded: it cannot be replayed")
-    home = {**ELEMENTS, **MASKS, **BOXES}.get(name) if isinstance(name, str) else None
-    if home is None:
+    types = _batch_types()
+    if not isinstance(name, str) or name not in types:
         raise UserError(f"the batch was refused: it names {name!r}, which is no part of a batch")
-    build = getattr(import_module(home), name)
-    if name in MASKS:
-        return build(decode(fields["masks"]), fields["height"], fields["width"])
-    if name in BOXES:
-        return build(fields["tensor"])
-    element = build(metainfo=decode(fields["meta"]))
+    kind, arguments = types[name]
+    if not issubclass(kind, BaseDataElement):
+        return kind(*(decode(fields[argument]) for argument in arguments))
+    element = kind(metainfo=decode(fields["meta"]))
     for field, value in fields["data"].items():
         if not field.isidentifier() or field.startswith("__"):
             raise UserError(f"the batch was refused: {field!r} is no field of a sample")

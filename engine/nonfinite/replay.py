@@ -24,9 +24,9 @@ from engine.nonfinite.batch_codec import decode
 from engine.nonfinite.report import EVENT_REPORT, WEIGHTS, describe_place, rank_file
 from engine.nonfinite.trace import run_again
 from engine.optim.precision import losses_in_float32
+from engine.report.environment import ROOT
 from engine.report.run_dir import read_json
 
-TASK_PACKAGES = ("classification", "detection", "segmentation")
 # Operators of mmcv that mmdet builds by name without a registry.
 OPERATORS = ("nms", "soft_nms", "RoIAlign")
 MAX_PATHS = 8
@@ -90,7 +90,7 @@ def replay_step(folder: Path, rank: int | None = None, trust_imports: bool = Fal
 def _build_model(config: Mapping[str, Any], trust_imports: bool) -> BaseModel:
     """Build the model as the training did, but not sharded and not compiled."""
     for name in (config.get("custom_imports") or {}).get("imports", ()):
-        if name not in TASK_PACKAGES and not trust_imports:
+        if not trust_imports and not (name.isidentifier() and (ROOT / name / "task.py").is_file()):
             raise ConfigError(f"the config imports {name!r}, which is not of this project: --trust-imports does so")
         import_module(name)
     settings = ConfigDict(config["model"])

@@ -12,7 +12,7 @@ computes.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -20,17 +20,16 @@ from math import prod
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from backbones.base import Backbone
 from backbones.errors import first_line
+from engine.task import Shape, task_of_model
 
 GIB = 2**30
 FULL = 4  # bytes of a float32
-Shape = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -184,31 +183,10 @@ def activation_bytes(model: Any, images: int, shape: Shape, dtype: torch.dtype |
             model.to_empty(device=device)
         meter = LiveStorages()
         with meter, _autocast(dtype), _recomputing(model, meter) as (inputs, recomputed):
-            kept = _forward(model, torch.empty(images, 3, *shape, device=device))
+            kept = task_of_model(model).activation_forward(model, torch.empty(images, 3, *shape, device=device))
         count = meter.bytes + max(recomputed, default=0)  # by now autocast has dropped its copies of the weights
         del kept, inputs
     return count
-
-
-def _forward(model: Any, x: Tensor) -> object:
-    """Run what the rule counts; the result keeps the graph alive."""
-    if not hasattr(model, "extract_feat"):
-        return model(x, mode="tensor")
-    features = model.extract_feat(x)
-    if hasattr(model, "rpn_head"):
-        return features, model.rpn_head(features)
-    losses = []
-    for head in _heads(model):
-        scores = F.interpolate(head(features), size=x.shape[-2:], mode="bilinear")
-        labels = torch.zeros(scores.shape[0], *scores.shape[2:], dtype=torch.long, device=x.device)
-        losses.append(F.cross_entropy(scores.float(), labels))
-    return features, losses
-
-
-def _heads(model: Any) -> Sequence[nn.Module]:
-    auxiliary = getattr(model, "auxiliary_head", None)
-    more = list(auxiliary) if isinstance(auxiliary, nn.ModuleList) else [auxiliary] if auxiliary is not None else []
-    return [model.decode_head, *more]
 
 
 class LiveStorages(TorchDispatchMode):

@@ -23,10 +23,7 @@ from engine.config.world import Launch
 from engine.data.preflight import dataset_paths
 from engine.optim.param_groups import GroupRow, LayerDecayConstructor, group_rows, group_table, groups_of_config
 from engine.planning.memory import Memory, autocast_dtype, estimate_memory
-
-# Training images of the known sets of classes: Russakovsky et al., 2015; ImageNet as of autumn 2011; COCO 2017, of
-# which mmdet keeps the images with an object; Zhou et al., 2017.
-KNOWN_IMAGES = {"imagenet-1k": 1_281_167, "imagenet-22k": 14_197_122, "coco": 117_266, "ade20k": 20_210}
+from engine.task import TASKS, task_of
 
 
 @dataclass(frozen=True)
@@ -144,9 +141,7 @@ def training_plan(resolved: Resolved, launch: Launch) -> TrainingPlan:
     cfg = resolved.cfg
     assert resolved.plan is not None, "resolved for testing"
     check_environment(cfg.get("env_cfg", {}))
-    mixing = cfg.model.get("data_preprocessor") or {}
-    if resolved.plan.per_process % 2 and (mixing.get("mixup") or mixing.get("cutmix")):
-        raise UserError(f"{resolved.plan.per_process} images per process: mixup pairs them, so it has to be even")
+    task_of(cfg).check_batch(cfg, resolved.plan.per_process)
     model = build_on_meta(cfg)
     peak = float(cfg.optim_wrapper.optimizer.lr)
     rows: list[GroupRow] = []
@@ -208,10 +203,11 @@ def _schedule(cfg: Any, processes: int) -> Schedule:
     loop, loader = cfg.train_cfg, cfg.train_dataloader
     plan = Schedule(loop.get("max_epochs"), loop.get("max_iters"))
     name = cfg.get("classes")
-    if not isinstance(name, str) or name not in KNOWN_IMAGES:
+    known = TASKS.named_classes().get(name) if isinstance(name, str) else None
+    if known is None:
         return plan
     every = loader.dataset.get("every", 1)  # a study on a part of the data
-    images = KNOWN_IMAGES[name] // every
+    images = known.images // every
     share = math.ceil(images / processes)
     # The batches of one process: AspectRatioBatches gives full ones alone.
     full = loader.get("drop_last", False) or "batch_sampler" in loader

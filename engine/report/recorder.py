@@ -29,6 +29,7 @@ from engine.planning.plan import TrainingPlan
 from engine.report.environment import code_diff, environment, read_text, without_secrets
 from engine.report.run_dir import DIFF, ENVIRONMENT, PLAN, STARTS, read_json, write_json
 from engine.report.training import write_report
+from engine.task import task_of
 
 RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"
 RESUME, LAUNCHER = "--resume", "--launcher"
@@ -198,11 +199,10 @@ def _beginning(runner: Any, resolved: Resolved, plan: TrainingPlan) -> dict[str,
 
 def _about(cfg: Any, runner: Any) -> dict[str, Any]:
     """What people ask first."""
-    task = {"mmdet": "detection", "mmseg": "segmentation"}.get(str(cfg.get("default_scope")), "classification")
     backbone = cfg.model.get("backbone") or {}
     ema = next((hook for hook in cfg.get("custom_hooks") or [] if hook["type"] == "ModelEMAHook"), None)
     return {
-        "task": task,
+        "task": task_of(cfg).name,
         "model": str(cfg.model.type),
         "backbone": str(backbone.get("type", "")),
         "data": str(cfg.get("data_root") or ""),

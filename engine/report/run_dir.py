@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from backbones.files import written_whole
 from engine.report.environment import read_text
+from engine.task import Score
 
 # Written by engine.report.recorder.
 STARTS = "starts.json"
@@ -25,21 +25,6 @@ REPORT = "report.html"
 Points = list[tuple[int, float]]
 TRAINING = {"loss": "train/loss", "lr": "train/lr", "grad_norm": "train/grad_norm"}
 NOT_METRICS = ("step", "time", "data_time")
-
-
-@dataclass(frozen=True)
-class Score:
-    """A metric as people read it: ``factor`` brings the stored value to 0..100."""
-
-    label: str
-    metric: str
-    factor: float = 1.0
-
-
-# The scores of each task, the one that counts first.
-CLASSIFICATION = (Score("top-1", "top1"), Score("top-5", "top5"))
-DETECTION = (Score("box AP", "bbox_mAP", 100), Score("mask AP", "segm_mAP", 100))
-SEGMENTATION = (Score("mIoU", "mIoU"), Score("mean class accuracy", "mAcc"))
 
 
 def scaled(metrics: Mapping[str, float | None], score: Score) -> float | None:

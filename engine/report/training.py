@@ -31,13 +31,9 @@ from engine.report.html import (
     table,
 )
 from engine.report.run_dir import (
-    CLASSIFICATION,
-    DETECTION,
     REPORT,
-    SEGMENTATION,
     STARTS,
     Points,
-    Score,
     best_point,
     finite,
     read_curves,
@@ -46,9 +42,8 @@ from engine.report.run_dir import (
     read_receipts,
     read_starts,
 )
+from engine.task import TASKS, Score, TaskSpec
 
-SCORES = (*CLASSIFICATION, *DETECTION, *SEGMENTATION)
-SUMMED_UP = {"classification": CLASSIFICATION, "detection": DETECTION, "segmentation": SEGMENTATION}
 TESTS = {"test": "test", "test_ema": "test, EMA", "test_tta": "test, TTA", "test_ema_tta": "test, EMA, TTA"}
 REPLACED = "replaced_images.jsonl"
 DATA_CHECK = "data_check.json"
@@ -177,7 +172,7 @@ def _scores(run: Mapping[str, Any], last: Mapping[str, Any]) -> str:
     curves: Mapping[str, Points] = run["curves"]
     names = [name.removeprefix("val/") for name in curves if name.startswith("val/")]
     names += [name for test in run["tests"].values() for name in test.get("metrics", {})]
-    first = [score.metric for score in _headlines(last)]
+    first = [score.metric for task in _tasks(last) for score in task.scores]
     plain = sorted({name.removeprefix("ema/") for name in names}, key=lambda name: (name not in first, name))
     if not plain:
         return note("There was no validation yet.")
@@ -186,23 +181,28 @@ def _scores(run: Mapping[str, Any], last: Mapping[str, Any]) -> str:
     head += [TESTS[name] for name in run["tests"]]
     rows = []
     for name in plain:
-        score = _score(name)
+        score = _score(name, _tasks(last))
         cells = [score.label]
         for prefix in ("", "ema/") if averaged else ("",):
             cells += _last_and_best(score, curves.get(f"val/{prefix}{name}"))
         cells += [_value(score, test.get("metrics", {}).get(name)) for test in run["tests"].values()]
         rows.append(cells)
-    words = "Last and best: of the validations during training, the best with its step."
-    return table(head, rows) + note(f"{words} AP is COCO's, over IoU 0.50 to 0.95.")
+    words = ["Last and best: of the validations during training, the best with its step."]
+    words += [task.scores_note for task in _tasks(last) if task.scores_note]
+    return table(head, rows) + note(" ".join(words))
 
 
-def _headlines(last: Mapping[str, Any]) -> tuple[Score, ...]:
-    return SUMMED_UP.get(str(last.get("about", {}).get("task")), SCORES)
+def _tasks(last: Mapping[str, Any]) -> tuple[TaskSpec, ...]:
+    """The task of a training; all registered tasks where the record does not name it."""
+    task = TASKS.named(str(last.get("about", {}).get("task")))
+    return (task,) if task else TASKS.specs()
 
 
-def _score(name: str) -> Score:
-    known = {score.metric: score for score in SCORES}
-    return known.get(name) or Score(name, name, 100 if "_mAP" in name else 1)
+def _score(name: str, tasks: Sequence[TaskSpec]) -> Score:
+    """The score of a metric; a variant such as ``bbox_mAP_50`` has the scale of the score that its name begins with."""
+    known = [score for task in tasks for score in task.scores if name.startswith(score.metric)]
+    nearest = max(known, key=lambda score: len(score.metric), default=Score(name, name))
+    return nearest if nearest.metric == name else Score(name, name, nearest.factor)
 
 
 def _last_and_best(score: Score, points: Points | None) -> list[str]:
@@ -223,7 +223,7 @@ def _value(score: Score, value: Any) -> str:
 def _curves(run: Mapping[str, Any], last: Mapping[str, Any]) -> str:
     curves: Mapping[str, Points] = run["curves"]
     plots = [plot("", "training loss", {RAW: Line("trained", curves.get("train/loss"))})]
-    for score in _headlines(last):
+    for score in (score for task in _tasks(last) for score in task.scores):
         raw, averaged = curves.get(f"val/{score.metric}"), curves.get(f"val/ema/{score.metric}")
         lines = {RAW: Line("trained", raw, score.factor)}
         lines |= {AVERAGED: Line("averaged", averaged, score.factor)} if averaged else {}

@@ -17,8 +17,9 @@ from analysis.benchmark.networks import SideTiming, ThroughputResult, measure_ne
 from analysis.benchmark.peers import Contender, contenders, randomize_weights
 from analysis.benchmark.request import BenchmarkRequest
 from analysis.benchmark.timing import MismatchError, relative_error
-from analysis.flops import DETECTOR_SHAPE, SEGMENTOR_SHAPE
 from backbones import UserError, build_backbone
+from detection.task import DETECTOR_SHAPE
+from segmentation.task import SEGMENTOR_SHAPE
 
 TINY = BenchmarkRequest("convnext_atto", batch=2, shape=(32, 40), rounds=3)
 

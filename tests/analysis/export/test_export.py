@@ -68,7 +68,10 @@ def source(kind: str, shape: tuple[int, int] = (64, 96)) -> Source:
     name = {"atto": "convnext_atto", "atto2": "convnextv2_atto"}.get(kind, "small")
     group = "pyramid" if kind == "pyramid" else "classifier"
     network = shaken(networks[kind]())
-    return Source(name, group, network, outputs, shape, "raw weights of x.pth", MEAN, STD, classes=tuple("abcde"))
+    prefix = "backbone." if group == "classifier" else ""
+    return Source(
+        name, group, network, outputs, shape, "raw weights of x.pth", MEAN, STD, classes=tuple("abcde"), prefix=prefix
+    )
 
 
 def random_images(*shape: int) -> Tensor:
@@ -263,7 +266,7 @@ def test_what_timm_has_no_place_for(kind: str, needle: str, tmp_path: Path) -> N
 
 def test_a_network_of_timms_name_and_of_other_sizes(tmp_path: Path) -> None:
     one = source("classifier")
-    wrong = Source("convnext_atto", one.kind, one.network, one.outputs, one.shape, one.weights)
+    wrong = Source("convnext_atto", one.kind, one.network, one.outputs, one.shape, one.weights, prefix=one.prefix)
     with pytest.raises(UserError, match=r"timm's convnext_atto is another network: stem\.0\.weight is \(40, 3, 4, 4\)"):
         export(wrong, "timm", tmp_path / "x.safetensors")
 

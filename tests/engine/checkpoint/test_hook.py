@@ -10,9 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop
 
+import classification  # noqa: F401  (the packages register their tasks)
+import detection  # noqa: F401
+import segmentation  # noqa: F401
 from backbones.errors import UserError
 from backbones.weights import read_checkpoint
 from engine.checkpoint.hook import ResumableCheckpointHook
@@ -26,7 +30,8 @@ STEPS = 3  # of an epoch
 class Run:
     """As much of a runner as the hook asks for."""
 
-    def __init__(self, folder: Path, by_epoch: bool = True) -> None:
+    def __init__(self, folder: Path, by_epoch: bool = True, task: str | None = None) -> None:
+        self.cfg = Config({"task": task})
         self.work_dir, self.epoch, self.iter = str(folder), 0, 0
         self.run_id = "run"
         self.logger = logging.getLogger("test")
@@ -184,17 +189,26 @@ def test_a_newer_file_than_the_one_gone_on_from_is_left_alone(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "save_best, scores, name, best",
+    "task, save_best, scores, name, best",
     [
-        ("auto", [{"aAcc": 9.0, "mIoU": 1.0}, {"aAcc": 8.0, "mIoU": 3.0}, {"aAcc": 9.5, "mIoU": 2.0}], "mIoU", 2),
-        ("auto", [{"fresh": 1.0}, {"fresh": 1.0}], "fresh", 1),
-        ("auto", [{"top1": float("nan")}, {"top1": 1.0}, {"top1": float("nan")}], "top1", 2),
-        ("coco/segm_mAP", [{"coco/bbox_mAP": 1.0, "coco/segm_mAP": 2.0}], "coco_segm_mAP", 1),
-        ("val_loss", [{"top1": 1.0, "val_loss": 2.0}, {"top1": 2.0, "val_loss": 3.0}], "val_loss", 1),
+        (
+            "segmentation",
+            "auto",
+            [{"aAcc": 9.0, "mIoU": 1.0}, {"aAcc": 8.0, "mIoU": 3.0}, {"aAcc": 9.5, "mIoU": 2.0}],
+            "mIoU",
+            2,
+        ),
+        ("detection", "auto", [{"coco/segm_mAP": 9.0, "coco/bbox_mAP": 1.0}], "coco_bbox_mAP", 1),
+        (None, "auto", [{"fresh": 1.0}, {"fresh": 1.0}], "fresh", 1),
+        ("classification", "auto", [{"top1": float("nan")}, {"top1": 1.0}, {"top1": float("nan")}], "top1", 2),
+        ("detection", "coco/segm_mAP", [{"coco/bbox_mAP": 1.0, "coco/segm_mAP": 2.0}], "coco_segm_mAP", 1),
+        (None, "val_loss", [{"top1": 1.0, "val_loss": 2.0}, {"top1": 2.0, "val_loss": 3.0}], "val_loss", 1),
     ],
 )
-def test_the_best_is_kept(tmp_path: Path, save_best: str, scores: list[Any], name: str, best: int) -> None:
-    run = Run(tmp_path)
+def test_the_best_is_kept(
+    tmp_path: Path, task: str | None, save_best: str, scores: list[Any], name: str, best: int
+) -> None:
+    run = Run(tmp_path, task=task)
     hook = begin(run, interval=9, save_best=save_best)
     for metrics in scores:
         run.step(hook)

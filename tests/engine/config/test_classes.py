@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+import classification  # noqa: F401  (the packages register their sets of classes)
+import detection  # noqa: F401
+import segmentation  # noqa: F401
 from backbones import UserError
 from engine.config.classes import class_names, palette
 

@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+import classification  # noqa: F401  (the packages register their tasks)
+import detection  # noqa: F401
+import segmentation  # noqa: F401
 from engine.report.html import COLOURS, Line, plot, thinned
 from engine.report.run_dir import best_point, read_curves, read_starts, write_json
 from engine.report.training import read_run, render, state_line, write_report

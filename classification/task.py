@@ -1,0 +1,72 @@
+"""What engine and analysis have to know about image classification."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from torch import Tensor
+
+from backbones.errors import ConfigError
+from classification.model import ImageClassifier
+from engine.task import ClassLayer, ExportedNetwork, NamedClasses, Score, TaskSpec, register_task
+
+
+def counted_parts(model: ImageClassifier) -> str:
+    """The whole classifier."""
+    return f"backbone with a head of {model.head.out_features} classes"
+
+
+def dummy_batch(model: ImageClassifier, images: Tensor, training: bool) -> dict[str, Any]:
+    """Uniform soft targets, (N, K), in training; a test step gives logits and needs none."""
+    if not training:
+        return {"inputs": images, "mode": "tensor"}
+    classes = model.head.out_features
+    targets = torch.full((len(images), classes), 1 / classes, device=images.device)
+    return {"inputs": images, "data_samples": targets, "mode": "loss"}
+
+
+def export_wrapper(model: ImageClassifier) -> ExportedNetwork:
+    """The classifier itself: images, (N, 3, H, W), to logits, (N, K)."""
+    return ExportedNetwork("classifier", model, ("logits",), prefix="backbone.")
+
+
+def check_batch(cfg: Config, images: int) -> None:
+    """Refuse an odd number of images per process where mixup or cutmix pairs them.
+
+    Raises:
+        ConfigError: If the number is odd and images are mixed.
+    """
+    mixing = cfg.model.get("data_preprocessor") or {}
+    if images % 2 and (mixing.get("mixup") or mixing.get("cutmix")):
+        raise ConfigError(f"{images} images per process: mixup pairs them, so it has to be even")
+
+
+def imagenet_names(subset: str) -> Sequence[str]:
+    """WordNet ids of ``imagenet-1k`` or ``imagenet-22k``, which are the names of ImageNet's folders."""
+    from timm.data import ImageNetInfo
+
+    return ImageNetInfo(subset).label_names()
+
+
+CLASSIFICATION = register_task(
+    TaskSpec(
+        name="classification",
+        model_types=(ImageClassifier,),
+        scores=(Score("top-1", "top1"), Score("top-5", "top5")),
+        main_metric="top1",
+        counted_parts=counted_parts,
+        dummy_batch=dummy_batch,
+        export_wrapper=export_wrapper,
+        class_layers={"head": ClassLayer()},
+        # Russakovsky et al., 2015; ImageNet as of autumn 2011.
+        named_classes={
+            "imagenet-1k": NamedClasses(partial(imagenet_names, "imagenet-1k"), 1_281_167),
+            "imagenet-22k": NamedClasses(partial(imagenet_names, "imagenet-22k"), 14_197_122),
+        },
+        check_batch=check_batch,
+    )
+)

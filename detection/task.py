@@ -1,0 +1,155 @@
+"""What engine and analysis have to know about detection and instance segmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from mmdet.datasets import CocoDataset
+from mmdet.models.detectors import BaseDetector, TwoStageDetector
+from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import HorizontalBoxes
+from mmdet.structures.mask import BitmapMasks, PolygonMasks
+from mmengine.config import Config
+from mmengine.structures import BaseDataElement, InstanceData
+from torch import Tensor, nn
+
+from backbones.errors import ConfigError
+from engine.task import ClassLayer, ExportedNetwork, NamedClasses, Score, Shape, TaskSpec, image_meta, register_task
+
+DETECTOR_SHAPE = (800, 1280)  # of the papers' FLOPs, which they write "1280 x 800"
+# As in mmdet 2's tools/analysis_tools/get_flops.py, which gave the detectors' published numbers: each box head sees
+# 1,000 proposals, each mask head the first 100 of them.
+PROPOSALS, MASK_PROPOSALS = 1000, 100
+DUMMY_OBJECTS = 8  # annotated in each made-up training image
+SCORE_THRESHOLD = 0.3  # of the detections that are drawn
+
+
+def default_shape(cfg: Config) -> Shape:
+    """The size at which the papers count FLOPs and measure speed."""
+    return DETECTOR_SHAPE
+
+
+def count_forward(model: BaseDetector, images: Tensor) -> object:
+    """Run all parts of a detector on one image, its box and mask heads on a fixed number of proposals.
+
+    Raises:
+        ConfigError: If the proposals are pooled by something else than mmdet's ``SingleRoIExtractor``.
+    """
+    if not isinstance(model, TwoStageDetector):
+        return model(images, mode="tensor")
+    features = model.extract_feat(images)
+    outputs = [model.rpn_head(features)]
+    for kind, proposals in (("bbox", PROPOSALS), ("mask", MASK_PROPOSALS)):
+        heads = _stages(getattr(model.roi_head, f"{kind}_head", None))
+        extractors = _stages(getattr(model.roi_head, f"{kind}_roi_extractor", None))
+        for extractor, head in zip(extractors, heads, strict=True):
+            outputs.append(head(_pool_proposals(extractor, features, proposals)))
+    return outputs
+
+
+def counted_parts(model: BaseDetector) -> str:
+    """The whole detector, with the number of proposals that its heads see."""
+    if not isinstance(model, TwoStageDetector):
+        return "whole model"
+    return f"whole model, {PROPOSALS} proposals for each box head, {MASK_PROPOSALS} of them for each mask head"
+
+
+def activation_forward(model: BaseDetector, images: Tensor) -> object:
+    """Run backbone, neck and the dense head; the heads on proposals are left out, their number is not known."""
+    features = model.extract_feat(images)
+    head = model.rpn_head if isinstance(model, TwoStageDetector) else model.bbox_head
+    return features, head(features)
+
+
+def dummy_batch(model: BaseDetector, images: Tensor, training: bool) -> dict[str, Any]:
+    """A few boxes of two classes with full masks in every image."""
+    height, width = images.shape[-2:]
+    size = torch.tensor([width, height], device=images.device)
+    corners = torch.arange(DUMMY_OBJECTS, device=images.device).unsqueeze(1) * size / (2 * DUMMY_OBJECTS)
+    objects = InstanceData(
+        bboxes=torch.cat([corners, corners + size / 4], 1),
+        labels=torch.arange(DUMMY_OBJECTS, device=images.device) % 2,
+        masks=BitmapMasks(np.ones((DUMMY_OBJECTS, height, width), np.uint8), height, width),
+    )
+    samples = [DetDataSample(metainfo=image_meta(images), gt_instances=objects.clone()) for _ in images]
+    return {"inputs": images, "data_samples": samples, "mode": "loss" if training else "predict"}
+
+
+def export_wrapper(model: BaseDetector) -> ExportedNetwork:
+    """The backbone alone: what follows it depends on the contents of the image."""
+    outputs = tuple(f"stage{i}" for i in model.backbone.out_indices)
+    note = "a detector: the pyramid of its backbone is exported, without neck and heads"
+    return ExportedNetwork("pyramid", model.backbone, outputs, note=note)
+
+
+def scale_sample(sample: BaseDataElement, factor: int) -> None:
+    """Enlarge boxes and masks of a sample, true and predicted ones, by a whole factor."""
+    for name, instances in list(sample.items()):
+        if not name.endswith("_instances"):
+            continue
+        if "bboxes" in instances:  # missing in the annotations of an image without objects
+            instances.bboxes = instances.bboxes * factor
+        if isinstance(instances.get("masks"), Tensor):
+            instances.masks = instances.masks.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
+        elif "masks" in instances:
+            masks = instances.masks
+            instances.masks = masks.resize((factor * masks.height, factor * masks.width))
+
+
+def _stages(module: nn.Module | None) -> list[nn.Module]:
+    """The heads of a cascade, the one head of another detector, or none."""
+    if module is None:
+        return []
+    return list(module) if isinstance(module, nn.ModuleList) else [module]
+
+
+def _pool_proposals(extractor: Any, features: Sequence[Tensor], proposals: int) -> Tensor:
+    """Pool as many proposals from each level of the pyramid: (proposals, C, h, w).
+
+    mmdet sorts boxes by their size to find each one's level, which needs their values; the work does not depend on it.
+    """
+    if not hasattr(extractor, "map_roi_levels"):
+        raise ConfigError(f"{type(extractor).__name__} cannot be counted: use SingleRoIExtractor")
+    levels = len(extractor.roi_layers)
+    pooled = []
+    for i, (feature, layer) in enumerate(zip(features, extractor.roi_layers, strict=False)):
+        layer.use_torchvision = True  # mmcv's own compiled operator is invisible to PyTorch's dispatcher
+        pooled.append(layer(feature, feature.new_zeros(proposals // levels + (i < proposals % levels), 5)))
+    return torch.cat(pooled)
+
+
+DETECTION = register_task(
+    TaskSpec(
+        name="detection",
+        model_types=(BaseDetector,),
+        scores=(Score("box AP", "bbox_mAP", 100), Score("mask AP", "segm_mAP", 100)),
+        scores_note="AP is COCO's, over IoU 0.50 to 0.95.",
+        main_metric="coco/bbox_mAP",
+        default_shape=default_shape,
+        count_forward=count_forward,
+        counted_parts=counted_parts,
+        activation_forward=activation_forward,
+        dummy_batch=dummy_batch,
+        export_wrapper=export_wrapper,
+        channel_order="BGR",
+        class_layers={
+            "fc_cls": ClassLayer(extra_rows=1),  # the background is the last row since mmdet 2.0
+            "fc_reg": ClassLayer(rows=4, scores=False),
+            "conv_logits": ClassLayer(scores=False),
+        },
+        # Training images of COCO 2017 that mmdet keeps: those with an object.
+        named_classes={"coco": NamedClasses(lambda: CocoDataset.METAINFO["classes"], 117_266)},
+        coloured_classes=True,
+        sample_types={
+            DetDataSample: (),
+            BitmapMasks: ("masks", "height", "width"),
+            PolygonMasks: ("masks", "height", "width"),
+            HorizontalBoxes: ("tensor",),
+        },
+        draw_options={"pred_score_thr": SCORE_THRESHOLD},
+        scale_sample=scale_sample,
+    )
+)

@@ -1,0 +1,284 @@
+"""What engine and analysis have to know about a task: one :class:`TaskSpec`, registered by the task's own package.
+
+Which task a config is of follows from its model: every specification names the classes of its models, and the nearest
+one among the base classes of ``model.type`` counts. A top-level ``task = "name"`` in the config goes before that, for
+two tasks that share a class. A config whose model belongs to no registered task gets :data:`CUSTOM_TASK`, which knows
+mmengine's contract alone: ``model(images, mode="tensor")``.
+
+To add a task, write a package whose ``__init__`` imports a module that calls :func:`register_task`, and name the
+package in the config's ``custom_imports``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from mmengine.config import Config
+from mmengine.registry import MODELS
+from mmengine.structures import BaseDataElement
+from torch import Tensor, nn
+
+from backbones.errors import ConfigError
+
+Shape = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric as it is printed: on a scale of 0 to 100.
+
+    Attributes:
+        label: Name in reports, such as ``box AP``.
+        metric: Name in the logs of a validation, such as ``bbox_mAP``.
+        factor: Factor from the logged value to 0..100.
+    """
+
+    label: str
+    metric: str
+    factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class NamedClasses:
+    """A known set of classes, which a config names: ``classes = "coco"``.
+
+    Attributes:
+        names: Returns the class names in order.
+        images: Number of training images of the data set that the classes are from.
+    """
+
+    names: Callable[[], Sequence[str]]
+    images: int
+
+
+@dataclass(frozen=True)
+class ClassLayer:
+    """A layer whose number of output rows depends on the number of classes.
+
+    Attributes:
+        rows: Rows per class.
+        extra_rows: Rows beside these, such as the background's.
+        scores: Whether it scores every class, and is never shared by all classes (class-agnostic).
+    """
+
+    rows: int = 1
+    extra_rows: int = 0
+    scores: bool = True
+
+
+@dataclass(frozen=True)
+class ExportedNetwork:
+    """The part of a trained model that is exported.
+
+    Attributes:
+        kind: What it is, in a word: ``classifier``, ``segmentor``.
+        network: Module from normalised images, (N, 3, H, W), to one tensor or a tuple of tensors.
+        outputs: Name of each output.
+        prefix: Beginning of the network's tensor names that exported files leave out.
+        note: What the user of the file should know; may be empty.
+    """
+
+    kind: str
+    network: nn.Module
+    outputs: tuple[str, ...]
+    prefix: str = ""
+    note: str = ""
+
+
+class TensorForward(nn.Module):
+    """A model of mmengine as a plain network: its ``mode="tensor"``.
+
+    Args:
+        model: Model with mmengine's ``forward(inputs, data_samples, mode)``.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Any:
+        return self.model(images, mode="tensor")
+
+
+def pipeline_size(cfg: Config) -> Shape | None:
+    """Height and width that the test pipeline states last as ``size=...``; ``None`` if it states none."""
+    sizes = [step["size"] for step in cfg.get("test_pipeline") or [] if isinstance(step.get("size"), int)]
+    return (sizes[-1], sizes[-1]) if sizes else None
+
+
+def tensor_forward(model: Any, images: Tensor) -> object:
+    """Run a model of mmengine on normalised images, (N, 3, H, W), without data samples."""
+    return model(images, mode="tensor")
+
+
+def image_meta(images: Tensor) -> dict[str, Any]:
+    """The metadata of data samples whose images fill their batch, (N, 3, H, W), unscaled."""
+    shape = (images.shape[-2], images.shape[-1])
+    return {
+        **dict.fromkeys(("img_shape", "ori_shape", "pad_shape", "batch_input_shape"), shape),
+        "scale_factor": (1.0, 1.0),
+    }
+
+
+def _tensor_batch(model: Any, images: Tensor, training: bool) -> dict[str, Any]:
+    return {"inputs": images, "mode": "tensor"}
+
+
+def _whole_model(model: Any) -> str:
+    return "whole model"
+
+
+def _exported(model: nn.Module) -> ExportedNetwork:
+    return ExportedNetwork("network", TensorForward(model), ("output",), prefix="model.")
+
+
+def _nothing(*_: Any) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """A task as engine and analysis see it.
+
+    Attributes:
+        name: Name in reports and for the config's ``task`` key.
+        model_types: Classes of its models; their subclasses belong to the task too.
+        scores: Metrics of reports and their curves, the most important one first.
+        scores_note: Remark below the table of scores.
+        main_metric: Metric whose best weights are kept by default; ``None`` for the first one that a validation gives.
+        default_shape: Returns the (height, width) at which the task's papers count FLOPs and measure speed, from the
+            config.
+        count_forward: Runs the part of a model whose FLOPs are counted; gets the model and images, (1, 3, H, W), which
+            may be on the ``meta`` device.
+        counted_parts: Says in words what ``count_forward`` runs.
+        activation_forward: Runs the part of a model whose activations are counted and returns what keeps the graph
+            alive; gets the model in training mode and images, (N, 3, H, W), without content.
+        dummy_batch: Returns the keyword arguments of the model's ``forward`` for a step on made-up annotations; gets
+            the model, normalised images, (N, 3, H, W), and whether it is a training step.
+        export_wrapper: Returns the part of a trained model that is exported.
+        channel_order: Order of the colour channels in which the pipelines read images.
+        class_layers: Layers that depend on the number of classes, by the last part of their names.
+        named_classes: Known sets of classes by the name that a config uses.
+        coloured_classes: Whether pictures show each class in a colour of its own (the data set's ``palette``).
+        sample_types: Classes of mmengine's data elements and of other objects in a batch; for the latter, the
+            attributes that their constructors take, in order.
+        image_fields: Fields that the test pipeline expects of an image without annotations, beside its path and id.
+        draw_options: Arguments of the visualizer's ``add_datasample``.
+        scale_sample: Scales boxes, masks and label maps of a sample to a picture enlarged by a whole factor, in place.
+        check_batch: Raises ConfigError where the config cannot train with a number of images per process.
+    """
+
+    name: str
+    model_types: tuple[type[nn.Module], ...] = ()
+    scores: tuple[Score, ...] = ()
+    scores_note: str = ""
+    main_metric: str | None = None
+    default_shape: Callable[[Config], Shape | None] = pipeline_size
+    count_forward: Callable[[Any, Tensor], object] = tensor_forward
+    counted_parts: Callable[[Any], str] = _whole_model
+    activation_forward: Callable[[Any, Tensor], object] = tensor_forward
+    dummy_batch: Callable[[Any, Tensor, bool], dict[str, Any]] = _tensor_batch
+    export_wrapper: Callable[[Any], ExportedNetwork] = _exported
+    channel_order: Literal["RGB", "BGR"] = "RGB"
+    class_layers: Mapping[str, ClassLayer] = field(default_factory=dict)
+    named_classes: Mapping[str, NamedClasses] = field(default_factory=dict)
+    coloured_classes: bool = False
+    sample_types: Mapping[type, tuple[str, ...]] = field(default_factory=dict)
+    image_fields: Mapping[str, Any] = field(default_factory=dict)
+    draw_options: Mapping[str, Any] = field(default_factory=dict)
+    scale_sample: Callable[[BaseDataElement, int], None] = _nothing
+    check_batch: Callable[[Config, int], None] = _nothing
+
+
+CUSTOM_TASK = TaskSpec("custom task")
+
+
+class TaskRegistry:
+    """The registered specifications, by name and by class of model."""
+
+    def __init__(self) -> None:
+        self._by_name: dict[str, TaskSpec] = {}
+        self._by_model: dict[type, TaskSpec] = {}
+
+    def register(self, spec: TaskSpec) -> TaskSpec:
+        """Add a specification.
+
+        Raises:
+            KeyError: If its name or one of its models belongs to another task.
+        """
+        if spec.name in self._by_name:
+            raise KeyError(f"task {spec.name!r} is registered already: choose another name")
+        for kind in spec.model_types:
+            if kind in self._by_model:
+                raise KeyError(f"{kind.__name__} belongs to task {self._by_model[kind].name!r}: state task in configs")
+        self._by_name[spec.name] = spec
+        self._by_model |= dict.fromkeys(spec.model_types, spec)
+        return spec
+
+    def specs(self) -> tuple[TaskSpec, ...]:
+        """All specifications, in the order of registration."""
+        return tuple(self._by_name.values())
+
+    def named_classes(self) -> dict[str, NamedClasses]:
+        """The known sets of classes of all tasks, by name."""
+        return {name: classes for spec in self.specs() for name, classes in spec.named_classes.items()}
+
+    def sample_types(self) -> dict[type, tuple[str, ...]]:
+        """The classes of objects in the batches of all tasks, with the attributes that their constructors take."""
+        return {kind: fields for spec in self.specs() for kind, fields in spec.sample_types.items()}
+
+    def named(self, name: str) -> TaskSpec | None:
+        """The specification with a name, ``None`` if there is none."""
+        return self._by_name.get(name)
+
+    def of_model(self, model_type: type) -> TaskSpec:
+        """The specification of the nearest base class, :data:`CUSTOM_TASK` if there is none."""
+        return next((self._by_model[base] for base in model_type.__mro__ if base in self._by_model), CUSTOM_TASK)
+
+
+TASKS = TaskRegistry()
+
+
+def register_task(spec: TaskSpec) -> TaskSpec:
+    """Register a task; called once by the package of the task.
+
+    Raises:
+        KeyError: If its name or one of its models belongs to another task.
+    """
+    return TASKS.register(spec)
+
+
+def task_of(cfg: Config) -> TaskSpec:
+    """The task of a config, by its ``task`` key or by the class of its model.
+
+    Args:
+        cfg: A config whose ``custom_imports`` have been imported.
+
+    Returns:
+        The specification; :data:`CUSTOM_TASK` for a model of no registered task.
+
+    Raises:
+        ConfigError: If the config states a ``task`` that is not registered.
+    """
+    name = cfg.get("task")
+    if name is not None:
+        spec = TASKS.named(name)
+        if spec is None:
+            known = ", ".join(spec.name for spec in TASKS.specs())
+            raise ConfigError(f"task={name!r} is not registered: choose from {known}, or import its package")
+        return spec
+    model = cfg.get("model") or {}
+    while "module" in model:  # test-time augmentation around the trained model
+        model = model["module"]
+    kind = model.get("type")
+    if isinstance(kind, str):
+        with MODELS.switch_scope_and_registry(cfg.get("default_scope")) as registry:
+            kind = registry.get(kind)
+    return TASKS.of_model(kind) if isinstance(kind, type) else CUSTOM_TASK
+
+
+def task_of_model(model: nn.Module) -> TaskSpec:
+    """The task of a built model, by its class; :data:`CUSTOM_TASK` for a model of no registered task."""
+    return TASKS.of_model(type(model))

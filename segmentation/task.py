@@ -1,0 +1,118 @@
+"""What engine and analysis have to know about semantic segmentation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmengine.config import Config
+from mmengine.structures import BaseDataElement, PixelData
+from mmseg.datasets import ADE20KDataset
+from mmseg.models.segmentors import EncoderDecoder
+from mmseg.structures import SegDataSample
+from torch import Tensor, nn
+
+from engine.task import ClassLayer, ExportedNetwork, NamedClasses, Score, Shape, TaskSpec, image_meta, register_task
+
+SEGMENTOR_SHAPE = (512, 2048)  # of the papers' FLOPs, which they write "2048 x 512"
+
+
+class FullSizeSegmentor(nn.Module):
+    """A segmentor in one pass over the whole image: (N, 3, H, W) to scores before the softmax, (N, K, H, W).
+
+    mmseg's scores have a quarter of the image's size; they are resized as in its own testing, so that the argmax over
+    the classes is the label map.
+
+    Args:
+        model: The trained model.
+    """
+
+    def __init__(self, model: EncoderDecoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        scores = self.model(images, mode="tensor")
+        corners = bool(self.model.align_corners)
+        return F.interpolate(scores, size=images.shape[-2:], mode="bilinear", align_corners=corners)
+
+
+def default_shape(cfg: Config) -> Shape:
+    """The size at which the papers count FLOPs and measure speed."""
+    return SEGMENTOR_SHAPE
+
+
+def count_forward(model: EncoderDecoder, images: Tensor) -> object:
+    """Run the model up to the decode head's scores at stride 4: resizing them to the image belongs to testing."""
+    return model.decode_head(model.extract_feat(images))
+
+
+def counted_parts(model: EncoderDecoder) -> str:
+    """Backbone and decode head."""
+    without = " (of the auxiliary head the parameters alone: it works in training)"
+    return "backbone and decode head" + (without if model.with_auxiliary_head else "")
+
+
+def activation_forward(model: EncoderDecoder, images: Tensor) -> object:
+    """Run both heads and their losses at the full resolution of the image."""
+    features = model.extract_feat(images)
+    losses = []
+    for head in _heads(model):
+        scores = F.interpolate(head(features), size=images.shape[-2:], mode="bilinear")
+        labels = torch.zeros(scores.shape[0], *scores.shape[2:], dtype=torch.long, device=images.device)
+        losses.append(F.cross_entropy(scores.float(), labels))
+    return features, losses
+
+
+def dummy_batch(model: EncoderDecoder, images: Tensor, training: bool) -> dict[str, Any]:
+    """Label maps in which all classes alternate."""
+    height, width = images.shape[-2:]
+    labels = torch.arange(height * width, device=images.device).view(1, height, width) % model.decode_head.num_classes
+    samples = [SegDataSample(metainfo=image_meta(images), gt_sem_seg=PixelData(data=labels)) for _ in images]
+    return {"inputs": images, "data_samples": samples, "mode": "loss" if training else "predict"}
+
+
+def export_wrapper(model: EncoderDecoder) -> ExportedNetwork:
+    """The whole model in one pass, with scores of the image's size."""
+    return ExportedNetwork("segmentor", FullSizeSegmentor(model), ("scores",), prefix="model.")
+
+
+def scale_sample(sample: BaseDataElement, factor: int) -> None:
+    """Enlarge the label maps of a sample, true and predicted ones, by a whole factor."""
+    for name, labels in list(sample.items()):
+        if name.endswith("_sem_seg"):
+            enlarged = labels.data.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
+            setattr(sample, name, PixelData(data=enlarged))  # a PixelData accepts no other size once it has one
+
+
+def _heads(model: EncoderDecoder) -> list[nn.Module]:
+    """The decode head and the auxiliary heads."""
+    if not model.with_auxiliary_head:
+        return [model.decode_head]
+    auxiliary = model.auxiliary_head
+    return [model.decode_head, *(auxiliary if isinstance(auxiliary, nn.ModuleList) else [auxiliary])]
+
+
+SEGMENTATION = register_task(
+    TaskSpec(
+        name="segmentation",
+        model_types=(EncoderDecoder,),
+        scores=(Score("mIoU", "mIoU"), Score("mean class accuracy", "mAcc")),
+        main_metric="mIoU",
+        default_shape=default_shape,
+        count_forward=count_forward,
+        counted_parts=counted_parts,
+        activation_forward=activation_forward,
+        dummy_batch=dummy_batch,
+        export_wrapper=export_wrapper,
+        channel_order="BGR",
+        class_layers={"conv_seg": ClassLayer()},
+        # Training images of ADE20K's scene parsing benchmark: Zhou et al., 2017.
+        named_classes={"ade20k": NamedClasses(lambda: ADE20KDataset.METAINFO["classes"], 20_210)},
+        coloured_classes=True,
+        sample_types={SegDataSample: ()},
+        image_fields={"reduce_zero_label": False, "seg_fields": []},
+        scale_sample=scale_sample,
+    )
+)
