@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from types import SimpleNamespace
 from typing import Any
 
 from mmcv.transforms import LoadAnnotations
@@ -132,18 +131,18 @@ class CocoChecker(DatasetChecker):
                 problem = f"category {name!r} occurs {count} times: the objects of all but the last are dropped"
                 self.error("duplicate category", self.file, problem, "merge them")
         try:
-            category_ids(SimpleNamespace(dataset=content), classes)
+            category_ids(content["categories"], classes)
         except DataError as error:
             absent = [name for name in classes if name not in names.values()]
             near = "".join(nearest_name_hint(name, list(names.values())) for name in absent[:1])
             self.error("classes", self.file, f"{error}{near}", "set classes to the categories' names, in any order")
-        lost = Counter(row["category_id"] for row in content["annotations"])
+        objects = Counter(row["category_id"] for row in content["annotations"])
         for number, name in names.items():
-            if name not in classes and lost[number]:
-                problem = f"category {name!r} is none of the classes: its {lost[number]:,} objects are background"
+            if name not in classes and objects[number]:
+                problem = f"category {name!r} is none of the classes: its {objects[number]:,} objects are background"
                 self.warn("category without a class", self.file, problem, "add it to classes if it should be found")
         for number, name in names.items():
-            if name in classes and not lost[number] and self.split == "train":
+            if name in classes and not objects[number] and self.split == "train":
                 self.warn("class without objects", self.file, f"class {name!r} has no object", "it cannot be learnt")
         return names
 

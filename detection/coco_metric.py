@@ -106,7 +106,7 @@ class FastCocoMetric(BaseMetric):
         if self._ground_truth is None:
             self._ground_truth = COCO(self.annotation_file)
         ground_truth = self._ground_truth
-        ids = category_ids(ground_truth, self.dataset_meta["classes"])
+        ids = category_ids(ground_truth.dataset["categories"], self.dataset_meta["classes"])
         entries = _to_entries(results, ids)
         statistics: dict[str, np.ndarray] = {}
         detections = COCO({**ground_truth.dataset, "annotations": entries})

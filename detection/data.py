@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import cv2
 from mmdet.datasets import CocoDataset
@@ -26,37 +26,31 @@ class CheckedResize(Resize):
         """Resize the image with its boxes and masks.
 
         Raises:
-            DamagedImageError: If no pixel is left of it.
+            DamagedImageError: If no pixel is left of the image.
         """
         try:
             resized: dict[str, Any] = super().transform(results)
         except cv2.error as error:
             height, width = results["img"].shape[:2]
-            what = f"has {width} x {height} pixels, of which none is left at the size {self.scale}"
-            raise DamagedImageError.of(results.get("img_path", "an image"), what) from error
+            reason = f"has {width} x {height} pixels, of which none is left at the size {self.scale}"
+            raise DamagedImageError.of(results.get("img_path", "an image"), reason) from error
         return resized
 
 
-class CocoContent(Protocol):
-    """An object that holds the content of a COCO annotation file."""
-
-    dataset: dict[str, Any]
-
-
-def category_ids(coco: CocoContent, names: Sequence[str]) -> list[int]:
+def category_ids(categories: Sequence[dict[str, Any]], names: Sequence[str]) -> list[int]:
     """Category ids of an annotation file in the order of ``names``.
 
     The COCO API's look-up returns ids in the file's order and skips unknown names: labels would be permuted or shifted
     silently.
 
     Args:
-        coco: COCO API object of pycocotools or faster-coco-eval, or another object with its ``dataset``.
+        categories: Entries of the annotation file's ``categories``.
         names: Class names.
 
     Raises:
         DataError: If the file lacks a name.
     """
-    ids = {category["name"]: category["id"] for category in coco.dataset["categories"]}
+    ids = {category["name"]: category["id"] for category in categories}
     absent = [name for name in names if name not in ids]
     if absent:
         raise DataError(
@@ -71,7 +65,7 @@ class OrderedCOCO(COCO):
 
     def get_cat_ids(self, cat_names: Sequence[str] = (), sup_names: Any = (), cat_ids: Any = ()) -> list[int]:
         """Category ids in the order of ``cat_names``."""
-        return category_ids(self, cat_names)
+        return category_ids(self.dataset["categories"], cat_names)
 
 
 @DATASETS.register_module()

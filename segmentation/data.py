@@ -93,6 +93,7 @@ class LoadLabels(LoadAnnotations):
             raise self._wrong_value(path, int(wrong[0]) + int(bool(self.reduce_zero_label)))
         return results
 
+    # mmseg has no public method that only reads the labels.
     def _load_seg_map(self, results: dict[str, Any]) -> None:
         """Read the labels; mmseg's own reading truncates 16-bit values to 8 bits silently."""
         path = results["seg_map_path"]

@@ -49,14 +49,16 @@ def write(folder: Path, data: Any) -> Path:
     return folder
 
 
-def checked(folder: Path, classes: tuple[str, ...] = CLASSES, masks: bool = True) -> DataCheckResult:
+def checked(
+    folder: Path, classes: tuple[str, ...] = CLASSES, masks: bool = True, loading: str = "LoadAnnotations"
+) -> DataCheckResult:
     dataset = dict(
         type="CocoInstances",
         data_root=str(folder),
         ann_file="a.json",
         data_prefix=dict(img="images/"),
         metainfo=dict(classes=classes),
-        pipeline=[dict(type="LoadAnnotations", with_bbox=True, with_mask=masks)],
+        pipeline=[dict(type="NoSuchStep"), dict(type=loading, with_bbox=True, with_mask=masks)],
     )
     return check_datasets(Config(dict(default_scope="mmdet", train_dataloader=dict(dataset=dataset))), ("train",))
 
@@ -166,6 +168,7 @@ def test_masks_are_needed_where_they_are_trained_on(tmp_path: Path) -> None:
     data = content()
     setting("annotations", 0, segmentation=None)(data)
     assert checked(write(tmp_path, data), masks=False).findings == []
+    assert kinds(checked(write(tmp_path, data), loading="mmdet.LoadAnnotations")) == [("error", "mask field")]
 
 
 def test_names_both_ways(tmp_path: Path) -> None:

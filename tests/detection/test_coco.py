@@ -219,12 +219,12 @@ def test_only_boxes(annotations: Path, truth: COCO) -> None:
 def test_a_class_that_the_file_does_not_have(annotations: Path, truth: COCO) -> None:
     message = r"1 of 2 are no category of the annotation file \('hare'\.\.\.\); it has 4: cat, dog, newt, owl"
     with pytest.raises(UserError, match=message):
-        category_ids(truth, ("cat", "hare"))
+        category_ids(truth.dataset["categories"], ("cat", "hare"))
     with pytest.raises(UserError, match=message):
         evaluated(annotations, perfect(truth), ("cat", "hare"))
     with pytest.raises(UserError, match=message):
         CocoInstances(ann_file=str(annotations), metainfo=dict(classes=("cat", "hare")))
-    assert category_ids(truth, ("owl", "cat")) == [5, 7]
+    assert category_ids(truth.dataset["categories"], ("owl", "cat")) == [5, 7]
 
 
 def test_the_data_set_labels_in_the_order_of_the_classes(annotations: Path, truth: COCO) -> None:

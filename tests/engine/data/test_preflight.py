@@ -305,3 +305,16 @@ def test_a_screen_of_findings() -> None:
     )
     few = DataCheckResult(items[:5], {}, 0.5).to_lines("all.json")
     assert few[1:4] == ["    also 0-1.jpg: is odd", "    also 0-2.jpg: is odd", "the others: all.json"]
+
+
+def test_data_check_json_keeps_its_keys() -> None:
+    result = DataCheckResult([DataFinding("error", "empty image", "train", "a.jpg", "is empty", "copy it")], {}, 0.5)
+    (finding,) = result.to_dict()["findings"]
+    assert finding == {
+        "level": "error",
+        "kind": "empty image",
+        "split": "train",
+        "file": "a.jpg",
+        "what": "is empty",
+        "mend": "copy it",
+    }
