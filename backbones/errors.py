@@ -1,22 +1,22 @@
-"""The exceptions that mean: the input is wrong, the code is not."""
+"""Errors in the input, as opposed to errors in the code."""
 
 from __future__ import annotations
 
 
 class UserError(ValueError):
-    """A mistake that a person can fix; the message is one line that names the thing and the fix.
+    """Base class of errors that a user can fix; the message is one line that names the thing and the fix.
 
-    Raise one of the subclasses where one applies. Every tool prints the message without a traceback and exits with code
-    2 (see ``engine.cli``).
+    Code raises one of the subclasses. Every tool prints the message without a traceback and exits with code 2 (see
+    :mod:`engine.cli`).
     """
 
 
 class ConfigError(UserError):
-    """A setting, an option or an argument is wrong: of a config, a command line or a function's caller."""
+    """A setting of a config, an option of a command or an argument of a function is wrong."""
 
 
 class CheckpointError(UserError):
-    """A file of weights or a checkpoint is damaged, of another layout, or does not fit the model."""
+    """A checkpoint or file of weights is absent, damaged, of another layout, or does not fit the model."""
 
 
 class DataError(UserError):
@@ -28,17 +28,17 @@ class MachineError(UserError):
 
 
 def printable(name: object) -> str:
-    """A name from outside as it may stand in a message of one line: a line break in it, or the like, is spelt out."""
+    """A name for a message of one line: names with control characters, such as line breaks, are escaped."""
     text = str(name)
     return text if text.isprintable() else repr(text)
 
 
-def first_line(error: object, most: int | None = None) -> str:
-    """The first line of what an exception says, or its kind if it says nothing; at most so many characters."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:most]
+def first_line(error: object, max_length: int | None = None) -> str:
+    """The first line of an exception's message, or the name of its class if the message is empty."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:max_length]
 
 
-def described(error: BaseException, most: int | None = None) -> str:
-    """The kind of an exception and the first line of what it says."""
+def describe_error(error: BaseException, max_length: int | None = None) -> str:
+    """The class of an exception and the first line of its message."""
     kind = type(error).__name__
-    return f"{kind}: {first_line(error, most)}" if str(error).strip() else kind
+    return f"{kind}: {first_line(error, max_length)}" if str(error).strip() else kind

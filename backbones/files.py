@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whatever happens while they are written."""
+"""Atomic writing: a file is complete or absent, whatever happens while it is written."""
 
 from __future__ import annotations
 
@@ -8,42 +8,42 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-PART = ".part"
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+PART_SUFFIX = ".part"
+NO_SPACE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def written_whole(file: Path) -> Iterator[Path]:
-    """A place to write; after the context, and not before, the file has its name and is safe on the disk.
+def atomic_write(file: Path) -> Iterator[Path]:
+    """Yield a temporary path to write to; it is synced and renamed to ``file`` at the end of the context.
 
-    After an error, or a power failure, what was there under the name before is there still.
+    After an error or a power failure, the former file of this name is still there.
 
     Args:
-        file: The file; what it replaces stays until the new one is complete.
+        file: The file to write; an existing one is replaced.
     """
-    place = file.with_name(f".{file.name}.{os.getpid()}{PART}")
+    part = file.with_name(f".{file.name}.{os.getpid()}{PART_SUFFIX}")
     try:
-        yield place
-        _sync(place)
-        place.replace(file)
+        yield part
+        _sync(part)
+        part.replace(file)
         _sync(file.parent)
     finally:
-        place.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
 
 
-def remove_parts(folder: Path) -> None:
-    """Remove what processes left that were killed while they wrote."""
-    for place in folder.glob(f".*.*{PART}"):
-        place.unlink(missing_ok=True)
+def remove_partial_files(folder: Path) -> None:
+    """Remove the temporary files of processes that were killed while they wrote."""
+    for part in folder.glob(f".*.*{PART_SUFFIX}"):
+        part.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:
-    """Have a file's content, or the names in a folder, on the disk before anything else happens."""
-    number = os.open(path, os.O_RDONLY)
+    """Flush a file's content, or a folder's entries, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(number)
+        os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL or not path.is_dir():  # not all file systems can do that for a folder
+        if error.errno != errno.EINVAL or not path.is_dir():  # not all file systems can sync a folder
             raise
     finally:
-        os.close(number)
+        os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Weights in and out, with a receipt: nothing is loaded or left out silently, no code is executed."""
+"""Weights in and out: every load is reported tensor by tensor, and no code in a checkpoint is executed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mmengine.logging import HistoryBuffer, print_log
 from torch import Tensor
 
 from backbones.errors import CheckpointError, first_line
-from backbones.files import written_whole
+from backbones.files import atomic_write
 from backbones.layouts import (
     WRAPPER_PREFIX,
     LayoutName,
@@ -46,14 +46,14 @@ _STATISTICS = ("min", "max", "current", "mean")
 
 
 def _statistic(owner: Any, name: str) -> Any:
-    """Stand in for ``getattr``, by which a pickled :class:`HistoryBuffer` refers to its own four methods."""
+    """Replace ``getattr``, by which a pickled :class:`HistoryBuffer` refers to its own four methods."""
     if owner is not HistoryBuffer or name not in _STATISTICS:
         raise pickle.UnpicklingError(f"unsupported getattr of {name!r}")
     return getattr(owner, name)
 
 
-# What mmengine and the released code put into a checkpoint beside tensors: loss histories as numpy arrays, the
-# arguments of the command. All of it is plain data.
+# Plain data that mmengine and the released code save beside tensors: loss histories as numpy arrays, and the
+# arguments of the command.
 _PLAIN_DATA: list[Any] = [
     HistoryBuffer,
     (_statistic, "builtins.getattr"),
@@ -64,14 +64,14 @@ _PLAIN_DATA: list[Any] = [
     np.float64().__reduce__()[0],  # likewise for a number
     *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "uint8", "bool")),
 ]
-# Where files keep the tensors: the raw weights, from which the papers fine-tune, go before averaged ones.
-_RAW = ("state_dict", "model", "module", "model_ema")
-_AVERAGED = ("ema_state_dict", "model_ema", "state_dict_ema")
-_DEEPEST = 4
-# A folder of Hugging Face transformers has one of these.
-_IN_FOLDER = ("model.safetensors", "pytorch_model.bin")
-# Heads of classifiers that are no ConvNeXt: ours and ViT, Swin and RegNet, ResNet, EfficientNet.
-_HEAD = re.compile(r"(module\.)?(model\.)?(head|head\.fc|fc|classifier)\.weight")
+# Keys of the tensors in a file: raw weights, from which the papers fine-tune, are preferred to averaged ones.
+_RAW_KEYS = ("state_dict", "model", "module", "model_ema")
+_AVERAGED_KEYS = ("ema_state_dict", "model_ema", "state_dict_ema")
+_MAX_NESTING = 4
+# File names in a folder of Hugging Face transformers.
+_FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
+# Heads of classifiers other than ConvNeXt: ours and ViT, Swin and RegNet, ResNet, EfficientNet.
+_HEAD_WEIGHT = re.compile(r"(module\.)?(model\.)?(head|head\.fc|fc|classifier)\.weight")
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def read_checkpoint(source: str, trust: bool = False, in_place: bool = False) ->
             checksum in the file, or if the file holds objects other than plain data and ``trust`` is off.
     """
     try:
-        path = _local(source)
+        path = _local_file(source)
         if _is_safetensors(path):
             content: Any = safetensors.torch.load_file(path)
         else:
@@ -157,17 +157,17 @@ def read_checkpoint(source: str, trust: bool = False, in_place: bool = False) ->
 
 
 def verify_checkpoint(path: Path, source: str) -> None:
-    """Compare the records of a ``torch.save`` file with their checksums, which torch itself does not.
+    """Compare the records of a ``torch.save`` file with their checksums, which torch itself does not do.
 
     Args:
-        path: The file. One of another format passes: what reads it will tell.
-        source: Its name, for the error.
+        path: The file; files of other formats are not checked.
+        source: Path or URL, for messages.
 
     Raises:
-        CheckpointError: If a record is not what was written.
+        CheckpointError: If a record does not match its checksum.
     """
     if not zipfile.is_zipfile(path):
-        return  # a format of before torch 1.6, or nothing that can be read
+        return  # a format older than torch 1.6, or no checkpoint
     with zipfile.ZipFile(path) as archive:
         checksums = any(record.CRC for record in archive.infolist())  # can be switched off when a file is written
         damaged = archive.testzip() if checksums else None
@@ -179,22 +179,22 @@ def _is_url(source: str) -> bool:
     return re.match(r"(https?|file)://", source) is not None
 
 
-def _local(source: str) -> Path:
-    """The file to read: that of a folder or, after a download, of a URL."""
+def _local_file(source: str) -> Path:
+    """The file to read: one in a folder, or a download of a URL."""
     if _is_url(source):
-        # All files of Hugging Face have one name: the address tells them apart.
-        mark = hashlib.sha256(source.encode()).hexdigest()[:8]
-        path = Path(torch.hub.get_dir(), "checkpoints", f"{mark}-{PurePosixPath(urlparse(source).path).name}")
+        # Files of Hugging Face all have the same name: the URL distinguishes them.
+        digest = hashlib.sha256(source.encode()).hexdigest()[:8]
+        path = Path(torch.hub.get_dir(), "checkpoints", f"{digest}-{PurePosixPath(urlparse(source).path).name}")
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(source, str(path))
         return path
     path = Path(source)
     if path.is_dir():
-        inside = [path / name for name in _IN_FOLDER if (path / name).is_file()]
+        inside = [path / name for name in _FOLDER_FILES if (path / name).is_file()]
         if not inside:
             raise CheckpointError(
-                f"checkpoint {source!r} does not exist: the folder has no {' and no '.join(_IN_FOLDER)}"
+                f"checkpoint {source!r} does not exist: the folder has no {' and no '.join(_FOLDER_FILES)}"
             )
         return inside[0]
     if not path.is_file():
@@ -203,41 +203,41 @@ def _local(source: str) -> Path:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Whether a file begins as safetensors do: the length of a header, then the header, which is JSON."""
+    """Whether a file begins like safetensors: the length of the header, then the header, which is JSON."""
     with path.open("rb") as file:
         return file.read(9)[8:] == b"{"
 
 
 def network_tensors(checkpoint: Mapping[str, Any], source: str, averaged: bool = False) -> dict[str, Tensor]:
-    """Take the tensors of the model out of a checkpoint.
+    """The tensors of the model in a checkpoint.
 
     Args:
         checkpoint: Content of the file.
-        source: Its name, for errors.
-        averaged: The averaged weights (EMA) instead of the raw ones.
+        source: Path or URL, for messages.
+        averaged: Take the averaged weights (EMA) instead of the raw ones.
 
     Raises:
         CheckpointError: If averaged weights are asked for and the file has none, or a name has control characters.
     """
     if averaged:
-        chosen = [checkpoint[key] for key in _AVERAGED if isinstance(checkpoint.get(key), Mapping)]
+        chosen = [checkpoint[key] for key in _AVERAGED_KEYS if isinstance(checkpoint.get(key), Mapping)]
         if not any(chosen):
             raise CheckpointError(f"checkpoint {source!r} has no averaged weights: leave --ema out")
-        # The averager of our own runs counts its steps beside the weights.
+        # The EMA of our own runs has its number of steps beside the weights.
         checkpoint = {name: value for name, value in next(filter(None, chosen)).items() if name != "steps"}
-    for _ in range(_DEEPEST):
-        inner = next((checkpoint[key] for key in _RAW if isinstance(checkpoint.get(key), Mapping)), None)
+    for _ in range(_MAX_NESTING):
+        inner = next((checkpoint[key] for key in _RAW_KEYS if isinstance(checkpoint.get(key), Mapping)), None)
         if inner is None:
             break
         checkpoint = inner
     tensors = {name: value for name, value in checkpoint.items() if isinstance(name, str) and isinstance(value, Tensor)}
-    if not tensors and any(key in checkpoint for key in _AVERAGED):
+    if not tensors and any(key in checkpoint for key in _AVERAGED_KEYS):
         raise CheckpointError(
-            f"checkpoint {source!r} has averaged weights alone: take them out with tools/convert_weights.py IN OUT "
+            f"checkpoint {source!r} has averaged weights only: extract them with tools/convert_weights.py IN OUT "
             "--to ours --ema"
         )
     for name in tensors:
-        if not name.isprintable():  # errors are one line on a terminal, and say names
+        if not name.isprintable():  # names are part of messages of one line
             raise CheckpointError(f"checkpoint {source!r} was refused: a tensor has the unprintable name {name!r}")
     return tensors
 
@@ -324,7 +324,9 @@ def find_head(checkpoint: Mapping[str, Any], source: str, averaged: bool = False
     tensors = network_tensors(checkpoint, source, averaged)
     if found := find_convnext(tensors, source):
         return found.head
-    weights = [name for name in tensors if _HEAD.fullmatch(name) and f"{name.removesuffix('weight')}bias" in tensors]
+    weights = [
+        name for name in tensors if _HEAD_WEIGHT.fullmatch(name) and f"{name.removesuffix('weight')}bias" in tensors
+    ]
     if len(weights) != 1:
         return None
     names = weights[0], weights[0].removesuffix("weight") + "bias"
@@ -338,44 +340,44 @@ def find_head(checkpoint: Mapping[str, Any], source: str, averaged: bool = False
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a conversion did.
+    """Result of :func:`convert_checkpoint`.
 
     Attributes:
         source: Path or URL that was read.
-        averaged: Whether its averaged weights were taken.
-        found: Layout that was recognised.
+        averaged: Whether the averaged weights were taken.
+        source_layout: Layout that was recognised.
         target: File or folder that was written.
-        layout: Layout that was asked for.
-        tensors: Tensors written.
+        target_layout: Layout that was written.
+        tensors: Number of tensors written.
         classes: Outputs of the head; ``None`` without one.
-        left_out: Names in the file of other parts of a model: heads, necks.
-        homeless: Norms of dense outputs that the layout has no place for.
-        absent: Tensors that a whole classifier's backbone has and the file has not.
+        others: Names in the file of other parts of a model (heads, necks), which were not written.
+        dropped_norms: Norms of dense outputs that the target layout does not have.
+        missing: Modules of a complete classifier's backbone that are not in the file.
     """
 
     source: str
     averaged: bool
-    found: str
+    source_layout: str
     target: str
-    layout: str
+    target_layout: str
     tensors: int
     classes: int | None
-    left_out: tuple[str, ...]
-    homeless: tuple[str, ...]
-    absent: tuple[str, ...]
+    others: tuple[str, ...]
+    dropped_norms: tuple[str, ...]
+    missing: tuple[str, ...]
 
     def __str__(self) -> str:
         head = "no head" if self.classes is None else f"head of {self.classes} classes"
         lines = [
-            f"read {self.source}: {self.found} layout, {'averaged' if self.averaged else 'raw'} weights",
-            f"wrote {self.target}: {self.layout} layout, {self.tensors} tensors, {head}",
+            f"read {self.source}: {self.source_layout} layout, {'averaged' if self.averaged else 'raw'} weights",
+            f"wrote {self.target}: {self.target_layout} layout, {self.tensors} tensors, {head}",
         ]
-        if self.absent:
-            lines.append(f"not in the file: {', '.join(self.absent)}")
-        if self.homeless:
-            lines.append(f"no place in the {self.layout} layout: {', '.join(self.homeless)}")
-        if self.left_out:
-            parts = Counter(name.removeprefix("module.").partition(".")[0] for name in self.left_out)
+        if self.missing:
+            lines.append(f"not in the file: {', '.join(self.missing)}")
+        if self.dropped_norms:
+            lines.append(f"no place in the {self.target_layout} layout: {', '.join(self.dropped_norms)}")
+        if self.others:
+            parts = Counter(name.removeprefix("module.").partition(".")[0] for name in self.others)
             lines.append("heads left out: " + ", ".join(f"{part} ({count})" for part, count in parts.items()))
         return "\n".join(lines)
 
@@ -389,8 +391,8 @@ def convert_checkpoint(
 
     Args:
         source: Path or URL of a checkpoint of any known layout.
-        target: A ``.safetensors`` or ``.pth`` file; for ``hf`` also a folder, which gets ``config.json`` too.
-        layout: ``ours``, ``timm``, ``torchvision`` or ``hf``.
+        target: A ``.safetensors`` or ``.pth`` file; for ``hf`` also a folder, with ``config.json``.
+        layout: Layout to write: ``ours``, ``timm``, ``torchvision`` or ``hf``.
         averaged: Take the averaged weights (EMA).
         trust: Execute code that the file asks for.
 
@@ -400,20 +402,20 @@ def convert_checkpoint(
     """
     file = _target_file(source, target, layout)
     found = to_ours(network_tensors(read_checkpoint(source, trust), source, averaged), source)
-    lone = layout in ("timm", "torchvision")  # networks with one norm at the end
-    tensors = {name: value for name, value in found.tensors.items() if not (lone and re.match(r"norm\d\.", name))}
+    one_norm = layout in ("timm", "torchvision")  # these have no norms of dense outputs
+    tensors = {name: value for name, value in found.tensors.items() if not (one_norm and re.match(r"norm\d\.", name))}
     converted = {name: _compact(value) for name, value in from_ours(tensors, layout).items()}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(file) as place:
+        with atomic_write(file) as part:
             if file.suffix == ".pth":
-                torch.save(converted, place)
+                torch.save(converted, part)
             else:
-                # transformers 4 refuses a file that does not say which framework wrote it.
-                safetensors.torch.save_file(converted, place, metadata={"format": "pt"})
+                # transformers 4 refuses a file that does not name the framework.
+                safetensors.torch.save_file(converted, part, metadata={"format": "pt"})
         if file.parent == Path(target):
-            with written_whole(file.with_name("config.json")) as place:
-                place.write_text(json.dumps(hugging_face_config(tensors), indent=2) + "\n", encoding="utf-8")
+            with atomic_write(file.with_name("config.json")) as part:
+                part.write_text(json.dumps(hugging_face_config(tensors), indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise CheckpointError(f"{target!r} cannot be written: {first_line(error, 160)}") from error
     return Conversion(
@@ -424,28 +426,28 @@ def convert_checkpoint(
         layout,
         tensors=len(converted),
         classes=len(found.head[0]) if found.head else None,
-        left_out=found.others,
-        homeless=tuple(dict.fromkeys(name.partition(".")[0] for name in found.tensors if name not in tensors)),
-        absent=() if any(name.startswith("norm") for name in tensors) else ("norm",),
+        others=found.others,
+        dropped_norms=tuple(dict.fromkeys(name.partition(".")[0] for name in found.tensors if name not in tensors)),
+        missing=() if any(name.startswith("norm") for name in tensors) else ("norm",),
     )
 
 
 def _target_file(source: str, target: str, layout: LayoutName) -> Path:
-    """The file of tensors that a conversion writes."""
+    """The file for the tensors of a conversion."""
     path = Path(target)
     if path.suffix not in (".safetensors", ".pth"):
         if layout != "hf" or path.is_file():
             folder = ", or a folder for --to hf" if layout != "hf" else ""
             raise CheckpointError(f"cannot write {target!r}: give a name that ends in .safetensors or .pth{folder}")
-        path = path / _IN_FOLDER[0]
+        path = path / _FOLDER_FILES[0]
     elif path.is_dir():
         raise CheckpointError(f"cannot write {target!r}: it is a folder")
-    if path.exists() and not _is_url(source) and _local(source).samefile(path):
+    if path.exists() and not _is_url(source) and _local_file(source).samefile(path):
         raise CheckpointError(f"cannot write {target!r}: it is the file that is read, choose another name")
     return path
 
 
 def _compact(value: Tensor) -> Tensor:
-    """The same numbers with a memory of their own: a file would take the whole memory behind a view."""
+    """A contiguous tensor with storage of its own: a file would hold the whole storage of a view."""
     value = value.contiguous()
     return value if value.untyped_storage().nbytes() == value.nbytes else value.clone()

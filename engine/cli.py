@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from backbones.errors import MachineError, UserError
-from backbones.files import NO_SPACE
+from backbones.files import NO_SPACE_ERRNOS
 from engine.launch.exit_codes import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED
 from engine.launch.heartbeat import HEARTBEAT
 
@@ -52,7 +52,7 @@ def _full_disk_in_one_line() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in NO_SPACE:
+        if error.errno not in NO_SPACE_ERRNOS:
             raise
         where = f" for {str(error.filename)!r}" if error.filename else ""
         raise MachineError(f"{error.strerror}{where}: make room and start again, a training with --resume") from error

@@ -33,7 +33,7 @@ from analysis.benchmark.timing import (
     take_turns,
     warm_up,
 )
-from backbones.errors import UserError, described
+from backbones.errors import UserError, describe_error
 from backbones.kernels.autotune import autotuner
 
 # Largest relative error (norm of the difference over norm) against our plain blocks in float32. Rounding of each
@@ -144,7 +144,7 @@ def measure_network(request: BenchmarkRequest, clock: Callable[[], float] = time
         except Exception as failure:
             if isinstance(failure, UserError) or one.name == OUR_SIDE:
                 raise
-            found[one.name] = SideTiming(one.name, one.how, failure=described(failure, 120))
+            found[one.name] = SideTiming(one.name, one.how, failure=describe_error(failure, 120))
             continue
         steps[one.name], found[one.name] = step, SideTiming(one.name, one.how, error=error)
     for name, seconds in take_turns(steps, request.rounds, lambda: synchronize(request.device), clock).items():

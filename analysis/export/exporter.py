@@ -18,7 +18,7 @@ from torch import Tensor
 
 from analysis.export.formats import FORMATS, Run, missing_packages
 from analysis.export.source import Range, Shape, Source
-from backbones.errors import UserError, described
+from backbones.errors import UserError, describe_error
 from engine.visualize import find_images
 
 TOLERANCE = 1e-3  # relative to the source's greatest output
@@ -150,7 +150,7 @@ def compare(source: Source, run: Run, kind: str, images: Tensor) -> Difference:
         found = run(images)
     except Exception as error:  # each runtime has errors of its own
         raise UserError(
-            f"refused: the exported file does not run on {where}: {described(error, 200)}; {FIXING}"
+            f"refused: the exported file does not run on {where}: {describe_error(error, 200)}; {FIXING}"
         ) from error
     if [one.shape for one in found] != [one.shape for one in expected]:
         shapes = ", ".join(str(tuple(one.shape)) for one in found)
@@ -219,8 +219,10 @@ def _write(source: Source, name: str, path: Path, fixed: bool, notes: list[str])
         raise
     except Exception as error:  # the exporters raise many kinds
         if fixed or not chosen.traced:
-            raise UserError(f"--format {name}: {source.name} cannot be exported: {described(error, 200)}") from error
-        notes.append(f"the exporter cannot leave the size of the image open ({described(error, 200)})")
+            raise UserError(
+                f"--format {name}: {source.name} cannot be exported: {describe_error(error, 200)}"
+            ) from error
+        notes.append(f"the exporter cannot leave the size of the image open ({describe_error(error, 200)})")
     return _write(source, name, path, True, notes)
 
 
@@ -228,7 +230,7 @@ def _open(source: Source, name: str, path: Path) -> Run:
     try:
         return FORMATS[name].open(source, path)
     except Exception as error:
-        raise UserError(f"refused: the exported file cannot be opened: {described(error, 200)}") from error
+        raise UserError(f"refused: the exported file cannot be opened: {describe_error(error, 200)}") from error
 
 
 @contextmanager

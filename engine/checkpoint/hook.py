@@ -14,7 +14,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop
 
 from backbones.errors import UserError
-from backbones.files import remove_parts, written_whole
+from backbones.files import atomic_write, remove_partial_files
 from engine.checkpoint.store import NAME, POINTER, Writer, begin_run, checkpoints
 from engine.config.schema import is_whole
 from engine.launch.heartbeat import HEARTBEAT, Phase
@@ -87,7 +87,7 @@ class ResumableCheckpointHook(Hook):
         self._saved, self._since = (-1, -1), time.monotonic()
         if is_main_process():
             begin_run(self._folder, runner.run_id)
-            remove_parts(self._folder)
+            remove_partial_files(self._folder)
             self._passing = [file for _, file, _ in checkpoints(self._folder) if _is_passing(file)]
 
     @property
@@ -169,7 +169,7 @@ class ResumableCheckpointHook(Hook):
 
     def _tidy(self, newest: Path) -> None:
         """Point at the newest file, which is safe, and remove what it makes superfluous."""
-        with written_whole(self._folder / POINTER) as place:
+        with atomic_write(self._folder / POINTER) as place:
             place.write_text(str(newest), encoding="utf-8")
         for file in self._passing:
             if file != newest:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from backbones.errors import CheckpointError, UserError
-from backbones.files import NO_SPACE, written_whole
+from backbones.files import NO_SPACE_ERRNOS, atomic_write
 from backbones.weights import read_checkpoint, verify_checkpoint
 
 # Files of the interval, in epochs or in steps, and those in between.
@@ -37,7 +37,7 @@ def write_checkpoint(content: dict[str, Any], file: Path) -> None:
     Raises:
         UserError: If the disk is full or cannot be written.
     """
-    with _one_line(file), written_whole(file) as place, place.open("wb") as opened:
+    with _one_line(file), atomic_write(file) as place, place.open("wb") as opened:
         torch.save(content, opened)
         opened.flush()
         os.fsync(opened.fileno())
@@ -58,7 +58,7 @@ def _one_line(file: Path) -> Iterator[None]:
 
 
 def _why(error: OSError, file: Path) -> str:
-    if error.errno not in NO_SPACE:
+    if error.errno not in NO_SPACE_ERRNOS:
         return f"checkpoint {str(file)!r} cannot be written: {error.strerror or error}"
     free = shutil.disk_usage(file.parent).free / 2**20
     return (
@@ -78,7 +78,7 @@ def begin_run(work_dir: Path, run: str) -> None:
         UserError: If the folder cannot be written.
     """
     file = work_dir / RUN
-    with _one_line(file), written_whole(file) as place:
+    with _one_line(file), atomic_write(file) as place:
         place.write_text(run, encoding="utf-8")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import mmengine.registry as registries
 from mmengine.registry import DefaultScope, Registry
 
-from backbones.errors import ConfigError, UserError, described
+from backbones.errors import ConfigError, UserError, describe_error
 
 REGISTRIES: tuple[Registry, ...] = (
     *(registries.MODELS, registries.TASK_UTILS, registries.WEIGHT_INITIALIZERS, registries.FUNCTIONS),
@@ -70,7 +70,7 @@ def building(cfg: Mapping[str, Any], *places: str) -> Iterator[None]:
         if not isinstance(error, REFUSALS):
             raise
         where = f"{places[0]}: " if len(places) == 1 else ""
-        raise ConfigError(f"config does not build: {where}{described(error)}") from error
+        raise ConfigError(f"config does not build: {where}{describe_error(error)}") from error
 
 
 def _refused_part(node: Any, place: str, error: Exception) -> tuple[str, Mapping[str, Any], Registry] | None:
@@ -101,7 +101,7 @@ def _reason(place: str, settings: Mapping[str, Any], registry: Registry, error: 
     unknown = sorted(settings.keys() - parameters.keys() - {"type", "_scope_"})
     if unknown and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return f"{place}: {name} has no argument {unknown[0]!r}{_nearest(unknown[0], [*parameters])}"
-    return f"{place}: {name}: {described(error)}"
+    return f"{place}: {name}: {describe_error(error)}"
 
 
 def registered_class(registry: Registry, kind: Any) -> Any:

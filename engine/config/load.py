@@ -23,7 +23,7 @@ from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.optim import AmpOptimWrapper
 from mmengine.registry import MODELS, OPTIM_WRAPPERS
 
-from backbones.errors import ConfigError, UserError, described
+from backbones.errors import ConfigError, UserError, describe_error
 from backbones.registry import unknown_backbone
 from engine.config.batch import BatchPlan, plan_batch, scaled_lr
 from engine.config.building import build, registered_class
@@ -175,7 +175,7 @@ def resolve(cfg: Config, stated_batch: int, launch: Launch, training: bool = Tru
 def _root_cause(error: BaseException) -> str:
     while error.__cause__ is not None and str(error.__cause__):
         error = error.__cause__
-    return described(error)
+    return describe_error(error)
 
 
 def _stated_batch(cfg: Config, path: str | Path) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from backbones.files import written_whole
+from backbones.files import atomic_write
 from engine.report.environment import read_text
 from engine.task import Score
 
@@ -113,7 +113,7 @@ def read_json_lines(path: Path) -> Iterable[dict[str, Any]]:
 def write_json(path: Path, content: Mapping[str, Any] | Sequence[Any]) -> None:
     """Write JSON at once: a reader sees the old or the new. The folder is made where it is absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as place:
+    with atomic_write(path) as place:
         place.write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from backbones.files import written_whole
+from backbones.files import atomic_write
 from engine.report.environment import commit_line, read_text
 from engine.report.html import (
     NONE,
@@ -64,7 +64,7 @@ def write_report(folder: Path) -> Path:
         The page.
     """
     page = folder / REPORT
-    with written_whole(page) as place:
+    with atomic_write(page) as place:
         place.write_text(render(read_run(folder), folder), encoding="utf-8")
     return page
 

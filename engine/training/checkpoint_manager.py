@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import mmengine
 from mmengine.dist import is_main_process
 
-from backbones.errors import CheckpointError, UserError, described
+from backbones.errors import CheckpointError, UserError, describe_error
 from backbones.weights import read_checkpoint
 from engine.checkpoint.model_weights import load_model
 from engine.checkpoint.state import check_resumable, restore_position, restore_random_state, resume_state
@@ -107,7 +107,7 @@ class CheckpointManager:
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             # torch and mmengine raise these for an optimizer or a schedule that is not the config's.
             raise CheckpointError(
-                f"--resume: checkpoint {filename!r} is of another training than the config's: {described(error)}"
+                f"--resume: checkpoint {filename!r} is of another training than the config's: {describe_error(error)}"
             ) from error
         # The seed is the checkpoint's now, also where the config has none or another.
         runner.train_dataloader.batch_sampler.reseed(runner.seed, runner.same_order)

@@ -629,5 +629,5 @@ def test_no_head_no_answer(tmp_path: Path) -> None:
 
 def test_a_file_of_averaged_weights_alone_says_so(pretrained: dict[str, Tensor], tmp_path: Path) -> None:
     path = saved({"ema_state_dict": pretrained, "epoch": 3}, tmp_path / "averages.pth")
-    with pytest.raises(UserError, match=r"averages\.pth' has averaged weights alone.*--ema"):
+    with pytest.raises(UserError, match=r"averages\.pth' has averaged weights only.*--ema"):
         build_backbone("convnext_atto", **SMALL, weights=path)

@@ -17,7 +17,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 
 from backbones.errors import UserError
-from backbones.files import remove_parts, written_whole
+from backbones.files import atomic_write, remove_partial_files
 from backbones.weights import read_checkpoint
 from engine.checkpoint import store as module
 from engine.checkpoint.store import Writer, begin_run, copied, last_good, write_checkpoint
@@ -149,7 +149,7 @@ def test_a_file_is_synced_before_it_has_its_name(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(os, "fsync", watched_sync)
     monkeypatch.setattr(Path, "replace", watched_replace)
-    with written_whole(tmp_path / "a.txt") as place:
+    with atomic_write(tmp_path / "a.txt") as place:
         place.write_text("whole")
     assert events == [f"sync {place.name}", "rename", f"sync {tmp_path.name}"]
 
@@ -172,7 +172,7 @@ def test_a_file_system_that_cannot_sync_a_folder(tmp_path: Path, monkeypatch: py
 def test_what_a_killed_process_left_goes_away(tmp_path: Path) -> None:
     for name in (".epoch_3.pth.123.part", "epoch_3.pth", "notes.part"):
         (tmp_path / name).write_text("x")
-    remove_parts(tmp_path)
+    remove_partial_files(tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["epoch_3.pth", "notes.part"]
 
 
