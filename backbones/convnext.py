@@ -1,4 +1,4 @@
-"""ConvNeXt: a pure ConvNet for any task.
+"""ConvNeXt V1 and V2: convolutional networks in four stages.
 
 Papers: Liu, Mao, Wu, Feichtenhofer, Darrell, Xie. "A ConvNet for the 2020s". CVPR 2022 (V1). Woo, Debnath, Hu, Chen,
 Liu, Kweon, Xie. "ConvNeXt V2: Co-designing and Scaling ConvNets with Masked Autoencoders". CVPR 2023 (V2).
@@ -35,9 +35,9 @@ class Block(nn.Module):
     Args:
         dim: Channels ``C``.
         kernel_size: Odd side of the depthwise kernel.
-        mlp_ratio: Width of the MLP over ``dim``.
+        mlp_ratio: Hidden channels of the MLP relative to ``dim``.
         drop_path: Probability of skipping the block in training.
-        layer_scale_init_value: Initial residual scale; 0 leaves layer scale out.
+        layer_scale_init_value: Initial layer scale; 0 for none.
         use_grn: Global response normalisation of the hidden channels (V2).
 
     Raises:
@@ -56,7 +56,7 @@ class Block(nn.Module):
         super().__init__()
         hidden = int(mlp_ratio * dim)
         if hidden < 1:
-            raise ConfigError(f"mlp_ratio={mlp_ratio}: with {dim} channels nothing is left inside of the block")
+            raise ConfigError(f"mlp_ratio={mlp_ratio}: with {dim} channels the block would have no hidden channel")
         self.dwconv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.pwconv1 = nn.Linear(dim, hidden)
@@ -72,15 +72,20 @@ class Block(nn.Module):
         return self.forward_mlp(x, self.forward_dwconv_norm(x)) if out is None else out
 
     def forward_dwconv_norm(self, x: Tensor) -> Tensor:
-        """First half: ``(N, C, H, W) -> (N, H, W, C)``."""
+        """First half, convolution and norm: ``(N, C, H, W) -> (N, H, W, C)``."""
         return self.norm(self.dwconv(x).permute(0, 2, 3, 1))
 
     def forward_mlp(self, x: Tensor, y: Tensor) -> Tensor:
-        """Second half, from the block's input ``(N, C, H, W)`` and the first half's output ``(N, H, W, C)``."""
+        """Second half, MLP and residual: output ``(N, C, H, W)``.
+
+        Args:
+            x: Input of the block, ``(N, C, H, W)``.
+            y: Output of the first half, ``(N, H, W, C)``.
+        """
         return x + self.drop_path(self.forward_branch(y))
 
     def forward_branch(self, y: Tensor) -> Tensor:
-        """MLP and layer scale: ``(N, H, W, C) -> (N, C, H, W)``, what the second half adds to the block's input."""
+        """MLP and layer scale: ``(N, H, W, C) -> (N, C, H, W)``, the residual branch before stochastic depth."""
         y = self.pwconv2(self.grn(self.act(self.pwconv1(y))))
         if self.gamma is not None:
             y = self.gamma * y
@@ -91,8 +96,8 @@ class Downsampling(nn.Sequential):
     """Norm and convolution of side and stride 2 between two stages: ``(N, C, H, W) -> (N, outputs, H // 2, W // 2)``.
 
     Args:
-        channels: ``C``.
-        outputs: Channels of the next stage.
+        channels: Channels ``C`` of the stage before.
+        outputs: Channels of the stage after.
     """
 
     def __init__(self, channels: int, outputs: int) -> None:
@@ -109,23 +114,22 @@ class ConvNeXt(Backbone):
     Args:
         depths: Blocks per stage.
         dims: Channels per stage.
-        in_channels: Channels of the image.
+        in_channels: Channels of the images.
         kernel_size: Odd side of the depthwise kernels (7 in the paper; 3 to 11 in its ablations).
-        mlp_ratio: Width of the blocks' MLP over their channels.
-        drop_path_rate: Stochastic depth of the last block, growing linearly from 0 at the first.
+        mlp_ratio: Hidden channels of the blocks' MLP relative to their channels.
+        drop_path_rate: Probability of stochastic depth in the last block, growing linearly from 0 in the first.
         layer_scale_init_value: Initial layer scale; 1e-6 for training from scratch, 1.0 where detectors and
-            segmentors load pretrained weights over it, 0 for none (V2).
+            segmentors overwrite it with pretrained weights, 0 for none (V2).
         use_grn: Global response normalisation in the blocks (V2).
-        out_indices: ``None`` gives one pooled and normalised vector for classification. A sequence of stage indices
-            gives one map each, normalised by its own ``norm{i}``, for dense prediction.
-        grad_checkpointing: Recompute the blocks, all or those of these stages, in the backward pass instead of keeping
-            their activations.
+        out_indices: ``None`` for one pooled and normalised vector (classification), or stage indices for one map each,
+            normalised by ``norm{i}`` (dense prediction).
+        grad_checkpointing: Blocks to recompute in the backward pass, see :class:`backbones.base.Backbone`.
         init_std: Standard deviation of the initial weights. The released 0.02 suits widths from 96 on; the narrow
-            networks of the demo stay on the plateau of chance for hundreds of steps with it and want about 0.06.
+            networks of the demo stay at chance level for hundreds of steps with it and need about 0.06.
         weights: Path or URL of a checkpoint, loaded by :meth:`init_weights`.
 
     Raises:
-        ConfigError: If a size is impossible, with the argument's name.
+        ConfigError: If an argument is invalid.
     """
 
     def __init__(
@@ -169,14 +173,14 @@ class ConvNeXt(Backbone):
         """Compute features.
 
         Args:
-            x: Images ``(N, in_channels, H, W)``, normalised. H and W need not be multiples of 32: as in the released
-                network, each downsampling drops an odd last row or column.
+            x: Batch of normalised images, ``(N, in_channels, H, W)``. H and W need not be multiples of 32: as in the
+                released network, each downsampling drops an odd last row or column.
 
         Returns:
-            ``(N, num_features)`` without ``out_indices``, else one ``(N, C_i, H_i, W_i)`` for each index.
+            ``(N, num_features)`` without ``out_indices``, else one map ``(N, C_i, H_i, W_i)`` for each index.
 
         Raises:
-            ConfigError: If an image is smaller than 32 x 32, or ``weights`` were asked for and never loaded.
+            ConfigError: If an image is smaller than 32 x 32, or ``weights`` were requested and never loaded.
         """
         x = self.prepare(x)
         outputs: list[Tensor] = []
@@ -186,16 +190,16 @@ class ConvNeXt(Backbone):
         return self.finish(outputs, x)
 
     def no_weight_decay(self, name: str) -> bool:
-        """Whether a parameter takes no weight decay: scale and shift of the response normalisation, as released."""
+        """Whether a parameter gets no weight decay: scale and shift of the response normalisation, as released."""
         return ".grn." in name
 
     @property
     def num_layers(self) -> int:
-        """Layer groups before the head: each 3 blocks of the third stage are one; 6 for tiny, 12 for small and up."""
+        """Layer groups before the head, one for each 3 blocks of the third stage: 6 for tiny, 12 from small on."""
         return 3 + ceil(self.depths[2] / BLOCKS_PER_GROUP)
 
     def layer_id(self, name: str) -> int:
-        """Depth of a parameter for layer-wise learning-rate decay (released code, ``num_layers`` groups).
+        """Layer group of a parameter for layer-wise learning-rate decay, as in the released code.
 
         Args:
             name: Parameter name without a prefix, such as ``stages.2.5.dwconv.weight``.
@@ -204,7 +208,7 @@ class ConvNeXt(Backbone):
             0 for the stem, up to ``num_layers`` for the last stage, ``num_layers + 1`` for the output norms, which
             train at the head's rate.
         """
-        kind, stage, block = self._place(name)
+        kind, stage, block = self._parse_name(name)
         if kind == "norm":
             return self.num_layers + 1
         if stage == 3:
@@ -219,30 +223,27 @@ class ConvNeXt(Backbone):
         return sum(self.depths)
 
     def block_id(self, name: str) -> int:
-        """Depth of a parameter with one id for each block, ``single`` in the released fine-tuning code of V2.
+        """Layer group of a parameter with one group per block, ``single`` in the released fine-tuning code of V2.
 
         Returns:
-            A block's number from 1; stem and downsampling share that of the block after them. ``num_blocks + 1`` for
-            the norms.
+            Number of the block, from 1; stem and downsampling have that of the block after them, the output norms
+            ``num_blocks + 1``.
         """
-        kind, stage, block = self._place(name)
+        kind, stage, block = self._parse_name(name)
         if kind == "norm":
             return self.num_blocks + 1
         return sum(self.depths[:stage]) + 1 + (block if kind == "stages" else 0)
 
     def stage_id(self, name: str) -> int | None:
-        """Stage of a parameter for stage-wise decay: 0 for the stem and downsampling, 1 to 4 for the stages.
-
-        The output norms belong to the head: ``None``.
-        """
-        kind, stage, _ = self._place(name)
+        """Stage of a parameter for stage-wise decay, from 1; 0 for stem and downsampling, ``None`` for output norms."""
+        kind, stage, _ = self._parse_name(name)
         if kind == "norm":
             return None
         return 0 if kind == "downsample_layers" else stage + 1
 
     @staticmethod
-    def _place(name: str) -> tuple[str, int, int]:
-        """Split a parameter name into its kind, its stage and its block (or place in the downsampling layer)."""
+    def _parse_name(name: str) -> tuple[str, int, int]:
+        """Split a parameter name into its kind, its stage index and its block index (or index in the downsampling)."""
         if match := re.match(r"(downsample_layers|stages)\.(\d)\.(\d+)\.", name):
             return match[1], int(match[2]), int(match[3])
         if re.match(r"norm[0-3]?\.", name):

@@ -1,4 +1,4 @@
-"""Isotropic ConvNeXt: ConvNeXt blocks in the shape of a ViT, with one resolution at all depths.
+"""Isotropic ConvNeXt: ConvNeXt blocks arranged as in a ViT, with one resolution at all depths.
 
 Paper: Liu et al., "A ConvNet for the 2020s", section 3.3 and Table 2. Parameter names are those of the released
 checkpoints (``stem.weight``, ``blocks.3.dwconv.weight``, ``norm.weight``).
@@ -17,32 +17,32 @@ from backbones.convnext import Block
 from backbones.errors import ConfigError
 from backbones.layers import check_kernel_size, drop_path_rates, init_trunc_normal
 
-PATCH = 16
+PATCH_SIZE = 16
 
 
 class IsotropicConvNeXt(Backbone):
-    """A stem that cuts the image into 16 x 16 patches, then equal blocks at stride 16, without a head.
+    """A stem that embeds 16 x 16 patches, followed by equal blocks at stride 16, without a head.
 
     Args:
-        depth: Blocks.
-        dim: Channels.
-        in_channels: Channels of the image.
+        depth: Number of blocks.
+        dim: Channels of the blocks.
+        in_channels: Channels of the images.
         kernel_size: Odd side of the depthwise kernels.
-        mlp_ratio: Width of the blocks' MLP over ``dim``.
-        drop_path_rate: Stochastic depth of the last block, growing linearly from 0 at the first.
+        mlp_ratio: Hidden channels of the blocks' MLP relative to ``dim``.
+        drop_path_rate: Probability of stochastic depth in the last block, growing linearly from 0 in the first.
         layer_scale_init_value: Initial layer scale; the paper leaves it out (0) for S and B.
-        out_indices: ``None`` gives one pooled and normalised vector. A sequence of quarters of the depth (0 to 3) gives
-            the map after each, all at stride 16, normalised by its own ``norm{i}``.
-        grad_checkpointing: Recompute the blocks, all or those of these quarters, in the backward pass instead of
-            keeping their activations.
+        out_indices: ``None`` for one pooled and normalised vector, or quarters of the depth (0 to 3) for the map after
+            each, all at stride 16, normalised by ``norm{i}``.
+        grad_checkpointing: Blocks to recompute in the backward pass, see :class:`backbones.base.Backbone`; a stage is
+            a quarter of the depth.
         init_std: Standard deviation of the initial weights.
         weights: Path or URL of a checkpoint, loaded by :meth:`init_weights`.
 
     Raises:
-        ConfigError: If a size is impossible, with the argument's name.
+        ConfigError: If an argument is invalid.
     """
 
-    min_image_side = PATCH
+    min_image_side = PATCH_SIZE
 
     def __init__(
         self,
@@ -65,8 +65,8 @@ class IsotropicConvNeXt(Backbone):
         self.depth = depth
         self.num_features = dim
         self.out_channels = (dim,) * len(self.out_indices or (3,))
-        self.strides = (PATCH,) * len(self.out_channels)
-        self.stem = nn.Conv2d(in_channels, dim, PATCH, stride=PATCH)
+        self.strides = (PATCH_SIZE,) * len(self.out_channels)
+        self.stem = nn.Conv2d(in_channels, dim, PATCH_SIZE, stride=PATCH_SIZE)
         (rates,) = drop_path_rates(drop_path_rate, (depth,))
         self.blocks = nn.Sequential(
             *(Block(dim, kernel_size, mlp_ratio, rate, layer_scale_init_value) for rate in rates)
@@ -78,13 +78,14 @@ class IsotropicConvNeXt(Backbone):
         """Compute features.
 
         Args:
-            x: Images ``(N, in_channels, H, W)``, normalised. The stem drops rows and columns beyond a multiple of 16.
+            x: Batch of normalised images, ``(N, in_channels, H, W)``. The stem drops rows and columns beyond a multiple
+                of 16.
 
         Returns:
-            ``(N, dim)`` without ``out_indices``, else one ``(N, dim, H / 16, W / 16)`` for each index.
+            ``(N, dim)`` without ``out_indices``, else one map ``(N, dim, H // 16, W // 16)`` for each index.
 
         Raises:
-            ConfigError: If an image is smaller than 16 x 16, or ``weights`` were asked for and never loaded.
+            ConfigError: If an image is smaller than 16 x 16, or ``weights`` were requested and never loaded.
         """
         x = self.stem(self.prepare(x))
         blocks = list(self.blocks.children())
@@ -95,7 +96,7 @@ class IsotropicConvNeXt(Backbone):
         return self.finish(outputs, x)
 
     def _quarter(self, i: int) -> int:
-        """First block of a quarter."""
+        """Index of the first block of a quarter."""
         return i * self.depth // len(STAGE_INDICES)
 
     @property
@@ -104,20 +105,20 @@ class IsotropicConvNeXt(Backbone):
         return self.depth
 
     def layer_id(self, name: str) -> int:
-        """Depth of a parameter: 0 for the stem, the block's number from 1, ``num_layers + 1`` for the norms."""
-        block = self._block(name)
+        """Layer group of a parameter: 0 for the stem, number of the block from 1, ``num_layers + 1`` for the norms."""
+        block = self._block_index(name)
         return self.num_layers + 1 if block is None else block + 1
 
     def stage_id(self, name: str) -> int | None:
-        """Quarter of a parameter from 1, 0 for the stem, ``None`` for the norms, which belong to the head."""
-        block = self._block(name)
+        """Quarter of a parameter, from 1; 0 for the stem, ``None`` for the output norms."""
+        block = self._block_index(name)
         if block is None:
             return None
         return sum(block >= self._quarter(i) for i in STAGE_INDICES) if block >= 0 else 0
 
     @staticmethod
-    def _block(name: str) -> int | None:
-        """Number of a parameter's block; -1 for the stem, ``None`` for a norm."""
+    def _block_index(name: str) -> int | None:
+        """Index of a parameter's block; -1 for the stem, ``None`` for a norm."""
         if match := re.match(r"blocks\.(\d+)\.", name):
             return int(match[1])
         if name.startswith("stem."):

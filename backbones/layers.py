@@ -1,4 +1,4 @@
-"""Layers of ConvNeXt that PyTorch and timm do not have in the form we need."""
+"""Layers of ConvNeXt that differ from those of PyTorch and timm, and initialisation."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class LayerNorm2d(nn.LayerNorm):
     fused kernel of :func:`torch.nn.functional.layer_norm` runs without a copy; contiguous input is copied once.
 
     Args:
-        channels: ``C``.
-        eps: Added to the variance; 1e-6 as in the released code.
+        channels: Channels ``C``.
+        eps: Epsilon added to the variance; 1e-6 as in the released code.
     """
 
     def __init__(self, channels: int, eps: float = 1e-6) -> None:
@@ -38,11 +38,11 @@ class GRN(nn.Module):
     Input and output are ``(N, H, W, C)``. Each channel is scaled by its response over the whole map against the mean
     response of all channels, with a learned scale and shift that begin at zero, and added to the input.
 
-    It is computed in float32 also for half-precision input: a norm over a whole map soon exceeds 65504, the largest
+    It is computed in float32 also for half-precision input: a norm over a whole map can exceed 65504, the largest
     float16, and bfloat16 would round the ratio of responses to three digits.
 
     Args:
-        channels: ``C``.
+        channels: Channels ``C``.
     """
 
     def __init__(self, channels: int) -> None:
@@ -56,31 +56,31 @@ class GRN(nn.Module):
         return torch.addcmul(self.beta, x, factors).to(x.dtype)
 
     def factors(self, response: Tensor) -> Tensor:
-        """What each channel is multiplied by, ``(N, 1, 1, C)``, from the norms of the maps, ``(N, 1, 1, C)``.
+        """Factor of each channel, ``(N, 1, 1, C)``, from the norm of each channel over the map, ``(N, 1, 1, C)``.
 
-        The map itself is in it: ``x + gamma * x * relative`` in one pass over the map instead of three.
+        The residual is included: ``x + gamma * x * relative`` takes one pass over the map instead of three.
         """
         relative = response / (response.mean(-1, keepdim=True) + 1e-6)
         return 1 + self.gamma * relative
 
 
 def check_kernel_size(kernel_size: int) -> None:
-    """Refuse an even kernel, which would change the size of the map.
+    """Check that the kernel size is odd, so that the size of the map does not change.
 
     Raises:
-        UserError: If the size is even or not positive.
+        ConfigError: If it is even or not positive.
     """
     if kernel_size % 2 == 0 or kernel_size < 1:
-        raise ConfigError(f"kernel_size={kernel_size}: an odd number keeps the size of the map (the paper uses 7)")
+        raise ConfigError(f"kernel_size={kernel_size}: an odd number is needed (the paper uses 7)")
 
 
 def init_trunc_normal(module: nn.Module, std: float = 0.02) -> None:
-    """Draw convolution and linear weights from a normal cut at +-2, and zero their biases.
+    """Initialise convolution and linear weights from a normal distribution truncated at +-2, and biases with zero.
 
-    Table 2.5 of the dissertation prints "trunc. normal (0.2)"; the released code uses 0.02, which is meant.
+    Table 2.5 of the dissertation prints "trunc. normal (0.2)", a misprint of the 0.02 of the released code.
 
     Raises:
-        UserError: If ``std`` is no positive number.
+        ConfigError: If ``std`` is not a positive number.
     """
     if not 0 < std < math.inf:
         raise ConfigError(f"init_std={std}: a positive number is needed, such as 0.02")
@@ -91,10 +91,10 @@ def init_trunc_normal(module: nn.Module, std: float = 0.02) -> None:
 
 
 def layer_scale(channels: int, initial: float) -> nn.Parameter | None:
-    """The factors on the channels of a residual branch (Touvron et al., 2021); none for an initial value of 0.
+    """Layer scale, factors ``(C,)`` of a residual branch (Touvron et al., 2021); ``None`` for an initial value of 0.
 
     Raises:
-        UserError: If the initial value is no finite number.
+        ConfigError: If the initial value is not finite.
     """
     if not math.isfinite(initial):
         raise ConfigError(f"layer_scale_init_value={initial}: a finite number is needed, such as 1e-6")
@@ -102,10 +102,10 @@ def layer_scale(channels: int, initial: float) -> nn.Parameter | None:
 
 
 def drop_path_rates(rate: float, depths: tuple[int, ...]) -> list[list[float]]:
-    """Stochastic depth of each block: linear from 0 at the first to ``rate`` at the last (Huang et al., 2016).
+    """Stochastic depth of each block, linear from 0 in the first to ``rate`` in the last (Huang et al., 2016).
 
     Args:
-        rate: Probability of dropping the last block.
+        rate: Probability of the last block.
         depths: Blocks per stage.
 
     Returns:

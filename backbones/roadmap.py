@@ -4,18 +4,18 @@ Source: Liu et al., "A ConvNet for the 2020s" (CVPR 2022), section 2; here after
 section 2.3 for what a step does, Tables 2.10 and 2.11 for what it gives, section 2.10 for the widths of the ResNet-200
 regime.
 
-The text leaves details open. Both tables print the multiply-adds of convolutions and linear layers alone, and these
-decide most details to the last digit. ResNets are torchvision's (stride 2 in the 3x3 convolution). The stage ratio of
-the large regime comes with width 84. From the inverted bottleneck on, the residual stream has ``width`` channels and
-the inside of a block four times as many, so that stage 0 needs no convolution on its shortcut and the others become
-thin. A depthwise convolution that has moved up works on the channels that come in and takes the stride with it; the 1x1
-convolution after it goes to four times the new width at once.
+The text leaves details open. Both tables print the multiply-adds of convolutions and linear layers alone, which
+determine most details to the last digit. ResNets are torchvision's (stride 2 in the 3x3 convolution). The stage ratio
+of the large regime comes with width 84. From the inverted bottleneck on, the residual stream has ``width`` channels and
+a block four times as many hidden channels, so that stage 0 needs no convolution on its shortcut and the others become
+thin. A depthwise convolution that has moved up has the block's input channels and stride; the 1x1 convolution after it
+expands directly to four times the new width.
 
-Norms, activations and biases cost nothing in that count, so that the tables cannot tell these readings of the text from
-others: the patchify stem keeps the norm and the activation of the ResNet's; "fewer activations" leaves one between the
+Norms, activations and biases cost nothing in that count, so that the tables cannot confirm these readings of the text:
+the patchify stem keeps the norm and the activation of the ResNet's; "fewer activations" leaves one between the
 1x1 convolutions and none after the sum or the stem; "fewer norms" leaves the one before the 1x1 convolutions and none
 on the shortcut or after the stem, where the last step adds one. Layer scale (1e-6 in Table 2.5) enters with the last
-step; ``layer_scale_init_value`` gives it to any other row.
+step; ``layer_scale_init_value`` adds it to any other row.
 """
 
 from __future__ import annotations
@@ -35,26 +35,27 @@ from backbones.convnext import BLOCKS_PER_GROUP, STEM_STRIDE, ConvNeXt
 from backbones.errors import ConfigError
 from backbones.layers import LayerNorm2d, drop_path_rates, init_trunc_normal, layer_scale
 
-EXPANSION = 4
+BOTTLENECK_RATIO = 4
 
 
 @dataclass(frozen=True)
 class Design:
-    """What one network of the roadmap is made of; the defaults are ResNet-50's.
+    """Design choices of one network of the roadmap; the defaults are ResNet-50's.
 
     Attributes:
         depths: Blocks per stage.
         width: Channels of the stem; they double from stage to stage.
-        patchify: A stem of 4x4 patches in place of a 7x7 convolution and a maximum over 3x3, each of stride 2.
+        patchify: A stem of 4x4 patches in place of a 7x7 convolution and 3x3 max pooling, each of stride 2.
         depthwise: One group per channel in the spatial convolution.
-        inverted: Blocks that are wide inside and thin outside, not the reverse.
+        inverted: Inverted bottlenecks: more hidden channels than channels of the residual stream.
         depthwise_first: The spatial convolution before both 1x1 convolutions, not between them.
         kernel_size: Side of the spatial convolution.
         gelu: GELU in place of ReLU.
-        fewer_activations: One in a block, between the 1x1 convolutions.
-        fewer_norms: One in a block, after the first convolution.
+        fewer_activations: One activation in a block, between the 1x1 convolutions.
+        fewer_norms: One norm in a block, after the first convolution.
         layer_norm: Layer normalisation in place of batch normalisation.
-        separate_downsampling: Between the stages, in place of strides and convolved shortcuts: this is a ConvNeXt.
+        separate_downsampling: Downsampling layers between the stages, in place of strides and convolutions on
+            shortcuts: this is a ConvNeXt.
     """
 
     depths: tuple[int, int, int, int] = (3, 4, 6, 3)
@@ -73,12 +74,12 @@ class Design:
     @property
     def dims(self) -> tuple[int, ...]:
         """Channels of each stage's output."""
-        return tuple(self.width * 2**i * (1 if self.inverted else EXPANSION) for i in STAGE_INDICES)
+        return tuple(self.width * 2**i * (1 if self.inverted else BOTTLENECK_RATIO) for i in STAGE_INDICES)
 
     @property
     def hidden(self) -> tuple[int, ...]:
-        """Channels inside each stage's blocks."""
-        return tuple(self.width * 2**i * (EXPANSION if self.inverted else 1) for i in STAGE_INDICES)
+        """Hidden channels of each stage's blocks."""
+        return tuple(self.width * 2**i * (BOTTLENECK_RATIO if self.inverted else 1) for i in STAGE_INDICES)
 
 
 class RoadmapBlock(nn.Module):
@@ -87,11 +88,11 @@ class RoadmapBlock(nn.Module):
     ``(N, C, H, W) -> (N, C', ceil(H / stride), ceil(W / stride))``
 
     Args:
-        design: The network's.
-        channels: ``C``, hidden channels, ``C'``.
-        stride: Of the spatial convolution and the shortcut.
+        design: Design of the network.
+        channels: Input channels ``C``, hidden channels, output channels ``C'``.
+        stride: Stride of the spatial convolution and the shortcut.
         drop_path: Probability of skipping the block in training.
-        layer_scale_init_value: Initial residual scale; 0 leaves layer scale out.
+        layer_scale_init_value: Initial layer scale; 0 for none.
     """
 
     def __init__(
@@ -123,7 +124,7 @@ class RoadmapBlock(nn.Module):
         self.gamma = layer_scale(after, layer_scale_init_value)
         self.drop_path = DropPath(drop_path)
         self.shortcut = nn.Sequential()
-        if before != after:  # every stride comes with a new width
+        if before != after:  # every stride comes with a change of width
             normed = not design.fewer_norms
             self.shortcut.append(_convolution(design, before, after, normed, stride=stride))
             if normed:
@@ -140,21 +141,21 @@ class RoadmapBlock(nn.Module):
 class RoadmapNet(Backbone):
     """A network on the way from ResNet to ConvNeXt: four stages at strides 4, 8, 16 and 32, without a head.
 
-    The outputs are the stages' own: like a ResNet, and unlike ConvNeXt, it has no norm after them. Parameters are
-    named like ConvNeXt's where there is a likeness (``downsample_layers.0.0.weight`` for the stem,
-    ``stages.2.5.branch.conv1.weight``). With ``grad_checkpointing``, each training step moves the running statistics of
-    batch normalisation twice.
+    The outputs are those of the stages: like a ResNet, and unlike ConvNeXt, it has no norm after them. Parameters are
+    named as in ConvNeXt where possible (``downsample_layers.0.0.weight`` for the stem,
+    ``stages.2.5.branch.conv1.weight``). With ``grad_checkpointing``, each training step updates the running statistics
+    of batch normalisation twice.
 
     Args:
-        design: What the network is made of.
-        drop_path_rate: Stochastic depth of the last block, growing linearly from 0 at the first.
+        design: Design of the network.
+        drop_path_rate: Probability of stochastic depth in the last block, growing linearly from 0 in the first.
         layer_scale_init_value: Initial layer scale; 0 for none.
-        out_indices: ``None`` gives one pooled vector, a sequence of stage indices one map each.
-        grad_checkpointing: Recompute the blocks in the backward pass instead of keeping their activations.
+        out_indices: ``None`` for one pooled vector, or stage indices for one map each.
+        grad_checkpointing: Blocks to recompute in the backward pass, see :class:`backbones.base.Backbone`.
         weights: Path or URL of a checkpoint, loaded by :meth:`init_weights`.
 
     Raises:
-        UserError: If an argument is impossible, or the design is a ConvNeXt's.
+        ConfigError: If an argument is invalid, or the design is a ConvNeXt's.
     """
 
     def __init__(
@@ -190,14 +191,14 @@ class RoadmapNet(Backbone):
         """Compute features.
 
         Args:
-            x: Images ``(N, 3, H, W)``, normalised. Where H and W are not multiples of 32, each halving rounds up, as in
-                a ResNet; the patchify stem drops rows and columns beyond a multiple of 4.
+            x: Batch of normalised images, ``(N, 3, H, W)``. If H and W are not multiples of 32, each halving rounds up,
+                as in a ResNet; the patchify stem drops rows and columns beyond a multiple of 4.
 
         Returns:
-            ``(N, num_features)`` without ``out_indices``, else one ``(N, C_i, H_i, W_i)`` for each index.
+            ``(N, num_features)`` without ``out_indices``, else one map ``(N, C_i, H_i, W_i)`` for each index.
 
         Raises:
-            UserError: If an image is smaller than 32 x 32, or ``weights`` were asked for and never loaded.
+            ConfigError: If an image is smaller than 32 x 32, or ``weights`` were requested and never loaded.
         """
         x = self.downsample_layers[0](self.prepare(x))
         outputs = []
@@ -209,12 +210,12 @@ class RoadmapNet(Backbone):
 
     @property
     def num_layers(self) -> int:
-        """Layer groups before the head: each 3 blocks of the third stage are one, as in ConvNeXt."""
+        """Layer groups before the head, one for each 3 blocks of the third stage, as in ConvNeXt."""
         return 3 + ceil(self.depths[2] / BLOCKS_PER_GROUP)
 
     def layer_id(self, name: str) -> int:
-        """Depth of a parameter: 0 for the stem, up to ``num_layers`` for the last stage. None trains with the head."""
-        stage, block = self._place(name)
+        """Layer group of a parameter: 0 for the stem, up to ``num_layers`` for the last stage."""
+        stage, block = self._parse_name(name)
         return {0: 0, 1: 1, 2: 2, 3: 3 + block // BLOCKS_PER_GROUP, 4: self.num_layers}[stage]
 
     @property
@@ -223,17 +224,17 @@ class RoadmapNet(Backbone):
         return sum(self.depths)
 
     def block_id(self, name: str) -> int:
-        """Depth of a parameter: a block's number from 1, which the stem shares with the first, as in ConvNeXt."""
-        stage, block = self._place(name)
+        """Layer group of a parameter: number of the block from 1, also 1 for the stem, as in ConvNeXt."""
+        stage, block = self._parse_name(name)
         return sum(self.depths[: stage - 1]) + 1 + block if stage else 1
 
     def stage_id(self, name: str) -> int | None:
         """Stage of a parameter: 0 for the stem, 1 to 4 for the stages with their downsampling."""
-        return self._place(name)[0]
+        return self._parse_name(name)[0]
 
     @staticmethod
-    def _place(name: str) -> tuple[int, int]:
-        """Split a parameter name into its stage, 0 being the stem, and its block."""
+    def _parse_name(name: str) -> tuple[int, int]:
+        """Split a parameter name into its stage, 0 for the stem, and its block index."""
         if name.startswith("downsample_layers.0."):
             return 0, 0
         if match := re.match(r"stages\.([0-3])\.(\d+)\.", name):
@@ -244,7 +245,7 @@ class RoadmapNet(Backbone):
 def _convolution(
     design: Design, fan_in: int, fan_out: int, normed: bool, kernel_size: int = 1, **options: Any
 ) -> nn.Module:
-    """A convolution that keeps the size of the map but for its stride; before a batch norm a bias would be undone."""
+    """A convolution with padding for the same size; without a bias before a batch norm, which would remove it."""
     bias = design.layer_norm or not normed
     return nn.Conv2d(fan_in, fan_out, kernel_size, padding=kernel_size // 2, bias=bias, **options)
 
@@ -276,13 +277,13 @@ def _stem(design: Design) -> nn.Sequential:
 
 @dataclass(frozen=True)
 class PrintedResult:
-    """What a table prints about one row, on ImageNet-1K at 224 x 224.
+    """Printed results of one row, on ImageNet-1K at 224 x 224.
 
     Attributes:
-        accuracy: Top-1 in percent; in Table 2.10 the mean of three seeds.
+        accuracy: Top-1 accuracy in percent; in Table 2.10 the mean of three seeds.
         gflops: Multiply-adds in billions.
-        std: Standard deviation over the seeds, which Table 2.11 does not have.
-        note: Why our network has another count, where it has.
+        std: Standard deviation over the seeds; ``None`` in Table 2.11.
+        note: Reason for a difference from the count of the network built here; empty if there is none.
     """
 
     accuracy: float
@@ -296,9 +297,9 @@ class RoadmapRow:
     """One row of Table 2.10 or 2.11.
 
     Attributes:
-        label: As printed.
-        design: The network.
-        printed: What the table prints about it.
+        label: Printed name of the row.
+        design: Design of the network.
+        printed: Printed results.
     """
 
     label: str
@@ -306,7 +307,7 @@ class RoadmapRow:
     printed: PrintedResult
 
     def build(self, **options: Any) -> Backbone:
-        """Build the network; the last step's is the ConvNeXt itself."""
+        """Build the network; that of the last step is a ConvNeXt."""
         design = self.design
         if design.separate_downsampling:
             return ConvNeXt(design.depths, design.dims, kernel_size=design.kernel_size, **options)
@@ -315,13 +316,13 @@ class RoadmapRow:
 
 @dataclass(frozen=True)
 class RoadmapStep:
-    """One step of the roadmap; pairs are for the ResNet-50 and the ResNet-200 regime.
+    """One step of the roadmap; pairs are for the regimes of ResNet-50 and ResNet-200.
 
     Attributes:
-        name: Ending of the networks' names.
-        label: As printed.
-        change: What differs from the last adopted step.
-        printed: What the tables print.
+        name: Suffix of the networks' names.
+        label: Printed names of the rows.
+        change: Fields of :class:`Design` that differ from the last adopted step.
+        printed: Printed results.
         adopted: Whether the next step builds on this one.
     """
 
@@ -428,8 +429,8 @@ ROADMAP_STEPS = (
 )
 
 
-def _walk(prefix: str, regime: int) -> dict[str, RoadmapRow]:
-    """The rows of one regime, 0 or 1 in the pairs of a step, under their networks' names."""
+def _rows(prefix: str, regime: int) -> dict[str, RoadmapRow]:
+    """The rows of one regime, index 0 or 1 of a step's pairs, by name of the network."""
     rows = {}
     design = Design()
     for step in ROADMAP_STEPS:
@@ -440,5 +441,5 @@ def _walk(prefix: str, regime: int) -> dict[str, RoadmapRow]:
     return rows
 
 
-RESNET50_TO_TINY = _walk("roadmap50", 0)  # Table 2.10
-RESNET200_TO_BASE = _walk("roadmap200", 1)  # Table 2.11
+RESNET50_TO_TINY = _rows("roadmap50", 0)  # Table 2.10
+RESNET200_TO_BASE = _rows("roadmap200", 1)  # Table 2.11

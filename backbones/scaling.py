@@ -1,8 +1,8 @@
 """Depth and width of a ConvNeXt for a budget of parameters or multiply-adds.
 
-The family keeps two ratios of blocks per stage, 1:1:3:1 (T and smaller) and 1:1:9:1 (S and larger), and doubles the
-width from stage to stage (Liu et al., "A ConvNet for the 2020s", sections 2.2 and 4). One of depth and width is given,
-the budget decides the other. What a shape costs is computed in closed form, by the rules of ``analysis/flops.py``.
+The family has two ratios of blocks per stage, 1:1:3:1 (T and smaller) and 1:1:9:1 (S and larger), and doubles the width
+from stage to stage (Liu et al., "A ConvNet for the 2020s", sections 2.2 and 4). Either depth or width is given, and the
+budget determines the other. The cost is computed in closed form, by the rules of ``analysis/flops.py``.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from backbones.errors import ConfigError
 from backbones.layers import check_kernel_size
 
 RATIOS = {"1:1:3:1": (1, 1, 3, 1), "1:1:9:1": (1, 1, 9, 1)}
-WIDTH_STEP = 8  # all widths of the family are multiples of 8, as matrix units want them
-LARGEST_WIDTH, LARGEST_DEPTH = 4096, 512
-LAYER_NORM = 5  # multiply-adds per element, as fvcore counts an affine layer norm
+WIDTH_STEP = 8  # all widths of the family are multiples of 8, as matrix units require
+MAX_WIDTH, MAX_DEPTH = 4096, 512
+LAYER_NORM_FLOPS = 5  # multiply-adds per element, as fvcore counts an affine layer norm
 STEM_KERNEL, DOWNSAMPLE_KERNEL = 4, 2
 
 
 @dataclass(frozen=True)
 class ConvNeXtShape:
-    """One ConvNeXt, with what it costs.
+    """Depths and widths of one ConvNeXt, and its cost.
 
     Attributes:
         depths: Blocks per stage.
         dims: Channels per stage.
         kernel_size: Side of the depthwise kernels.
-        mlp_ratio: Width of the blocks' MLP over their channels.
+        mlp_ratio: Hidden channels of the blocks' MLP relative to their channels.
     """
 
     depths: tuple[int, int, int, int]
@@ -38,7 +38,7 @@ class ConvNeXtShape:
     mlp_ratio: float = 4.0
 
     def params(self, classes: int = 1000) -> int:
-        """Parameters with V1 blocks (with layer scale) and a linear head."""
+        """Number of parameters with V1 blocks (with layer scale) and a linear head."""
         first, last = self.dims[0], self.dims[-1]
         total = (STEM_KERNEL**2 * 3 + 3) * first + 2 * last + (last + 1) * classes
         for narrow, wide in pairwise(self.dims):
@@ -51,18 +51,18 @@ class ConvNeXtShape:
         return total
 
     def flops(self, side: int = 224, classes: int = 1000) -> int:
-        """Multiply-adds on one image of ``side`` x ``side`` pixels, with a linear head."""
+        """Number of multiply-adds on one image of ``side`` x ``side`` pixels, with a linear head."""
         side //= STEM_KERNEL
-        total = (STEM_KERNEL**2 * 3 + LAYER_NORM) * self.dims[0] * side**2
+        total = (STEM_KERNEL**2 * 3 + LAYER_NORM_FLOPS) * self.dims[0] * side**2
         for stage, (depth, dim) in enumerate(zip(self.depths, self.dims, strict=True)):
             if stage:
                 narrow = self.dims[stage - 1]
-                total += LAYER_NORM * narrow * side**2
+                total += LAYER_NORM_FLOPS * narrow * side**2
                 side //= DOWNSAMPLE_KERNEL
                 total += DOWNSAMPLE_KERNEL**2 * narrow * dim * side**2
             hidden = int(self.mlp_ratio * dim)
-            total += depth * side**2 * dim * (self.kernel_size**2 + LAYER_NORM + 2 * hidden)
-        return total + (LAYER_NORM + classes) * self.dims[-1]
+            total += depth * side**2 * dim * (self.kernel_size**2 + LAYER_NORM_FLOPS + 2 * hidden)
+        return total + (LAYER_NORM_FLOPS + classes) * self.dims[-1]
 
 
 def shape_for_budget(
@@ -76,21 +76,21 @@ def shape_for_budget(
     mlp_ratio: float = 4.0,
     side: int = 224,
 ) -> ConvNeXtShape:
-    """The shape of the family whose cost is nearest to a budget.
+    """The ConvNeXt of the family's proportions whose cost is nearest to a budget.
 
     Args:
         gflops: Budget in billions of multiply-adds at ``side`` pixels; either this or ``params``.
         params: Budget in millions of parameters, with a head of 1,000 classes.
-        ratio: Blocks of the four stages, ``1:1:3:1`` or ``1:1:9:1``.
-        blocks: Blocks of the first stage: the width is found, in steps of 8 channels. 3, as in T to XL, if neither this
-            nor ``width`` is given.
-        width: Channels of the first stage: the depth is found.
+        ratio: Ratio of blocks of the four stages, ``1:1:3:1`` or ``1:1:9:1``.
+        blocks: Blocks of the first stage; the width is determined, in steps of 8 channels. 3, as in T to XL, if neither
+            this nor ``width`` is given.
+        width: Channels of the first stage; the depth is determined.
         kernel_size: Side of the depthwise kernels.
-        mlp_ratio: Width of the blocks' MLP over their channels.
+        mlp_ratio: Hidden channels of the blocks' MLP relative to their channels.
         side: Side of the image in pixels.
 
     Raises:
-        UserError: If an argument is impossible, two contradict each other, or no shape comes within a factor of two of
+        ConfigError: If an argument is invalid, two contradict each other, or no network comes within a factor of two of
             the budget.
     """
     if (gflops is None) == (params is None):
@@ -99,7 +99,7 @@ def shape_for_budget(
         raise ConfigError(f"ratio={ratio!r}: choose from {', '.join(RATIOS)}")
     _check_sizes(blocks, width, kernel_size, mlp_ratio, side)
     if blocks is not None and width is not None:
-        raise ConfigError("blocks and width are both given: the budget has to decide one of them")
+        raise ConfigError("blocks and width are both given: leave one of them to the budget")
     budget = gflops if gflops is not None else params
     if budget is None or budget <= 0:
         raise ConfigError(f"budget {budget}: a positive number is needed")
@@ -113,9 +113,9 @@ def shape_for_budget(
         return shape.flops(side) / 1e9 if gflops is not None else shape.params() / 1e6
 
     if width is not None:
-        candidates = [shaped(unit, width) for unit in range(1, LARGEST_DEPTH + 1)]
+        candidates = [shaped(unit, width) for unit in range(1, MAX_DEPTH + 1)]
     else:
-        candidates = [shaped(blocks or 3, channels) for channels in range(WIDTH_STEP, LARGEST_WIDTH + 1, WIDTH_STEP)]
+        candidates = [shaped(blocks or 3, channels) for channels in range(WIDTH_STEP, MAX_WIDTH + 1, WIDTH_STEP)]
     best = min(candidates, key=lambda shape: abs(cost(shape) - budget))
     if not budget / 2 <= cost(best) <= budget * 2:
         unit = "G" if gflops is not None else "M"

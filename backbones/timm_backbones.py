@@ -1,8 +1,8 @@
-"""The baselines, built by timm, under this project's interface.
+"""Baselines built by timm, with the interface of :class:`backbones.base.Backbone`.
 
-Each class takes over the parts of a timm model that it needs, under timm's own parameter names, and leaves the head
-behind; the way through the parts is written here, so that any of them runs at any image size, gives maps, and can be
-checkpointed block by block.
+Each class takes the modules of a timm model that it needs, under timm's own parameter names and without the head. The
+forward pass is written here, so that each network runs at any image size, returns maps, and supports gradient
+checkpointing block by block.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed
-from timm.models.swin_transformer import window_partition, window_reverse
+from timm.models.swin_transformer import SwinTransformerBlock, window_partition, window_reverse
 from torch import Tensor, nn
 
 from backbones.base import STAGE_INDICES, Backbone
@@ -28,24 +28,25 @@ from backbones.layers import LayerNorm2d
 STRIDES = (4, 8, 16, 32)
 CLASSIFIER = re.compile(r"(?:head\.fc|head|fc|classifier)\.(weight|bias)")
 RELATIVE_TABLE = "relative_position_bias_table"
-MASKED = -100.0  # what the released Swin adds to the scores of two places that may not see each other
+MASK_VALUE = -100.0  # added by the released Swin to attention scores of positions that are masked from each other
 
 
 class TimmBackbone(Backbone):
-    """What the networks from timm share: building, ids, the names in checkpoints.
+    """Base class of the networks from timm: building, layer groups, and names in checkpoints.
 
-    A subclass adopts parts of ``self.build_timm(...)`` and enters each into ``places``.
+    A subclass takes modules of ``self.build_timm(...)`` and enters each into ``groups``.
 
     Args:
         timm_name: Name of the architecture in timm.
         timm_options: Further arguments of timm's model.
-        out_indices: ``None`` for one pooled vector, or the stages whose maps are given.
-        drop_path_rate: Stochastic depth of the last block, growing linearly from 0 at the first.
-        grad_checkpointing: Recompute the blocks in the backward pass instead of keeping their activations.
+        out_indices: ``None`` for one pooled vector, or indices of the stages whose maps are returned.
+        drop_path_rate: Probability of stochastic depth in the last block, growing linearly from 0 in the first.
+        grad_checkpointing: Blocks to recompute in the backward pass, see :class:`backbones.base.Backbone`.
         weights: Path or URL of a checkpoint, loaded by ``init_weights``.
 
     Attributes:
-        places: Layer and stage of each part; a parameter belongs to the part with the longest name that it begins with.
+        groups: Layer group and stage of each module by name; a parameter belongs to the longest name that it starts
+        with.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class TimmBackbone(Backbone):
         super().__init__(out_indices, drop_path_rate, grad_checkpointing, weights)
         self.timm_name, self.timm_options = timm_name, dict(timm_options or {})
         self.drop_path_rate = drop_path_rate
-        self.places: dict[str, tuple[int, int | None]] = {}
+        self.groups: dict[str, tuple[int, int | None]] = {}
         self._num_layers = 0
 
     def build_timm(self, **options: Any) -> Any:
@@ -69,62 +70,62 @@ class TimmBackbone(Backbone):
         return timm.create_model(self.timm_name, pretrained=False, num_classes=0, **options)
 
     def adopt(self, model: nn.Module, names: Sequence[str], layer: int, stage: int | None) -> None:
-        """Take over parts of timm's model, or parameters of its own, and enter them as one layer of one stage."""
+        """Take modules or parameters of timm's model, and enter them as one layer group of one stage."""
         for name in names:
             setattr(self, name, getattr(model, name))
-            self.places[name] = (layer, stage)
+            self.groups[name] = (layer, stage)
 
     def set_outputs(self, channels: Sequence[int], strides: Sequence[int], num_features: int) -> None:
-        """Set the answers on outputs, from the channels and strides of the four maps."""
+        """Set the attributes of the outputs from the channels and strides of the four maps."""
         self.num_features = num_features
         chosen = self.out_indices
         self.out_channels = (num_features,) if chosen is None else tuple(channels[i] for i in chosen)
         self.strides = tuple(strides[i] for i in chosen or (3,))
 
     def add_output_norms(self, eps: float) -> None:
-        """Give each map a norm of its own, which trains with the head."""
+        """Add a norm for each map, which trains at the head's rate."""
         for i, channels in zip(self.out_indices or (), self.out_channels, strict=True):
             self.add_module(f"norm{i}", LayerNorm2d(channels, eps))
-            self.places[f"norm{i}"] = (self.num_layers + 1, None)
+            self.groups[f"norm{i}"] = (self.num_layers + 1, None)
 
     def no_weight_decay(self, name: str) -> bool:
-        """Whether a parameter takes no weight decay: embeddings of positions and the class token, as released."""
+        """Whether a parameter gets no weight decay: position embeddings and the class token, as released."""
         return name in ("pos_embed", "cls_token") or name.endswith("relative_position_bias_table")
 
     @property
     def num_layers(self) -> int:
-        """Layer groups before the head: each block is one."""
+        """Layer groups before the head, one for each block."""
         return self._num_layers
 
     def layer_id(self, name: str) -> int:
-        """Depth of a parameter: 0 for the stem, a block's number from 1, ``num_layers + 1`` after the last block."""
-        return self._place(name)[0]
+        """Layer group of a parameter: 0 for the stem, number of the block from 1, ``num_layers + 1`` after the last."""
+        return self._group(name)[0]
 
     def stage_id(self, name: str) -> int | None:
-        """Stage of a parameter from 1, 0 for the stem, ``None`` for what belongs to the head."""
-        return self._place(name)[1]
+        """Stage of a parameter, from 1; 0 for the stem, ``None`` for parameters of the head."""
+        return self._group(name)[1]
 
-    def _place(self, name: str) -> tuple[int, int | None]:
+    def _group(self, name: str) -> tuple[int, int | None]:
         part = name
-        while part not in self.places:
+        while part not in self.groups:
             part, dot, _ = part.rpartition(".")
             if not dot:
                 raise ConfigError(f"{name!r} is not a parameter of this {self.timm_name}")
-        return self.places[part]
+        return self.groups[part]
 
     def may_be_missing(self, name: str) -> bool:
-        """Whether a checkpoint may lack a tensor: norms of the maps, and a counter that old files do not have."""
+        """Whether a tensor may be missing: those of output norms, and a counter that old files do not have."""
         return super().may_be_missing(name) or name.endswith(".num_batches_tracked")
 
     def rename_weights(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Bring the tensors of a checkpoint of this architecture under this network's names and sizes.
+        """Rename and resize the tensors of a checkpoint of this architecture for this network.
 
         Args:
-            tensors: Tensors of timm's own checkpoint, of the official release, or of this project, without a prefix.
+            tensors: Tensors of a checkpoint of timm, the official release or this project, without a prefix.
 
         Returns:
-            The same under the names of ``state_dict()``, a classifier as ``head.weight`` ``(classes, num_features)``
-            and ``head.bias``. A tensor without a place here keeps its name.
+            Tensors under the names of ``state_dict()``, a classifier as ``head.weight`` ``(classes, num_features)`` and
+            ``head.bias``. A tensor that does not exist here keeps its name.
         """
         renamed = {}
         for name, value in tensors.items():
@@ -137,14 +138,14 @@ class TimmBackbone(Backbone):
 
 @dataclass(frozen=True)
 class _ConvNetParts:
-    """Names of the parts of a ConvNet in the order of execution; the children of a stage's parts are its blocks."""
+    """Names of a ConvNet's modules in the order of execution; the children of a stage's modules are its blocks."""
 
     stem: tuple[str, ...]
     stages: tuple[tuple[str, ...], ...]
     tail: tuple[str, ...] = ()
 
 
-# By timm's class. A stage ends before the next halving of the map.
+# By class of timm. A stage ends before the next halving of the map.
 CONVNET_PARTS = {
     "ResNet": _ConvNetParts(("conv1", "bn1", "act1", "maxpool"), (("layer1",), ("layer2",), ("layer3",), ("layer4",))),
     "RegNet": _ConvNetParts(("stem",), (("s1",), ("s2",), ("s3",), ("s4",)), ("final_conv",)),
@@ -160,12 +161,12 @@ CONVNET_PARTS = {
 class TimmConvNet(TimmBackbone):
     """ResNet, ResNeXt, RegNet, EfficientNet (V2) and BiT: maps at strides 4, 8, 16 and 32, without added norms.
 
-    With ``grad_checkpointing`` a batch norm sees each batch twice: its running statistics follow faster.
+    With ``grad_checkpointing`` batch norms update their running statistics twice per step.
 
     Args:
-        norm_eval: Keep batch norms at the statistics of pre-training, for training with the two images per GPU of
-            detection, too few to estimate them.
-        **options: Those of :class:`TimmBackbone`.
+        norm_eval: Keep batch norms in evaluation mode, for detection, whose two images per GPU are too few to estimate
+            statistics.
+        **options: Options of :class:`TimmBackbone`.
     """
 
     def __init__(self, timm_name: str, *, norm_eval: bool = False, **options: Any) -> None:
@@ -181,7 +182,7 @@ class TimmConvNet(TimmBackbone):
                 setattr(self, root, getattr(model, root))
                 for name, _ in self.get_submodule(part).named_children():
                     blocks += 1
-                    self.places[f"{part}.{name}"] = (blocks, stage)
+                    self.groups[f"{part}.{name}"] = (blocks, stage)
         self._num_layers = blocks
         if self.out_indices is None:
             self.adopt(model, layout.tail, blocks + 1, None)
@@ -192,13 +193,13 @@ class TimmConvNet(TimmBackbone):
         """Compute features.
 
         Args:
-            x: Images ``(N, 3, H, W)``, normalised. Each halving rounds an odd side up.
+            x: Batch of normalised images, ``(N, 3, H, W)``. Each halving rounds an odd side up.
 
         Returns:
-            ``(N, num_features)`` without ``out_indices``, else one ``(N, C_i, H_i, W_i)`` for each index.
+            ``(N, num_features)`` without ``out_indices``, else one map ``(N, C_i, H_i, W_i)`` for each index.
 
         Raises:
-            UserError: If an image is smaller than 32 x 32, or ``weights`` were asked for and never loaded.
+            ConfigError: If an image is smaller than 32 x 32, or ``weights`` were requested and never loaded.
         """
         x = self._run(self._layout.stem, self.prepare(x))
         outputs = []
@@ -212,7 +213,7 @@ class TimmConvNet(TimmBackbone):
         return tuple(outputs)
 
     def train(self, mode: bool = True) -> TimmConvNet:
-        """Set the mode of training, of which ``norm_eval`` exempts the batch norms."""
+        """Set training mode; with ``norm_eval`` batch norms stay in evaluation mode."""
         super().train(mode)
         if self.norm_eval:
             for module in self.modules():
@@ -229,10 +230,10 @@ class TimmConvNet(TimmBackbone):
 class TimmVisionTransformer(TimmBackbone):
     """ViT and DeiT with a class token: maps at stride 16 after each quarter of the blocks, as in isotropic ConvNeXts.
 
-    Position embeddings are interpolated where an image has another size than the network was made for.
+    Position embeddings are interpolated if an image has another size than the network was built for.
 
     Args:
-        **options: Those of :class:`TimmBackbone`.
+        **options: Options of :class:`TimmBackbone`.
     """
 
     min_image_side = 16
@@ -249,7 +250,7 @@ class TimmVisionTransformer(TimmBackbone):
         self._num_layers = depth = len(self.blocks)
         self._bounds = [i * depth // len(STAGE_INDICES) for i in (*STAGE_INDICES, len(STAGE_INDICES))]
         for block in range(depth):
-            self.places[f"blocks.{block}"] = (block + 1, sum(block >= start for start in self._bounds[:-1]))
+            self.groups[f"blocks.{block}"] = (block + 1, sum(block >= start for start in self._bounds[:-1]))
         patch = self.patch_embed.patch_size[0]
         self.set_outputs((model.num_features,) * len(STAGE_INDICES), (patch,) * len(STAGE_INDICES), model.num_features)
         if self.out_indices is None:
@@ -261,14 +262,14 @@ class TimmVisionTransformer(TimmBackbone):
         """Compute features.
 
         Args:
-            x: Images ``(N, 3, H, W)``, normalised. Rows and columns beyond a multiple of 16 are dropped.
+            x: Batch of normalised images, ``(N, 3, H, W)``. Rows and columns beyond a multiple of 16 are dropped.
 
         Returns:
-            The normalised class token ``(N, num_features)`` without ``out_indices``, else one
-            ``(N, num_features, H / 16, W / 16)`` for each index.
+            The normalised class token ``(N, num_features)`` without ``out_indices``, else one map
+            ``(N, num_features, H // 16, W // 16)`` for each index.
 
         Raises:
-            UserError: If an image is smaller than 16 x 16, or ``weights`` were asked for and never loaded.
+            ConfigError: If an image is smaller than 16 x 16, or ``weights`` were requested and never loaded.
         """
         x = self.patch_embed.proj(self.prepare(x))
         size = x.shape[-2:]
@@ -285,12 +286,12 @@ class TimmVisionTransformer(TimmBackbone):
         return tuple(outputs)
 
     def rename_weights(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """As :meth:`TimmBackbone.rename_weights`; position embeddings of another square grid are interpolated."""
+        """Rename the tensors, and interpolate position embeddings of another square grid."""
         renamed = super().rename_weights(tensors)
         embedding = renamed.get("pos_embed")
         if embedding is not None and embedding.ndim == 3 and embedding.shape != self.pos_embed.shape:
-            places = max(embedding.shape[1] - 1, 0)
-            if places and isqrt(places) ** 2 == places:  # else of another network: the loader will say so
+            positions = max(embedding.shape[1] - 1, 0)
+            if positions and isqrt(positions) ** 2 == positions:  # else of another network: the loader raises an error
                 renamed["pos_embed"] = resample_abs_pos_embed(embedding, list(self.patch_embed.grid_size))
         return renamed
 
@@ -298,17 +299,16 @@ class TimmVisionTransformer(TimmBackbone):
 class WindowBlock(nn.Module):
     """Swin's block for maps of any size: ``(N, H, W, C) -> (N, H, W, C)``.
 
-    The map is padded to whole windows first and shifted then, with the mask of the padded map, as in the released code
-    for detection; timm shifts first, so that at other sizes than a multiple of the window its masks lie beside the
-    seam.
+    The map is first padded to whole windows and then shifted, with the mask of the padded map, as in the released code
+    for detection; timm shifts first, so that its masks are misplaced if the size is not a multiple of the window.
 
     Args:
-        block: timm's block, whose layers are taken over.
-        always_shift: Shift also where the map fits into one window. The released detection and segmentation code does,
-            the released classifier does not.
+        block: Block of timm whose layers are used.
+        always_shift: Shift also if the map fits into one window. The released detection and segmentation code does, the
+            released classifier does not.
     """
 
-    def __init__(self, block: Any, always_shift: bool) -> None:
+    def __init__(self, block: SwinTransformerBlock, always_shift: bool) -> None:
         super().__init__()
         self.norm1, self.attn, self.drop_path1 = block.norm1, block.attn, block.drop_path1
         self.norm2, self.mlp, self.drop_path2 = block.norm2, block.mlp, block.drop_path2
@@ -339,31 +339,31 @@ class WindowBlock(nn.Module):
 
 
 def shift_mask(x: Tensor, window: int, shift: int) -> Tensor:
-    """What a shifted map adds to the scores: places that the shift brought together from opposite sides are masked.
+    """Attention mask of a shifted map, for positions that the shift brought together from opposite sides.
 
     Args:
-        x: The padded and shifted map ``(N, H, W, C)``.
+        x: Padded and shifted map, ``(N, H, W, C)``.
         window: Side of a window, a divisor of H and W.
-        shift: By how much the map was shifted towards the upper left.
+        shift: Shift of the map towards the upper left, in positions.
 
     Returns:
-        0 or -100, ``(windows, window ** 2, window ** 2)``, of the kind of ``x``.
+        Mask of 0 and -100 that is added to the scores, ``(windows, window ** 2, window ** 2)``.
     """
     below, right = (torch.arange(length, device=x.device) >= length - shift for length in x.shape[1:3])
-    region = 2 * below[:, None] + right  # which of the four parts that the seams cut the map into
+    region = 2 * below[:, None] + right  # index of the region between the seams of the shift
     region = window_partition(region[None, ..., None], (window, window)).flatten(1)
-    return (region[:, :, None] != region[:, None, :]).to(x.dtype) * MASKED
+    return (region[:, :, None] != region[:, None, :]).to(x.dtype) * MASK_VALUE
 
 
 class TimmSwin(TimmBackbone):
     """Swin Transformer at any image size: maps at strides 4, 8, 16 and 32, each with its own norm.
 
-    With ``out_indices`` it works as the released code for detection and segmentation, without as the released
-    classifier; they differ in the last stage, see :class:`WindowBlock`. Layer ids are those of the authors' SimMIM: a
-    downsampling has that of the block before it.
+    With ``out_indices`` it computes the same as the released code for detection and segmentation, without the same as
+    the released classifier; they differ in the last stage, see :class:`WindowBlock`. Layer groups are those of the
+    authors' SimMIM: a downsampling belongs to the group of the block before it.
 
     Args:
-        **options: Those of :class:`TimmBackbone`.
+        **options: Options of :class:`TimmBackbone`.
     """
 
     patch_embed: Any
@@ -378,10 +378,10 @@ class TimmSwin(TimmBackbone):
         depths = [len(stage.blocks) for stage in self.layers]
         self._num_layers = sum(depths)
         for i, (stage, before) in enumerate(zip(self.layers, accumulate(depths, initial=0), strict=False)):
-            self.places[f"layers.{i}.downsample"] = (before, 0)
+            self.groups[f"layers.{i}.downsample"] = (before, 0)
             for j, block in enumerate(stage.blocks):
                 stage.blocks[j] = WindowBlock(block, always_shift=self.out_indices is not None)
-                self.places[f"layers.{i}.blocks.{j}"] = (before + j + 1, i + 1)
+                self.groups[f"layers.{i}.blocks.{j}"] = (before + j + 1, i + 1)
         self.set_outputs([info["num_chs"] for info in model.feature_info], STRIDES, model.num_features)
         if self.out_indices is None:
             self.adopt(model, ("norm",), self.num_layers + 1, None)
@@ -392,13 +392,14 @@ class TimmSwin(TimmBackbone):
         """Compute features.
 
         Args:
-            x: Images ``(N, 3, H, W)``, normalised. They are padded to whole patches, and each halving rounds up.
+            x: Batch of normalised images, ``(N, 3, H, W)``. They are padded to whole patches, and each halving rounds
+            up.
 
         Returns:
-            ``(N, num_features)`` without ``out_indices``, else one ``(N, C_i, H_i, W_i)`` for each index.
+            ``(N, num_features)`` without ``out_indices``, else one map ``(N, C_i, H_i, W_i)`` for each index.
 
         Raises:
-            UserError: If an image is smaller than 32 x 32, or ``weights`` were asked for and never loaded.
+            ConfigError: If an image is smaller than 32 x 32, or ``weights`` were requested and never loaded.
         """
         x = self.prepare(x)
         patch = STRIDES[0]
@@ -414,10 +415,9 @@ class TimmSwin(TimmBackbone):
         return tuple(outputs)
 
     def rename_weights(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """As :meth:`TimmBackbone.rename_weights`.
+        """Rename the tensors of timm or of the released files, and interpolate relative positions of another window.
 
-        The released files keep a downsampling in the stage before it, and buffers that are computed here. Relative
-        positions of another window are interpolated.
+        The released files have a downsampling in the stage before it, and buffers that are computed here.
         """
         released = "layers.0.downsample.reduction.weight" in tensors
         renamed, own = {}, dict(self.named_parameters())
@@ -428,24 +428,25 @@ class TimmSwin(TimmBackbone):
                 name = f"layers.{int(match[1]) + 1}{match[2]}"
             table = own.get(name) if name.endswith(RELATIVE_TABLE) else None
             if table is not None and value.shape != table.shape:
-                value = resized_table(value, table)
+                value = resize_position_table(value, table)
             renamed[name] = value
         return renamed
 
 
-def resized_table(table: Tensor, wanted: Tensor) -> Tensor:
-    """Interpolate a table of relative positions to another window, as the released code does.
+def resize_position_table(table: Tensor, target: Tensor) -> Tensor:
+    """Interpolate a table of relative positions for another window, as the released code does.
 
     Args:
-        table: ``((2 * window - 1) ** 2, heads)``.
-        wanted: A table of the new window.
+        table: Table of the checkpoint, ``((2 * window - 1) ** 2, heads)``.
+        target: Table of the network, ``((2 * new_window - 1) ** 2, heads)``.
 
     Returns:
-        The table in the new size; the same one where it cannot be of this network, which the loader will say.
+        The table in the size of the target; unchanged if it belongs to another network, for which the loader raises an
+        error.
     """
-    if table.shape[1:] != wanted.shape[1:] or not table.is_floating_point():
+    if table.shape[1:] != target.shape[1:] or not table.is_floating_point():
         return table
-    old, new = isqrt(table.shape[0]), isqrt(wanted.shape[0])
+    old, new = isqrt(table.shape[0]), isqrt(target.shape[0])
     if old == 0 or old * old != table.shape[0]:
         return table
     grid = F.interpolate(table.T.unflatten(1, (old, old))[None], size=(new, new), mode="bicubic")

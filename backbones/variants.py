@@ -1,8 +1,8 @@
-"""THE table: one row per named network.
+"""Table of the named networks: one row each.
 
 Sources: Liu et al., "A ConvNet for the 2020s" (CVPR 2022), section 4 (T/S/B/L/XL), sizes from Table 1; isotropic
 ones from its Table 2; V2 from Woo et al., "ConvNeXt V2" (CVPR 2023), Appendix A.1 and the table of its weights. The
-small sizes of V1 (atto, femto, pico, nano) have the shapes of V2 with the V1 block; what they cost is as timm lists it.
+small sizes of V1 (atto, femto, pico, nano) have the depths and widths of V2 with the V1 block; their cost is timm's.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ def current_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Variant:
-    """Shape of one ConvNeXt and what the source prints about it.
+    """Depths and widths of one ConvNeXt, and its cost as printed in the source.
 
     Attributes:
         depths: Blocks per stage.
         dims: Channels per stage.
-        params: Parameters in millions, with a head of 1,000 classes, as printed by the source.
-        gflops: Multiply-adds in billions at 224 x 224, as printed by the source.
-        version: 1 or 2.
+        params: Printed parameters in millions, with a head of 1,000 classes.
+        gflops: Printed multiply-adds in billions at 224 x 224.
+        version: ConvNeXt version, 1 or 2.
     """
 
     depths: tuple[int, int, int, int]
@@ -59,21 +59,21 @@ class Variant:
     version: int = 1
 
     def arguments(self) -> dict[str, Any]:
-        """What :class:`backbones.convnext.ConvNeXt` is built with. V2 has response normalisation, no layer scale."""
+        """Arguments of :class:`backbones.convnext.ConvNeXt`. V2 has response normalisation and no layer scale."""
         block = {"use_grn": True, "layer_scale_init_value": 0.0} if self.version == 2 else {}
         return {"depths": self.depths, "dims": self.dims, **block}
 
 
 @dataclass(frozen=True)
 class IsotropicVariant:
-    """Shape of one isotropic ConvNeXt and what the source prints about it.
+    """Depth and width of one isotropic ConvNeXt, and its cost as printed in the source.
 
     Attributes:
-        depth: Blocks.
-        dim: Channels.
-        layer_scale_init_value: 0 for S and B, which are trained without layer scale (Appendix A.1).
-        params: Parameters in millions, with a head of 1,000 classes.
-        gflops: Multiply-adds in billions at 224 x 224.
+        depth: Number of blocks.
+        dim: Channels of the blocks.
+        layer_scale_init_value: Initial layer scale; 0 for S and B, which are trained without (Appendix A.1).
+        params: Printed parameters in millions, with a head of 1,000 classes.
+        gflops: Printed multiply-adds in billions at 224 x 224.
     """
 
     depth: int
@@ -83,7 +83,7 @@ class IsotropicVariant:
     gflops: float
 
     def arguments(self) -> dict[str, Any]:
-        """What :class:`backbones.isotropic.IsotropicConvNeXt` is built with."""
+        """Arguments of :class:`backbones.isotropic.IsotropicConvNeXt`."""
         return {"depth": self.depth, "dim": self.dim, "layer_scale_init_value": self.layer_scale_init_value}
 
 
@@ -119,14 +119,14 @@ CONVNEXT_ISOTROPIC = {
 
 @dataclass(frozen=True)
 class TimmVariant:
-    """One baseline as timm builds it, and what the dissertation prints about it.
+    """One baseline of timm, and its cost as printed in the dissertation.
 
     Attributes:
-        timm_name: Name in timm.
-        image_size: Height and width in pixels that the network is made for and its cost is printed at.
-        params: Parameters in millions, with a head of 1,000 classes; ``None`` where the tables named below print none.
-        gflops: Multiply-adds in billions at ``image_size``; likewise.
-        timm_options: Arguments with which it differs from timm's network of that name.
+        timm_name: Name of the network in timm.
+        image_size: Height and width in pixels that the network is built for and its cost is printed at.
+        params: Printed parameters in millions, with a head of 1,000 classes; ``None`` if not printed.
+        gflops: Printed multiply-adds in billions at ``image_size``; ``None`` if not printed.
+        timm_options: Arguments that differ from those of timm's network of that name.
     """
 
     timm_name: str
@@ -136,7 +136,7 @@ class TimmVariant:
     timm_options: dict[str, Any] = field(default_factory=dict)
 
     def arguments(self) -> dict[str, Any]:
-        """What the classes of :mod:`backbones.timm_backbones` are built with."""
+        """Arguments of the classes of :mod:`backbones.timm_backbones`."""
         return {"timm_name": self.timm_name, "timm_options": self.timm_options}
 
 
