@@ -1,4 +1,4 @@
-"""RandAugment on arrays, beside timm's on Pillow's images: the same draws, the same pixels within a level."""
+"""RandAugment on arrays against timm's on Pillow images: equal random choices, pixels within one level."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ ARGUMENTS: dict[Any, list[tuple[float, ...]]] = {
 }
 
 
-def test_every_operation_of_ours_is_compared() -> None:
+def test_array_ops_are_all_compared() -> None:
     assert set(ARGUMENTS) == set(ARRAY_OPS)
 
 
 @pytest.mark.parametrize("operation", ARGUMENTS, ids=lambda operation: operation.__name__)
-def test_an_operation_has_pillows_pixels(operation: Any, picture: np.ndarray) -> None:
+def test_array_ops_give_pillows_pixels(operation: Any, picture: np.ndarray) -> None:
     noise = np.random.default_rng(0).integers(0, 256, picture.shape, np.uint8)
     for before in (picture, noise, np.ascontiguousarray(picture[:, :, ::-1] // 3 + 40)):
         kept = before.copy()
@@ -71,22 +71,22 @@ def test_an_operation_has_pillows_pixels(operation: Any, picture: np.ndarray) ->
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (2, 2), (5, 1)], ids=str)
 @pytest.mark.parametrize("operation", ARGUMENTS, ids=lambda operation: operation.__name__)
-def test_small_pictures_of_one_colour(operation: Any, size: tuple[int, int]) -> None:
+def test_array_ops_of_small_images_of_one_colour(operation: Any, size: tuple[int, int]) -> None:
     before = np.full((*size, 3), (0, 7, 255), np.uint8)
     for level in ARGUMENTS[operation]:
         expected = np.asarray(operation(Image.fromarray(before), *level, **FILL)).astype(int)
         assert np.abs(ARRAY_OPS[operation](before, *level, **FILL) - expected).max() <= 1
 
 
-def test_posterizing_to_no_bit_is_black(picture: np.ndarray) -> None:
-    """Magnitude 10, which 9 with a deviation of 0.5 reaches: Pillow refuses it."""
+def test_posterize_to_no_bit_is_black(picture: np.ndarray) -> None:
+    """Magnitude 10, which 9 with a standard deviation of 0.5 reaches: Pillow refuses it."""
     with pytest.raises(ValueError, match="bits must be"):
         ImageOps.posterize(Image.fromarray(picture), 0)
     assert ARRAY_OPS[timm_ops.posterize](picture, 0).max() == 0
 
 
 class Recorder:
-    """Stands for an operation, and writes down what it is called with."""
+    """Replaces an operation and records its arguments."""
 
     def __init__(self, name: str, calls: list[Any]) -> None:
         self.name, self.calls = name, calls
@@ -97,7 +97,7 @@ class Recorder:
 
 
 @pytest.mark.parametrize("description", [DESCRIPTION, "rand-m7-n3-mstd1-p0.8", "rand-m9-mstd101-tweights"])
-def test_the_draws_are_timms(description: str) -> None:
+def test_rand_augment_makes_timms_random_choices(description: str) -> None:
     """Operations, magnitudes and signs of equal random states, and the states afterwards."""
     calls: dict[str, list[Any]] = {"ours": [], "timm": []}
     sides: dict[str, Any] = {"ours": rand_augment(description), "timm": timms(description)}
@@ -116,7 +116,7 @@ def test_the_draws_are_timms(description: str) -> None:
         assert {name for name, _, _ in calls["ours"]} == {op.name for op in sides["timm"].ops}
 
 
-def test_each_operation_stands_where_timms_stood(picture: np.ndarray) -> None:
+def test_rand_augment_replaces_each_of_timms_operations(picture: np.ndarray) -> None:
     for ours, theirs in zip(rand_augment(DESCRIPTION).ops, timms().ops, strict=True):  # type: ignore[attr-defined]
         ours.prob = theirs.prob = 1.0
         for magnitude in (1, 5, 9):
@@ -127,12 +127,12 @@ def test_each_operation_stands_where_timms_stood(picture: np.ndarray) -> None:
             assert np.abs(ours(picture) - expected).max() <= 1, theirs.name
 
 
-def test_of_the_papers_operations_only_rotation_is_left_to_pillow() -> None:
+def test_rand_augment_leaves_only_rotation_to_pillow() -> None:
     ops = rand_augment(DESCRIPTION).ops  # type: ignore[attr-defined]
     assert {op.name for op in ops if isinstance(op.aug_fn, PillowOp)} == {"Rotate"}
 
 
-def test_what_is_not_done_on_arrays_is_done_by_pillow(picture: np.ndarray) -> None:
+def test_rand_augment_leaves_unknown_operations_to_pillow(picture: np.ndarray) -> None:
     (blur,) = (op for op in rand_augment("rand-m9-t3a").ops if op.name == "GaussianBlur")  # type: ignore[attr-defined]
     assert isinstance(blur.aug_fn, PillowOp)
     blur.prob = 1.0
@@ -142,13 +142,13 @@ def test_what_is_not_done_on_arrays_is_done_by_pillow(picture: np.ndarray) -> No
 
 
 @pytest.mark.parametrize("description", ["augmix-m5", "rand-x9", "rand-mhigh1", "rand-m9.5", 9])
-def test_what_is_no_rand_augment(description: Any) -> None:
+def test_rand_augment_refuses_other_descriptions(description: Any) -> None:
     with pytest.raises(UserError, match=r"rand-m9-mstd0\.5-inc1 is the paper's"):
         rand_augment(description)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_threads_do_not_matter(threads: int, picture: np.ndarray) -> None:
+def test_array_ops_do_not_depend_on_threads(threads: int, picture: np.ndarray) -> None:
     before = torch.get_num_threads()
     large = np.tile(picture, (3, 3, 1))
     torch.set_num_threads(threads)

@@ -37,14 +37,14 @@ def kinds(found: DataCheckResult) -> list[tuple[str, str]]:
     return [(item.level, item.kind) for item in found.findings]
 
 
-def test_sound_folders(pets: Path) -> None:
+def test_folder_checker_of_sound_folders(pets: Path) -> None:
     found = checked(pets, ("dog", "cat"))
     assert found.findings == []
     assert found.inspected == {"train images": (8, 8)}
     assert checked(pets, every=2).inspected == {"train images": (4, 4)}
 
 
-def test_classes_that_are_not_the_folders(pets: Path) -> None:
+def test_folder_checker_compares_classes_with_folders(pets: Path) -> None:
     found = checked(pets, ("cat", "dgo"))
     assert [item.problem for item in found.findings] == [
         "2 class folders, 2 classes in the config; no folder 'dgo'",
@@ -76,24 +76,26 @@ def link_to_nothing(path: Path) -> None:
     ],
     ids=lambda value: value[1] if isinstance(value, tuple) else "",
 )  # fmt: skip
-def test_one_thing_wrong(pets: Path, name: str, harm: Callable[[Path], Any], expected: tuple[str, str]) -> None:
+def test_folder_checker_finds_a_single_fault(
+    pets: Path, name: str, harm: Callable[[Path], Any], expected: tuple[str, str]
+) -> None:
     harm(pets / "train" / name)
     found = checked(pets)
     assert kinds(found) == [expected]
     assert name.rpartition("/")[2] in found.findings[0].file or "copy.png" in found.findings[0].problem
 
 
-def test_a_copy_in_one_class_is_no_matter(pets: Path) -> None:
+def test_folder_checker_accepts_a_copy_within_a_class(pets: Path) -> None:
     shutil.copy(pets / "train/cat/0.png", pets / "train/cat/copy.png")
     assert checked(pets).findings == []
 
 
-def test_one_class(pets: Path) -> None:
+def test_folder_checker_refuses_a_single_class(pets: Path) -> None:
     shutil.rmtree(pets / "train/dog")
     assert kinds(checked(pets, ("cat",))) == [("error", "one class")]
 
 
-def test_a_class_of_no_image_or_of_one(pets: Path) -> None:
+def test_folder_checker_of_a_class_with_no_image_or_one(pets: Path) -> None:
     for i in range(3):
         (pets / f"train/cat/{i}.png").unlink()
     assert kinds(checked(pets)) == [("warning", "small class")]
@@ -101,7 +103,7 @@ def test_a_class_of_no_image_or_of_one(pets: Path) -> None:
     assert kinds(checked(pets)) == [("error", "empty class")]
 
 
-def test_most_images_of_a_kind_that_is_not_read(pets: Path) -> None:
+def test_folder_checker_reports_that_most_images_are_not_read(pets: Path) -> None:
     for i in range(9):
         (pets / f"train/cat/{i}.heic").write_bytes(b"heic")
     found = checked(pets)
@@ -109,8 +111,8 @@ def test_most_images_of_a_kind_that_is_not_read(pets: Path) -> None:
     assert kinds(found).count(("warning", "no image by its name")) == 9
 
 
-def test_a_folder_that_cannot_be_read(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Root may read any folder: the refusal is made here."""
+def test_folder_checker_of_an_unreadable_folder(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may read any folder, so the refusal is simulated."""
 
     def refused(folder: Path, others: list[str], unreadable: list[OSError]) -> list[str]:
         unreadable.append(PermissionError(13, "Permission denied", str(folder / "deep")))
@@ -123,5 +125,5 @@ def test_a_folder_that_cannot_be_read(pets: Path, monkeypatch: pytest.MonkeyPatc
     assert found.findings[0].problem == "cannot be read: Permission denied"
 
 
-def test_no_folder(pets: Path) -> None:
+def test_folder_checker_of_a_missing_folder(pets: Path) -> None:
     assert kinds(checked(pets / "elsewhere")) == [("error", "folder")]

@@ -1,4 +1,4 @@
-"""Folders as a data set, and any image file as a small square of bytes."""
+"""Folder data sets and the classification transform."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def pets(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_labels_follow_the_order_of_the_classes(pets: Path) -> None:
+def test_folder_dataset_labels_follow_the_order_of_the_classes(pets: Path) -> None:
     for classes in (("cat", "dog"), ("dog", "cat")):
         found = dataset(pets, classes)
         assert len(found) == 4
@@ -51,20 +51,20 @@ def test_labels_follow_the_order_of_the_classes(pets: Path) -> None:
             assert Path(info["img_path"]).relative_to(pets / "train").parts[0] == classes[info["gt_label"]]
 
 
-def test_images_come_in_sorted_order_from_any_depth(pets: Path) -> None:
+def test_folder_dataset_lists_images_in_sorted_order_from_any_depth(pets: Path) -> None:
     found = dataset(pets)
     names = [Path(found.get_data_info(i)["img_path"]).name for i in range(len(found))]
     assert names == ["a.JPG", "b.png", "c.jpeg", "d.webp"]
 
 
-def test_an_item_is_packed(pets: Path) -> None:
+def test_classification_transform_packs_a_sample(pets: Path) -> None:
     item = dataset(pets)[3]
     assert (item["inputs"].shape, item["inputs"].dtype) == ((3, 32, 32), torch.uint8)
     assert item["label"] == 1
     assert item["img_path"].endswith("d.webp")
 
 
-def test_a_missing_folder(tmp_path: Path) -> None:
+def test_folder_dataset_of_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no image folder .*train"):
         dataset(tmp_path)
 
@@ -77,18 +77,20 @@ def test_a_missing_folder(tmp_path: Path) -> None:
         (("Cat", "dog"), "no folder 'Cat'"),
     ],
 )
-def test_folders_that_differ_from_the_classes(pets: Path, classes: tuple[str, ...], message: str) -> None:
+def test_folder_dataset_refuses_folders_that_differ_from_the_classes(
+    pets: Path, classes: tuple[str, ...], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         dataset(pets, classes)
 
 
-def test_a_class_without_an_image(pets: Path) -> None:
+def test_folder_dataset_refuses_a_class_without_an_image(pets: Path) -> None:
     (pets / "train/dog/d.webp").unlink()
     with pytest.raises(UserError, match=r"dog' holds no image \(\.jpg"):
         dataset(pets)
 
 
-def test_a_part_has_its_share_of_each_class(tmp_path: Path) -> None:
+def test_folder_dataset_every_keeps_a_part_of_each_class(tmp_path: Path) -> None:
     for name, count in (("cat", 7), ("dog", 4), ("newt", 1)):
         for i in range(count):
             image(tmp_path / f"train/{name}/{i}.png")
@@ -139,7 +141,7 @@ def grey(mode: str, path: Path) -> Path:
 
 @pytest.mark.parametrize("training", [False, True], ids=["test", "train"])
 @pytest.mark.parametrize("mode", SAVED)
-def test_every_kind_of_image(mode: str, training: bool, tmp_path: Path) -> None:
+def test_classification_transform_of_every_kind_of_image(mode: str, training: bool, tmp_path: Path) -> None:
     path = grey(mode, tmp_path / SAVED[mode])
     packed = ClassificationTransform(24, training)({"img_path": str(path), "gt_label": 1})
     pixels = packed["inputs"]
@@ -149,7 +151,7 @@ def test_every_kind_of_image(mode: str, training: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [(20, 300), (300, 20), (8, 8), (1, 1)], ids=str)
-def test_every_size_of_image(size: tuple[int, int], tmp_path: Path) -> None:
+def test_classification_transform_of_every_size_of_image(size: tuple[int, int], tmp_path: Path) -> None:
     path = image(tmp_path / "odd.png", size=size)
     for training in (False, True):
         packed = ClassificationTransform(40, training, "rand-m9-mstd0.5-inc1")({"img_path": str(path)})
@@ -157,7 +159,7 @@ def test_every_size_of_image(size: tuple[int, int], tmp_path: Path) -> None:
         assert packed["label"] == -1
 
 
-def test_the_test_crop_keeps_the_centre_or_everything(tmp_path: Path) -> None:
+def test_center_crop_keeps_the_centre_or_everything(tmp_path: Path) -> None:
     pixels = np.zeros((100, 200, 3), np.uint8)
     pixels[:, 75:125] = 255
     Image.fromarray(pixels).save(tmp_path / "stripe.png")
@@ -170,7 +172,7 @@ def test_the_test_crop_keeps_the_centre_or_everything(tmp_path: Path) -> None:
     assert (near[:, :, 4:-4] > 250).all()
 
 
-def test_augmentation_is_random_and_evaluation_is_not(tmp_path: Path) -> None:
+def test_augmented_crop_is_random_and_center_crop_is_not(tmp_path: Path) -> None:
     random = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     Image.fromarray(random).save(tmp_path / "noise.png")
     noise = {"img_path": str(tmp_path / "noise.png")}
@@ -180,7 +182,7 @@ def test_augmentation_is_random_and_evaluation_is_not(tmp_path: Path) -> None:
     assert not torch.equal(augmented(noise)["inputs"], augmented(noise)["inputs"])
 
 
-def test_flips_can_be_left_out(tmp_path: Path) -> None:
+def test_augmented_crop_without_flips(tmp_path: Path) -> None:
     ramp = np.broadcast_to(np.arange(64, dtype=np.uint8)[None, :, None] * 4, (64, 64, 3))
     Image.fromarray(np.ascontiguousarray(ramp)).save(tmp_path / "ramp.png")
     never = ClassificationTransform(32, training=True, scale=(0.9, 1.0), flip=0.0)
@@ -191,8 +193,8 @@ def test_flips_can_be_left_out(tmp_path: Path) -> None:
         assert rows[1][-1] < rows[1][0]
 
 
-def test_training_pixels_are_those_of_timms_loader(tmp_path: Path) -> None:
-    """Crop, flip, RandAugment and jitter by the same draws, and the same random states afterwards."""
+def test_augmented_crop_gives_the_pixels_of_timms_loader(tmp_path: Path) -> None:
+    """Crop, flip, RandAugment and jitter make the same random choices and leave the same random states."""
     path = str(tmp_path / "flower.jpg")
     Image.fromarray(load_sample_image("flower.jpg")).save(path, quality=92)
     settings: dict[str, Any] = dict(rand_augment="rand-m9-mstd0.5-inc1", scale=(0.08, 0.9), flip=0.4)
@@ -217,7 +219,7 @@ def test_training_pixels_are_those_of_timms_loader(tmp_path: Path) -> None:
         assert far < 0.002 * 40 * expected.numel()
 
 
-def test_a_crop_of_few_pixels_has_one_at_least(tmp_path: Path) -> None:
+def test_choose_crop_has_at_least_one_pixel(tmp_path: Path) -> None:
     path = str(tmp_path / "few.png")
     transform = ClassificationTransform(8, training=True)
     for size in ((1, 1), (1, 3), (2, 1)):
@@ -228,7 +230,7 @@ def test_a_crop_of_few_pixels_has_one_at_least(tmp_path: Path) -> None:
             assert (pixels == torch.tensor([10, 20, 30])[:, None, None]).all()
 
 
-def test_flips_are_as_frequent_as_asked(tmp_path: Path) -> None:
+def test_augmented_crop_flips_with_the_given_probability(tmp_path: Path) -> None:
     ramp = np.broadcast_to(np.arange(64, dtype=np.uint8)[None, :, None] * 4, (64, 64, 3))
     Image.fromarray(np.ascontiguousarray(ramp)).save(tmp_path / "ramp.png")
     transform = ClassificationTransform(16, training=True, scale=(0.5, 1.0), flip=0.3)
@@ -237,8 +239,8 @@ def test_flips_are_as_frequent_as_asked(tmp_path: Path) -> None:
     assert sum(bool(row[0] > row[-1]) for row in rows) == pytest.approx(120, abs=30)
 
 
-def test_whole_images_are_pillows_to_the_last_bit(tmp_path: Path) -> None:
-    """What the paper's numbers are measured with; training takes shorter ways."""
+def test_read_rgb_equals_pillow(tmp_path: Path) -> None:
+    """The paper's numbers are measured with Pillow's pixels; only training takes short cuts."""
     path = str(tmp_path / "flower.jpg")
     Image.fromarray(load_sample_image("flower.jpg")).save(path, quality=92)
     with Image.open(path) as image:
@@ -249,8 +251,8 @@ def test_whole_images_are_pillows_to_the_last_bit(tmp_path: Path) -> None:
     assert np.array_equal(found.permute(1, 2, 0).numpy(), expected)
 
 
-def test_a_training_image_is_one_piece_of_memory(tmp_path: Path) -> None:
-    """Laid out as the batch is, which puts it together ten times faster."""
+def test_augmented_crop_is_contiguous(tmp_path: Path) -> None:
+    """Laid out like the batch, which makes collating ten times faster."""
     path = image(tmp_path / "a.jpg", size=(80, 60))
     for flip in (0.0, 1.0):
         transform = ClassificationTransform(32, True, "rand-m9-mstd0.5-inc1", flip=flip)
@@ -259,7 +261,7 @@ def test_a_training_image_is_one_piece_of_memory(tmp_path: Path) -> None:
                 assert transform({"img_path": str(path)})["inputs"].is_contiguous()
 
 
-def test_colours_are_jittered_in_training_alone(tmp_path: Path) -> None:
+def test_color_jitter_applies_in_training_only(tmp_path: Path) -> None:
     Image.new("RGB", (64, 64), (90, 120, 150)).save(tmp_path / "plain.png")
     plain = {"img_path": str(tmp_path / "plain.png")}
     still = ClassificationTransform(32, training=True)
@@ -270,13 +272,13 @@ def test_colours_are_jittered_in_training_alone(tmp_path: Path) -> None:
     assert torch.equal(tested(plain)["inputs"], ClassificationTransform(32)(plain)["inputs"])
 
 
-def test_a_transform_travels_to_worker_processes() -> None:
+def test_classification_transform_can_be_pickled() -> None:
     transform = ClassificationTransform(32, training=True, rand_augment="rand-m9-mstd0.5-inc1")
     pickle.loads(pickle.dumps(transform))
 
 
 @pytest.mark.parametrize(("crop_ratio", "cut"), [(1.0, False), (0.875, True)])
-def test_a_crop_ratio_of_one_cuts_nothing_off(crop_ratio: float, cut: bool, tmp_path: Path) -> None:
+def test_center_crop_with_ratio_one_keeps_the_whole_image(crop_ratio: float, cut: bool, tmp_path: Path) -> None:
     pixels = np.zeros((60, 100, 3), dtype=np.uint8)
     pixels[:, :10] = (255, 0, 0)  # a stripe at the side, which a centre crop of the square loses
     Image.fromarray(pixels).save(tmp_path / "wide.png")

@@ -1,4 +1,4 @@
-"""Crops read from image files: Pillow's pixels, and its opinion on what is damaged, by shorter ways."""
+"""Crops of image files: Pillow's pixels, and Pillow's verdict on damaged files, with less work."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BICUBIC = Image.Resampling.BICUBIC
 
 @pytest.fixture(scope="module")
 def photograph() -> Image.Image:
-    """640 x 427 pixels of a Chinese temple."""
+    """A photograph of 640 x 427 pixels."""
     return Image.fromarray(load_sample_image("china.jpg"))
 
 
@@ -51,7 +51,7 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_crop_is_pillows_within_a_level(kind: str, photograph: Image.Image, tmp_path: Path) -> None:
+def test_read_crop_is_within_a_level_of_pillow(kind: str, photograph: Image.Image, tmp_path: Path) -> None:
     name, mode, options = KINDS[kind]
     path = saved(tmp_path, name, photograph.crop((90, 80, 391, 280)).convert(mode), **options)
     for crop in ((0, 0, 200, 301), (17, 33, 120, 95), (150, 201, 50, 100), (60, 60, 64, 64)):
@@ -63,7 +63,7 @@ def test_a_crop_is_pillows_within_a_level(kind: str, photograph: Image.Image, tm
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png"])
-def test_the_crop_is_drawn_from_the_picture(name: str, photograph: Image.Image, tmp_path: Path) -> None:
+def test_read_crop_chooses_the_crop_from_the_decoded_image(name: str, photograph: Image.Image, tmp_path: Path) -> None:
     asked = []
 
     def draw(picture: Tensor) -> decode.Crop:
@@ -94,7 +94,7 @@ PLAIN: dict[str, tuple[bool, str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("kind", PLAIN)
-def test_pillow_is_asked_only_about_jpegs_that_are_not_plain(
+def test_is_plain_jpeg_of_kinds_of_jpegs(
     kind: str, photograph: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain, mode, options = PLAIN[kind]
@@ -114,7 +114,7 @@ def test_pillow_is_asked_only_about_jpegs_that_are_not_plain(
     assert bool(asked) is not plain
 
 
-def test_no_other_content_is_a_plain_jpeg(photograph: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_is_plain_jpeg_refuses_other_content(photograph: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
     content = jpeg(photograph)
     frame = content.index(b"\xff\xc0")
     assert decode.is_plain_jpeg(content)
@@ -127,7 +127,7 @@ def test_no_other_content_is_a_plain_jpeg(photograph: Image.Image, monkeypatch: 
 
 
 def harmed(content: bytes, places: range, count: int, seed: int) -> bytes:
-    """With some bytes replaced."""
+    """The content with some bytes replaced."""
     draw, changed = random.Random(seed), bytearray(content)
     for _ in range(count):
         changed[draw.choice(places)] = draw.randrange(256)
@@ -135,10 +135,10 @@ def harmed(content: bytes, places: range, count: int, seed: int) -> bytes:
 
 
 @pytest.mark.parametrize(("part", "count", "files"), [("header", 1, 150), ("tables and pixels", 8, 40)])
-def test_what_pillow_refuses_is_refused(
+def test_read_crop_refuses_what_pillow_refuses(
     part: str, count: int, files: int, photograph: Image.Image, tmp_path: Path
 ) -> None:
-    """And of what it makes a picture in spite of the damage, the same picture is made."""
+    """Where Pillow decodes a damaged file all the same, the pixels are the same too."""
     content = jpeg(photograph.crop((200, 100, 320, 220)), quality=90)
     places = range(2, content.index(b"\xff\xda")) if part == "header" else range(200, len(content) - 40)
     path, side = str(tmp_path / "a.jpg"), 20
@@ -166,7 +166,7 @@ def whole(picture: Tensor) -> decode.Crop:
     return 0, 0, picture.shape[1], picture.shape[2]
 
 
-def test_a_file_that_was_cut_off_is_refused(photograph: Image.Image, tmp_path: Path) -> None:
+def test_read_crop_refuses_a_truncated_file(photograph: Image.Image, tmp_path: Path) -> None:
     path = Path(saved(tmp_path, "a.jpg", photograph))
     path.write_bytes(path.read_bytes()[:-500])
     with pytest.raises(DamagedImageError, match="the end marker of a JPEG is absent"):

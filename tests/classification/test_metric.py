@@ -18,7 +18,7 @@ def sample(label: int, scores: list[float], loss: float = 0.0) -> dict[str, Any]
     return {"gt_label": label, "scores": torch.tensor(scores), "loss": loss}
 
 
-def test_by_hand(tmp_path: Path) -> None:
+def test_classification_metric_of_an_example_by_hand(tmp_path: Path) -> None:
     metric = ClassificationMetric(str(tmp_path / "confusion.json"))
     metric.dataset_meta = {"classes": tuple("abcdefg")}
     rising = [0.01, 0.02, 0.03, 0.04, 0.1, 0.3, 0.5]
@@ -33,7 +33,7 @@ def test_by_hand(tmp_path: Path) -> None:
     assert [matrix[label, 6] for label in (6, 5, 2, 1)] == [1, 1, 1, 1]
 
 
-def test_against_scikit_learn(tmp_path: Path) -> None:
+def test_classification_metric_equals_scikit_learn(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     labels, scores = random.integers(0, 9, 200), random.random((200, 9))
     losses = random.random(200)
@@ -48,7 +48,7 @@ def test_against_scikit_learn(tmp_path: Path) -> None:
     assert matrix == confusion_matrix(labels, scores.argmax(1)).tolist()
 
 
-def test_fewer_than_five_classes() -> None:
+def test_classification_metric_with_fewer_than_five_classes() -> None:
     metric = ClassificationMetric()
     metric.process(None, [sample(0, [0.2, 0.8]), sample(1, [0.1, 0.9])])
     assert metric.evaluate(2) == pytest.approx({"top1": 50.0, "top5": 100.0, "val_loss": 0.0})

@@ -1,4 +1,4 @@
-"""What a person gets wrong with a COCO annotation file, each field in turn, each in its line."""
+"""Mistakes in COCO annotation files, each field in turn."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def kinds(found: DataCheckResult) -> list[tuple[str, str]]:
 
 
 def setting(part: str, index: int, **fields: Any) -> Callable[[dict[str, Any]], None]:
-    """A change of some fields of one entry; ``None`` takes a field away."""
+    """A change of some fields of one entry; ``None`` removes a field."""
 
     def change(data: dict[str, Any]) -> None:
         for name, value in fields.items():
@@ -137,7 +137,7 @@ HARM = {
 }  # fmt: skip
 
 
-def test_sound_annotations(tmp_path: Path) -> None:
+def test_coco_checker_of_sound_annotations(tmp_path: Path) -> None:
     data = content()
     data["annotations"][0].update(iscrowd=1, segmentation=RLE)
     data["annotations"][1].update(segmentation={**RLE, "counts": "T3`2T="}, bbox=[20.5, 3, 11, 8])
@@ -148,7 +148,7 @@ def test_sound_annotations(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", HARM)
-def test_one_thing_wrong(tmp_path: Path, name: str) -> None:
+def test_coco_checker_finds_a_single_fault(tmp_path: Path, name: str) -> None:
     change, level, kind = HARM[name]
     data = content()
     change(data)
@@ -160,18 +160,18 @@ def test_one_thing_wrong(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '"text"', "[" * 100_000, "\0"])
-def test_a_file_that_is_none(tmp_path: Path, text: str) -> None:
+def test_coco_checker_of_a_file_in_another_format(tmp_path: Path, text: str) -> None:
     assert kinds(checked(write(tmp_path, text))) == [("error", "annotation file")]
 
 
-def test_masks_are_needed_where_they_are_trained_on(tmp_path: Path) -> None:
+def test_coco_checker_needs_masks_where_they_are_trained_on(tmp_path: Path) -> None:
     data = content()
     setting("annotations", 0, segmentation=None)(data)
     assert checked(write(tmp_path, data), masks=False).findings == []
     assert kinds(checked(write(tmp_path, data), loading="mmdet.LoadAnnotations")) == [("error", "mask field")]
 
 
-def test_names_both_ways(tmp_path: Path) -> None:
+def test_coco_checker_compares_classes_with_categories(tmp_path: Path) -> None:
     found = checked(write(tmp_path, content()), ("cat", "dgo"))
     assert [item.kind for item in found.findings] == ["classes", "category without a class"]
     assert "classes: 1 of 2 are no category of the annotation file ('dgo'...)" in found.findings[0].problem
@@ -179,7 +179,7 @@ def test_names_both_ways(tmp_path: Path) -> None:
     assert "its 10 objects are background" in found.findings[1].problem
 
 
-def test_a_class_without_objects(tmp_path: Path) -> None:
+def test_coco_checker_warns_of_a_class_without_objects(tmp_path: Path) -> None:
     data = content()
     for item in data["annotations"]:
         item["category_id"] = 5
@@ -193,7 +193,7 @@ def test_a_class_without_objects(tmp_path: Path) -> None:
         ([15, 8, 25, 16], "not x1, y1, x2, y2"),
     ],
 )
-def test_boxes_of_another_format(tmp_path: Path, box: list[float], mend: str) -> None:
+def test_coco_checker_recognises_other_box_formats(tmp_path: Path, box: list[float], mend: str) -> None:
     data = content()
     for item in data["annotations"]:
         item["bbox"] = box
@@ -202,14 +202,14 @@ def test_boxes_of_another_format(tmp_path: Path, box: list[float], mend: str) ->
     assert mend in errors[0].fix
 
 
-def test_crowds_alone(tmp_path: Path) -> None:
+def test_coco_checker_refuses_crowds_alone(tmp_path: Path) -> None:
     data = content()
     for item in data["annotations"]:
         item["iscrowd"] = 1
     assert kinds(checked(write(tmp_path, data))) == [("error", "crowds")]
 
 
-def test_an_image_that_exif_turns(tmp_path: Path) -> None:
+def test_coco_checker_names_exif_orientation_as_the_cause(tmp_path: Path) -> None:
     write(tmp_path, content())
     exif = Image.Exif()
     exif[0x0112] = 8
@@ -218,7 +218,7 @@ def test_an_image_that_exif_turns(tmp_path: Path) -> None:
     assert item.problem == "is 20 x 30 as its EXIF orientation 8 turns it, the annotations say 30 x 20"
 
 
-def test_loading_refuses_names_that_lead_out(tmp_path: Path) -> None:
+def test_coco_instances_refuses_names_that_lead_out(tmp_path: Path) -> None:
     data = content()
     data["images"][0]["file_name"] = "../secret.jpg"
     write(tmp_path, data)

@@ -86,7 +86,7 @@ def detections(truth: COCO, wobble: float) -> dict[int, list[dict[str, Any]]]:
 
 
 def samples(found: dict[int, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """As a detector gives them to the metric."""
+    """Detections in the form that a detector passes to the metric."""
     given = []
     for image, ones in found.items():
         boxes = torch.tensor([one["box"] for one in ones], dtype=torch.float64).reshape(-1, 4)
@@ -130,7 +130,7 @@ def truth(annotations: Path) -> COCO:
 
 
 @pytest.mark.parametrize("wobble", [1.0, 3.0])
-def test_average_precision_is_that_of_pycocotools(annotations: Path, truth: COCO, wobble: float) -> None:
+def test_fast_coco_metric_equals_pycocotools(annotations: Path, truth: COCO, wobble: float) -> None:
     found = detections(truth, wobble)
     scores = evaluated(annotations, found, CLASSES)
     assert set(scores) == {f"{kind}_{name}" for kind in ("bbox", "segm") for name in COCO_STATS}
@@ -141,7 +141,7 @@ def test_average_precision_is_that_of_pycocotools(annotations: Path, truth: COCO
         assert ours == pytest.approx(theirs[: len(COCO_STATS)], abs=0.5e-4 + 1e-9)  # four decimals are reported
 
 
-def test_all_twelve_numbers_are_those_of_pycocotools(annotations: Path, truth: COCO) -> None:
+def test_fast_coco_metric_statistics_equal_pycocotools(annotations: Path, truth: COCO) -> None:
     found = detections(truth, 2.0)
     metric = FastCocoMetric(str(annotations))
     metric.dataset_meta = {"classes": CLASSES}
@@ -151,7 +151,7 @@ def test_all_twelve_numbers_are_those_of_pycocotools(annotations: Path, truth: C
         assert numbers[kind].tolist() == pytest.approx(reference(truth, found, kind), abs=1e-6)
 
 
-def test_masks_are_scored_apart_where_the_detector_does_so(annotations: Path, truth: COCO) -> None:
+def test_fast_coco_metric_uses_mask_scores(annotations: Path, truth: COCO) -> None:
     found = detections(truth, 2.0)
     given = samples(found)
     turned = {image: [{**one, "score": 1 - one["score"]} for one in ones] for image, ones in found.items()}
@@ -165,7 +165,7 @@ def test_masks_are_scored_apart_where_the_detector_does_so(annotations: Path, tr
     assert numbers["segm"].tolist() == pytest.approx(reference(truth, turned, "segm"), abs=1e-6)
 
 
-def test_what_cannot_be_measured(annotations: Path, truth: COCO) -> None:
+def test_fast_coco_metric_refuses_what_cannot_be_measured(annotations: Path, truth: COCO) -> None:
     with pytest.raises(UserError, match=r"metric=\('keypoints',\): any of bbox, segm"):
         FastCocoMetric(str(annotations), metric=("keypoints",))
     given = samples(detections(truth, 1.0))
@@ -186,14 +186,14 @@ def perfect(truth: COCO) -> dict[int, list[dict[str, Any]]]:
     return found
 
 
-def test_labels_follow_the_order_of_the_classes(annotations: Path, truth: COCO) -> None:
+def test_fast_coco_metric_follows_the_order_of_the_classes(annotations: Path, truth: COCO) -> None:
     found = perfect(truth)
     scores = evaluated(annotations, found, CLASSES)
     assert (scores["bbox_mAP"], scores["segm_mAP"]) == (1.0, 1.0)
     assert evaluated(annotations, found, CLASSES[::-1])["bbox_mAP"] < 0.5
 
 
-def test_no_detection_at_all(annotations: Path, truth: COCO, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fast_coco_metric_without_detections(annotations: Path, truth: COCO, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(coco_metric, "print_log", lambda message, *_: said.append(message))
     scores = evaluated(annotations, {image: [] for image in truth.getImgIds()}, CLASSES)
@@ -201,7 +201,7 @@ def test_no_detection_at_all(annotations: Path, truth: COCO, monkeypatch: pytest
     assert said == [f"no {kind} detections at all: AP is 0" for kind in ("bbox", "segm")]
 
 
-def test_images_without_a_detection(annotations: Path, truth: COCO) -> None:
+def test_fast_coco_metric_of_images_without_a_detection(annotations: Path, truth: COCO) -> None:
     found = perfect(truth)
     found[100] = []
     scores = evaluated(annotations, found, CLASSES)
@@ -209,14 +209,14 @@ def test_images_without_a_detection(annotations: Path, truth: COCO) -> None:
     assert 0 < scores["bbox_mAP"] < 1
 
 
-def test_only_boxes(annotations: Path, truth: COCO) -> None:
+def test_fast_coco_metric_of_boxes_only(annotations: Path, truth: COCO) -> None:
     metric = FastCocoMetric(str(annotations), metric=("bbox",))
     metric.dataset_meta = {"classes": CLASSES}
     metric.process({}, samples(perfect(truth)))
     assert set(metric.evaluate(IMAGES)) == {f"bbox_{name}" for name in COCO_STATS}
 
 
-def test_a_class_that_the_file_does_not_have(annotations: Path, truth: COCO) -> None:
+def test_category_ids_refuses_an_unknown_class(annotations: Path, truth: COCO) -> None:
     message = r"1 of 2 are no category of the annotation file \('hare'\.\.\.\); it has 4: cat, dog, newt, owl"
     with pytest.raises(UserError, match=message):
         category_ids(truth.dataset["categories"], ("cat", "hare"))
@@ -227,7 +227,7 @@ def test_a_class_that_the_file_does_not_have(annotations: Path, truth: COCO) -> 
     assert category_ids(truth.dataset["categories"], ("owl", "cat")) == [5, 7]
 
 
-def test_the_data_set_labels_in_the_order_of_the_classes(annotations: Path, truth: COCO) -> None:
+def test_coco_instances_labels_follow_the_order_of_the_classes(annotations: Path, truth: COCO) -> None:
     found = CocoInstances(
         ann_file=annotations.name,
         data_root=str(annotations.parent),
@@ -247,7 +247,7 @@ def test_the_data_set_labels_in_the_order_of_the_classes(annotations: Path, trut
     assert 0 < seen < len(truth.getAnnIds())
 
 
-def test_training_leaves_out_images_without_an_object(annotations: Path) -> None:
+def test_coco_instances_drops_training_images_without_an_object(annotations: Path) -> None:
     found = CocoInstances(
         ann_file=str(annotations),
         data_prefix=dict(img="images/"),
@@ -270,7 +270,7 @@ class Shapes(SequentialSampler):
 
 @pytest.mark.parametrize("count", [8, 9])
 @pytest.mark.parametrize("landscape", range(9))
-def test_every_process_gets_as_many_batches_whatever_its_share_of_portraits(count: int, landscape: int) -> None:
+def test_aspect_ratio_batches_are_as_many_in_every_process(count: int, landscape: int) -> None:
     batches = AspectRatioBatches(Shapes(count, landscape), batch_size=4)
     assert [len(batch) for batch in batches] == [4, 4]
     assert len(batches) == 2

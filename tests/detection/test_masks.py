@@ -1,4 +1,4 @@
-"""Masks pasted and encoded as mmdet and pycocotools do it, pixel by pixel and byte by byte."""
+"""Pasting and encoding of masks against mmdet and pycocotools: every pixel and every byte equal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHAPE = (90, 130)
 
 
 def both(logits: Tensor, boxes: Tensor, labels: Tensor, scale: float = 1.0, **options: Any) -> tuple[Tensor, Tensor]:
-    """Masks of mmdet's head and of ours; the boxes end the same too."""
+    """Masks of mmdet's head and of ours; checks that the boxes are equal too."""
     found = []
     for kind in (FCNMaskHead, FastFCNMaskHead):
         head = kind(num_convs=0, in_channels=1, conv_out_channels=1, num_classes=logits.shape[1], **options)
@@ -37,7 +37,7 @@ def both(logits: Tensor, boxes: Tensor, labels: Tensor, scale: float = 1.0, **op
 
 @pytest.mark.parametrize("scale", [1.0, 1.7])
 @pytest.mark.parametrize("seed", range(4))
-def test_every_pixel_is_that_of_mmdet(seed: int, scale: float) -> None:
+def test_fast_mask_head_gives_every_pixel_of_mmdet(seed: int, scale: float) -> None:
     boxes, logits = draw_mask_logits(SHAPE, 40, 3, seed)
     boxes[::5] += (
         20 * torch.randn(8, 4, generator=torch.Generator().manual_seed(seed)).abs() * torch.tensor([-1, -1, 1, 1])
@@ -48,13 +48,13 @@ def test_every_pixel_is_that_of_mmdet(seed: int, scale: float) -> None:
     assert 0.005 < found.float().mean() < 0.5
 
 
-def test_one_mask_for_all_classes() -> None:
+def test_fast_mask_head_with_one_mask_for_all_classes() -> None:
     boxes, logits = draw_mask_logits(SHAPE, 6, 1)
     expected, found = both(logits, boxes, torch.arange(6), class_agnostic=True)
     assert torch.equal(found, expected)
 
 
-def test_scores_on_the_threshold_are_settled_as_mmdet_settles_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fast_mask_head_decides_scores_on_the_threshold_like_mmdet(monkeypatch: pytest.MonkeyPatch) -> None:
     boxes, logits = draw_mask_logits(SHAPE, 10, 1)
     logits = logits.clone()
     logits[:, :, 8:] = 1e-7 * torch.randn(10, 1, 20, 28, generator=torch.Generator().manual_seed(0))
@@ -65,7 +65,7 @@ def test_scores_on_the_threshold_are_settled_as_mmdet_settles_them(monkeypatch: 
     assert not torch.equal(both(logits, boxes, labels)[1], expected)  # without the margin some pixels differ
 
 
-def test_boxes_without_extent_and_heads_that_diverged() -> None:
+def test_fast_mask_head_of_empty_boxes_and_nan() -> None:
     boxes = torch.tensor([[20.0, 30, 20, 50], [10, 10, 40, 10], [5.5, 5.5, 5.5, 5.5], [30, 20, 70, 60]])
     _, logits = draw_mask_logits(SHAPE, 4, 1)
     logits = logits.clone()
@@ -75,13 +75,13 @@ def test_boxes_without_extent_and_heads_that_diverged() -> None:
     assert found[3].any()
 
 
-def test_boxes_outside_of_the_image_hold_nothing() -> None:
+def test_paste_masks_of_boxes_outside_of_the_image_is_empty() -> None:
     _, logits = draw_mask_logits(SHAPE, 2, 1)
     boxes = torch.tensor([[200.0, 10, 240, 50], [10.0, 200, 50, 240]])
     assert not masks.paste_masks(logits[:, 0].sigmoid(), boxes, *SHAPE, threshold=0.5).any()
 
 
-def test_what_is_not_ours_stays_with_mmdet() -> None:
+def test_fast_mask_head_leaves_other_cases_to_mmdet() -> None:
     boxes, logits = draw_mask_logits(SHAPE, 3, 1)
     labels = torch.zeros(3, dtype=torch.long)
     for threshold, kind in ((-1, torch.uint8), (0, torch.bool)):
@@ -103,7 +103,7 @@ def test_a_config_gets_the_class_that_it_names() -> None:
     assert TRANSFORMS.get("Resize") is Resize
 
 
-def test_codes_are_those_of_pycocotools() -> None:
+def test_encode_masks_equals_pycocotools() -> None:
     random = np.random.default_rng(0)
     shape = (23, 17)
     sparse = random.random((20, *shape)) < 0.02
@@ -123,7 +123,7 @@ def test_codes_are_those_of_pycocotools() -> None:
     assert encode_masks(given[:0]) == []
 
 
-def test_codes_stay_codes() -> None:
+def test_to_rle_returns_codes_unchanged() -> None:
     codes = encode_masks(np.eye(5, dtype=bool)[None])
     assert to_rle(codes) == codes
     assert to_rle(torch.eye(5, dtype=torch.bool)[None]) == codes

@@ -1,4 +1,4 @@
-"""What a person gets wrong with images and label PNGs, each in its line."""
+"""Mistakes in images and label PNGs, one in each case."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def kinds(found: DataCheckResult) -> list[tuple[str, str]]:
     return [(item.level, item.kind) for item in found.findings]
 
 
-def test_sound_labels(tmp_path: Path) -> None:
+def test_label_checker_of_sound_labels(tmp_path: Path) -> None:
     found = checked(rooms(tmp_path / "reduced", 0, 1, 2, 3, 255))
     assert found.findings == []
     assert found.inspected == {"train images": (4, 4), "train labels": (4, 4)}
@@ -77,7 +77,7 @@ def test_sound_labels(tmp_path: Path) -> None:
         ((0,), True, "nothing labelled", "check the labels"),
     ],
 )
-def test_values_that_mean_something_else(
+def test_label_checker_finds_values_of_another_meaning(
     tmp_path: Path, values: tuple[int, ...], reduce: bool, kind: str, mend: str
 ) -> None:
     errors = checked(rooms(tmp_path, *values), reduce).errors
@@ -86,7 +86,7 @@ def test_values_that_mean_something_else(
     assert {item.kind for item in errors} <= {kind, "masks of 0 and 255"}
 
 
-def test_a_zero_that_is_a_seam_is_no_class(tmp_path: Path) -> None:
+def test_label_checker_ignores_rare_zeros(tmp_path: Path) -> None:
     rooms(tmp_path, 1, 2)
     seam = labels(1, 2)
     seam[0, 0] = 0
@@ -94,20 +94,20 @@ def test_a_zero_that_is_a_seam_is_no_class(tmp_path: Path) -> None:
     assert kinds(checked(tmp_path)) == [("warning", "class without pixels")]
 
 
-def test_a_sample_is_a_reason_to_warn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_label_checker_warns_after_a_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data_check, "MAX_LABEL_FILES", 2)
     root = rooms(tmp_path, 0, 1, 2)
     assert kinds(checked(root)) == [("warning", "reduce_zero_label")]
     assert ("error", "reduce_zero_label") in kinds(checked(root, full=True))
 
 
-def test_a_class_that_never_occurs(tmp_path: Path) -> None:
+def test_label_checker_warns_of_a_class_without_pixels(tmp_path: Path) -> None:
     found = checked(rooms(tmp_path, 0, 2), reduce=False)
     assert kinds(found) == [("warning", "class without pixels")]
     assert "1 of 3 classes have no pixel: sky" in found.findings[0].problem
 
 
-def test_two_settings_that_differ(tmp_path: Path) -> None:
+def test_label_checker_compares_reduce_zero_label_settings(tmp_path: Path) -> None:
     found = checked(rooms(tmp_path, 0, 1, 2), reduce=False, loading=True)
     assert kinds(found) == [("error", "reduce_zero_label")]
     assert found.findings[0].problem == "reduce_zero_label is False of the data set and True of LoadLabels"
@@ -136,7 +136,9 @@ def turned(root: Path) -> None:
     ],
     ids=lambda value: value[1] if isinstance(value, tuple) else "",
 )
-def test_one_file_wrong(tmp_path: Path, harm: Callable[[Path], Any], expected: tuple[str, str]) -> None:
+def test_label_checker_finds_a_single_wrong_file(
+    tmp_path: Path, harm: Callable[[Path], Any], expected: tuple[str, str]
+) -> None:
     harm(rooms(tmp_path, 0, 1, 2, 3))
     found = checked(tmp_path)
     assert expected in kinds(found)
@@ -144,7 +146,7 @@ def test_one_file_wrong(tmp_path: Path, harm: Callable[[Path], Any], expected: t
     assert all("1." in item.file for item in found.findings)
 
 
-def test_an_orientation_is_named_as_the_cause(tmp_path: Path) -> None:
+def test_label_checker_names_exif_orientation_as_the_cause(tmp_path: Path) -> None:
     turned(rooms(tmp_path, 0, 1, 2, 3))
     assert "when its EXIF orientation 6 has turned it" in checked(tmp_path).findings[0].problem
 
@@ -162,7 +164,7 @@ def listed(root: Path, *stems: str) -> DataCheckResult:
     return check_datasets(Config(dict(default_scope="mmseg", train_dataloader=dict(dataset=dataset))), ("train",))
 
 
-def test_a_list_of_names(tmp_path: Path) -> None:
+def test_label_checker_reads_a_list_of_names(tmp_path: Path) -> None:
     rooms(tmp_path, 0, 1, 2)
     assert listed(tmp_path, "0", "2").inspected == {"train images": (2, 2), "train labels": (2, 2)}
     assert kinds(listed(tmp_path, "0", "0")) == [("warning", "listed twice")]

@@ -35,7 +35,7 @@ def dataset(root: Path, **options: Any) -> LabelPngDataset:
     )
 
 
-def test_images_and_labels_are_paired(rooms: Path) -> None:
+def test_label_png_dataset_pairs_images_and_labels(rooms: Path) -> None:
     found = dataset(rooms, reduce_zero_label=True)
     assert found.metainfo["classes"] == CLASSES
     pairs = [(found.get_data_info(i)["img_path"], found.get_data_info(i)["seg_map_path"]) for i in range(len(found))]
@@ -47,13 +47,13 @@ def test_images_and_labels_are_paired(rooms: Path) -> None:
 @pytest.mark.parametrize(
     "lost, message", [("labels/a.png", "'a' has no labels"), ("images/deeper/c.jpg", "'deeper/c' has no image")]
 )
-def test_a_file_without_its_partner(rooms: Path, lost: str, message: str) -> None:
+def test_label_png_dataset_refuses_a_file_without_its_partner(rooms: Path, lost: str, message: str) -> None:
     (rooms / lost).unlink()
     with pytest.raises(UserError, match=f"1 files under .* have no partner: {message}"):
         dataset(rooms)
 
 
-def test_missing_and_empty_folders(rooms: Path) -> None:
+def test_label_png_dataset_of_missing_and_empty_folders(rooms: Path) -> None:
     with pytest.raises(UserError, match=r"no \.webp file in"):
         dataset(rooms, img_suffix=".webp")
     with pytest.raises(UserError, match=r"no folder .*images"):
@@ -70,23 +70,23 @@ def loaded(labels: np.ndarray, folder: Path, reduce: bool, palette: bool = False
     return LoadLabels(len(CLASSES), reduce, **options).transform(results)["gt_seg_map"]
 
 
-def test_values_are_the_classes(tmp_path: Path) -> None:
+def test_load_labels_values_are_the_classes(tmp_path: Path) -> None:
     stored = np.array([[0, 1, 2], [255, 2, 0]])
     assert loaded(stored, tmp_path, reduce=False).tolist() == stored.tolist()
 
 
-def test_zero_can_mean_not_labelled(tmp_path: Path) -> None:
+def test_load_labels_zero_can_mean_not_labelled(tmp_path: Path) -> None:
     stored = np.array([[0, 1, 2], [255, 3, 0]])
     assert loaded(stored, tmp_path, reduce=True).tolist() == [[IGNORE_INDEX, 0, 1], [IGNORE_INDEX, 2, IGNORE_INDEX]]
 
 
-def test_a_palette_does_not_matter(tmp_path: Path) -> None:
+def test_load_labels_ignores_a_palette(tmp_path: Path) -> None:
     stored = np.array([[0, 1, 2], [2, 1, 0]])
     assert loaded(stored, tmp_path, reduce=False, palette=True).tolist() == stored.tolist()
 
 
 @pytest.mark.parametrize("reduce, least", [(False, 3), (True, 4)])
-def test_a_value_that_is_no_class(tmp_path: Path, reduce: bool, least: int) -> None:
+def test_load_labels_refuses_a_value_that_is_no_class(tmp_path: Path, reduce: bool, least: int) -> None:
     loaded(np.array([[least - 1, 0], [0, 0]]), tmp_path, reduce)
     message = rf"labels\.png: label value {least} stands for no class \(3 classes, reduce_zero_label={reduce}\)"
     with pytest.raises(UserError, match=message):
@@ -94,18 +94,18 @@ def test_a_value_that_is_no_class(tmp_path: Path, reduce: bool, least: int) -> N
 
 
 @pytest.mark.parametrize("reduce", [False, True])
-def test_another_value_can_mean_not_labelled_too(tmp_path: Path, reduce: bool) -> None:
+def test_load_labels_unlabelled_is_another_value(tmp_path: Path, reduce: bool) -> None:
     shift = int(reduce)
     stored = np.array([[shift, 99], [255, 2 + shift]])
     assert loaded(stored, tmp_path, reduce, unlabelled=99).tolist() == [[0, IGNORE_INDEX], [IGNORE_INDEX, 2]]
 
 
-def test_coloured_labels_are_refused(tmp_path: Path) -> None:
+def test_load_labels_refuses_coloured_labels(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"labels\.png: a label image has one channel.*not 3"):
         loaded(np.zeros((4, 5, 3)), tmp_path, reduce=False)
 
 
-def test_data_set_and_loading_go_together(rooms: Path) -> None:
+def test_label_png_dataset_with_load_labels(rooms: Path) -> None:
     pipeline = [dict(type="LoadCheckedImage"), dict(type="LoadLabels", num_classes=3, reduce_zero_label=True)]
     with DefaultScope.overwrite_default_scope("mmseg"):
         item = dataset(rooms, reduce_zero_label=True, pipeline=pipeline)[0]

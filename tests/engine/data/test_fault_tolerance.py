@@ -54,7 +54,7 @@ def entries(folder: Path, name: str = REPLACED_IMAGES_FILE) -> list[dict[str, st
     return [json.loads(line) for line in (folder / name).read_text().splitlines()]
 
 
-def test_a_sample_depends_on_its_draw_alone(tmp_path: Path) -> None:
+def test_fault_tolerant_dataset_samples_depend_on_their_index_alone(tmp_path: Path) -> None:
     samples = FaultTolerantDataset(Numbers(none=(4,)), tmp_path)
     first = [samples[SeededIndex(3, 11)], samples[SeededIndex(4, 11)]]
     random.seed(5), np.random.seed(5), torch.manual_seed(5)
@@ -64,7 +64,7 @@ def test_a_sample_depends_on_its_draw_alone(tmp_path: Path) -> None:
     assert first[1]["index"] != 4
 
 
-def test_a_sample_leaves_the_random_state_alone(tmp_path: Path) -> None:
+def test_fault_tolerant_dataset_restores_the_random_state(tmp_path: Path) -> None:
     samples = FaultTolerantDataset(Numbers(errors=damaged(3)), tmp_path)
     random.seed(5), np.random.seed(5), torch.manual_seed(5)
     expected = random.random(), np.random.rand(), float(torch.rand(()))
@@ -73,7 +73,7 @@ def test_a_sample_leaves_the_random_state_alone(tmp_path: Path) -> None:
     assert (random.random(), np.random.rand(), float(torch.rand(()))) == expected
 
 
-def test_a_damaged_image_is_replaced_by_the_same_one_each_time(tmp_path: Path) -> None:
+def test_fault_tolerant_dataset_replaces_a_damaged_image_reproducibly(tmp_path: Path) -> None:
     samples = FaultTolerantDataset(Numbers(errors=damaged(3, 7)), tmp_path)
     sample = samples[SeededIndex(3, 11)]
     assert sample["index"] not in (3, 7)
@@ -84,7 +84,7 @@ def test_a_damaged_image_is_replaced_by_the_same_one_each_time(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("error", [OSError("broken data stream"), FileNotFoundError(2, "No such file", "3.jpg")])
-def test_errors_of_other_loaders_count_too(tmp_path: Path, error: Exception) -> None:
+def test_fault_tolerant_dataset_replaces_after_errors_of_other_loaders(tmp_path: Path, error: Exception) -> None:
     assert FaultTolerantDataset(Numbers(errors={3: error}), tmp_path)[SeededIndex(3, 1)]["index"] != 3
     assert entries(tmp_path)[0]["file"] == "3.jpg"
 
@@ -92,19 +92,19 @@ def test_errors_of_other_loaders_count_too(tmp_path: Path, error: Exception) -> 
 @pytest.mark.parametrize(
     "error", [UserError("label value 9 stands for no class"), KeyError("mask"), OSError(24, "Too many open files")]
 )
-def test_what_is_no_damaged_image_ends_the_run(tmp_path: Path, error: Exception) -> None:
+def test_fault_tolerant_dataset_raises_errors_that_are_no_damage(tmp_path: Path, error: Exception) -> None:
     with pytest.raises(type(error), match=str(error.args[-1])):
         FaultTolerantDataset(Numbers(errors={3: error}), tmp_path)[SeededIndex(3, 1)]
     assert not (tmp_path / REPLACED_IMAGES_FILE).exists()
 
 
-def test_a_lost_disk_ends_the_run_at_once(tmp_path: Path) -> None:
+def test_fault_tolerant_dataset_raises_when_the_disk_is_lost(tmp_path: Path) -> None:
     samples = FaultTolerantDataset(Numbers(errors=damaged(*range(50))), tmp_path)
     with pytest.raises(UserError, match=r"20 images in a row cannot be read, the last is \d+\.jpg: is empty"):
         samples[SeededIndex(3, 1)]
 
 
-def test_all_else_is_the_data_sets(tmp_path: Path) -> None:
+def test_fault_tolerant_dataset_has_the_attributes_of_its_dataset(tmp_path: Path) -> None:
     samples = FaultTolerantDataset(Numbers(9), tmp_path)
     assert len(samples) == 9
     assert samples.get_data_info(4)["img_path"] == "4.jpg"
@@ -116,7 +116,7 @@ def test_all_else_is_the_data_sets(tmp_path: Path) -> None:
 
 
 class Counting:
-    """A hook that counts, with what it needs of a runner."""
+    """A ``ReplacedImagesHook`` with the parts of a runner that it needs."""
 
     def __init__(self, samples: FaultTolerantDataset, caplog: Any) -> None:
         loader = SimpleNamespace(dataset=samples)
@@ -131,7 +131,7 @@ class Counting:
 
 
 @pytest.mark.parametrize("start", ["fork", None])
-def test_reports_come_from_workers(tmp_path: Path, caplog: Any, start: str | None) -> None:
+def test_replaced_images_hook_reads_reports_of_workers(tmp_path: Path, caplog: Any, start: str | None) -> None:
     samples = FaultTolerantDataset(Numbers(12, damaged(3, 7)), tmp_path)
     counting = Counting(samples, caplog)
     loader = DataLoader(
@@ -147,7 +147,7 @@ def test_reports_come_from_workers(tmp_path: Path, caplog: Any, start: str | Non
     assert counting.step() == []
 
 
-def test_each_file_is_reported_once_and_old_reports_never(tmp_path: Path, caplog: Any) -> None:
+def test_replaced_images_hook_logs_each_file_once_and_no_old_ones(tmp_path: Path, caplog: Any) -> None:
     samples = FaultTolerantDataset(Numbers(50, damaged(3)), tmp_path)
     counting = Counting(samples, caplog)
     assert counting.step() == []
@@ -161,7 +161,7 @@ def test_each_file_is_reported_once_and_old_reports_never(tmp_path: Path, caplog
     assert len(again.step()) == 1
 
 
-def test_too_many_end_the_run(tmp_path: Path, caplog: Any) -> None:
+def test_replaced_images_hook_ends_the_run_after_too_many(tmp_path: Path, caplog: Any) -> None:
     samples = FaultTolerantDataset(Numbers(1500, damaged(*range(0, 32, 2))), tmp_path)
     counting = Counting(samples, caplog)
     assert max_replaced_images(1500) == 15
@@ -175,16 +175,16 @@ def test_too_many_end_the_run(tmp_path: Path, caplog: Any) -> None:
         counting.step()
 
 
-def test_it_leaves_other_data_sets_alone(tmp_path: Path, caplog: Any) -> None:
+def test_replaced_images_hook_ignores_other_datasets(tmp_path: Path, caplog: Any) -> None:
     assert Counting(Numbers(5), caplog).step() == []
 
 
-def test_a_full_disk_is_no_reason_to_stop(tmp_path: Path) -> None:
+def test_fault_tolerant_dataset_survives_a_full_disk(tmp_path: Path) -> None:
     (tmp_path / REPLACED_IMAGES_FILE).mkdir()  # nothing can be appended to a folder
     assert FaultTolerantDataset(Numbers(errors=damaged(3)), tmp_path)[SeededIndex(3, 1)]["index"] != 3
 
 
-def test_each_rank_has_its_own_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_tolerant_dataset_writes_a_list_for_each_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.data.fault_tolerance.get_rank", lambda: 3)
     FaultTolerantDataset(Numbers(errors=damaged(3)), tmp_path)[SeededIndex(3, 1)]
     assert len(entries(tmp_path, "replaced_images_rank3.jsonl")) == 1

@@ -1,4 +1,4 @@
-"""Whole and damaged image files of every format: told apart by a look, refused by loading."""
+"""Complete and damaged image files of every format: told apart by inspection, refused by loading."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def loaders() -> list[Any]:
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_whole_files_are_seen_as_they_are(tmp_path: Path, suffix: str) -> None:
+def test_inspect_image_reads_the_properties_of_complete_files(tmp_path: Path, suffix: str) -> None:
     path = saved(tmp_path, f"a.{suffix}")
     seen = inspect_image(str(path), decode=True)
     assert seen.problem is None
@@ -43,7 +43,7 @@ def test_whole_files_are_seen_as_they_are(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_truncated_files_are_seen_without_decoding(tmp_path: Path, suffix: str) -> None:
+def test_inspect_image_finds_truncation_without_decoding(tmp_path: Path, suffix: str) -> None:
     path = saved(tmp_path, f"a.{suffix}")
     cut(path, int(0.7 * path.stat().st_size))
     assert inspect_image(str(path)).problem is not None
@@ -54,8 +54,8 @@ def test_truncated_files_are_seen_without_decoding(tmp_path: Path, suffix: str) 
 
 @pytest.mark.parametrize("name, options", [("a.jpg", {}), ("b.jpg", {"progressive": True}), ("a.png", {})])
 @pytest.mark.parametrize("lost", [2, 13, 400])
-def test_the_last_bytes_count(tmp_path: Path, name: str, options: dict[str, Any], lost: int) -> None:
-    """Pillow takes a PNG without its end chunk for whole."""
+def test_inspect_image_reads_the_last_bytes(tmp_path: Path, name: str, options: dict[str, Any], lost: int) -> None:
+    """Pillow takes a PNG without its end chunk for complete."""
     path = saved(tmp_path, name, **options)
     cut(path, -lost)
     assert inspect_image(str(path)).problem[0] == "truncated image"
@@ -64,7 +64,7 @@ def test_the_last_bytes_count(tmp_path: Path, name: str, options: dict[str, Any]
             load(path)
 
 
-def test_a_jpeg_with_a_thumbnail_that_ends_and_a_picture_that_does_not(tmp_path: Path) -> None:
+def test_truncation_is_not_hidden_by_a_complete_thumbnail(tmp_path: Path) -> None:
     thumbnail = saved(tmp_path, "thumbnail.jpg", photograph(16)).read_bytes()
     path = saved(tmp_path, "a.jpg")
     content = path.read_bytes()
@@ -74,7 +74,7 @@ def test_a_jpeg_with_a_thumbnail_that_ends_and_a_picture_that_does_not(tmp_path:
     assert inspect_image(str(cut(path, -2))).problem[0] == "truncated image"
 
 
-def test_zeros_and_words_behind_the_end_do_no_harm(tmp_path: Path) -> None:
+def test_truncation_ignores_bytes_after_the_end_marker(tmp_path: Path) -> None:
     path = saved(tmp_path, "a.jpg")
     for more in (bytes(5000), b"camera's notes"):
         path.write_bytes(path.read_bytes() + more)
@@ -85,7 +85,7 @@ def test_zeros_and_words_behind_the_end_do_no_harm(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content, kind", [(b"", "empty image"), (b"These are notes.\n", "no image"), (bytes(4000), "no image")]
 )
-def test_files_that_hold_no_image(tmp_path: Path, content: bytes, kind: str) -> None:
+def test_inspect_image_of_files_without_an_image(tmp_path: Path, content: bytes, kind: str) -> None:
     path = tmp_path / "a.jpg"
     path.write_bytes(content)
     assert inspect_image(str(path)).problem[0] == kind
@@ -94,7 +94,7 @@ def test_files_that_hold_no_image(tmp_path: Path, content: bytes, kind: str) -> 
             load(path)
 
 
-def test_files_that_are_not_there(tmp_path: Path) -> None:
+def test_inspect_image_of_missing_files(tmp_path: Path) -> None:
     (tmp_path / "folder.jpg").mkdir()
     assert inspect_image(str(tmp_path / "absent.jpg")).problem == ("missing image", "is missing")
     assert inspect_image("a\0b.jpg").problem[0] == "missing image"
@@ -106,7 +106,7 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
             load(tmp_path / "folder.jpg")
 
 
-def test_damage_in_the_midst_is_found_by_decoding(tmp_path: Path) -> None:
+def test_inspect_image_finds_damage_inside_a_file_by_decoding(tmp_path: Path) -> None:
     path = saved(tmp_path, "a.png")
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 255
@@ -118,7 +118,7 @@ def test_damage_in_the_midst_is_found_by_decoding(tmp_path: Path) -> None:
             load(path)
 
 
-def test_what_headers_say(tmp_path: Path) -> None:
+def test_inspect_image_reads_headers(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     turned = inspect_image(str(saved(tmp_path, "turned.jpg", exif=exif)))
@@ -136,22 +136,22 @@ def test_what_headers_say(tmp_path: Path) -> None:
     assert (huge.problem, huge.size) == (None, (20_000, 10_000))
 
 
-def test_files_of_one_content_have_one_digest(tmp_path: Path) -> None:
+def test_inspect_image_gives_copies_the_same_digest(tmp_path: Path) -> None:
     one, copy, other = (saved(tmp_path, f"{name}.png") for name in "abc")
     other.write_bytes(other.read_bytes() + b"\0")
     digests = [inspect_image(str(path)).digest for path in (one, copy, other)]
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_values_of_labels_are_counted(tmp_path: Path) -> None:
+def test_inspect_image_counts_label_values(tmp_path: Path) -> None:
     labels = Image.fromarray(np.array([[0, 7, 7], [255, 7, 0]], np.uint8))
     assert inspect_image(str(saved(tmp_path, "l.png", labels)), values=True).value_counts == {0: 2, 7: 3, 255: 1}
     assert inspect_image(str(saved(tmp_path, "colours.png")), values=True).value_counts is None
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.int32])
-def test_pixels_without_a_known_scale_are_refused(tmp_path: Path, kind: Any) -> None:
-    """Pillow would cut them off at 255, which makes a white or a black image."""
+def test_pixels_of_32_bits_are_refused(tmp_path: Path, kind: Any) -> None:
+    """Pillow would clip them at 255, which makes a white or a black image."""
     path = saved(tmp_path, "a.tif", Image.fromarray(np.linspace(0, 60_000, 64).reshape(8, 8).astype(kind)))
     assert inspect_image(str(path)).bits == 32
     for load in loaders():

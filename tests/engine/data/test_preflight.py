@@ -1,4 +1,4 @@
-"""The check of the data as a whole: order, limits, what the splits share, and what a training makes of it."""
+"""Data checks: order, limits, images that splits share, and the check before a training."""
 
 from __future__ import annotations
 
@@ -73,14 +73,14 @@ def begin(cfg: Config, caplog: Any, resume: bool = False) -> list[str]:
     return caplog.messages
 
 
-def test_sound_data_is_one_line(cfg: Config, caplog: Any) -> None:
+def test_check_before_training_logs_one_line_for_sound_data(cfg: Config, caplog: Any) -> None:
     (line,) = begin(cfg, caplog)
     assert line.startswith("data check: 0 errors, 0 warnings; looked at val images all 10, train images all 40 in")
     written = json.loads((Path(cfg.work_dir) / DATA_CHECK_FILE).read_text())
     assert (written["errors"], written["findings"]) == (0, [])
 
 
-def test_a_split_that_is_the_same_as_another_is_looked_at_once(cfg: Config) -> None:
+def test_check_datasets_inspects_equal_splits_once(cfg: Config) -> None:
     assert list(check_datasets(cfg, ("train", "val", "test")).inspected) == ["val images", "train images"]
     cfg.test_dataloader.dataset.split = "train"
     assert list(check_datasets(cfg, ("train", "val", "test")).inspected) == [
@@ -90,7 +90,7 @@ def test_a_split_that_is_the_same_as_another_is_looked_at_once(cfg: Config) -> N
     ]
 
 
-def test_several_processes_find_the_same(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_datasets_finds_the_same_in_several_processes(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     (root(cfg) / "train/cat/03.png").write_bytes(b"")
     (root(cfg) / "val/dog/03.png").write_text("notes")
     alone = check_datasets(cfg, ("train", "val"), workers=1)
@@ -102,7 +102,9 @@ def test_several_processes_find_the_same(cfg: Config, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_time_ends_the_look_and_the_summary_says_so(cfg: Config, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+def test_check_datasets_stops_after_its_time_and_says_so(
+    cfg: Config, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
     monkeypatch.setattr(data_check, "MIN_PARALLEL_FILES", 1)
     monkeypatch.setattr(data_check, "FILES_PER_TASK", 4)
     found = check_datasets(cfg, ("train", "val"), seconds=0.0, workers=workers)
@@ -111,14 +113,14 @@ def test_time_ends_the_look_and_the_summary_says_so(cfg: Config, monkeypatch: py
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 10, 97, 1000])
-def test_any_beginning_of_the_order_is_spread_evenly(count: int) -> None:
+def test_evenly_spread_covers_any_prefix_evenly(count: int) -> None:
     order = list(evenly_spread(count))
     assert sorted(order) == list(range(count))
     beginning = sorted(order[: count // 10])
     assert all(after - before < 0.25 * count for before, after in pairwise(beginning))
 
 
-def test_a_killed_process_is_said(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_datasets_reports_a_killed_process(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(path: str, decode: bool, values: bool) -> ImageInfo:
         import os
 
@@ -130,7 +132,7 @@ def test_a_killed_process_is_said(cfg: Config, monkeypatch: pytest.MonkeyPatch) 
         check_datasets(cfg, ("val",), workers=2)
 
 
-def test_validation_images_in_the_training_data(cfg: Config) -> None:
+def test_check_datasets_finds_validation_images_in_the_training_data(cfg: Config) -> None:
     shutil.copy(root(cfg) / "val/cat/01.png", root(cfg) / "train/cat/another name.png")
     (item,) = check_datasets(cfg, ("train", "val")).findings
     assert (item.level, item.kind, item.split) == ("error", "val in train", "val")
@@ -138,13 +140,13 @@ def test_validation_images_in_the_training_data(cfg: Config) -> None:
     assert "train/cat/another name.png" in item.problem
 
 
-def test_few_copies_among_many_are_a_warning(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_datasets_warns_of_few_copies_among_many(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data_check, "MAX_COPIED_FRACTION", 0.1)
     shutil.copy(root(cfg) / "val/cat/01.png", root(cfg) / "train/cat/copy.png")
     assert [item.level for item in check_datasets(cfg, ("train", "val")).findings] == ["warning"]
 
 
-def test_validation_folder_that_is_a_link_to_the_training_folder(cfg: Config) -> None:
+def test_check_datasets_follows_links_between_splits(cfg: Config) -> None:
     shutil.rmtree(root(cfg) / "val")
     (root(cfg) / "val").symlink_to(root(cfg) / "train")
     items = check_datasets(cfg, ("train", "val")).findings
@@ -152,7 +154,7 @@ def test_validation_folder_that_is_a_link_to_the_training_folder(cfg: Config) ->
     assert {(item.level, item.problem) for item in items} == {("error", "is in the training data too")}
 
 
-def test_few_damaged_training_images_do_not_stop_a_training(cfg: Config, caplog: Any) -> None:
+def test_check_before_training_tolerates_few_damaged_training_images(cfg: Config, caplog: Any) -> None:
     for i in range(10):
         (root(cfg) / f"train/cat/{i:02}.png").write_bytes(b"")
     messages = begin(cfg, caplog)
@@ -164,7 +166,7 @@ def test_few_damaged_training_images_do_not_stop_a_training(cfg: Config, caplog:
         begin(cfg, caplog)
 
 
-def test_a_damaged_validation_image_stops_it(cfg: Config, caplog: Any) -> None:
+def test_check_before_training_stops_at_a_damaged_validation_image(cfg: Config, caplog: Any) -> None:
     (root(cfg) / "val/cat/01.png").unlink()
     (root(cfg) / "val/cat/01.png").symlink_to("nowhere")
     with pytest.raises(UserError, match=r"^\S+/val/cat/01\.png: is missing; .*--no-data-check") as caught:
@@ -173,7 +175,7 @@ def test_a_damaged_validation_image_stops_it(cfg: Config, caplog: Any) -> None:
     assert len(json.loads((Path(cfg.work_dir) / DATA_CHECK_FILE).read_text())["findings"]) == 1
 
 
-def test_a_resumed_run_checks_again_only_what_has_changed(cfg: Config, caplog: Any) -> None:
+def test_check_before_training_skips_unchanged_data_on_resume(cfg: Config, caplog: Any) -> None:
     begin(cfg, caplog)
     (line,) = begin(cfg, caplog, resume=True)
     assert "those of the check before" in line
@@ -188,14 +190,16 @@ def test_a_resumed_run_checks_again_only_what_has_changed(cfg: Config, caplog: A
     assert "looked at" in begin(cfg, caplog, resume=True)[-1]
 
 
-def test_a_check_that_failed_is_repeated(cfg: Config, caplog: Any) -> None:
+def test_check_before_training_repeats_a_failed_check(cfg: Config, caplog: Any) -> None:
     (root(cfg) / "val/cat/01.png").write_bytes(b"")
     for resume in (False, True):
         with pytest.raises(UserError):
             begin(cfg, caplog, resume)
 
 
-def test_what_the_main_process_found_ends_all(cfg: Config, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+def test_check_before_training_raises_in_all_processes(
+    cfg: Config, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
     def other_rank(found: list[Any]) -> None:
         assert found == [None]
         found[0] = DataError("a.jpg: is missing")
@@ -215,7 +219,7 @@ class PlainImages(BaseDataset):
         return [{"img_path": str(path)} for path in sorted(Path(self.data_root).glob("*.png"))]
 
 
-def test_a_data_set_without_a_checker(cfg: Config) -> None:
+def test_check_datasets_of_a_dataset_without_a_checker(cfg: Config) -> None:
     folder = root(cfg) / "train/cat"
     (folder / "04.png").write_bytes(b"")
     cfg.val_dataloader.dataset = ConfigDict(type="PlainImages", data_root=str(folder))
@@ -246,7 +250,9 @@ RED = dict(format="PNG", mode="RGB", size=(40, 30))
         (True, dict(format="MPO", frames=2), "name of another format", "warning"),
     ],
 )
-def test_odd_images_are_named(turns: bool, seen: dict[str, Any], kind: str | None, level: str | None) -> None:
+def test_check_file_reports_unusual_images(
+    turns: bool, seen: dict[str, Any], kind: str | None, level: str | None
+) -> None:
     checker = DatasetChecker("train", ConfigDict(), Config())
     checker.applies_exif_orientation = turns
     checker.check_file(DataFile("a.png", stated_size=(40, 30)), ImageInfo(**{**RED, **seen}))
@@ -264,7 +270,7 @@ def test_odd_images_are_named(turns: bool, seen: dict[str, Any], kind: str | Non
         (True, (8, 8), None),
     ],
 )
-def test_huge_and_tiny_images(turns: bool, size: tuple[int, int], level: str | None) -> None:
+def test_check_file_reports_huge_and_tiny_images(turns: bool, size: tuple[int, int], level: str | None) -> None:
     checker = DatasetChecker("train", ConfigDict(), Config())
     checker.applies_exif_orientation = turns
     checker.check_file(DataFile("a.png"), ImageInfo(**{**RED, "size": size}))
@@ -285,11 +291,11 @@ def test_huge_and_tiny_images(turns: bool, size: tuple[int, int], level: str | N
         ("..", True),
     ],
 )
-def test_file_names_that_lead_out_of_their_folder(name: str, out: bool) -> None:
+def test_leads_outside(name: str, out: bool) -> None:
     assert leads_outside("/data/images/", name) is out
 
 
-def test_a_screen_of_findings() -> None:
+def test_to_lines_fits_a_screen() -> None:
     items = [
         DataFinding("warning" if kind % 2 else "error", f"kind {kind}", "train", f"{kind}-{i}.jpg", "is odd", "fix it")
         for kind in range(40)

@@ -1,4 +1,4 @@
-"""The order of the training data and all that is random in it follow from the step, whoever asks and when."""
+"""Resumable sampling: order and random numbers of training data follow from the step alone."""
 
 from __future__ import annotations
 
@@ -30,29 +30,29 @@ def batches(sampler: Any, size: int = 2, seed: int = 3) -> ResumableBatchSampler
     return ResumableBatchSampler(BatchSampler(sampler, size, False), sampler, SAMPLES, seed)
 
 
-def drawn(found: Any) -> list[list[tuple[int, int]]]:
-    return [[(int(draw), draw.seed) for draw in batch] for batch in found]
+def seeded_indices(found: Any) -> list[list[tuple[int, int]]]:
+    return [[(int(index), index.seed) for index in batch] for batch in found]
 
 
-def test_an_epoch_goes_on_from_any_batch() -> None:
+def test_seek_batch_resumes_an_epoch_at_any_batch() -> None:
     sampler = DefaultSampler(range(SAMPLES), seed=1)
-    whole = drawn(batches(sampler))
+    whole = seeded_indices(batches(sampler))
     assert len(whole) == 5
     for begin in range(6):
         part = batches(sampler)
         part.seek_batch(begin)
-        assert drawn(part) == whole[begin:]
-        assert drawn(part) == whole  # the epoch after it is whole
+        assert seeded_indices(part) == whole[begin:]
+        assert seeded_indices(part) == whole  # the epoch after it is whole
 
 
-def test_an_endless_stream_goes_on_from_any_batch() -> None:
-    whole = drawn(islice(batches(InfiniteSampler(range(SAMPLES), seed=1)), 20))
+def test_seek_batch_resumes_an_endless_stream_at_any_batch() -> None:
+    whole = seeded_indices(islice(batches(InfiniteSampler(range(SAMPLES), seed=1)), 20))
     part = batches(InfiniteSampler(range(SAMPLES), seed=1))
     part.seek_batch(13)
-    assert drawn(islice(part, 7)) == whole[13:]
+    assert seeded_indices(islice(part, 7)) == whole[13:]
 
 
-def test_a_sampler_that_ends_begins_anew_in_a_training_of_steps() -> None:
+def test_seek_step_starts_the_next_epoch_in_a_training_of_steps() -> None:
     def stream(begin: int, count: int) -> list[list[int]]:
         sampler = DefaultSampler(range(SAMPLES), seed=1)
         loop = object.__new__(IterationLoop)
@@ -72,54 +72,54 @@ def test_a_sampler_that_ends_begins_anew_in_a_training_of_steps() -> None:
 
 
 @pytest.mark.parametrize("make", [DefaultSampler, InfiniteSampler])
-def test_a_seed_that_is_known_late(make: Any) -> None:
-    whole = drawn(islice(batches(make(range(SAMPLES), seed=3), seed=3), 5))
+def test_reseed_gives_the_order_of_another_seed(make: Any) -> None:
+    whole = seeded_indices(islice(batches(make(range(SAMPLES), seed=3), seed=3), 5))
     other = batches(make(range(SAMPLES), seed=8), seed=8)
-    assert drawn(islice(other, 5)) != whole
+    assert seeded_indices(islice(other, 5)) != whole
     other.reseed(3, True)
-    assert drawn(islice(other, 5)) == whole
+    assert seeded_indices(islice(other, 5)) == whole
 
 
-def test_each_pass_over_the_data_draws_anew() -> None:
+def test_each_pass_over_the_data_has_its_own_seeds() -> None:
     sampler = DefaultSampler(range(SAMPLES), seed=1)
     seeds = []
     for epoch in range(3):
         sampler.set_epoch(epoch)
-        seeds += [draw.seed for batch in batches(sampler) for draw in batch]
+        seeds += [index.seed for batch in batches(sampler) for index in batch]
     endless = islice(batches(InfiniteSampler(range(SAMPLES), seed=1)), 15)
-    for found in (seeds, [draw.seed for batch in endless for draw in batch]):
+    for found in (seeds, [index.seed for batch in endless for index in batch]):
         assert len(set(found)) == 3 * SAMPLES
 
 
-def test_another_seed_draws_otherwise() -> None:
+def test_another_seed_gives_other_samples() -> None:
     sampler = DefaultSampler(range(SAMPLES), seed=1)
-    one, two = (drawn(batches(sampler, seed=seed)) for seed in (3, 4))
+    one, two = (seeded_indices(batches(sampler, seed=seed)) for seed in (3, 4))
     assert [[index for index, _ in batch] for batch in one] == [[index for index, _ in batch] for batch in two]
     assert not {seed for batch in one for _, seed in batch} & {seed for batch in two for _, seed in batch}
 
 
 @pytest.mark.parametrize("make", [DefaultSampler, InfiniteSampler])
-def test_processes_share_the_draws_of_one(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step of two processes with batches of 2 has the images, and the draws, of one with a batch of 4."""
-    alone = drawn(islice(batches(make(range(SAMPLES), seed=1), size=4), 2))
+def test_two_processes_share_the_samples_of_one(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step of two processes with batches of 2 has the images and seeds of one process with a batch of 4."""
+    alone = seeded_indices(islice(batches(make(range(SAMPLES), seed=1), size=4), 2))
     monkeypatch.setattr(sampling, "get_world_size", lambda: 2)
     shared = []
     for rank in (0, 1):
         monkeypatch.setattr("mmengine.dataset.sampler.get_dist_info", lambda rank=rank: (rank, 2))
-        shared.append(drawn(islice(batches(make(range(SAMPLES), seed=1)), 2)))
+        shared.append(seeded_indices(islice(batches(make(range(SAMPLES), seed=1)), 2)))
     for step in (0, 1):
         assert sorted(alone[step]) == sorted(shared[0][step] + shared[1][step])
 
 
-def test_a_draw_is_an_index_everywhere() -> None:
-    draw = SeededIndex(7, 2**62 + 1)
-    for same in (draw, pickle.loads(pickle.dumps(draw)), copy.deepcopy(draw)):
+def test_seeded_index_survives_pickling_and_copying() -> None:
+    index = SeededIndex(7, 2**62 + 1)
+    for same in (index, pickle.loads(pickle.dumps(index)), copy.deepcopy(index)):
         assert same == 7
         assert same.seed == 2**62 + 1
         assert list(range(10))[same] == 7
 
 
-def test_seeds_are_unlike_each_other() -> None:
+def test_seed_of_gives_distinct_seeds() -> None:
     seeds = [seed_of(*parts) for parts in ((0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 0, 11), (0, 0, 1, 1), (10, 0, 1))]
     assert len(set(seeds)) == 6
     assert all(0 <= seed < 2**63 for seed in seeds)
@@ -130,7 +130,7 @@ def numbers() -> tuple[float, float, float]:
     return random.random(), float(np.random.rand()), float(torch.rand(()))
 
 
-def test_inside_a_seed_and_after_it() -> None:
+def test_seeded_sets_and_restores_the_random_state() -> None:
     state = RandomState.capture()
     expected = [numbers() for _ in range(2)]
     state.restore()
@@ -144,7 +144,7 @@ def test_inside_a_seed_and_after_it() -> None:
         assert not set(numbers()) & set(inside)
 
 
-def test_a_state_survives_as_plain_data(tmp_path: Any) -> None:
+def test_random_state_survives_as_plain_data(tmp_path: Any) -> None:
     random.gauss(0, 1)  # leaves a second number for the next call
     state = RandomState.capture()
     expected = random.gauss(0, 1), numbers()
@@ -154,7 +154,7 @@ def test_a_state_survives_as_plain_data(tmp_path: Any) -> None:
 
 
 class Noise:
-    """A data set whose samples show what their process draws."""
+    """A data set whose samples are random numbers of their process."""
 
     metainfo: dict[str, Any] = {}
 
@@ -167,7 +167,7 @@ class Noise:
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_workers_change_nothing(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_train_loader_gives_the_same_samples_with_workers(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling.DATASETS, "build", lambda cfg: Noise())
     loader = dict(
         dataset={},
@@ -180,20 +180,20 @@ def test_workers_change_nothing(workers: int, monkeypatch: pytest.MonkeyPatch) -
     built = build_train_loader(copy.deepcopy(loader), 3, True)
     found = torch.cat(list(built))
     assert torch.equal(torch.get_rng_state(), before)
-    draws = [draw for batch in built.batch_sampler for draw in batch]
-    assert torch.equal(found, torch.stack([Noise()[draw] for draw in draws]))
+    indices = [index for batch in built.batch_sampler for index in batch]
+    assert torch.equal(found, torch.stack([Noise()[index] for index in indices]))
 
 
 @pytest.fixture
 def loader(monkeypatch: pytest.MonkeyPatch) -> DataLoader:
-    """With a worker that it keeps."""
+    """A training loader with one persistent worker."""
     monkeypatch.setattr(sampling.DATASETS, "build", lambda cfg: Noise())
     settings = dict(dataset={}, sampler=dict(type="DefaultSampler", shuffle=True), batch_size=1, num_workers=1)
     settings |= dict(collate_fn=dict(type="default_collate"), persistent_workers=True)
     return build_train_loader(settings, seed=3, shared_order=True)
 
 
-def test_a_worker_outlives_the_signals_that_end_a_job(loader: DataLoader) -> None:
+def test_configure_workers_lets_workers_outlive_signals(loader: DataLoader) -> None:
     found = iter(loader)
     next(found)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
@@ -202,7 +202,7 @@ def test_a_worker_outlives_the_signals_that_end_a_job(loader: DataLoader) -> Non
     shutdown_workers([loader], timeout=10)
 
 
-def test_workers_that_are_ended_can_be_replaced(loader: DataLoader) -> None:
+def test_shutdown_workers_lets_new_workers_start(loader: DataLoader) -> None:
     shutdown_workers([loader], timeout=10)  # there is none
     for _ in range(2):
         assert len(list(loader)) == SAMPLES
@@ -211,7 +211,7 @@ def test_workers_that_are_ended_can_be_replaced(loader: DataLoader) -> None:
         assert worker.exitcode == 0
 
 
-def test_workers_that_are_stuck_or_killed_are_not_waited_for(loader: DataLoader) -> None:
+def test_shutdown_workers_does_not_wait_for_stuck_or_killed_workers(loader: DataLoader) -> None:
     loader.num_workers = 2
     next(iter(loader))
     first, second = loader._iterator._workers

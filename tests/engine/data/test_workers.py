@@ -32,7 +32,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[BaseProcess]:
-    """All processes from here on."""
+    """This process and all of its descendants."""
     found: list[BaseProcess] = []
     start = BaseProcess.start
     monkeypatch.setattr(BaseProcess, "start", lambda process: found.append(process) or start(process))
@@ -52,7 +52,7 @@ def assert_ended(workers: list[BaseProcess], count: int) -> None:
         assert wait([worker.sentinel], timeout=10)
 
 
-def test_after_a_training_and_a_test(data: Path, tmp_path: Path, started: list[BaseProcess]) -> None:
+def test_workers_end_after_a_training_and_a_test(data: Path, tmp_path: Path, started: list[BaseProcess]) -> None:
     train(run(data, tmp_path), Launch(), resume=False, data_check=False)
     assert_ended(started, 2)
     run_test(run(data, tmp_path), Launch(), str(tmp_path / "epoch_1.pth"))
@@ -74,7 +74,7 @@ def test_runs_of_one_second_have_their_own_logs(data: Path, tmp_path: Path, monk
     "error, seen",
     [(ValueError("bad"), ValueError), (Stop(StopRequest.LEAVE), SystemExit), (KeyboardInterrupt(), KeyboardInterrupt)],
 )
-def test_after_what_ends_a_training_early(
+def test_workers_end_after_what_ends_a_training_early(
     data: Path,
     tmp_path: Path,
     started: list[BaseProcess],

@@ -1,4 +1,4 @@
-"""The stand-in for mmcv's compiled module: each op against plain loops, then the detectors that use them."""
+"""The stand-in for mmcv's compiled module: each op against plain loops, then detectors that use them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 @pytest.fixture
 def no_extension(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a fresh process without compiled ops: nothing installed, no mmdet or mmseg imported."""
+    """The state of a fresh process without compiled ops: nothing installed, no mmdet or mmseg imported."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for name in list(sys.modules):
         if name == "mmcv._ext" or name.split(".")[0] in ("mmdet", "mmseg"):
@@ -82,7 +82,7 @@ def reference_soft_nms(
 
 
 def sample(features: Tensor, y: float, x: float) -> Tensor:
-    """Value of (C, H, W) features between pixels; outside by more than one pixel it is 0."""
+    """Bilinear value of (C, H, W) features; 0 at more than one pixel outside."""
     height, width = features.shape[1:]
     if y < -1 or y > height or x < -1 or x > width:
         return features.new_zeros(features.shape[0])
@@ -209,7 +209,7 @@ def test_soft_nms_of_ties_and_of_nothing() -> None:
     assert kept.shape == (0,)
 
 
-def test_soft_nms_leaves_boxes_without_area_alone() -> None:
+def test_soft_nms_keeps_boxes_without_area() -> None:
     boxes = torch.tensor([[3.0, 1, 3, 1], [3, 1, 3, 1], [5, 5, 9, 9]])
     dets, _ = ops.soft_nms(boxes, torch.tensor([0.5, 0.4, 0.3]), method="gaussian")
     torch.testing.assert_close(dets[:, 4], torch.tensor([0.5, 0.4, 0.3]))
@@ -334,7 +334,7 @@ def test_install_twice_is_the_same() -> None:
 
 
 @pytest.mark.usefixtures("no_extension")
-def test_a_compiled_module_that_is_imported_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_install_keeps_a_compiled_module_that_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = ModuleType("mmcv._ext")
     monkeypatch.setitem(sys.modules, "mmcv._ext", compiled)
     assert mmcv_ops.install() == "compiled"
@@ -343,7 +343,7 @@ def test_a_compiled_module_that_is_imported_is_left_alone(monkeypatch: pytest.Mo
 
 
 @pytest.mark.usefixtures("no_extension")
-def test_a_compiled_module_that_could_be_imported_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_install_keeps_a_compiled_module_that_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: ModuleSpec(name, loader=None))
     assert mmcv_ops.install() == "compiled"
     assert "mmcv._ext" not in sys.modules
@@ -359,7 +359,7 @@ def test_install_after_the_packages_that_miss_the_ops(name: str, monkeypatch: py
 
 
 @pytest.mark.usefixtures("no_extension")
-def test_a_missing_op_raises_when_called_and_not_before() -> None:
+def test_missing_op_raises_when_called_and_not_before() -> None:
     mmcv_ops.install()
     from mmcv.utils import ext_loader
 
@@ -372,7 +372,7 @@ def test_a_missing_op_raises_when_called_and_not_before() -> None:
 
 
 @pytest.mark.usefixtures("no_extension")
-def test_a_module_of_the_list_serves_the_ops_it_exports(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_op_modules_serve_the_ops_they_export(monkeypatch: pytest.MonkeyPatch) -> None:
     family = ModuleType("engine.mmcv_ops.added")
     family.__all__, family.added_op, family.helper = ["added_op"], lambda: "served", lambda: "not served"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, family.__name__, family)
@@ -384,13 +384,13 @@ def test_a_module_of_the_list_serves_the_ops_it_exports(monkeypatch: pytest.Monk
         served.helper()
 
 
-def test_pooling_by_maximum_is_missing_and_says_so() -> None:
+def test_roi_align_forward_refuses_max_pooling() -> None:
     empty = torch.zeros(0)
     with pytest.raises(mmcv_ops.MissingOpError, match=r'roi_align\(pool_mode="max"\)'):
         roi_align_forward(empty, empty, empty, empty, empty, 7, 7, 1.0, 0, pool_mode=0, aligned=True)
 
 
-def test_a_fresh_process_can_use_mmdet_and_mmseg() -> None:
+def test_install_in_a_fresh_process_serves_mmdet_and_mmseg() -> None:
     script = """
 import sys
 import engine.mmcv_ops
@@ -441,7 +441,7 @@ def tiny_detector(base: str) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("base", ["mask-rcnn_r50_fpn", "cascade-mask-rcnn_r50_fpn"])
-def test_a_detector_trains_and_predicts(base: str) -> None:
+def test_detectors_train_and_predict_with_served_ops(base: str) -> None:
     from mmdet.structures import DetDataSample
     from mmdet.structures.mask import BitmapMasks
     from mmengine.structures import InstanceData

@@ -12,7 +12,7 @@ from engine.mmcv_ops.roi_gradient import roi_align_gradient
 @pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize("ratio", [0, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_gradient_is_that_of_torchvision(dtype: torch.dtype, ratio: int, aligned: bool) -> None:
+def test_roi_align_gradient_equals_torchvision(dtype: torch.dtype, ratio: int, aligned: bool) -> None:
     generator = torch.Generator().manual_seed(1)
     shape = (2, 5, 24, 36)
     corners = torch.rand(60, 2, 2, generator=generator) * torch.tensor([160.0, 110.0]) - 10
@@ -31,7 +31,7 @@ def test_the_gradient_is_that_of_torchvision(dtype: torch.dtype, ratio: int, ali
     assert (expected != 0).float().mean() > 0.5
 
 
-def test_boxes_turned_inside_out_are_torchvisions_too() -> None:
+def test_roi_align_gradient_of_inverted_boxes_equals_torchvision() -> None:
     rois = torch.tensor([[0.0, 60, 50, 20, 10], [0, 8, 8, 40, 40]])
     grad = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(2))
     expected = torch.ops.torchvision._roi_align_backward(grad, rois, 0.25, 4, 4, 1, 3, 20, 20, 0, True)
