@@ -125,6 +125,22 @@ def test_the_newcomers_documents_are_linked_from_the_readme(name: str) -> None:
     assert f"]({name})" in text(ROOT / "README.md")
 
 
+def test_the_example_of_another_detector_builds(tmp_path: Path) -> None:
+    from engine.config.load import load_config
+    from engine.config.world import Launch
+    from engine.planning.plan import training_plan
+
+    blocks = re.findall(r"```python\n(_base_ = .*?)```", text(ROOT / "docs/ARCHITECTURE.md"), re.DOTALL)
+    (block,) = blocks
+    config = tmp_path / "example.py"
+    config.write_text(block.replace("../_base_", str(ROOT / "configs/_base_")), encoding="utf-8")
+    launch = Launch.on_gpus(8)
+    resolved = load_config(config, None, launch)
+    assert resolved.cfg.model.neck.in_channels == [192, 384, 768]
+    assert resolved.cfg.model.bbox_head.num_classes == 80
+    assert training_plan(resolved, launch).rows
+
+
 def test_every_program_is_in_the_readme() -> None:
     replaced = {path for path in (ROOT / "tools").glob("*.py") if "print_new_command" in text(path)}
     replaced.discard(ROOT / "tools/benchmark.py")
