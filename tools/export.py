@@ -1,6 +1,6 @@
-"""Weights out: ``python tools/export.py CONFIG_OR_NAME CHECKPOINT --format FORMAT [--out PATH]``; see docs/export.md.
+"""Export a network: ``python tools/export.py CONFIG_OR_NAME CHECKPOINT --format FORMAT``; see docs/export.md.
 
-Each export is read back and compared with its source on random and real images; one that differs is not kept.
+Each file is read back and compared with its source on random images and photographs; one that differs is not kept.
 """
 
 import argparse
@@ -14,18 +14,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from engine.cli import add_trust_option, run_tool
 
 if TYPE_CHECKING:
-    from analysis.export.exporter import Difference
-    from analysis.export.source import Range
+    from analysis.export.exporter import OutputDifference
+    from analysis.export.source import SizeRange
 
-FORMATS = ("safetensors", "timm", "onnx", "torch_export")
+FORMAT_NAMES = ("safetensors", "timm", "onnx", "torch_export")
 
 
 def main() -> None:
-    """Parse, load, export, say what was done."""
+    """Parse, load, export, print the result."""
     parser = argparse.ArgumentParser(description="Export a classifier, the pyramid of a backbone, or a segmentor.")
     parser.add_argument("network", metavar="CONFIG_OR_NAME", help="a config file (.py), or a registered backbone")
     parser.add_argument("checkpoint", help="of the config's model; for a name any checkpoint with that backbone")
-    parser.add_argument("--format", required=True, choices=FORMATS)
+    parser.add_argument("--format", required=True, choices=FORMAT_NAMES)
     parser.add_argument("--out", type=Path, help="default: work_dirs/export/<network>_<kind>_<format>.<suffix>")
     parser.add_argument("--ema", action="store_true", help="export the averaged weights of the checkpoint")
     parser.add_argument("--images", type=Path, help="image or folder to compare on (default: two photographs)")
@@ -39,29 +39,29 @@ def main() -> None:
     add_trust_option(parser)
     args = parser.parse_args()
 
-    from analysis.export.exporter import check_request, export
-    from analysis.export.formats import FORMATS as WRITERS
-    from analysis.export.source import source_of_config, source_of_name
-    from backbones.errors import UserError
+    from analysis.export.exporter import check_export, export_network
+    from analysis.export.formats import EXPORT_FORMATS
+    from analysis.export.source import source_from_config, source_from_name
+    from backbones.errors import ConfigError
     from engine.config.load import parse_options
 
     is_config, shape = args.network.endswith(".py"), tuple(args.shape) if args.shape else None
     if args.out_indices and is_config:
-        raise UserError("--out-indices belongs to the name of a backbone: a config says itself what it gives")
+        raise ConfigError("--out-indices belongs to the name of a backbone: a config says itself what it gives")
     if args.cfg_options and not is_config:
-        raise UserError("--cfg-options belongs to a config: a backbone that is named is built as it is")
+        raise ConfigError("--cfg-options belongs to a config: a backbone that is named is built as it is")
     stem = Path(args.network).stem + ("_ema" if args.ema else "")
-    out = args.out or Path("work_dirs/export") / f"{stem}_{args.format}{WRITERS[args.format].suffix}"
-    check_request(args.format, out, args.checkpoint)
+    out = args.out or Path("work_dirs/export") / f"{stem}_{args.format}{EXPORT_FORMATS[args.format].suffix}"
+    check_export(args.format, out, args.checkpoint)
     if is_config:
         options = parse_options(args.cfg_options)
-        source = source_of_config(args.network, args.checkpoint, args.ema, shape, options, args.trust_checkpoint)
+        source = source_from_config(args.network, args.checkpoint, args.ema, shape, options, args.trust_checkpoint)
     else:
         indices, trust = args.out_indices, args.trust_checkpoint
-        source = source_of_name(args.network, args.checkpoint, args.ema, indices, shape, trust)
+        source = source_from_name(args.network, args.checkpoint, args.ema, indices, shape, trust)
     print(f"{source.kind} of {source.name}, {source.weights}: gives {', '.join(source.outputs)}")
-    done = export(source, args.format, out, args.images, args.shape is not None, lambda d: print(table(d)))
-    heights, widths = map(words, done.taken)
+    done = export_network(source, args.format, out, args.images, args.shape is not None, lambda d: print(table(d)))
+    heights, widths = map(words, done.input_sizes)
     print(f"takes normalised images (N, 3, H, W): any N, H {heights}, W {widths}")
     for note in done.notes:
         print(note)
@@ -69,8 +69,8 @@ def main() -> None:
         print(path)
 
 
-def table(differences: "Sequence[Difference]") -> str:
-    """The differences for people to read."""
+def table(differences: "Sequence[OutputDifference]") -> str:
+    """Table of the differences."""
     lines = [f"{'compared on':13}{'N x H x W':18}{'output':10}{'max |a - b|':>12}{'of max |b|':>12}"]
     for one in differences:
         shape = " x ".join(map(str, one.shape))
@@ -78,12 +78,12 @@ def table(differences: "Sequence[Difference]") -> str:
     return "\n".join(lines)
 
 
-def words(taken: "Range") -> str:
-    """The sizes that a file takes, for people to read."""
-    least, most = taken
-    if least == most:
-        return str(least)
-    return f"{least} or more" if most is None else f"{least} to {most}"
+def words(size_range: "SizeRange") -> str:
+    """A range of sizes in words."""
+    smallest, largest = size_range
+    if smallest == largest:
+        return str(smallest)
+    return f"{smallest} or more" if largest is None else f"{smallest} to {largest}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Weights out: every exported file is read back, run beside its source, and kept only where both agree."""
+"""Export: every file is read back, compared with its source, and kept only if the outputs agree."""
 
 from __future__ import annotations
 
@@ -16,28 +16,31 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch import Tensor
 
-from analysis.export.formats import FORMATS, Run, missing_packages
-from analysis.export.source import Range, Shape, Source
-from backbones.errors import UserError, describe_error
+from analysis.export.formats import EXPORT_FORMATS, RunFunction, missing_export_packages
+from analysis.export.source import ExportSource, Shape, SizeRange
+from backbones.errors import ConfigError, DataError, MachineError, UserError, describe_error
 from engine.visualize import find_images
 
-TOLERANCE = 1e-3  # relative to the source's greatest output
-PHOTOGRAPHS = 4  # of a folder, at most
-STEP = (37, 64)  # pixels, rows and columns, from the first size that is compared to the second; 37 divides by nothing
+MAX_RELATIVE_DIFFERENCE = 1e-3  # relative to the largest absolute output of the source
+MAX_PHOTOGRAPHS = 4
+SIZE_STEP = (
+    37,
+    64,
+)  # (rows, columns) in pixels from the first compared size to the second; 37 is a prime
 RANDOM_BATCHES = (1, 3)
-FIXING = "if another size of the image is the cause, --shape H W fixes the size"
+FIXED_SIZE_HINT = "if another size of the image is the cause, --shape H W fixes the size"
 
 
 @dataclass(frozen=True)
-class Difference:
-    """How far an exported file is from its source on one batch.
+class OutputDifference:
+    """Difference between an exported file and its source on one batch.
 
     Attributes:
         images: ``random`` or ``photographs``.
         shape: ``(N, H, W)``.
-        output: The output that is furthest away.
-        absolute: Greatest difference of a number.
-        relative: The same over the greatest number of that output of the source.
+        output: Name of the output with the largest relative difference.
+        absolute: Largest absolute difference.
+        relative: ``absolute`` divided by the largest absolute value of that output of the source.
     """
 
     images: str
@@ -48,100 +51,104 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Export:
-    """What an export did.
+class ExportResult:
+    """Result of :func:`export_network`.
 
     Attributes:
-        files: What was written: the asked-for file last, and before it, for a large network in ONNX, its data.
-        taken: Heights and widths that the file takes, each as the least and the greatest.
-        notes: What a person should know, one line each.
-        differences: From the source, by batch.
+        files: Written files: the requested file last, after the external data of a large ONNX network.
+        taken: Ranges of height and width that the file accepts.
+        notes: Remarks for the user, one line each.
+        differences: Differences from the source, one per batch.
     """
 
     files: tuple[Path, ...]
-    taken: tuple[Range, Range]
+    input_sizes: tuple[SizeRange, SizeRange]
     notes: tuple[str, ...]
-    differences: tuple[Difference, ...]
+    differences: tuple[OutputDifference, ...]
 
 
-def check_request(name: str, out: Path, checkpoint: str) -> None:
-    """Refuse before any work what cannot end well.
+def check_export(name: str, out: Path, checkpoint: str) -> None:
+    """Check before any work that a format is installed and the file can be written.
 
     Args:
-        name: Of the format.
+        name: Name of the format.
         out: File to write.
-        checkpoint: File that is read.
+        checkpoint: Checkpoint to read.
 
     Raises:
-        UserError: If a package is not installed, or the file to write is of the wrong kind.
+        MachineError: If a package is not installed.
+        ConfigError: If the file to write has the wrong suffix, or is the checkpoint or a folder.
     """
-    if missing := missing_packages(name):
-        raise UserError(
+    if missing := missing_export_packages(name):
+        raise MachineError(
             f"--format {name} needs {', '.join(missing)}: install this project's extra with pip install -e '.[export]'"
         )
-    suffix = FORMATS[name].suffix
+    suffix = EXPORT_FORMATS[name].suffix
     if out.suffix != suffix:
-        raise UserError(f"--out {str(out)!r}: a file of --format {name} ends with {suffix}")
+        raise ConfigError(f"--out {str(out)!r}: a file of --format {name} ends with {suffix}")
     if out.is_dir() or (out.exists() and Path(checkpoint).exists() and out.samefile(checkpoint)):
-        raise UserError(f"--out {str(out)!r} is the checkpoint itself, or a folder: choose another file")
+        raise ConfigError(f"--out {str(out)!r} is the checkpoint itself, or a folder: choose another file")
 
 
-def export(
-    source: Source,
+def export_network(
+    source: ExportSource,
     name: str,
     out: Path,
     images: Path | None = None,
     fixed: bool = False,
-    show: Callable[[Sequence[Difference]], None] = lambda differences: None,
-) -> Export:
-    """Write a network in a format, read it back, compare, and only then put it into its place.
+    show: Callable[[Sequence[OutputDifference]], None] = lambda differences: None,
+) -> ExportResult:
+    """Write a network in a format, read it back, compare the outputs, and only then move it to its path.
 
     Args:
-        source: The network.
-        name: Of the format, a key of ``FORMATS``.
-        out: File to write; one that is there is replaced at the end.
-        images: An image or a folder of images to compare on; by default the two photographs of scikit-learn.
+        source: Network to export.
+        name: Name of the format, a key of ``EXPORT_FORMATS``.
+        out: File to write; an existing one is replaced at the end.
+        images: Image or folder of images to compare on; by default the two photographs of scikit-learn.
         fixed: Export for images of the source's size only.
-        show: Called with the differences before they are judged.
-
-    Returns:
-        What was written.
+        show: Callback with the differences, before a too large one is refused.
 
     Raises:
-        UserError: If the network cannot be exported in this format, the file cannot be written, or it does not compute
-            what the source does.
+        ConfigError: If the network cannot be exported in this format, or the file does not compute the same.
+        MachineError: If the file cannot be written.
     """
-    for side, (least, _) in zip(source.shape, source.taken):
-        if side < least:
-            raise UserError(f"--shape {source.shape[0]} {source.shape[1]}: at least {least} x {least} are needed")
+    for side, (smallest, _) in zip(source.shape, source.input_sizes):
+        if side < smallest:
+            raise ConfigError(
+                f"--shape {source.shape[0]} {source.shape[1]}: at least {smallest} x {smallest} are needed"
+            )
     photographs, notes = load_photographs(images), list(source.notes)
-    if not fixed and not _runs(source, _stepped(source.shape, source.taken)):
+    if not fixed and not _runs(source, _other_shape(source.shape, source.input_sizes)):
         fixed = True
         notes.append("the network takes images of one size only")
-    with _aside(out) as path:
-        taken = _write(source, name, path, fixed, notes)
+    with _temporary_path(out) as path:
+        input_sizes = _write(source, name, path, fixed, notes)
         run = _open(source, name, path)
-        shapes = (source.shape, source.shape if fixed else _stepped(source.shape, taken))
-        differences = tuple(compare(source, run, kind, batch) for kind, batch in _batches(source, photographs, shapes))
+        shapes = (source.shape, source.shape if fixed else _other_shape(source.shape, input_sizes))
+        differences = tuple(
+            compare_outputs(source, run, kind, batch) for kind, batch in _batches(source, photographs, shapes)
+        )
         show(differences)
-        _judge(differences, name)
-        files = sorted(path.parent.iterdir(), key=lambda file: file == path)  # the data before what refers to it
+        _check_differences(differences, name)
+        files = sorted(
+            path.parent.iterdir(), key=lambda file: file == path
+        )  # external data before the file that refers to it
         for file in files:
             os.replace(file, out.parent / file.name)
-    return Export(tuple(out.parent / file.name for file in files), taken, tuple(notes), differences)
+    return ExportResult(tuple(out.parent / file.name for file in files), input_sizes, tuple(notes), differences)
 
 
-def compare(source: Source, run: Run, kind: str, images: Tensor) -> Difference:
+def compare_outputs(source: ExportSource, run: RunFunction, kind: str, images: Tensor) -> OutputDifference:
     """Run source and exported file on one batch.
 
     Args:
-        source: The network.
-        run: Runs the file.
+        source: Exported network.
+        run: Function that runs the exported file.
         kind: ``random`` or ``photographs``.
-        images: Normalised, ``(N, 3, H, W)``.
+        images: Normalised images, ``(N, 3, H, W)``.
 
     Raises:
-        UserError: If the file does not run, or gives other outputs or numbers that are not finite.
+        ConfigError: If the file does not run, or its outputs have other shapes or are not finite.
     """
     expected = source.run(images)
     count, _, height, width = images.shape
@@ -149,41 +156,41 @@ def compare(source: Source, run: Run, kind: str, images: Tensor) -> Difference:
     try:
         found = run(images)
     except Exception as error:  # each runtime has errors of its own
-        raise UserError(
-            f"refused: the exported file does not run on {where}: {describe_error(error, 200)}; {FIXING}"
+        raise ConfigError(
+            f"refused: the exported file does not run on {where}: {describe_error(error, 200)}; {FIXED_SIZE_HINT}"
         ) from error
     if [one.shape for one in found] != [one.shape for one in expected]:
         shapes = ", ".join(str(tuple(one.shape)) for one in found)
-        raise UserError(f"refused: the exported file gives {shapes} for {where}; {FIXING}")
+        raise ConfigError(f"refused: the exported file gives {shapes} for {where}; {FIXED_SIZE_HINT}")
     if not all(one.isfinite().all() for one in (*found, *expected)):
-        raise UserError(f"refused: the outputs for {where} are not finite")
+        raise ConfigError(f"refused: the outputs for {where} are not finite")
     worst = max(
         ((_relative(a, b), float((a - b).abs().max()), name) for a, b, name in zip(found, expected, source.outputs))
     )
-    return Difference(kind, (count, height, width), worst[2], worst[1], worst[0])
+    return OutputDifference(kind, (count, height, width), worst[2], worst[1], worst[0])
 
 
 def load_photographs(path: Path | None) -> list[Image.Image]:
-    """Real images in RGB: those of a folder, or the two that scikit-learn brings with it.
+    """Photographs in RGB: those of a folder, or the two in scikit-learn.
 
     Raises:
-        UserError: If there is none, or one cannot be read.
+        DataError: If there is none, or one cannot be read.
     """
     if path is None:
         return [Image.fromarray(image) for image in load_sample_images().images]
     photographs = []
-    for file in find_images(path)[:PHOTOGRAPHS]:
+    for file in find_images(path)[:MAX_PHOTOGRAPHS]:
         try:
             photographs.append(Image.open(file).convert("RGB"))
         except OSError as error:
-            raise UserError(f"{str(file)!r} cannot be read: it is damaged, or no image") from error
+            raise DataError(f"{str(file)!r} cannot be read: it is damaged, or no image") from error
     return photographs
 
 
 def _batches(
-    source: Source, photographs: Sequence[Image.Image], shapes: Sequence[Shape]
+    source: ExportSource, photographs: Sequence[Image.Image], shapes: Sequence[Shape]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Random and real images at each of the shapes; two shapes that are the same differ in the size of the batch."""
+    """Batches of random images and of photographs at each of the shapes."""
     generator = torch.Generator().manual_seed(0)
     for count, shape in zip(RANDOM_BATCHES, shapes):
         yield "random", torch.randn(count, 3, *shape, generator=generator)
@@ -194,15 +201,16 @@ def _batches(
         yield "photographs", ((pixels / 255 - mean) / std).contiguous()
 
 
-def _stepped(shape: Shape, taken: tuple[Range, Range]) -> Shape:
-    """Another shape than the first, of those that the exported file takes."""
+def _other_shape(shape: Shape, input_sizes: tuple[SizeRange, SizeRange]) -> Shape:
+    """Another shape within the ranges that the exported file accepts."""
     height, width = (
-        side + step if most is None else min(side + step, most) for side, step, (_, most) in zip(shape, STEP, taken)
+        side + step if most is None else min(side + step, most)
+        for side, step, (_, most) in zip(shape, SIZE_STEP, input_sizes)
     )
     return height, width
 
 
-def _runs(source: Source, shape: Shape) -> bool:
+def _runs(source: ExportSource, shape: Shape) -> bool:
     try:
         source.run(torch.zeros(1, 3, *shape))
     except (RuntimeError, AssertionError, ValueError):
@@ -210,47 +218,48 @@ def _runs(source: Source, shape: Shape) -> bool:
     return True
 
 
-def _write(source: Source, name: str, path: Path, fixed: bool, notes: list[str]) -> tuple[Range, Range]:
-    """Write for images of any size, and where the exporter cannot do that, for the source's."""
-    chosen = FORMATS[name]
+def _write(source: ExportSource, name: str, path: Path, fixed: bool, notes: list[str]) -> tuple[SizeRange, SizeRange]:
+    """Write for images of any size, or for the source's size if the exporter fails at that."""
+    chosen = EXPORT_FORMATS[name]
     try:
         return chosen.write(source, path, fixed)
     except (UserError, OSError):
         raise
     except Exception as error:  # the exporters raise many kinds
         if fixed or not chosen.traced:
-            raise UserError(
+            raise ConfigError(
                 f"--format {name}: {source.name} cannot be exported: {describe_error(error, 200)}"
             ) from error
         notes.append(f"the exporter cannot leave the size of the image open ({describe_error(error, 200)})")
     return _write(source, name, path, True, notes)
 
 
-def _open(source: Source, name: str, path: Path) -> Run:
+def _open(source: ExportSource, name: str, path: Path) -> RunFunction:
     try:
-        return FORMATS[name].open(source, path)
+        return EXPORT_FORMATS[name].open(source, path)
     except Exception as error:
-        raise UserError(f"refused: the exported file cannot be opened: {describe_error(error, 200)}") from error
+        raise ConfigError(f"refused: the exported file cannot be opened: {describe_error(error, 200)}") from error
 
 
 @contextmanager
-def _aside(out: Path) -> Iterator[Path]:
-    """A path of the same name in a folder that goes away, on the same disk: what is there at the end was moved out."""
+def _temporary_path(out: Path) -> Iterator[Path]:
+    """Yield a path of the same name in a temporary folder on the same disk."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
             yield Path(folder) / out.name
     except OSError as error:
-        raise UserError(f"--out {str(out)!r} cannot be written: {error.strerror or error}") from error
+        raise MachineError(f"--out {str(out)!r} cannot be written: {error.strerror or error}") from error
 
 
-def _judge(differences: Sequence[Difference], name: str) -> None:
+def _check_differences(differences: Sequence[OutputDifference], name: str) -> None:
     worst = max(differences, key=lambda difference: difference.relative)
-    if worst.relative > TOLERANCE:
+    if worst.relative > MAX_RELATIVE_DIFFERENCE:
         count, height, width = worst.shape
-        raise UserError(
+        raise ConfigError(
             f"refused: the {name} file differs from its source by {worst.relative:.2g} of the greatest {worst.output} "
-            f"on {count} {worst.images} images of {height} x {width} ({TOLERANCE:g} is allowed); {FIXING}"
+            f"on {count} {worst.images} images of {height} x {width} ({MAX_RELATIVE_DIFFERENCE:g} is allowed); "
+            f"{FIXED_SIZE_HINT}"
         )
 
 

@@ -1,4 +1,4 @@
-"""The formats of exported networks: how each is written, and how each is opened again and run."""
+"""Export formats: a writer and a reader for each."""
 
 from __future__ import annotations
 
@@ -18,47 +18,47 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.export import Dim
 
-from analysis.export.source import Range, Shape, Source, as_tuple
+from analysis.export.source import ExportSource, Shape, SizeRange, as_tuple
 from backbones.convnext import ConvNeXt
-from backbones.errors import UserError
+from backbones.errors import ConfigError
 from backbones.layouts import from_ours
 
-OPSET = 20  # the first in which GELU is one operator
-TRACED_BATCH = 2  # torch.export takes a size of 1 for a constant
+ONNX_OPSET = 20  # the first with GELU as an operator
+EXAMPLE_BATCH_SIZE = 2  # torch.export specialises on a size of 1
 
-Run = Callable[[Tensor], tuple[Tensor, ...]]
+RunFunction = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
-class Format:
-    """One format.
+class ExportFormat:
+    """An export format.
 
     Attributes:
-        suffix: Of its files.
-        packages: Needed beyond the project's own.
-        traced: The file holds the computation, not the tensors alone: the image's size may have to be fixed.
-        write: Called with the source, the path, and whether the size of the image is fixed; gives the heights and the
-            widths that the file takes, each as the least and the greatest.
-        open: Reads the file back.
+        suffix: Suffix of its files.
+        packages: Optional packages that it needs.
+        traced: Whether the file holds the computation and not only tensors; the image size may have to be fixed then.
+        write: Writer, called with the source, the path, and whether the image size is fixed; returns the ranges of
+            height and width that the file accepts.
+        open: Reader; returns a function that runs the file.
     """
 
     suffix: str
     packages: tuple[str, ...]
     traced: bool
-    write: Callable[[Source, Path, bool], tuple[Range, Range]]
-    open: Callable[[Source, Path], Run]
+    write: Callable[[ExportSource, Path, bool], tuple[SizeRange, SizeRange]]
+    open: Callable[[ExportSource, Path], RunFunction]
 
 
-def missing_packages(name: str) -> list[str]:
-    """Packages that a format needs and that are not installed."""
-    return [package for package in FORMATS[name].packages if find_spec(package) is None]
+def missing_export_packages(name: str) -> list[str]:
+    """Packages of a format that are not installed."""
+    return [package for package in EXPORT_FORMATS[name].packages if find_spec(package) is None]
 
 
-class AverageOfBins(nn.Module):
-    """Adaptive average pooling by two products with matrices of weights, the same numbers to rounding.
+class MatrixAdaptiveAvgPool(nn.Module):
+    """Adaptive average pooling as two matrix products, equal up to rounding.
 
-    ONNX has no such operator. Torch's exporter unrolls it for the size of the example and lets the result pass for one
-    of any size: at other sizes it is wrong, or does not run.
+    ONNX has no such operator. Torch's exporter unrolls it for the size of the example but declares the result valid for
+    any size: at other sizes it is wrong or does not run.
 
     Args:
         size: Height and width of the output.
@@ -82,7 +82,7 @@ class AverageOfBins(nn.Module):
 
 
 def _portable(network: nn.Module) -> nn.Module:
-    """A copy of a network without the operator that ONNX lacks; one bin is a plain mean and stays."""
+    """A copy of a network without adaptive average pooling, except to a single bin, which ONNX has."""
     network = copy.deepcopy(network)
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
@@ -91,63 +91,63 @@ def _portable(network: nn.Module) -> nn.Module:
             size: Any = child.output_size
             pair = (size, size) if isinstance(size, int) else tuple(size)
             if pair != (1, 1) and None not in pair:
-                setattr(parent, name, AverageOfBins(pair))
+                setattr(parent, name, MatrixAdaptiveAvgPool(pair))
     return network
 
 
-def _example(source: Source) -> Tensor:
-    return torch.zeros(TRACED_BATCH, 3, *source.shape)
+def _example(source: ExportSource) -> Tensor:
+    return torch.zeros(EXAMPLE_BATCH_SIZE, 3, *source.shape)
 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Trace without gradients, and without the exporters' remarks about themselves."""
+    """Trace without gradients and without the exporters' warnings."""
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
-def _write_safetensors(source: Source, path: Path, fixed: bool) -> tuple[Range, Range]:
+def _write_safetensors(source: ExportSource, path: Path, fixed: bool) -> tuple[SizeRange, SizeRange]:
     _save(source.tensors(), path, {**source.metadata(), "layout": "ours"})
-    return source.taken
+    return source.input_sizes
 
 
-def _open_safetensors(source: Source, path: Path) -> Run:
+def _open_safetensors(source: ExportSource, path: Path) -> RunFunction:
     network = copy.deepcopy(source.network)
     source.load(network, load_file(path))
     return _runner(network)
 
 
-def _write_timm(source: Source, path: Path, fixed: bool) -> tuple[Range, Range]:
+def _write_timm(source: ExportSource, path: Path, fixed: bool) -> tuple[SizeRange, SizeRange]:
     shapes = {name: tuple(value.shape) for name, value in _timm_model(source).state_dict().items()}
     tensors = from_ours(source.tensors(), "timm")
     for name in {**shapes, **tensors}:
         found = tuple(tensors[name].shape) if name in tensors else None
         if found != shapes.get(name):
-            raise UserError(
+            raise ConfigError(
                 f"--format timm: timm's {source.name} is another network: {name} is {shapes.get(name)}, here {found}"
             )
     outputs = shapes["head.fc.weight"][0] if "head.fc.weight" in shapes else 0
     model = f"timm.create_model({source.name!r}, num_classes={outputs})"
     _save(tensors, path, {**source.metadata(), "layout": "timm", "model": model})
-    return source.taken
+    return source.input_sizes
 
 
-def _open_timm(source: Source, path: Path) -> Run:
+def _open_timm(source: ExportSource, path: Path) -> RunFunction:
     model = _timm_model(source)
     model.load_state_dict(load_file(path), strict=True)
     return _runner(model.eval())
 
 
-def _timm_model(source: Source) -> nn.Module:
+def _timm_model(source: ExportSource) -> nn.Module:
     if source.kind != "classifier":
-        raise UserError(
+        raise ConfigError(
             f"--format timm: timm has no place for the output norms and heads of a {source.kind}; export it as "
             "safetensors, onnx or torch_export"
         )
     network: Any = source.network
     if not isinstance(network.backbone, ConvNeXt) or source.name not in timm.list_models():
-        raise UserError(f"--format timm: timm has no {source.name!r} of this project's making")
+        raise ConfigError(f"--format timm: timm has no {source.name!r} of this project's making")
     outputs = 0 if network.head is None else network.head.out_features
     return timm.create_model(source.name, pretrained=False, num_classes=outputs)
 
@@ -156,10 +156,10 @@ def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> N
     path.touch()
     mode = path.stat().st_mode
     save_file({name: value.detach().contiguous() for name, value in tensors.items()}, path, metadata)
-    path.chmod(mode)  # the library lets nobody but the owner read its files
+    path.chmod(mode)  # safetensors makes its files readable for the owner only
 
 
-def _runner(network: nn.Module) -> Run:
+def _runner(network: nn.Module) -> RunFunction:
     def run(images: Tensor) -> tuple[Tensor, ...]:
         with torch.no_grad():
             return as_tuple(network(images))
@@ -167,7 +167,7 @@ def _runner(network: nn.Module) -> Run:
     return run
 
 
-def _write_onnx(source: Source, path: Path, fixed: bool) -> tuple[Range, Range]:
+def _write_onnx(source: ExportSource, path: Path, fixed: bool) -> tuple[SizeRange, SizeRange]:
     import onnx
 
     sizes = {} if fixed else {2: "height", 3: "width"}
@@ -176,50 +176,50 @@ def _write_onnx(source: Source, path: Path, fixed: bool) -> tuple[Range, Range]:
             _portable(source.network),
             (_example(source),),
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=ONNX_OPSET,
             input_names=["images"],
             output_names=source.outputs,
             dynamic_shapes=({0: "batch", **sizes},),
             verbose=False,
         )
     if program is None:
-        raise UserError("--format onnx: the exporter gave no program")
+        raise ConfigError("--format onnx: the exporter gave no program")
     program.model.metadata_props.update(source.metadata())
     program.save(path)
     onnx.checker.check_model(path, full_check=True)
-    return _only(source.shape) if fixed else source.taken
+    return _only(source.shape) if fixed else source.input_sizes
 
 
-def _open_onnx(source: Source, path: Path) -> Run:
+def _open_onnx(source: ExportSource, path: Path) -> RunFunction:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # an error is raised anyway; its text need not be printed too
+    options.log_severity_level = 4  # errors are raised as exceptions, they need not be printed too
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda images: tuple(map(torch.from_numpy, session.run(None, {"images": images.numpy()})))
 
 
-def _write_torch_export(source: Source, path: Path, fixed: bool) -> tuple[Range, Range]:
+def _write_torch_export(source: ExportSource, path: Path, fixed: bool) -> tuple[SizeRange, SizeRange]:
     sizes = {} if fixed else {2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
     with _quietly():
         program = torch.export.export(source.network, (_example(source),), dynamic_shapes=({0: Dim.DYNAMIC, **sizes},))
-    taken = _taken(program)
-    metadata = {**source.metadata(), "heights": json.dumps(taken[0]), "widths": json.dumps(taken[1])}
+    input_sizes = _input_sizes(program)
+    metadata = {**source.metadata(), "heights": json.dumps(input_sizes[0]), "widths": json.dumps(input_sizes[1])}
     torch.export.save(program, path, extra_files={"metadata.json": json.dumps(metadata, indent=2)})
-    return taken
+    return input_sizes
 
 
-def _open_torch_export(source: Source, path: Path) -> Run:
+def _open_torch_export(source: ExportSource, path: Path) -> RunFunction:
     with _quietly():
         return _runner(torch.export.load(path).module())
 
 
-def _taken(program: torch.export.ExportedProgram) -> tuple[Range, Range]:
-    """Heights and widths that a program takes: what its operators need, as the tracer has found out."""
+def _input_sizes(program: torch.export.ExportedProgram) -> tuple[SizeRange, SizeRange]:
+    """Ranges of height and width that a program accepts, as inferred by the tracer."""
     (name,) = program.graph_signature.user_inputs
     example = next(node.meta["val"] for node in program.graph.nodes if node.name == name)
-    ranges: list[Range] = []
+    ranges: list[SizeRange] = []
     for size in example.shape[-2:]:
         if isinstance(size, int):
             ranges.append((size, size))
@@ -229,13 +229,13 @@ def _taken(program: torch.export.ExportedProgram) -> tuple[Range, Range]:
     return ranges[0], ranges[1]
 
 
-def _only(shape: Shape) -> tuple[Range, Range]:
+def _only(shape: Shape) -> tuple[SizeRange, SizeRange]:
     return (shape[0], shape[0]), (shape[1], shape[1])
 
 
-FORMATS = {
-    "safetensors": Format(".safetensors", (), False, _write_safetensors, _open_safetensors),
-    "timm": Format(".safetensors", (), False, _write_timm, _open_timm),
-    "onnx": Format(".onnx", ("onnx", "onnxscript", "onnxruntime"), True, _write_onnx, _open_onnx),
-    "torch_export": Format(".pt2", (), True, _write_torch_export, _open_torch_export),
+EXPORT_FORMATS = {
+    "safetensors": ExportFormat(".safetensors", (), False, _write_safetensors, _open_safetensors),
+    "timm": ExportFormat(".safetensors", (), False, _write_timm, _open_timm),
+    "onnx": ExportFormat(".onnx", ("onnx", "onnxscript", "onnxruntime"), True, _write_onnx, _open_onnx),
+    "torch_export": ExportFormat(".pt2", (), True, _write_torch_export, _open_torch_export),
 }

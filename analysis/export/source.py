@@ -1,4 +1,4 @@
-"""What is exported: a classifier, the pyramid of a backbone, or a segmentor, with its trained weights."""
+"""Networks to export with their trained weights: a classifier, a pyramid, or the export wrapper of a task."""
 
 from __future__ import annotations
 
@@ -25,19 +25,21 @@ from engine.config.load import load_config
 from engine.config.world import Launch
 from engine.task import Shape, task_of
 
-# Some released ViT, BiT and EfficientNetV2 want 0.5 for both.
-ASSUMED = "neither name nor checkpoint says how images were normalised: mean and deviation of ImageNet are written"
-Range = tuple[int, int | None]  # least and greatest number of pixels; None for any
+# Some released ViT, BiT and EfficientNetV2 need 0.5 for both.
+ASSUMED_NORMALIZATION = (
+    "neither name nor checkpoint says how images were normalised: mean and deviation of ImageNet are written"
+)
+SizeRange = tuple[int, int | None]  # smallest and largest number of pixels; None for unlimited
 
-IMAGE_SIZE = 224
+DEFAULT_IMAGE_SIZE = 224
 
 
 class Classifier(nn.Module):
-    """A backbone that pools, under its linear head: images ``(N, 3, H, W) -> (N, K)`` logits.
+    """A pooling backbone and its linear head: images ``(N, 3, H, W)`` to logits ``(N, K)``.
 
     Args:
-        backbone: Gives one vector for each image.
-        head: ``None`` leaves the vector as it is.
+        backbone: Network from images to pooled vectors, ``(N, C)``.
+        head: Linear head; ``None`` to return the pooled vectors.
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Linear | None) -> None:
@@ -50,21 +52,21 @@ class Classifier(nn.Module):
 
 
 @dataclass(frozen=True)
-class Source:
+class ExportSource:
     """A network that is ready to be exported.
 
     Attributes:
         name: Registered name of the backbone.
         kind: ``classifier``, ``pyramid``, ``segmentor`` or another that a task exports.
-        network: In evaluation mode, on the CPU: normalised images to one tensor, or to a tuple of them.
-        outputs: A name for each output.
-        shape: Height and width in pixels that the network is made for.
-        weights: The checkpoint and which of its weights, in words.
-        mean: Per channel, of pixels in [0, 1].
-        std: Per channel, of pixels in [0, 1].
-        colour: Order of the channels.
-        classes: Their names, where they are known.
-        notes: What a person should know, one line each.
+        network: Network in evaluation mode on the CPU, from normalised images to one tensor or a tuple of tensors.
+        outputs: Name of each output.
+        shape: Default height and width in pixels.
+        weights: Description of the weights: raw or averaged, and the name of the checkpoint.
+        mean: Mean per channel of pixels in [0, 1].
+        std: Standard deviation per channel of pixels in [0, 1].
+        colour: Order of the channels, ``RGB`` or ``BGR``.
+        classes: Names of the classes; empty if unknown.
+        notes: Remarks for the user, one line each.
         prefix: Beginning of the network's tensor names that exported files leave out.
     """
 
@@ -82,18 +84,20 @@ class Source:
     prefix: str = ""
 
     @property
-    def taken(self) -> tuple[Range, Range]:
-        """Heights and widths that the network takes, each as the least and the greatest."""
-        least = max((part.min_image_side for part in self.network.modules() if isinstance(part, Backbone)), default=1)
-        return (least, None), (least, None)
+    def input_sizes(self) -> tuple[SizeRange, SizeRange]:
+        """Ranges of height and width that the network accepts."""
+        smallest = max(
+            (part.min_image_side for part in self.network.modules() if isinstance(part, Backbone)), default=1
+        )
+        return (smallest, None), (smallest, None)
 
     def run(self, images: Tensor) -> tuple[Tensor, ...]:
-        """The outputs for normalised images ``(N, 3, H, W)``."""
+        """Run the network on normalised images ``(N, 3, H, W)``."""
         with torch.no_grad():
             return as_tuple(self.network(images))
 
     def metadata(self) -> dict[str, str]:
-        """What the user of an exported file has to know, as strings; lists are written in JSON."""
+        """Metadata of an exported file, as strings; lists are JSON."""
         return {
             "network": self.name,
             "kind": self.kind,
@@ -108,53 +112,54 @@ class Source:
         }
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors under this project's names; a segmentor's are those of its checkpoints."""
+        """All tensors, with ``prefix`` removed from their names."""
         return {name.removeprefix(self.prefix): value for name, value in self.network.state_dict().items()}
 
     def load(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-        """Load what :meth:`tensors` gives into a copy of the network; each has to be there and to fit."""
+        """Load tensors of :meth:`tensors` strictly into a copy of the network."""
         names = {name.removeprefix(self.prefix): name for name in network.state_dict()}
         network.load_state_dict({names.get(name, name): value for name, value in tensors.items()}, strict=True)
 
 
 def as_tuple(outputs: Any) -> tuple[Tensor, ...]:
-    """One output or several, as several."""
+    """The outputs of a network as a tuple, also if there is only one."""
     return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
 
 
-def source_of_name(
+def source_from_name(
     name: str,
     checkpoint: str,
     averaged: bool,
     out_indices: Sequence[int] | None,
     shape: Shape | None,
     trust: bool = False,
-) -> Source:
+) -> ExportSource:
     """A registered network with the weights of any checkpoint that has its backbone.
 
     Args:
-        name: A name of :func:`backbones.list_backbones`.
-        checkpoint: Path or URL, in any layout that is known.
-        averaged: Take its averaged weights.
+        name: Name in :func:`backbones.list_backbones`.
+        checkpoint: Path or URL of a checkpoint of any known layout.
+        averaged: Take the averaged weights (EMA).
         out_indices: Stages of a pyramid; ``None`` for a classifier, or for the pooled vector where the checkpoint has
             no head.
         shape: Height and width in pixels; by default 224 x 224, or the size that a baseline is built for.
         trust: Execute code that the checkpoint asks for.
 
     Raises:
-        UserError: If the name is unknown, or the weights are not those of this network.
+        ConfigError: If the name is unknown.
+        CheckpointError: If the checkpoint cannot be read or does not fit the network.
     """
     options = {} if out_indices is None else {"out_indices": tuple(out_indices)}
     backbone, content = build_backbone(name, **options), read_checkpoint(checkpoint, trust)
     backbone.load_weights(content, checkpoint, averaged)
     found = None if out_indices is not None else find_head(content, checkpoint, averaged)
-    side = BASELINES[name].image_size if name in BASELINES else IMAGE_SIZE
+    side = BASELINES[name].image_size if name in BASELINES else DEFAULT_IMAGE_SIZE
     weights, size = _weights(checkpoint, averaged), shape or (side, side)
     if out_indices is not None:
-        return _pyramid(name, backbone, weights, size, notes=(ASSUMED,))
+        return _pyramid(name, backbone, weights, size, notes=(ASSUMED_NORMALIZATION,))
     head = None if found is None else _linear(*found)
     headless = ("the checkpoint has no head: the pooled vector is exported",) if head is None else ()
-    return Source(
+    return ExportSource(
         name,
         "classifier",
         Classifier(backbone, head).eval(),
@@ -162,38 +167,39 @@ def source_of_name(
         size,
         weights,
         classes=() if head is None else _named_classes(content, head.out_features),
-        notes=(*headless, ASSUMED),
+        notes=(*headless, ASSUMED_NORMALIZATION),
         prefix="backbone.",
     )
 
 
-def source_of_config(
+def source_from_config(
     path: str,
     checkpoint: str,
     averaged: bool,
     shape: Shape | None,
     options: dict[str, Any] | None = None,
     trust: bool = False,
-) -> Source:
+) -> ExportSource:
     """The model of a config with the weights of its checkpoint; of a detector only the pyramid of its backbone.
 
     Args:
-        path: Config of any task.
-        checkpoint: Of the whole model.
-        averaged: Take its averaged weights.
-        shape: Height and width in pixels; by default those that the config tests at.
+        path: Path of the config.
+        checkpoint: Path or URL of a checkpoint of the whole model.
+        averaged: Take the averaged weights (EMA).
+        shape: Height and width in pixels; by default those of the config's tests.
         options: Settings to override, under dotted keys.
         trust: Execute code that the checkpoint asks for.
 
     Raises:
-        UserError: If the config is wrong, its model is of no known kind, or the checkpoint is of another model.
+        ConfigError: If the config is wrong.
+        CheckpointError: If the checkpoint cannot be read or does not fit the model.
     """
     cfg = load_config(path, options, Launch(), training=False).cfg
     size = shape or _tested_shape(cfg)
     model, weights = _load_whole(cfg, checkpoint, averaged, trust), _weights(checkpoint, averaged)
     name, settings = cfg.model.backbone.type, _settings(cfg, model)
     found = task_of(cfg).export_wrapper(model)
-    return Source(
+    return ExportSource(
         name,
         found.kind,
         found.network.eval(),
@@ -215,9 +221,9 @@ def _load_whole(cfg: Config, checkpoint: str, averaged: bool, trust: bool) -> An
     return model
 
 
-def _pyramid(name: str, backbone: Any, weights: str, shape: Shape, **settings: Any) -> Source:
+def _pyramid(name: str, backbone: Any, weights: str, shape: Shape, **settings: Any) -> ExportSource:
     outputs = tuple(f"stage{i}" for i in backbone.out_indices)
-    return Source(name, "pyramid", backbone.eval(), outputs, shape, weights, **settings)
+    return ExportSource(name, "pyramid", backbone.eval(), outputs, shape, weights, **settings)
 
 
 def _weights(checkpoint: str, averaged: bool) -> str:
@@ -231,15 +237,15 @@ def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
 
 
 def _named_classes(checkpoint: Mapping[str, Any], count: int) -> tuple[str, ...]:
-    """Names of the classes where the checkpoint tells them, and they are those of the head."""
+    """Names of the classes in a checkpoint; empty unless there is one for each output of the head."""
     names = file_classes(checkpoint)
     return names if len(names) == count else ()
 
 
 def _settings(cfg: Config, model: Any) -> dict[str, Any]:
-    """Normalisation and classes of a config, for :class:`Source`."""
+    """Normalisation and classes of a config, for :class:`ExportSource`."""
     preprocessing = cfg.model.get("data_preprocessor") or {}
-    # Without normalisation the pixels stay in [0, 255]: as if their mean were 0 and their deviation 1.
+    # Without normalisation the pixels stay in [0, 255], as with mean 0 and deviation 1.
     mean = getattr(model.data_preprocessor, "mean", torch.zeros(3))
     std = getattr(model.data_preprocessor, "std", torch.ones(3))
     return {
@@ -251,7 +257,7 @@ def _settings(cfg: Config, model: Any) -> dict[str, Any]:
 
 
 def _tested_shape(cfg: Config) -> Shape:
-    """The size that a config tests at: of its crops, its images, or its batches."""
+    """The size of the config's tests: of its crops, its images, or its batches."""
     crop = (cfg.model.get("test_cfg") or {}).get("crop_size")
     if crop:
         return crop[0], crop[1]
@@ -260,5 +266,5 @@ def _tested_shape(cfg: Config) -> Shape:
             return step["size"], step["size"]
         if isinstance(step.get("scale"), list | tuple):
             return step["scale"][1], step["scale"][0]  # the library writes width first
-    height, width = (cfg.model.get("data_preprocessor") or {}).get("size") or (IMAGE_SIZE, IMAGE_SIZE)
+    height, width = (cfg.model.get("data_preprocessor") or {}).get("size") or (DEFAULT_IMAGE_SIZE, DEFAULT_IMAGE_SIZE)
     return height, width

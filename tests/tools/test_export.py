@@ -11,7 +11,7 @@ import torch
 from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
 
-from analysis.export.formats import FORMATS
+from analysis.export.formats import EXPORT_FORMATS
 from engine.config.load import load_config, parse_options
 from engine.config.world import Launch
 
@@ -61,7 +61,7 @@ def rows(out: str) -> list[tuple[str, tuple[int, int, int], str, float]]:
 def test_a_config(
     tool: Any, checkpoints: dict[str, Path], tmp_path: Path, task: str, name: str, output: str, sizes: Any
 ) -> None:
-    out = tmp_path / f"x{FORMATS[name].suffix}"
+    out = tmp_path / f"x{EXPORT_FORMATS[name].suffix}"
     arguments = ("export.py", CONFIG[task], checkpoints[task], "--format", name, "--out", out, "--cfg-options", *SMALL)
     ended = tool(*arguments)
     assert (ended.code, ended.err) == (0, ""), ended.err

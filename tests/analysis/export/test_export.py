@@ -23,9 +23,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from analysis.export import formats as export_formats
-from analysis.export.exporter import Difference, check_request, compare, export, load_photographs
-from analysis.export.formats import FORMATS, AverageOfBins
-from analysis.export.source import ASSUMED, Classifier, Source, source_of_config, source_of_name
+from analysis.export.exporter import OutputDifference, check_export, compare_outputs, export_network, load_photographs
+from analysis.export.formats import EXPORT_FORMATS, MatrixAdaptiveAvgPool
+from analysis.export.source import ASSUMED_NORMALIZATION, Classifier, ExportSource, source_from_config, source_from_name
 from backbones import UserError, build_backbone
 from backbones.convnext import ConvNeXt
 from backbones.isotropic import IsotropicConvNeXt
@@ -53,7 +53,7 @@ def shaken(network: nn.Module) -> nn.Module:
     return network.eval()
 
 
-def source(kind: str, shape: tuple[int, int] = (64, 96)) -> Source:
+def source(kind: str, shape: tuple[int, int] = (64, 96)) -> ExportSource:
     """A tiny source, by kind or by what is particular about it."""
     networks: dict[str, Callable[[], nn.Module]] = {
         "classifier": lambda: Classifier(ConvNeXt(**SMALL), nn.Linear(32, 5)),
@@ -69,7 +69,7 @@ def source(kind: str, shape: tuple[int, int] = (64, 96)) -> Source:
     group = "pyramid" if kind == "pyramid" else "classifier"
     network = shaken(networks[kind]())
     prefix = "backbone." if group == "classifier" else ""
-    return Source(
+    return ExportSource(
         name, group, network, outputs, shape, "raw weights of x.pth", MEAN, STD, classes=tuple("abcde"), prefix=prefix
     )
 
@@ -109,7 +109,7 @@ def told(name: str, path: Path) -> dict[str, str]:
         return file.metadata()
 
 
-def assert_told(said: dict[str, str], one: Source) -> None:
+def assert_told(said: dict[str, str], one: ExportSource) -> None:
     assert (said["network"], said["kind"], said["weights"]) == (one.name, one.kind, "raw weights of x.pth")
     assert (json.loads(said["classes"]), json.loads(said["outputs"])) == (list("abcde"), list(one.outputs))
     assert (json.loads(said["mean"]), json.loads(said["std"]), said["colour"]) == ([*MEAN], [*STD], "RGB")
@@ -144,13 +144,13 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 )
 def test_a_program_runs_on_any_batch_and_size(name: str, kind: str, tmp_path: Path) -> None:
     one = source(kind)
-    out = tmp_path / f"x{FORMATS[name].suffix}"
-    done = export(one, name, out)
+    out = tmp_path / f"x{EXPORT_FORMATS[name].suffix}"
+    done = export_network(one, name, out)
     assert done.files == (out,)
     assert done.notes == ()
     # torch.export takes for granted that the last map has more than one row: twice the stride.
     least = {"onnx": 32, "torch_export": 32 if kind == "isotropic" else 64}[name]
-    assert done.taken == ((least, None), (least, None))
+    assert done.input_sizes == ((least, None), (least, None))
     assert [d.shape for d in done.differences] == [(1, 64, 96), (3, 101, 160), (2, 64, 96), (2, 101, 160)]
     assert max(d.relative for d in done.differences) < 1e-5
     for shape in ((1, 128, 64), (5, 75, 143), (2, least, least)):
@@ -177,7 +177,7 @@ def onnx_axes(path: Path) -> dict[str, list[Any]]:
 @pytest.mark.parametrize("kind", ["classifier", "features", "pyramid"])
 def test_safetensors_have_our_names_and_load_as_weights(kind: str, tmp_path: Path) -> None:
     one, out = source(kind), tmp_path / "x.safetensors"
-    done = export(one, "safetensors", out)
+    done = export_network(one, "safetensors", out)
     assert max(d.relative for d in done.differences) == 0
     backbone = one.network if kind == "pyramid" else one.network.backbone  # type: ignore[union-attr]
     fresh = ConvNeXt(**SMALL, out_indices=backbone.out_indices, weights=str(out))
@@ -192,7 +192,7 @@ def test_safetensors_have_our_names_and_load_as_weights(kind: str, tmp_path: Pat
 
 
 def test_a_segmentor_gives_scores_of_the_size_of_the_image(checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    one = source_of_config(str(CONFIG["segmentor"]), str(checkpoints["segmentor"]), False, None, SMALL_OPTIONS)
+    one = source_from_config(str(CONFIG["segmentor"]), str(checkpoints["segmentor"]), False, None, SMALL_OPTIONS)
     assert (one.kind, one.shape, one.classes[:2]) == ("segmentor", (128, 128), ("background", "zero"))
     model = one.network.model  # type: ignore[union-attr]
     images = random_images(2, 96, 135)
@@ -203,8 +203,8 @@ def test_a_segmentor_gives_scores_of_the_size_of_the_image(checkpoints: dict[str
         whole = model.inference(images, [{"img_shape": (96, 135), "ori_shape": (96, 135)}] * 2)
     torch.testing.assert_close(expected, whole)
     for name in ("safetensors", "onnx"):  # the third is tried with the tool
-        out = tmp_path / f"x{FORMATS[name].suffix}"
-        done = export(one, name, out)
+        out = tmp_path / f"x{EXPORT_FORMATS[name].suffix}"
+        done = export_network(one, name, out)
         assert [d.shape for d in done.differences] == [(1, 128, 128), (3, 165, 192), (2, 128, 128), (2, 165, 192)]
         assert max(d.relative for d in done.differences) < 1e-5
     assert load_file(tmp_path / "x.safetensors").keys() == model.state_dict().keys()
@@ -223,28 +223,28 @@ class Pooling(nn.Module):
 
 
 def test_pooling_that_onnx_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once the exporter can do it, :class:`AverageOfBins` can go; until then the second size finds it out."""
+    """Once the exporter can do it, :class:`MatrixAdaptiveAvgPool` can go; until then the second size finds it out."""
     one, out = of(Pooling()), tmp_path / "x.onnx"
-    export(one, "onnx", out)
+    export_network(one, "onnx", out)
     out.unlink()
     monkeypatch.setattr(export_formats, "_portable", lambda network: network)
     with pytest.raises(UserError, match=r"^refused: .* of 69 x 96.*--shape H W fixes the size"):
-        export(one, "onnx", out)
+        export_network(one, "onnx", out)
     assert not list(tmp_path.iterdir())
-    assert export(one, "onnx", out, fixed=True).taken == ((32, 32), (32, 32))
+    assert export_network(one, "onnx", out, fixed=True).input_sizes == ((32, 32), (32, 32))
 
 
 @pytest.mark.parametrize("bins", [(2, 2), (3, 3), (6, 6), (2, 5)])
 def test_the_average_of_bins_is_adaptive_pooling(bins: tuple[int, int]) -> None:
     for height, width in ((1, 1), (2, 3), (5, 7), (12, 6), (16, 33)):
         x = torch.randn(2, 3, height, width)
-        torch.testing.assert_close(AverageOfBins(bins)(x), nn.AdaptiveAvgPool2d(bins)(x))
+        torch.testing.assert_close(MatrixAdaptiveAvgPool(bins)(x), nn.AdaptiveAvgPool2d(bins)(x))
 
 
 @pytest.mark.parametrize("kind", ["atto", "atto2"])
 def test_timm_loads_its_names_by_itself(kind: str, tmp_path: Path) -> None:
     one, out = source(kind), tmp_path / "x.safetensors"
-    done = export(one, "timm", out)
+    done = export_network(one, "timm", out)
     assert max(d.relative for d in done.differences) < 1e-5
     said = told("timm", out)
     assert (said["layout"], said["model"]) == ("timm", f"timm.create_model({one.name!r}, num_classes=5)")
@@ -260,22 +260,22 @@ def test_timm_loads_its_names_by_itself(kind: str, tmp_path: Path) -> None:
 )
 def test_what_timm_has_no_place_for(kind: str, needle: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=needle):
-        export(source(kind), "timm", tmp_path / "x.safetensors")
+        export_network(source(kind), "timm", tmp_path / "x.safetensors")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_network_of_timms_name_and_of_other_sizes(tmp_path: Path) -> None:
     one = source("classifier")
-    wrong = Source("convnext_atto", one.kind, one.network, one.outputs, one.shape, one.weights, prefix=one.prefix)
+    wrong = ExportSource("convnext_atto", one.kind, one.network, one.outputs, one.shape, one.weights, prefix=one.prefix)
     with pytest.raises(UserError, match=r"timm's convnext_atto is another network: stem\.0\.weight is \(40, 3, 4, 4\)"):
-        export(wrong, "timm", tmp_path / "x.safetensors")
+        export_network(wrong, "timm", tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("name", ["onnx", "torch_export"])
 def test_a_fixed_size(name: str, tmp_path: Path) -> None:
-    one, out = of(nn.Conv2d(3, 4, 8, 8), (48, 40)), tmp_path / f"x{FORMATS[name].suffix}"
-    done = export(one, name, out, fixed=True)
-    assert done.taken == ((48, 48), (40, 40))
+    one, out = of(nn.Conv2d(3, 4, 8, 8), (48, 40)), tmp_path / f"x{EXPORT_FORMATS[name].suffix}"
+    done = export_network(one, name, out, fixed=True)
+    assert done.input_sizes == ((48, 48), (40, 40))
     assert [d.shape for d in done.differences] == [(1, 48, 40), (3, 48, 40), (2, 48, 40)]
     assert_same(RUN[name](out, random_images(4, 48, 40)), one.run(random_images(4, 48, 40)))
     with pytest.raises(Exception, match=r"(?i)invalid dimensions|guard failed"):
@@ -284,8 +284,8 @@ def test_a_fixed_size(name: str, tmp_path: Path) -> None:
 
 def test_sizes_that_a_program_does_not_take_are_told(tmp_path: Path) -> None:
     """Below 64 pixels the last map has one row, which the tracer takes for a constant."""
-    done = export(source("classifier", (48, 48)), "torch_export", tmp_path / "x.pt2")
-    assert done.taken == ((32, 63), (32, 63))
+    done = export_network(source("classifier", (48, 48)), "torch_export", tmp_path / "x.pt2")
+    assert done.input_sizes == ((32, 63), (32, 63))
     assert {d.shape[1:] for d in done.differences} == {(48, 48), (63, 63)}
 
 
@@ -307,21 +307,21 @@ class Branching(nn.Module):
         return images.mean((2, 3)) if images.sum() > 0 else images.amax((2, 3))
 
 
-def of(network: nn.Module, shape: tuple[int, int] = (32, 32)) -> Source:
-    return Source("odd", "pyramid", network.eval(), ("stage0",), shape, "raw weights of x.pth")
+def of(network: nn.Module, shape: tuple[int, int] = (32, 32)) -> ExportSource:
+    return ExportSource("odd", "pyramid", network.eval(), ("stage0",), shape, "raw weights of x.pth")
 
 
 @pytest.mark.parametrize("name", ["safetensors", "onnx", "torch_export"])
 def test_a_network_of_one_size_is_exported_for_that_size(name: str, tmp_path: Path) -> None:
-    done = export(of(OneSize()), name, tmp_path / f"x{FORMATS[name].suffix}")
+    done = export_network(of(OneSize()), name, tmp_path / f"x{EXPORT_FORMATS[name].suffix}")
     assert done.notes == ("the network takes images of one size only",)
-    assert done.taken[0] == ((1, None) if name == "safetensors" else (32, 32))
+    assert done.input_sizes[0] == ((1, None) if name == "safetensors" else (32, 32))
 
 
 @pytest.mark.parametrize("name", ["onnx", "torch_export"])
 def test_a_network_that_cannot_be_traced(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"^--format {name}: odd cannot be exported: ") as caught:
-        export(of(Branching()), name, tmp_path / f"x{FORMATS[name].suffix}")
+        export_network(of(Branching()), name, tmp_path / f"x{EXPORT_FORMATS[name].suffix}")
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
 
@@ -334,25 +334,28 @@ def spoiled(network: nn.Module) -> nn.Module:
     return network
 
 
-@pytest.mark.parametrize("name", list(FORMATS))
+@pytest.mark.parametrize("name", list(EXPORT_FORMATS))
 def test_an_export_that_differs_is_refused_and_not_kept(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, out = source("atto") if name == "timm" else of(nn.Conv2d(3, 4, 8, 8)), tmp_path / f"x{FORMATS[name].suffix}"
+    one, out = (
+        source("atto") if name == "timm" else of(nn.Conv2d(3, 4, 8, 8)),
+        tmp_path / f"x{EXPORT_FORMATS[name].suffix}",
+    )
     out.write_text("the last good export")
-    tensors, exported = Source.tensors, torch.export.export
+    tensors, exported = ExportSource.tensors, torch.export.export
     if name in ("safetensors", "timm"):
         first = next(iter(one.tensors()))
         monkeypatch.setattr(
-            Source, "tensors", lambda self: {k: v * (1.05 if k == first else 1) for k, v in tensors(self).items()}
+            ExportSource, "tensors", lambda self: {k: v * (1.05 if k == first else 1) for k, v in tensors(self).items()}
         )
     elif name == "onnx":
         monkeypatch.setattr(export_formats, "_portable", spoiled)
     else:
         monkeypatch.setattr(torch.export, "export", lambda net, *args, **more: exported(spoiled(net), *args, **more))
-    shown: list[Difference] = []
+    shown: list[OutputDifference] = []
     with pytest.raises(UserError, match=rf"^refused: the {name} file differs .* \(0\.001 is allowed\)"):
-        export(one, name, out, show=shown.extend)
+        export_network(one, name, out, show=shown.extend)
     assert len(shown) == 4
     assert max(d.relative for d in shown) > 1e-3
     assert [path.name for path in tmp_path.iterdir()] == [out.name]
@@ -364,7 +367,7 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     with torch.no_grad():
         one.network.head.bias[2] = float("nan")  # type: ignore[union-attr]
     with pytest.raises(UserError, match="are not finite"):
-        export(one, "safetensors", tmp_path / "x.safetensors")
+        export_network(one, "safetensors", tmp_path / "x.safetensors")
     assert not list(tmp_path.iterdir())
 
 
@@ -374,20 +377,22 @@ def test_how_a_difference_is_measured() -> None:
     images[0, 0, 0, 0], images[1, 1, 1, 1] = -8, 5
     found = images.clone()
     found[1, 2, 3, 3] += 2
-    assert compare(one, lambda x: (found,), "random", images) == Difference("random", (2, 4, 4), "stage0", 2.0, 0.25)
+    assert compare_outputs(one, lambda x: (found,), "random", images) == OutputDifference(
+        "random", (2, 4, 4), "stage0", 2.0, 0.25
+    )
     zero = torch.zeros(1, 3, 2, 2)
-    assert compare(one, lambda x: (x,), "random", zero).relative == 0
-    assert compare(one, lambda x: (x + 1,), "random", zero).relative == float("inf")
+    assert compare_outputs(one, lambda x: (x,), "random", zero).relative == 0
+    assert compare_outputs(one, lambda x: (x + 1,), "random", zero).relative == float("inf")
     with pytest.raises(UserError, match=r"refused: the exported file gives \(2, 3, 4\)"):
-        compare(one, lambda x: (x[..., 0],), "random", images)
+        compare_outputs(one, lambda x: (x[..., 0],), "random", images)
     with pytest.raises(UserError, match="does not run on 2 random images of 4 x 4: ZeroDivisionError"):
-        compare(one, lambda x: (x, 1 / 0), "random", images)  # type: ignore[arg-type]
+        compare_outputs(one, lambda x: (x, 1 / 0), "random", images)  # type: ignore[arg-type]
 
 
 def test_files_are_as_readable_as_any_other(tmp_path: Path) -> None:
     (tmp_path / "other").touch()
     out = tmp_path / "new/folder/x.safetensors"
-    export(source("features"), "safetensors", out)
+    export_network(source("features"), "safetensors", out)
     assert out.stat().st_mode == (tmp_path / "other").stat().st_mode
     assert os.listdir(out.parent) == [out.name]
 
@@ -397,24 +402,24 @@ def test_where_the_file_cannot_go(tmp_path: Path) -> None:
     checkpoint.touch()
     folder.mkdir()
     with pytest.raises(UserError, match=r"a file of --format onnx ends with \.onnx"):
-        check_request("onnx", tmp_path / "x.pth", str(checkpoint))
+        check_export("onnx", tmp_path / "x.pth", str(checkpoint))
     for name, out in (("safetensors", checkpoint), ("onnx", folder)):
         with pytest.raises(UserError, match="is the checkpoint itself, or a folder"):
-            check_request(name, out, str(checkpoint))
+            check_export(name, out, str(checkpoint))
     with pytest.raises(UserError, match=r"--out .* cannot be written: File exists"):
-        export(source("features"), "safetensors", checkpoint / "x.safetensors")
+        export_network(source("features"), "safetensors", checkpoint / "x.safetensors")
 
 
 def test_packages_that_are_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(export_formats, "find_spec", lambda name: None if name.startswith("onnx") else object())
     with pytest.raises(UserError, match=r"needs onnx, onnxscript, onnxruntime: .* pip install -e '\.\[export\]'"):
-        check_request("onnx", tmp_path / "x.onnx", "x.pth")
-    check_request("torch_export", tmp_path / "x.pt2", "x.pth")
+        check_export("onnx", tmp_path / "x.onnx", "x.pth")
+    check_export("torch_export", tmp_path / "x.pt2", "x.pth")
 
 
 def test_images_too_small(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--shape 16 64: at least 32 x 32 are needed"):
-        export(source("classifier", (16, 64)), "onnx", tmp_path / "x.onnx", fixed=True)
+        export_network(source("classifier", (16, 64)), "onnx", tmp_path / "x.onnx", fixed=True)
 
 
 def test_photographs_are_those_of_a_folder_or_of_a_package(tmp_path: Path) -> None:
@@ -438,8 +443,8 @@ def test_photographs_are_normalised_as_the_metadata_says(tmp_path: Path) -> None
             seen.append(images)
             return images
 
-    one = Source("odd", "pyramid", Watching(), ("stage0",), (32, 32), "raw weights of x.pth", MEAN, STD)
-    export(one, "safetensors", tmp_path / "x.safetensors", tmp_path)
+    one = ExportSource("odd", "pyramid", Watching(), ("stage0",), (32, 32), "raw weights of x.pth", MEAN, STD)
+    export_network(one, "safetensors", tmp_path / "x.safetensors", tmp_path)
     expected = (torch.tensor([0.2, 0.4, 0.8]) - torch.tensor(MEAN)) / torch.tensor(STD)
     torch.testing.assert_close(seen[-1], expected.view(1, 3, 1, 1).expand(1, 3, 69, 96))
 
@@ -450,8 +455,8 @@ def test_a_name_takes_any_checkpoint_and_finds_its_head(tmp_path: Path) -> None:
     torch.save({"state_dict": model.state_dict(), "state_dict_ema": averaged}, tmp_path / "timm.pth")
     images = random_images(2, 64, 64)
     for average in (False, True):
-        one = source_of_name("convnext_atto", str(tmp_path / "timm.pth"), average, None, (64, 64))
-        assert (one.kind, one.outputs, one.notes) == ("classifier", ("logits",), (ASSUMED,))
+        one = source_from_name("convnext_atto", str(tmp_path / "timm.pth"), average, None, (64, 64))
+        assert (one.kind, one.outputs, one.notes) == ("classifier", ("logits",), (ASSUMED_NORMALIZATION,))
         assert one.weights == f"{'averaged' if average else 'raw'} weights of timm.pth"
         with torch.no_grad():
             model.load_state_dict(averaged if average else model.state_dict())
@@ -464,30 +469,30 @@ def test_a_checkpoint_is_read_once(averaged: bool, tmp_path: Path, monkeypatch: 
     torch.save({"state_dict": tensors, "state_dict_ema": tensors}, tmp_path / "timm.pth")
     read, load = [], torch.load
     monkeypatch.setattr(torch, "load", lambda file, **options: read.append(str(file)) or load(file, **options))
-    source_of_name("convnext_atto", str(tmp_path / "timm.pth"), averaged, None, (64, 64))
+    source_from_name("convnext_atto", str(tmp_path / "timm.pth"), averaged, None, (64, 64))
     assert read == [str(tmp_path / "timm.pth")]
 
 
 def test_a_name_without_a_head_or_with_maps(tmp_path: Path) -> None:
     backbone = shaken(build_backbone("convnext_atto"))
     torch.save(backbone.state_dict(), tmp_path / "x.pth")
-    one = source_of_name("convnext_atto", str(tmp_path / "x.pth"), False, None, None)
+    one = source_from_name("convnext_atto", str(tmp_path / "x.pth"), False, None, None)
     assert (one.kind, one.outputs, one.shape) == ("classifier", ("features",), (224, 224))
     assert "no head" in one.notes[0]
     images = random_images(1, 64, 64)
     with torch.no_grad():
         assert torch.equal(one.run(images)[0], backbone(images))
-    one = source_of_name("convnext_atto", str(tmp_path / "x.pth"), False, (1, 3), (64, 64))
+    one = source_from_name("convnext_atto", str(tmp_path / "x.pth"), False, (1, 3), (64, 64))
     assert (one.kind, one.outputs) == ("pyramid", ("stage1", "stage3"))
     assert [tuple(m.shape) for m in one.run(images)] == [(1, 80, 8, 8), (1, 320, 2, 2)]
     with pytest.raises(UserError, match="no averaged weights"):
-        source_of_name("convnext_atto", str(tmp_path / "x.pth"), True, None, None)
+        source_from_name("convnext_atto", str(tmp_path / "x.pth"), True, None, None)
 
 
 @pytest.mark.parametrize("averaged", [False, True])
 def test_a_config_takes_the_weights_that_are_asked_for(checkpoints: dict[str, Path], averaged: bool) -> None:
     path = str(checkpoints["classifier"])
-    one = source_of_config(str(CONFIG["classifier"]), path, averaged, None, SMALL_OPTIONS)
+    one = source_from_config(str(CONFIG["classifier"]), path, averaged, None, SMALL_OPTIONS)
     state = read_checkpoint(path)["state_dict"]
     assert (one.name, one.kind, one.shape, one.colour) == ("convnext_atto", "classifier", (48, 48), "RGB")
     assert (one.classes[3], len(one.classes)) == ("three", 10)
@@ -497,7 +502,7 @@ def test_a_config_takes_the_weights_that_are_asked_for(checkpoints: dict[str, Pa
 
 
 def test_a_detector_exports_the_pyramid_of_its_backbone(checkpoints: dict[str, Path]) -> None:
-    one = source_of_config(str(CONFIG["detector"]), str(checkpoints["detector"]), False, None, SMALL_OPTIONS)
+    one = source_from_config(str(CONFIG["detector"]), str(checkpoints["detector"]), False, None, SMALL_OPTIONS)
     assert (one.kind, one.outputs, one.shape) == ("pyramid", ("stage0", "stage1", "stage2", "stage3"), (160, 160))
     assert one.notes == ("a detector: the pyramid of its backbone is exported, without neck and heads",)
     assert (one.colour, one.mean) == ("RGB", pytest.approx((0.485, 0.456, 0.406)))
@@ -507,6 +512,6 @@ def test_a_detector_exports_the_pyramid_of_its_backbone(checkpoints: dict[str, P
 
 def test_a_checkpoint_of_another_model(checkpoints: dict[str, Path]) -> None:
     with pytest.raises(UserError, match="is of another model"):
-        source_of_config(str(CONFIG["segmentor"]), str(checkpoints["classifier"]), False, None, SMALL_OPTIONS)
+        source_from_config(str(CONFIG["segmentor"]), str(checkpoints["classifier"]), False, None, SMALL_OPTIONS)
     with pytest.raises(UserError, match="is of another model"):
-        source_of_config(str(CONFIG["classifier"]), str(checkpoints["classifier"]), False, None)
+        source_from_config(str(CONFIG["classifier"]), str(checkpoints["classifier"]), False, None)
