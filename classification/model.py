@@ -22,7 +22,7 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 
 from backbones.base import Backbone
-from backbones.errors import UserError
+from backbones.errors import CheckpointError, ConfigError
 from backbones.weights import find_head, read_checkpoint
 from engine.config.building import build
 
@@ -41,7 +41,7 @@ class ClassificationPreprocessor(BaseDataPreprocessor):
         label_smoothing: Mass spread over all classes.
 
     Raises:
-        UserError: If a setting is out of its range.
+        ConfigError: If a setting is out of its range.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class ClassificationPreprocessor(BaseDataPreprocessor):
             ("cutmix", cutmix, math.inf),
         ):
             if not 0 <= value <= most:
-                raise UserError(f"data_preprocessor.{name}={value}: a number from 0 to {most} is needed")
+                raise ConfigError(f"data_preprocessor.{name}={value}: a number from 0 to {most} is needed")
         self.num_classes, self.label_smoothing = num_classes, label_smoothing
         self.register_buffer("mean", 255 * torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(std).view(3, 1, 1), persistent=False)
@@ -93,7 +93,7 @@ class ClassificationPreprocessor(BaseDataPreprocessor):
             targets = F.one_hot(batch["label"], self.num_classes).float()
             targets = targets * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
         elif len(inputs) % 2:
-            raise UserError(f"{len(inputs)} images per process: mixup pairs them, so batch.per_gpu has to be even")
+            raise ConfigError(f"{len(inputs)} images per process: mixup pairs them, so batch.per_gpu has to be even")
         else:
             inputs, targets = self.mix(inputs, batch["label"])
         return {"inputs": inputs, "data_samples": targets}
@@ -138,12 +138,13 @@ class ImageClassifier(BaseModel):
         """Load ``backbone.weights``, and the head in that file where it fits.
 
         Raises:
-            UserError: If the file does not hold the backbone, or ``head_mapping`` does not fit the head in it.
+            CheckpointError: If the file cannot be read or does not fit the backbone.
+        ConfigError: If ``head_mapping`` does not fit the head in the file.
         """
         if not self.is_init and isinstance(self.backbone, Backbone) and self.backbone.weights is not None:
             self._load_weights(self.backbone, self.backbone.weights)
         elif not self.is_init and self.head_mapping is not None:
-            raise UserError("head_mapping takes rows of the head in model.backbone.weights: give that file")
+            raise ConfigError("head_mapping takes rows of the head in model.backbone.weights: give that file")
         super().init_weights()
 
     def _load_weights(self, backbone: Backbone, source: str) -> None:
@@ -159,7 +160,7 @@ class ImageClassifier(BaseModel):
         count = self.head.out_features
         if found is None:
             if self.head_mapping is not None:
-                raise UserError(f"head_mapping: {self.backbone.weights!r} holds no head to take rows from")
+                raise ConfigError(f"head_mapping: {self.backbone.weights!r} holds no head to take rows from")
             return f"new: the file has none, {count} classes here, initial weights x {self.head_init_scale:g}"
         weight, bias = found
         old = len(weight)
@@ -170,7 +171,7 @@ class ImageClassifier(BaseModel):
             return f"re-initialised: {old} -> {count} classes, initial weights x {self.head_init_scale:g}"
         if weight.shape != self.head.weight.shape:
             theirs, ours = tuple(weight.shape), tuple(self.head.weight.shape)
-            raise UserError(
+            raise CheckpointError(
                 f"checkpoint {self.backbone.weights!r} is of another network: head is {theirs}, here {ours}"
             )
         with torch.no_grad():
@@ -217,20 +218,20 @@ def _checked_mapping(mapping: str | Path | Sequence[int], count: int, old: int) 
     """Rows to take from a head of ``old`` classes for the ``count`` classes here, each a row of its own.
 
     Raises:
-        UserError: If the file cannot be read, or the rows are not as many different ones within the old head.
+        ConfigError: If the file cannot be read, or the rows are not as many different ones within the old head.
     """
     rows = _read_mapping(mapping) if isinstance(mapping, str | Path) else list(mapping)
     wrong = [row for row in rows if not isinstance(row, int) or isinstance(row, bool)]
     if wrong:
-        raise UserError(f"head_mapping: {wrong[0]!r} is no row number")
+        raise ConfigError(f"head_mapping: {wrong[0]!r} is no row number")
     if len(rows) != count:
-        raise UserError(f"head_mapping has {len(rows)} rows for {count} classes: one for each, in their order")
+        raise ConfigError(f"head_mapping has {len(rows)} rows for {count} classes: one for each, in their order")
     outside = [row for row in rows if not 0 <= row < old]
     if outside:
-        raise UserError(f"head_mapping: row {outside[0]} is not in the old head, which has 0 to {old - 1}")
+        raise ConfigError(f"head_mapping: row {outside[0]} is not in the old head, which has 0 to {old - 1}")
     if len(set(rows)) < count:
         twice = next(row for row in rows if rows.count(row) > 1)
-        raise UserError(f"head_mapping: row {twice} stands twice, so two classes would be one")
+        raise ConfigError(f"head_mapping: row {twice} stands twice, so two classes would be one")
     return rows
 
 
@@ -239,7 +240,7 @@ def _read_mapping(path: str | Path) -> list[Any]:
         text = Path(path).read_text(encoding="utf-8")
         rows = json.loads(text) if text.lstrip().startswith("[") else [int(line) for line in text.split()]
     except OSError as error:
-        raise UserError(f"head_mapping {str(path)!r} cannot be read ({error.strerror})") from error
+        raise ConfigError(f"head_mapping {str(path)!r} cannot be read ({error.strerror})") from error
     except ValueError as error:
-        raise UserError(f"head_mapping {str(path)!r} is neither a JSON list nor one row number per line") from error
+        raise ConfigError(f"head_mapping {str(path)!r} is neither a JSON list nor one row number per line") from error
     return list(rows)

@@ -61,7 +61,9 @@ def _full_disk_in_one_line() -> Iterator[None]:
 def add_trust_option(parser: argparse.ArgumentParser) -> None:
     """Add ``--trust-checkpoint``, which lets :func:`backbones.weights.read_checkpoint` execute code in old files."""
     parser.add_argument(
-        "--trust-checkpoint", action="store_true", help="execute code that the file asks for: only of people you know"
+        "--trust-checkpoint",
+        action="store_true",
+        help="execute code that the file asks for: only for files from people you trust",
     )
 
 

@@ -1,4 +1,4 @@
-"""Predictions as pictures, for the images of a data set and for any other image."""
+"""Predictions as pictures, for the images of a data set and for other images."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose
 from mmengine.registry import FUNCTIONS, MODELS, VISUALIZERS, init_default_scope
+from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from PIL import Image
 from torch import nn
 
-from backbones.errors import UserError
+from backbones.errors import ConfigError, DataError, MachineError
 from backbones.weights import read_checkpoint
 from engine.checkpoint.model_weights import load_model, replace_checkpoint_loader
 from engine.config.building import build
 from engine.data.image_files import IMAGE_SUFFIXES
 from engine.task import TaskSpec, task_of
 
-SHORT_SIDE = 480  # pixels that smaller images are enlarged to
+MIN_PICTURE_SIDE = 480  # pixels; smaller images are enlarged by an integer factor
 
 
-def draw_test_images(runner: Any, folder: Path, count: int) -> None:
+def draw_test_images(runner: Runner, folder: Path, count: int) -> None:
     """Draw truth and prediction side by side for images spread evenly over the test set.
 
     Args:
-        runner: A runner that has tested; its model holds the weights.
-        folder: Where ``000012.png``... go, by place in the data set.
-        count: How many.
+        runner: Runner that has tested; its model holds the weights.
+        folder: Folder for the pictures, ``000012.png`` and so on, named by the index in the data set.
+        count: Number of pictures.
     """
     dataset = runner.test_dataloader.dataset
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +57,14 @@ def predict(model: nn.Module, item: dict[str, Any], collate: Any) -> BaseDataEle
 def load_predictor(
     cfg: Config, checkpoint: str, averaged: bool, device: str, trust: bool = False
 ) -> tuple[nn.Module, Any]:
-    """Build the model of a resolved config with its trained weights, and the drawing for its task.
+    """Build the model of a resolved config with its trained weights, and the visualizer of its task.
+
+    Args:
+        cfg: Resolved config.
+        checkpoint: Path or URL of a checkpoint of the whole model.
+        averaged: Load the averaged weights (EMA).
+        device: Device of the model.
+        trust: Execute code that the checkpoint asks for.
 
     Returns:
         The model in evaluation mode, and the visualizer.
@@ -76,17 +84,19 @@ def predict_images(cfg: Config, model: nn.Module, visualizer: Any, images: list[
     """Predict images one by one and draw each.
 
     Args:
-        cfg: Resolved config; its test pipeline without the loading of labels is used.
-        model: From :func:`load_predictor`.
-        visualizer: Likewise.
-        images: Files.
-        out: Folder of the drawings.
+        cfg: Resolved config; its test pipeline is used without the steps that load labels.
+        model: Model of :func:`load_predictor`.
+        visualizer: Visualizer of :func:`load_predictor`.
+        images: Image files.
+        out: Folder for the drawings.
 
     Yields:
         The file of each drawing: ``<name>.png``, or ``<name with suffix>.png`` for images that share a name.
 
     Raises:
-        UserError: If an image cannot be read, or the folder cannot be written or is that of the images.
+        DataError: If an image cannot be read.
+        MachineError: If the folder cannot be written.
+        ConfigError: If the folder is that of the images.
     """
     steps = [
         step
@@ -98,9 +108,9 @@ def predict_images(cfg: Config, model: nn.Module, visualizer: Any, images: list[
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{str(out)!r} cannot be written: choose another folder with --out") from error
+        raise MachineError(f"{str(out)!r} cannot be written: choose another folder with --out") from error
     if any(image.parent.samefile(out) for image in images):
-        raise UserError(f"the drawings would overwrite the images in {str(out)!r}: choose another folder with --out")
+        raise ConfigError(f"the drawings would overwrite the images in {str(out)!r}: choose another folder with --out")
     names, task = Counter(image.stem for image in images), task_of(cfg)
     for index, image in enumerate(images):
         _check_image(image)
@@ -111,33 +121,33 @@ def predict_images(cfg: Config, model: nn.Module, visualizer: Any, images: list[
 
 
 def find_images(path: Path) -> list[Path]:
-    """The image at a path, or all images directly in a folder.
+    """The image at a path, or all images in a folder, without its subfolders.
 
     Raises:
-        UserError: If there is none.
+        DataError: If there is none.
     """
     if path.is_file():
         return [path]
     images = sorted(p for p in path.glob("*") if p.suffix.lower() in IMAGE_SUFFIXES) if path.is_dir() else []
     if not images:
-        raise UserError(f"{str(path)!r} is neither an image nor a folder with images ({', '.join(IMAGE_SUFFIXES)})")
+        raise DataError(f"{str(path)!r} is neither an image nor a folder with images ({', '.join(IMAGE_SUFFIXES)})")
     return images
 
 
 def _check_image(path: Path) -> None:
-    """What the pipelines of the three tasks say about a damaged file hardly tells that it is damaged."""
+    """Decode an image, since errors of the pipelines do not say that a file is damaged."""
     try:
         with Image.open(path) as image:
             image.load()
     except Exception as error:  # Pillow raises many kinds for a damaged file
-        raise UserError(f"{str(path)!r} cannot be read: it is damaged, or no image") from error
+        raise DataError(f"{str(path)!r} cannot be read: it is damaged, or no image") from error
 
 
 def _draw(task: TaskSpec, visualizer: Any, sample: BaseDataElement, target: Path, truth: bool) -> None:
     """Draw a sample on its image, (H, W, 3); a small image is enlarged to a size at which labels can be read."""
     image, sample = mmcv.imread(sample.img_path, channel_order="rgb"), sample.cpu()
     height, width = image.shape[:2]
-    factor = round(SHORT_SIDE / min(height, width))
+    factor = round(MIN_PICTURE_SIDE / min(height, width))
     if factor > 1:
         task.scale_sample(sample, factor)
         image = cv2.resize(image, (factor * width, factor * height), interpolation=cv2.INTER_CUBIC)

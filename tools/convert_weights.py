@@ -14,12 +14,12 @@ from engine.cli import add_trust_option, run_tool
 
 
 def main() -> None:
-    """Parse, convert, print the receipt."""
+    """Parse, convert, print the result."""
     parser = argparse.ArgumentParser(description="Write a checkpoint in the layout of another code base.")
     parser.add_argument("source", metavar="IN", help="path or URL, of any known layout; a folder of transformers")
     parser.add_argument("target", metavar="OUT", help=".safetensors or .pth file; with --to hf also a folder")
     parser.add_argument("--to", required=True, choices=["ours", "timm", "torchvision", "hf"], help="layout to write")
-    parser.add_argument("--ema", action="store_true", help="take the averaged weights of the checkpoint")
+    parser.add_argument("--ema", action="store_true", help="convert the averaged weights of the checkpoint")
     add_trust_option(parser)
     args = parser.parse_args()
 

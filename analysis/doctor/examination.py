@@ -96,7 +96,7 @@ def diagnose(options: DoctorOptions, groups: Iterable[str] = GROUPS) -> Iterator
             module = importlib.import_module(f"analysis.doctor.{group}")
             checks: list[Check] = getattr(module, f"{group}_checks")(options)
         except (Exception, SystemExit) as error:
-            yield bad(group, f"its checks cannot be loaded: {describe_error(error)}", INSTALL)
+            yield bad(group, f"its checks cannot be loaded: {describe_failure(error)}", INSTALL)
             continue
         for check in checks:
             yield from run_check(check)
@@ -108,11 +108,11 @@ def run_check(check: Check) -> Iterator[CheckResult]:
         yield from check.run()
     except (Exception, SystemExit) as error:
         yield bad(
-            check.name, f"the check itself failed: {describe_error(error)}", "this should not be: please report it"
+            check.name, f"the check itself failed: {describe_failure(error)}", "this should not be: please report it"
         )
 
 
-def describe_error(error: BaseException) -> str:
+def describe_failure(error: BaseException) -> str:
     """Class and first line of the message of an exception."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

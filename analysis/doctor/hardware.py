@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from analysis.doctor.examination import Check, CheckResult, DoctorOptions, bad, describe_error, notice, ok
+from analysis.doctor.examination import Check, CheckResult, DoctorOptions, bad, describe_failure, notice, ok
 from engine.report.environment import driver_version, machine, memory_limit, read_text, usable_cores
 from engine.report.html import GIB, memory
 
@@ -54,7 +54,7 @@ class Gpus:
                 torch.cuda.init()
                 usable = [_test_gpu(index) for index in range(torch.cuda.device_count())]
             except (RuntimeError, AssertionError) as reason:
-                error = describe_error(reason)
+                error = describe_failure(reason)
         # No public function of torch tells the CUDA version of the driver before CUDA is initialized.
         supports = getattr(torch._C, "_cuda_getDriverVersion", lambda: 0)() if torch.version.cuda else 0
         return cls(
@@ -77,7 +77,7 @@ def _test_gpu(index: int) -> dict[str, Any]:
         trouble = "" if value == 512 else f"8 x 8 ones multiply to a sum of {value}, not 512"
         return seen | {"free_bytes": torch.cuda.mem_get_info(index)[0], "trouble": trouble}
     except RuntimeError as reason:
-        return seen | {"free_bytes": 0, "trouble": describe_error(reason)}
+        return seen | {"free_bytes": 0, "trouble": describe_failure(reason)}
 
 
 def hardware_checks(options: DoctorOptions) -> list[Check]:

@@ -1,10 +1,10 @@
-"""Weights of a whole model in: of this project, the released detectors and segmentors, OpenMMLab's model zoos.
+"""Loading weights of a whole model: of this project, released detectors and segmentors, OpenMMLab's model zoos.
 
-Outside of the backbone nothing has to be renamed. Neck, RPN, box, mask, decode and auxiliary heads register the same
-modules under the same names in mmdet 2 and mmseg 0, with which the released ConvNeXts were trained, as in mmdet 3 and
-mmseg 1: OpenMMLab's own model zoo still gives the old files to the new configs. SyncBN and BN share their names, the
-background is the last row of ``fc_cls`` since mmdet 2.0. The backbone of the zoos is mmpretrain's, which names its
-blocks otherwise (``depthwise_conv``): :mod:`backbones.layouts` knows, and knows the classifiers of others.
+Only the backbone has to be renamed. Neck, RPN, box, mask, decode and auxiliary heads have the same names in mmdet 2
+and mmseg 0, with which the released ConvNeXts were trained, as in mmdet 3 and mmseg 1: OpenMMLab's own model zoo still
+lists the old files for the new configs. SyncBN and BN share their names, the background is the last row of ``fc_cls``
+since mmdet 2.0. The backbone of the zoos is mmpretrain's, with other names of the blocks (``depthwise_conv``), see
+:mod:`backbones.layouts`.
 """
 
 from __future__ import annotations
@@ -26,25 +26,26 @@ from backbones.layouts import check_finite, check_float_tensor, find_convnext
 from backbones.weights import network_tensors, read_checkpoint
 from engine.task import ClassLayer, task_of_model
 
-BACKBONE, PREPROCESSOR = "backbone.", "data_preprocessor."
-COUNTER = ".num_batches_tracked"  # read by no normalisation with a fixed momentum; the oldest files lack it
-NAMED = 4  # names in a message
+BACKBONE_PREFIX, PREPROCESSOR_PREFIX = "backbone.", "data_preprocessor."
+# Not used by batch normalisation with a fixed momentum; the oldest files lack it.
+BATCH_COUNTER = ".num_batches_tracked"
+MAX_NAMES_IN_MESSAGE = 4
 
 
 @dataclass(frozen=True)
 class ModelLoadReport:
-    """What loading a whole model did.
+    """Result of loading a whole model.
 
     Attributes:
         source: Path or URL.
-        layout: The layout that was recognised; empty where the file has the model's own names.
-        loaded: Tensors of the model that came from the file.
-        total: Tensors of the model.
+        layout: Layout that was recognised; empty if the file has the model's own names.
+        loaded: Number of the model's tensors that came from the file.
+        total: Number of the model's tensors.
         missing: Names of the model's tensors that kept their initial values.
         unexpected: Names of tensors in the file that are not weights of the model.
-        head: What became of the layers that depend on the classes; ``None`` where nothing is trained.
-        averaged: Whether these are the averaged weights.
-        remark: What else a person should know; may be empty.
+        head: Result for the layers that depend on the classes; ``None`` outside of training.
+        averaged: Whether the averaged weights were loaded.
+        remark: Remark for the user; may be empty.
     """
 
     source: str
@@ -63,14 +64,14 @@ class ModelLoadReport:
         parts[0] += " (averaged weights)" if self.averaged else ""
         if self.head:
             parts.append(f"head {self.head}")
-        if counters := sum(name.endswith(COUNTER) for name in self.missing):
+        if counters := sum(name.endswith(BATCH_COUNTER) for name in self.missing):
             parts.append(f"{counters} batch counters begin at 0")
         if self.unexpected:
-            parts.append(f"skipped: {_some(self.unexpected)}")
+            parts.append(f"skipped: {_first_names(self.unexpected)}")
         return ", ".join([*parts, *filter(None, [self.remark])])
 
     def as_dict(self) -> dict[str, Any]:
-        """The report as plain data; ``fresh`` and ``skipped`` are the keys in the files of a run."""
+        """The report as plain data; ``kept`` and ``skipped`` are the keys in the files of a run."""
         report = asdict(self)
         report["fresh"], report["skipped"] = report.pop("missing"), report.pop("unexpected")
         return report
@@ -84,41 +85,38 @@ def load_model(
     classes: Sequence[str] | None = None,
     training: bool = False,
 ) -> ModelLoadReport:
-    """Load the weights of a whole model; every tensor must be there and fit, and every one must have a place.
+    """Load the weights of a whole model strictly: no tensor may be missing, unexpected or of another shape.
 
     Args:
-        model: The model, perhaps wrapped for several processes.
-        checkpoint: Content of a checkpoint.
-        source: Its path or URL.
-        averaged: Load the averaged weights instead of the raw ones.
-        classes: Names of the config, which the checkpoint's are compared with.
-        training: The start of a training: layers that differ in the number of classes alone keep their initial values.
-
-    Returns:
-        The receipt.
+        model: The model, with or without wrappers for several processes and test-time augmentation.
+        checkpoint: Content of the file, from :func:`backbones.weights.read_checkpoint`.
+        source: Path or URL, for messages.
+        averaged: Load the averaged weights (EMA) instead of the raw ones.
+        classes: Class names of the config, compared with those of the checkpoint.
+        training: Start of a training: layers that differ only in the number of classes keep their initial values.
 
     Raises:
         CheckpointError: If the checkpoint is of another model, has no averaged weights, NaN or infinite values, or its
             classes in another order.
     """
-    # Around the trained model there may be test-time augmentation, and around that several processes.
+    # Test-time augmentation may wrap the trained model, and data parallelism both.
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = cast(nn.Module, model.module)
-    wanted = model.state_dict()
-    tensors, layout = _named_as_here(_tensors(checkpoint, source, averaged), model, wanted, source)
-    skipped = _take_out_preprocessing(tensors, model, source)
-    fresh = _absent_counters(tensors, wanted)
+    expected = model.state_dict()
+    tensors, layout = _rename_backbone(_tensors(checkpoint, source, averaged), model, expected, source)
+    unexpected = _remove_normalization(tensors, model, source)
+    kept = _missing_counters(tensors, expected)
     head = None
     if training:
-        again, head = _heads(tensors, wanted, task_of_model(model).class_layers)
-        fresh |= again
-    _check_names(tensors, wanted, fresh, source)
-    _check_values(tensors, wanted, fresh, source)
+        changed_names, head = _changed_heads(tensors, expected, task_of_model(model).class_layers)
+        kept |= changed_names
+    _check_names(tensors, expected, kept, source)
+    _check_values(tensors, expected, kept, source)
     remark = _compare_classes(file_classes(checkpoint), classes, source)
-    model.load_state_dict({name: wanted[name] if name in fresh else tensors[name] for name in wanted})
-    kept = tuple(name for name in wanted if name in fresh)
-    loaded, total = len(wanted) - len(kept), len(wanted)
-    return ModelLoadReport(source, layout, loaded, total, kept, skipped, head, averaged, remark)
+    model.load_state_dict({name: expected[name] if name in kept else tensors[name] for name in expected})
+    missing = tuple(name for name in expected if name in kept)
+    loaded, total = len(expected) - len(missing), len(expected)
+    return ModelLoadReport(source, layout, loaded, total, missing, unexpected, head, averaged, remark)
 
 
 def backbones_of(model: nn.Module) -> list[Backbone]:
@@ -151,14 +149,14 @@ replace_checkpoint_loader()
 
 
 def file_classes(checkpoint: Mapping[str, Any]) -> tuple[str, ...]:
-    """Class names that OpenMMLab's programs, old and new, and this project write into a checkpoint; may be empty."""
+    """Class names in a checkpoint of this project or of OpenMMLab, old or new; may be empty."""
     meta = checkpoint.get("meta")
     if not isinstance(meta, Mapping):
         return ()
-    described = meta.get("dataset_meta")
-    for place in (described if isinstance(described, Mapping) else {}, meta):
+    dataset_meta = meta.get("dataset_meta")
+    for mapping in (dataset_meta if isinstance(dataset_meta, Mapping) else {}, meta):
         for key in ("classes", "CLASSES"):
-            names = place.get(key)
+            names = mapping.get(key)
             if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
                 return tuple(names)
     return ()
@@ -171,11 +169,11 @@ def _tensors(checkpoint: Mapping[str, Any], source: str, averaged: bool) -> dict
     return tensors
 
 
-def _named_as_here(
-    tensors: dict[str, Tensor], model: nn.Module, wanted: Mapping[str, Tensor], source: str
+def _rename_backbone(
+    tensors: dict[str, Tensor], model: nn.Module, expected: Mapping[str, Tensor], source: str
 ) -> tuple[dict[str, Tensor], str]:
-    """Bring the names of backbone and classifier to this project's; the rest stays as it is."""
-    known = all(name in tensors for name in wanted if name.startswith(BACKBONE))
+    """Rename the tensors of backbone and classifier to this project's names; also returns the recognised layout."""
+    known = all(name in tensors for name in expected if name.startswith(BACKBONE_PREFIX))
     if known or not isinstance(getattr(model, "backbone", None), Backbone):
         return tensors, ""
     found = find_convnext(tensors, source)
@@ -183,14 +181,14 @@ def _named_as_here(
         return tensors, ""
     renamed = {}
     for name, value in found.tensors.items():
-        here = name if name.startswith("head.") else BACKBONE + name
-        renamed[here if here in wanted else found.names[name]] = value
+        here = name if name.startswith("head.") else BACKBONE_PREFIX + name
+        renamed[here if here in expected else found.names[name]] = value
     return renamed | {name: tensors[name] for name in found.others}, found.layout
 
 
-def _take_out_preprocessing(tensors: dict[str, Tensor], model: nn.Module, source: str) -> tuple[str, ...]:
-    """Remove mean and deviation of the images, which some programs save as weights, once they are found to agree."""
-    ours = {name: buffer for name, buffer in model.named_buffers() if name.startswith(PREPROCESSOR)}
+def _remove_normalization(tensors: dict[str, Tensor], model: nn.Module, source: str) -> tuple[str, ...]:
+    """Remove mean and deviation of the images, saved as weights by some programs, after comparing them with ours."""
+    ours = {name: buffer for name, buffer in model.named_buffers() if name.startswith(PREPROCESSOR_PREFIX)}
     found = tuple(name for name in tensors if name in ours and name not in model.state_dict())
     for name in found:
         theirs, here = tensors.pop(name).flatten().cpu().float(), ours[name].flatten().cpu().float()
@@ -202,27 +200,27 @@ def _take_out_preprocessing(tensors: dict[str, Tensor], model: nn.Module, source
     return found
 
 
-def _absent_counters(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> set[str]:
-    """Counters that a file lacks although it has the statistics they count."""
-    counters = (name for name in wanted if name.endswith(COUNTER) and name not in tensors)
-    return {name for name in counters if name.removesuffix(COUNTER) + ".running_var" in tensors}
+def _missing_counters(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> set[str]:
+    """Batch counters that the file lacks while it has the running statistics."""
+    counters = (name for name in expected if name.endswith(BATCH_COUNTER) and name not in tensors)
+    return {name for name in counters if name.removesuffix(BATCH_COUNTER) + ".running_var" in tensors}
 
 
-def _heads(
-    tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], class_layers: Mapping[str, ClassLayer]
+def _changed_heads(
+    tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], class_layers: Mapping[str, ClassLayer]
 ) -> tuple[set[str], str | None]:
-    """The layers that differ from the model's in the number of classes alone, and what is to be said of the head."""
+    """Names of tensors that differ only in the number of classes, and a description of the result for the head."""
     counts, scores, changed = set(), [], []
-    for name, value in wanted.items():
+    for name, value in expected.items():
         layer = class_layers.get(name.split(".")[-2]) if "." in name else None
-        if layer is None or name.startswith(BACKBONE) or name not in tensors:
+        if layer is None or name.startswith(BACKBONE_PREFIX) or name not in tensors:
             continue
         theirs, ours = tensors[name].shape, value.shape
         if len(theirs) != len(ours):
             continue
         if layer.scores:
             scores.append(name)
-        elif theirs[0] == ours[0] == layer.rows:  # the same boxes or masks for all classes
+        elif theirs[0] == ours[0] == layer.rows:  # class-agnostic boxes or masks
             continue
         counts.add(((theirs[0] - layer.extra_rows) / layer.rows, (ours[0] - layer.extra_rows) / layer.rows))
         if theirs != ours and theirs[1:] == ours[1:]:
@@ -236,33 +234,33 @@ def _heads(
     return set(changed), f"re-initialised: {old:.0f} -> {new:.0f} classes: {', '.join(layers)}"
 
 
-def _check_names(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], fresh: set[str], source: str) -> None:
-    lost = [name for name in wanted if name not in tensors and name not in fresh]
-    foreign = [name for name in tensors if name not in wanted]
-    parts = [f"it lacks {len(lost)}/{len(wanted)} tensors ({_some(lost)})"] if lost else []
-    parts += [f"{len(foreign)} of its tensors have no place here ({_some(foreign)})"] if foreign else []
+def _check_names(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], kept: set[str], source: str) -> None:
+    lost = [name for name in expected if name not in tensors and name not in kept]
+    foreign = [name for name in tensors if name not in expected]
+    parts = [f"it lacks {len(lost)}/{len(expected)} tensors ({_first_names(lost)})"] if lost else []
+    parts += [f"{len(foreign)} of its tensors have no place here ({_first_names(foreign)})"] if foreign else []
     if parts:
         raise CheckpointError(f"checkpoint {source!r} is of another model: {', and '.join(parts)}")
 
 
-def _check_values(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], fresh: set[str], source: str) -> None:
-    for name, value in wanted.items():
-        if name not in fresh and tensors[name].shape != value.shape:
+def _check_values(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], kept: set[str], source: str) -> None:
+    for name, value in expected.items():
+        if name not in kept and tensors[name].shape != value.shape:
             theirs, ours = tuple(tensors[name].shape), tuple(value.shape)
             raise CheckpointError(
                 f"checkpoint {source!r} does not fit: {name} is {theirs}, the config wants {ours}; check classes and "
                 "model"
             )
-        if name not in fresh and value.is_floating_point() and not value.is_meta:  # names alone are compared there
+        if name not in kept and value.is_floating_point() and not value.is_meta:  # no values on the meta device
             check_float_tensor(name, tensors[name], source)
             check_finite(name, tensors[name], source)
 
 
 def _compare_classes(theirs: Sequence[str], ours: Sequence[str] | None, source: str) -> str:
-    """Refuse another order of the same names; say how many names differ, which may be another spelling.
+    """Refuse the same names in another order; describe how many names differ, which may be spelling.
 
-    ADE20K's names have blanks at their ends in some versions, ImageNet's words name two classes alike: case, blanks and
-    names that stand twice do not count.
+    Case and blanks are ignored, since some versions of ADE20K's names end in blanks, and so are names that occur twice,
+    as in ImageNet.
     """
     if not ours or len(theirs) != len(ours):
         return ""
@@ -287,5 +285,5 @@ def _compare_classes(theirs: Sequence[str], ours: Sequence[str] | None, source: 
     )
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+def _first_names(names: Sequence[str]) -> str:
+    return ", ".join(names[:MAX_NAMES_IN_MESSAGE]) + (", ..." if len(names) > MAX_NAMES_IN_MESSAGE else "")
