@@ -6,9 +6,11 @@ from __future__ import annotations
 class UserError(ValueError):
     """Base class of errors that a user can fix; the message is one line that names the thing and the fix.
 
-    Code raises one of the subclasses. Every tool prints the message without a traceback and exits with code 2 (see
-    :mod:`engine.cli`).
+    Code raises one of the subclasses. Every tool prints the message without a traceback and exits with code 2 or
+    that of the subclass (see :mod:`engine.cli`).
     """
+
+    exit_code = 2  # engine.launch.exit_codes.EXIT_BAD_INPUT
 
 
 class ConfigError(UserError):

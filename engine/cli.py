@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from backbones.errors import MachineError, UserError
 from backbones.files import NO_SPACE_ERRNOS
-from engine.launch.exit_codes import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED
+from engine.launch.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED
 from engine.launch.heartbeat import HEARTBEAT
 
 
@@ -27,12 +27,12 @@ def run_tool(main: Callable[[], None]) -> None:
     # The configs ask for pinned memory, which has no use without a GPU.
     warnings.filterwarnings("ignore", "'pin_memory' argument is set as true but no accelerator is found")
     try:
-        with _full_disk_in_one_line():
+        with _full_disk_as_machine_error():
             main()
     except UserError as error:
         HEARTBEAT.report_error(error, one_line(error))
-        _say(f"error: {one_line(error)}")
-        sys.exit(getattr(error, "exit_code", EXIT_BAD_INPUT))
+        _print_error(f"error: {one_line(error)}")
+        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
@@ -42,12 +42,12 @@ def run_tool(main: Callable[[], None]) -> None:
     except Exception as error:
         if not HEARTBEAT.report_error(error):
             raise
-        _say(f"lost another process: {str(error).splitlines()[0]}")
+        _print_error(f"lost another process: {str(error).splitlines()[0]}")
         sys.exit(EXIT_FAILED)
 
 
 @contextmanager
-def _full_disk_in_one_line() -> Iterator[None]:
+def _full_disk_as_machine_error() -> Iterator[None]:
     """Turn a full disk into a :class:`MachineError`, whatever was written: a log, a curve, a report."""
     try:
         yield
@@ -67,13 +67,13 @@ def add_trust_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _say(line: str) -> None:
+def _print_error(line: str) -> None:
     rank = os.environ.get("RANK", "0")
     print(line if rank == "0" else f"[rank {rank}] {line}", file=sys.stderr)
 
 
 def one_line(error: UserError) -> str:
-    """The message of an error.
+    """The message of an error in one line.
 
     An error from a worker of a data loader has the worker's whole traceback as its message; the last line of it, after
     the name of the class, is the original message.

@@ -22,7 +22,7 @@ from engine.report.environment import ROOT, code_state, commit_line
 
 OLDEST_PYTHON, NEWEST_TESTED_PYTHON = (3, 10), (3, 13)
 INSTALL_PINS = "pip install --no-deps -r requirements.txt"
-MAX_NAMES = 6  # in a line
+MAX_LISTED_PACKAGES = 6  # in a line
 
 
 def software_checks(options: DoctorOptions) -> list[Check]:
@@ -100,8 +100,8 @@ def check_packages(
         else:
             yield notice(name, f"{found} is {_age(found, pin)} than what is tested, {pin}", INSTALL_PINS)
     if differ:
-        names = ", ".join(differ[:MAX_NAMES])
-        more = f" and {len(differ) - MAX_NAMES} more" if len(differ) > MAX_NAMES else ""
+        names = ", ".join(differ[:MAX_LISTED_PACKAGES])
+        more = f" and {len(differ) - MAX_LISTED_PACKAGES} more" if len(differ) > MAX_LISTED_PACKAGES else ""
         found = f"{len(differ)} of those that others bring differ from requirements.txt: {names}{more}"
         yield notice("packages", found, INSTALL_PINS)
     right = sum(installed.get(name, "").partition("+")[0] == pin for name, pin in pins.items())

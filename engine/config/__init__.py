@@ -8,6 +8,7 @@ from engine.config.batch import BatchPlan, MicroBatches, micro_batch_collate, pl
 from engine.config.building import build, building, registered_class
 from engine.config.classes import class_names, palette
 from engine.config.environment import NonFinitePolicy, check_environment
+from engine.config.fingerprint import config_values, make_fingerprint
 from engine.config.load import Resolved, load_config, parse_options, resolve
 from engine.config.schema import check_settings, is_number, is_whole
 from engine.config.world import Launch
@@ -23,9 +24,11 @@ __all__ = [
     "check_environment",
     "check_settings",
     "class_names",
+    "config_values",
     "is_number",
     "is_whole",
     "load_config",
+    "make_fingerprint",
     "micro_batch_collate",
     "palette",
     "parse_options",

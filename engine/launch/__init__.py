@@ -4,6 +4,7 @@ Ranks announce their position (`heartbeat`), the launcher (`job`, `agent`) resta
 runs single programs. The modules that import torch (`job`, `agent`, `node_channel`) are left out: tools start fast.
 """
 
+from engine.launch.child import ChildProcess, interrupt_on_signals
 from engine.launch.exit_codes import (
     EXIT_BAD_INPUT,
     EXIT_FAILED,
@@ -22,7 +23,9 @@ __all__ = [
     "EXIT_NONFINITE",
     "EXIT_SAVED",
     "HEARTBEAT",
+    "ChildProcess",
     "Heartbeat",
     "Phase",
     "Position",
+    "interrupt_on_signals",
 ]

@@ -249,7 +249,7 @@ POSITION = st.builds(Position, st.integers(0, 99), st.integers(0, 99), st.sample
         st.tuples(st.floats(0, 1e4), st.dictionaries(st.integers(0, 3), POSITION, min_size=1)), min_size=1, max_size=6
     )
 )
-def test_the_judgement_of_a_hang_needs_no_order(looks: list[tuple[float, dict[int, Position]]]) -> None:
+def test_the_detection_of_a_hang_needs_no_order(looks: list[tuple[float, dict[int, Position]]]) -> None:
     detector = HangDetector()
     now = 0.0
     for gap, positions in looks:

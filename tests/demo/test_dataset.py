@@ -268,6 +268,16 @@ def test_a_finished_data_set_is_not_made_again(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["d"]
 
 
+def test_data_of_the_first_version_is_still_valid(made, tmp_path):
+    """Its stamp names the module that drew it then."""
+    assert dataset.read_stamp(made)["generator"] == "engine.digits"
+    (tmp_path / "d").mkdir()
+    stamp = {"generator": "another", "version": 2}
+    (tmp_path / "d" / "digits.json").write_text(json.dumps(stamp))
+    with pytest.raises(UserError, match="holds other files"):
+        make_digits(tmp_path / "d", **SMALL)
+
+
 def test_an_interrupted_run_is_made_again(made, tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt

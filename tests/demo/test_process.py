@@ -1,4 +1,4 @@
-"""The demo's bookkeeping, with tiny programs in the place of trainings."""
+"""Steps of the demo: run, resumed and skipped, with tiny programs in the place of trainings."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ def test_two_demos_in_one_folder_are_refused(work_dir: Path) -> None:
     run(work_dir, make_step(work_dir))
 
 
-def test_a_folder_of_somebody_else_is_left_alone(work_dir: Path) -> None:
+def test_a_folder_of_somebody_else_is_not_touched(work_dir: Path) -> None:
     (work_dir / "classifier").mkdir(parents=True)
     (work_dir / "classifier" / "thesis.tex").touch()
     with pytest.raises(UserError, match=r"holds other files: give the demo another folder with --work-dir"):
@@ -299,7 +299,7 @@ def test_a_checkpoint_is_found_in_a_folder_that_was_moved(tmp_path: Path) -> Non
         ("INFO - Saving checkpoint at 1 epochs", None),
     ],
 )
-def test_log_lines_in_a_newcomers_words(line: str, words: str | None) -> None:
+def test_log_lines_in_plain_words(line: str, words: str | None) -> None:
     assert describe_progress(line) == words
 
 

@@ -147,7 +147,7 @@ time.sleep(4)
     assert end(start(program, "--processes", "2")) == (0, [], [])
 
 
-def test_what_a_person_has_to_mend_is_not_tried_again(start: Callable) -> None:
+def test_what_a_user_has_to_fix_is_not_tried_again(start: Callable) -> None:
     program = "HEARTBEAT.report_error(ValueError(), 'no such file'); say('tried'); sys.exit(2)"
     code, out, err = end(start(program, "--processes", "1", "--max-restarts", "3"))
     assert (code, out) == (2, ["tried"])

@@ -191,7 +191,7 @@ def test_the_environment_of_the_checkout_is_used_when_none_is_active(room: Path)
 
 @pytest.fixture
 def slurm(room: Path) -> dict[str, str]:
-    """The environment of a job on a cluster with stand-ins for srun and scontrol, on a meeting port that is free."""
+    """The environment of a job on a cluster with stand-ins for srun and scontrol, on a free rendezvous port."""
     make_executable(room / "bin/srun", FAKE_SRUN)
     make_executable(room / "bin/scontrol", FAKE_SCONTROL)
     return {
@@ -244,7 +244,7 @@ def test_slurm_queues_a_saved_job_again_once(
     assert (asked.read_text().splitlines() if asked.exists() else []) == ([f"requeue {job}"] if job else [])
 
 
-BUSY_MAIL = """
+BUSY_CHANNEL = """
 import sys, threading, time
 sys.path.insert(0, {tools!r})
 import launch
@@ -265,8 +265,8 @@ launch.main()
 """
 
 
-def test_the_launchers_mail_does_not_change_its_exit_code() -> None:
-    program = [sys.executable, "-c", BUSY_MAIL.format(tools=str(TOOLS)), "--processes", "1", "train.py"]
+def test_a_busy_channel_does_not_change_its_exit_code() -> None:
+    program = [sys.executable, "-c", BUSY_CHANNEL.format(tools=str(TOOLS)), "--processes", "1", "train.py"]
     done = subprocess.run(program, capture_output=True, text=True, env=clean_environment(), timeout=60)
     assert (done.returncode, done.stderr) == (75, "the last line\n")
 

@@ -155,13 +155,13 @@ WAITS = "distributed/distributed_c10d.py:9 in all_reduce"
         ([sits(0, 8, frame=WAITS), sits(1, 8, frame=WAITS)], [0, 1]),
     ],
 )
-def test_the_one_to_blame_is_behind_or_does_something_else(statuses: list[StalledRank], guilty: list[int]) -> None:
+def test_the_cause_is_behind_or_does_something_else(statuses: list[StalledRank], guilty: list[int]) -> None:
     assert [status.rank for status in find_causes(statuses)] == guilty
     told = [StalledRank.from_dict(json.loads(json.dumps(status.to_dict()))) for status in statuses]
     assert told == statuses
 
 
-def test_the_verdict_is_one_line() -> None:
+def test_a_hang_is_described_in_one_line() -> None:
     line = describe_hang([sits(0, 8, frame=WAITS), sits(1, 8)])
     assert line == (
         "rank 1 hangs (46 s without progress); its last line: step 8 (training), at engine/training/loops.py:5 in run; "
