@@ -1,1 +1,22 @@
-"""Losses and gradients that are not finite: noticed, written down, reproduced."""
+"""Losses and gradients that are not finite: found before they change a weight, recorded, reproduced, rolled back.
+
+The training loop calls the guard; the guard runs the step again under a trace and records it, from which the replay
+reproduces the step in one process.
+"""
+
+from engine.nonfinite.batch_codec import decode, encode
+from engine.nonfinite.guard import NonFiniteError, NonFiniteGuard, RollBack
+from engine.nonfinite.replay import ReplayResult, replay_step
+from engine.nonfinite.trace import Trace, run_again
+
+__all__ = [
+    "NonFiniteError",
+    "NonFiniteGuard",
+    "ReplayResult",
+    "RollBack",
+    "Trace",
+    "decode",
+    "encode",
+    "replay_step",
+    "run_again",
+]

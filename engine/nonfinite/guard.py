@@ -218,7 +218,7 @@ class NonFiniteGuard(Hook):
         """Run the step again from where it started, in all processes.
 
         Returns:
-            The report on all processes, and the record of this one.
+            The report on all processes, and this process's record.
         """
         runner, wrapper = self._runner, self._runner.optim_wrapper
         model = unwrapped(runner.model)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 
-from backbones.errors import UserError
+from backbones.errors import MachineError
 from engine.checkpoint.store import write_checkpoint
 from engine.nonfinite.batch_codec import encode
 from engine.nonfinite.trace import OUTPUT
@@ -112,7 +112,7 @@ def make_event_folder(folder: Path) -> None:
         for file in [folder / EVENT_REPORT, *folder.glob("*.pt")]:
             file.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"{str(folder)!r} cannot be written: {error.strerror}") from error
+        raise MachineError(f"{str(folder)!r} cannot be written: {error.strerror}") from error
 
 
 def thin_out(events: Path) -> None:

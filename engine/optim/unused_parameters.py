@@ -12,7 +12,7 @@ from engine.distributed.sharding import unwrapped
 if TYPE_CHECKING:
     from engine.training.runner import Runner
 
-MAX_NAMES = 5
+MAX_LISTED = 5
 
 
 def without_gradient(model: nn.Module) -> list[str]:
@@ -35,7 +35,7 @@ def check_unused_parameters(runner: Runner) -> None:
     if not names:
         return
     count = f"{len(names)} parameter{'s get' if len(names) > 1 else ' gets'} no gradient"
-    shown = ", ".join(names[:MAX_NAMES]) + (f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else "")
+    shown = ", ".join(names[:MAX_LISTED]) + (f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else "")
     tolerated = runner.sharded or runner.cfg.get("find_unused_parameters", False)
     if runner.world_size > 1 and not tolerated:
         raise ConfigError(

@@ -1,1 +1,25 @@
-"""The runner and the loops of all tasks: one optimizer step, averaged weights, progress."""
+"""The training itself: the runner of all tasks and its loops, whose ``run_iter`` is one optimizer step.
+
+The runner's parts are the checkpoint manager, the preparation of the model, the data loaders and the log handlers.
+Weight averages, the progress bar and the search for the largest micro-batch that fits a GPU are here too.
+"""
+
+from engine.training.batch_size_finder import measured_fit
+from engine.training.build import build_runner
+from engine.training.checkpoint_manager import CheckpointManager
+from engine.training.ema import ModelEMAHook
+from engine.training.loops import EpochLoop, IterationLoop, ValidationLoop
+from engine.training.progress import ProgressBar
+from engine.training.runner import Runner
+
+__all__ = [
+    "CheckpointManager",
+    "EpochLoop",
+    "IterationLoop",
+    "ModelEMAHook",
+    "ProgressBar",
+    "Runner",
+    "ValidationLoop",
+    "build_runner",
+    "measured_fit",
+]

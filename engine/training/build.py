@@ -1,4 +1,4 @@
-"""The runner of a resolved config, and what the launcher has to know of it."""
+"""Building the runner of a resolved config."""
 
 from __future__ import annotations
 
@@ -18,6 +18,12 @@ from engine.launch.heartbeat import HEARTBEAT
 from engine.training.runner import Runner
 
 COMPILE_PATIENCE_SECONDS = 600.0  # of a step: what is compiled may be compiled again, for a shape that is new
+
+
+class TrustingRunner(Runner):
+    """A runner that executes code that checkpoints ask for (``--trust-checkpoint``)."""
+
+    trust = True
 
 
 def build_runner(resolved: Resolved, launch: Launch, trust: bool = False) -> Runner:
@@ -40,8 +46,7 @@ def build_runner(resolved: Resolved, launch: Launch, trust: bool = False) -> Run
     HEARTBEAT.configure(cfg.work_dir, settings.get("patience") or compile_patience)
     replace_checkpoint_loader(trust)
     with building(cfg, "default_hooks", "custom_hooks", "visualizer", "log_processor", "model"):
-        runner = Runner.from_cfg(cfg)
-    runner.trust = trust
+        runner = (TrustingRunner if trust else Runner).from_cfg(cfg)
     if resolved.plan is not None:
         runner.logger.info("batch: %s", resolved.plan)
     for note in resolved.notes:

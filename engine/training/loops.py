@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from backbones.errors import ConfigError
 from engine.checkpoint.preemption import Stop
 from engine.config.batch import MicroBatches
+from engine.data.fault_tolerance import ReplacedImagesHook
 from engine.data.sampling import ResumableBatchSampler
 from engine.distributed.agreement import StopRequest
 from engine.distributed.sharding import unwrapped
@@ -25,6 +26,7 @@ from engine.nonfinite.guard import RollBack
 from engine.optim.unused_parameters import check_unused_parameters
 from engine.optim.update import forward_losses, update_weights
 from engine.training.ema import ModelEMAHook
+from engine.training.loaders import resumable_loader
 
 if TYPE_CHECKING:
     from engine.training.runner import Runner
@@ -60,7 +62,8 @@ class _StepLoop:
 
     def __init__(self, runner: Runner, dataloader: DataLoader | dict[str, Any], **settings: Any) -> None:
         if isinstance(dataloader, dict):
-            dataloader = runner.build_training_loader(dataloader)
+            runner.register_hook(ReplacedImagesHook())
+            dataloader = resumable_loader(dataloader, runner.seed, runner.same_order, runner.work_dir)
         super().__init__(runner, dataloader, **settings)  # type: ignore[call-arg]
 
     def seek(self, step: int) -> None:

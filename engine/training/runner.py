@@ -27,14 +27,13 @@ from engine.checkpoint.hook import ResumableCheckpointHook
 from engine.checkpoint.preemption import Signals, Stop
 from engine.config.building import building
 from engine.config.environment import NonFinitePolicy
-from engine.data.fault_tolerance import ReplacedImagesHook
 from engine.data.sampling import configure_workers
 from engine.distributed.agreement import Agreement
 from engine.distributed.sharding import shard_model, shard_optimizer
 from engine.nonfinite.guard import NonFiniteGuard
 from engine.optim.update import GradientClipper
 from engine.training.checkpoint_manager import CheckpointManager
-from engine.training.loaders import compare_loaders, resumable_loader, workers_ended
+from engine.training.loaders import compare_loaders, workers_ended
 from engine.training.logging import set_up_handlers
 from engine.training.model_preparation import data_parallel_on_cpu, initialise, prepare_for_training
 
@@ -68,8 +67,7 @@ class Runner(MMRunner):
         self.checkpoints = CheckpointManager(self)
         self.gradient_clipper = GradientClipper()
         self._loaders: list[DataLoader] = []
-        # Logger, history and pictures of a run are found by this name and the second in which it began: another run of
-        # this process within that second would add to them.
+        # Log, history and pictures are found by this name and the second of the start, which another run may share.
         name = kwargs.get("experiment_name") or Path(getattr(kwargs.get("cfg"), "filename", None) or "run").stem
         super().__init__(*args, **kwargs | {"experiment_name": f"{name}_{secrets.token_hex(4)}"})
         self.agreement = Agreement()
@@ -166,11 +164,6 @@ class Runner(MMRunner):
         logger = super().build_logger(*args, **kwargs)
         set_up_handlers(logger)
         return logger
-
-    def build_training_loader(self, loader: dict[str, Any]) -> DataLoader:
-        """Build the data loader of a training, which can start at any step."""
-        self.register_hook(ReplacedImagesHook())
-        return resumable_loader(loader, self.seed, self.same_order, self.work_dir)
 
     @staticmethod
     def build_dataloader(
