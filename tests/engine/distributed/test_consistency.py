@@ -69,7 +69,7 @@ def test_where_each_process_has_data_of_its_own_the_batches_count() -> None:
 def test_the_patience_of_a_step_is_a_number_of_seconds(patience: Any) -> None:
     check_environment({"patience": 90})
     check_environment({"patience": None})
-    with pytest.raises(UserError, match=r"^env_cfg.patience=.*: seconds that a step may take at most, more than 0$"):
+    with pytest.raises(UserError, match=r"^env_cfg.patience=.*: a positive number of seconds for a step is needed$"):
         check_environment({"patience": patience})
 
 
