@@ -56,17 +56,13 @@ class FolderChecker(DatasetChecker):
         unreadable: list[OSError] = []
         images = sorted(list_images(root / name, others, unreadable))
         for error in unreadable:
-            self.error(
-                "unreadable folder", str(error.filename), f"cannot be read: {error.strerror}", "fix its permissions"
-            )
+            self.error("unreadable folder", str(error.filename), f"cannot be read: {error.strerror}", "grant access")
         for path in others:
             self.warn("no image by its name", path, "is not read", "convert it to JPEG or PNG, or remove it")
         if not images:
             self.error("empty class", str(root / name), "holds no image", "bring its images, or remove it from classes")
         elif len(images) < MIN_CLASS_IMAGES and self.split == "train":
-            self.warn(
-                "small class", str(root / name), f"holds {len(images)} image", "add examples: so few teach little"
-            )
+            self.warn("small class", str(root / name), f"holds {len(images)} image", "add examples, or drop the class")
         return [DataFile(image, key=name) for image in images[::every]]
 
     def check_file(self, file: DataFile, info: ImageInfo) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 from mmcv.transforms import LoadAnnotations
 from mmdet.datasets import CocoDataset
-from mmdet.registry import TRANSFORMS
 
 from backbones.errors import DataError
 from detection.data import category_ids
@@ -41,11 +40,7 @@ class CocoChecker(DatasetChecker):
         root = self.dataset.get("data_root") or ""
         self.file = os.path.join(root, self.dataset.ann_file)
         self.folder = os.path.join(root, self.dataset.get("data_prefix", {}).get("img") or "")
-        self.with_mask = any(
-            step.get("with_mask", False)
-            for step in self.dataset.get("pipeline", [])
-            if issubclass(TRANSFORMS.get(step["type"]) or object, LoadAnnotations)
-        )
+        self.with_mask = any(step.get("with_mask", False) for step in self.pipeline_steps(LoadAnnotations))
         content = self._read()
         if content is None:
             return []
@@ -96,9 +91,8 @@ class CocoChecker(DatasetChecker):
                 self.error(f"{kind} field", self._place(kind, row), f"{stated} {name!r}", f"{wanted} is needed")
                 return False
             if isinstance(value, int) and types == (int,) and abs(value) > MAX_ID:
-                self.error(
-                    f"{kind} field", self._place(kind, row), f"has {_short(value)} for its {name!r}", "too large"
-                )
+                problem = f"has {_short(value)} for its {name!r}"
+                self.error(f"{kind} field", self._place(kind, row), problem, "too large")
                 return False
         return True
 
@@ -107,9 +101,7 @@ class CocoChecker(DatasetChecker):
         for name, count in names.items():
             if count > 1:
                 problem = f"file name {name!r} occurs {count} times"
-                self.warn(
-                    "duplicate file name", self.file, problem, "its objects are spread over the copies: merge them"
-                )
+                self.warn("duplicate file name", self.file, problem, "merge the copies, which share its objects")
         images = {}
         for row in rows:
             if leads_outside(self.folder, row["file_name"]):
@@ -154,9 +146,7 @@ class CocoChecker(DatasetChecker):
             image = images.get(row["image_id"])
             if image is None:
                 problem = f"is of image {row['image_id']}, which the file does not list"
-                self.warn(
-                    "unknown image", self._place("annotation", row), problem, "list the image, or remove the annotation"
-                )
+                self.warn("unknown image", self._place("annotation", row), problem, "list the image, or remove this")
                 continue
             if row["category_id"] not in categories:
                 problem = f"is of category {row['category_id']}, which the file does not list: it is dropped"
@@ -177,12 +167,10 @@ class CocoChecker(DatasetChecker):
             self.error("no objects", self.file, "has no annotation", "bring the objects, or another file")
         elif dropped > MAX_BAD_BOX_FRACTION * count:
             problem = f"{dropped:,} of {count:,} objects have boxes that are dropped"
-            self.error(
-                "boxes", self.file, problem, "boxes are x, y, width, height in pixels, not in parts of the image"
-            )
+            self.error("boxes", self.file, problem, "bbox is x, y, width, height in pixels, not in parts of the image")
         elif outside > MAX_BAD_BOX_FRACTION * count:
             problem = f"{outside:,} of {count:,} boxes stick out of their image"
-            self.error("boxes", self.file, problem, "boxes are x, y, width, height: not x1, y1, x2, y2, nor the centre")
+            self.error("boxes", self.file, problem, "bbox is x, y, width, height: not x1, y1, x2, y2, nor the centre")
         elif count and crowds == count:
             self.error("crowds", self.file, "all objects are crowds, which are ignored", "set iscrowd to 0")
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from mmcv.transforms import LoadAnnotations
 from mmseg.datasets import BaseSegDataset
-from mmseg.registry import TRANSFORMS
 
 from engine.data.checker import DATA_CHECKERS, DataFile, DatasetChecker
 from engine.data.image_files import IMAGE_SUFFIXES, ImageInfo
@@ -42,9 +41,8 @@ class LabelChecker(DatasetChecker):
         suffixes = [self.dataset.get("img_suffix", ".jpg"), self.dataset.get("seg_map_suffix", ".png")]
         stems = self._read_stems(*folders) if self.dataset.get("ann_file") else self._pair_files(folders, suffixes)
         files = [DataFile(os.path.join(folders[0], f"{stem}{suffixes[0]}"), key=stem) for stem in stems]
-        return files + [
-            DataFile(os.path.join(folders[1], f"{stem}{suffixes[1]}"), "labels", key=stem) for stem in stems
-        ]
+        files += [DataFile(os.path.join(folders[1], f"{stem}{suffixes[1]}"), "labels", key=stem) for stem in stems]
+        return files
 
     def _folder(self, prefix: str) -> str:
         return os.path.join(self.dataset.get("data_root") or "", self.dataset.get("data_prefix", {}).get(prefix) or "")
@@ -52,14 +50,7 @@ class LabelChecker(DatasetChecker):
     def _read_label_settings(self) -> None:
         """Read from the config how the pipeline turns a stored value into a class."""
         self.classes: tuple[str, ...] = tuple(self.dataset.metainfo["classes"])
-        step: Mapping[str, Any] = next(
-            (
-                step
-                for step in self.dataset.get("pipeline", [])
-                if issubclass(TRANSFORMS.get(step["type"]) or object, LoadAnnotations)
-            ),
-            {},
-        )
+        step: Mapping[str, Any] = next(iter(self.pipeline_steps(LoadAnnotations)), {})
         self.reduce = bool(self.dataset.get("reduce_zero_label", False))
         self.unlabelled = step.get("unlabelled")
         stated = step.get("reduce_zero_label")
@@ -127,9 +118,7 @@ class LabelChecker(DatasetChecker):
         why = f" when its EXIF orientation {image.orientation} has turned it" if rotated else ""
         sizes = ["{} x {}".format(*size) for size in (labels.size, image.upright_size)]
         problem = f"is {sizes[0]}, its image {image_path} is {sizes[1]}{why}"
-        fix = (
-            "save the image rotated like its labels, without the tag" if rotated else "make labels of the image's size"
-        )
+        fix = "save the image rotated like its labels, without the tag" if rotated else "make both the same size"
         self.error("size of labels", labels_path, problem, fix)
 
     def _check_labels(self, file: DataFile, info: ImageInfo) -> None:
@@ -137,9 +126,7 @@ class LabelChecker(DatasetChecker):
             self.error("coloured labels", file.path, f"is a label image with {info.mode} pixels", LABEL_FIXES["colour"])
             return
         if info.format == "JPEG":
-            self.error(
-                "JPEG labels", file.path, "is a JPEG, which blurs class numbers", "create the labels again as PNG"
-            )
+            self.error("JPEG labels", file.path, "is a JPEG, which blurs class numbers", "write the labels as PNG")
             return
         if info.value_counts is None:
             return
@@ -147,9 +134,7 @@ class LabelChecker(DatasetChecker):
         self._pixels.update(info.value_counts)
         classes = {self._class_of(value) for value in info.value_counts}
         if None in classes:
-            self._wrong_values[file.path] = sorted(
-                value for value in info.value_counts if self._class_of(value) is None
-            )
+            self._wrong_values[file.path] = sorted(v for v in info.value_counts if self._class_of(v) is None)
         elif classes == {IGNORE_INDEX}:
             self.warn("nothing labelled", file.path, "has no labelled pixel", "remove it, or label it")
 
@@ -184,11 +169,8 @@ class LabelChecker(DatasetChecker):
             shares[self._class_of(value)] += pixels
         ignored = shares.pop(IGNORE_INDEX, 0) / total
         wrong = shares.pop(None, 0) / total
-        most = ", ".join(
-            f"{self.classes[i]} {count / total:.0%}"
-            for i, count in shares.most_common(MAX_LISTED_CLASSES)
-            if i is not None
-        )
+        common = [(self.classes[i], n) for i, n in shares.most_common(MAX_LISTED_CLASSES) if i is not None]
+        most = ", ".join(f"{name} {pixels / total:.0%}" for name, pixels in common)
         parts = [f"most are {most}" if most else "", f"{ignored:.0%} are not labelled"]
         parts += [f"{wrong:.1%} stand for no class"] if wrong else []
         which = f"pixels in {self._label_files:,} of the {self.split} labels"
@@ -210,13 +192,11 @@ class LabelChecker(DatasetChecker):
 
     def _check_ignored_zero(self, complete: bool) -> None:
         """Check for values 0 to N-1 of N classes while 0 is ignored: each is then one class too low."""
-        stored = {value for value in self._pixels if value not in (IGNORE_INDEX, self.unlabelled)}
+        count, stored = len(self.classes), {v for v in self._pixels if v not in (IGNORE_INDEX, self.unlabelled)}
         share = self._pixels[0] / max(1, sum(self._pixels.values()))
-        if not self.reduce or stored != set(range(len(self.classes))) or share < MIN_IGNORED_FRACTION:
+        if not self.reduce or stored != set(range(count)) or share < MIN_IGNORED_FRACTION:
             return
-        problem = (
-            f"values 0 to {len(self.classes) - 1} stand for {len(self.classes)} classes and 0, {share:.0%} of the "
-        )
+        problem = f"values 0 to {count - 1} stand for {count} classes and 0, {share:.0%} of the "
         problem += f"pixels, is ignored: {self.classes[0]!r} would be learnt from value 1"
         report = self.error if complete or self._label_files >= MIN_LABEL_FILES else self.warn
         report("reduce_zero_label", self._folder("seg_map_path"), problem, LABEL_FIXES["ignored zero"])

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import DATASETS, DefaultScope
+from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
 from PIL import Image
 
 from backbones.errors import ConfigError
@@ -83,6 +83,16 @@ class DatasetChecker:
         self.path_by_digest: dict[int, str] = {}
         self.path_by_real_path: dict[str, str] = {}
 
+    def pipeline_steps(self, transform_type: type) -> list[ConfigDict]:
+        """Steps of the data set's pipeline that are transforms of a type.
+
+        Args:
+            transform_type: Base class of the transforms.
+        """
+        with TRANSFORMS.switch_scope_and_registry(self.cfg.get("default_scope")) as registry:
+            steps = self.dataset.get("pipeline", [])
+            return [step for step in steps if issubclass(registry.get(step["type"]) or object, transform_type)]
+
     def error(self, kind: str, file: str, problem: str, fix: str) -> None:
         """Add a finding that makes a training wrong or ends it; arguments as in ``DataFinding``."""
         self.findings.append(DataFinding("error", kind, self.split, str(file), problem, fix))
@@ -122,9 +132,8 @@ class DatasetChecker:
         if info.problem is not None:
             kind, problem = info.problem
             damage = kind.partition(" ")[0]
-            self.error(
-                f"{damage} {file.role}", file.path, problem, DAMAGE_FIXES.get(damage, "copy it again, or remove it")
-            )
+            fix = DAMAGE_FIXES.get(damage, "copy it again, or remove it")
+            self.error(f"{damage} {file.role}", file.path, problem, fix)
             return
         if file.role == "image":
             self.path_by_digest.setdefault(info.digest, file.path)

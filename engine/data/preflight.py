@@ -102,11 +102,8 @@ def _check_and_report(cfg: Config, logger: Logger, resume: bool) -> UserError | 
 
 def _tolerate_damage(result: DataCheckResult) -> DataCheckResult:
     """Turn errors about damaged training images into warnings, where these are few enough to be replaced."""
-    damaged = {
-        finding
-        for finding in result.errors
-        if finding.split == "train" and finding.kind.partition(" ")[0] in DAMAGE_KINDS
-    }
+    errors = [finding for finding in result.errors if finding.split == "train"]
+    damaged = {finding for finding in errors if finding.kind.partition(" ")[0] in DAMAGE_KINDS}
     inspected, listed = result.inspected.get("train images", (0, 0))
     if len(damaged) > max_replaced_images(listed) * inspected / max(1, listed):
         return result
