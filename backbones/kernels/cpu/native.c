@@ -1,10 +1,10 @@
-// ConvNeXt's blocks and downsampling for inference on CPUs with AVX-512; native.py compiles and calls it, and says why.
+// ConvNeXt's blocks and downsampling for inference on CPUs with AVX-512; compiled and called by native.py, which explains the design.
 //
-// A tile is some positions (n, h, w) that follow each other. All steps of one are done before the next, by one thread:
-// its normalised and hidden values lie in that thread's scratch memory, small enough for the level-2 cache. Maps are
-// (images, height, width, channels), of float32 or (narrow) of bfloat16. The products are in float32, or (half) of pairs of
-// bfloat16 added up in float32; such a pair is as wide as one float32, and both are "words" here. All memory is passed as
-// float *, whatever it holds.
+// A tile is a number of consecutive positions (n, h, w). One thread computes all steps of a tile before the next: the
+// normalised and hidden values are in that thread's scratch memory, small enough for the level-2 cache. Maps are
+// (images, height, width, channels), in float32 or (narrow) bfloat16. The products are in float32, or (half) of pairs of
+// bfloat16 summed in float32; such a pair is as wide as one float32, and both are called words here. All memory is passed
+// as float *, also where it contains bfloat16.
 
 #include <immintrin.h>
 #include <math.h>
@@ -13,12 +13,12 @@
 #include <stdint.h>
 
 #define LANES 16
-#define COLUMNS 14        // of the output, whose sums are in registers at a time
-#define MAX_ROWS 12      // of a product's tile
-#define MAX_VECTORS 4    // of its columns
+#define COLUMNS 14      // output columns whose sums are in registers at a time
+#define MAX_ROWS 12     // rows of a product's tile
+#define MAX_VECTORS 4   // vectors of a product's tile
 #define INLINE static inline __attribute__((always_inline))
 
-// Accumulators stay in registers only if no loop runs over them: these stand for the loops.
+// Accumulators stay in registers only if no loop runs over them: these macros unroll the loops.
 #define EACH_4(X) X(0) X(1) X(2) X(3)
 #define EACH_4_OF(X, i) X(i, 0) X(i, 1) X(i, 2) X(i, 3)
 #define EACH_11(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10)
@@ -27,27 +27,27 @@
 #define EACH_14(X) EACH_12(X) X(12) X(13)
 #define EACH_24(X) EACH_14(X) X(14) X(15) X(16) X(17) X(18) X(19) X(20) X(21) X(22) X(23)
 
-// Mirrored by native.py.
+// The fields are mirrored in native.py.
 typedef struct {
   int64_t images, height, width, channels, hidden, side;
-  int64_t span;     // positions after which a tile ends in any case: all, or those of an image
+  int64_t span;     // positions that a tile does not cross: all, or those of one image
   int64_t tile;     // positions of a tile
   int64_t threads;
   int64_t scratch;  // words of each thread's memory
   float eps;
   const float *conv, *conv_bias;  // (side, side, channels), (channels)
-  const float *scale, *shift;     // of the norm
+  const float *scale, *shift;     // weight and bias of the norm, (channels)
   const float *first, *first_bias, *second, *second_bias;  // weights as native.py packs them
   const float *tail;                                       // polynomials of Phi(-a), see gelu_of_half
 } Block;
 
 typedef struct {
-  int64_t images, height, width;        // of the input
-  int64_t channels, outputs;            // of input and output
+  int64_t images, height, width;        // size of the input
+  int64_t channels, outputs;            // channels of input and output
   int64_t tile, threads, scratch;       // as in Block
   float eps;
-  const float *scale, *shift;           // of the norm
-  const float *weight, *bias;           // of the convolution
+  const float *scale, *shift;           // weight and bias of the norm, (channels)
+  const float *weight, *bias;           // of the convolution, as native.py packs them
 } Downsample;
 
 static ptrdiff_t smaller(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
@@ -68,7 +68,7 @@ INLINE __m512 load(const float *from, ptrdiff_t at, const int half) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
 }
 
-// The place of a value in memory that holds bfloat16 (half) or float32.
+// Address of a value in memory that contains bfloat16 (half) or float32.
 INLINE float *place(const float *memory, ptrdiff_t at, const int half) {
   return (float *)((char *)memory + at * (half ? 2 : 4));
 }
@@ -81,7 +81,7 @@ INLINE __m512 multiply_add(__m512 a, __m512 b, __m512 sum, const int half) {
 }
 
 // 16 channels of the depthwise convolution at COLUMNS positions of a row. Each value of the input is read once for a row
-// of the kernel, and meets all of that row's weights.
+// of the kernel, and multiplied with all weights of that row.
 #define BEGIN(c) sums[c] = _mm512_loadu_ps(bias);
 #define WEIGHT(k) if (k < side) weights[k] = _mm512_loadu_ps(weight + (line * side + k) * channels);
 #define MEET(c, k) if (k < side && c >= k && c - k < COLUMNS) \
@@ -165,7 +165,7 @@ INLINE __m512 gelu_of_float(__m512 x) {
 }
 
 // The same for results that are rounded to bfloat16: Phi(-a) from polynomials of second degree between 32 points, which
-// are SEGMENTS apart; at most 8e-6 from it. The sum with 2^23 is rounded to a whole number, whose bits are the index.
+// are SEGMENTS apart, with an error of at most 8e-6. The sum with 2^23 is rounded to a whole number, whose bits are the index.
 #define SEGMENTS (31.0f / 4.75f)
 INLINE __m512 gelu_of_half(__m512 x, const float *tail) {
   const __m512 a = _mm512_min_ps(_mm512_set1_ps(4.75f), _mm512_abs_ps(x));
@@ -216,7 +216,7 @@ INLINE void second_tile(const float *x, ptrdiff_t words, const float *panel, con
   EACH_12(RESULTS)
 }
 
-// Functions of their own: within a larger one the compiler has no registers left for the sums.
+// Separate functions: within a larger one the compiler has no registers left for the sums.
 #define FIRST(name, rows, vectors, half) \
   __attribute__((noinline)) static void first_##name##_##vectors( \
       const float *x, ptrdiff_t words, const float *panel, const float *bias, const float *tail, float *out, ptrdiff_t at, \
@@ -253,7 +253,7 @@ static Tile *const ALONE[2][MAX_VECTORS] = {
 static const ptrdiff_t ROWS[MAX_VECTORS] = {12, 10, 8, 6};
 
 // Memory of a thread, in words: a row of the convolution's output, and the normalised and the hidden values of a tile.
-// The products' last rows may go beyond the tile; what they find there is of no consequence.
+// The products' last rows may reach beyond the tile; the values read there do not affect the output.
 typedef struct {
   float *line, *normal, *hidden;
 } Scratch;
@@ -333,7 +333,7 @@ INLINE void scale(const Block *block, Scratch scratch, ptrdiff_t begin, ptrdiff_
     }
 }
 
-// The steps of a block, tile by tile, shared out among the threads: all, or those before the response normalisation, or
+// The steps of a block, tile by tile, divided between the threads: all, or those before the response normalisation, or
 // those from it on. `squares` has a row for each tile, `factors` one for each image.
 enum { WHOLE, BEFORE, AFTER };
 INLINE void run(const Block *block, const float *x, float *out, float *hidden, float *squares, const float *factors,
@@ -358,7 +358,7 @@ INLINE void run(const Block *block, const float *x, float *out, float *hidden, f
   }
 }
 
-// Norm and convolution of side and stride 2: a product of the four normalised positions of each patch.
+// Norm and convolution of kernel size and stride 2: a product of the four normalised positions of each patch.
 INLINE void downsampled(const Downsample *layer, const float *x, float *out, float *all, const int half, const int narrow) {
   const ptrdiff_t height = layer->height / 2, width = layer->width / 2, channels = layer->channels;
   const ptrdiff_t total = layer->images * height * width, words = 4 * channels / (half ? 2 : 1);
@@ -393,7 +393,7 @@ INLINE void downsampled(const Downsample *layer, const float *x, float *out, flo
                         float *scratch) { \
     run(block, x, out, hidden, NULL, factors, scratch, AFTER, half, narrow); \
   }
-// Names are of the products' precision and of the maps'.
+// The names end with the precision of the products and that of the maps.
 EXPORT(float32_float32, 0, 0)
 #ifdef __AVX512BF16__
 EXPORT(bfloat16_float32, 1, 0)
