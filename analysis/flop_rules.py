@@ -26,7 +26,7 @@ from fvcore.nn.jit_handles import (
     norm_flop_counter,
 )
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode  # torch's own counter is built on it; there is no other name
+from torch.utils._python_dispatch import TorchDispatchMode  # the class has no public name
 
 # "We sample four regular locations" in each bin: He et al., "Mask R-CNN" (2017), section 3. It stands for mmdet's
 # sampling_ratio=0 too, which adapts the number to the size of each box.

@@ -1,51 +1,54 @@
-"""What a training holds in the memory of one process: counted without computing or allocating anything.
+"""The memory that one process of a training takes, counted without computing or allocating anything.
 
-The rule: parameters, their gradients, the optimizer's moments, averaged weights and the buckets in which processes
-exchange gradients are counted tensor by tensor; of a sharded model a process holds its share. Activations are what
-autograd keeps of one forward pass in training mode, counted by running the model on tensors without content, in mixed
-precision as autocast casts on a GPU: backbone and head of a classifier; both heads of a segmentor with the loss at full
-resolution; of a detector backbone, neck and region proposals. Not counted: a detector's heads on proposals, temporaries
-of the backward pass, workspace of the kernels, gaps of the allocator, and the block that is whole while a sharded model
-computes.
+Parameters, their gradients, the optimizer's moments, averaged weights and the buckets in which processes exchange
+gradients are counted tensor by tensor; of a sharded model a process holds its share. Activations are what autograd keeps
+of one forward pass in training mode, counted by running the model on tensors without content, in mixed precision as
+autocast casts on a GPU. Which part of the model runs is the task's (``TaskSpec.activation_forward``). Not counted: what
+the task leaves out, such as a detector's heads on proposals, temporaries of the backward pass, workspace of the kernels,
+fragmentation of the allocator, and the block that is gathered while a sharded model computes.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from math import prod
 from typing import Any
 
 import torch
+from mmengine.config import Config
+from mmengine.optim import AmpOptimWrapper
+from mmengine.registry import OPTIM_WRAPPERS
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode  # the class has no public name
 from torch.utils._pytree import tree_leaves
 
 from backbones.base import Backbone
 from backbones.errors import first_line
+from engine.config.building import registered_class
 from engine.task import Shape, task_of_model
 
-GIB = 2**30
-FULL = 4  # bytes of a float32
+_GIB = 2**30
+_FLOAT32_BYTES = 4
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of each part.
+    """Estimated memory of one process, in bytes by part.
 
     Attributes:
         parameters: Weights and buffers.
-        gradients: Of what is trained.
-        moments: Of the optimizer.
-        averages: A copy of the parameters, where averages are kept.
-        buckets: In which several processes exchange gradients.
-        activations: Of one forward pass; ``None`` where they could not be counted.
-        images: Images of that pass.
-        shape: Their height and width in pixels; ``None`` where the config does not tell.
-        reason: Why the activations are not counted.
+        gradients: Gradients of the trained parameters.
+        moments: Moments that the optimizer keeps.
+        averages: Averaged weights, a copy of the parameters; 0 without them.
+        buckets: Buckets in which several processes exchange gradients.
+        activations: Activations of one forward pass; ``None`` where they could not be counted.
+        images: Number of images of that pass.
+        shape: Height and width of the images in pixels; ``None`` where the config does not state it.
+        reason: Reason why the activations are not counted.
     """
 
     parameters: int
@@ -60,7 +63,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All that is counted."""
+        """Sum of all counted parts."""
         fixed = self.parameters + self.gradients + self.moments + self.averages + self.buckets
         return fixed + (self.activations or 0)
 
@@ -68,7 +71,7 @@ class Memory:
         parts = [f"parameters {gib(self.parameters)}", f"gradients {gib(self.gradients)}"]
         for name in ("moments", "averages", "buckets"):
             if getattr(self, name):
-                parts.append(f"{MEANING[name]} {gib(getattr(self, name))}")
+                parts.append(f"{_PART_LABELS[name]} {gib(getattr(self, name))}")
         if self.activations is not None and self.shape is not None:
             pictures = f"{self.images} image{'s' if self.images > 1 else ''} of {self.shape[1]} x {self.shape[0]}"
             parts.append(f"activations of {pictures} {gib(self.activations)}")
@@ -76,22 +79,25 @@ class Memory:
         return text if self.activations is not None else f"{text}; activations not counted: {self.reason}"
 
 
-MEANING = {"moments": "optimizer's moments", "averages": "averaged weights", "buckets": "exchange of gradients"}
+_PART_LABELS = {"moments": "optimizer's moments", "averages": "averaged weights", "buckets": "exchange of gradients"}
 
 
 def gib(count: int) -> str:
-    """Bytes in GiB, as a number."""
-    return f"{count / GIB:.3g}" if count < GIB / 100 else f"{count / GIB:.2f}"
+    """Bytes in GiB, as text without the unit."""
+    return f"{count / _GIB:.3g}" if count < _GIB / 100 else f"{count / _GIB:.2f}"
 
 
-def estimate_memory(model: nn.Module, cfg: Any, processes: int, images: int) -> Memory:
-    """Estimate the memory of one process of a training by the rule at the head of this file.
+def estimate_memory(model: nn.Module, cfg: Config, processes: int, images: int) -> Memory:
+    """Estimate the memory of one process of a training, see the module's docstring.
 
     Args:
-        model: Built on the ``meta`` device; it may lose its parameters to another device without content.
-        cfg: The resolved config.
+        model: Model built on the ``meta`` device; in mixed precision its parameters are replaced.
+        cfg: Resolved config.
         processes: World size.
-        images: Images of one forward pass.
+        images: Number of images of one forward pass.
+
+    Returns:
+        The estimate; without activations, and with the reason, where the model does not run on images alone.
     """
     params, buffers = _bytes(model.parameters()), _bytes(model.buffers())
     trained = sum(param.numel() for param in model.parameters() if param.requires_grad)
@@ -108,10 +114,10 @@ def estimate_memory(model: nn.Module, cfg: Any, processes: int, images: int) -> 
     share = processes if sharded else 1
     return Memory(
         parameters=params // share + buffers,
-        gradients=FULL * trained // share,
-        moments=FULL * trained * moments_of(cfg.optim_wrapper.optimizer) // share,
+        gradients=_FLOAT32_BYTES * trained // share,
+        moments=_FLOAT32_BYTES * trained * moments_of(cfg.optim_wrapper.optimizer) // share,
         averages=params // share if averaged else 0,
-        buckets=FULL * trained if processes > 1 and not sharded else 0,
+        buckets=_FLOAT32_BYTES * trained if processes > 1 and not sharded else 0,
         activations=activations,
         images=images,
         shape=shape,
@@ -123,22 +129,23 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(one.numel() * one.element_size() for one in tensors)
 
 
-def moments_of(optimizer: Any) -> int:
-    """Tensors that an optimizer keeps for each parameter; two for those that are not known here, as AdamW's."""
+def moments_of(optimizer: Mapping[str, Any]) -> int:
+    """Number of tensors that an optimizer keeps for each parameter; 2, as AdamW's, for those that are not known."""
     if optimizer["type"] == "SGD":
         return 1 if optimizer.get("momentum") else 0
     return 2
 
 
-def autocast_dtype(optim_wrapper: Any) -> torch.dtype | None:
-    """The dtype of mixed precision, ``None`` without."""
-    if optim_wrapper.get("type") != "AmpOptimWrapper":
+def autocast_dtype(optim_wrapper: Mapping[str, Any]) -> torch.dtype | None:
+    """The dtype of mixed precision, ``None`` for float32."""
+    wrapper = registered_class(OPTIM_WRAPPERS, optim_wrapper.get("type"))
+    if wrapper is None or not issubclass(wrapper, AmpOptimWrapper):
         return None
     return torch.bfloat16 if optim_wrapper.get("dtype") == "bfloat16" else torch.float16
 
 
-def training_shape(cfg: Any) -> Shape | None:
-    """Height and width of the training images: the crop, or the largest that multi-scale training draws."""
+def training_shape(cfg: Config) -> Shape | None:
+    """Height and width of the training images: the crop, or the largest size that multi-scale training draws."""
     size = cfg.model.get("data_preprocessor", {}).get("size")
     if size is not None:
         return (int(size[0]), int(size[1]))
@@ -154,7 +161,7 @@ def training_shape(cfg: Any) -> Shape | None:
 
 
 def _steps(node: Any) -> Iterator[Any]:
-    """Steps of a pipeline, nested ones too."""
+    """All steps of a pipeline, nested ones included."""
     if isinstance(node, dict):
         yield node
         yield from _steps(node.get("transforms"))
@@ -163,20 +170,20 @@ def _steps(node: Any) -> Iterator[Any]:
             yield from _steps(one)
 
 
-def activation_bytes(model: Any, images: int, shape: Shape, dtype: torch.dtype | None = None) -> int:
+def activation_bytes(model: nn.Module, images: int, shape: Shape, dtype: torch.dtype | None = None) -> int:
     """Count what autograd keeps of one forward pass in training mode.
 
     Args:
-        model: On the ``meta`` device. With a ``dtype`` its parameters are replaced by others without content.
-        images: Images of the pass.
-        shape: Their height and width in pixels.
-        dtype: Of mixed precision; ``None`` for float32.
+        model: Model on the ``meta`` device; with a ``dtype`` its parameters are replaced by others without content.
+        images: Number of images of the pass.
+        shape: Height and width of the images in pixels.
+        dtype: Dtype of mixed precision; ``None`` for float32.
 
     Returns:
-        Bytes. Where blocks are recomputed, their inputs and the largest block.
+        Bytes. Of blocks that are recomputed in the backward pass, their inputs and the largest block count.
     """
     model.train()
-    # Autocast casts for real devices alone, so that mixed precision wants tensors that pretend to be on one.
+    # Autocast has no rules for the meta device: mixed precision needs fake tensors that claim to be on a GPU.
     device = "meta" if dtype is None else "cuda"
     with nullcontext() if dtype is None else _pretending():
         if dtype is not None:
@@ -190,34 +197,40 @@ def activation_bytes(model: Any, images: int, shape: Shape, dtype: torch.dtype |
 
 
 class LiveStorages(TorchDispatchMode):
-    """Sums up the memory that was made inside of ``with meter:`` and is still in use.
+    """Sums up the memory that was allocated inside of ``with meter:`` and is still in use.
 
     Attributes:
-        bytes: Of them.
+        bytes: Size of the living storages.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.bytes = 0
-        self._live: dict[int, Any] = {}
+        self._living: dict[StorageWeakRef, weakref.finalize] = {}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         result = func(*args, **(kwargs or {}))
-        inputs = {one.untyped_storage()._cdata for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)}
-        for one in tree_leaves(result):
-            if isinstance(one, Tensor) and one.untyped_storage()._cdata not in inputs:
-                self._enter(one.untyped_storage())
+        inputs = {StorageWeakRef(one.untyped_storage()) for one in _tensors((args, kwargs))}
+        for one in _tensors(result):
+            if StorageWeakRef(one.untyped_storage()) not in inputs:
+                self._add(one.untyped_storage())
         return result
 
-    def _enter(self, storage: Any) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self._live:
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = StorageWeakRef(storage), storage.nbytes()
+        if key not in self._living:
             self.bytes += size
-            self._live[key] = weakref.finalize(storage, self._leave, key, size)
+            self._living[key] = weakref.finalize(storage, self._remove, key, size)
 
-    def _leave(self, key: int, size: int) -> None:
-        del self._live[key]
+    def _remove(self, key: StorageWeakRef, size: int) -> None:
+        del self._living[key]
         self.bytes -= size
+
+
+def _tensors(tree: object) -> Iterator[Tensor]:
+    return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
 
 
 def _pretending() -> Any:
@@ -247,30 +260,34 @@ def _autocast(dtype: torch.dtype | None) -> Iterator[None]:
 
 @contextmanager
 def _recomputing(model: nn.Module, meter: LiveStorages) -> Iterator[tuple[list[Tensor], list[int]]]:
-    """Blocks that are recomputed in the backward pass leave their inputs alone here too.
+    """Keep of blocks that are recomputed in the backward pass their inputs alone, by forward hooks on these blocks.
 
     Yields:
-        The inputs of all blocks, and what each block would hold while it is recomputed, in bytes.
+        The inputs of these blocks, and the bytes that each block holds while it is recomputed.
     """
-    held: list[Tensor] = []
+    inputs: list[Tensor] = []
+    before: list[int] = []
     sizes: list[int] = []
 
-    def run_blocks(network: Backbone, blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
-        recomputed = network.recomputed_blocks()
-        for block in blocks:
-            held.append(x)
-            before = meter.bytes
-            x = block(x)
-            if block in recomputed:
-                sizes.append(meter.bytes - before)
-                x = x.detach().requires_grad_()
-        return x
+    def enter(block: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        inputs.append(arguments[0])
+        before.append(meter.bytes)
 
-    networks = [one for one in model.modules() if isinstance(one, Backbone) and one.grad_checkpointing]
+    def leave(block: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        sizes.append(meter.bytes - before.pop())
+        return output.detach().requires_grad_()
+
+    networks = {one: one.grad_checkpointing for one in model.modules() if isinstance(one, Backbone)}
+    networks = {network: wanted for network, wanted in networks.items() if wanted}
+    hooks = []
     for network in networks:
-        vars(network)["run_blocks"] = partial(run_blocks, network)
+        for block in network.recomputed_blocks():
+            hooks += [block.register_forward_pre_hook(enter), block.register_forward_hook(leave)]
+        network.grad_checkpointing = ()
     try:
-        yield held, sizes
+        yield inputs, sizes
     finally:
-        for network in networks:
-            del vars(network)["run_blocks"]
+        for network, wanted in networks.items():
+            network.grad_checkpointing = wanted
+        for hook in hooks:
+            hook.remove()
