@@ -238,7 +238,7 @@ class TaskRegistry:
         return next((self._by_model[base] for base in model_type.__mro__ if base in self._by_model), CUSTOM_TASK)
 
 
-TASKS = TaskRegistry()
+TASK_SPECS = TaskRegistry()
 
 
 def register_task(spec: TaskSpec) -> TaskSpec:
@@ -247,7 +247,7 @@ def register_task(spec: TaskSpec) -> TaskSpec:
     Raises:
         KeyError: If its name or one of its models belongs to another task.
     """
-    return TASKS.register(spec)
+    return TASK_SPECS.register(spec)
 
 
 def task_of(cfg: Config) -> TaskSpec:
@@ -264,9 +264,9 @@ def task_of(cfg: Config) -> TaskSpec:
     """
     name = cfg.get("task")
     if name is not None:
-        spec = TASKS.named(name)
+        spec = TASK_SPECS.named(name)
         if spec is None:
-            known = ", ".join(spec.name for spec in TASKS.specs())
+            known = ", ".join(spec.name for spec in TASK_SPECS.specs())
             raise ConfigError(f"task={name!r} is not registered: choose from {known}, or import its package")
         return spec
     model = cfg.get("model") or {}
@@ -276,9 +276,9 @@ def task_of(cfg: Config) -> TaskSpec:
     if isinstance(kind, str):
         with MODELS.switch_scope_and_registry(cfg.get("default_scope")) as registry:
             kind = registry.get(kind)
-    return TASKS.of_model(kind) if isinstance(kind, type) else CUSTOM_TASK
+    return TASK_SPECS.of_model(kind) if isinstance(kind, type) else CUSTOM_TASK
 
 
 def task_of_model(model: nn.Module) -> TaskSpec:
     """The task of a built model, by its class; :data:`CUSTOM_TASK` for a model of no registered task."""
-    return TASKS.of_model(type(model))
+    return TASK_SPECS.of_model(type(model))

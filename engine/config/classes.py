@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from backbones.errors import UserError
-from engine.task import TASKS
+from engine.task import TASK_SPECS
 
 
 def class_names(classes: str | Sequence[str]) -> tuple[str, ...]:
@@ -46,7 +46,7 @@ def palette(names: Sequence[str]) -> list[tuple[int, int, int]]:
 
 
 def _named_set(name: str) -> Sequence[str]:
-    known = TASKS.named_classes()
+    known = TASK_SPECS.named_classes()
     if name in known:
         return known[name].names()
     path = Path(name)

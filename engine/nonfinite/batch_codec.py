@@ -11,7 +11,7 @@ from mmengine.structures import BaseDataElement, InstanceData, LabelData, PixelD
 from torch import Tensor
 
 from backbones.errors import UserError
-from engine.task import TASKS
+from engine.task import TASK_SPECS
 
 KIND, VALUE = "__kind__", "value"
 ARRAY, UNKNOWN = "ndarray", "unknown"
@@ -96,7 +96,7 @@ def describe(tensor: Tensor) -> dict[str, Any]:
 
 def _batch_types() -> dict[str, tuple[type, tuple[str, ...]]]:
     """Every class that a file may name, with the attributes that its constructor takes: no other is ever called."""
-    types = {**dict.fromkeys(ELEMENTS, ()), **TASKS.sample_types()}
+    types = {**dict.fromkeys(ELEMENTS, ()), **TASK_SPECS.sample_types()}
     return {kind.__name__: (kind, fields) for kind, fields in types.items()}
 
 

@@ -1,11 +1,11 @@
 """The memory that one process of a training takes, counted without computing or allocating anything.
 
 Parameters, their gradients, the optimizer's moments, averaged weights and the buckets in which processes exchange
-gradients are counted tensor by tensor; of a sharded model a process holds its share. Activations are what autograd keeps
-of one forward pass in training mode, counted by running the model on tensors without content, in mixed precision as
-autocast casts on a GPU. Which part of the model runs is the task's (``TaskSpec.activation_forward``). Not counted: what
-the task leaves out, such as a detector's heads on proposals, temporaries of the backward pass, workspace of the kernels,
-fragmentation of the allocator, and the block that is gathered while a sharded model computes.
+gradients are counted tensor by tensor; of a sharded model a process holds its share. Activations are what autograd
+keeps of one forward pass in training mode, counted by running the model on tensors without content, in mixed precision
+as autocast casts on a GPU. Which part of the model runs is the task's (``TaskSpec.activation_forward``). Not counted:
+what the task leaves out, such as a detector's heads on proposals, temporaries of the backward pass, workspace of the
+kernels, fragmentation of the allocator, and the block that is gathered while a sharded model computes.
 """
 
 from __future__ import annotations

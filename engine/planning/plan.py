@@ -23,7 +23,7 @@ from engine.config.world import Launch
 from engine.data.preflight import dataset_paths
 from engine.optim.param_groups import GroupRow, LayerDecayConstructor, group_rows, group_table, groups_of_config
 from engine.planning.memory import Memory, autocast_dtype, estimate_memory
-from engine.task import TASKS, task_of
+from engine.task import TASK_SPECS, task_of
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ def _schedule(cfg: Any, processes: int) -> Schedule:
     loop, loader = cfg.train_cfg, cfg.train_dataloader
     plan = Schedule(loop.get("max_epochs"), loop.get("max_iters"))
     name = cfg.get("classes")
-    known = TASKS.named_classes().get(name) if isinstance(name, str) else None
+    known = TASK_SPECS.named_classes().get(name) if isinstance(name, str) else None
     if known is None:
         return plan
     every = loader.dataset.get("every", 1)  # a study on a part of the data

@@ -42,7 +42,7 @@ from engine.report.run_dir import (
     read_receipts,
     read_starts,
 )
-from engine.task import TASKS, Score, TaskSpec
+from engine.task import TASK_SPECS, Score, TaskSpec
 
 TESTS = {"test": "test", "test_ema": "test, EMA", "test_tta": "test, TTA", "test_ema_tta": "test, EMA, TTA"}
 REPLACED = "replaced_images.jsonl"
@@ -194,8 +194,8 @@ def _scores(run: Mapping[str, Any], last: Mapping[str, Any]) -> str:
 
 def _tasks(last: Mapping[str, Any]) -> tuple[TaskSpec, ...]:
     """The task of a training; all registered tasks where the record does not name it."""
-    task = TASKS.named(str(last.get("about", {}).get("task")))
-    return (task,) if task else TASKS.specs()
+    task = TASK_SPECS.named(str(last.get("about", {}).get("task")))
+    return (task,) if task else TASK_SPECS.specs()
 
 
 def _score(name: str, tasks: Sequence[TaskSpec]) -> Score:
