@@ -1,11 +1,12 @@
 """Parameters and multiply-adds of a backbone or of a config's whole model, by the rules of fvcore.
 
 fvcore counts a multiply-add as one FLOP, as the papers do, and has a rule for each kind of operator (convolution,
-matrix product, norm, pooling, resizing). It reads the operators off ``torch.jit``'s trace, which has to compute for
-real: the tracer loses convolutions on the ``meta`` device. Here the same rules see the operators as PyTorch dispatches
-them, on ``meta``: nothing is computed or allocated, so that the largest segmentor takes no longer than the smallest
-classifier. Both ways give the same number (tested), but for a global average pooling, which reaches the dispatcher as
-a plain mean and is listed as uncounted. What fvcore has no rule for gets one (attention, RoIAlign) or is listed.
+matrix product, norm, pooling, resizing). Its own analysis reads the operators off ``torch.jit``'s trace, which has to
+compute for real: convolutions cannot be traced on the ``meta`` device. Here the same rules see the operators as PyTorch
+dispatches them, on ``meta``: nothing is computed or allocated, so that the largest segmentor takes no longer than the
+smallest classifier. Both ways give the same number (tested), but for a global average pooling, which reaches the
+dispatcher as a plain mean and is listed as uncounted. Operators for which fvcore has no rule get one in
+:mod:`analysis.flop_rules` (attention, RoIAlign) or are listed.
 
 The papers' numbers for detectors and segmentors are those of mmcv 1.x's hooks on modules: with their rules, our Mask
 R-CNN, Cascade Mask R-CNN and UperNet with ConvNeXt-T have 262.2, 741.1 and 939.0 G (printed: 262, 741, 939). They add
@@ -28,13 +29,13 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
 from analysis.flop_rules import OperatorCounter
-from backbones.errors import ConfigError, UserError, first_line
+from backbones.errors import ConfigError, first_line
 from backbones.registry import build_backbone
 from engine.config.load import load_config
 from engine.config.world import Launch
-from engine.task import Shape, task_of
+from engine.task import Shape, task_of, task_of_model
 
-Run = Callable[[Any, Tensor], object]
+ForwardRun = Callable[[Any, Tensor], object]
 
 BACKBONE_SHAPE = (224, 224)
 SMALLEST_SIDE = 32
@@ -43,22 +44,21 @@ IMAGENET_CLASSES = 1000
 HEAVY = re.compile(
     r"^(?!aten::_?upsample).*(conv|mm(?!a)|matmul|linear|attention|attn|einsum|cdist|deform|rnn|lstm|gru)"
 )
-EXPANDED_PARTS = ("backbone", "roi_head")
 
 
 @dataclass(frozen=True)
 class Count:
-    """What a network costs on one image.
+    """Parameters and FLOPs of a network on one image.
 
     Attributes:
         name: Registered name, or path of the config.
-        parts: What was run, in words.
+        parts: Description of the parts that were run.
         shape: Height and width of the image in pixels.
         params: Parameters of the whole model.
         flops: Multiply-adds.
         by_module: Multiply-adds of each part that has any, in the model's order; their sum is ``flops``.
         by_operator: Multiply-adds of each kind of operator, the heaviest first; their sum is ``flops``.
-        uncounted: Calls of each operator without a rule, the most frequent first.
+        uncounted: Number of calls of each operator without a rule, the most frequent first.
     """
 
     name: str
@@ -88,7 +88,7 @@ def count_backbone(name: str, shape: Shape | None = None) -> Count:
         shape: Height and width in pixels; 224 x 224 by default.
 
     Raises:
-        UserError: If the name is unknown, or the network does not take images of this shape.
+        ConfigError: If the name is unknown, or the network does not take images of this shape.
     """
 
     def build() -> nn.Module:
@@ -111,7 +111,7 @@ def count_config(path: str | Path, shape: Shape | None = None, options: dict[str
         options: Overrides of the config under dotted keys.
 
     Raises:
-        UserError: If the config is wrong, or its model does not take images of this shape.
+        ConfigError: If the config is wrong, or its model does not take images of this shape.
     """
     cfg = load_config(path, options, launch=Launch()).cfg
     if "backbone" in cfg.model:
@@ -128,25 +128,26 @@ def count_config(path: str | Path, shape: Shape | None = None, options: dict[str
     return _count_built(str(path), task.counted_parts, build, task.count_forward, shape)
 
 
-def count_model(name: str, model: nn.Module, images: Tensor, run: Run, parts: str = "whole model") -> Count:
+def count_model(name: str, model: nn.Module, images: Tensor, run: ForwardRun, parts: str = "whole model") -> Count:
     """Count one run of a model.
 
     Args:
-        name: What to call it.
-        model: The model; its mode is left as it is.
-        images: ``(1, C, H, W)``, on the model's device, ``meta`` included.
-        run: Called with the model and the images.
-        parts: What ``run`` runs, in words.
+        name: Name in the result.
+        model: The model; its mode (training or evaluation) is kept.
+        images: Images, (1, C, H, W), on the model's device, ``meta`` included.
+        run: Function that runs the model; gets the model and the images.
+        parts: Description of the parts that ``run`` runs.
     """
+    detailed = task_of_model(model).detailed_modules
     counter = OperatorCounter()
     with torch.no_grad(), counter.watching(model), counter:
         run(model, images)
     by_module: Counter[str] = Counter()
     by_operator: Counter[str] = Counter()
     for (module, operator), work in counter.work.items():
-        by_module[_part(module)] += work
+        by_module[_part(module, detailed)] += work
         by_operator[operator] += work
-    order = dict.fromkeys(_part(module) for module, _ in model.named_modules())
+    order = dict.fromkeys(_part(module, detailed) for module, _ in model.named_modules())
     return Count(
         name=name,
         parts=parts,
@@ -160,11 +161,11 @@ def count_model(name: str, model: nn.Module, images: Tensor, run: Run, parts: st
 
 
 def _count_built(
-    name: str, parts: Callable[[Any], str], build: Callable[[], nn.Module], run: Run, shape: Shape
+    name: str, parts: Callable[[Any], str], build: Callable[[], nn.Module], run: ForwardRun, shape: Shape
 ) -> Count:
-    """Build without memory and count; where a model looks at its numbers, build and run it for real."""
+    """Build on the ``meta`` device and count; a model that depends on its numbers is built and run on the CPU."""
     if min(shape) < SMALLEST_SIDE:
-        raise UserError(
+        raise ConfigError(
             f"--shape {shape[0]} {shape[1]}: an image of at least {SMALLEST_SIDE} x {SMALLEST_SIDE} pixels is needed"
         )
     failures: list[Exception] = []
@@ -177,12 +178,12 @@ def _count_built(
             except (RuntimeError, AssertionError) as error:
                 failures.append(error)
     reason = first_line(failures[-1])
-    raise UserError(f"{name} does not run on an image of {shape[0]} x {shape[1]}: {reason}") from failures[-1]
+    raise ConfigError(f"{name} does not run on an image of {shape[0]} x {shape[1]}: {reason}") from failures[-1]
 
 
-def _part(module: str) -> str:
-    """The part of the model that a module belongs to: ``backbone.stages.2``, ``neck``, ``roi_head.bbox_head.0``..."""
+def _part(module: str, detailed: tuple[str, ...]) -> str:
+    """The row of the table that a module belongs to, such as ``backbone.stages.2`` or ``neck``."""
     first, *rest = module.split(".")
-    if first not in EXPANDED_PARTS or not rest:
+    if first not in detailed or not rest:
         return first or "other"
     return ".".join([first, rest[0], *(rest[1:2] if rest[1:] and rest[1].isdigit() else [])])

@@ -15,12 +15,12 @@ from classification.model import ImageClassifier
 from engine.task import ClassLayer, ExportedNetwork, NamedClasses, Score, TaskSpec, register_task
 
 
-def counted_parts(model: ImageClassifier) -> str:
+def _counted_parts(model: ImageClassifier) -> str:
     """The whole classifier."""
     return f"backbone with a head of {model.head.out_features} classes"
 
 
-def dummy_batch(model: ImageClassifier, images: Tensor, training: bool) -> dict[str, Any]:
+def _dummy_batch(model: ImageClassifier, images: Tensor, training: bool) -> dict[str, Any]:
     """Uniform soft targets, (N, K), in training; a test step gives logits and needs none."""
     if not training:
         return {"inputs": images, "mode": "tensor"}
@@ -29,12 +29,12 @@ def dummy_batch(model: ImageClassifier, images: Tensor, training: bool) -> dict[
     return {"inputs": images, "data_samples": targets, "mode": "loss"}
 
 
-def export_wrapper(model: ImageClassifier) -> ExportedNetwork:
+def _export_wrapper(model: ImageClassifier) -> ExportedNetwork:
     """The classifier itself: images, (N, 3, H, W), to logits, (N, K)."""
     return ExportedNetwork("classifier", model, ("logits",), prefix="backbone.")
 
 
-def check_batch(cfg: Config, images: int) -> None:
+def _check_batch(cfg: Config, images: int) -> None:
     """Refuse an odd number of images per process where mixup or cutmix pairs them.
 
     Raises:
@@ -45,7 +45,7 @@ def check_batch(cfg: Config, images: int) -> None:
         raise ConfigError(f"{images} images per process: mixup pairs them, so it has to be even")
 
 
-def imagenet_names(subset: str) -> Sequence[str]:
+def _imagenet_names(subset: str) -> Sequence[str]:
     """WordNet ids of ``imagenet-1k`` or ``imagenet-22k``, which are the names of ImageNet's folders."""
     from timm.data import ImageNetInfo
 
@@ -58,15 +58,15 @@ CLASSIFICATION = register_task(
         model_types=(ImageClassifier,),
         scores=(Score("top-1", "top1"), Score("top-5", "top5")),
         main_metric="top1",
-        counted_parts=counted_parts,
-        dummy_batch=dummy_batch,
-        export_wrapper=export_wrapper,
+        counted_parts=_counted_parts,
+        dummy_batch=_dummy_batch,
+        export_wrapper=_export_wrapper,
         class_layers={"head": ClassLayer()},
         # Russakovsky et al., 2015; ImageNet as of autumn 2011.
         named_classes={
-            "imagenet-1k": NamedClasses(partial(imagenet_names, "imagenet-1k"), 1_281_167),
-            "imagenet-22k": NamedClasses(partial(imagenet_names, "imagenet-22k"), 14_197_122),
+            "imagenet-1k": NamedClasses(partial(_imagenet_names, "imagenet-1k"), 1_281_167),
+            "imagenet-22k": NamedClasses(partial(_imagenet_names, "imagenet-22k"), 14_197_122),
         },
-        check_batch=check_batch,
+        check_batch=_check_batch,
     )
 )

@@ -27,12 +27,12 @@ DUMMY_OBJECTS = 8  # annotated in each made-up training image
 SCORE_THRESHOLD = 0.3  # of the detections that are drawn
 
 
-def default_shape(cfg: Config) -> Shape:
+def _default_shape(cfg: Config) -> Shape:
     """The size at which the papers count FLOPs and measure speed."""
     return DETECTOR_SHAPE
 
 
-def count_forward(model: BaseDetector, images: Tensor) -> object:
+def _count_forward(model: BaseDetector, images: Tensor) -> object:
     """Run all parts of a detector on one image, its box and mask heads on a fixed number of proposals.
 
     Raises:
@@ -50,21 +50,21 @@ def count_forward(model: BaseDetector, images: Tensor) -> object:
     return outputs
 
 
-def counted_parts(model: BaseDetector) -> str:
+def _counted_parts(model: BaseDetector) -> str:
     """The whole detector, with the number of proposals that its heads see."""
     if not isinstance(model, TwoStageDetector):
         return "whole model"
     return f"whole model, {PROPOSALS} proposals for each box head, {MASK_PROPOSALS} of them for each mask head"
 
 
-def activation_forward(model: BaseDetector, images: Tensor) -> object:
+def _activation_forward(model: BaseDetector, images: Tensor) -> object:
     """Run backbone, neck and the dense head; the heads on proposals are left out, their number is not known."""
     features = model.extract_feat(images)
     head = model.rpn_head if isinstance(model, TwoStageDetector) else model.bbox_head
     return features, head(features)
 
 
-def dummy_batch(model: BaseDetector, images: Tensor, training: bool) -> dict[str, Any]:
+def _dummy_batch(model: BaseDetector, images: Tensor, training: bool) -> dict[str, Any]:
     """A few boxes of two classes with full masks in every image."""
     height, width = images.shape[-2:]
     size = torch.tensor([width, height], device=images.device)
@@ -78,14 +78,14 @@ def dummy_batch(model: BaseDetector, images: Tensor, training: bool) -> dict[str
     return {"inputs": images, "data_samples": samples, "mode": "loss" if training else "predict"}
 
 
-def export_wrapper(model: BaseDetector) -> ExportedNetwork:
+def _export_wrapper(model: BaseDetector) -> ExportedNetwork:
     """The backbone alone: what follows it depends on the contents of the image."""
     outputs = tuple(f"stage{i}" for i in model.backbone.out_indices)
     note = "a detector: the pyramid of its backbone is exported, without neck and heads"
     return ExportedNetwork("pyramid", model.backbone, outputs, note=note)
 
 
-def scale_sample(sample: BaseDataElement, factor: int) -> None:
+def _scale_sample(sample: BaseDataElement, factor: int) -> None:
     """Enlarge boxes and masks of a sample, true and predicted ones, by a whole factor."""
     for name, instances in list(sample.items()):
         if not name.endswith("_instances"):
@@ -128,12 +128,13 @@ DETECTION = register_task(
         scores=(Score("box AP", "bbox_mAP", 100), Score("mask AP", "segm_mAP", 100)),
         scores_note="AP is COCO's, over IoU 0.50 to 0.95.",
         main_metric="coco/bbox_mAP",
-        default_shape=default_shape,
-        count_forward=count_forward,
-        counted_parts=counted_parts,
-        activation_forward=activation_forward,
-        dummy_batch=dummy_batch,
-        export_wrapper=export_wrapper,
+        default_shape=_default_shape,
+        count_forward=_count_forward,
+        counted_parts=_counted_parts,
+        detailed_modules=("backbone", "roi_head"),
+        activation_forward=_activation_forward,
+        dummy_batch=_dummy_batch,
+        export_wrapper=_export_wrapper,
         channel_order="BGR",
         class_layers={
             "fc_cls": ClassLayer(extra_rows=1),  # the background is the last row since mmdet 2.0
@@ -150,6 +151,6 @@ DETECTION = register_task(
             HorizontalBoxes: ("tensor",),
         },
         draw_options={"pred_score_thr": SCORE_THRESHOLD},
-        scale_sample=scale_sample,
+        scale_sample=_scale_sample,
     )
 )

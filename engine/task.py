@@ -60,7 +60,7 @@ class ClassLayer:
     Attributes:
         rows: Rows per class.
         extra_rows: Rows beside these, such as the background's.
-        scores: Whether it scores every class, and is never shared by all classes (class-agnostic).
+        scores: The layer scores every class; other layers may be shared by all classes (class-agnostic).
     """
 
     rows: int = 1
@@ -73,11 +73,11 @@ class ExportedNetwork:
     """The part of a trained model that is exported.
 
     Attributes:
-        kind: What it is, in a word: ``classifier``, ``segmentor``.
+        kind: Kind of network in a word, such as ``classifier`` or ``segmentor``.
         network: Module from normalised images, (N, 3, H, W), to one tensor or a tuple of tensors.
         outputs: Name of each output.
         prefix: Beginning of the network's tensor names that exported files leave out.
-        note: What the user of the file should know; may be empty.
+        note: Remark for the user of the exported file; may be empty.
     """
 
     kind: str
@@ -108,7 +108,7 @@ def pipeline_size(cfg: Config) -> Shape | None:
     return (sizes[-1], sizes[-1]) if sizes else None
 
 
-def tensor_forward(model: Any, images: Tensor) -> object:
+def tensor_forward(model: nn.Module, images: Tensor) -> object:
     """Run a model of mmengine on normalised images, (N, 3, H, W), without data samples."""
     return model(images, mode="tensor")
 
@@ -122,11 +122,11 @@ def image_meta(images: Tensor) -> dict[str, Any]:
     }
 
 
-def _tensor_batch(model: Any, images: Tensor, training: bool) -> dict[str, Any]:
+def _tensor_batch(model: nn.Module, images: Tensor, training: bool) -> dict[str, Any]:
     return {"inputs": images, "mode": "tensor"}
 
 
-def _whole_model(model: Any) -> str:
+def _whole_model(model: nn.Module) -> str:
     return "whole model"
 
 
@@ -152,7 +152,8 @@ class TaskSpec:
             config.
         count_forward: Runs the part of a model whose FLOPs are counted; gets the model and images, (1, 3, H, W), which
             may be on the ``meta`` device.
-        counted_parts: Says in words what ``count_forward`` runs.
+        counted_parts: Returns a description of what ``count_forward`` runs.
+        detailed_modules: Modules of a model whose children are listed one by one in the table of FLOPs.
         activation_forward: Runs the part of a model whose activations are counted and returns what keeps the graph
             alive; gets the model in training mode and images, (N, 3, H, W), without content.
         dummy_batch: Returns the keyword arguments of the model's ``forward`` for a step on made-up annotations; gets
@@ -178,6 +179,7 @@ class TaskSpec:
     default_shape: Callable[[Config], Shape | None] = pipeline_size
     count_forward: Callable[[Any, Tensor], object] = tensor_forward
     counted_parts: Callable[[Any], str] = _whole_model
+    detailed_modules: tuple[str, ...] = ("backbone",)
     activation_forward: Callable[[Any, Tensor], object] = tensor_forward
     dummy_batch: Callable[[Any, Tensor, bool], dict[str, Any]] = _tensor_batch
     export_wrapper: Callable[[Any], ExportedNetwork] = _exported

@@ -38,23 +38,23 @@ class FullSizeSegmentor(nn.Module):
         return F.interpolate(scores, size=images.shape[-2:], mode="bilinear", align_corners=corners)
 
 
-def default_shape(cfg: Config) -> Shape:
+def _default_shape(cfg: Config) -> Shape:
     """The size at which the papers count FLOPs and measure speed."""
     return SEGMENTOR_SHAPE
 
 
-def count_forward(model: EncoderDecoder, images: Tensor) -> object:
+def _count_forward(model: EncoderDecoder, images: Tensor) -> object:
     """Run the model up to the decode head's scores at stride 4: resizing them to the image belongs to testing."""
     return model.decode_head(model.extract_feat(images))
 
 
-def counted_parts(model: EncoderDecoder) -> str:
+def _counted_parts(model: EncoderDecoder) -> str:
     """Backbone and decode head."""
     without = " (of the auxiliary head the parameters alone: it works in training)"
     return "backbone and decode head" + (without if model.with_auxiliary_head else "")
 
 
-def activation_forward(model: EncoderDecoder, images: Tensor) -> object:
+def _activation_forward(model: EncoderDecoder, images: Tensor) -> object:
     """Run both heads and their losses at the full resolution of the image."""
     features = model.extract_feat(images)
     losses = []
@@ -65,7 +65,7 @@ def activation_forward(model: EncoderDecoder, images: Tensor) -> object:
     return features, losses
 
 
-def dummy_batch(model: EncoderDecoder, images: Tensor, training: bool) -> dict[str, Any]:
+def _dummy_batch(model: EncoderDecoder, images: Tensor, training: bool) -> dict[str, Any]:
     """Label maps in which all classes alternate."""
     height, width = images.shape[-2:]
     labels = torch.arange(height * width, device=images.device).view(1, height, width) % model.decode_head.num_classes
@@ -73,12 +73,12 @@ def dummy_batch(model: EncoderDecoder, images: Tensor, training: bool) -> dict[s
     return {"inputs": images, "data_samples": samples, "mode": "loss" if training else "predict"}
 
 
-def export_wrapper(model: EncoderDecoder) -> ExportedNetwork:
+def _export_wrapper(model: EncoderDecoder) -> ExportedNetwork:
     """The whole model in one pass, with scores of the image's size."""
     return ExportedNetwork("segmentor", FullSizeSegmentor(model), ("scores",), prefix="model.")
 
 
-def scale_sample(sample: BaseDataElement, factor: int) -> None:
+def _scale_sample(sample: BaseDataElement, factor: int) -> None:
     """Enlarge the label maps of a sample, true and predicted ones, by a whole factor."""
     for name, labels in list(sample.items()):
         if name.endswith("_sem_seg"):
@@ -100,12 +100,12 @@ SEGMENTATION = register_task(
         model_types=(EncoderDecoder,),
         scores=(Score("mIoU", "mIoU"), Score("mean class accuracy", "mAcc")),
         main_metric="mIoU",
-        default_shape=default_shape,
-        count_forward=count_forward,
-        counted_parts=counted_parts,
-        activation_forward=activation_forward,
-        dummy_batch=dummy_batch,
-        export_wrapper=export_wrapper,
+        default_shape=_default_shape,
+        count_forward=_count_forward,
+        counted_parts=_counted_parts,
+        activation_forward=_activation_forward,
+        dummy_batch=_dummy_batch,
+        export_wrapper=_export_wrapper,
         channel_order="BGR",
         class_layers={"conv_seg": ClassLayer()},
         # Training images of ADE20K's scene parsing benchmark: Zhou et al., 2017.
@@ -113,6 +113,6 @@ SEGMENTATION = register_task(
         coloured_classes=True,
         sample_types={SegDataSample: ()},
         image_fields={"reduce_zero_label": False, "seg_fields": []},
-        scale_sample=scale_sample,
+        scale_sample=_scale_sample,
     )
 )

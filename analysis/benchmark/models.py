@@ -1,8 +1,8 @@
 """Frames per second, seconds per iteration and training memory of a config's whole model.
 
-The other side is the same model, with the same weights, whose ConvNeXt blocks run PyTorch's plain steps: what a
-framework's own ConvNeXt runs. Images are noise and weights are random: a detector finds next to nothing, so that
-suppression and mask pasting, which depend on what is found, take next to no time.
+It is compared with the same model and weights whose ConvNeXt blocks run PyTorch's plain operators, as the ConvNeXt of
+any framework does. Images are noise and weights are random: a detector finds almost nothing, so that non-maximum
+suppression and mask pasting, which depend on the detections, take almost no time.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
+from mmengine.config import Config
+from mmengine.model import BaseModel
 from mmengine.registry import MODELS, DefaultScope
 
 from analysis.benchmark.networks import OUTPUT_TOLERANCE, PLAIN_FORMS, SideTiming, ThroughputResult
@@ -27,7 +28,7 @@ from analysis.benchmark.timing import (
     take_turns,
     warm_up,
 )
-from backbones.errors import UserError
+from backbones.errors import ConfigError
 from backbones.kernels.autotune import autotuner
 from engine.config.load import load_config
 from engine.config.world import Launch
@@ -35,19 +36,22 @@ from engine.planning.memory import gib, training_shape
 from engine.task import Shape, task_of, task_of_model
 
 MEMORY_IMAGES = 2  # per GPU, as in the remark below the paper's Table 2.3
-OTHER = "plain PyTorch blocks"
+PLAIN_SIDE = "plain PyTorch blocks"
 
 
 def measure_model(request: BenchmarkRequest, clock: Callable[[], float] = time.perf_counter) -> ThroughputResult:
     """Compare the features of both sides, then time whole steps.
 
     Args:
-        request: Its name is the config's path; a shape of zeros stands for the paper's size.
-        clock: Seconds.
+        request: The request; its name is the config's path, a shape of zeros means the paper's size.
+        clock: Clock in seconds.
+
+    Returns:
+        Times of both sides, and the peak memory of a training step on a GPU.
 
     Raises:
-        MismatchError: If the features differ.
-        UserError: If the config is wrong or the request impossible.
+        MismatchError: If the features of both sides differ.
+        ConfigError: If the config is wrong, or does not run with this batch or at this size.
     """
     cfg = load_config(request.name, None, launch=Launch()).cfg
     shape = request.shape if min(request.shape) else paper_shape(cfg, request)
@@ -61,12 +65,12 @@ def measure_model(request: BenchmarkRequest, clock: Callable[[], float] = time.p
         with autotuner.use(**PLAIN_FORMS):
             step()
 
-    steps: dict[str, Callable[[], object]] = {OUR_SIDE: step, OTHER: plain}
+    steps: dict[str, Callable[[], object]] = {OUR_SIDE: step, PLAIN_SIDE: plain}
     try:
         for one in steps.values():
             warm_up(one)
     except ValueError as failure:  # batch norm: one value for each channel has no variance
-        raise UserError(
+        raise ConfigError(
             f"{request.name} does not run on a batch of {request.batch} at this size: {failure}"
         ) from failure
     taken = take_turns(steps, request.rounds, lambda: synchronize(request.device), clock)
@@ -74,19 +78,19 @@ def measure_model(request: BenchmarkRequest, clock: Callable[[], float] = time.p
     return ThroughputResult(request, benchmark_environment(request), sides, tuple(_notes(model, request)))
 
 
-def paper_shape(cfg: Any, request: BenchmarkRequest) -> Shape:
-    """The size at which the papers test, or with which the config trains.
+def paper_shape(cfg: Config, request: BenchmarkRequest) -> Shape:
+    """The size at which the task's papers measure speed; for a training step the config's training size.
 
     Raises:
-        UserError: If the config tells none.
+        ConfigError: If the config states no size.
     """
     found = training_shape(cfg) if request.train else task_of(cfg).default_shape(cfg)
     if found is None:
-        raise UserError(f"config {request.name!r}: it states no size of its images; give one with --size")
+        raise ConfigError(f"config {request.name!r}: it states no size of its images; give one with --size")
     return found
 
 
-def _model(cfg: Any) -> Any:
+def _model(cfg: Config) -> BaseModel:
     if "backbone" in cfg.model:
         cfg.model.backbone.pop("weights", None)
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope", "mmengine")):
@@ -95,8 +99,8 @@ def _model(cfg: Any) -> Any:
     return model.eval()
 
 
-def _compare(model: Any, request: BenchmarkRequest) -> float:
-    """Error of our features against the plain ones, both in float32."""
+def _compare(model: BaseModel, request: BenchmarkRequest) -> float:
+    """Relative error of our features against the plain ones, both in float32."""
     images = torch.randn(1, 3, *request.shape, device=request.device)
     with torch.no_grad():
         found = model.backbone(images)
@@ -110,8 +114,8 @@ def _compare(model: Any, request: BenchmarkRequest) -> float:
     return error
 
 
-def testing_step(model: Any, request: BenchmarkRequest) -> Callable[[], object]:
-    """Images in, predictions out."""
+def testing_step(model: BaseModel, request: BenchmarkRequest) -> Callable[[], object]:
+    """A function that runs one test step: images in, predictions out."""
     images = torch.randn(request.batch, 3, *request.shape, device=request.device)
 
     def step() -> object:
@@ -122,14 +126,14 @@ def testing_step(model: Any, request: BenchmarkRequest) -> Callable[[], object]:
     return step
 
 
-def training_step(model: Any, request: BenchmarkRequest) -> Callable[[], object]:
-    """Images and annotations in, gradients out; without the optimizer."""
+def training_step(model: BaseModel, request: BenchmarkRequest) -> Callable[[], object]:
+    """A function that runs one training step without the optimizer: images and annotations in, gradients out."""
     images = torch.randn(request.batch, 3, *request.shape, device=request.device)
 
     def step() -> object:
         model.train()
         with autocast(request.device, DTYPES[request.dtype]):
-            # Made anew for each step: models write into the annotations.
+            # New annotations for each step: models write into them.
             losses = model(**task_of_model(model).dummy_batch(model, images, True))
         model.parse_losses(losses)[0].backward()
         model.zero_grad(set_to_none=True)
@@ -138,7 +142,7 @@ def training_step(model: Any, request: BenchmarkRequest) -> Callable[[], object]
     return step
 
 
-def _notes(model: Any, request: BenchmarkRequest) -> list[str]:
+def _notes(model: BaseModel, request: BenchmarkRequest) -> list[str]:
     """Peak memory of a training step, where it can be measured."""
     if not request.train:
         return []
@@ -146,7 +150,7 @@ def _notes(model: Any, request: BenchmarkRequest) -> list[str]:
         return [f"peak training memory at {MEMORY_IMAGES} images per GPU: not measured on CPU"]
     step = training_step(model, replace(request, batch=MEMORY_IMAGES))
     notes = []
-    for name, answers in ((OUR_SIDE, {}), (OTHER, PLAIN_FORMS)):
+    for name, answers in ((OUR_SIDE, {}), (PLAIN_SIDE, PLAIN_FORMS)):
         with autotuner.use(**answers):
             step()
             torch.cuda.reset_peak_memory_stats()

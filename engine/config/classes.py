@@ -6,7 +6,7 @@ import colorsys
 from collections.abc import Sequence
 from pathlib import Path
 
-from backbones.errors import UserError
+from backbones.errors import ConfigError
 from engine.task import TASK_SPECS
 
 
@@ -21,16 +21,16 @@ def class_names(classes: str | Sequence[str]) -> tuple[str, ...]:
         The names.
 
     Raises:
-        UserError: If there are none, one stands twice, or the string is neither a known set nor a file.
+        ConfigError: If there are none, one is there twice, or the string is neither a known set nor a file.
     """
     if not isinstance(classes, str | list | tuple):
-        raise UserError(f"classes={classes!r}: names in order are needed, or a file with one name per line")
+        raise ConfigError(f"classes={classes!r}: names in order are needed, or a file with one name per line")
     names = tuple(_named_set(classes) if isinstance(classes, str) else classes)
     if not names or not all(isinstance(name, str) and name for name in names):
-        raise UserError(f"classes={classes!r}: at least one name is needed, and names are not empty")
+        raise ConfigError(f"classes={classes!r}: at least one name is needed, and names are not empty")
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if twice:
-        raise UserError(f"classes: {twice[0]!r} stands twice")
+        raise ConfigError(f"classes: {twice[0]!r} stands twice")
     return names
 
 
@@ -51,8 +51,8 @@ def _named_set(name: str) -> Sequence[str]:
         return known[name].names()
     path = Path(name)
     if not path.is_file():
-        raise UserError(f"classes={name!r} is neither a file with one name per line nor one of {', '.join(known)}")
+        raise ConfigError(f"classes={name!r} is neither a file with one name per line nor one of {', '.join(known)}")
     try:
         return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeError) as error:
-        raise UserError(f"classes={name!r} cannot be read: a text file in UTF-8 is needed ({error})") from error
+        raise ConfigError(f"classes={name!r} cannot be read: a text file in UTF-8 is needed ({error})") from error
