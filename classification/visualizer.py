@@ -10,7 +10,7 @@ from mmengine.registry import VISUALIZERS
 from mmengine.structures import BaseDataElement
 from mmengine.visualization import Visualizer
 
-MIN_PICTURE_SIDE = 320  # pixels; smaller images are enlarged
+MIN_CAPTIONED_SIDE = 320  # pixels; smaller images are enlarged
 LINE_HEIGHT = 22  # pixels
 
 
@@ -41,7 +41,7 @@ class ClassificationVisualizer(Visualizer):
         Returns:
             Picture with the classes below the image, RGB, uint8.
         """
-        scale = max(1.0, MIN_PICTURE_SIDE / min(image.shape[:2]))
+        scale = max(1.0, MIN_CAPTIONED_SIDE / min(image.shape[:2]))
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
         classes = self.dataset_meta["classes"]
         lines: list[tuple[str, tuple[int, int, int]]] = []

@@ -221,13 +221,12 @@ def shutdown_workers(loaders: Iterable[DataLoader], timeout: float) -> None:
         loaders: Loaders; they start new workers when they are used again.
         timeout: Seconds to wait for the workers of each loader; busy workers end after their batch in any case.
     """
-    iterators = []
+    threads = []
     for loader in loaders:
         # torch has no public way to end persistent workers, nor to reach the iterator that holds them.
-        if loader.num_workers and loader._iterator is not None:
-            iterators.append(loader._iterator)
-            loader._iterator = None
-    threads = [Thread(target=iterator._shutdown_workers, daemon=True) for iterator in iterators]  # type: ignore[attr-defined]
+        iterator, loader._iterator = loader._iterator, None
+        if iterator is not None:
+            threads.append(Thread(target=iterator._shutdown_workers, daemon=True))  # type: ignore[attr-defined]
     # torch raises wherever this process is when a worker is killed; its data is not needed any more.
     with suppress(RuntimeError):
         for thread in threads:
