@@ -179,7 +179,7 @@ def _render(rng: np.random.Generator, glyph: Floats, height: float, centre: tupl
 
 
 def _ink(rng: np.random.Generator, ground: Floats) -> Floats:
-    """A bright colour (3,) in 0..255 that stands out from nearly all of the ground (h, w, 3), in luminance too."""
+    """A bright colour (3,) in 0..255 with contrast to nearly all of a background (h, w, 3), in luminance too."""
     step = max(1, len(ground) // 10)  # about a hundred samples tell enough
     samples = ground[::step, ::step].reshape(-1, 1, 3)
     inks = rng.uniform((0, 0, 170), (180, 200, 256), (1, _INK_TRIES, 3)).astype(np.uint8)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Evaluation on several GPUs (or, without any, on that many CPU processes); tools/launch.sh says how on several machines.
+# Evaluation on several GPUs (or, without any, on that many CPU processes); for several machines see tools/launch.sh.
 set -euo pipefail
 USAGE="tools/dist_test.sh CONFIG CHECKPOINT GPUS [args to tools/test.py]"
 # shellcheck source=tools/launch.sh

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Training on several GPUs (or, without any, on that many CPU processes); tools/launch.sh says how on several machines.
+# Training on several GPUs (or, without any, on that many CPU processes); for several machines see tools/launch.sh.
 set -euo pipefail
 USAGE="tools/dist_train.sh CONFIG GPUS [args to tools/train.py]"
 # shellcheck source=tools/launch.sh

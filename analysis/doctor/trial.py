@@ -66,7 +66,7 @@ class TrialTask:
 ONE_EPOCH = ("train_cfg.max_epochs=1", "train_cfg.val_interval=1")
 SEGMENTATION_SCHEDULE = ("train_cfg.max_iters=2", "train_cfg.val_interval=2", "default_hooks.checkpoint.interval=2")
 # The classifier first: the others start from its backbone.
-TASKS = (
+TRIAL_TASKS = (
     TrialTask("classification", "digits.py", "imagenet", (*ONE_EPOCH, "param_scheduler.1.begin=0"), "epoch_1.pth"),
     TrialTask("detection", "mask_rcnn_digits.py", "coco", ONE_EPOCH, "epoch_1.pth"),
     TrialTask("segmentation", "upernet_digits.py", "ade", SEGMENTATION_SCHEDULE, "iter_2.pth"),
@@ -87,7 +87,7 @@ def trial_checks(options: DoctorOptions) -> list[Check]:
 
 
 def trial(
-    folder: Path, tasks: Sequence[TrialTask] = TASKS, timeout: float = TRIAL_TIMEOUT_SECONDS
+    folder: Path, tasks: Sequence[TrialTask] = TRIAL_TASKS, timeout: float = TRIAL_TIMEOUT_SECONDS
 ) -> Iterator[CheckResult]:
     """Train and test all tasks.
 
@@ -110,10 +110,11 @@ def trial(
 def trial_programs(folder: Path) -> dict[str, list[str]]:
     """Command lines of the programs by name, in the order in which they run."""
     found = {}
-    for task in TASKS:
+    first = TRIAL_TASKS[0]
+    for task in TRIAL_TASKS:
         config, out = str(ROOT / "configs" / task.name / task.config), folder / task.name
         settings = ["--work-dir", str(out), "--cfg-options", f"data_root={folder / 'digits' / task.data}"]
-        begin = [] if task is TASKS[0] else [f"model.backbone.weights={folder / TASKS[0].name / TASKS[0].checkpoint}"]
+        begin = [] if task is first else [f"model.backbone.weights={folder / first.name / first.checkpoint}"]
         short = ["batch.size=2", "default_hooks.logger.interval=1", *task.options, *begin]
         found[f"{task.name} train"] = [str(ROOT / "tools/train.py"), config, *settings, *short]
         found[f"{task.name} test"] = [str(ROOT / "tools/test.py"), config, str(out / task.checkpoint), *settings]

@@ -260,23 +260,23 @@ class LaunchAgent(LocalElasticAgent):
                 process.wait()
 
 
-def _rank_failure(rank: int, code: int, said: str, folder: Path) -> JobEnd:
+def _rank_failure(rank: int, code: int, reported: str, folder: Path) -> JobEnd:
     """The end of a job by the failure of a rank.
 
     Args:
         rank: Global rank.
         code: Exit code of the process, negative for a signal.
-        said: Line of its error report; empty if there is none.
+        reported: Line of its error report; empty if there is none.
         folder: Folder of its heartbeat files.
     """
     position = str(read_position(folder))
-    if said and code == -signal.SIGABRT:
+    if reported and code == -signal.SIGABRT:
         code = EXIT_FAILED  # an exception; gloo's threads abort the process when it exits
     how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     frames = read_frames(folder)[:1] if code in CRASH_CODES else []
-    if said and code != EXIT_BAD_INPUT:
-        said = f"{said}, in {position}"
-    message = f"rank {rank} ended with {how}; its last line: {', at '.join([said or position, *frames])}"
+    if reported and code != EXIT_BAD_INPUT:
+        reported = f"{reported}, in {position}"
+    message = f"rank {rank} ended with {how}; its last line: {', at '.join([reported or position, *frames])}"
     return JobEnd(message, 128 - code if code < 0 else code, retry=code not in NO_RETRY_CODES)
 
 

@@ -56,10 +56,6 @@ class StalledRank:
         """The fields as values of JSON."""
         return asdict(self)
 
-    def __str__(self) -> str:
-        sits = f", at {' < '.join(self.frames[:3])}" if self.frames else ""
-        return f"rank {self.rank}: {self.place} for {self.age:.0f} s{sits}"
-
 
 class HangDetector:
     """Follows the positions of the ranks of one machine.

@@ -120,7 +120,7 @@ class StaticRendezvous(RendezvousHandler):
 
 
 def launch(job: LaunchConfig) -> int:
-    """Run a job to its end; if it did not succeed, the last line on stderr says why.
+    """Run a job to its end; the last line on stderr is the reason if it did not succeed.
 
     Returns:
         The exit code: 0, that of the rank that failed first, 2 if the machines do not find each other, 75 for stopped

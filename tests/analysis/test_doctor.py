@@ -41,7 +41,7 @@ from analysis.doctor.software import (
     check_python,
     requirements,
 )
-from analysis.doctor.trial import TASKS, ProgramEnd, task_result, trial, trial_programs
+from analysis.doctor.trial import TRIAL_TASKS, ProgramEnd, task_result, trial, trial_programs
 from engine.config.world import Launch
 from engine.report.html import GIB
 from engine.report.run_dir import write_json
@@ -363,7 +363,7 @@ def tried(tmp_path: Path) -> Path:
 
 
 def test_the_trial_judges_a_task(tried: Path) -> None:
-    task, done = TASKS[0], {"classification train": ProgramEnd(0, 2.0), "classification test": ProgramEnd(0, 1.0)}
+    task, done = TRIAL_TASKS[0], {"classification train": ProgramEnd(0, 2.0), "classification test": ProgramEnd(0, 1.0)}
     one([task_result(task, tried, done)], "ok", "1 steps trained and tested in 3.0 s")
     one(
         [task_result(task, tried, done | {"classification train": ProgramEnd(2, 1)})],
@@ -383,14 +383,14 @@ def test_the_trial_judges_a_task(tried: Path) -> None:
 
 def test_the_trial_runs_what_people_run(tmp_path: Path) -> None:
     programs = trial_programs(tmp_path)
-    assert list(programs) == [f"{task.name} {what}" for task in TASKS for what in ("train", "test")]
+    assert list(programs) == [f"{task.name} {what}" for task in TRIAL_TASKS for what in ("train", "test")]
     assert all(Path(arguments[0]).is_file() and Path(arguments[1]).is_file() for arguments in programs.values())
     assert f"model.backbone.weights={tmp_path}/classification/epoch_1.pth" in programs["detection train"]
 
 
 def test_a_trial_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor_trial, "make_digits", lambda *_, **__: None)
-    results = list(trial(tmp_path, TASKS[:1], timeout=0.1))
+    results = list(trial(tmp_path, TRIAL_TASKS[:1], timeout=0.1))
     one(results, "bad", "classification", "train did not end")
     assert tmp_path.is_dir()
 
@@ -419,7 +419,7 @@ def test_the_program(tmp_path: Path) -> None:
     lines = ended.stdout.splitlines()
     assert len(lines) == len(results) + 1
     assert lines[-1] == "nothing is bad: this machine is fit to train"
-    for task in TASKS:
+    for task in TRIAL_TASKS:
         assert any(
             line.startswith(f"ok   {task.name}") and "the test finds what the training found" in line for line in lines
         )
