@@ -14,11 +14,16 @@ import torch
 import torch.nn.functional as F
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from analysis import flops
 from analysis.flops import Count, count_backbone, count_config, count_model
 from backbones import UserError, build_backbone
 from backbones.variants import CONVNEXT_V1
+from engine.config.load import load_config
+from engine.config.world import Launch
+from engine.planning.plan import build_on_meta
+from engine.task import task_of
 
 ROOT = Path(__file__).resolve().parents[2]
 DETECTORS, SEGMENTORS = ROOT / "configs/detection", ROOT / "configs/segmentation"
@@ -197,6 +202,36 @@ def test_counting_leaves_the_model_as_it_was() -> None:
     zoo = Zoo()
     count(zoo, 4, 16, 16)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in zoo.modules())
+
+
+# --- the same as torch's own counter ----------------------------------------------------------------------------------
+
+PRODUCTS = ("conv", "linear", "matmul", "attention")  # what torch counts, each multiply-add as two
+
+
+def by_torch(run: Any) -> int:
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        run()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "convnextv2_atto", "swin_tiny", "vit_small", "resnet50"])
+def test_products_of_a_network_count_as_in_torchs_counter(name: str) -> None:
+    with torch.device("meta"):
+        network, images = build_backbone(name).eval(), torch.zeros(1, 3, 224, 224)
+    counted = count_model(name, network, images, lambda net, x: net(x))
+    assert 2 * sum(counted.by_operator.get(kind, 0) for kind in PRODUCTS) == by_torch(lambda: network(images))
+
+
+@pytest.mark.parametrize("config", ["detection/mask_rcnn_digits.py", "segmentation/upernet_digits.py"])
+def test_products_of_a_whole_model_count_as_in_torchs_counter(config: str) -> None:
+    cfg = load_config(ROOT / "configs" / config, None, Launch()).cfg
+    model, images = build_on_meta(cfg).eval(), torch.zeros(1, 3, 96, 128, device="meta")
+    task = task_of(cfg)
+    counted = count_model("model", model, images, task.count_forward)
+    expected = by_torch(lambda: task.count_forward(model, images))
+    assert 2 * sum(counted.by_operator.get(kind, 0) for kind in PRODUCTS) == expected > 0
 
 
 # --- what is not counted ---------------------------------------------------------------------------------------------

@@ -210,7 +210,7 @@ def test_the_chart_has_a_line_for_each_side() -> None:
 )
 def test_whole_models(config: str, train: bool) -> None:
     result = measure_model(BenchmarkRequest(config, train, 2, (64, 64), rounds=1))
-    assert [side.name for side in result.sides] == ["ours", models.OTHER]
+    assert [side.name for side in result.sides] == ["ours", models.PLAIN_SIDE]
     assert all(side.seconds for side in result.sides)
     notes = ("peak training memory at 2 images per GPU: not measured on CPU",) if train else ()
     assert result.notes == notes
