@@ -17,7 +17,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import resample_abs_pos_embed
+from timm.layers import PatchEmbed, resample_abs_pos_embed
 from timm.models.swin_transformer import SwinTransformerBlock, window_partition, window_reverse
 from torch import Tensor, nn
 
@@ -237,7 +237,7 @@ class TimmVisionTransformer(TimmBackbone):
     """
 
     min_image_side = 16
-    patch_embed: Any
+    patch_embed: PatchEmbed
     cls_token: nn.Parameter
     pos_embed: nn.Parameter
     norm: nn.LayerNorm
@@ -366,7 +366,7 @@ class TimmSwin(TimmBackbone):
         **options: Options of :class:`TimmBackbone`.
     """
 
-    patch_embed: Any
+    patch_embed: PatchEmbed
     layers: Any
     norm: nn.LayerNorm
 

@@ -10,6 +10,7 @@ import torch
 import torchvision
 from mmdet.models.backbones.swin import SwinTransformer as MMDetSwin
 from mmdet.models.backbones.swin import swin_converter
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from backbones import UserError, build_backbone, list_backbones
@@ -316,7 +317,7 @@ def test_norm_eval_keeps_the_statistics() -> None:
 
 def test_stochastic_depth_reaches_timm() -> None:
     network = small_swin(drop_path_rate=0.5)
-    rates = [module.drop_prob for module in network.modules() if type(module).__name__ == "DropPath"]
+    rates = [module.drop_prob for module in network.modules() if isinstance(module, DropPath)]
     assert rates == pytest.approx([0.5 * i / 7 for i in range(1, 8) for _ in range(2)])
 
 
