@@ -119,7 +119,7 @@ class Autotuner:
 
     @contextmanager
     def without_measuring(self) -> Iterator[None]:
-        """Select the first candidate within the context, whatever this or an earlier process has measured.
+        """Select the first candidate within the context, regardless of earlier measurements.
 
         A run on a CPU is then the same bit by bit when it is repeated: it does not depend on how busy the machine was.
         """

@@ -1,6 +1,7 @@
-"""The one door between networks and kernels: whatever form is fastest here, or the plain steps.
+"""Entry point of the networks: run a layer in the form that is fastest on this device, if there is one.
 
-A form for another device is one function of :class:`~backbones.kernels.protocol.BlockForm`, entered below.
+A form for another device is one function with the signature of :class:`~backbones.kernels.protocol.BlockForm`, added to
+``BLOCK_FORMS``; it may select between several implementations with :data:`backbones.kernels.autotune.autotuner`.
 """
 
 from __future__ import annotations

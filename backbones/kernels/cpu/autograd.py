@@ -118,7 +118,7 @@ class Steps:
                 z = linear(z if self.grn is None else self.grn(z), products.second, products.second_bias)
                 if factors is not None:
                     z = z * factors[images]
-                # Two maps of bfloat16 would be added in it, whatever the precision of the result.
+                # Two maps in bfloat16 would be added in bfloat16, also for an output in float32.
                 torch.add(x[images, rows].to(out.dtype), z, out=out[images, rows])
         return out
 

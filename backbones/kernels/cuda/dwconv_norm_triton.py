@@ -1,8 +1,8 @@
 """Triton kernels of :mod:`backbones.kernels.cuda.dwconv_norm`; importing this module needs Triton, running it a GPU.
 
-Maps are contiguous ``(N, H, W, C)``. Every sum is taken in float32. The offset of an image is 64 bits wide, offsets
-inside of one 32. There are no atomics: sums over programs are partial sums that the caller adds up in a fixed order, so
-that runs are reproducible bit by bit.
+Maps are contiguous ``(N, H, W, C)``. Every sum is computed in float32. The offset of an image has 64 bits, offsets
+inside an image 32. There are no atomics: sums over programs are partial sums that the caller adds up in a fixed order,
+so that runs are reproducible bit by bit.
 """
 
 # mypy: ignore-errors
