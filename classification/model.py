@@ -1,4 +1,4 @@
-"""The classifier: backbone, pooled norm, linear head; mixing and normalisation on the device."""
+"""The classifier: backbone, pooled norm and linear head, with normalisation and mixing of images on the device."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from engine.config.building import build
 
 @MODELS.register_module()
 class ClassificationPreprocessor(BaseDataPreprocessor):
-    """Bring a batch to the device, normalise it there from uint8, erase and mix it in training.
+    """Move a batch to the device, normalise it there from uint8, and apply random erasing and mixup in training.
 
     Args:
         num_classes: Length of the targets.
@@ -38,7 +38,7 @@ class ClassificationPreprocessor(BaseDataPreprocessor):
         erasing: Probability of random erasing.
         mixup: Alpha of mixup; 0 for none.
         cutmix: Alpha of cutmix; 0 for none.
-        label_smoothing: Mass spread over all classes.
+        label_smoothing: Probability mass spread over all classes.
 
     Raises:
         ConfigError: If a setting is out of its range.
@@ -76,11 +76,11 @@ class ClassificationPreprocessor(BaseDataPreprocessor):
 
         Args:
             data: ``inputs`` uint8 ``(N, 3, H, W)``, ``label`` ``(N,)``, ``img_path``.
-            training: Erase, mix and give soft targets.
+            training: Apply erasing and mixup, and return soft targets.
 
         Returns:
-            ``inputs`` float32, and ``data_samples``: soft targets ``(N, num_classes)`` in training, else labels and
-            paths as they came.
+            ``inputs`` float32, and ``data_samples``: soft targets ``(N, num_classes)`` in training, else the
+            unchanged labels and paths.
         """
         batch = self.cast_data({"inputs": data["inputs"], "label": data["label"]})
         inputs = batch["inputs"].to(memory_format=torch.channels_last)
@@ -103,16 +103,16 @@ class ClassificationPreprocessor(BaseDataPreprocessor):
 class ImageClassifier(BaseModel):
     """A registered backbone under a linear head.
 
-    A head in the file of ``backbone.weights`` is loaded with it where the number of classes is the same, as in the
-    released fine-tuning; another number keeps the initial head, unless a mapping tells which rows to take.
+    A head in the file of ``backbone.weights`` is loaded too if the number of classes is the same, as in the released
+    fine-tuning; with another number the head keeps its initial values, unless ``head_mapping`` selects rows.
 
     Args:
-        backbone: Config of a network that gives a pooled vector.
+        backbone: Config of a network with a pooled vector as output.
         num_classes: Outputs of the head.
-        head_init_scale: Factor on the head's initial weights and bias (0.001 for fine-tuning, Table 6); a head that is
-            loaded is not scaled.
-        head_mapping: For each class here, its row in the head of ``backbone.weights``, as from ImageNet-22K to 1K: a
-            list, or a file with a JSON list or one number per line (timm's ``*_indices.txt``).
+        head_init_scale: Factor on the initial weights and bias of the head (0.001 for fine-tuning, Table 6); a loaded
+            head is not scaled.
+        head_mapping: Row in the head of ``backbone.weights`` for each class, as from ImageNet-22K to 1K: a list, or a
+            file with a JSON list or one number per line (timm's ``*_indices.txt``).
         data_preprocessor: Settings of :class:`ClassificationPreprocessor`.
     """
 
@@ -135,11 +135,11 @@ class ImageClassifier(BaseModel):
         self.head_init_scale, self.head_mapping = head_init_scale, head_mapping
 
     def init_weights(self) -> None:
-        """Load ``backbone.weights``, and the head in that file where it fits.
+        """Load ``backbone.weights``, and the head in that file if it fits.
 
         Raises:
             CheckpointError: If the file cannot be read or does not fit the backbone.
-        ConfigError: If ``head_mapping`` does not fit the head in the file.
+            ConfigError: If ``head_mapping`` does not fit the head in the file.
         """
         if not self.is_init and isinstance(self.backbone, Backbone) and self.backbone.weights is not None:
             self._load_weights(self.backbone, self.backbone.weights)
@@ -185,7 +185,7 @@ class ImageClassifier(BaseModel):
         Args:
             inputs: Normalised images.
             data_samples: Soft targets ``(N, K)`` for ``loss``; labels and paths for ``predict``.
-            mode: ``tensor`` gives logits ``(N, K)``, ``loss`` the mean soft cross-entropy, ``predict`` one element per
+            mode: ``tensor`` returns logits ``(N, K)``, ``loss`` the mean soft cross-entropy, ``predict`` an element per
                 image with ``scores (K,)``, ``pred_label``, ``gt_label``, ``loss`` and ``img_path``.
         """
         logits = self.head(self.backbone(inputs))
@@ -199,7 +199,7 @@ class ImageClassifier(BaseModel):
     @staticmethod
     def _predictions(logits: Tensor, samples: dict[str, Any]) -> list[BaseDataElement]:
         labels = samples["label"]
-        # Images without a label (label -1) have no loss.
+        # Images with label -1 have no label, and no loss.
         losses = F.cross_entropy(logits, labels, reduction="none", ignore_index=-1).cpu()
         scores = logits.softmax(1).cpu()
         return [
@@ -215,10 +215,10 @@ class ImageClassifier(BaseModel):
 
 
 def _checked_mapping(mapping: str | Path | Sequence[int], count: int, old: int) -> list[int]:
-    """Rows to take from a head of ``old`` classes for the ``count`` classes here, each a row of its own.
+    """Distinct rows of a head with ``old`` classes, one for each of the ``count`` classes.
 
     Raises:
-        ConfigError: If the file cannot be read, or the rows are not as many different ones within the old head.
+        ConfigError: If the file cannot be read, or the rows are not ``count`` distinct rows of the old head.
     """
     rows = _read_mapping(mapping) if isinstance(mapping, str | Path) else list(mapping)
     wrong = [row for row in rows if not isinstance(row, int) or isinstance(row, bool)]
