@@ -21,18 +21,18 @@ from engine.report.html import (
     duration,
     facts,
     figure,
+    load_report_line,
     memory,
     note,
     number,
     plot,
-    receipt_line,
 )
 from engine.report.run_dir import (
     finite,
     read_curves,
     read_json,
     read_json_lines,
-    read_receipts,
+    read_load_reports,
     scaled,
     write_json,
 )
@@ -154,7 +154,7 @@ def render_demo_report(report: dict[str, Any], work_dir: Path) -> str:
         "What the classifier confuses": _confusion(report["confusion"]),
         "Predictions beside the truth": _pictures(steps, work_dir),
         "Time and memory": _costs(report),
-        "Weights": _receipts(steps),
+        "Weights": _load_reports(steps),
         "Each step by hand": _commands(report["steps"]),
         "Made with": _made_with(report),
     }
@@ -178,7 +178,10 @@ def _read_step(folder: Path, name: str, title: str) -> dict[str, Any]:
         "gpu": gpu[-1] if gpu else None,
         "gpu_memory_bytes": megabytes * 2**20,
         "metrics": metrics,
-        "receipts": {"training": read_receipts(folder / "weights.json"), "test": read_receipts(folder / "test.json")},
+        "receipts": {
+            "training": read_load_reports(folder / "weights.json"),
+            "test": read_load_reports(folder / "test.json"),
+        },
         "curves": read_curves(folder),
         "pictures": sorted(path.name for path in (folder / "pictures").glob("*.png")),
     }
@@ -322,13 +325,13 @@ def _costs(report: dict[str, Any]) -> str:
     return f'<div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div>{note(remark)}'
 
 
-def _receipts(steps: Mapping[str, dict[str, Any]]) -> str:
+def _load_reports(steps: Mapping[str, dict[str, Any]]) -> str:
     lines = []
     for experiment in EXPERIMENTS:
         for name in filter(None, (experiment.trained, experiment.scratch)):
             found = steps.get(name, {}).get("receipts", {})
-            begun = receipt_line(found.get("training"), "random weights, nothing loaded")
-            tested = receipt_line(found.get("test"), "nothing loaded")
+            begun = load_report_line(found.get("training"), "random weights, nothing loaded")
+            tested = load_report_line(found.get("test"), "nothing loaded")
             lines.append(f"<li><b>{escape(name)}</b> began with: {escape(begun)}. Tested with: {escape(tested)}.</li>")
     return f"<ul>{''.join(lines)}</ul>"
 

@@ -93,16 +93,16 @@ def note(text: str) -> str:
     return f'<p class="faint">{escape(text)}</p>'
 
 
-def receipt_line(receipts: Sequence[Mapping[str, Any]] | None, nothing: str) -> str:
+def load_report_line(load_reports: Sequence[Mapping[str, Any]] | None, nothing: str) -> str:
     """What was loaded, in a line.
 
     Args:
-        receipts: In order; ``None`` where there is no record of them.
+        load_reports: In order; ``None`` where there is no record of them.
         nothing: What to say where there are none.
     """
-    if receipts is None:
+    if load_reports is None:
         return "no record"
-    return "; then ".join(str(receipt.get("line")) for receipt in receipts) or nothing
+    return "; then ".join(str(load_report.get("line")) for load_report in load_reports) or nothing
 
 
 class Line(NamedTuple):

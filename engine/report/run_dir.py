@@ -84,10 +84,10 @@ def read_starts(folder: Path) -> list[dict[str, Any]]:
     return starts[fresh[-1] :] if fresh else starts
 
 
-def read_receipts(path: Path) -> list[dict[str, Any]] | None:
+def read_load_reports(path: Path) -> list[dict[str, Any]] | None:
     """What a training or a test says that it loaded, in order; ``None`` where it has left no word."""
-    receipts = read_json(path).get("receipts")
-    return [one for one in receipts if isinstance(one, dict)] if isinstance(receipts, list) else None
+    load_reports = read_json(path).get("receipts")
+    return [one for one in load_reports if isinstance(one, dict)] if isinstance(load_reports, list) else None
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -23,11 +23,11 @@ from engine.report.html import (
     duration,
     facts,
     figure,
+    load_report_line,
     memory,
     note,
     number,
     plot,
-    receipt_line,
     table,
 )
 from engine.report.run_dir import (
@@ -39,7 +39,7 @@ from engine.report.run_dir import (
     read_curves,
     read_json,
     read_json_lines,
-    read_receipts,
+    read_load_reports,
     read_starts,
 )
 from engine.task import TASK_SPECS, Score, TaskSpec
@@ -85,7 +85,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         "step_seconds": median(times) if times else None,
         "gpu_memory_bytes": max((int(entry.get("memory", 0)) for entry in entries), default=0) * 2**20,
         "tests": {name: read_json(folder / f"{name}.json") for name in TESTS if (folder / f"{name}.json").is_file()},
-        "receipts": read_receipts(folder / "weights.json"),
+        "receipts": read_load_reports(folder / "weights.json"),
         "checkpoints": sorted(path.name for path in folder.glob("*.pth")),
         "replaced": [line for line in read_text(folder / REPLACED).splitlines() if line.strip()],
         "data_check": read_json(folder / DATA_CHECK),
@@ -312,12 +312,14 @@ def _weights(run: Mapping[str, Any]) -> str:
     starts = run["starts"]
     # Each start writes weights.json anew: what the training began with is in the record of its first start.
     begun = starts[0].get("weights", run["receipts"]) if starts else run["receipts"]
-    lines = [f"began with: {receipt_line(begun, 'random weights, nothing loaded')}"]
+    lines = [f"began with: {load_report_line(begun, 'random weights, nothing loaded')}"]
     for start in starts[1:]:
-        loaded = receipt_line([one for one in start.get("weights", []) if one.get("part") == "model"], "nothing loaded")
+        loaded = load_report_line(
+            [one for one in start.get("weights", []) if one.get("part") == "model"], "nothing loaded"
+        )
         lines.append(f"went on at step {_steps(start.get('from_step'))} with: {loaded}")
     for name, test in run["tests"].items():
-        lines.append(f"{TESTS[name]} with: {receipt_line(test.get('receipts'), 'nothing loaded')}")
+        lines.append(f"{TESTS[name]} with: {load_report_line(test.get('receipts'), 'nothing loaded')}")
     return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
 
 

@@ -168,7 +168,7 @@ def test_a_forward_pass_before_the_load_is_an_error(pretrained: dict[str, Tensor
     resumed(image)
 
 
-def test_no_weights_no_receipt() -> None:
+def test_no_weights_no_load_report() -> None:
     assert ConvNeXt(**SMALL).init_weights() is None
 
 

@@ -24,7 +24,7 @@ METRICS = {
     "segmentor_scratch": {"mIoU": 30.0, "mAcc": 40.0},
 }
 TITLES = {name: f"Train <{name}> & test" for name in METRICS}
-RECEIPT = "124/132 backbone tensors loaded from a<b>.pth, skipped: head"
+LOAD_REPORT = "124/132 backbone tensors loaded from a<b>.pth, skipped: head"
 EVIL = "<script>alert('7 & 1')</script>"
 
 
@@ -40,7 +40,7 @@ def make_run(folder: Path, metrics: dict[str, float], metric: str) -> None:
     command = {"command": f"python tools/train.py {EVIL}", "seconds": 61.0, "memory_bytes": GIB}
     record = {"commands": [command], "seconds": 61.0, "memory_bytes": GIB, "starts": 2, "metrics": metrics}
     (folder / "done.json").write_text(json.dumps(record))
-    trained = {"part": "backbone", "line": RECEIPT, "loaded": 124, "total": 132, "source": "a<b>.pth"}
+    trained = {"part": "backbone", "line": LOAD_REPORT, "loaded": 124, "total": 132, "source": "a<b>.pth"}
     (folder / "weights.json").write_text(json.dumps({"receipts": [] if "scratch" in folder.name else [trained]}))
     (folder / "test.json").write_text(json.dumps({"metrics": metrics, "receipts": [{"line": f"all of {folder.name}"}]}))
 
@@ -83,7 +83,7 @@ def test_the_page_shows_the_figures_and_the_json_holds_them(work_dir: Path) -> N
     report = json.loads(data.read_text(), parse_constant=refuse)
     assert report["seed"] == 5
     assert report["versions"]["torch"]
-    assert [one["line"] for one in report["steps"][1]["receipts"]["training"]] == [RECEIPT]
+    assert [one["line"] for one in report["steps"][1]["receipts"]["training"]] == [LOAD_REPORT]
     assert [step["receipts"]["training"] == [] for step in report["steps"]] == [False, False, True, False, True]
     assert report["steps"][1]["curves"]["val/bbox_mAP"] == [[20, 0.25]]
     words = "".join(Page(page.read_text()).lines)
@@ -98,8 +98,8 @@ def test_the_page_shows_the_figures_and_the_json_holds_them(work_dir: Path) -> N
     ):
         assert text in words
     for text in (
-        f"classifier began with: {RECEIPT}. Tested with: all of classifier.",
-        f"segmentor began with: {RECEIPT}. Tested with: all of segmentor.",
+        f"classifier began with: {LOAD_REPORT}. Tested with: all of classifier.",
+        f"segmentor began with: {LOAD_REPORT}. Tested with: all of segmentor.",
         "detector_scratch began with: random weights, nothing loaded. Tested with: all of detector_scratch.",
     ):
         assert text in words

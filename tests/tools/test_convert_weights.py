@@ -130,7 +130,7 @@ def test_timm_loads_its_own_small_networks(name: str, tmp_path: Path) -> None:
     assert model.stages[0].blocks[0].mlp.fc1.weight.shape == (160, 40, 1, 1)
 
 
-def test_the_receipt(tool: Any, tmp_path: Path) -> None:
+def test_the_printed_conversion(tool: Any, tmp_path: Path) -> None:
     state = {f"backbone.{name}": value for name, value in shaken(ConvNeXt(**SMALL, out_indices=FOUR)).items()}
     others = {"neck.a.weight": torch.zeros(1), "neck.a.bias": torch.zeros(1), "rpn_head.b.weight": torch.zeros(1)}
     source, target = saved({"state_dict": state | others}, tmp_path / "detector.pth"), tmp_path / "out.safetensors"

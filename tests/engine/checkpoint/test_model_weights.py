@@ -337,18 +337,18 @@ def run(data: Path, work_dir: Path, epochs: int = 1, **options: Any) -> Resolved
     return load_config(CLASSIFIER, settings | SMALL | {name.replace("__", "."): v for name, v in options.items()})
 
 
-def receipts_of(work_dir: Path, name: str = "weights.json") -> list[dict[str, Any]]:
+def load_reports_of(work_dir: Path, name: str = "weights.json") -> list[dict[str, Any]]:
     return json.loads((work_dir / name).read_text())["receipts"]
 
 
-def test_a_run_leaves_its_receipts(data: Path, tmp_path: Path) -> None:
+def test_a_run_leaves_its_load_reports(data: Path, tmp_path: Path) -> None:
     first, second, third = tmp_path / "first", tmp_path / "second", tmp_path / "third"
     train(run(data, first), Launch(), resume=False)
-    assert receipts_of(first) == []
+    assert load_reports_of(first) == []
     weights = str(first / "epoch_1.pth")
 
     train(run(data, second, model__backbone__weights=weights), Launch(), resume=False)
-    (report,) = receipts_of(second)
+    (report,) = load_reports_of(second)
     total = len(built(CLASSIFIER).state_dict())
     assert (report["part"], report["source"], report["head"]) == ("backbone", weights, "loaded: 10 classes")
     assert (report["loaded"], report["total"]) == (total - 2, total - 2)
@@ -360,20 +360,20 @@ def test_a_run_leaves_its_receipts(data: Path, tmp_path: Path) -> None:
     torch.save({"model": released(CLASSIFIER, 4)["state_dict"]}, tmp_path / "other.pth")
     begin = {"load_from": str(tmp_path / "other.pth"), "model__backbone__weights": weights}
     train(run(data, third, **begin), Launch(), resume=True)  # it was interrupted before its first checkpoint
-    parts = [(report["part"], report["loaded"], report["head"]) for report in receipts_of(third)]
+    parts = [(report["part"], report["loaded"], report["head"]) for report in load_reports_of(third)]
     new = "re-initialised: 4 -> 10 classes: head"
     assert parts == [("backbone", total - 2, "loaded: 10 classes"), ("model", total - 2, new)]
 
     train(run(data, third, epochs=2, **begin), Launch(), resume=True)
-    resumed = receipts_of(third)[1]
+    resumed = load_reports_of(third)[1]
     assert (resumed["source"], resumed["loaded"], resumed["head"]) == (str(third / "epoch_1.pth"), total, None)
     assert (third / "epoch_2.pth").is_file()
 
     tested = run(data, third)
     run_test(tested, Launch(), str(third / "epoch_2.pth"))
-    (report,) = receipts_of(third, "test.json")
+    (report,) = load_reports_of(third, "test.json")
     assert report["line"] == f"{total}/{total} tensors loaded from {third / 'epoch_2.pth'}"
-    assert len(receipts_of(third)) == 2
+    assert len(load_reports_of(third)) == 2
 
 
 def test_trust_reaches_all_that_a_run_reads_and_ends_with_it(data: Path, tmp_path: Path) -> None:
@@ -388,7 +388,7 @@ def test_trust_reaches_all_that_a_run_reads_and_ends_with_it(data: Path, tmp_pat
         saved = torch.load(folder / f"epoch_{1 + resume}.pth", weights_only=False)
         torch.save(saved | {"home": Path("home")}, folder / f"epoch_{1 + resume}.pth")
         begin = {}  # what is refused in the second round is the checkpoint of the run
-    assert [report["part"] for report in receipts_of(folder)] == ["model"]
+    assert [report["part"] for report in load_reports_of(folder)] == ["model"]
     for trust in (True, False):
         with nullcontext() if trust else pytest.raises(UserError, match=r"refers to pathlib"):
             run_test(run(data, tmp_path), Launch(), str(folder / "epoch_2.pth"), trust=trust)

@@ -357,9 +357,11 @@ def test_one_process_goes_on_from_the_file_of_two(runs: Path, way: str) -> None:
 
 def test_a_sharded_training_begins_with_the_weights_it_is_given(runs: Path) -> None:
     torch.testing.assert_close(saved(runs / "tuned")["state_dict"], saved(runs / "tuned_alone")["state_dict"], **CLOSE)
-    receipts = [json.loads((runs / way / "weights.json").read_text())["receipts"] for way in ("tuned", "tuned_alone")]
-    assert len(receipts[0]) == 1
-    assert receipts[0] == receipts[1]
+    load_reports = [
+        json.loads((runs / way / "weights.json").read_text())["receipts"] for way in ("tuned", "tuned_alone")
+    ]
+    assert len(load_reports[0]) == 1
+    assert load_reports[0] == load_reports[1]
 
 
 def test_the_file_holds_nothing_but_plain_tensors(runs: Path) -> None:

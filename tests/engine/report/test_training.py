@@ -19,7 +19,7 @@ from engine.report.training import read_run, render, state_line, write_report
 from tests.pages import Page
 
 EVIL = "<script>alert('7 & 1')</script>"
-RECEIPT = {"part": "backbone", "line": "124/132 backbone tensors loaded from a<b>.pth"}
+LOAD_REPORT = {"part": "backbone", "line": "124/132 backbone tensors loaded from a<b>.pth"}
 
 
 def log(folder: Path, start: str, *entries: dict[str, Any], cut: str = "") -> None:
@@ -47,7 +47,7 @@ def a_start(folder: str, begin: int, end: int | None, outcome: str, **more: Any)
     start |= {"from_step": begin, "to_step": end, "of_steps": 40, "command": "python tools/train.py a.py"}
     start |= {"go_on": "python tools/train.py a.py --resume", "processes": 1, "plan": plan, "config": config}
     start |= {"about": about | {"classes": 2, "optimizer": {"type": "AdamW", "lr": 0.1}, "ema": 0.99, "seed": 7}}
-    return start | {"environment": made, "weights": [RECEIPT], "resumed": begin > 0, "memory_bytes": 2**30} | more
+    return start | {"environment": made, "weights": [LOAD_REPORT], "resumed": begin > 0, "memory_bytes": 2**30} | more
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def folder(tmp_path: Path) -> Path:
     """A run that failed, went on from step 20 and was asked to stop."""
     place = tmp_path / "run"
     first = a_start("20260101_000000", 0, 30, "failed", reason=f"RuntimeError: {EVIL}")
-    again = [RECEIPT, {"part": "model", "line": "all of epoch_2.pth"}]
+    again = [LOAD_REPORT, {"part": "model", "line": "all of epoch_2.pth"}]
     second = a_start("20260101_000100", 20, 36, "stopped", reason="Ctrl-C", weights=again)
     write_json(place / "starts.json", {"starts": [first, second]})
     write_json(place / "plan.json", {"schedule": {"epochs": 4, "steps_per_epoch": 10}})
@@ -152,7 +152,7 @@ def test_the_page_tells_all_there_is(folder: Path) -> None:
         "not finite at step 27; first in neck.0; lower the rate",
         "data check: 1 error, 0 warnings; all of it in data_check.json",
         "c.jpg: error in it; copy it again",
-        f"began with: {RECEIPT['line']}",
+        f"began with: {LOAD_REPORT['line']}",
         "went on at step 20 with: all of epoch_2.pth",
         "test with: all of epoch_3.pth",
         "configs/a.py: what it says beyond its bases",
