@@ -63,7 +63,7 @@ class FastCocoMetric(BaseMetric):
             raise ConfigError(f"metric={metric}: any of {', '.join(IOU_TYPES)}")
         self._ground_truth: COCO | None = None
 
-    def process(self, data_batch: Any, data_samples: Sequence[Any]) -> None:
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         """Keep the detections of a batch, masks as run-length codes."""
         for sample in data_samples:
             instances = sample["pred_instances"]

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmdet.registry import MODELS
+from mmengine.config import ConfigDict
 from pycocotools import mask as coco_masks
 from torch import Tensor
 
@@ -90,7 +91,7 @@ class FastFCNMaskHead(FCNMaskHead):
         bboxes: Tensor,
         labels: Tensor,
         img_meta: dict[str, Any],
-        rcnn_test_cfg: Any,
+        rcnn_test_cfg: ConfigDict,
         rescale: bool = False,
         activate_map: bool = False,
     ) -> Tensor:
