@@ -1,4 +1,4 @@
-"""Batches as plain data and back, so that a file of them is read without executing anything in it."""
+"""Encoding of batches as plain data and back, so that a file of them is read without executing anything in it."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ import torch
 from mmengine.structures import BaseDataElement, InstanceData, LabelData, PixelData
 from torch import Tensor
 
-from backbones.errors import UserError
+from backbones.errors import DataError
 from engine.task import TASK_SPECS
 
 KIND, VALUE = "__kind__", "value"
 ARRAY, UNKNOWN = "ndarray", "unknown"
-# Classes of every task; those of a task alone are in its TaskSpec.sample_types.
+# Classes common to all tasks; a task's own are in its TaskSpec.sample_types.
 ELEMENTS = (BaseDataElement, InstanceData, LabelData, PixelData)
 
 
 def encode(value: Any) -> Any:
-    """Turn a batch into mappings, lists, tuples, tensors on the CPU, numbers and strings.
+    """Encode a batch as mappings, lists, tuples, tensors on the CPU, numbers and strings.
 
     Args:
-        value: Any tree of these, of NumPy arrays, and of the data elements of mmengine and the registered tasks.
-            What else is in it is replaced by the name of its class.
+        value: Tree of these, of NumPy arrays, and of the data elements of mmengine and the registered tasks. Any other
+            object in it is replaced by the name of its class.
     """
     if value is None or type(value) in (bool, int, float, str, bytes):
         return value
     if isinstance(value, Tensor):
-        # A copy: a file would take the whole memory behind a view.
+        # A copy: saving a view would save all of the memory behind it.
         return value.detach().to("cpu", copy=True)
     if isinstance(value, np.generic):
         return value.item()
@@ -44,10 +44,10 @@ def encode(value: Any) -> Any:
 
 
 def decode(value: Any) -> Any:
-    """The batch that :func:`encode` described.
+    """Decode what :func:`encode` returned.
 
     Raises:
-        UserError: If it names a class that is not among those of a batch.
+        DataError: If it names a class that is not registered as a part of batches.
     """
     if isinstance(value, dict) and KIND in value:
         return _built(value[KIND], value)
@@ -58,19 +58,21 @@ def decode(value: Any) -> Any:
     return value
 
 
-def samples(part: Any) -> list[dict[str, Any]]:
-    """Path and id of each image of a micro-batch, in its order, with what its pixels are.
+def describe_samples(micro_batch: Any) -> list[dict[str, Any]]:
+    """Describe the images of a micro-batch, in its order.
+
+    Args:
+        micro_batch: Collated samples, as the data loader gives them.
 
     Returns:
-        Mappings with ``path``, ``id`` (``None`` where the batch does not say it) and the image's :func:`describe`.
+        Mappings with ``path``, ``id`` (each ``None`` if unknown) and ``image``, by :func:`describe_tensor`.
     """
-    inputs = part.get("inputs", []) if isinstance(part, Mapping) else []
-    elements = part.get("data_samples") or [] if isinstance(part, Mapping) else []
-    paths = part.get("img_path", []) if isinstance(part, Mapping) else []
+    fields = micro_batch if isinstance(micro_batch, Mapping) else {}
+    inputs, elements, paths = fields.get("inputs", []), fields.get("data_samples") or [], fields.get("img_path", [])
     names = [(path, None) for path in paths] or [
         (element.get("img_path"), element.get("img_id")) for element in elements if isinstance(element, BaseDataElement)
     ]
-    images = [describe(image) if isinstance(image, Tensor) else None for image in inputs]
+    images = [describe_tensor(image) if isinstance(image, Tensor) else None for image in inputs]
     count = max(len(names), len(images))
     names += [(None, None)] * (count - len(names))
     images += [None] * (count - len(images))
@@ -80,8 +82,8 @@ def samples(part: Any) -> list[dict[str, Any]]:
     ]
 
 
-def describe(tensor: Tensor) -> dict[str, Any]:
-    """Shape, dtype, number of NaN and Inf, and the range of all other values."""
+def describe_tensor(tensor: Tensor) -> dict[str, Any]:
+    """Describe a tensor by shape, dtype, number of NaN and Inf, and the range of its finite values."""
     values = tensor.detach()
     finite = values[values.isfinite()]
     return {
@@ -95,7 +97,7 @@ def describe(tensor: Tensor) -> dict[str, Any]:
 
 
 def _batch_types() -> dict[str, tuple[type, tuple[str, ...]]]:
-    """Every class that a file may name, with the attributes that its constructor takes: no other is ever called."""
+    """Classes that a file may name, by name, with the attributes that their constructors take; no other is called."""
     types = {**dict.fromkeys(ELEMENTS, ()), **TASK_SPECS.sample_types()}
     return {kind.__name__: (kind, fields) for kind, fields in types.items()}
 
@@ -110,20 +112,9 @@ def _fields(value: Any) -> dict[str, Any]:
     if name == UNKNOWN:
         return {VALUE: f"{type(value).__module__}.{type(value).__qualname__}"}
     if isinstance(value, BaseDataElement):
-        return {
-            "meta": encode(dict(value.metainfo_items())),
-            # mmdet keeps what it names gt_instances in a field _gt_instances behind a property.
-            "data": {
-                public: encode(getattr(value, public))
-                for public in sorted({_public(value, field) for field in value._data_fields})
-            },
-        }
+        data = {field: encode(value.get(field)) for field in sorted(value.keys())}
+        return {"meta": encode(dict(value.metainfo_items())), "data": data}
     return {field: encode(getattr(value, field)) for field in _batch_types()[name][1]}
-
-
-def _public(element: BaseDataElement, field: str) -> str:
-    public = field.removeprefix("_")
-    return public if isinstance(getattr(type(element), public, None), property) else field
 
 
 def _built(name: Any, fields: dict[str, Any]) -> Any:
@@ -131,16 +122,16 @@ def _built(name: Any, fields: dict[str, Any]) -> Any:
         values = fields[VALUE]
         return values.numpy() if isinstance(values, Tensor) else np.array(values)
     if name == UNKNOWN:
-        raise UserError(f"the batch holds a {fields[VALUE]}, which was not recorded: it cannot be replayed")
+        raise DataError(f"the batch holds a {fields[VALUE]}, which was not recorded: it cannot be replayed")
     types = _batch_types()
     if not isinstance(name, str) or name not in types:
-        raise UserError(f"the batch was refused: it names {name!r}, which is no part of a batch")
+        raise DataError(f"the batch was refused: it names {name!r}, which is no part of a batch")
     kind, arguments = types[name]
     if not issubclass(kind, BaseDataElement):
         return kind(*(decode(fields[argument]) for argument in arguments))
     element = kind(metainfo=decode(fields["meta"]))
     for field, value in fields["data"].items():
         if not field.isidentifier() or field.startswith("__"):
-            raise UserError(f"the batch was refused: {field!r} is no field of a sample")
+            raise DataError(f"the batch was refused: {field!r} is no field of a sample")
         setattr(element, field, decode(value))
     return element

@@ -31,7 +31,7 @@ from engine.checkpoint.store import copied
 from engine.config.environment import NonFinitePolicy
 from engine.distributed.sharding import gather_whole, unwrapped
 from engine.launch.exit_codes import EXIT_NONFINITE
-from engine.nonfinite.batch_codec import encode, samples
+from engine.nonfinite.batch_codec import describe_samples, encode
 from engine.nonfinite.report import (
     describe_place,
     event_folder,
@@ -231,7 +231,7 @@ class NonFiniteGuard(Hook):
             found = self._watched(micro_batches, scale)
         _copy(self._buffers, self._copies)
         own = {**found, "scale": scale, "device": get_device(), "precision": self._precision()}
-        entry = {"rank": get_rank(), **found, "samples": [samples(part) for part in micro_batches]}
+        entry = {"rank": get_rank(), **found, "samples": [describe_samples(part) for part in micro_batches]}
         ranks = runner.agreement.gather(entry)
         had = [one["rank"] for one in ranks if one["found"] is not None and not _received(one["found"])]
         first = ranks[had[0] if had else 0]

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import SyncBatchNorm
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from engine.distributed.sharding import local
-from engine.nonfinite.batch_codec import describe
+from engine.nonfinite.batch_codec import describe_tensor
 from engine.optim.update import forward_losses
 
 OUTPUT = "output"
@@ -97,7 +97,7 @@ class Trace:
         self.forward = {
             **self._found(name, OUTPUT, bad),
             "inputs_finite": all(map(_finite, inputs)),
-            "inputs": [describe(tensor) for tensor in inputs[:MAX_INPUTS]],
+            "inputs": [describe_tensor(tensor) for tensor in inputs[:MAX_INPUTS]],
             "parameters_not_finite": [own for own, param in module.named_parameters() if not _finite(local(param))],
         }
 
@@ -108,7 +108,7 @@ class Trace:
     def _found(self, name: str, what: str, tensor: Tensor) -> dict[str, Any]:
         place = {"module": name, "class": self._classes[name], "what": what, "micro_batch": self.micro_batch}
         place["synchronised"] = name in self._synchronised
-        return {**place, "tensor": describe(tensor)}
+        return {**place, "tensor": describe_tensor(tensor)}
 
 
 def run_again(

@@ -34,7 +34,7 @@ from engine.config.load import Resolved, load_config, resolve
 from engine.config.world import Launch
 from engine.launch.exit_codes import EXIT_NONFINITE
 from engine.nonfinite import guard as nonfinite_guard
-from engine.nonfinite.batch_codec import decode, encode, samples
+from engine.nonfinite.batch_codec import decode, describe_samples, encode
 from engine.nonfinite.guard import NonFiniteError
 from engine.nonfinite.replay import check_types, replay_step
 from engine.nonfinite.report import make_event_folder, suggest_fix, thin_out
@@ -469,6 +469,9 @@ def test_batches_survive_as_plain_data(tmp_path: Path) -> None:
     from mmdet.structures.mask import BitmapMasks, PolygonMasks
     from mmseg.structures import SegDataSample
 
+    import detection  # noqa: F401  (registers the classes of its batches)
+    import segmentation  # noqa: F401
+
     thing = DetDataSample(metainfo=dict(img_path="a.jpg", img_id=7, scale_factor=(np.float32(0.5), 2.0), flip=None))
     thing.gt_instances = InstanceData(
         bboxes=HorizontalBoxes(torch.tensor([[0.0, 1.0, 2.0, 3.0]])),
@@ -494,7 +497,7 @@ def test_batches_survive_as_plain_data(tmp_path: Path) -> None:
     assert torch.equal(second.gt_sem_seg.data, pixels.gt_sem_seg.data)
     assert back["order"][0].tolist() == [0, 1, 2]
     assert back["order"][1:] == (b"x", "y")
-    described = samples(back)
+    described = describe_samples(back)
     assert [(one["path"], one["id"]) for one in described] == [("a.jpg", 7), ("b.jpg", None)]
     assert described[0]["image"]["shape"] == [3, 4, 4]
 
