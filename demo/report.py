@@ -15,7 +15,7 @@ from typing import Any
 
 from engine.report.environment import code_state, commit_line, machine, read_text, versions
 from engine.report.html import (
-    Line,
+    CurveLine,
     confusion_table,
     document,
     duration,
@@ -264,13 +264,13 @@ def _curves(steps: Mapping[str, dict[str, Any]]) -> str:
         trained = steps.get(experiment.trained, {}).get("curves", {})
         scratch = steps.get(experiment.scratch or "", {}).get("curves", {})
         loss = {
-            PRETRAINED: Line("trained", trained.get("train/loss")),
-            SCRATCH: Line("scratch", scratch.get("train/loss")),
+            PRETRAINED: CurveLine("trained", trained.get("train/loss")),
+            SCRATCH: CurveLine("scratch", scratch.get("train/loss")),
         }
         value = {
-            PRETRAINED: Line("trained", trained.get(f"val/{score.metric}"), score.factor),
-            "averaged weights (EMA)": Line("averaged", trained.get(f"val/ema/{score.metric}"), score.factor),
-            SCRATCH: Line("scratch", scratch.get(f"val/{score.metric}"), score.factor),
+            PRETRAINED: CurveLine("trained", trained.get(f"val/{score.metric}"), score.factor),
+            "averaged weights (EMA)": CurveLine("averaged", trained.get(f"val/ema/{score.metric}"), score.factor),
+            SCRATCH: CurveLine("scratch", scratch.get(f"val/{score.metric}"), score.factor),
         }
         if experiment.scratch is None:
             loss = {"raw weights": loss[PRETRAINED]}

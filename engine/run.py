@@ -18,7 +18,7 @@ from engine.config.world import Launch
 from engine.data.preflight import check_before_training, check_data_paths
 from engine.planning.plan import TrainingPlan, training_plan
 from engine.report.environment import environment
-from engine.report.recorder import command_line, recorded, report_test
+from engine.report.recorder import command_line, record_run, report_test
 from engine.report.run_dir import write_json
 from engine.training.batch_size_finder import measured_fit
 from engine.training.build import build_runner
@@ -86,7 +86,7 @@ def train(resolved: Resolved, launch: Launch, resume: bool, data_check: bool = T
             check_before_training(cfg, runner.logger, cfg.resume)
         plan = _log_plan(plan, runner)
     try:
-        with recorded(runner, resolved, plan):
+        with record_run(runner, resolved, plan):
             runner.train()  # builds the optimizer, loads or resumes, and runs the loop of engine.training.loops
     except Stop as stop:
         runner.logger.info(f"asked to stop: saved at step {runner.iter} of {runner.max_iters}; go on with --resume")

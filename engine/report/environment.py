@@ -1,4 +1,4 @@
-"""What a run is made with: packages, machine, variables, code."""
+"""The environment of a run: versions of packages, machine, environment variables, state of the code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 from backbones.kernels.cpu.dispatch import cpu_model
 
 ROOT = Path(__file__).resolve().parents[2]
-# Each under the names it is given out by; the first that is there counts.
+# Distribution names of each package; the first one that is installed counts.
 PACKAGES = (
     *(("torch",), ("torchvision",), ("timm",)),
     *(("onedl-mmengine", "mmengine"), ("onedl-mmcv", "mmcv", "mmcv-lite")),
@@ -32,16 +32,16 @@ VARIABLES = re.compile(
 SECRET = re.compile(r"TOKEN|KEY|SECRET|PASS|CREDENTIAL|AUTH", re.IGNORECASE)
 LOGIN = re.compile(r"(://)[^/\s@]+@")
 SIGNED = re.compile(r"([?&][\w-]*(?:token|key|secret|sig|signature|credential)[\w-]*=)[^&\s'\"]+", re.IGNORECASE)
-DIFF_LIMIT = 2**20  # bytes: a change of code is smaller, a notebook with pictures is not
-GIT_PATIENCE = 20  # seconds: a checkout on a slow disk may not hold up a training
-MANY = 20  # untracked files that are named
+MAX_DIFF_BYTES = 2**20  # changes of code are smaller, notebooks with pictures are not
+GIT_TIMEOUT_SECONDS = 20  # a checkout on a slow disk must not delay a training
+MAX_UNTRACKED_FILES = 20  # that are listed
 
 
 def environment(gpus: bool = True) -> dict[str, Any]:
-    """All of it as plain data.
+    """Return the whole environment as plain data.
 
     Args:
-        gpus: Ask for the GPUs too, which starts CUDA in this process.
+        gpus: Include the GPUs, which initialises CUDA in this process.
     """
     return {
         "versions": versions(),
@@ -114,15 +114,15 @@ def variables(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def without_secrets(text: str) -> str:
-    """The text with logins and signatures inside of its addresses blotted out."""
+    """The text with logins and signatures in its addresses masked."""
     return SIGNED.sub(r"\1***", LOGIN.sub(r"\1***@", text))
 
 
 def code_state(folder: Path = ROOT) -> dict[str, Any]:
-    """Where the code stands in its history.
+    """Return the state of the code in git.
 
     Args:
-        folder: In a checkout.
+        folder: Root of the checkout.
 
     Returns:
         ``commit``, ``branch`` (``None`` for a detached head), ``dirty`` (whether tracked files differ from the commit)
@@ -142,12 +142,12 @@ def code_state(folder: Path = ROOT) -> dict[str, Any]:
         "commit": commit,
         "branch": None if branch == "HEAD" else branch,
         "dirty": len(untracked) < len(lines),
-        "untracked": untracked[:MANY],
+        "untracked": untracked[:MAX_UNTRACKED_FILES],
     }
 
 
-def code_diff(folder: Path = ROOT, limit: int = DIFF_LIMIT) -> str:
-    """What tracked files have that the commit has not, at most ``limit`` bytes of it; empty where git cannot tell."""
+def code_diff(folder: Path = ROOT, limit: int = MAX_DIFF_BYTES) -> str:
+    """The uncommitted changes of tracked files, at most ``limit`` bytes; empty where git is not available."""
     try:
         raw = _git(folder, "diff", "HEAD", "--no-color", "--no-ext-diff").encode()
     except (OSError, subprocess.SubprocessError):
@@ -158,7 +158,7 @@ def code_diff(folder: Path = ROOT, limit: int = DIFF_LIMIT) -> str:
 
 
 def commit_line(state: Mapping[str, Any]) -> str:
-    """The state of the code in a few words."""
+    """The state of the code as text, such as ``0123456789ab on main with changes``."""
     if not state.get("commit"):
         return str(state.get("reason", "no record"))
     branch = f" on {state['branch']}" if state.get("branch") else ""
@@ -176,7 +176,7 @@ def read_text(path: Path) -> str:
 def _git(folder: Path, *arguments: str) -> str:
     # Without its optional locks: a person may be at work in the same checkout.
     command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
-    done = subprocess.run(command, capture_output=True, timeout=GIT_PATIENCE, check=True)
+    done = subprocess.run(command, capture_output=True, timeout=GIT_TIMEOUT_SECONDS, check=True)
     return done.stdout.decode(errors="replace")
 
 
@@ -184,7 +184,7 @@ def _git_reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "git is not installed"
     if isinstance(error, subprocess.TimeoutExpired):
-        return f"git did not answer within {GIT_PATIENCE} s"
+        return f"git did not answer within {GIT_TIMEOUT_SECONDS} s"
     words = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip().splitlines()
     if not words or "not a git repository" in words[0]:
         return "not a git checkout"

@@ -1,6 +1,6 @@
-"""Parts of the self-contained pages that runs and the demo end with: figures in words, tables, plots, pictures.
+"""Parts of the self-contained HTML reports of trainings and of the demo: numbers, tables, plots, pictures.
 
-Nothing in a page is fetched from anywhere; its colours follow the reader's light or dark setting.
+A page loads nothing from elsewhere; its colours follow the reader's light or dark setting.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from PIL import Image
 NONE = "–"
 GIB = 2**30
 JPEG_QUALITY = 88
-MOST_POINTS = 400  # of a line: more than the pixels of a plot show nothing
-MARKED = 30  # a line of fewer points shows each of them
+MAX_POINTS = 400  # of a line; a plot has about as many pixels
+MIN_UNMARKED_POINTS = 30  # a line with fewer points marks each of them
 
-# Of every colour, in plots and page: on white, on black.
+# Colours of plots and page by name: in light mode, in dark mode.
 COLOURS = {
     "text": ("#1c2126", "#e4e7ea"),
     "faint": ("#6a737d", "#98a1ab"),
@@ -55,12 +55,12 @@ def number(value: float | None, signed: bool = False) -> str:
 
 
 def document(title: str, lead: str, sections: Mapping[str, str]) -> str:
-    """A whole page.
+    """Return a whole page as HTML.
 
     Args:
-        title: In words.
-        lead: HTML under it.
-        sections: HTML by heading; an empty one is left out.
+        title: Title, as text.
+        lead: HTML below the title.
+        sections: HTML of each section by its heading; empty sections are left out.
     """
     parts = [f"<section><h2>{escape(name)}</h2>\n{text}</section>" for name, text in sections.items() if text]
     body = "\n".join(parts)
@@ -73,13 +73,13 @@ def document(title: str, lead: str, sections: Mapping[str, str]) -> str:
 
 
 def facts(rows: Mapping[str, Any]) -> str:
-    """A table of names and what they are."""
+    """Return a table of names and values as HTML."""
     cells = "".join(f'<tr><th scope="row">{escape(k)}</th><td>{escape(str(v))}</td></tr>' for k, v in rows.items())
     return f'<div class="wide"><table class="facts">{cells}</table></div>'
 
 
 def table(head: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table whose first column names the row."""
+    """Return a table as HTML; the first column names the row."""
     top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     lines = []
     for first, *others in rows:
@@ -89,40 +89,46 @@ def table(head: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def note(text: str) -> str:
-    """A remark."""
+    """Return a remark as HTML."""
     return f'<p class="faint">{escape(text)}</p>'
 
 
 def load_report_line(load_reports: Sequence[Mapping[str, Any]] | None, nothing: str) -> str:
-    """What was loaded, in a line.
+    """Return the loaded weights in one line of text.
 
     Args:
-        load_reports: In order; ``None`` where there is no record of them.
-        nothing: What to say where there are none.
+        load_reports: Load reports in order; ``None`` where there is no record of them.
+        nothing: Text for an empty list.
     """
     if load_reports is None:
         return "no record"
     return "; then ".join(str(load_report.get("line")) for load_report in load_reports) or nothing
 
 
-class Line(NamedTuple):
-    """A line of a plot: the name of its colour, its points, and what to multiply their values with."""
+class CurveLine(NamedTuple):
+    """A line of a plot.
+
+    Attributes:
+        colour: Key of ``COLOURS``.
+        points: Pairs of (optimizer step, value); ``None`` for a line without data.
+        factor: Factor on the values.
+    """
 
     colour: str
     points: Sequence[tuple[int, float]] | None
     factor: float = 1.0
 
 
-def plot(heading: str, title: str, lines: Mapping[str, Line]) -> str:
-    """A line plot over optimizer steps as inline SVG whose colours follow the page's.
+def plot(heading: str, title: str, lines: Mapping[str, CurveLine]) -> str:
+    """Return a line plot over optimizer steps as inline SVG.
 
     Args:
-        heading: Of the plots around it.
-        title: Of the plot.
-        lines: By label.
+        heading: Heading of the group of plots, for screen readers.
+        title: Title of the plot.
+        lines: Lines by their labels.
 
     Returns:
-        The SVG, or an empty text where no line has points.
+        The SVG, or an empty string where no line has points.
     """
     drawn = {
         label: (line.colour, [(x, line.factor * y) for x, y in thinned(line.points)])
@@ -152,22 +158,22 @@ def plot(heading: str, title: str, lines: Mapping[str, Line]) -> str:
     return f'<svg viewBox="0 0 460 288" role="img" aria-label="{name}">{"".join(parts)}</svg>'
 
 
-def thinned(points: Sequence[tuple[int, float]], most: int = MOST_POINTS) -> list[tuple[int, float]]:
-    """At most so many points, evenly taken, the first and the last among them."""
+def thinned(points: Sequence[tuple[int, float]], most: int = MAX_POINTS) -> list[tuple[int, float]]:
+    """Return at most ``most`` points at even distances, the first and the last among them."""
     if len(points) <= most:
         return list(points)
     return [points[round(index * (len(points) - 1) / (most - 1))] for index in range(most)]
 
 
 class _Axis:
-    """Brings values to pixels; begins and ends at round numbers."""
+    """Maps values to pixels; the limits are round numbers."""
 
     def __init__(self, low: float, high: float, start: float, end: float) -> None:
         span = (high - low) or abs(high) or 1.0
         power = 10.0 ** math.floor(math.log10(span / 5))
         self.step = next(m * power for m in (1, 2, 2.5, 5, 10) if 5.001 * m * power >= span)
         self.low = math.floor(low / self.step) * self.step
-        # Steps are counted to the last one; values have air above them.
+        # The x axis ends at the last step, the y axis at a round number above the values.
         self.high = high if start < end else math.ceil(high / self.step) * self.step
         self.high = self.high if self.high > self.low else self.low + span
         self.start, self.end = start, end
@@ -182,16 +188,20 @@ class _Axis:
 
 def _drawn_line(colour: str, points: Sequence[tuple[float, float]]) -> str:
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in points) if len(points) < MARKED else ""
+    dots = (
+        "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in points)
+        if len(points) < MIN_UNMARKED_POINTS
+        else ""
+    )
     line = f'<polyline class="line" style="stroke:var(--{colour})" points="{path}"/>'
     return f'{line}<g style="fill:var(--{colour})">{dots}</g>' if dots else line
 
 
 def confusion_table(confusion: Mapping[str, Any]) -> str:
-    """What was taken for what.
+    """Return a confusion matrix as an HTML table.
 
     Args:
-        confusion: ``classes``, and ``matrix`` with a row of counts for each true class.
+        confusion: Mapping with ``classes``, (K,) names, and ``matrix``, (K, K) counts with a row per true class.
     """
     classes, matrix = confusion["classes"], confusion["matrix"]
     head = "".join(f'<th scope="col">{escape(str(name))}</th>' for name in classes)
@@ -201,7 +211,7 @@ def confusion_table(confusion: Mapping[str, Any]) -> str:
         cells = [f'<th scope="row">{escape(str(name))}</th>']
         for predicted, count in enumerate(counts):
             kind = "trained" if predicted == true else "wrong"
-            # The root makes few mistakes visible; three quarters of a colour leave the number legible.
+            # The square root keeps rare mistakes visible; at most 75 % of a colour leaves the number legible.
             share = 75 * math.sqrt(count / total)
             shade = f"background:color-mix(in srgb, var(--{kind}) {share:.0f}%, transparent)" if count else ""
             cells.append(f'<td style="{shade}">{count or ""}</td>')
@@ -213,7 +223,7 @@ def confusion_table(confusion: Mapping[str, Any]) -> str:
 
 
 def figure(path: Path, caption: str) -> str:
-    """One picture inside of the page, as JPEG: a quarter of the PNG's size."""
+    """Return an embedded picture as HTML, in JPEG: a quarter of the size of the PNG."""
     try:
         file = io.BytesIO()
         Image.open(path).convert("RGB").save(file, "JPEG", quality=JPEG_QUALITY)

@@ -1,7 +1,7 @@
-"""What a training leaves in its folder besides weights and logs: with what it was started, how far it came, a report.
+"""The record of a training in its work directory: settings and environment of each start, progress, and a report.
 
-One history for all starts of a training, in ``starts.json``; ``docs/run_folder.md`` lists the files. Only the main
-process writes, and nothing here can fail a training: what cannot be written is a warning in its log.
+All starts of a training share one history, ``starts.json``; ``docs/run_folder.md`` lists the files. Only the main
+process writes, and nothing here stops a training: a file that cannot be written is a warning in its log.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
+from mmengine.runner import Runner
 
 from backbones.errors import UserError
 from engine.checkpoint.preemption import Stop
@@ -28,27 +30,27 @@ from engine.config.load import Resolved
 from engine.planning.plan import TrainingPlan
 from engine.report.environment import code_diff, environment, read_text, without_secrets
 from engine.report.run_dir import DIFF, ENVIRONMENT, PLAN, STARTS, read_json, write_json
-from engine.report.training import write_report
+from engine.report.training import write_training_report
 from engine.task import task_of
 
 RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"
 RESUME, LAUNCHER = "--resume", "--launcher"
-LONGEST_CONFIG = 2**16  # characters of a config file that are kept: one that a run has dumped is a tenth of it
+MAX_CONFIG_CHARACTERS = 2**16  # of a config file that are kept; a dumped config has a tenth of that
 
 
 @contextmanager
-def recorded(runner: Any, resolved: Resolved, plan: TrainingPlan) -> Iterator[None]:
-    """Keep the record of a start: of its beginning at once, of its end however this context is left.
+def record_run(runner: Runner, resolved: Resolved, plan: TrainingPlan) -> Iterator[None]:
+    """Record a start of a training: its beginning at once, its end however this context is left.
 
     Args:
-        runner: That will train inside of the context.
-        resolved: Its config.
-        plan: Of the training, with the data's figures.
+        runner: Runner that trains inside of the context.
+        resolved: Resolved config of the training.
+        plan: Plan of the training, with the number of images and steps.
     """
     if not is_main_process():
         yield
         return
-    record = Record(runner, resolved, plan)
+    record = RunRecorder(runner, resolved, plan)
     runner.register_hook(record, priority="VERY_LOW")
     try:
         yield
@@ -58,12 +60,18 @@ def recorded(runner: Any, resolved: Resolved, plan: TrainingPlan) -> Iterator[No
     record.end(None)
 
 
-class Record(Hook):
-    """The record of one start; the files are brought up to date when training begins, after validations, at the end."""
+class RunRecorder(Hook):
+    """Records one start; updates the files when training begins, after validations and at the end.
+
+    Args:
+        runner: Runner of the training.
+        resolved: Resolved config of the training.
+        plan: Plan of the training.
+    """
 
     priority = "VERY_LOW"
 
-    def __init__(self, runner: Any, resolved: Resolved, plan: TrainingPlan) -> None:
+    def __init__(self, runner: Runner, resolved: Resolved, plan: TrainingPlan) -> None:
         self._runner = runner
         self._folder = Path(runner.work_dir)
         self._start: dict[str, Any] = {"folder": runner.timestamp, "outcome": RUNNING, "began": _now()}
@@ -77,25 +85,25 @@ class Record(Hook):
             write_json(self._folder / ENVIRONMENT, self._start["environment"])
             self._save_diff()
 
-    def before_train(self, runner: Any) -> None:
-        """Note where it goes on from, and with which weights."""
+    def before_train(self, runner: Runner) -> None:
+        """Record the first step and the loaded weights."""
         self._start |= {"from_step": runner.iter, "resumed": runner.is_resuming, "weights": runner.load_reports}
         with only_warning(self._runner.logger):
             self._save()
-            write_report(self._folder)
+            write_training_report(self._folder)
 
-    def after_val_epoch(self, runner: Any, metrics: Mapping[str, float] | None = None) -> None:
-        """Bring the report up to date: what is killed later has this one."""
+    def after_val_epoch(self, runner: Runner, metrics: Mapping[str, float] | None = None) -> None:
+        """Update the report, so that a run that is killed later has this one."""
         self._start |= {"to_step": runner.iter, "seconds": self._seconds()}
         with only_warning(self._runner.logger):
             self._save()
-            write_report(self._folder)
+            write_training_report(self._folder)
 
     def end(self, error: BaseException | None) -> None:
-        """Note how it ended and write the report.
+        """Record how the training ended and write the report.
 
         Args:
-            error: That ended it; ``None`` if nothing did.
+            error: Exception that ended the training; ``None`` if it came to its end.
         """
         with only_warning(self._runner.logger):
             step, steps = self._runner.iter, self._runner.max_iters
@@ -104,7 +112,7 @@ class Record(Hook):
             self._start |= {"to_step": step, "of_steps": steps, "go_on": _go_on(self._start["command"])}
             self._start |= _peak_memory()
             self._save()
-            write_report(self._folder)
+            write_training_report(self._folder)
 
     def _seconds(self) -> float:
         began = datetime.fromisoformat(self._start["began"])
@@ -114,7 +122,7 @@ class Record(Hook):
         write_json(self._folder / STARTS, {"starts": [*self._earlier, self._start]})
 
     def _save_diff(self) -> None:
-        """Each start has its own beside its log."""
+        """Write the uncommitted changes of the code beside the log of this start."""
         if self._start["environment"]["code"].get("dirty"):
             place = self._folder / self._start["folder"] / DIFF
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -123,26 +131,26 @@ class Record(Hook):
 
 @contextmanager
 def only_warning(logger: logging.Logger) -> Iterator[None]:
-    """What goes wrong inside of this context is a warning: a training is worth more than its record."""
+    """Turn any exception inside of this context into a warning: a training is worth more than its record."""
     try:
         yield
     except Exception as error:
         logger.warning("the record of this run is not complete: %s: %s", type(error).__name__, error)
 
 
-def report_test(runner: Any) -> None:
-    """Bring the report of a training up to date after a test in its folder."""
+def report_test(runner: Runner) -> None:
+    """Update the report of a training after a test in its work directory."""
     folder = Path(runner.work_dir)
     if is_main_process() and (folder / STARTS).is_file():
         with only_warning(runner.logger):
-            write_report(folder)
+            write_training_report(folder)
 
 
 def outcome_of(error: BaseException | None) -> tuple[str, str]:
-    """How a training ended, and why, in a line.
+    """Return how a training ended, and the reason in one line.
 
     Args:
-        error: That left it; ``None`` if it came to its end.
+        error: Exception that ended the training; ``None`` if it came to its end.
     """
     if error is None:
         return FINISHED, ""
@@ -158,11 +166,11 @@ def outcome_of(error: BaseException | None) -> tuple[str, str]:
 
 
 def command_line(arguments: Sequence[str], environ: Mapping[str, str]) -> str:
-    """What to type to start this again; logins in addresses are left out.
+    """The command that starts the program again; logins in addresses are masked.
 
     Args:
-        arguments: Of the program, itself first.
-        environ: Variables of torchrun, if it started the program.
+        arguments: Program and its arguments (``sys.argv``).
+        environ: Environment variables; torchrun sets the number of processes in them.
     """
     program, *words = arguments
     local = int(environ.get("LOCAL_WORLD_SIZE", 1))
@@ -180,14 +188,14 @@ def _from_here(path: str) -> str:
     return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
 
 
-def _beginning(runner: Any, resolved: Resolved, plan: TrainingPlan) -> dict[str, Any]:
+def _beginning(runner: Runner, resolved: Resolved, plan: TrainingPlan) -> dict[str, Any]:
     cfg = resolved.cfg
     return {
         "command": command_line(sys.argv, os.environ),
         "processes": runner.world_size,
         "config": {
             "file": str(cfg.filename or ""),
-            "text": read_text(Path(cfg.filename))[:LONGEST_CONFIG] if cfg.filename else "",
+            "text": read_text(Path(cfg.filename))[:MAX_CONFIG_CHARACTERS] if cfg.filename else "",
             "changed": {key: [_plain(old), _plain(new)] for key, (old, new) in resolved.changed.items()},
         },
         "about": _about(cfg, runner),
@@ -197,8 +205,8 @@ def _beginning(runner: Any, resolved: Resolved, plan: TrainingPlan) -> dict[str,
     }
 
 
-def _about(cfg: Any, runner: Any) -> dict[str, Any]:
-    """What people ask first."""
+def _about(cfg: Config, runner: Runner) -> dict[str, Any]:
+    """The facts at the head of the report."""
     backbone = cfg.model.get("backbone") or {}
     ema = next((hook for hook in cfg.get("custom_hooks") or [] if hook["type"] == "ModelEMAHook"), None)
     return {
@@ -218,7 +226,7 @@ def _plan(plan: TrainingPlan, notes: Sequence[str]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """The value as JSON has it."""
+    """The value as JSON, with logins masked."""
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -229,7 +237,7 @@ def _plain(value: Any) -> Any:
 
 
 def _peak_memory() -> dict[str, int]:
-    """Bytes: the largest resident size of this process and, on a GPU, the most that its tensors took."""
+    """Peak resident memory of this process in bytes and, on a GPU, the peak memory of its tensors."""
     unit = 1 if sys.platform == "darwin" else 1024
     peak = {"memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
     if torch.cuda.is_available() and torch.cuda.is_initialized():

@@ -1,4 +1,4 @@
-"""Read what a training has left in its folder; whatever is absent or damaged is left out, nothing here fails.
+"""Reads the files in the work directory of a training; missing and damaged files are skipped without an error.
 
 ``docs/run_folder.md`` lists the files.
 """
@@ -9,11 +9,13 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from backbones.files import atomic_write
 from engine.report.environment import read_text
-from engine.task import Score
+
+if TYPE_CHECKING:  # the doctor reads run directories where mmengine may be broken
+    from engine.task import Score
 
 # Written by engine.report.recorder.
 STARTS = "starts.json"
@@ -85,7 +87,7 @@ def read_starts(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_load_reports(path: Path) -> list[dict[str, Any]] | None:
-    """What a training or a test says that it loaded, in order; ``None`` where it has left no word."""
+    """The load reports of a training or a test, in order; ``None`` where the file has none."""
     load_reports = read_json(path).get("receipts")
     return [one for one in load_reports if isinstance(one, dict)] if isinstance(load_reports, list) else None
 

@@ -1,6 +1,6 @@
-"""The one-page report of a training, made from what its folder holds; it needs nothing but the file.
+"""The one-page report of a training, made from the files in its work directory; the page is self-contained.
 
-Whatever the folder does not hold is left out or said to be missing; a report can be made at any time.
+Files that are missing are left out or said to be missing, so that a report can be made at any time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from backbones.files import atomic_write
 from engine.report.environment import commit_line, read_text
 from engine.report.html import (
     NONE,
-    Line,
+    CurveLine,
     confusion_table,
     document,
     duration,
@@ -48,29 +48,29 @@ TESTS = {"test": "test", "test_ema": "test, EMA", "test_tta": "test, TTA", "test
 REPLACED = "replaced_images.jsonl"
 DATA_CHECK = "data_check.json"
 NON_FINITE = "nonfinite"
-MOST_CLASSES = 30  # of a table of confusions that fits a page
-MOST_PICTURES = 8
-FEW = 5  # lines of a list of events
+MAX_CONFUSION_CLASSES = 30  # that fit a page
+MAX_PICTURES = 8
+MAX_EVENTS = 5  # listed one by one
 RAW, AVERAGED = "raw weights", "averaged (EMA)"
 
 
-def write_report(folder: Path) -> Path:
-    """Make the report of a training.
+def write_training_report(folder: Path) -> Path:
+    """Write the report of a training.
 
     Args:
-        folder: Its work directory.
+        folder: Work directory of the training.
 
     Returns:
-        The page.
+        Path of the page.
     """
     page = folder / REPORT
     with atomic_write(page) as place:
-        place.write_text(render(read_run(folder), folder), encoding="utf-8")
+        place.write_text(render_training_report(read_run(folder), folder), encoding="utf-8")
     return page
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """All that the page is about, as plain data.
+    """Read all data of the page.
 
     Args:
         folder: Work directory of a training.
@@ -91,22 +91,22 @@ def read_run(folder: Path) -> dict[str, Any]:
         "data_check": read_json(folder / DATA_CHECK),
         "non_finite": _read_non_finite(folder / NON_FINITE),
         "confusion": read_json(folder / "confusion.json"),
-        "pictures": sorted(path.name for path in (folder / "pictures").glob("*.png"))[:MOST_PICTURES],
+        "pictures": sorted(path.name for path in (folder / "pictures").glob("*.png"))[:MAX_PICTURES],
     }
 
 
 def _read_non_finite(folder: Path) -> list[dict[str, Any]]:
-    """The events of a black box, in the order of their steps."""
+    """The reports of steps that were not finite, in the order of the steps."""
     events = [{"folder": path.name, **read_json(path / "report.json")} for path in folder.glob("*") if path.is_dir()]
     return sorted(events, key=lambda event: (finite(event.get("step")) or 0, event["folder"]))
 
 
-def render(run: Mapping[str, Any], folder: Path) -> str:
-    """The page, with everything it needs inside.
+def render_training_report(run: Mapping[str, Any], folder: Path) -> str:
+    """Return the page as self-contained HTML.
 
     Args:
-        run: From :func:`read_run`.
-        folder: Pictures are read from ``pictures`` in it.
+        run: Data of the training, from :func:`read_run`.
+        folder: Work directory, whose ``pictures`` are embedded.
     """
     last = run["starts"][-1] if run["starts"] else {}
     sections = {
@@ -125,11 +125,11 @@ def render(run: Mapping[str, Any], folder: Path) -> str:
 
 
 def state_line(start: Mapping[str, Any], checkpoints: Sequence[str]) -> str:
-    """How a training stands, and how to go on with it.
+    """Return the state of a training in a sentence, and the command that resumes it.
 
     Args:
-        start: The last one.
-        checkpoints: Names of the files to go on from.
+        start: Record of the last start.
+        checkpoints: Names of the checkpoints to resume from.
     """
     if not start:
         return f"No {STARTS} tells how this training stands."
@@ -222,35 +222,35 @@ def _value(score: Score, value: Any) -> str:
 
 def _curves(run: Mapping[str, Any], last: Mapping[str, Any]) -> str:
     curves: Mapping[str, Points] = run["curves"]
-    plots = [plot("", "training loss", {RAW: Line("trained", curves.get("train/loss"))})]
+    plots = [plot("", "training loss", {RAW: CurveLine("trained", curves.get("train/loss"))})]
     for score in (score for task in _tasks(last) for score in task.scores):
         raw, averaged = curves.get(f"val/{score.metric}"), curves.get(f"val/ema/{score.metric}")
-        lines = {RAW: Line("trained", raw, score.factor)}
-        lines |= {AVERAGED: Line("averaged", averaged, score.factor)} if averaged else {}
+        lines = {RAW: CurveLine("trained", raw, score.factor)}
+        lines |= {AVERAGED: CurveLine("averaged", averaged, score.factor)} if averaged else {}
         plots.append(plot("", f"{score.label} on held-out data", lines))
-    plots.append(plot("", "learning rate (of the first group)", {RAW: Line("scratch", curves.get("train/lr"))}))
-    plots.append(plot("", "norm of the gradient", {RAW: Line("scratch", curves.get("train/grad_norm"))}))
+    plots.append(plot("", "learning rate (of the first group)", {RAW: CurveLine("scratch", curves.get("train/lr"))}))
+    plots.append(plot("", "norm of the gradient", {RAW: CurveLine("scratch", curves.get("train/grad_norm"))}))
     drawn = "".join(plots)
     return f'<div class="plots">{drawn}</div>' if drawn else note("Nothing was logged yet.")
 
 
 def _events(run: Mapping[str, Any]) -> str:
-    """What a person should not overlook."""
+    """Problems that people should not overlook."""
     lines = []
     if run["replaced"]:
         count = len(run["replaced"])
         lines.append(f"{count:,} image{'s' if count > 1 else ''} could not be read and were replaced: {REPLACED}")
-    for event in run["non_finite"][:FEW]:
+    for event in run["non_finite"][:MAX_EVENTS]:
         words = [f"not finite at {event['folder'].replace('_', ' ')}"]
         words += [f"first in {event['place']}"] if event.get("place") else []
         words += [str(event[key]) for key in ("hint", "replay") if event.get(key)]
         lines.append("; ".join(words))
-    if len(run["non_finite"]) > FEW:
-        lines.append(f"and {len(run['non_finite']) - FEW} more folders in {NON_FINITE}")
+    if len(run["non_finite"]) > MAX_EVENTS:
+        lines.append(f"and {len(run['non_finite']) - MAX_EVENTS} more folders in {NON_FINITE}")
     if summary := run["data_check"].get("summary"):
         lines.append(f"data check: {summary}; all of it in {DATA_CHECK}")
         errors = [one for one in run["data_check"].get("findings", []) if one.get("level") == "error"]
-        lines += [f"{one.get('file')}: {one.get('what')}; {one.get('mend')}" for one in errors[:FEW]]
+        lines += [f"{one.get('file')}: {one.get('what')}; {one.get('mend')}" for one in errors[:MAX_EVENTS]]
     return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>" if lines else ""
 
 
@@ -258,7 +258,7 @@ def _confusion(confusion: Mapping[str, Any]) -> str:
     if not confusion:
         return ""
     count = len(confusion.get("classes", []))
-    if count > MOST_CLASSES:
+    if count > MAX_CONFUSION_CLASSES:
         return note(f"{count:,} classes are too many for a page: see confusion.json")
     return confusion_table(confusion)
 

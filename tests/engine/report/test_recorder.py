@@ -28,7 +28,7 @@ from engine.report.environment import (
     variables,
     without_secrets,
 )
-from engine.report.recorder import command_line, outcome_of, recorded
+from engine.report.recorder import command_line, outcome_of, record_run
 from engine.report.run_dir import read_starts
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -62,7 +62,7 @@ def planned() -> tuple[Any, Any]:
 
 @contextmanager
 def started(runner: Runner, planned: tuple[Any, Any]) -> Iterator[None]:
-    with recorded(runner, *planned):
+    with record_run(runner, *planned):
         for hook in runner.hooks:
             hook.before_train(runner)
         yield
@@ -165,7 +165,7 @@ def test_what_cannot_be_written_is_a_warning(
     def fail(*_: Any) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(engine.report.recorder, "write_report", fail)
+    monkeypatch.setattr(engine.report.recorder, "write_training_report", fail)
     monkeypatch.setattr(engine.report.recorder, "write_json", fail)
     monkeypatch.setattr(engine.report.recorder, "environment", fail)
     runner = Runner(tmp_path)

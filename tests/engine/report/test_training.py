@@ -13,9 +13,9 @@ from PIL import Image
 import classification  # noqa: F401  (the packages register their tasks)
 import detection  # noqa: F401
 import segmentation  # noqa: F401
-from engine.report.html import COLOURS, Line, plot, thinned
+from engine.report.html import COLOURS, CurveLine, plot, thinned
 from engine.report.run_dir import best_point, read_curves, read_starts, write_json
-from engine.report.training import read_run, render, state_line, write_report
+from engine.report.training import read_run, render_training_report, state_line, write_training_report
 from tests.pages import Page
 
 EVIL = "<script>alert('7 & 1')</script>"
@@ -81,7 +81,7 @@ def finding(level: str) -> dict[str, str]:
 
 
 def read_page(folder: Path) -> Page:
-    return Page(write_report(folder).read_text(encoding="utf-8"))
+    return Page(write_training_report(folder).read_text(encoding="utf-8"))
 
 
 def row(page: Page, name: str) -> list[str]:
@@ -232,23 +232,23 @@ def test_a_start_that_does_not_resume_is_a_new_training(folder: Path) -> None:
         "train/lr": [(5, 0.1)],
         "train/grad_norm": [(5, 1.0)],
     }
-    assert render(read_run(folder), folder).count("<td>finished</td>") == 1
+    assert render_training_report(read_run(folder), folder).count("<td>finished</td>") == 1
 
 
 def test_a_plot_has_its_points_where_they_belong() -> None:
-    svg = plot("A", "b", {"c": Line("trained", [(0, 0.0), (50, 0.5), (100, 1.0)], 100)})
+    svg = plot("A", "b", {"c": CurveLine("trained", [(0, 0.0), (50, 0.5), (100, 1.0)], 100)})
     points = re.search(r'points="([^"]+)"', svg)
     assert points
     assert points[1] == "54.0,246.0 249.0,145.0 444.0,44.0"
     assert re.findall(r'end">([^<]+)<', svg) == ["0", "20", "40", "60", "80", "100"]
     assert "var(--trained)" in svg
     assert not any(colour in svg for pair in COLOURS.values() for colour in pair)
-    assert plot("A", "b", {"c": Line("trained", None), "d": Line("trained", [])}) == ""
+    assert plot("A", "b", {"c": CurveLine("trained", None), "d": CurveLine("trained", [])}) == ""
 
 
 @pytest.mark.parametrize("values", [[0.0], [5.0], [-1.0, 1.0], [1e-9, 2e-9], [1e12], [0.1] * 40, [-3.0]])
 def test_a_plot_of_any_values_stays_inside(values: list[float]) -> None:
-    svg = plot("A", "b", {"c": Line("trained", list(enumerate(values)))})
+    svg = plot("A", "b", {"c": CurveLine("trained", list(enumerate(values)))})
     numbers = re.search(r'points="([^"]+)"', svg)
     assert numbers
     for pair in numbers[1].split():
