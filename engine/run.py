@@ -12,7 +12,7 @@ from mmengine.dist import is_main_process
 from mmengine.registry import HOOKS
 
 from backbones.errors import CheckpointError, ConfigError
-from engine.checkpoint.preemption import Stop, leaving_at_once
+from engine.checkpoint.preemption import Stop, exiting_on_signals
 from engine.config.load import Resolved, load_config
 from engine.config.world import Launch
 from engine.data.preflight import check_before_training, check_data_paths
@@ -76,7 +76,7 @@ def train(resolved: Resolved, launch: Launch, resume: bool, data_check: bool = T
     """
     cfg = resolved.cfg
     cfg.resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-    with leaving_at_once(None if cfg.resume else Path(cfg.work_dir)):
+    with exiting_on_signals(None if cfg.resume else Path(cfg.work_dir)):
         check_data_paths(cfg, ("train", "val"))
         _check_weight_file("model.backbone.weights", cfg.model.get("backbone", {}).get("weights"))
         _check_weight_file("load_from", cfg.get("load_from"))

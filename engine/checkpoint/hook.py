@@ -14,8 +14,8 @@ from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop
 
 from backbones.errors import UserError
-from backbones.files import atomic_write, remove_partial_files
-from engine.checkpoint.store import NAME, POINTER, Writer, begin_run, checkpoints
+from backbones.files import remove_partial_files, atomic_write
+from engine.checkpoint.store import CHECKPOINT_NAME, LAST_CHECKPOINT, CheckpointWriter, begin_run, checkpoints
 from engine.config.schema import is_whole
 from engine.launch.heartbeat import HEARTBEAT, Phase
 from engine.task import task_of
@@ -29,8 +29,8 @@ class ResumableCheckpointHook(Hook):
 
     The arguments are those of mmengine's ``CheckpointHook`` where they mean the same. mmengine's hook overwrites files
     in place while the training waits, and removes the oldest file before the new one is complete. Here
-    :class:`engine.checkpoint.store.Writer` writes; the loops call :meth:`at_boundary` and :meth:`in_between` at the
-    steps from which a run can be resumed.
+    :class:`engine.checkpoint.store.CheckpointWriter` writes; the loops call :meth:`save_if_due` and :meth:`save_now` at
+    the steps from which a run can be resumed.
 
     Args:
         interval: Epochs, or steps in a run of steps, between files ``epoch_N.pth`` or ``iter_N.pth``.
@@ -70,7 +70,7 @@ class ResumableCheckpointHook(Hook):
         self.save_best, self.minutes, self.by_epoch = save_best, minutes, by_epoch
         self.best: dict[str, Any] = {}
         self.validated = -1
-        self._writer = Writer()
+        self._writer = CheckpointWriter()
         self._passing: list[Path] = []
         self._saved = (-1, -1)
         self._since = time.monotonic()
@@ -91,7 +91,7 @@ class ResumableCheckpointHook(Hook):
             self._passing = [file for _, file, _ in checkpoints(self._folder) if _is_passing(file)]
 
     @property
-    def late(self) -> bool:
+    def overdue(self) -> bool:
         """Whether so much time has passed that the work since the last file is worth saving."""
         return time.monotonic() - self._since > 60 * self.minutes
 
@@ -99,7 +99,7 @@ class ResumableCheckpointHook(Hook):
         """Raise what went wrong in the background."""
         self._writer.check()
 
-    def at_boundary(self, runner: Any, epoch_ended: bool, last: bool) -> None:
+    def save_if_due(self, runner: Any, epoch_ended: bool, last: bool) -> None:
         """Save if the interval says so.
 
         Args:
@@ -115,7 +115,7 @@ class ResumableCheckpointHook(Hook):
             runner.logger.info(f"saving {name}")
             self._save(runner, self._folder / name)
 
-    def in_between(self, runner: Any) -> None:
+    def save_now(self, runner: Any) -> None:
         """Save now, all processes together; nothing is done where this very state is saved already."""
         if self._saved != (runner.iter, self.validated):
             self._save(runner, self._folder / f"step_{runner.iter}.pth")
@@ -169,7 +169,7 @@ class ResumableCheckpointHook(Hook):
 
     def _tidy(self, newest: Path) -> None:
         """Point at the newest file, which is safe, and remove what it makes superfluous."""
-        with atomic_write(self._folder / POINTER) as place:
+        with atomic_write(self._folder / LAST_CHECKPOINT) as place:
             place.write_text(str(newest), encoding="utf-8")
         for file in self._passing:
             if file != newest:
@@ -202,7 +202,7 @@ class ResumableCheckpointHook(Hook):
 
 def _named(file: Path) -> tuple[str, int]:
     """What a checkpoint's name counts, and how many of it; nothing for other names."""
-    match = NAME.fullmatch(file.name)
+    match = CHECKPOINT_NAME.fullmatch(file.name)
     return (match[1], int(match[2])) if match else ("", 0)
 
 

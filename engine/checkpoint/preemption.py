@@ -62,7 +62,7 @@ class Signals:
         self._interrupted = float("inf")
 
     @contextmanager
-    def heeded(self) -> Iterator[None]:
+    def handled(self) -> Iterator[None]:
         """Context in which signals are stop requests; a second Ctrl-C, seconds after the first, ends at once."""
         ours = {signal.SIGTERM: self._leave, signal.SIGUSR1: self._leave, signal.SIGINT: self._interrupt}
         with _handled(ours):
@@ -80,7 +80,7 @@ class Signals:
 
 
 @contextmanager
-def leaving_at_once(begins: Path | None) -> Iterator[None]:
+def exiting_on_signals(begins: Path | None) -> Iterator[None]:
     """Inside of this context, before the first step, a scheduler's signal ends the process as one that saved would end.
 
     Args:

@@ -22,9 +22,9 @@ from backbones.files import NO_SPACE_ERRNOS, atomic_write
 from backbones.weights import read_checkpoint, verify_checkpoint
 
 # Files of the interval, in epochs or in steps, and those in between.
-NAME = re.compile(r"(epoch|iter|step)_(\d+)\.pth")
-POINTER = "last_checkpoint"  # names the newest file, for people and other programs
-RUN = "run_id"  # tells the training that the folder belongs to now from those before it
+CHECKPOINT_NAME = re.compile(r"(epoch|iter|step)_(\d+)\.pth")
+LAST_CHECKPOINT = "last_checkpoint"  # names the newest file, for people and other programs
+RUN_ID_FILE = "run_id"  # tells the training that the folder belongs to now from those before it
 
 
 def write_checkpoint(content: dict[str, Any], file: Path) -> None:
@@ -77,7 +77,7 @@ def begin_run(work_dir: Path, run: str) -> None:
     Raises:
         UserError: If the folder cannot be written.
     """
-    file = work_dir / RUN
+    file = work_dir / RUN_ID_FILE
     with _one_line(file), atomic_write(file) as place:
         place.write_text(run, encoding="utf-8")
 
@@ -98,9 +98,9 @@ def checkpoints(
     """
     found: list[tuple[int, float, Path, str | None]] = []
     earlier = []
-    run = (work_dir / RUN).read_text(encoding="utf-8") if (work_dir / RUN).is_file() else None
+    run = (work_dir / RUN_ID_FILE).read_text(encoding="utf-8") if (work_dir / RUN_ID_FILE).is_file() else None
     for file in work_dir.glob("*.pth"):
-        if NAME.fullmatch(file.name):
+        if CHECKPOINT_NAME.fullmatch(file.name):
             try:
                 meta = read_checkpoint(str(file), trust, in_place=True)["meta"]
                 if run is not None and meta.get("run", run) != run:
@@ -112,9 +112,9 @@ def checkpoints(
             except (AttributeError, KeyError, TypeError, ValueError):
                 found.append((-1, file.stat().st_mtime, file, f"checkpoint {str(file)!r} does not say its step"))
     if earlier:
-        others = ", ".join(sorted(earlier))
+        names = ", ".join(sorted(earlier))
         say(
-            f"{others} in {str(work_dir)!r}: saved by an earlier training, left alone; remove {RUN} to go on from there"
+            f"{names} in {str(work_dir)!r} skipped: saved by an earlier training; to resume from it, delete {RUN_ID_FILE}"
         )
     for position, _, file, wrong in sorted(found, key=lambda one: (one[3] is None, -one[0], -one[1])):
         yield position, file, wrong
@@ -158,7 +158,7 @@ def last_good(
     return None
 
 
-class Writer:
+class CheckpointWriter:
     """Writes one checkpoint after another in the background; training waits for the copy of its state alone.
 
     An error is raised by the next call of any method.
@@ -182,7 +182,7 @@ class Writer:
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
             self._thread.start()
-        self._jobs.put((copied(content), file, then))
+        self._jobs.put((cpu_copy(content), file, then))
 
     def wait(self) -> None:
         """Return when all is written."""
@@ -213,7 +213,7 @@ class Writer:
                 self._jobs.task_done()
 
 
-def copied(value: Any, known: dict[Any, Tensor] | None = None) -> Any:
+def cpu_copy(value: Any, known: dict[Any, Tensor] | None = None) -> Any:
     """A copy on the CPU of all tensors in a tree; what shares memory in it shares memory in the copy.
 
     Args:
@@ -229,8 +229,8 @@ def copied(value: Any, known: dict[Any, Tensor] | None = None) -> Any:
     if isinstance(value, dict):
         same = copy(value)  # its class may take other arguments, as that of a schedule's milestones does
         for key, inner in value.items():
-            same[key] = copied(inner, known)
+            same[key] = cpu_copy(inner, known)
         return same
     if isinstance(value, list | tuple):
-        return type(value)(copied(inner, known) for inner in value)
+        return type(value)(cpu_copy(inner, known) for inner in value)
     return deepcopy(value)

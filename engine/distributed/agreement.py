@@ -55,7 +55,7 @@ class Agreement:
         before = self.at_step(stop_request)
         return max(before, self._result())
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Wait until all processes are here."""
         if self._group is not None:
             dist.barrier(group=self._group)

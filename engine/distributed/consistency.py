@@ -45,7 +45,7 @@ def check_devices(device: str) -> None:
     )
 
 
-def describe_data(loader: Any, identity: bool = True) -> dict[str, Any]:
+def describe_loader(loader: Any, identity: bool = True) -> dict[str, Any]:
     """What must be equal for a data loader in all processes.
 
     Args:
@@ -69,12 +69,12 @@ def describe_data(loader: Any, identity: bool = True) -> dict[str, Any]:
     return told
 
 
-def check_data(what: str, told: Sequence[dict[str, Any]]) -> None:
+def check_same_data(what: str, told: Sequence[dict[str, Any]]) -> None:
     """See that no process waits for a batch that another one does not have.
 
     Args:
         what: Such as ``training``.
-        told: What :func:`describe_data` says in each process, in the order of their ranks.
+        told: What :func:`describe_loader` says in each process, in the order of their ranks.
 
     Raises:
         UserError: If there is a difference; it says who has what.

@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor
 
 from backbones.errors import UserError
 from engine.checkpoint.rng import RandomState
-from engine.checkpoint.store import copied
+from engine.checkpoint.store import cpu_copy
 from engine.config.environment import NonFinitePolicy
 from engine.distributed.sharding import gather_whole, unwrapped
 from engine.launch.exit_codes import EXIT_NONFINITE
@@ -113,7 +113,7 @@ class NonFiniteGuard(Hook):
         self._buffers = list(unwrapped(runner.model).buffers())
         self._copies = [buffer.clone() for buffer in self._buffers]
         if self.settings.action == "roll_back" and not runner.iter and not self.events:
-            runner.checkpoint_hook.in_between(runner)
+            runner.checkpoint_hook.save_now(runner)
 
     def skips(self, step: int) -> bool:
         """Whether a step, counted from 1, trains nothing because it led to an event before a rollback."""
@@ -274,13 +274,13 @@ class NonFiniteGuard(Hook):
         runner, model = self._runner, unwrapped(self._runner.model)
         main, rank = is_main_process(), get_rank()
         problems = [_attempt(lambda: make_event_folder(folder)) if main else None]
-        runner.agreement.meet()
+        runner.agreement.barrier()
         content = {**own, "batch": [encode(part) for part in micro_batches], "random": self._random.as_dict()}
         problems.append(_attempt(lambda: write_rank(folder, rank, content)))
         weights = gather_whole(model.state_dict()) if runner.sharded else model.state_dict()
         if main:
-            problems.append(_attempt(lambda: write_common(folder, copied(weights), runner.cfg)))
-        runner.agreement.meet()
+            problems.append(_attempt(lambda: write_common(folder, cpu_copy(weights), runner.cfg)))
+        runner.agreement.barrier()
         if main:
             problems.append(_attempt(lambda: write_event_report(folder, report)))
             problems.append(_attempt(lambda: thin_out(folder.parent)))

@@ -10,18 +10,18 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-SHAPE = (
+SHAPE_KEYS = (
     *("begin", "end", "total_iters", "T_max", "milestones", "gamma", "power", "base_values"),
     *("start_factor", "end_factor", "eta_min", "eta_min_ratio"),
 )
 
 
-def shapes(schedulers: Sequence[Any]) -> list[dict[str, Any]]:
+def schedule_shapes(schedulers: Sequence[Any]) -> list[dict[str, Any]]:
     """What of schedulers a config states, without their position."""
-    return [{key: value for key, value in one.state_dict().items() if key in SHAPE} for one in schedulers]
+    return [{key: value for key, value in one.state_dict().items() if key in SHAPE_KEYS} for one in schedulers]
 
 
-def replay(
+def replay_schedules(
     build: Callable[[], list[Any]], groups: Sequence[dict[str, Any]], peaks: Sequence[float], steps: int, epoch: int
 ) -> list[Any]:
     """Build schedulers anew and bring them to a step.

@@ -21,7 +21,7 @@ from engine.checkpoint.store import last_good, write_checkpoint
 from engine.config.classes import class_names
 from engine.distributed.sharding import gather_whole, unwrapped
 from engine.nonfinite.guard import NonFiniteError, RollBack
-from engine.optim.schedules import replay, shapes
+from engine.optim.schedules import replay_schedules, schedule_shapes
 from engine.report.run_dir import write_json
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class CheckpointManager:
         """
         runner = self._runner
         peaks = [group.get("initial_lr", group["lr"]) for group in runner.optim_wrapper.param_groups]
-        wanted = shapes(runner.param_schedulers or [])
+        wanted = schedule_shapes(runner.param_schedulers or [])
         try:
             yield
         except UserError:
@@ -115,13 +115,13 @@ class CheckpointManager:
             runner.logger.warning("saved by an older version: the order of the data and random numbers begin anew")
         else:
             restore_position(runner, self._resumed)
-        if shapes(runner.param_schedulers or []) != wanted:
+        if schedule_shapes(runner.param_schedulers or []) != wanted:
             self._replay_schedules(peaks)
 
     def _replay_schedules(self, peaks: list[float]) -> None:
         runner = self._runner
         runner.logger.info("the schedule differs from the checkpoint's: rates go on as if it had always been this one")
-        runner.param_schedulers = replay(
+        runner.param_schedulers = replay_schedules(
             lambda: runner.build_param_scheduler(copy.deepcopy(runner.cfg.param_scheduler)),
             runner.optim_wrapper.param_groups,
             peaks,

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from engine.data.fault_tolerance import FaultTolerantDataset
 from engine.data.sampling import build_train_loader, shutdown_workers
 from engine.distributed.agreement import Agreement
-from engine.distributed.consistency import check_data, describe_data
+from engine.distributed.consistency import check_same_data, describe_loader
 
 WORKER_SHUTDOWN_SECONDS = 1.0  # at the regular end of a run, for workers that are still preparing a batch
 
@@ -44,7 +44,7 @@ def compare_loaders(split: str, loader: DataLoader, same_data: bool, agreement: 
     Raises:
         UserError: If they differ; it says which process has what.
     """
-    check_data(split, agreement.gather(describe_data(loader, same_data)))
+    check_same_data(split, agreement.gather(describe_loader(loader, same_data)))
 
 
 @contextmanager

@@ -146,11 +146,11 @@ class _StepLoop:
         """
         runner, hook = self.runner, self.runner.checkpoint_hook
         hook.check()
-        hook.at_boundary(runner, epoch_ended, last)
-        request = max(runner.signals.stop_request, StopRequest.SAVE if hook.late else StopRequest.NOTHING)
+        hook.save_if_due(runner, epoch_ended, last)
+        request = max(runner.signals.stop_request, StopRequest.SAVE if hook.overdue else StopRequest.NOTHING)
         common = runner.agreement.at_step(request)
         if common == StopRequest.SAVE:
-            hook.in_between(runner)
+            hook.save_now(runner)
             # The votes of this step, on their way to the next one, may ask for the same.
             common = runner.agreement.at_rest(runner.signals.stop_request)
         if common > StopRequest.SAVE:

@@ -115,13 +115,13 @@ class Runner(MMRunner):
         """
         hook = self.checkpoint_hook
         repeatable = nullcontext() if torch.cuda.is_available() else autotuner.without_measuring()
-        with self.signals.heeded(), repeatable, workers_ended(self._loaders):
+        with self.signals.handled(), repeatable, workers_ended(self._loaders):
             try:
                 return super().train()
             except Stop:
-                hook.in_between(self)
+                hook.save_now(self)
                 hook.wait()
-                self.agreement.meet()
+                self.agreement.barrier()
                 raise
             except Exception:
                 hook.drain()  # what was handed over is still written, whatever ends the run

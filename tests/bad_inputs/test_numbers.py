@@ -25,7 +25,7 @@ from backbones.weights import read_checkpoint
 from detection.check import CocoChecker, _decode_runs
 from engine.checkpoint.rng import RandomState, seed_of, seeded
 from engine.checkpoint.state import restore_position
-from engine.checkpoint.store import copied, write_checkpoint
+from engine.checkpoint.store import cpu_copy, write_checkpoint
 from engine.config.batch import LR_RULES, plan_batch, scaled_lr
 from engine.config.classes import class_names
 from engine.config.load import load_config, parse_options
@@ -198,7 +198,7 @@ def alike(one: Any, other: Any) -> bool:
 @modest
 @given(tree=st.dictionaries(st.text(max_size=5), TREE, max_size=4))
 def test_any_state_survives_copying_and_the_disk(tree: dict[str, Any], tmp_path: Path) -> None:
-    copy = copied(tree)
+    copy = cpu_copy(tree)
     assert alike(copy, tree)
     write_checkpoint(copy, tmp_path / "a.pth")
     assert alike(read_checkpoint(str(tmp_path / "a.pth")), tree)

@@ -45,10 +45,10 @@ class Run:
         self.iter += 1
         ended = self.iter % STEPS == 0
         if not ended:
-            hook.at_boundary(self, epoch_ended=False, last=last)
+            hook.save_if_due(self, epoch_ended=False, last=last)
         else:
             self.epoch += 1
-            hook.at_boundary(self, epoch_ended=True, last=last)
+            hook.save_if_due(self, epoch_ended=True, last=last)
 
 
 def begin(run: Run, **settings: Any) -> ResumableCheckpointHook:
@@ -99,7 +99,7 @@ def test_a_file_in_between_goes_when_the_next_is_safe(tmp_path: Path) -> None:
     hook = begin(run)
     for _ in range(STEPS + 1):
         run.step(hook)
-    hook.in_between(run)
+    hook.save_now(run)
     hook.wait()
     assert names(tmp_path) == ["epoch_1.pth", "step_4.pth"]
     hook = begin(run)  # the run is started again
@@ -115,12 +115,12 @@ def test_a_file_in_between_of_an_earlier_training_stays(tmp_path: Path) -> None:
     hook = begin(run)
     for _ in range(STEPS + 1):
         run.step(hook)
-    hook.in_between(run)
+    hook.save_now(run)
     hook.wait()
     again.run_id = "another"
     hook = begin(again)
     again.step(hook)
-    hook.in_between(again)
+    hook.save_now(again)
     hook.wait()
     assert names(tmp_path) == ["epoch_1.pth", "step_1.pth", "step_4.pth"]
     assert last_good(tmp_path) == tmp_path / "step_1.pth"
@@ -130,11 +130,11 @@ def test_a_step_that_is_reached_again_is_saved_again(tmp_path: Path) -> None:
     run = Run(tmp_path)
     hook = begin(run)
     run.step(hook)
-    hook.in_between(run)
+    hook.save_now(run)
     hook.wait()
     hook.before_train(run)  # the run was taken back and has come to the same step
     (tmp_path / "step_1.pth").unlink(missing_ok=True)
-    hook.in_between(run)
+    hook.save_now(run)
     hook.wait()
     assert names(tmp_path) == ["step_1.pth"]
 
@@ -144,15 +144,15 @@ def test_what_is_saved_is_not_saved_again(tmp_path: Path) -> None:
     hook = begin(run)
     for _ in range(STEPS):
         run.step(hook)
-    hook.in_between(run)
+    hook.save_now(run)
     hook.wait()
     assert names(tmp_path) == ["epoch_1.pth"]
     hook.after_val_epoch(run, {"top1": 1.0})  # the file does not know of this
-    hook.in_between(run)
+    hook.save_now(run)
     hook.wait()
     assert names(tmp_path) == ["best_top1.pth", "epoch_1.pth", "step_3.pth"]
     hook.validated = -1
-    hook.in_between(run)  # under the same name
+    hook.save_now(run)  # under the same name
     hook.wait()
     assert names(tmp_path) == ["best_top1.pth", "epoch_1.pth", "step_3.pth"]
 
@@ -259,11 +259,11 @@ def test_time_that_has_passed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     hook = begin(run, minutes=10)
     run.step(hook)
     now[0] += 599
-    assert not hook.late
+    assert not hook.overdue
     now[0] += 2
-    assert hook.late
-    hook.in_between(run)
-    assert not hook.late
+    assert hook.overdue
+    hook.save_now(run)
+    assert not hook.overdue
     hook.wait()
 
 
@@ -275,7 +275,7 @@ def test_what_was_handed_over_is_written_whatever_ends_the_run(tmp_path: Path, m
     monkeypatch.setattr(torch, "save", lambda *args: may_write.wait(10) and save(*args))
 
     def fail(_: Any) -> None:
-        hook.in_between(run)
+        hook.save_now(run)
         threading.Timer(0.2, may_write.set).start()
         raise RuntimeError("out of memory")
 

@@ -14,7 +14,7 @@ import pytest
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from engine.checkpoint.preemption import Signals, Stop, leaving_at_once
+from engine.checkpoint.preemption import Signals, Stop, exiting_on_signals
 from engine.checkpoint.store import begin_run, last_good, write_checkpoint
 from engine.distributed.agreement import Agreement, StopRequest
 from engine.launch.exit_codes import EXIT_INTERRUPTED, EXIT_SAVED
@@ -29,7 +29,7 @@ STEPS = 6
 )
 def test_a_signal_is_a_stop_request(number: int, stop_request: int) -> None:
     signals, before = Signals(), signal.getsignal(number)
-    with signals.heeded():
+    with signals.handled():
         assert signals.stop_request == StopRequest.NOTHING
         os.kill(os.getpid(), number)
         assert signals.stop_request == stop_request
@@ -41,7 +41,7 @@ def test_a_second_interrupt_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> Non
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     signals = Signals()
-    with signals.heeded():
+    with signals.handled():
         for moment in (100.0, 100.5, 101.9):
             now[0] = moment
             os.kill(os.getpid(), signal.SIGINT)
@@ -52,7 +52,7 @@ def test_a_second_interrupt_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_to_leave_is_more_urgent_than_an_interrupt() -> None:
     signals = Signals()
-    with signals.heeded():
+    with signals.handled():
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
     assert signals.stop_request == StopRequest.LEAVE
@@ -67,7 +67,7 @@ def test_one_process_agrees_with_itself_at_once() -> None:
     agreement = Agreement()
     assert agreement.at_step(StopRequest.SAVE) == StopRequest.SAVE
     assert agreement.gather({"a": 1}) == [{"a": 1}]
-    agreement.meet()
+    agreement.barrier()
 
 
 class Delayed(Agreement):
@@ -87,18 +87,18 @@ class Delayed(Agreement):
 def test_what_is_late_is_saved_once(leave_at: int | None) -> None:
     """The wish of the next step, which does not know yet that it was heard, is the same one."""
     saved: list[int] = []
-    saving = SimpleNamespace(check=lambda: None, at_boundary=lambda *_, **settings: None, late=False)
+    saving = SimpleNamespace(check=lambda: None, save_if_due=lambda *_, **settings: None, overdue=False)
 
     def save(runner: Any) -> None:
         saved.append(runner.step)
-        saving.late = False
+        saving.overdue = False
 
-    saving.in_between = save
+    saving.save_now = save
     loop = object.__new__(EpochLoop)
     loop._runner = runner = SimpleNamespace(checkpoint_hook=saving, signals=Signals(), agreement=Delayed(), step=0)
     with pytest.raises(Stop) if leave_at else nullcontext():
         for runner.step in range(1, 7):
-            saving.late = saving.late or runner.step == 2
+            saving.overdue = saving.overdue or runner.step == 2
             leaving = leave_at is not None and runner.step >= leave_at
             runner.signals.stop_request = StopRequest.LEAVE if leaving else StopRequest.NOTHING
             loop._save_or_stop(epoch_ended=False, last=False)
@@ -113,7 +113,7 @@ def _vote(rank: int, folder: str) -> None:
     wishes = {1: {2: StopRequest.SAVE}, 2: {4: StopRequest.LEAVE}}.get(rank, {})
     learnt = [agreement.at_step(wishes.get(step, StopRequest.NOTHING)) for step in range(STEPS)]
     gathered = agreement.gather([rank, learnt])
-    agreement.meet()
+    agreement.barrier()
     Path(folder, str(rank)).write_text(f"{learnt} {[one[0] for one in gathered]}")
     dist.destroy_process_group()
 
@@ -137,7 +137,7 @@ def test_told_to_leave_before_the_first_step(tmp_path: Path, begins: bool, capsy
     write_checkpoint({"meta": {"iter": 5, "run": "earlier"}}, tmp_path / "iter_5.pth")
     begin_run(tmp_path, "earlier")
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as left, leaving_at_once(tmp_path if begins else None):
+    with pytest.raises(SystemExit) as left, exiting_on_signals(tmp_path if begins else None):
         os.kill(os.getpid(), signal.SIGTERM)
     assert left.value.code == EXIT_SAVED
     assert signal.getsignal(signal.SIGTERM) is before

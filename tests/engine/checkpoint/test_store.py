@@ -20,7 +20,7 @@ from backbones.errors import UserError
 from backbones.files import atomic_write, remove_partial_files
 from backbones.weights import read_checkpoint
 from engine.checkpoint import store as module
-from engine.checkpoint.store import Writer, begin_run, copied, last_good, write_checkpoint
+from engine.checkpoint.store import CheckpointWriter, begin_run, cpu_copy, last_good, write_checkpoint
 
 
 def state(step: int) -> dict[str, Any]:
@@ -181,7 +181,7 @@ def test_training_goes_on_while_a_file_is_written(tmp_path: Path, monkeypatch: p
     may_write, write = threading.Event(), module.write_checkpoint
     monkeypatch.setattr(module, "write_checkpoint", lambda *args: may_write.wait(10) and write(*args))
     history = HistoryBuffer([1.0], [1])
-    content, written, writer = state(1) | {"history": history}, [], Writer()
+    content, written, writer = state(1) | {"history": history}, [], CheckpointWriter()
     writer.write(content, tmp_path / "iter_1.pth", lambda: written.append(1))
     content["state_dict"]["weight"].zero_()
     history.update(2.0)
@@ -199,7 +199,7 @@ def test_an_error_in_the_background_is_told(tmp_path: Path, monkeypatch: pytest.
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    writer = Writer()
+    writer = CheckpointWriter()
     writer.write(state(1), tmp_path / "iter_1.pth", lambda: pytest.fail("nothing was written"))
     with pytest.raises(UserError, match=r"No space left on device .*make room"):
         writer.wait()
@@ -213,7 +213,7 @@ def test_an_error_after_the_file_is_told_in_a_line(tmp_path: Path) -> None:
     def full() -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    writer = Writer()
+    writer = CheckpointWriter()
     writer.write(state(1), tmp_path / "iter_1.pth", full)
     with pytest.raises(UserError, match=r"No space left on device .*make room"):
         writer.wait()
@@ -223,9 +223,9 @@ def test_a_copy_is_of_the_same_kind() -> None:
     """Counters are the milestones of a schedule."""
     lists: Any = defaultdict(list, a=[torch.ones(2)])
     for tree in (Counter([8, 11, 11]), OrderedDict(b=1, a=2)):
-        assert copied(tree) == tree
-        assert type(copied(tree)) is type(tree)
-    copy = copied({"deep": lists})["deep"]
+        assert cpu_copy(tree) == tree
+        assert type(cpu_copy(tree)) is type(tree)
+    copy = cpu_copy({"deep": lists})["deep"]
     lists["a"][0].zero_()
     assert torch.equal(copy["a"][0], torch.ones(2))
     assert copy["new"] == []
@@ -234,7 +234,7 @@ def test_a_copy_is_of_the_same_kind() -> None:
 def test_what_shares_memory_is_copied_once() -> None:
     weight = torch.ones(3)
     tree = {"state_dict": {"a": weight, "b": weight[:]}, "rest": [(weight[1:], 1)]}
-    copy = copied(tree)
+    copy = cpu_copy(tree)
     assert copy["state_dict"]["a"] is copy["state_dict"]["b"]
     assert copy["state_dict"]["a"].data_ptr() != weight.data_ptr()
     assert copy["rest"][0][1] == 1

@@ -13,7 +13,7 @@ from torch import nn
 
 from backbones.errors import UserError
 from engine.config.environment import check_environment
-from engine.distributed.consistency import check_data, describe_data
+from engine.distributed.consistency import check_same_data, describe_loader
 from engine.optim.unused_parameters import check_unused_parameters
 
 
@@ -35,10 +35,10 @@ def loader(dataset: Images, batches: int = 5) -> Any:
 
 
 def test_equal_data_in_different_places_is_equal() -> None:
-    told = [describe_data(loader(Images(20, root))) for root in ("data", "other/place", "data")]
-    check_data("training", told)
-    check_data("training", told[:1])
-    assert describe_data(loader(Images(0), 0))["samples"] == 0
+    told = [describe_loader(loader(Images(20, root))) for root in ("data", "other/place", "data")]
+    check_same_data("training", told)
+    check_same_data("training", told[:1])
+    assert describe_loader(loader(Images(0), 0))["samples"] == 0
 
 
 @pytest.mark.parametrize(
@@ -55,14 +55,14 @@ def test_equal_data_in_different_places_is_equal() -> None:
 def test_a_difference_says_who_has_what(other: Any, line: str) -> None:
     usual = loader(Images(20))
     with pytest.raises(UserError, match=f"^validation data differs between the processes {line}: [^\n]*$"):
-        check_data("validation", [describe_data(one) for one in (usual, other, usual)])
+        check_same_data("validation", [describe_loader(one) for one in (usual, other, usual)])
 
 
 def test_where_each_process_has_data_of_its_own_the_batches_count() -> None:
     mine, yours = loader(Images(20)), loader(Images(21, name="x"))
-    check_data("training", [describe_data(one, identity=False) for one in (mine, yours)])
+    check_same_data("training", [describe_loader(one, identity=False) for one in (mine, yours)])
     with pytest.raises(UserError, match="rank 0: 5 batches; rank 1: 4 batches"):
-        check_data("training", [describe_data(one, identity=False) for one in (mine, loader(Images(20), 4))])
+        check_same_data("training", [describe_loader(one, identity=False) for one in (mine, loader(Images(20), 4))])
 
 
 @pytest.mark.parametrize("patience", [0, -1.0, "long", True])

@@ -9,7 +9,7 @@ import torch
 from mmengine.registry import PARAM_SCHEDULERS
 
 import engine.training.runner  # noqa: F401  (registers the schedulers)
-from engine.optim.schedules import replay, shapes
+from engine.optim.schedules import replay_schedules, schedule_shapes
 
 EPOCH = 4
 SCHEDULE = [
@@ -43,7 +43,7 @@ def test_replayed_rates_are_those_of_the_whole_training(schedule: list[dict[str,
     whole = optimizer(0.4)
     expected = rates(whole, build(whole, schedule), 1, 16)
     later = optimizer(9.0)  # what a checkpoint of another schedule left
-    schedulers = replay(lambda: build(later, schedule), later.param_groups, [0.4, 0.2], steps=6, epoch=EPOCH)
+    schedulers = replay_schedules(lambda: build(later, schedule), later.param_groups, [0.4, 0.2], steps=6, epoch=EPOCH)
     for ours, theirs in zip(rates(later, schedulers, 7, 16), expected[6:], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-12)
 
@@ -51,9 +51,9 @@ def test_replayed_rates_are_those_of_the_whole_training(schedule: list[dict[str,
 def test_the_shape_has_the_settings_and_not_the_position() -> None:
     one = optimizer(0.4)
     schedulers = build(one, SCHEDULE)
-    before = shapes(schedulers)
+    before = schedule_shapes(schedulers)
     rates(one, schedulers, 1, 5)
-    assert shapes(schedulers) == before
+    assert schedule_shapes(schedulers) == before
     longer = [SCHEDULE[0], {**SCHEDULE[1], "T_max": 17, "end": 20}]
-    assert shapes(build(optimizer(0.4), longer)) != before
-    assert shapes(build(optimizer(0.3), SCHEDULE)) != before
+    assert schedule_shapes(build(optimizer(0.4), longer)) != before
+    assert schedule_shapes(build(optimizer(0.3), SCHEDULE)) != before
