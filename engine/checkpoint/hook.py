@@ -1,4 +1,4 @@
-"""When checkpoints are written, and which of them are kept."""
+"""The hook that decides when checkpoints are written and which are kept."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop
 
-from backbones.errors import UserError
-from backbones.files import remove_partial_files, atomic_write
+from backbones.errors import ConfigError
+from backbones.files import atomic_write, remove_partial_files
 from engine.checkpoint.store import CHECKPOINT_NAME, LAST_CHECKPOINT, CheckpointWriter, begin_run, checkpoints
 from engine.config.schema import is_whole
 from engine.launch.heartbeat import HEARTBEAT, Phase
 from engine.task import task_of
 
-LESS_IS_BETTER = ("loss", "error")
+LOWER_IS_BETTER = ("loss", "error")
 
 
 @HOOKS.register_module()
@@ -34,12 +34,19 @@ class ResumableCheckpointHook(Hook):
 
     Args:
         interval: Epochs, or steps in a run of steps, between files ``epoch_N.pth`` or ``iter_N.pth``.
-        max_keep_ckpts: How many of these are kept, the last ones; -1 for all.
-        save_last: Save at the end whatever the interval.
-        save_best: The score, as the log names it, whose best weights are kept as ``best_<score>.pth``; ``auto`` for
-            the task's ``main_metric``, ``None`` for none.
-        minutes: Save ``step_N.pth`` when so much time has passed since the last file; it goes when the next is safe.
-        by_epoch: Count in epochs or in steps; as the loop does, if not given.
+        max_keep_ckpts: Maximum number of these files, the latest ones; -1 for no limit.
+        save_last: Save at the end of training, whatever the interval.
+        save_best: Metric, as in the log, whose best weights are kept as ``best_<metric>.pth``; ``auto`` for the task's
+            ``main_metric``, ``None`` for no such file.
+        minutes: Minutes since the last file after which ``step_N.pth`` is saved; it is deleted after the next file.
+        by_epoch: Whether the interval is in epochs; by default as the training loop counts.
+
+    Attributes:
+        best: Metric, value, epoch and step of the best validation so far.
+        validated: Step of the last validation; -1 before the first.
+
+    Raises:
+        ConfigError: If an argument is of a wrong kind.
     """
 
     priority = "VERY_LOW"
@@ -54,16 +61,16 @@ class ResumableCheckpointHook(Hook):
         by_epoch: bool | None = None,
     ) -> None:
         if not is_whole(interval, 1) or not is_whole(max_keep_ckpts, -1) or max_keep_ckpts == 0:
-            raise UserError(
+            raise ConfigError(
                 f"default_hooks.checkpoint: interval={interval!r}, max_keep_ckpts={max_keep_ckpts!r}: positive whole "
                 "numbers are needed, or -1 to keep all"
             )
         if not isinstance(minutes, int | float) or not minutes > 0:
-            raise UserError(f"default_hooks.checkpoint.minutes={minutes!r}: a positive number is needed")
+            raise ConfigError(f"default_hooks.checkpoint.minutes={minutes!r}: a positive number is needed")
         if not (save_best is None or isinstance(save_best, str)):
-            raise UserError(f"default_hooks.checkpoint.save_best={save_best!r}: the name of one score, auto or None")
+            raise ConfigError(f"default_hooks.checkpoint.save_best={save_best!r}: the name of one score, auto or None")
         if not isinstance(save_last, bool) or not (by_epoch is None or isinstance(by_epoch, bool)):
-            raise UserError(
+            raise ConfigError(
                 f"default_hooks.checkpoint: save_last={save_last!r}, by_epoch={by_epoch!r}: True or False is needed"
             )
         self.interval, self.keep, self.save_last = interval, max_keep_ckpts, save_last
@@ -71,40 +78,40 @@ class ResumableCheckpointHook(Hook):
         self.best: dict[str, Any] = {}
         self.validated = -1
         self._writer = CheckpointWriter()
-        self._passing: list[Path] = []
+        self._step_files: list[Path] = []
         self._saved = (-1, -1)
         self._since = time.monotonic()
         self._folder = Path()
 
     def before_train(self, runner: Any) -> None:
-        """Find out how the loop counts, and what an interrupted run has left."""
+        """Assign the work directory to this run, and find the step files of an interrupted one."""
         self._folder = Path(runner.work_dir)
         epochs = isinstance(runner.train_loop, EpochBasedTrainLoop)
         self.by_epoch = epochs if self.by_epoch is None else self.by_epoch
         if self.by_epoch and not epochs:
-            raise UserError("default_hooks.checkpoint.by_epoch=True: this training counts in steps, leave it out")
-        # A run that was taken back comes to steps again that are saved otherwise.
+            raise ConfigError("default_hooks.checkpoint.by_epoch=True: training counts in steps: leave by_epoch out")
+        # A run that was rolled back reaches steps again whose files are of its earlier state.
         self._saved, self._since = (-1, -1), time.monotonic()
         if is_main_process():
             begin_run(self._folder, runner.run_id)
             remove_partial_files(self._folder)
-            self._passing = [file for _, file, _ in checkpoints(self._folder) if _is_passing(file)]
+            self._step_files = [file for _, file, _ in checkpoints(self._folder) if _is_step_file(file)]
 
     @property
     def overdue(self) -> bool:
-        """Whether so much time has passed that the work since the last file is worth saving."""
+        """Whether more than ``minutes`` have passed since the last file."""
         return time.monotonic() - self._since > 60 * self.minutes
 
     def check(self) -> None:
-        """Raise what went wrong in the background."""
+        """Raise the error of a write in the background, if there is one."""
         self._writer.check()
 
     def save_if_due(self, runner: Any, epoch_ended: bool, last: bool) -> None:
-        """Save if the interval says so.
+        """Save if the interval is reached; all processes call it.
 
         Args:
-            runner: All its processes take part.
-            epoch_ended: Whether this is the end of an epoch, or a step within one.
+            runner: Runner after a step.
+            epoch_ended: Whether this is the end of an epoch.
             last: Whether this is the end of the training.
         """
         if self.by_epoch and not epoch_ended:
@@ -116,7 +123,7 @@ class ResumableCheckpointHook(Hook):
             self._save(runner, self._folder / name)
 
     def save_now(self, runner: Any) -> None:
-        """Save now, all processes together; nothing is done where this very state is saved already."""
+        """Save now, unless the present state is saved already; all processes call it."""
         if self._saved != (runner.iter, self.validated):
             self._save(runner, self._folder / f"step_{runner.iter}.pth")
 
@@ -127,9 +134,9 @@ class ResumableCheckpointHook(Hook):
         if score is None:
             return
         value = float((metrics or {})[score])
-        if math.isnan(value):  # nothing would be better ever after
+        if math.isnan(value):  # no value would ever be better
             return
-        sign = -1.0 if any(word in score.lower() for word in LESS_IS_BETTER) else 1.0
+        sign = -1.0 if any(word in score.lower() for word in LOWER_IS_BETTER) else 1.0
         if self.best.get("score") == score and not sign * value > sign * self.best["value"]:
             return
         self.best = {"score": score, "value": value, "epoch": runner.epoch, "iter": runner.iter}
@@ -140,24 +147,24 @@ class ResumableCheckpointHook(Hook):
             self._writer.write(state, file, lambda: None)
 
     def after_train(self, runner: Any) -> None:
-        """Wait until all is written."""
+        """Wait until all files are written."""
         self.wait()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps of this."""
+        """Return the state for a checkpoint."""
         return {"best": dict(self.best), "validated": self.validated}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Restore the state from a checkpoint."""
         self.best, self.validated = dict(saved["best"]), saved["validated"]
 
     def wait(self) -> None:
-        """Return when all is written."""
+        """Wait until all files are written; raise the error of a write."""
         with HEARTBEAT.during(Phase.SAVING):
             self._writer.wait()
 
     def drain(self) -> None:
-        """Return when all is written or has failed: another error ends the run."""
+        """Wait until all files are written or have failed, without raising: another error ends the run."""
         self._writer.drain()
 
     def _save(self, runner: Any, file: Path) -> None:
@@ -168,16 +175,16 @@ class ResumableCheckpointHook(Hook):
                 self._writer.write(state, file, lambda: self._tidy(file))
 
     def _tidy(self, newest: Path) -> None:
-        """Point at the newest file, which is safe, and remove what it makes superfluous."""
+        """Record the newest file, which is complete, and delete files that are no longer needed."""
         with atomic_write(self._folder / LAST_CHECKPOINT) as place:
             place.write_text(str(newest), encoding="utf-8")
-        for file in self._passing:
+        for file in self._step_files:
             if file != newest:
                 file.unlink(missing_ok=True)
-        self._passing = [newest] if _is_passing(newest) else []
+        self._step_files = [newest] if _is_step_file(newest) else []
         regular = {_named(file)[1]: file for file in self._folder.glob("*.pth") if self._is_regular(file)}
-        # After a return to an older file there may be newer ones, which are damaged or of no use: they are left alone.
-        last = max(regular, default=0) if self._passing else _named(newest)[1]
+        # After a rollback there may be newer files, which are damaged or obsolete: they are kept and not counted.
+        last = max(regular, default=0) if self._step_files else _named(newest)[1]
         past = sorted(count for count in regular if count <= last)
         for count in past[: -self.keep] if self.keep > 0 else []:
             regular[count].unlink(missing_ok=True)
@@ -189,22 +196,22 @@ class ResumableCheckpointHook(Hook):
             main = task_of(cfg).main_metric
             return main if main in metrics else next(iter(metrics))
         if self.save_best not in metrics:
-            raise UserError(
+            raise ConfigError(
                 f"default_hooks.checkpoint.save_best={self.save_best!r} is no score of the validation: choose from "
                 f"{', '.join(metrics)}"
             )
         return self.save_best
 
     def _is_regular(self, file: Path) -> bool:
-        """Whether the interval asked for a file."""
+        """Whether a file was saved at the interval."""
         return _named(file)[0] == ("epoch" if self.by_epoch else "iter")
 
 
 def _named(file: Path) -> tuple[str, int]:
-    """What a checkpoint's name counts, and how many of it; nothing for other names."""
+    """Unit and count in the name of a checkpoint, such as ``("epoch", 3)``; ``("", 0)`` for other names."""
     match = CHECKPOINT_NAME.fullmatch(file.name)
     return (match[1], int(match[2])) if match else ("", 0)
 
 
-def _is_passing(file: Path) -> bool:
+def _is_step_file(file: Path) -> bool:
     return _named(file)[0] == "step"

@@ -1,4 +1,4 @@
-"""Being asked to stop: the processes agree on the step, save, and leave with a code that says so."""
+"""Signals that ask a run to stop: it saves at a step that all processes agree on, and exits with a code of its own."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from engine.checkpoint.store import begin_run
 from engine.distributed.agreement import StopRequest
 from engine.launch.exit_codes import EXIT_INTERRUPTED, EXIT_SAVED
 
-NEVER_BEGUN = "none"  # name of a training, of which there is no checkpoint
+NO_RUN_ID = "none"  # id of a training of which there is no checkpoint
 EXIT_CODES = {StopRequest.INTERRUPT: EXIT_INTERRUPTED, StopRequest.LEAVE: EXIT_SAVED}
-# A launcher passes Ctrl-C on to processes that the terminal has told already: within this time it is the same one.
-SAME_INTERRUPT = 2.0  # seconds
+# The terminal and the launcher both send Ctrl-C: within this time they are one.
+REPEATED_INTERRUPT_SECONDS = 2.0
 
 
 class Stop(Exception):
-    """Leaves the loops at a point from which the run can go on.
+    """Ends the training loop at a step from which the run can be resumed.
 
     Args:
         stop_request: ``StopRequest.INTERRUPT`` or ``StopRequest.LEAVE``.
@@ -38,9 +38,9 @@ class Stop(Exception):
 
 @contextmanager
 def _handled(ours: Mapping[signal.Signals, Callable[..., None]]) -> Iterator[None]:
-    """Inside of this context signals go to these handlers."""
+    """Install signal handlers for the duration of this context."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may decide on signals
+        yield  # only the main thread may set signal handlers
         return
     before = {number: signal.signal(number, handler) for number, handler in ours.items()}
     try:
@@ -51,7 +51,7 @@ def _handled(ours: Mapping[signal.Signals, Callable[..., None]]) -> Iterator[Non
 
 
 class Signals:
-    """Takes note of SIGTERM and SIGUSR1 (a scheduler's warning) and of Ctrl-C.
+    """Turns SIGTERM and SIGUSR1 (a scheduler's warning) and Ctrl-C into stop requests.
 
     Attributes:
         stop_request: Most urgent request so far.
@@ -73,7 +73,7 @@ class Signals:
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if now - self._interrupted > SAME_INTERRUPT:
+        if now - self._interrupted > REPEATED_INTERRUPT_SECONDS:
             signal.default_int_handler(number, frame)
         self._interrupted = min(now, self._interrupted)
         self.stop_request = max(self.stop_request, StopRequest.INTERRUPT)
@@ -81,16 +81,16 @@ class Signals:
 
 @contextmanager
 def exiting_on_signals(begins: Path | None) -> Iterator[None]:
-    """Inside of this context, before the first step, a scheduler's signal ends the process as one that saved would end.
+    """Exit at a scheduler's signal inside of this context, before the first step, with the code of a saved run.
 
     Args:
-        begins: The folder of a training that begins: what an earlier one has left there is nothing to go on from when
-            it is started again. ``None`` for one that goes on.
+        begins: Work directory of a new training, which must not resume from checkpoints of an earlier one when it is
+            started again. ``None`` for a run that resumes.
     """
 
     def leave(*_: Any) -> None:
         if begins is not None and is_main_process():
-            begin_run(begins, NEVER_BEGUN)
+            begin_run(begins, NO_RUN_ID)
         print("asked to stop before the first step: start again with --resume", file=sys.stderr)
         raise SystemExit(EXIT_SAVED)
 

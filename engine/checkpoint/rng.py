@@ -1,4 +1,4 @@
-"""Random states: of a process, to be saved and restored; of a sample, which depends on nothing but the sample."""
+"""Random states of a process, saved and restored; seeds of samples that depend on run, epoch and index alone."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RandomState:
-    """The generators of Python, NumPy and torch in one process, that of its current GPU included.
+    """State of the random generators of one process, that of its current GPU included.
 
     Attributes:
-        python: Of the module ``random``.
-        numpy: Of NumPy's global generator.
-        torch: Of torch on the CPU.
-        cuda: Of torch on the current GPU; ``None`` without one.
+        python: State of the module ``random``.
+        numpy: State of NumPy's global generator.
+        torch: State of torch's CPU generator, uint8, (5056,).
+        cuda: State of torch's generator on the current GPU, uint8, (16,); ``None`` without a GPU.
     """
 
     python: tuple[Any, ...]
@@ -32,13 +32,13 @@ class RandomState:
 
     @classmethod
     def capture(cls) -> RandomState:
-        """Take the present states, in some 30 microseconds."""
+        """Read the current states, which takes some 30 microseconds."""
         cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
         numpy: Any = np.random.get_state()
         return cls(random.getstate(), numpy, torch.get_rng_state(), cuda)
 
     def restore(self) -> None:
-        """Make these the present states."""
+        """Set the generators to these states."""
         random.setstate(self.python)
         np.random.set_state(self.numpy)
         torch.set_rng_state(self.torch)
@@ -46,14 +46,14 @@ class RandomState:
             torch.cuda.set_rng_state(self.cuda)
 
     def as_dict(self) -> dict[str, Any]:
-        """As tensors, numbers and tuples: what a checkpoint may hold."""
+        """Convert to tensors, numbers and tuples, which a checkpoint may hold."""
         kind, keys, *rest = self.numpy
         numpy = (kind, torch.from_numpy(keys.astype(np.int64)), *rest)
         return {"python": self.python, "numpy": numpy, "torch": self.torch, "cuda": self.cuda}
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> RandomState:
-        """The state that :meth:`as_dict` described."""
+        """Restore the state from the result of :meth:`as_dict`."""
         kind, keys, *rest = saved["numpy"]
         version, words, gauss = saved["python"]
         python = (version, tuple(words), gauss)
@@ -62,10 +62,10 @@ class RandomState:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Inside of this context the CPU generators of Python, NumPy and torch begin at a seed, afterwards as if untouched.
+    """Seed the CPU generators of Python, NumPy and torch inside of this context, and restore their states after it.
 
     Args:
-        seed: Any number from 0 up to 2**64 - 1.
+        seed: Number from 0 to 2**64 - 1.
     """
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
@@ -80,10 +80,13 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def seed_of(*parts: int) -> int:
-    """A seed for each combination of numbers, such as (seed of the run, epoch, index of the sample).
+    """Hash numbers to a seed, such as (seed of the run, epoch, index of the sample).
+
+    Args:
+        parts: Integers; each combination has a seed of its own.
 
     Returns:
-        63 bits of a hash: neighbours have nothing in common.
+        63 bits of a BLAKE2b hash, so that seeds of neighbours are unrelated.
     """
     digest = hashlib.blake2b(":".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

@@ -1,4 +1,4 @@
-"""What a run needs, beside weights and optimizer, to go on as if it had never stopped."""
+"""State of a run, beside weights and optimizer, that an exact resume needs."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 import torch
 from mmengine.dist import get_rank, get_world_size
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
+from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm  # the only common base of all batch norms
 
-from backbones.errors import UserError
+from backbones.errors import CheckpointError
 from engine.checkpoint.rng import RandomState
 
 
 def resume_state(runner: Any) -> dict[str, Any]:
-    """Gather it from all processes.
+    """Gather the state from all processes.
 
     Args:
-        runner: Of a training, between two steps.
+        runner: Runner of a training, between two steps.
 
     Returns:
-        Plain data: for each process its random states and, where they are its own, statistics of batch normalisation;
-        what is validated and the best score; the steps of an epoch.
+        Plain data: random states of each process, with its running statistics of batch normalisation where they are not
+        synchronised; state of the checkpoint hook; steps per epoch.
     """
     own = {"random": RandomState.capture().as_dict(), "buffers": _own_buffers(runner.model)}
     return {
@@ -33,15 +33,15 @@ def resume_state(runner: Any) -> dict[str, Any]:
 
 
 def check_resumable(checkpoint: Mapping[str, Any], source: str, scheduled: bool) -> None:
-    """See that a checkpoint has all that a run goes on from: without the optimizer's state it would be another run.
+    """Check that a checkpoint has all parts that a resume needs, such as the optimizer's state.
 
     Args:
-        checkpoint: Its content.
-        source: Its name.
+        checkpoint: Content of the checkpoint.
+        source: Path of the checkpoint, for error messages.
         scheduled: Whether the run has schedules.
 
     Raises:
-        UserError: If a part is absent or of another kind.
+        CheckpointError: If a part is missing or of another type.
     """
     parts: dict[str, type | tuple[type, ...]] = {"meta": Mapping, "message_hub": Mapping, "optimizer": Mapping}
     parts |= {"param_schedulers": (list, Mapping)} if scheduled else {}
@@ -52,18 +52,18 @@ def check_resumable(checkpoint: Mapping[str, Any], source: str, scheduled: bool)
     ):
         wrong.append("resume")
     if wrong:
-        raise UserError(
-            f"checkpoint {source!r} has no usable state of {', '.join(wrong)}, so that no run can go on from it: leave "
-            "--resume out and begin with its weights by --cfg-options load_from=FILE"
+        raise CheckpointError(
+            f"checkpoint {source!r} has no usable state of {', '.join(wrong)} and cannot be resumed: leave --resume "
+            "out and start from its weights with --cfg-options load_from=FILE"
         )
 
 
 def restore_position(runner: Any, saved: Mapping[str, Any]) -> None:
-    """Find the step to go on from, which is another where an epoch has another number of steps now.
+    """Restore the checkpoint hook, and convert the step if an epoch has another number of steps now.
 
     Args:
-        runner: With the step of the checkpoint.
-        saved: What :func:`resume_state` gave.
+        runner: Runner at the step of the checkpoint.
+        saved: Result of :func:`resume_state`.
     """
     runner.checkpoint_hook.load_state_dict(saved["saving"])
     loop = runner.train_loop
@@ -72,22 +72,22 @@ def restore_position(runner: Any, saved: Mapping[str, Any]) -> None:
         return
     inside = loop.iter - loop.epoch * before
     loop.seek(loop.epoch * now + inside * now // before)
-    runner.logger.warning(f"an epoch has {now} steps now, {before} before: going on at step {loop.iter}")
+    runner.logger.warning(f"an epoch has {now} steps now, {before} before: continuing at step {loop.iter}")
     if not inside and runner.checkpoint_hook.validated >= 0:
         runner.checkpoint_hook.validated = loop.iter
 
 
 def restore_random_state(runner: Any, saved: Mapping[str, Any]) -> None:
-    """Restore what belongs to this process.
+    """Restore random states and unsynchronised statistics of this process.
 
     Args:
-        runner: With its model in place.
-        saved: What :func:`resume_state` gave.
+        runner: Runner with its model on its device.
+        saved: Result of :func:`resume_state`.
     """
     ranks = saved["ranks"]
     if len(ranks) != get_world_size():
         runner.logger.warning(
-            f"saved by {len(ranks)} processes, going on with {get_world_size()}: the images are the same, but dropout, "
+            f"saved by {len(ranks)} processes, resumed with {get_world_size()}: the images are the same, but dropout, "
             "mixup and the like draw other numbers than without the stop"
         )
         return
@@ -100,11 +100,11 @@ def restore_random_state(runner: Any, saved: Mapping[str, Any]) -> None:
 
 
 def _own_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """Running statistics that differ between processes: those of batch normalisation that is not synchronised."""
+    """Running statistics of unsynchronised batch normalisation, which differ between processes."""
     if get_world_size() == 1:
         return {}
     return {
-        # On the CPU: where it is sent, its GPU is another process's.
+        # On the CPU: in the process that receives it, this GPU belongs to another process.
         f"{place}.{name}": value.cpu()
         for place, module in model.named_modules()
         if isinstance(module, _BatchNorm) and not isinstance(module, SyncBatchNorm)

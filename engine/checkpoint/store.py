@@ -1,4 +1,4 @@
-"""Checkpoints that cannot hurt: written aside and in the background, verified when read, the last good one found."""
+"""Files of checkpoints: written atomically and in the background, verified when read, the last valid one found."""
 
 from __future__ import annotations
 
@@ -17,44 +17,44 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backbones.errors import CheckpointError, UserError
+from backbones.errors import CheckpointError, MachineError
 from backbones.files import NO_SPACE_ERRNOS, atomic_write
 from backbones.weights import read_checkpoint, verify_checkpoint
 
-# Files of the interval, in epochs or in steps, and those in between.
+# Files saved at the interval, in epochs or in steps, and those saved between (step).
 CHECKPOINT_NAME = re.compile(r"(epoch|iter|step)_(\d+)\.pth")
-LAST_CHECKPOINT = "last_checkpoint"  # names the newest file, for people and other programs
-RUN_ID_FILE = "run_id"  # tells the training that the folder belongs to now from those before it
+LAST_CHECKPOINT = "last_checkpoint"  # file with the path of the newest checkpoint, for people and other programs
+RUN_ID_FILE = "run_id"  # file with the id of the training that the folder belongs to
 
 
 def write_checkpoint(content: dict[str, Any], file: Path) -> None:
-    """Write a checkpoint; the file is there whole and synced, or what was there before is.
+    """Write a checkpoint atomically: afterwards there is the complete, synced file, or the previous one.
 
     Args:
-        content: Tensors and plain data. torch writes a checksum beside each tensor.
-        file: Where.
+        content: Tensors and plain data. torch writes a checksum for each tensor.
+        file: Path of the checkpoint.
 
     Raises:
-        UserError: If the disk is full or cannot be written.
+        MachineError: If the disk is full or cannot be written.
     """
-    with _one_line(file), atomic_write(file) as place, place.open("wb") as opened:
+    with _disk_errors(file), atomic_write(file) as place, place.open("wb") as opened:
         torch.save(content, opened)
         opened.flush()
         os.fsync(opened.fileno())
 
 
 @contextmanager
-def _one_line(file: Path) -> Iterator[None]:
-    """Inside of this context, what the disk refuses is an error for people."""
+def _disk_errors(file: Path) -> Iterator[None]:
+    """Turn errors of the disk inside of this context into a ``MachineError``."""
     try:
         yield
-    except (OSError, RuntimeError) as error:  # torch wraps what the file says
+    except (OSError, RuntimeError) as error:  # torch wraps the error of the file
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, OSError):
             cause = cause.__cause__ or cause.__context__
         if cause is None:
             raise
-        raise UserError(f"{_why(cause, file)}; the checkpoints before it are as they were") from error
+        raise MachineError(f"{_why(cause, file)}; earlier checkpoints are unchanged") from error
 
 
 def _why(error: OSError, file: Path) -> str:
@@ -63,38 +63,38 @@ def _why(error: OSError, file: Path) -> str:
     free = shutil.disk_usage(file.parent).free / 2**20
     return (
         f"checkpoint {str(file)!r} cannot be written: {error.strerror} ({free:.0f} MiB free on this disk): make room "
-        "and go on with --resume"
+        "and continue with --resume"
     )
 
 
 def begin_run(work_dir: Path, run: str) -> None:
-    """Let a folder belong to a training; what earlier ones have saved there is nothing to go on from.
+    """Assign a work directory to a training: it does not resume from checkpoints of earlier trainings there.
 
     Args:
-        work_dir: The folder.
-        run: Name of the training, which its checkpoints have as ``meta.run``.
+        work_dir: Work directory.
+        run: Id of the training, which its checkpoints have as ``meta.run``.
 
     Raises:
-        UserError: If the folder cannot be written.
+        MachineError: If the folder cannot be written.
     """
     file = work_dir / RUN_ID_FILE
-    with _one_line(file), atomic_write(file) as place:
+    with _disk_errors(file), atomic_write(file) as place:
         place.write_text(run, encoding="utf-8")
 
 
 def checkpoints(
     work_dir: Path, say: Callable[[str], None] = lambda line: None, trust: bool = False
 ) -> Iterator[tuple[int, Path, str | None]]:
-    """The checkpoints of a run, those with the most steps first; tensors are not read.
+    """Find the checkpoints of a run, latest step first; tensors are not read.
 
     Args:
-        work_dir: Where it saves.
-        say: Gets a line if there are others, of trainings that were begun here before.
-        trust: Execute code that the files ask for.
+        work_dir: Work directory of the run.
+        say: Receives a line if there are checkpoints of earlier trainings.
+        trust: Whether pickled code in the files may be executed.
 
     Yields:
-        Steps behind it, the file, and what is wrong with it, if that shows already. Files that do not say their steps
-        come first, by age.
+        Step, file, and the error of a file that is visibly damaged or ``None``. Files without a step come first, newest
+        first.
     """
     found: list[tuple[int, float, Path, str | None]] = []
     earlier = []
@@ -107,15 +107,13 @@ def checkpoints(
                     earlier.append(file.name)
                     continue
                 found.append((int(meta["iter"]), file.stat().st_mtime, file, None))
-            except UserError as error:
+            except CheckpointError as error:
                 found.append((-1, file.stat().st_mtime, file, str(error)))
             except (AttributeError, KeyError, TypeError, ValueError):
-                found.append((-1, file.stat().st_mtime, file, f"checkpoint {str(file)!r} does not say its step"))
+                found.append((-1, file.stat().st_mtime, file, f"checkpoint {str(file)!r} has no step in its meta"))
     if earlier:
         names = ", ".join(sorted(earlier))
-        say(
-            f"{names} in {str(work_dir)!r} skipped: saved by an earlier training; to resume from it, delete {RUN_ID_FILE}"
-        )
+        say(f"{names} in {str(work_dir)!r}: of an earlier training, skipped; delete {RUN_ID_FILE} to resume from it")
     for position, _, file, wrong in sorted(found, key=lambda one: (one[3] is None, -one[0], -one[1])):
         yield position, file, wrong
 
@@ -123,49 +121,49 @@ def checkpoints(
 def last_good(
     work_dir: Path,
     say: Callable[[str], None] = lambda line: None,
-    most: float = math.inf,
+    max_step: float = math.inf,
     trust: bool = False,
 ) -> Path | None:
-    """The checkpoint to go on from: of the sound ones, that with the most steps behind it.
+    """Find the checkpoint to resume from: the valid one of the latest step.
 
     Args:
-        work_dir: Where a run saves.
-        say: Gets a line for each file that is passed over, with what is wrong with it.
-        most: Steps that it may have behind it.
+        work_dir: Work directory of the run.
+        say: Receives a line for each file that is skipped, with its error.
+        max_step: Latest step that is accepted.
         trust: Execute code that the files ask for.
 
     Returns:
-        The file; ``None`` if nothing was saved yet.
+        The file; ``None`` if there is no checkpoint.
 
     Raises:
-        CheckpointError: If there are checkpoints and all of them are damaged.
+        CheckpointError: If there are checkpoints and all are damaged.
     """
     damaged = []
     for steps, file, wrong in checkpoints(work_dir, say, trust):
-        if steps > most:
+        if steps > max_step:
             continue
         if wrong is None:
             try:
                 verify_checkpoint(file, str(file))
-            except UserError as error:
+            except CheckpointError as error:
                 wrong = str(error)
             else:
                 return file
         damaged.append(wrong)
-        say(f"{wrong}: passed over")
+        say(f"{wrong}: skipped")
     if damaged:
-        raise CheckpointError(f"--resume: no checkpoint in {str(work_dir)!r} is sound; {damaged[0]}")
+        raise CheckpointError(f"--resume: no checkpoint in {str(work_dir)!r} is valid; {damaged[0]}")
     return None
 
 
 class CheckpointWriter:
-    """Writes one checkpoint after another in the background; training waits for the copy of its state alone.
+    """Writes checkpoints in a background thread; training waits only for the copy of its state.
 
-    An error is raised by the next call of any method.
+    An error in the thread is raised by the next call of any method.
     """
 
     def __init__(self) -> None:
-        # One is being written, one waits: more would pile up copies of the model in memory.
+        # One is written, one waits: each more would be another copy of the model in memory.
         self._jobs: queue.Queue[tuple[dict[str, Any], Path, Callable[[], None]]] = queue.Queue(maxsize=1)
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
@@ -174,9 +172,9 @@ class CheckpointWriter:
         """Copy the state and write it later.
 
         Args:
-            content: Tensors and plain data; all of it may change as soon as this returns.
-            file: Where.
-            then: Called once the file is safe, in the writer's thread.
+            content: Tensors and plain data; they may change as soon as this returns.
+            file: Path of the checkpoint.
+            then: Called in the writer's thread when the file is complete.
         """
         self.check()
         if self._thread is None:
@@ -185,7 +183,7 @@ class CheckpointWriter:
         self._jobs.put((cpu_copy(content), file, then))
 
     def wait(self) -> None:
-        """Return when all is written."""
+        """Wait until all files are written."""
         self.drain()
         self.check()
 
@@ -194,7 +192,7 @@ class CheckpointWriter:
         self._jobs.join()
 
     def check(self) -> None:
-        """Raise what went wrong in the background."""
+        """Raise the error of the background thread, if there is one."""
         if self._error is not None:
             error, self._error = self._error, None
             raise error
@@ -204,7 +202,7 @@ class CheckpointWriter:
             content, file, then = self._jobs.get()
             try:
                 write_checkpoint(content, file)
-                with _one_line(file):
+                with _disk_errors(file):
                     then()
             except BaseException as error:
                 self._error = error
@@ -214,11 +212,11 @@ class CheckpointWriter:
 
 
 def cpu_copy(value: Any, known: dict[Any, Tensor] | None = None) -> Any:
-    """A copy on the CPU of all tensors in a tree; what shares memory in it shares memory in the copy.
+    """Copy a tree with its tensors to the CPU; tensors that share memory in the tree share it in the copy.
 
     Args:
         value: Mappings, lists and tuples of tensors and plain data.
-        known: Copies that were made already.
+        known: Copies so far, by device, address and layout.
     """
     known = {} if known is None else known
     if isinstance(value, Tensor):
@@ -227,7 +225,7 @@ def cpu_copy(value: Any, known: dict[Any, Tensor] | None = None) -> Any:
             known[key] = value.detach().to("cpu", copy=True)
         return known[key]
     if isinstance(value, dict):
-        same = copy(value)  # its class may take other arguments, as that of a schedule's milestones does
+        same = copy(value)  # the constructor of its class may take other arguments, as that of Counter does
         for key, inner in value.items():
             same[key] = cpu_copy(inner, known)
         return same

@@ -1,4 +1,4 @@
-"""What all processes decide together, without any of them waiting for the others within a step."""
+"""Decisions that all processes share, made without waiting for each other within a step."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from mmengine.dist import is_main_process
 
 from backbones.errors import UserError
 
-CONTROL_TIMEOUT = timedelta(minutes=30)
+CONTROL_TIMEOUT = timedelta(minutes=30)  # of the gloo group
 
 
 class StopRequest(IntEnum):
-    """What a run is asked to do at the next step, the most urgent last."""
+    """Request to a run at its next step, in ascending urgency."""
 
     NOTHING = 0
     SAVE = 1
@@ -26,9 +26,9 @@ class StopRequest(IntEnum):
 
 
 class Agreement:
-    """All processes learn, at the same step, the most urgent stop request of any of them.
+    """Shares the most urgent stop request of any process with all processes at the same step.
 
-    The requests of a step travel while the step is worked on, beside the gradients and on the CPU: nobody waits.
+    The requests are reduced asynchronously over gloo, on the CPU, while the next step runs: no process waits.
     """
 
     def __init__(self) -> None:
@@ -38,10 +38,13 @@ class Agreement:
             self._group = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
 
     def at_step(self, stop_request: StopRequest) -> StopRequest:
-        """Hand in a request after a step.
+        """Submit a request after a step.
+
+        Args:
+            stop_request: Request of this process.
 
         Returns:
-            The common request, equal in all processes; among several that of the step before.
+            Most urgent request of all processes; with several processes that of the previous step.
         """
         if self._group is None:
             return stop_request
@@ -51,17 +54,17 @@ class Agreement:
         return common
 
     def at_rest(self, stop_request: StopRequest) -> StopRequest:
-        """Hand in a request where all processes may wait for each other."""
+        """Submit a request and wait for the most urgent one of all processes at this step."""
         before = self.at_step(stop_request)
         return max(before, self._result())
 
     def barrier(self) -> None:
-        """Wait until all processes are here."""
+        """Wait until all processes have called this."""
         if self._group is not None:
             dist.barrier(group=self._group)
 
     def gather(self, value: Any) -> list[Any]:
-        """The plain data of all processes, in the order of their ranks."""
+        """Gather picklable data of all processes, in the order of their ranks."""
         if self._group is None:
             return [value]
         values: list[Any] = [None] * dist.get_world_size()
@@ -69,7 +72,17 @@ class Agreement:
         return values
 
     def from_main(self, find: Callable[[], Any]) -> Any:
-        """What the main process finds, in all processes; or, in all of them, its :class:`UserError`."""
+        """Call a function in the main process alone and share its result.
+
+        Args:
+            find: Function without arguments; its result is picklable.
+
+        Returns:
+            The result, in all processes.
+
+        Raises:
+            UserError: The one that the function raised, in all processes.
+        """
         found: Any = None
         if is_main_process():
             try:

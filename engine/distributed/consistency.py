@@ -1,4 +1,4 @@
-"""What the processes of a job must have in common, compared before they wait for each other for ever."""
+"""Checks that all processes of a job have the same kind of device and the same data."""
 
 from __future__ import annotations
 
@@ -11,54 +11,55 @@ from pathlib import Path
 from typing import Any
 
 from torch.distributed import PrefixStore, TCPStore
+from torch.utils.data import DataLoader
 
-from backbones.errors import UserError
+from backbones.errors import DataError, MachineError
 
 SAMPLES_COMPARED = 5
-ANSWER = timedelta(seconds=60)
+STORE_TIMEOUT = timedelta(seconds=60)
 
 
 def check_devices(device: str) -> None:
-    """See that this process works on the same kind of device as those that came before it.
+    """Check that this process runs on the same kind of device as the first process of the job.
 
-    One that sees no GPU would wait for the others in another kind of group, until both give up after half an hour.
+    A process without a GPU would join a gloo group while the others wait in an NCCL group until the timeout.
 
     Args:
-        device: ``cuda`` or ``cpu``.
+        device: Device of this process, ``cuda`` or ``cpu``.
 
     Raises:
-        UserError: If it does not.
+        MachineError: If the devices differ.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True):
-        return  # no launcher keeps a store yet
-    server = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), None, False, ANSWER, False)
+        return  # no launcher, no store
+    server = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), None, False, STORE_TIMEOUT, False)
     mine = f"{device} {os.environ['RANK']} {socket.gethostname()}"
     first = PrefixStore("alike", server).compare_set("device", "", mine).decode()
     theirs, rank, host = first.split(" ", 2)
     if theirs == device:
         return
     if device == "cuda":
-        raise UserError(f"rank {rank} on {host} sees no GPU, this one does: see what nvidia-smi says there")
-    raise UserError(
+        raise MachineError(f"rank {rank} on {host} sees no GPU, this one does: see what nvidia-smi says there")
+    raise MachineError(
         f"no GPU is to be seen here on {socket.gethostname()}, rank {rank} on {host} sees one: see what nvidia-smi and "
         "CUDA_VISIBLE_DEVICES say here"
     )
 
 
-def describe_loader(loader: Any, identity: bool = True) -> dict[str, Any]:
-    """What must be equal for a data loader in all processes.
+def describe_loader(loader: DataLoader, identity: bool = True) -> dict[str, Any]:
+    """Describe a data loader by what must be equal in all processes.
 
     Args:
-        loader: With ``dataset``.
-        identity: Whether all read the same data, or each its own and only the number of batches counts.
+        loader: Data loader.
+        identity: Whether all processes read the same data; if each has its own, only the number of batches counts.
 
     Returns:
-        ``batches`` and, with ``identity``, ``samples`` and ``names``, a digest of the files of a few samples. Folders
-        above the last one do not count: machines may have the data in different places.
+        ``batches`` and, with ``identity``, ``samples`` and ``names``, a digest of the file names of a few samples with
+        their last folder: machines may keep the data in different places.
     """
     told: dict[str, Any] = {"batches": len(loader)}
     if identity:
-        dataset = loader.dataset
+        dataset: Any = loader.dataset
         count = len(dataset)
         told["samples"] = count
         chosen = sorted({i * (count - 1) // (SAMPLES_COMPARED - 1) for i in range(SAMPLES_COMPARED)}) if count else []
@@ -69,24 +70,24 @@ def describe_loader(loader: Any, identity: bool = True) -> dict[str, Any]:
     return told
 
 
-def check_same_data(what: str, told: Sequence[dict[str, Any]]) -> None:
-    """See that no process waits for a batch that another one does not have.
+def check_same_data(split: str, described: Sequence[dict[str, Any]]) -> None:
+    """Check that all processes have the same data, so that none waits for a batch that another does not have.
 
     Args:
-        what: Such as ``training``.
-        told: What :func:`describe_loader` says in each process, in the order of their ranks.
+        split: Name of the split, such as ``training``, for error messages.
+        described: Result of :func:`describe_loader` of each process, in the order of their ranks.
 
     Raises:
-        UserError: If there is a difference; it says who has what.
+        DataError: If there is a difference, with the ranks and their values.
     """
-    for key in told[0]:
+    for key in described[0]:
         ranks: dict[Any, list[int]] = {}
-        for rank, one in enumerate(told):
+        for rank, one in enumerate(described):
             ranks.setdefault(one.get(key), []).append(rank)
         if len(ranks) > 1:
             unit = {"batches": "{} batches", "samples": "{} samples", "names": "other files (digest {})"}[key]
             who = "; ".join(f"{_ranks(some)}: {unit.format(value)}" for value, some in ranks.items())
-            raise UserError(f"{what} data differs between the processes ({who}): every machine needs the same files")
+            raise DataError(f"{split} data differs between the processes ({who}): every machine needs the same files")
 
 
 def _ranks(some: list[int]) -> str:

@@ -1,4 +1,4 @@
-"""The processes of a run: each with its GPU, all in one group."""
+"""Process group of a run, and the GPU of each process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from backbones.errors import UserError
+from backbones.errors import MachineError
 from engine.config.world import Launch
 from engine.distributed.consistency import check_devices
 
@@ -16,24 +16,30 @@ COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
 
 def take_gpu(launch: Launch) -> None:
-    """Make the GPU of this process's rank on its machine the current one.
+    """Select the GPU of this process by its local rank.
+
+    Args:
+        launch: Processes and device of the run.
 
     Raises:
-        UserError: If the machine has fewer GPUs than processes were started on it.
+        MachineError: If the machine has fewer GPUs than processes were started on it.
     """
     present = torch.cuda.device_count()
     if launch.local_processes > present:
-        raise UserError(
+        raise MachineError(
             f"{launch.local_processes} GPUs asked for on this machine, which has {present}: ask for no more"
         )
     torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
 
 
 def start_processes(launch: Launch) -> None:
-    """Join the process group that torchrun made.
+    """Join the process group of a launch, if it has several processes.
+
+    Args:
+        launch: Processes and device of the run.
 
     Raises:
-        UserError: If the machine has fewer GPUs than processes were started on it.
+        MachineError: If the machine has fewer GPUs than processes were started on it.
     """
     if launch.processes == 1 or dist.is_initialized():
         return

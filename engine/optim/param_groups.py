@@ -16,7 +16,7 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMI
 from torch import nn
 
 from backbones.base import Backbone
-from backbones.errors import UserError
+from backbones.errors import ConfigError
 
 BACKBONE = "backbone."
 OPTIONS = ("decay_rate", "decay_type", "num_groups")
@@ -66,7 +66,7 @@ def parameter_groups(
         The groups, from the head down, so that the first one has the highest rate (the one that is logged).
 
     Raises:
-        UserError: If an option does not exist, does nothing, or contradicts the backbone.
+        ConfigError: If an option does not exist, does nothing, or contradicts the backbone.
     """
     _check_options(decay_rate, decay_type, num_groups)
     ids_of, top = _depths(model, decay_rate, decay_type or "layer", num_groups)
@@ -93,13 +93,13 @@ def parameter_groups(
 
 def _check_options(decay_rate: float, decay_type: str | None, num_groups: int | None) -> None:
     if decay_type is not None and decay_type not in DECAY_TYPES:
-        raise UserError(f"paramwise_cfg.decay_type={decay_type!r}: choose from {', '.join(DECAY_TYPES)}")
+        raise ConfigError(f"paramwise_cfg.decay_type={decay_type!r}: choose from {', '.join(DECAY_TYPES)}")
     if not isinstance(decay_rate, int | float) or not 0 < decay_rate <= 1:
-        raise UserError(f"paramwise_cfg.decay_rate={decay_rate!r}: a factor in (0, 1] is needed")
+        raise ConfigError(f"paramwise_cfg.decay_rate={decay_rate!r}: a factor in (0, 1] is needed")
     if decay_rate == 1:
         for name, value in (("decay_type", decay_type), ("num_groups", num_groups)):
             if value is not None:
-                raise UserError(
+                raise ConfigError(
                     f"paramwise_cfg.{name}={value!r} does nothing at decay_rate=1: state a decay_rate below 1, or "
                     f"leave {name} out"
                 )
@@ -114,7 +114,7 @@ def _depths(
         if decay_rate == 1:
             return lambda name: None, 1
         kind = "no backbone" if network is None else f"{type(network).__name__} as backbone, which has no layer ids"
-        raise UserError(
+        raise ConfigError(
             f"paramwise_cfg.decay_rate={decay_rate}: the model has {kind}; name a registered network "
             "(backbones.list_backbones()), or leave decay_rate out"
         )
@@ -122,7 +122,7 @@ def _depths(
     if decay_type == "stage":
         top = (backbone.num_layers if num_groups is None else num_groups) + 1
         if top <= STAGES:
-            raise UserError(
+            raise ConfigError(
                 f"paramwise_cfg.num_groups={num_groups}: the last stage would lie above the head; 4 or more"
             )
         return backbone.stage_id, top
@@ -131,7 +131,7 @@ def _depths(
         "block": (backbone.block_id, backbone.num_blocks),
     }[decay_type]
     if num_groups not in (None, count):
-        raise UserError(f"paramwise_cfg.num_groups={num_groups}: this backbone has {count} {decay_type} groups")
+        raise ConfigError(f"paramwise_cfg.num_groups={num_groups}: this backbone has {count} {decay_type} groups")
     return ids_of, count + 1
 
 
@@ -177,22 +177,22 @@ def check_names(paramwise: dict[str, Any]) -> None:
     """Refuse an option that nothing reads.
 
     Raises:
-        UserError: With its name.
+        ConfigError: With its name.
     """
     unknown = sorted(set(paramwise) - set(OPTIONS))
     if unknown:
-        raise UserError(f"paramwise_cfg has no option {', '.join(unknown)}: choose from {', '.join(OPTIONS)}")
+        raise ConfigError(f"paramwise_cfg has no option {', '.join(unknown)}: choose from {', '.join(OPTIONS)}")
 
 
 def groups_of_config(model: nn.Module, optim_wrapper: dict[str, Any]) -> list[ParameterGroup]:
     """The groups that a resolved config's ``optim_wrapper`` would train a model with.
 
     Raises:
-        UserError: If an option is wrong, or another constructor makes the groups.
+        ConfigError: If an option is wrong, or another constructor makes the groups.
     """
     constructor = optim_wrapper.get("constructor")
     if constructor != LayerDecayConstructor.__name__:
-        raise UserError(
+        raise ConfigError(
             f"optim_wrapper.constructor={constructor!r}: the groups of LayerDecayConstructor alone are known here"
         )
     paramwise = dict(optim_wrapper.get("paramwise_cfg") or {})

@@ -13,7 +13,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import nn
 
-from backbones.errors import ConfigError, UserError
+from backbones.errors import ConfigError
 from engine.config.batch import BatchPlan
 from engine.config.building import build
 from engine.config.environment import check_environment
@@ -118,7 +118,7 @@ def build_on_meta(cfg: Any) -> nn.Module:
     """Build the model of a resolved config without memory and without weights.
 
     Raises:
-        UserError: If a part or an argument does not exist.
+        ConfigError: If a part or an argument does not exist.
     """
     settings = copy.deepcopy(cfg.model)
     if settings.get("backbone", {}).get("weights"):
@@ -136,7 +136,7 @@ def training_plan(resolved: Resolved, launch: Launch) -> TrainingPlan:
         launch: Where it will run.
 
     Raises:
-        UserError: If the model does not build, or groups or schedules contradict themselves.
+        ConfigError: If the model does not build, or groups or schedules contradict themselves.
     """
     cfg = resolved.cfg
     assert resolved.plan is not None, "resolved for testing"
@@ -176,7 +176,7 @@ def dry_run(resolved: Resolved, launch: Launch) -> list[str]:
         launch: Where it would run.
 
     Raises:
-        UserError: As :func:`training_plan`.
+        ConfigError: As :func:`training_plan`.
     """
     cfg, plan = resolved.cfg, training_plan(resolved, launch)
     batch, *others = plan.lines()
@@ -249,7 +249,7 @@ def _check_ends(schedulers: Sequence[Any], lowest: float) -> None:
     for index, one in enumerate(schedulers):
         end = one.get("eta_min")
         if end and end >= lowest:
-            raise UserError(
+            raise ConfigError(
                 f"param_scheduler.{index}.eta_min={end:g} is not below the lowest layer's peak rate {lowest:.3g}: that "
                 "layer would not fall; state eta_min_ratio, which is a share of each layer's own rate"
             )

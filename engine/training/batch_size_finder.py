@@ -11,7 +11,7 @@ import torch
 from mmengine.dist import all_reduce
 from mmengine.registry import DATASETS, FUNCTIONS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, DefaultScope
 
-from backbones.errors import UserError
+from backbones.errors import ConfigError
 from engine.config.building import building
 from engine.config.load import Resolved
 from engine.config.world import Launch
@@ -66,10 +66,10 @@ def measured_fit(resolved: Resolved, launch: Launch) -> int:
         ``batch.per_gpu``, the same in every process.
 
     Raises:
-        UserError: If there is no GPU, or it does not take the smallest micro-batch.
+        ConfigError: If there is no GPU, or it does not take the smallest micro-batch.
     """
     if launch.device != "cuda":
-        raise UserError("--per-gpu-batch auto measures a GPU's memory, and here is none: give a number")
+        raise ConfigError("--per-gpu-batch auto measures a GPU's memory, and here is none: give a number")
     assert resolved.plan is not None, "resolved for testing"
     # No process group yet: a layer that waits for the others (SyncBN) would wait for one that ran out of memory.
     take_gpu(launch)
@@ -78,7 +78,7 @@ def measured_fit(resolved: Resolved, launch: Launch) -> int:
     preprocessor = resolved.cfg.model.get("data_preprocessor", {})
     sizes = micro_batches(share, even=bool(preprocessor.get("mixup") or preprocessor.get("cutmix")))
     if not sizes:
-        raise UserError(f"{share} images per process and step: mixup pairs them, so that number has to be even")
+        raise ConfigError(f"{share} images per process and step: mixup pairs them, so that number has to be even")
     try:
         found = largest_that_fits(sizes, Trial(resolved.cfg, launch.processes, "cuda").fits)
     except torch.OutOfMemoryError:  # the model alone is too much
@@ -89,7 +89,7 @@ def measured_fit(resolved: Resolved, launch: Launch) -> int:
     least = torch.tensor(found or 0, device="cuda")
     all_reduce(least, op="min")
     if not least:
-        raise UserError(
+        raise ConfigError(
             f"--per-gpu-batch auto: this GPU does not even take {sizes[0]} at a time; see "
             "model.backbone.grad_checkpointing, mixed precision, or a smaller model"
         )

@@ -248,7 +248,7 @@ def test_wrong_settings(settings: dict[str, Any]) -> None:
 
 
 def test_epochs_where_there_are_none(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="by_epoch=True: this training counts in steps"):
+    with pytest.raises(UserError, match="by_epoch=True: training counts in steps"):
         begin(Run(tmp_path, by_epoch=False), by_epoch=True)
 
 

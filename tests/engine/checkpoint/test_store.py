@@ -70,14 +70,14 @@ def test_a_damaged_one_is_passed_over_and_named(folder: Path, damage: Any) -> No
     assert last_good(folder, said.append) == folder / "epoch_2.pth"
     assert len(said) == 1
     assert str(folder / "iter_25.pth") in said[0]
-    assert said[0].endswith(": passed over")
+    assert said[0].endswith(": skipped")
     assert "\n" not in said[0]
 
 
 def test_nothing_to_go_on_from(tmp_path: Path) -> None:
     assert last_good(tmp_path) is None
     (tmp_path / "iter_5.pth").write_bytes(b"")
-    with pytest.raises(UserError, match=r"^--resume: no checkpoint in .* is sound; checkpoint .*iter_5.pth"):
+    with pytest.raises(UserError, match=r"^--resume: no checkpoint in .* is valid; checkpoint .*iter_5.pth"):
         last_good(tmp_path)
 
 
@@ -129,7 +129,7 @@ def test_a_disk_that_fills_up(folder: Path) -> None:
         signal.signal(signal.SIGXFSZ, ignored)
     line = str(caught.value)
     assert "\n" not in line
-    for needle in ("epoch_2.pth", "cannot be written", "MiB free", "--resume", "before it are as they were"):
+    for needle in ("epoch_2.pth", "cannot be written", "MiB free", "--resume", "earlier checkpoints are unchanged"):
         assert needle in line
     assert (folder / "epoch_2.pth").read_bytes() == before
     assert sorted(os.listdir(folder)) == ["best_top1.pth", "epoch_1.pth", "epoch_2.pth", "iter_25.pth"]
