@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
@@ -212,7 +213,7 @@ def source_from_config(
     )
 
 
-def _load_whole(cfg: Config, checkpoint: str, averaged: bool, trust: bool) -> Any:
+def _load_whole(cfg: Config, checkpoint: str, averaged: bool, trust: bool) -> BaseModel:
     cfg.model.backbone.pop("weights", None)
     replace_checkpoint_loader(trust)
     model = build(MODELS, cfg.model, "model", cfg.default_scope)
@@ -242,7 +243,7 @@ def _named_classes(checkpoint: Mapping[str, Any], count: int) -> tuple[str, ...]
     return names if len(names) == count else ()
 
 
-def _settings(cfg: Config, model: Any) -> dict[str, Any]:
+def _settings(cfg: Config, model: BaseModel) -> dict[str, Any]:
     """Normalisation and classes of a config, for :class:`ExportSource`."""
     preprocessing = cfg.model.get("data_preprocessor") or {}
     # Without normalisation the pixels stay in [0, 255], as with mean 0 and deviation 1.

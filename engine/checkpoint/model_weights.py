@@ -30,6 +30,8 @@ BACKBONE_PREFIX, PREPROCESSOR_PREFIX = "backbone.", "data_preprocessor."
 # Not used by batch normalisation with a fixed momentum; the oldest files lack it.
 BATCH_COUNTER = ".num_batches_tracked"
 MAX_NAMES_IN_MESSAGE = 4
+# Prefix, a regular expression, that matches every path; mmengine tries prefixes in descending order, this one first.
+ANY_PATH = "~?"
 
 
 @dataclass(frozen=True)
@@ -141,8 +143,8 @@ def replace_checkpoint_loader(trust: bool = False) -> None:
             raise CheckpointError(f"checkpoint {filename!r}: {scheme}:// is not supported: give a URL or a file")
         return read_checkpoint(filename, trust)
 
-    # The way mmengine offers for another loader is ``force``; it has no public list of its schemes.
-    CheckpointLoader.register_scheme(tuple(CheckpointLoader._schemes), load_from_file_or_url, force=True)
+    # ``force`` replaces the loader that an earlier call registered.
+    CheckpointLoader.register_scheme(ANY_PATH, load_from_file_or_url, force=True)
 
 
 replace_checkpoint_loader()

@@ -137,3 +137,12 @@ def test_no_other_way_of_loading_is_left(scheme: str, monkeypatch: pytest.Monkey
     else:
         with pytest.raises(UserError, match="is not supported: give a URL or a file"):
             CheckpointLoader.load_checkpoint(f"{scheme}net")
+
+
+def test_a_way_of_loading_that_is_added_later_is_not_used() -> None:
+    CheckpointLoader.register_scheme("zoo-of-the-test://", lambda filename, map_location: {"executed": True})
+    try:
+        with pytest.raises(UserError, match="is not supported"):
+            CheckpointLoader.load_checkpoint("zoo-of-the-test://net")
+    finally:
+        CheckpointLoader._schemes.pop("zoo-of-the-test://")
