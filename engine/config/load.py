@@ -46,7 +46,8 @@ DERIVED_KEYS = {
     "launcher": "the launch",
 }
 # Former names of hooks, for configs of before. CheckpointHook is mmengine's, from which a run cannot resume exactly.
-RENAMED_HOOKS = {"CheckpointHook": "ResumableCheckpointHook", "KeepEMA": "ModelEMAHook"}
+EMA_HOOK = "ModelEMAHook"
+RENAMED_HOOKS = {"CheckpointHook": "ResumableCheckpointHook", "KeepEMA": EMA_HOOK}
 FROM_BACKBONE = re.compile(r"from_backbone(?:\[(\d)\])?")
 
 
@@ -100,6 +101,11 @@ def _scalar(text: str) -> int | float | bool | str | None:
         with suppress(ValueError):
             return number(text)
     return {"true": True, "false": False}.get(text.lower(), None if text == "None" else text)
+
+
+def ema_settings(cfg: Config) -> ConfigDict | None:
+    """The settings of the hook that averages weights (EMA) in a resolved config; ``None`` without one."""
+    return next((hook for hook in cfg.get("custom_hooks") or [] if hook["type"] == EMA_HOOK), None)
 
 
 def load_config(

@@ -29,6 +29,7 @@ from torch.utils._pytree import tree_leaves
 from backbones.base import Backbone
 from backbones.errors import first_line
 from engine.config.building import registered_class
+from engine.config.load import ema_settings
 from engine.task import Shape, task_of_model
 
 _GIB = 2**30
@@ -101,7 +102,7 @@ def estimate_memory(model: nn.Module, cfg: Config, processes: int, images: int) 
     """
     params, buffers = _bytes(model.parameters()), _bytes(model.buffers())
     trained = sum(param.numel() for param in model.parameters() if param.requires_grad)
-    averaged = any(hook["type"] == "ModelEMAHook" for hook in cfg.get("custom_hooks") or [])
+    averaged = ema_settings(cfg) is not None
     shape = training_shape(cfg)
     activations, reason = None, "the config does not tell the size of the training images"
     if shape is not None:

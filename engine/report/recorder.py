@@ -26,7 +26,7 @@ from mmengine.runner import Runner
 
 from backbones.errors import UserError
 from engine.checkpoint.preemption import Stop
-from engine.config.load import Resolved
+from engine.config.load import Resolved, ema_settings
 from engine.planning.plan import TrainingPlan
 from engine.report.environment import code_diff, environment, read_text, without_secrets
 from engine.report.run_dir import DIFF, ENVIRONMENT, PLAN, STARTS, read_json, write_json
@@ -208,7 +208,7 @@ def _beginning(runner: Runner, resolved: Resolved, plan: TrainingPlan) -> dict[s
 def _about(cfg: Config, runner: Runner) -> dict[str, Any]:
     """The facts at the head of the report."""
     backbone = cfg.model.get("backbone") or {}
-    ema = next((hook for hook in cfg.get("custom_hooks") or [] if hook["type"] == "ModelEMAHook"), None)
+    ema = ema_settings(cfg)
     return {
         "task": task_of(cfg).name,
         "model": str(cfg.model.type),

@@ -49,7 +49,7 @@ REPLACED = "replaced_images.jsonl"
 DATA_CHECK = "data_check.json"
 NON_FINITE = "nonfinite"
 MAX_CONFUSION_CLASSES = 30  # that fit a page
-MAX_PICTURES = 8
+MAX_REPORT_PICTURES = 8
 MAX_EVENTS = 5  # listed one by one
 RAW, AVERAGED = "raw weights", "averaged (EMA)"
 
@@ -91,7 +91,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         "data_check": read_json(folder / DATA_CHECK),
         "non_finite": _read_non_finite(folder / NON_FINITE),
         "confusion": read_json(folder / "confusion.json"),
-        "pictures": sorted(path.name for path in (folder / "pictures").glob("*.png"))[:MAX_PICTURES],
+        "pictures": sorted(path.name for path in (folder / "pictures").glob("*.png"))[:MAX_REPORT_PICTURES],
     }
 
 

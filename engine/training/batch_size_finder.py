@@ -13,7 +13,7 @@ from mmengine.registry import DATASETS, FUNCTIONS, MODELS, OPTIM_WRAPPER_CONSTRU
 
 from backbones.errors import ConfigError
 from engine.config.building import building
-from engine.config.load import Resolved
+from engine.config.load import Resolved, ema_settings
 from engine.config.world import Launch
 from engine.distributed.processes import start_processes, take_gpu
 from engine.optim.precision import losses_in_float32
@@ -128,7 +128,7 @@ class Trial:
         stride = max(1, len(dataset) // LOOKED_AT)
         samples = [dataset[index] for index in range(0, len(dataset), stride)]
         self._sample = max(samples, key=lambda sample: sample["inputs"].numel())
-        copies = any(hook["type"] == "ModelEMAHook" for hook in cfg.get("custom_hooks") or []) + (processes > 1)
+        copies = (ema_settings(cfg) is not None) + (processes > 1)
         self._beside = torch.empty(copies * sum(one.numel() for one in self._model.parameters()), device=device)
 
     def fits(self, size: int) -> bool:
