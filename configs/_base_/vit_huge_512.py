@@ -1,4 +1,4 @@
-"""ViT-Huge with patches of 16 x 16 on images of 512 x 512, in float16: what seed 003 says of both its trainings.
+"""ViT-Huge with patches of 16 x 16 on images of 512 x 512, in float16: settings of "ViT-Huge/16 at 512".
 
 Its "RandAugment with 9 operations and a magnitude of 0.5" is read as the (9, 0.5) of Table 2.5, magnitude and spread.
 Not printed: the strength of the colour jitter, here timm's 0.4, and the weight decay, here the ViT paper's 0.1 for this

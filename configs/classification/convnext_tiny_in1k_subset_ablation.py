@@ -1,11 +1,11 @@
-"""ConvNeXt-T on a tenth of ImageNet-1K: kernel sizes and expansion ratios compared (the ablations of seed 000).
+"""ConvNeXt-T on a tenth of ImageNet-1K: kernel sizes and expansion ratios compared.
 
     bash tools/dist_train.sh configs/classification/convnext_tiny_in1k_subset_ablation.py 8
 
 One run for each of model.backbone.kernel_size=3, 5, 7, 9, 11 and model.backbone.mlp_ratio=2, 3, 4, 6, given after
---cfg-options. The text says "smaller variants" and "a subset", and prints neither them nor a number: here ConvNeXt-T,
-and every tenth image of each class in the order of their names; validation is on all images. Table 2.5 with a quarter
-of its batch and rate, so that 128 thousand images are 125 steps. 8 GPUs with 128 images each.
+--cfg-options. The source, "ConvNeXt-XL on 128 A100", compares "smaller variants" on "a subset" without numbers: here
+ConvNeXt-T on every tenth image of each class in the order of their names; validation is on all images. Table 2.5
+with a quarter of its batch and rate, so that 128 thousand images are 125 steps. 8 GPUs with 128 images each.
 """
 
 _base_ = [

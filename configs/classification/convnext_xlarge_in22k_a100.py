@@ -1,8 +1,8 @@
-"""ConvNeXt-XL pre-trained on ImageNet-22K on 128 A100 GPUs in bfloat16 (seed 000).
+"""ConvNeXt-XL pre-trained on ImageNet-22K on 128 A100 GPUs in bfloat16 ("ConvNeXt-XL on 128 A100").
 
     bash tools/dist_train.sh configs/classification/convnext_xlarge_in22k_a100.py 8
 
-16 machines of 8 A100 (80 GB): 128 GPUs x 8 images x 4 steps of accumulation = 4,096. The text prints no accuracy; its
+16 machines of 8 A100 (80 GB): 128 GPUs x 8 images x 4 steps of accumulation = 4,096. The source prints no accuracy; its
 fine-tuning is convnext_xlarge_in22k_ft_in1k_100e.py. What it leaves open is Table 2.5's: 90 epochs, erasing, smoothing,
 stochastic depth, layer scale, no averaged weights.
 """

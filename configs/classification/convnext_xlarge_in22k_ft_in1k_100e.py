@@ -1,9 +1,10 @@
-"""ConvNeXt-XL from convnext_xlarge_in22k_a100.py fine-tuned on ImageNet-1K for 100 epochs (seed 000).
+"""ConvNeXt-XL from convnext_xlarge_in22k_a100.py fine-tuned on ImageNet-1K for 100 epochs.
 
     bash tools/dist_train.sh configs/classification/convnext_xlarge_in22k_ft_in1k_100e.py 8 \
         --cfg-options model.backbone.weights=work_dirs/convnext_xlarge_in22k_a100/epoch_90.pth
 
-The text prints no accuracy. It prints epochs, rate, batch and testing by one crop at 224 x 224; the rest is that of
+The source, "ConvNeXt-XL on 128 A100", prints no accuracy. It prints epochs, rate, batch and testing by one crop at
+224 x 224; the rest is that of
 Table 2.6 for ConvNeXt-XL, and precision and clipping go on as in pre-training, on its 128 A100 (80 GB).
 """
 

@@ -1,4 +1,4 @@
-"""ViT-Huge/16 fine-tuned on ImageNet-1K at 512 x 512: 89.1 % top-1, the mean of three runs (seed 003).
+"""ViT-Huge/16 fine-tuned on ImageNet-1K at 512 x 512: 89.1 % top-1, mean of three runs.
 
     bash tools/dist_train.sh configs/classification/vit_huge_ft_in1k_512.py 8 \
         --cfg-options model.backbone.weights=work_dirs/vit_huge_in22k_512/iter_623896.pth

@@ -1,12 +1,12 @@
-"""ViT-Huge/16 pre-trained on ImageNet-22K at 512 x 512 (seed 003).
+"""ViT-Huge/16 pre-trained on ImageNet-22K at 512 x 512 ("ViT-Huge/16 at 512").
 
     bash tools/dist_train.sh configs/classification/vit_huge_in22k_512.py 8
 
-Its number is that of fine-tuning: 89.1 % top-1 on ImageNet-1K by vit_huge_ft_in1k_512.py. H100 (80 GB) GPUs; the text
+Its number is that of fine-tuning: 89.1 % top-1 on ImageNet-1K by vit_huge_ft_in1k_512.py. H100 (80 GB) GPUs; the source
 does not say how many: 8 machines of 8 take 8 images each in 4 steps of accumulation.
 
 Not printed: the peak rate, here the ViT paper's 3e-4 for this network, and the length, here its 90 epochs of
-ImageNet-22K's 14,197,122 images. The text counts warm-up in steps, and so does this run.
+ImageNet-22K's 14,197,122 images. The source counts warm-up in steps, and so does this run.
 """
 
 _base_ = [

@@ -11,17 +11,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mmcv.cnn.bricks import DropPath as MMCVDropPath
 from mmengine.logging import print_log
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
+from timm.layers import DropPath
 from torch import nn
 
 from backbones.base import Backbone
 from backbones.errors import ConfigError
 
-BACKBONE = "backbone."
-OPTIONS = ("decay_rate", "decay_type", "num_groups")
+BACKBONE_PREFIX = "backbone."
+PARAMWISE_KEYS = ("decay_rate", "decay_type", "num_groups")
+NUM_STAGES = 4
 DECAY_TYPES = ("layer", "stage", "block")
-STAGES = 4
 
 
 @dataclass
@@ -50,7 +52,7 @@ def parameter_groups(
     decay_type: str | None = None,
     num_groups: int | None = None,
 ) -> list[ParameterGroup]:
-    """Put every trainable parameter of a model in exactly one group.
+    """Assign every trainable parameter of a model to exactly one group.
 
     Args:
         model: A model with a registered network as ``backbone``; without decay any model.
@@ -70,15 +72,16 @@ def parameter_groups(
     """
     _check_options(decay_rate, decay_type, num_groups)
     ids_of, top = _depths(model, decay_rate, decay_type or "layer", num_groups)
-    no_weight_decay = getattr(getattr(model, "backbone", None), "no_weight_decay", lambda name: False)
+    backbone = getattr(model, "backbone", None)
+    no_weight_decay = backbone.no_weight_decay if isinstance(backbone, Backbone) else lambda name: False
     groups: dict[tuple[int, bool], ParameterGroup] = {}
     for name, param in model.named_parameters():
         if not param.requires_grad:
             continue
         layer_id = top
         decayed = param.ndim > 1 and not name.endswith(".bias")
-        if name.startswith(BACKBONE):
-            short = name.removeprefix(BACKBONE)
+        if name.startswith(BACKBONE_PREFIX):
+            short = name.removeprefix(BACKBONE_PREFIX)
             own_id = ids_of(short)
             layer_id = top if own_id is None else own_id
             decayed = decayed and not no_weight_decay(short)
@@ -110,7 +113,7 @@ def _depths(
 ) -> tuple[Callable[[str], int | None], int]:
     """The id of each parameter of the backbone (``None`` for the head's), and the head's id."""
     network = getattr(model, "backbone", None)
-    if not callable(getattr(network, "layer_id", None)):
+    if not isinstance(network, Backbone):
         if decay_rate == 1:
             return lambda name: None, 1
         kind = "no backbone" if network is None else f"{type(network).__name__} as backbone, which has no layer ids"
@@ -118,17 +121,16 @@ def _depths(
             f"paramwise_cfg.decay_rate={decay_rate}: the model has {kind}; name a registered network "
             "(backbones.list_backbones()), or leave decay_rate out"
         )
-    backbone: Backbone = network  # type: ignore[assignment]
     if decay_type == "stage":
-        top = (backbone.num_layers if num_groups is None else num_groups) + 1
-        if top <= STAGES:
+        top = (network.num_layers if num_groups is None else num_groups) + 1
+        if top <= NUM_STAGES:
             raise ConfigError(
                 f"paramwise_cfg.num_groups={num_groups}: the last stage would lie above the head; 4 or more"
             )
-        return backbone.stage_id, top
+        return network.stage_id, top
     ids_of, count = {
-        "layer": (backbone.layer_id, backbone.num_layers),
-        "block": (backbone.block_id, backbone.num_blocks),
+        "layer": (network.layer_id, network.num_layers),
+        "block": (network.block_id, network.num_blocks),
     }[decay_type]
     if num_groups not in (None, count):
         raise ConfigError(f"paramwise_cfg.num_groups={num_groups}: this backbone has {count} {decay_type} groups")
@@ -179,9 +181,9 @@ def check_names(paramwise: dict[str, Any]) -> None:
     Raises:
         ConfigError: With its name.
     """
-    unknown = sorted(set(paramwise) - set(OPTIONS))
+    unknown = sorted(set(paramwise) - set(PARAMWISE_KEYS))
     if unknown:
-        raise ConfigError(f"paramwise_cfg has no option {', '.join(unknown)}: choose from {', '.join(OPTIONS)}")
+        raise ConfigError(f"paramwise_cfg has no option {', '.join(unknown)}: choose from {', '.join(PARAMWISE_KEYS)}")
 
 
 def groups_of_config(model: nn.Module, optim_wrapper: dict[str, Any]) -> list[ParameterGroup]:
@@ -205,13 +207,13 @@ class GroupRow:
     """One line of the table of groups.
 
     Attributes:
-        layer_id: As in :class:`ParameterGroup`.
-        rate: Peak learning rate.
-        scale: The same as a factor on the highest.
-        weight_decay: Of the group.
-        drop_path: Lowest and highest stochastic depth of the blocks with this id; ``None`` without blocks.
-        tensors: Number of parameters that are tensors.
-        params: Number of their elements.
+        layer_id: Id of the layer: 0 for the stem, the highest for the head.
+        rate: Peak learning rate of the group.
+        scale: Peak learning rate as a fraction of the head's.
+        weight_decay: Weight decay of the group.
+        drop_path: Lowest and highest drop path rate of the blocks with this id; ``None`` without blocks.
+        tensors: Number of parameter tensors.
+        params: Number of parameters (elements of the tensors).
     """
 
     layer_id: int
@@ -234,11 +236,11 @@ def group_rows(model: nn.Module, groups: Sequence[ParameterGroup], lr: float) ->
     layer_of = {name: group.layer_id for group in groups for name in group.names}
     depths: dict[int, list[float]] = {}
     for name, module in model.named_modules():
-        if type(module).__name__ == "DropPath":  # timm's, and mmcv's of the same interface
+        if isinstance(module, DropPath | MMCVDropPath):
             block = name.rpartition(".")[0] + "."
             layer = next((layer_of[one] for one in layer_of if one.startswith(block)), None)
             if layer is not None:
-                depths.setdefault(layer, []).append(float(getattr(module, "drop_prob", None) or 0.0))
+                depths.setdefault(layer, []).append(float(module.drop_prob or 0.0))
     return [
         GroupRow(
             layer_id=group.layer_id,

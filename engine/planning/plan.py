@@ -1,4 +1,4 @@
-"""What a training is about to do, in a few lines, before it begins; the whole of it without data as a dry run."""
+"""Plan of a training in a few lines, before it begins; with all details, and without data, as a dry run."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Schedule:
     """The length of a training.
 
     Attributes:
-        epochs: Of an epoch-based training.
-        steps: Of an iteration-based one; of the other once ``steps_per_epoch`` is known.
-        steps_per_epoch: Optimizer steps; ``None`` until the data is known.
-        images: Training images; ``None`` until the data is known.
-        assumed: What ``images`` is true of, where the data has not been read.
+        epochs: Number of epochs; ``None`` for an iteration-based training.
+        steps: Number of optimizer steps; ``None`` for an epoch-based training of unknown data.
+        steps_per_epoch: Optimizer steps per epoch; ``None`` until the data is known.
+        images: Number of training images; ``None`` until the data is known.
+        assumed: Condition under which ``images`` holds, for the text, where the data has not been read.
     """
 
     epochs: int | None
@@ -50,16 +50,16 @@ class TrainingPlan:
     """A training in figures.
 
     Attributes:
-        batch: How an optimizer step is spread.
-        schedule: How long.
-        peak: Highest rate.
-        lowest: Peak of the group with the lowest rate.
-        warm_up: Length of the linear warm-up and whether it is counted in epochs; ``None`` without one.
-        precision: In words.
-        clip: Norm at which gradients are clipped; ``None`` for none.
-        rows: Parameter groups; none where another constructor makes them.
-        frozen: Parameters that are not trained.
-        memory: Of one process.
+        batch: Processes, micro-batch and accumulation of a step.
+        schedule: Length of the training.
+        peak: Peak learning rate of the head.
+        lowest: Peak learning rate of the group with the lowest one.
+        warm_up: Length of the linear warm-up, and whether it is in epochs; ``None`` without a warm-up.
+        precision: Precision, in words.
+        clip: Maximum norm of the gradients; ``None`` without clipping.
+        rows: Parameter groups; empty where another constructor makes them.
+        frozen: Number of parameters that are not trained.
+        memory: Estimated memory of one process.
     """
 
     batch: BatchPlan
@@ -129,11 +129,11 @@ def build_on_meta(cfg: Any) -> nn.Module:
 
 
 def training_plan(resolved: Resolved, launch: Launch) -> TrainingPlan:
-    """Work out the plan of a resolved config; reads no data and starts nothing.
+    """Compute the plan of a resolved config; no data is read and nothing is started.
 
     Args:
         resolved: A config that was resolved for training.
-        launch: Where it will run.
+        launch: Processes and device.
 
     Raises:
         ConfigError: If the model does not build, or groups or schedules contradict themselves.
@@ -173,7 +173,7 @@ def dry_run(resolved: Resolved, launch: Launch) -> list[str]:
 
     Args:
         resolved: A config that was resolved for training.
-        launch: Where it would run.
+        launch: Processes and device.
 
     Raises:
         ConfigError: As :func:`training_plan`.

@@ -18,9 +18,9 @@ from engine.config.world import Launch
 from engine.distributed.processes import start_processes, take_gpu
 from engine.optim.precision import losses_in_float32
 
-LOOKED_AT = 32  # samples, of which the largest is taken: sizes vary in detection
-PASSES = 4  # two steps of two
-SHARE = 0.92  # of the GPU's memory; the rest is for gaps of the allocator and for larger images to come
+NUM_CANDIDATE_SAMPLES = 32  # the largest of them is used: image sizes vary in detection
+NUM_TRIAL_PASSES = 4  # two optimizer steps of two forward passes
+MAX_MEMORY_FRACTION = 0.92  # of the GPU's memory; the rest is for fragmentation and for larger images
 
 
 def micro_batches(share: int, even: bool = False) -> list[int]:
@@ -60,7 +60,7 @@ def measured_fit(resolved: Resolved, launch: Launch) -> int:
 
     Args:
         resolved: The config, resolved for training; it is left as it is.
-        launch: Where it runs.
+        launch: Processes and device.
 
     Returns:
         ``batch.per_gpu``, the same in every process.
@@ -73,7 +73,7 @@ def measured_fit(resolved: Resolved, launch: Launch) -> int:
     assert resolved.plan is not None, "resolved for testing"
     # No process group yet: a layer that waits for the others (SyncBN) would wait for one that ran out of memory.
     take_gpu(launch)
-    torch.cuda.set_per_process_memory_fraction(SHARE)
+    torch.cuda.set_per_process_memory_fraction(MAX_MEMORY_FRACTION)
     share = resolved.plan.per_process * resolved.plan.accumulation
     preprocessor = resolved.cfg.model.get("data_preprocessor", {})
     sizes = micro_batches(share, even=bool(preprocessor.get("mixup") or preprocessor.get("cutmix")))
@@ -104,7 +104,7 @@ class Trial:
     Args:
         cfg: Resolved; it is left as it is.
         processes: World size: exchanging gradients takes memory too.
-        device: Where to train.
+        device: Device to train on.
     """
 
     def __init__(self, cfg: Any, processes: int, device: str) -> None:
@@ -124,8 +124,8 @@ class Trial:
             options = {"optim_wrapper_cfg": settings, "paramwise_cfg": settings.pop("paramwise_cfg", None)}
             maker = {"type": settings.pop("constructor", "DefaultOptimWrapperConstructor"), **options}
             self._wrapper = OPTIM_WRAPPER_CONSTRUCTORS.build(maker)(self._model)
-        self._wrapper.initialize_count_status(self._model, 0, PASSES * 2**20)
-        stride = max(1, len(dataset) // LOOKED_AT)
+        self._wrapper.initialize_count_status(self._model, 0, NUM_TRIAL_PASSES * 2**20)
+        stride = max(1, len(dataset) // NUM_CANDIDATE_SAMPLES)
         samples = [dataset[index] for index in range(0, len(dataset), stride)]
         self._sample = max(samples, key=lambda sample: sample["inputs"].numel())
         copies = (ema_settings(cfg) is not None) + (processes > 1)
@@ -134,7 +134,7 @@ class Trial:
     def fits(self, size: int) -> bool:
         """Train two steps with micro-batches of a size."""
         try:
-            for _ in range(PASSES):
+            for _ in range(NUM_TRIAL_PASSES):
                 batch = self._collate([copy.deepcopy(self._sample) for _ in range(size)])
                 self._model.train_step(batch, optim_wrapper=self._wrapper)
             fits = True

@@ -20,7 +20,8 @@ from engine.config.world import Launch
 ROOT = Path(__file__).resolve().parents[2]
 TABLES = yaml.safe_load((ROOT / "tests/data/recipes.yaml").read_text(encoding="utf-8"))
 RECIPES = {name: (table["cite"], {**table["all"], **own}) for table in TABLES for name, own in table["runs"].items()}
-# No source prints these runs: the demo's, the small sizes of V1, and seed 000's ablations, whose subset it leaves open.
+# No source prints these runs: the demo's, the small sizes of V1, and the ablations on a subset that its source leaves
+# open ("ConvNeXt-XL on 128 A100").
 WITHOUT_SOURCE = re.compile(r"digits|convnext_(atto|femto|pico|nano)_in1k_300e|_ablation")
 CLUSTER = Launch(processes=16, device="cuda", local_processes=8)
 EXPECTED_IN_DOCSTRING = ("top1", "box_ap", "miou", "miou_multi_scale")
