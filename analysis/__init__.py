@@ -4,4 +4,4 @@ Nothing below imports this package. Importing it imports nothing else, so that t
 another sub-package needs is broken.
 """
 
-__all__: list[str] = []
+__all__ = ()
