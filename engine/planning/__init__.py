@@ -1,1 +1,19 @@
-"""What a training is about to do and to hold in memory, told before it begins."""
+"""The plan of a training, made before it begins: batch, length, rates and memory.
+
+``plan`` works it out from a resolved config and prints it, for a dry run without any data; ``memory`` estimates what
+one process needs.
+"""
+
+from engine.planning.memory import Memory, activation_bytes, estimate_memory, training_shape
+from engine.planning.plan import TrainingPlan, build_on_meta, dry_run, training_plan
+
+__all__ = [
+    "Memory",
+    "TrainingPlan",
+    "activation_bytes",
+    "build_on_meta",
+    "dry_run",
+    "estimate_memory",
+    "training_plan",
+    "training_shape",
+]
