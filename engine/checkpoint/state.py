@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from logging import Logger
+from typing import Any, Protocol
 
 import torch
 from mmengine.dist import get_rank, get_world_size
@@ -12,9 +13,27 @@ from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm  # the only com
 
 from backbones.errors import CheckpointError
 from engine.checkpoint.rng import RandomState
+from engine.distributed.agreement import Agreement
 
 
-def resume_state(runner: Any) -> dict[str, Any]:
+class ResumableRun(Protocol):
+    """The runner of a training, as far as its state needs it."""
+
+    @property
+    def model(self) -> nn.Module: ...
+    @property
+    def logger(self) -> Logger: ...
+    @property
+    def agreement(self) -> Agreement: ...
+    @property
+    def checkpoint_hook(self) -> Any: ...
+    @property
+    def train_loop(self) -> Any: ...
+    @property
+    def train_dataloader(self) -> Any: ...
+
+
+def resume_state(runner: ResumableRun) -> dict[str, Any]:
     """Gather the state from all processes.
 
     Args:
@@ -58,7 +77,7 @@ def check_resumable(checkpoint: Mapping[str, Any], source: str, scheduled: bool)
         )
 
 
-def restore_position(runner: Any, saved: Mapping[str, Any]) -> None:
+def restore_position(runner: ResumableRun, saved: Mapping[str, Any]) -> None:
     """Restore the checkpoint hook, and convert the step if an epoch has another number of steps now.
 
     Args:
@@ -77,7 +96,7 @@ def restore_position(runner: Any, saved: Mapping[str, Any]) -> None:
         runner.checkpoint_hook.validated = loop.iter
 
 
-def restore_random_state(runner: Any, saved: Mapping[str, Any]) -> None:
+def restore_random_state(runner: ResumableRun, saved: Mapping[str, Any]) -> None:
     """Restore random states and unsynchronised statistics of this process.
 
     Args:

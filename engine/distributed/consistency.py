@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from backbones.errors import DataError, MachineError
 
 SAMPLES_COMPARED = 5
-STORE_TIMEOUT = timedelta(seconds=60)
+DEVICE_CHECK_TIMEOUT = timedelta(seconds=60)
 
 
 def check_devices(device: str) -> None:
@@ -32,7 +32,9 @@ def check_devices(device: str) -> None:
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True):
         return  # no launcher, no store
-    server = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), None, False, STORE_TIMEOUT, False)
+    server = TCPStore(
+        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), None, False, DEVICE_CHECK_TIMEOUT, False
+    )
     mine = f"{device} {os.environ['RANK']} {socket.gethostname()}"
     first = PrefixStore("alike", server).compare_set("device", "", mine).decode()
     theirs, rank, host = first.split(" ", 2)

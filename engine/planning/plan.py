@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.registry import MODELS
+from mmengine.optim import LinearLR
+from mmengine.registry import MODELS, PARAM_SCHEDULERS
 from torch import nn
 
 from backbones.errors import ConfigError
 from engine.config.batch import BatchPlan
-from engine.config.building import build
+from engine.config.building import build, registered_class
 from engine.config.environment import check_environment
 from engine.config.load import Resolved
 from engine.config.schema import is_number
@@ -225,7 +226,11 @@ def _completed(plan: Schedule, images: int, steps_per_epoch: int, assumed: str) 
 
 def _warm_up(schedulers: Sequence[Any], loop: Any) -> tuple[int, bool] | None:
     for one in schedulers:
-        if one["type"] == "LinearLR" and one.get("begin", 0) == 0 and one.get("start_factor", 1 / 3) < 1:
+        if (
+            registered_class(PARAM_SCHEDULERS, one["type"]) is LinearLR
+            and one.get("begin", 0) == 0
+            and one.get("start_factor", 1 / 3) < 1
+        ):
             by_epoch = bool(one.get("by_epoch", True))
             end = one.get("end", loop.get("max_epochs" if by_epoch else "max_iters"))  # without one mmengine's own
             return None if end is None else (int(end), by_epoch)
@@ -255,7 +260,7 @@ def _check_ends(schedulers: Sequence[Any], lowest: float) -> None:
             )
 
 
-def _precision(optim_wrapper: Any) -> str:
+def _precision(optim_wrapper: Mapping[str, Any]) -> str:
     dtype = autocast_dtype(optim_wrapper)
     if dtype is None:
         return "float32"
