@@ -25,7 +25,7 @@ from mmengine.optim import AmpOptimWrapper
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from backbones.errors import UserError
+from backbones.errors import MachineError, UserError
 from engine.checkpoint.rng import RandomState
 from engine.checkpoint.store import cpu_copy
 from engine.config.environment import NonFinitePolicy
@@ -308,7 +308,7 @@ def _attempt(write: Callable[[], None]) -> str | None:
     """
     try:
         write()
-    except (UserError, OSError) as error:
+    except (MachineError, OSError) as error:
         return str(error)
     return None
 
