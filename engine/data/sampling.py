@@ -133,10 +133,7 @@ class ResumableBatchSampler(Sampler[list[int]]):
 
 
 def build_train_loader(
-    loader: dict[str, Any],
-    seed: int,
-    shared_order: bool,
-    wrap_dataset: Callable[[Any], Any] = lambda dataset: dataset,
+    loader: dict[str, Any], seed: int, shared_order: bool, wrap_dataset: Callable[[Any], Any] = lambda dataset: dataset
 ) -> DataLoader:
     """Build a training data loader that can start at any step.
 

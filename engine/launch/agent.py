@@ -77,14 +77,7 @@ class LaunchAgent(LocalElasticAgent):
         channel: Connection to the other machines, if there are any.
     """
 
-    def __init__(
-        self,
-        spec: WorkerSpec,
-        logs: DefaultLogsSpecs,
-        grace: float,
-        nodes: int = 1,
-        node: int = 0,
-    ) -> None:
+    def __init__(self, spec: WorkerSpec, logs: DefaultLogsSpecs, grace: float, nodes: int = 1, node: int = 0) -> None:
         super().__init__(spec, logs)
         self._grace, self._nodes, self._node = grace, nodes, node
         self.end: JobEnd | None = None

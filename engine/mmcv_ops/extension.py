@@ -14,9 +14,12 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from backbones.errors import MachineError
 
-OP_MODULES = ("bbox_overlaps", "compiler", "focal_loss", "nms", "roi_align")
+OP_MODULES = ("bbox_overlaps", "focal_loss", "nms", "roi_align")
 _EXTENSION = "mmcv._ext"
 # Packages that bind dummies at import time when mmcv.ops cannot be imported.
 _EARLY_BINDING_PACKAGES = ("mmdet.models", "mmdet.structures", "mmseg.models")
@@ -41,6 +44,11 @@ def missing_op(op: str) -> MissingOpError:
         "--no-build-isolation --no-cache-dir --no-deps --force-reinstall --no-binary onedl-mmcv "
         f"onedl-mmcv=={mmcv.__version__}"
     )
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The tensor itself if it is float32 or float64, else a float32 copy (exact for half precision)."""
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
 
 def install() -> str:
@@ -77,6 +85,8 @@ class _StandIn(ModuleType):
         for name in OP_MODULES:
             module = importlib.import_module(f"engine.mmcv_ops.{name}")
             vars(self).update({op: getattr(module, op) for op in module.__all__})
+        for version in ("get_compiler_version", "get_compiling_cuda_version"):  # asked for by mmcv.utils.collect_env
+            setattr(self, version, lambda: "none: ops are served by torchvision")
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         # Python probes modules for dunder names (__path__, __file__, ...); those must stay absent.

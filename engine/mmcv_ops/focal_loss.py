@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.mmcv_ops.dtypes import at_least_float32
+from engine.mmcv_ops.extension import at_least_float32
 
 __all__ = ["sigmoid_focal_loss_backward", "sigmoid_focal_loss_forward"]
 

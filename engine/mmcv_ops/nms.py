@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms as torchvision_nms
 
-from engine.mmcv_ops.dtypes import at_least_float32
+from engine.mmcv_ops.extension import at_least_float32
 
 __all__ = ["nms", "nms_match", "softnms"]
 

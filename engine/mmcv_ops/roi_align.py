@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from engine.mmcv_ops.dtypes import at_least_float32
-from engine.mmcv_ops.extension import missing_op
+from engine.mmcv_ops.extension import at_least_float32, missing_op
 from engine.mmcv_ops.roi_gradient import roi_align_gradient
 
 __all__ = ["roi_align_backward", "roi_align_forward"]
@@ -49,13 +48,7 @@ def roi_align_forward(
         raise missing_op('roi_align(pool_mode="max")')
     features = at_least_float32(input)
     pooled = torch.ops.torchvision.roi_align(
-        features,
-        rois.to(features.dtype),
-        spatial_scale,
-        aligned_height,
-        aligned_width,
-        sampling_ratio,
-        aligned,
+        features, rois.to(features.dtype), spatial_scale, aligned_height, aligned_width, sampling_ratio, aligned
     )
     output.copy_(pooled)
 
@@ -77,19 +70,11 @@ def roi_align_backward(
     grad = at_least_float32(grad_output)
     rois = rois.to(grad.dtype)
     if grad.device.type == "cpu":
-        shape = (grad_input.shape[0], grad_input.shape[1], grad_input.shape[2], grad_input.shape[3])
-        grad_input.copy_(roi_align_gradient(grad, rois, shape, spatial_scale, sampling_ratio, aligned))
+        grad_input.copy_(roi_align_gradient(grad, rois, grad_input.shape, spatial_scale, sampling_ratio, aligned))
         return
     # torchvision has no public name for the backward; autograd would compute a second forward.
     grad_input.copy_(
         torch.ops.torchvision._roi_align_backward(
-            grad,
-            rois,
-            spatial_scale,
-            aligned_height,
-            aligned_width,
-            *grad_input.shape,
-            sampling_ratio,
-            aligned,
+            grad, rois, spatial_scale, aligned_height, aligned_width, *grad_input.shape, sampling_ratio, aligned
         )
     )

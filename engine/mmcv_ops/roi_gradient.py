@@ -7,12 +7,14 @@ every sample of every channel. The sums are the same up to the order of addition
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 
 def roi_align_gradient(
-    grad: Tensor, rois: Tensor, shape: tuple[int, int, int, int], scale: float, ratio: int, aligned: bool
+    grad: Tensor, rois: Tensor, shape: Sequence[int], scale: float, ratio: int, aligned: bool
 ) -> Tensor:
     """Gradient of RoIAlign (He et al. 2017, arXiv:1703.06870) with respect to its input.
 

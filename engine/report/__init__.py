@@ -7,13 +7,4 @@ pages. ``recorder`` and ``training`` write record and report; they need mmengine
 from engine.report.environment import code_state, environment, machine, versions
 from engine.report.run_dir import read_curves, read_json, read_starts, write_json
 
-__all__ = [
-    "code_state",
-    "environment",
-    "machine",
-    "read_curves",
-    "read_json",
-    "read_starts",
-    "versions",
-    "write_json",
-]
+__all__ = ["code_state", "environment", "machine", "read_curves", "read_json", "read_starts", "versions", "write_json"]
