@@ -64,7 +64,7 @@ def check_datasets(
         try:
             files = checker.list_files()
         except (ConfigError, DataError) as error:
-            checker.error("data set", str(checker.dataset.get("data_root") or ""), str(error), "fix this first")
+            checker.error("data set", checker.dataset.get("data_root") or "", str(error), "fix this first")
             continue
         checker.path_by_real_path = {real_path(file.path): file.path for file in files if file.role == "image"}
         inspections += _plan_inspections(number, checker, files, full)
@@ -105,11 +105,7 @@ def _group(checker: DatasetChecker, file: DataFile) -> str:
 
 
 def evenly_spread(count: int) -> Iterator[int]:
-    """All numbers from 0 below ``count``, in an order of which any beginning is spread evenly.
-
-    Args:
-        count: Number of numbers.
-    """
+    """All numbers from 0 below ``count``, in an order of which any beginning is spread evenly."""
     step = max(1, round(count * (math.sqrt(5) - 1) / 2))
     while math.gcd(step, count) > 1:
         step += 1
@@ -161,11 +157,9 @@ def _inspect_chunk(chunk: Sequence[_Inspection]) -> list[ImageInfo]:
 
 def _shared_images(checkers: list[DatasetChecker]) -> list[DataFinding]:
     """Findings about images that are in the training data and in another split."""
-    findings = []
-    for train in (checker for checker in checkers if checker.split == "train"):
-        for other in (checker for checker in checkers if checker.split != "train"):
-            findings += _images_shared_by(train, other)
-    return findings
+    trains = [checker for checker in checkers if checker.split == "train"]
+    others = [checker for checker in checkers if checker.split != "train"]
+    return [finding for train in trains for other in others for finding in _images_shared_by(train, other)]
 
 
 def _images_shared_by(train: DatasetChecker, other: DatasetChecker) -> list[DataFinding]:

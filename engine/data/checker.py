@@ -84,11 +84,7 @@ class DatasetChecker:
         self.path_by_real_path: dict[str, str] = {}
 
     def pipeline_steps(self, transform_type: type) -> list[ConfigDict]:
-        """Steps of the data set's pipeline that are transforms of a type.
-
-        Args:
-            transform_type: Base class of the transforms.
-        """
+        """Steps of the data set's pipeline that are transforms of a type or of its subclasses."""
         with TRANSFORMS.switch_scope_and_registry(self.cfg.get("default_scope")) as registry:
             steps = self.dataset.get("pipeline", [])
             return [step for step in steps if issubclass(registry.get(step["type"]) or object, transform_type)]
@@ -123,12 +119,7 @@ class DatasetChecker:
         return False
 
     def check_file(self, file: DataFile, info: ImageInfo) -> None:
-        """Check one file.
-
-        Args:
-            file: File of the data set.
-            info: Properties of the file.
-        """
+        """Check one file of the data set."""
         if info.problem is not None:
             kind, problem = info.problem
             damage = kind.partition(" ")[0]
@@ -141,11 +132,7 @@ class DatasetChecker:
             self._check_pixels(file, info)
 
     def finish(self, complete: bool) -> None:
-        """Check what only all files together show.
-
-        Args:
-            complete: Whether all files were inspected and all values counted.
-        """
+        """Check what only all files together show; ``complete`` if all were inspected and all values counted."""
 
     def _check_size(self, file: DataFile, info: ImageInfo) -> None:
         width, height = info.size
@@ -185,8 +172,8 @@ class DatasetChecker:
         if info.frames > 1 and info.format != "MPO":
             self.warn("several frames", file.path, "holds several pictures, of which the first is read", "save one")
         if formats and info.format not in formats:
-            fix = "harmless; other programs may refuse it"
-            self.warn("name of another format", file.path, f"is a {info.format}", fix)
+            problem = f"is a {info.format}"
+            self.warn("name of another format", file.path, problem, "harmless; other programs may refuse it")
         if info.orientation != 1 and not self.applies_exif_orientation:
             problem = f"has EXIF orientation {info.orientation}, which is not applied: it is seen as stored"
             self.warn("EXIF orientation", file.path, problem, "save it rotated and without the tag")
@@ -201,9 +188,6 @@ class DataCheckerRegistry:
     def register(self, dataset_type: type) -> Callable[[type[DatasetChecker]], type[DatasetChecker]]:
         """Decorator that registers the checker of a type of data set and of its subclasses.
 
-        Args:
-            dataset_type: Class of the data set.
-
         Raises:
             KeyError: If the type has a checker already.
         """
@@ -217,11 +201,7 @@ class DataCheckerRegistry:
         return register
 
     def find(self, dataset_type: type) -> type[DatasetChecker]:
-        """Checker of a type of data set.
-
-        Args:
-            dataset_type: Class of the data set.
-        """
+        """Checker of a type of data set."""
         return next(self._checkers[base] for base in dataset_type.__mro__ if base in self._checkers)
 
 
@@ -252,11 +232,6 @@ def build_checkers(cfg: Config, splits: Sequence[str]) -> list[DatasetChecker]:
 
 
 def nearest_name_hint(name: str, names: Sequence[str]) -> str:
-    """``; nearest: 'X'`` for the most similar name, empty if none is similar.
-
-    Args:
-        name: Unknown name.
-        names: Known names.
-    """
+    """``; nearest: 'X'`` for the known name that is most similar to an unknown one, empty if none is similar."""
     near = difflib.get_close_matches(name, names, n=1)
     return f"; nearest: {near[0]!r}" if near else ""

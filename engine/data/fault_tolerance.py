@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,15 +29,10 @@ MIN_REPLACEABLE_IMAGES = 10  # damaged files that never end a run
 MAX_REPLACED_FRACTION = 0.01  # of the data set, where that is more
 MAX_CONSECUTIVE_FAILURES = 20  # more unreadable images in a row mean that the disk fails, not the images
 PROCESS_ERRNOS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # the process is out of files or memory: not the image
-CHECK_DATA_HINT = "tools/check_data.py CONFIG finds all of them"
 
 
 def max_replaced_images(dataset_size: int) -> int:
-    """Number of damaged files above which a training ends: 10, or 1 % of the data set where that is more.
-
-    Args:
-        dataset_size: Number of images in the data set.
-    """
+    """Number of damaged files above which a training ends: 10, or 1 % of the data set's images where that is more."""
     return max(MIN_REPLACEABLE_IMAGES, round(MAX_REPLACED_FRACTION * dataset_size))
 
 
@@ -88,7 +83,7 @@ class FaultTolerantDataset:
         current, substitutes = int(index), None
         for _ in range(MAX_CONSECUTIVE_FAILURES):
             try:
-                with _seeded_or_not(seed):
+                with nullcontext() if seed is None else seeded(seed):
                     return self.dataset[current]
             except (DamagedImageError, OSError, cv2.error) as error:
                 if getattr(error, "errno", None) in PROCESS_ERRNOS:
@@ -115,10 +110,6 @@ class FaultTolerantDataset:
         # A full disk is no reason to stop here; a single appending write of one line does not mix with others.
         with suppress(OSError), open(self.replaced_file, "ab", buffering=0) as file:
             file.write(line.encode())
-
-
-def _seeded_or_not(seed: int | None) -> AbstractContextManager[None]:
-    return nullcontext() if seed is None else seeded(seed)
 
 
 class ReplacedImagesHook(Hook):
@@ -160,7 +151,7 @@ class ReplacedImagesHook(Hook):
         if len(self._replaced) > max_replaced_images(len(self._dataset)):
             raise DataError(
                 f"{len(self._replaced)} of {len(self._dataset):,} training images cannot be read, listed in "
-                f"{self._dataset.replaced_file}: fix the data; {CHECK_DATA_HINT}"
+                f"{self._dataset.replaced_file}: fix the data; tools/check_data.py CONFIG finds all of them"
             )
 
     def _read_new_entries(self, path: Path) -> list[dict[str, str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -71,7 +70,10 @@ class DataCheckResult:
         Args:
             full_report: Place of the findings that do not fit.
         """
-        groups = sorted(_grouped(self.findings), key=lambda group: group[0].level != "error")
+        by_kind: dict[tuple[str, str, str], list[DataFinding]] = {}
+        for finding in self.findings:
+            by_kind.setdefault((finding.level, finding.kind, finding.split), []).append(finding)
+        groups = sorted(by_kind.values(), key=lambda group: group[0].level != "error")
         shown, omitted = groups[:MAX_FINDING_LINES], groups[MAX_FINDING_LINES:]
         examples = max(1, min(MAX_EXAMPLES, MAX_FINDING_LINES // max(1, len(shown))))
         lines = []
@@ -128,13 +130,6 @@ class DataCheckResult:
             Path(path).write_text(json.dumps({**entries, **self.to_dict()}, indent=1), encoding="utf-8")
         except OSError as error:
             raise MachineError(f"{str(path)!r} cannot be written: {error.strerror or error}") from error
-
-
-def _grouped(findings: Sequence[DataFinding]) -> list[list[DataFinding]]:
-    groups: dict[tuple[str, str, str], list[DataFinding]] = {}
-    for finding in findings:
-        groups.setdefault((finding.level, finding.kind, finding.split), []).append(finding)
-    return list(groups.values())
 
 
 def _counted(count: int, noun: str) -> str:

@@ -12,22 +12,13 @@ def _real_folder(folder: str) -> str:
 
 
 def real_path(path: str) -> str:
-    """Path by which files of different splits can be compared: symbolic links to folders are followed.
-
-    Args:
-        path: Path of a file.
-    """
+    """Path by which files of different splits can be compared: symbolic links to folders are followed."""
     folder, name = os.path.split(path)
     return os.path.join(_real_folder(folder), name)
 
 
 def leads_outside(folder: str, name: str) -> bool:
-    """Whether a file name of an annotation file leads out of the folder that it belongs to.
-
-    Args:
-        folder: Folder of the files.
-        name: File name, relative to the folder.
-    """
+    """Whether a file name of an annotation file, relative to the folder of the files, leads out of that folder."""
     if ".." not in name and not os.path.isabs(name):
         return False
     root, inside = os.path.abspath(folder or "."), os.path.abspath(os.path.join(folder, name))

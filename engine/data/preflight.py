@@ -45,11 +45,7 @@ def check_data_paths(cfg: Config, splits: tuple[str, ...]) -> None:
 
 
 def dataset_paths(dataset: ConfigDict) -> list[Path]:
-    """Files and folders that a data set reads.
-
-    Args:
-        dataset: Config of the data set.
-    """
+    """Files and folders that a data set reads, from its config."""
     root = Path(dataset.get("data_root") or ".")
     parts = [dataset.get("split"), dataset.get("ann_file"), *dataset.get("data_prefix", {}).values()]
     return [root, *(root / part for part in parts if part)]
@@ -117,11 +113,7 @@ def _tolerate_damage(result: DataCheckResult) -> DataCheckResult:
 
 
 def data_fingerprint(cfg: Config) -> str:
-    """Hash of the data sets' settings and of size and time of the files and folders that they name.
-
-    Args:
-        cfg: Resolved config.
-    """
+    """Hash of the data sets' settings and of size and time of the files and folders that they name."""
     settings: list[Any] = []
     for split in ("train", "val"):
         if loader := cfg.get(f"{split}_dataloader"):

@@ -38,12 +38,6 @@ class SeededIndex(int):
     seed: int
 
     def __new__(cls, index: int, seed: int) -> SeededIndex:
-        """Create an index.
-
-        Args:
-            index: Position in the data set.
-            seed: Seed of the sample.
-        """
         seeded_index = super().__new__(cls, index)
         seeded_index.seed = seed
         return seeded_index
@@ -84,26 +78,16 @@ class ResumableBatchSampler(Sampler[list[int]]):
         self._start = 0
 
     def seek_batch(self, batch: int) -> None:
-        """Start the next iteration, and no later one, at this batch.
-
-        Args:
-            batch: Number of batches to leave out.
-        """
+        """Start the next iteration, and no later one, after so many batches."""
         self._start = batch
 
     def seek_step(self, step: int) -> None:
-        """Start the next iteration where a training of so many steps is, in an endless stream or in an epoch.
-
-        Args:
-            step: Number of finished steps.
-        """
-        if isinstance(self.sampler, EndlessSampler):
-            self.seek_batch(step)
-            return
-        epoch, batch = divmod(step, len(self))
-        if isinstance(self.sampler, EpochSampler):
-            self.sampler.set_epoch(epoch)
-        self.seek_batch(batch)
+        """Start the next iteration where a training of so many steps is, in an endless stream or in an epoch."""
+        if not isinstance(self.sampler, EndlessSampler):
+            epoch, step = divmod(step, len(self))
+            if isinstance(self.sampler, EpochSampler):
+                self.sampler.set_epoch(epoch)
+        self.seek_batch(step)
 
     def reseed(self, seed: int, shared_order: bool) -> None:
         """Continue with the order and the augmentation of a run with another seed.
