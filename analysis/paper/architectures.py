@@ -17,41 +17,21 @@ from backbones.timm_backbones import WindowBlock
 STAGE_NAMES = ("res2", "res3", "res4", "res5")
 
 
-def _printed_resnet(width: int, blocks: int) -> str:
-    return f"[1×1, {width} | 3×3, {width} | 1×1, {4 * width}] × {blocks}"
+def _printed(stem: str, block: str, width: int, blocks: tuple[int, ...]) -> dict[str, str]:
+    """Printed stem and stages; the width doubles with each stage, and a head of attention has 32 channels."""
+    stages = {}
+    for name, count in zip(STAGE_NAMES, blocks, strict=True):
+        stages[name] = f"[{block.format(width=width, wide=4 * width, heads=width // 32)}] × {count}"
+        width *= 2
+    return {"stem": stem, **stages}
 
 
-def _printed_convnext(width: int, blocks: int) -> str:
-    return f"[d7×7, {width} | 1×1, {4 * width} | 1×1, {width}] × {blocks}"
-
-
-def _printed_swin(width: int, heads: int, blocks: int) -> str:
-    attention = f"1×1, {width}×3 | MSA, w7×7, H={heads}, rel. pos. | 1×1, {width}"
-    return f"[{attention} | 1×1, {4 * width} | 1×1, {width}] × {blocks}"
-
-
+_SWIN_BLOCK = "1×1, {width}×3 | MSA, w7×7, H={heads}, rel. pos. | 1×1, {width} | 1×1, {wide} | 1×1, {width}"
+_RESNET_STEM, _PATCHES = "7×7, 64, stride 2 | 3×3 max pool, stride 2", "4×4, 96, stride 4"
 PRINTED_STAGES = {
-    "resnet50": {
-        "stem": "7×7, 64, stride 2 | 3×3 max pool, stride 2",
-        "res2": _printed_resnet(64, 3),
-        "res3": _printed_resnet(128, 4),
-        "res4": _printed_resnet(256, 6),
-        "res5": _printed_resnet(512, 3),
-    },
-    "convnext_tiny": {
-        "stem": "4×4, 96, stride 4",
-        "res2": _printed_convnext(96, 3),
-        "res3": _printed_convnext(192, 3),
-        "res4": _printed_convnext(384, 9),
-        "res5": _printed_convnext(768, 3),
-    },
-    "swin_tiny": {
-        "stem": "4×4, 96, stride 4",
-        "res2": _printed_swin(96, 3, 2),
-        "res3": _printed_swin(192, 6, 2),
-        "res4": _printed_swin(384, 12, 6),
-        "res5": _printed_swin(768, 24, 2),
-    },
+    "resnet50": _printed(_RESNET_STEM, "1×1, {width} | 3×3, {width} | 1×1, {wide}", 64, (3, 4, 6, 3)),
+    "convnext_tiny": _printed(_PATCHES, "d7×7, {width} | 1×1, {wide} | 1×1, {width}", 96, (3, 3, 9, 3)),
+    "swin_tiny": _printed(_PATCHES, _SWIN_BLOCK, 96, (2, 2, 6, 2)),
 }
 
 

@@ -97,6 +97,10 @@ def _ade(label: str, network: str, side: int, miou: str, params: str | None, flo
     return PaperRow(label, network, shape, params, flops, (f"{side}²", miou), UPERNET)
 
 
+def _robust(label: str, network: str | None, side: int, params: str, flops: str, quoted: str) -> PaperRow:
+    return _image(label, network, side, params, flops, *quoted.split())
+
+
 def _under(group: str, *rows: PaperRow) -> tuple[PaperRow, ...]:
     return tuple(replace(row, group=group) for row in rows)
 
@@ -271,35 +275,16 @@ ROBUSTNESS = PaperTable(
     "Robustness (C, C-bar: corruption error, lower is better; RVT is not a network of this project)",
     ("trained on", "clean", "C", "C-bar", "A", "R", "Sketch"),
     (
-        _image("ResNet-50", "resnet50", 224, "25.6", "4.1", "1K", "76.1", "76.7", "57.7", "0.0", "36.1", "24.1"),
-        _image("Swin-T", "swin_tiny", 224, "28.3", "4.5", "1K", "81.2", "62.0", "-", "21.6", "41.3", "29.1"),
-        _image("RVT-S*", None, 224, "23.3", "4.7", "1K", "81.9", "49.4", "37.5", "25.7", "47.7", "34.7"),
-        _image("ConvNeXt-T", "convnext_tiny", 224, "28.6", "4.5", "1K", "82.1", "53.2", "40.0", "24.2", "47.2", "33.8"),
-        _image("Swin-B", "swin_base", 224, "87.8", "15.4", "1K", "83.4", "54.4", "-", "35.8", "46.6", "32.4"),
-        _image("RVT-B*", None, 224, "91.8", "17.7", "1K", "82.6", "46.8", "30.8", "28.5", "48.7", "36.0"),
-        _image(
-            "ConvNeXt-B", "convnext_base", 224, "88.6", "15.4", "1K", "83.8", "46.8", "34.4", "36.7", "51.3", "38.2"
-        ),
-        _image(
-            "ConvNeXt-B", "convnext_base", 384, "88.6", "45.1", "22K", "86.8", "43.1", "30.7", "62.3", "64.9", "51.6"
-        ),
-        _image(
-            "ConvNeXt-L", "convnext_large", 384, "197.8", "101.0", "22K", "87.5", "40.2", "29.9", "65.5", "66.7", "52.8"
-        ),
-        _image(
-            "ConvNeXt-XL",
-            "convnext_xlarge",
-            384,
-            "350.2",
-            "179.0",
-            "22K",
-            "87.8",
-            "38.8",
-            "27.1",
-            "69.3",
-            "68.2",
-            "55.0",
-        ),
+        _robust("ResNet-50", "resnet50", 224, "25.6", "4.1", "1K 76.1 76.7 57.7 0.0 36.1 24.1"),
+        _robust("Swin-T", "swin_tiny", 224, "28.3", "4.5", "1K 81.2 62.0 - 21.6 41.3 29.1"),
+        _robust("RVT-S*", None, 224, "23.3", "4.7", "1K 81.9 49.4 37.5 25.7 47.7 34.7"),
+        _robust("ConvNeXt-T", "convnext_tiny", 224, "28.6", "4.5", "1K 82.1 53.2 40.0 24.2 47.2 33.8"),
+        _robust("Swin-B", "swin_base", 224, "87.8", "15.4", "1K 83.4 54.4 - 35.8 46.6 32.4"),
+        _robust("RVT-B*", None, 224, "91.8", "17.7", "1K 82.6 46.8 30.8 28.5 48.7 36.0"),
+        _robust("ConvNeXt-B", "convnext_base", 224, "88.6", "15.4", "1K 83.8 46.8 34.4 36.7 51.3 38.2"),
+        _robust("ConvNeXt-B", "convnext_base", 384, "88.6", "45.1", "22K 86.8 43.1 30.7 62.3 64.9 51.6"),
+        _robust("ConvNeXt-L", "convnext_large", 384, "197.8", "101.0", "22K 87.5 40.2 29.9 65.5 66.7 52.8"),
+        _robust("ConvNeXt-XL", "convnext_xlarge", 384, "350.2", "179.0", "22K 87.8 38.8 27.1 69.3 68.2 55.0"),
     ),
 )
 
