@@ -27,15 +27,7 @@ from engine.report.html import (
     number,
     plot,
 )
-from engine.report.run_dir import (
-    finite,
-    read_curves,
-    read_json,
-    read_json_lines,
-    read_load_reports,
-    scaled,
-    write_json,
-)
+from engine.report.run_dir import finite, read_curves, read_json, read_json_lines, read_load_reports, scaled, write_json
 from engine.task import Score
 
 TITLE = "One ConvNeXt, three tasks"

@@ -12,7 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,7 +32,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 
-from analysis.benchmark.models import training_step
+from analysis.benchmark.models import model_step
 from analysis.benchmark.peers import OUR_SIDE, randomize_weights
 from analysis.benchmark.request import BenchmarkRequest
 from analysis.benchmark.synthetic_detections import SyntheticScene, draw_mask_logits, draw_scenes, write_annotations
@@ -261,7 +261,7 @@ def compare_step(request: BenchmarkRequest, clock: Callable[[], float] = time.pe
         error = max(relative_error(one, other) for one, other in pairs)
     if not error <= FEATURE_TOLERANCE:
         raise MismatchError(f"{name}: features differ from timm's by {error:.1e}")
-    steps = {side: training_step(one.to(request.device), request) for side, one in sides.items()}
+    steps = {side: model_step(one.to(request.device), replace(request, train=True)) for side, one in sides.items()}
     height, width = request.shape
     work = f"training step of {request.name}, batch {request.batch}, {width} x {height}, {request.dtype}"
     same = f"the same weights; features differ by {error:.1e} in float32"

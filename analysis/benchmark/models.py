@@ -19,15 +19,7 @@ from mmengine.registry import MODELS, DefaultScope
 from analysis.benchmark.networks import OUTPUT_TOLERANCE, PLAIN_FORMS, SideTiming, ThroughputResult
 from analysis.benchmark.peers import OUR_SIDE, randomize_weights
 from analysis.benchmark.request import BenchmarkRequest, benchmark_environment, check_benchmark_request
-from analysis.benchmark.timing import (
-    DTYPES,
-    MismatchError,
-    autocast,
-    relative_error,
-    synchronize,
-    take_turns,
-    warm_up,
-)
+from analysis.benchmark.timing import DTYPES, MismatchError, autocast, relative_error, synchronize, take_turns, warm_up
 from backbones.errors import ConfigError
 from backbones.kernels.autotune import autotuner
 from engine.config.load import load_config
@@ -59,7 +51,7 @@ def measure_model(request: BenchmarkRequest, clock: Callable[[], float] = time.p
     check_benchmark_request(request)
     model = _model(cfg).to(request.device)
     error = _compare(model, request)
-    step = training_step(model, request) if request.train else testing_step(model, request)
+    step = model_step(model, request)
 
     def plain() -> None:
         with autotuner.use(**PLAIN_FORMS):
@@ -114,32 +106,24 @@ def _compare(model: BaseModel, request: BenchmarkRequest) -> float:
     return error
 
 
-def testing_step(model: BaseModel, request: BenchmarkRequest) -> Callable[[], object]:
-    """A function that runs one test step: images in, predictions out."""
+def model_step(model: BaseModel, request: BenchmarkRequest) -> Callable[[], object]:
+    """A function that runs one step of a test or, if the request says so, of a training without the optimizer."""
     images = torch.randn(request.batch, 3, *request.shape, device=request.device)
+    dummy_batch = task_of_model(model).dummy_batch
 
-    def step() -> object:
+    def test() -> object:
         model.eval()
         with torch.inference_mode(), autocast(request.device, DTYPES[request.dtype]):
-            return model(**task_of_model(model).dummy_batch(model, images, False))
+            return model(**dummy_batch(model, images, False))
 
-    return step
-
-
-def training_step(model: BaseModel, request: BenchmarkRequest) -> Callable[[], object]:
-    """A function that runs one training step without the optimizer: images and annotations in, gradients out."""
-    images = torch.randn(request.batch, 3, *request.shape, device=request.device)
-
-    def step() -> object:
+    def train() -> None:
         model.train()
         with autocast(request.device, DTYPES[request.dtype]):
-            # New annotations for each step: models write into them.
-            losses = model(**task_of_model(model).dummy_batch(model, images, True))
+            losses = model(**dummy_batch(model, images, True))  # new annotations for each step: models change them
         model.parse_losses(losses)[0].backward()
         model.zero_grad(set_to_none=True)
-        return None
 
-    return step
+    return train if request.train else test
 
 
 def _notes(model: BaseModel, request: BenchmarkRequest) -> list[str]:
@@ -148,7 +132,7 @@ def _notes(model: BaseModel, request: BenchmarkRequest) -> list[str]:
         return []
     if request.device != "cuda":
         return [f"peak training memory at {MEMORY_IMAGES} images per GPU: not measured on CPU"]
-    step = training_step(model, replace(request, batch=MEMORY_IMAGES))
+    step = model_step(model, replace(request, batch=MEMORY_IMAGES))
     notes = []
     for name, answers in ((OUR_SIDE, {}), (PLAIN_SIDE, PLAIN_FORMS)):
         with autotuner.use(**answers):

@@ -179,10 +179,9 @@ def _prepare(
         with torch.inference_mode(), autocast(request.device, dtype):
             return network(images)
 
-    def train() -> object:
+    def train() -> None:
         _loss(network, images, request.device, dtype).backward()
         network.zero_grad(set_to_none=True)
-        return None
 
     network.train(request.train)
     return (train if request.train else infer), relative_error(found[0], expected[0])

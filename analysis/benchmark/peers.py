@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import timm
@@ -102,13 +103,10 @@ def _timm(name: str, state: dict[str, Tensor], layout: str | None, peer: str) ->
         network = timm.create_model(name, pretrained=False, num_classes=0, **settings)
         return _filled(network, weights)
 
-    def best() -> nn.Module:
-        return build(conv_mlp=True)
-
     compiled = peer == "timm-compiled"
     return [
         Contender(peer, build, layout or "contiguous", compiled),
-        Contender(f"{peer}, conv_mlp", best, layout or "channels_last", compiled),
+        Contender(f"{peer}, conv_mlp", partial(build, conv_mlp=True), layout or "channels_last", compiled),
     ]
 
 

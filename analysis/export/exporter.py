@@ -23,10 +23,7 @@ from engine.visualize import find_images
 
 MAX_RELATIVE_DIFFERENCE = 1e-3  # relative to the largest absolute output of the source
 MAX_PHOTOGRAPHS = 4
-SIZE_STEP = (
-    37,
-    64,
-)  # (rows, columns) in pixels from the first compared size to the second; 37 is a prime
+SIZE_STEP = (37, 64)  # (rows, columns) in pixels from the first compared size to the second; 37 is a prime
 RANDOM_BATCHES = (1, 3)
 FIXED_SIZE_HINT = "if another size of the image is the cause, --shape H W fixes the size"
 
@@ -56,7 +53,7 @@ class ExportResult:
 
     Attributes:
         files: Written files: the requested file last, after the external data of a large ONNX network.
-        taken: Ranges of height and width that the file accepts.
+        input_sizes: Ranges of height and width that the file accepts.
         notes: Remarks for the user, one line each.
         differences: Differences from the source, one per batch.
     """

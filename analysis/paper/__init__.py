@@ -5,14 +5,7 @@ FLOPs, :mod:`~analysis.paper.architectures` reads the layers of Table 2.9 from t
 """
 
 from analysis.paper.architectures import stage_layers
-from analysis.paper.compare import (
-    CountComparison,
-    RowComparison,
-    compare_table,
-    table_as_dict,
-    table_as_text,
-    table_numbers,
-)
+from analysis.paper.compare import CountComparison, RowComparison, compare_table, table_as_dict, table_as_text
 from analysis.paper.printed import TABLES, ExplainedCount, PaperRow, PaperTable
 
 __all__ = [
@@ -26,5 +19,4 @@ __all__ = [
     "stage_layers",
     "table_as_dict",
     "table_as_text",
-    "table_numbers",
 ]

@@ -84,16 +84,11 @@ class RowComparison:
         return all(one.agrees for one in self.counts) and not self.uncounted_heavy and as_printed
 
 
-def table_numbers() -> list[str]:
-    """Numbers of the tables, in the paper's order."""
-    return list(TABLES)
-
-
 def compare_table(number: str) -> tuple[PaperTable, list[RowComparison]]:
     """Count every network of a table.
 
     Args:
-        number: Number of the table, one of :func:`table_numbers`.
+        number: Number of the table, a key of ``TABLES``.
 
     Raises:
         ConfigError: If there is no such table.

@@ -69,7 +69,7 @@ def test_masks_that_differ_are_not_timed(monkeypatch: pytest.MonkeyPatch, clock:
 
 def test_step(monkeypatch: pytest.MonkeyPatch, clock: Any) -> None:
     models: list[Any] = []
-    monkeypatch.setattr(detection, "training_step", lambda model, request: models.append(model) or (lambda: None))
+    monkeypatch.setattr(detection, "model_step", lambda model, request: models.append(model) or (lambda: None))
     found = compare_step(STEP, clock)
     assert [*found.seconds] == ["ours", "mmdet with timm's backbone, as it comes"]
     ours, stock = models
