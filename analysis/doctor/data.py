@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from analysis.doctor.examination import Check, CheckResult, DoctorOptions, bad, notice, ok
+from analysis.doctor.examination import CheckResult, Checks, DoctorOptions, bad, notice, ok
 from engine.config.load import Resolved, load_config
 from engine.config.world import Launch
 from engine.data.preflight import BRING_DATA_HINT, dataset_paths
@@ -22,16 +22,16 @@ WORK_DIRS = Path("work_dirs")
 MIN_FREE_BYTES, AMPLE_FREE_BYTES = 2 * GIB, 20 * GIB
 
 
-def data_checks(options: DoctorOptions) -> list[Check]:
+def data_checks(options: DoctorOptions) -> Checks:
     """Checks of the usual folders, or of those in the config of the options."""
     if options.config is None:
-        return [
-            Check("data", lambda: check_places(usual_places())),
-            Check("work_dirs", lambda: check_work_dir(WORK_DIRS)),
-            Check("disk", lambda: check_disk(free_bytes(WORK_DIRS), WORK_DIRS)),
-        ]
+        return {
+            "data": lambda: check_places(usual_places()),
+            "work_dirs": lambda: check_work_dir(WORK_DIRS),
+            "disk": lambda: check_disk(free_bytes(WORK_DIRS), WORK_DIRS),
+        }
     config = options.config
-    return [Check("config", lambda: check_config(config, Launch.from_environment()))]
+    return {"config": lambda: check_config(config, Launch.from_environment())}
 
 
 def usual_places() -> dict[str, Path]:

@@ -11,11 +11,12 @@ import importlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 ResultLevel = Literal["ok", "note", "bad"]
-# Module ``NAME`` has ``NAME_checks(options)``, which returns its checks in the order in which they run.
+# Module ``NAME`` has ``NAME_checks(options)``, which returns its checks.
 GROUPS = ("software", "hardware", "network", "data", "trial")
 INSTALL = "make the environment again: remove .venv, then . tools/env.sh"
 
@@ -40,19 +41,9 @@ class CheckResult:
         return f"{self.level:<5}{self.name:<18}{self.found}" + (f"; {self.fix}" if self.fix else "")
 
 
-def ok(name: str, found: str) -> CheckResult:
-    """Result of level ``ok``."""
-    return CheckResult("ok", name, found)
-
-
-def notice(name: str, found: str, fix: str = "") -> CheckResult:
-    """Result of level ``note``: worth knowing, but nothing fails."""
-    return CheckResult("note", name, found, fix)
-
-
-def bad(name: str, found: str, fix: str) -> CheckResult:
-    """Result of level ``bad``: a training would fail, or be wrong."""
-    return CheckResult("bad", name, found, fix)
+ok, notice, bad = partial(CheckResult, "ok"), partial(CheckResult, "note"), partial(CheckResult, "bad")
+# The checks of a group by name, in the order in which they run; the name is in the result if the check itself fails.
+Checks = dict[str, Callable[[], Iterable[CheckResult]]]
 
 
 @dataclass(frozen=True)
@@ -68,19 +59,6 @@ class DoctorOptions:
     config: str | None = None
 
 
-@dataclass(frozen=True)
-class Check:
-    """A check that has not run yet.
-
-    Attributes:
-        name: Name in the result if the check itself fails.
-        run: Function that returns the results.
-    """
-
-    name: str
-    run: Callable[[], Iterable[CheckResult]]
-
-
 def diagnose(options: DoctorOptions, groups: Iterable[str] = GROUPS) -> Iterator[CheckResult]:
     """Run all checks.
 
@@ -94,22 +72,20 @@ def diagnose(options: DoctorOptions, groups: Iterable[str] = GROUPS) -> Iterator
     for group in groups:
         try:
             module = importlib.import_module(f"analysis.doctor.{group}")
-            checks: list[Check] = getattr(module, f"{group}_checks")(options)
+            checks: Checks = getattr(module, f"{group}_checks")(options)
         except (Exception, SystemExit) as error:
             yield bad(group, f"its checks cannot be loaded: {describe_failure(error)}", INSTALL)
             continue
-        for check in checks:
-            yield from run_check(check)
+        for name, check in checks.items():
+            yield from run_check(name, check)
 
 
-def run_check(check: Check) -> Iterator[CheckResult]:
+def run_check(name: str, check: Callable[[], Iterable[CheckResult]]) -> Iterator[CheckResult]:
     """Run one check; an error in the check itself is a result of level ``bad``."""
     try:
-        yield from check.run()
+        yield from check()
     except (Exception, SystemExit) as error:
-        yield bad(
-            check.name, f"the check itself failed: {describe_failure(error)}", "this should not be: please report it"
-        )
+        yield bad(name, f"the check itself failed: {describe_failure(error)}", "this should not be: please report it")
 
 
 def describe_failure(error: BaseException) -> str:

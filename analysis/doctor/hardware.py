@@ -7,13 +7,13 @@ import re
 import resource
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from analysis.doctor.examination import Check, CheckResult, DoctorOptions, bad, describe_failure, notice, ok
+from analysis.doctor.examination import CheckResult, Checks, DoctorOptions, bad, describe_failure, notice, ok
 from engine.report.environment import driver_version, machine, memory_limit, read_text, usable_cores
 from engine.report.html import GIB, memory
 
@@ -43,7 +43,7 @@ class Gpus:
     usable: Sequence[Mapping[str, Any]] = ()
     error: str = ""
     hidden: str | None = None
-    architectures: Sequence[str] = field(default_factory=tuple)
+    architectures: Sequence[str] = ()
 
     @classmethod
     def detect(cls) -> Gpus:
@@ -80,18 +80,19 @@ def _test_gpu(index: int) -> dict[str, Any]:
         return seen | {"free_bytes": 0, "trouble": describe_failure(reason)}
 
 
-def hardware_checks(options: DoctorOptions) -> list[Check]:
+def hardware_checks(options: DoctorOptions) -> Checks:
     """Checks of GPUs, precision, cores, memory and limits."""
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    flags = set(re.findall(r"\S+", "".join(re.findall(r"^(?:flags|Features)\s*:(.*)$", _cpuinfo(), re.MULTILINE)[:1])))
-    return [
-        Check("GPU", lambda: check_gpus(Gpus.detect(), local)),
-        Check("precision", lambda: check_precision([gpu["capability"] for gpu in Gpus.detect().usable], flags)),
-        Check("cores", lambda: check_cores(usable_cores(), os.environ.get("OMP_NUM_THREADS"), cpu_quota(), local)),
-        Check("memory", lambda: check_memory(memory_limit(), str(machine()["cpu"]))),
-        Check("shared memory", lambda: check_shared_memory(_shared_memory())),
-        Check("limits", lambda: check_limits(resource.getrlimit(resource.RLIMIT_NOFILE)[0], _maps())),
-    ]
+    listed = re.search(r"^(?:flags|Features)\s*:(.*)$", read_text(Path("/proc/cpuinfo")), re.MULTILINE)
+    flags = set(listed[1].split()) if listed else set()
+    return {
+        "GPU": lambda: check_gpus(Gpus.detect(), local),
+        "precision": lambda: check_precision([gpu["capability"] for gpu in Gpus.detect().usable], flags),
+        "cores": lambda: check_cores(usable_cores(), os.environ.get("OMP_NUM_THREADS"), cpu_quota(), local),
+        "memory": lambda: check_memory(memory_limit(), str(machine()["cpu"])),
+        "shared memory": lambda: check_shared_memory(_shared_memory()),
+        "limits": lambda: check_limits(resource.getrlimit(resource.RLIMIT_NOFILE)[0], _maps()),
+    }
 
 
 def check_gpus(gpus: Gpus, processes: int = 1) -> Iterator[CheckResult]:
@@ -255,10 +256,6 @@ def check_limits(files: int, maps: int | None) -> Iterator[CheckResult]:
         yield ok("open files", f"{files} at most" if files >= 0 else "no limit")
     if maps is not None and maps < 65530:
         yield notice("memory maps", f"{maps} at most", "raise it: sysctl vm.max_map_count=65530")
-
-
-def _cpuinfo() -> str:
-    return read_text(Path("/proc/cpuinfo"))
 
 
 def _shared_memory() -> int | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from analysis.doctor.examination import Check, CheckResult, DoctorOptions, bad, notice, ok
+from analysis.doctor.examination import CheckResult, Checks, DoctorOptions, bad, notice, ok
 from engine.launch.child import ChildProcess
 from engine.report.environment import ROOT, read_text
 
@@ -24,15 +24,15 @@ DEFAULT_PORT = 29500  # of the launchers on several machines without MASTER_PORT
 SUM_TIMEOUT_SECONDS = 60.0  # on a busy machine importing torch takes a while
 
 
-def network_checks(options: DoctorOptions) -> list[Check]:
+def network_checks(options: DoctorOptions) -> Checks:
     """Checks of the host name, the ports and the communication backends."""
     gpus = torch.cuda.device_count()
-    return [
-        Check("host name", lambda: check_name(lambda: socket.gethostbyname(socket.gethostname()))),
-        Check("ports", lambda: check_port(int(os.environ.get("MASTER_PORT", DEFAULT_PORT)), bind)),
-        Check("gloo", lambda: check_sum("gloo", lambda: sum_over_two("gloo"), dist.is_gloo_available())),
-        Check("NCCL", lambda: check_nccl(gpus, dist.is_nccl_available(), lambda: sum_over_two("nccl"))),
-    ]
+    return {
+        "host name": lambda: check_name(lambda: socket.gethostbyname(socket.gethostname())),
+        "ports": lambda: check_port(int(os.environ.get("MASTER_PORT", DEFAULT_PORT)), bind),
+        "gloo": lambda: check_sum("gloo", lambda: sum_over_two("gloo"), dist.is_gloo_available()),
+        "NCCL": lambda: check_nccl(gpus, dist.is_nccl_available(), lambda: sum_over_two("nccl")),
+    }
 
 
 def check_name(resolve: Callable[[], str]) -> Iterator[CheckResult]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from analysis.doctor.examination import Check, CheckResult, DoctorOptions, bad, notice, ok
+from analysis.doctor.examination import CheckResult, Checks, DoctorOptions, bad, notice, ok
 from backbones.kernels.cpu import native
 from engine import mmcv_ops
 from engine.report.environment import ROOT, code_state, commit_line
@@ -25,17 +25,17 @@ INSTALL_PINS = "pip install --no-deps -r requirements.txt"
 MAX_LISTED_PACKAGES = 6  # in a line
 
 
-def software_checks(options: DoctorOptions) -> list[Check]:
+def software_checks(options: DoctorOptions) -> Checks:
     """Checks of Python, packages, operators, compilers and the code."""
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    return [
-        Check("python", lambda: check_python(sys.version_info[:3])),
-        Check("packages", lambda: check_packages(*requirements(), installed_versions())),
-        Check("operators", lambda: (result for device in devices for result in check_operators(device))),
-        Check("torch.compile", lambda: check_compile(compiler(os.environ), importlib.util.find_spec("triton"))),
-        Check("CPU inference", lambda: check_inference(native.reason_missing())),
-        Check("code", lambda: check_code(code_state())),
-    ]
+    return {
+        "python": lambda: check_python(sys.version_info[:3]),
+        "packages": lambda: check_packages(*requirements(), installed_versions()),
+        "operators": lambda: (result for device in devices for result in check_operators(device)),
+        "torch.compile": lambda: check_compile(compiler(os.environ), importlib.util.find_spec("triton")),
+        "CPU inference": lambda: check_inference(native.reason_missing()),
+        "code": lambda: check_code(code_state()),
+    }
 
 
 def check_python(version: tuple[int, ...]) -> Iterator[CheckResult]:

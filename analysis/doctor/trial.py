@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from analysis.doctor.examination import Check, CheckResult, DoctorOptions, bad, ok
+from analysis.doctor.examination import CheckResult, Checks, DoctorOptions, bad, ok
 from demo.dataset import make_digits
 from engine.launch.child import ChildProcess
 from engine.report.environment import ROOT, read_text
@@ -81,9 +81,9 @@ class ProgramEnd:
     seconds: float
 
 
-def trial_checks(options: DoctorOptions) -> list[Check]:
+def trial_checks(options: DoctorOptions) -> Checks:
     """The trial, unless the options skip it."""
-    return [] if options.quick else [Check("trial", lambda: trial(Path(tempfile.mkdtemp(prefix="doctor_"))))]
+    return {} if options.quick else {"trial": lambda: trial(Path(tempfile.mkdtemp(prefix="doctor_")))}
 
 
 def trial(

@@ -20,7 +20,7 @@ from analysis.doctor import examination as doctor
 from analysis.doctor import network as doctor_network
 from analysis.doctor import trial as doctor_trial
 from analysis.doctor.data import check_config, check_disk, check_places, check_work_dir, free_bytes
-from analysis.doctor.examination import Check, CheckResult, DoctorOptions, diagnose, run_check, write_results
+from analysis.doctor.examination import CheckResult, DoctorOptions, diagnose, run_check, write_results
 from analysis.doctor.hardware import (
     Gpus,
     check_cores,
@@ -331,13 +331,11 @@ def test_a_check_that_fails_itself_is_a_finding(monkeypatch: pytest.MonkeyPatch)
     def broken() -> Iterable[CheckResult]:
         raise ZeroDivisionError("first\nsecond")
 
-    one(run_check(Check("it", broken)), "bad", "it", "the check itself failed: ZeroDivisionError: first")
+    one(run_check("it", broken), "bad", "it", "the check itself failed: ZeroDivisionError: first")
     one(
         diagnose(DoctorOptions(), ["no_such_group"]), "bad", "its checks cannot be loaded: ModuleNotFoundError", ".venv"
     )
-    module = SimpleNamespace(
-        pretended_checks=lambda options: [Check("a", broken), Check("b", lambda: [doctor.ok("b", "fine")])]
-    )
+    module = SimpleNamespace(pretended_checks=lambda options: {"a": broken, "b": lambda: [doctor.ok("b", "fine")]})
     monkeypatch.setitem(sys.modules, "analysis.doctor.pretended", module)
     assert [result.level for result in diagnose(DoctorOptions(), ["pretended"])] == ["bad", "ok"]
 
