@@ -7,10 +7,9 @@ import argparse
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -134,43 +133,35 @@ def chosen_device(args: argparse.Namespace) -> str:
 def run_network(args: argparse.Namespace) -> None:
     """Measure a network beside its peers."""
     from analysis.benchmark.networks import chosen_peers, measure_network
-    from analysis.benchmark.request import BenchmarkRequest
 
-    device, peers = chosen_device(args), chosen_peers(args.peer)
-    requests = [
-        BenchmarkRequest(
-            args.name, args.train, batch, (size, size), args.dtype, device, peers, args.layout, args.compile
-        )
-        for batch, size in product(args.batch or [8], args.size or [224])
-    ]
-    run_throughput(args, requests, measure_network)
+    settings = {"peers": chosen_peers(args.peer), "layout": args.layout, "compiled": args.compile}
+    run_throughput(args, measure_network, args.batch or [8], args.size or [224], **settings)
 
 
 def run_model(args: argparse.Namespace) -> None:
     """Measure the model of a config; a size of 0 stands for that of its task's papers."""
     from analysis.benchmark.models import measure_model
-    from analysis.benchmark.request import BenchmarkRequest
 
-    device = chosen_device(args)
-    requests = [
-        BenchmarkRequest(args.name, args.train, batch, (size, size), args.dtype, device)
-        for batch, size in product(args.batch or [1], args.size or [0])
-    ]
-    run_throughput(args, requests, measure_model)
+    run_throughput(args, measure_model, args.batch or [1], args.size or [0])
 
 
 def run_throughput(
     args: argparse.Namespace,
-    requests: "list[BenchmarkRequest]",
     measure: "Callable[[BenchmarkRequest], ThroughputResult]",
+    batches: list[int],
+    sizes: list[int],
+    **settings: Any,
 ) -> None:
-    """Measure all requests, print each result at once, write and plot them."""
+    """Measure every batch at every size, print each result at once, write and plot them."""
     from analysis.benchmark.networks import plot_throughput
+    from analysis.benchmark.request import BenchmarkRequest
     from engine.report.run_dir import write_json
 
+    device = chosen_device(args)
+    fixed = {"train": args.train, "dtype": args.dtype, "device": device, "rounds": args.rounds, **settings}
     results = []
-    for request in requests:
-        results.append(measure(replace(request, rounds=args.rounds)))
+    for batch, size in product(batches, sizes):
+        results.append(measure(BenchmarkRequest(args.name, batch=batch, shape=(size, size), **fixed)))
         print(results[-1].as_text() + "\n", flush=True)
     if args.json:
         write_json(args.json, [result.as_dict() for result in results])

@@ -11,8 +11,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.cli import run_tool
 
-ERRORS_FOUND = 1
-
 
 def main() -> None:
     """Check the data, print a screen of findings at most and write all of them to a file."""
@@ -43,7 +41,7 @@ def main() -> None:
         result.write(path, config=args.config, full=args.full)
     print("\n".join(result.to_lines(str(path))), flush=True)
     if result.errors:
-        sys.exit(ERRORS_FOUND)
+        sys.exit(1)
 
 
 if __name__ == "__main__":
