@@ -254,14 +254,7 @@ class LaunchAgent(LocalElasticAgent):
 
 
 def _rank_failure(rank: int, code: int, reported: str, folder: Path) -> JobEnd:
-    """The end of a job by the failure of a rank.
-
-    Args:
-        rank: Global rank.
-        code: Exit code of the process, negative for a signal.
-        reported: Line of its error report; empty if there is none.
-        folder: Folder of its heartbeat files.
-    """
+    """The end of a job by the failure of a rank, with the line of its error report, and its heartbeat files."""
     position = str(read_position(folder))
     if reported and code == -signal.SIGABRT:
         code = EXIT_FAILED  # an exception; gloo's threads abort the process when it exits

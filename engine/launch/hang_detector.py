@@ -9,8 +9,8 @@ they wait in one.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -49,12 +49,8 @@ class StalledRank:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> StalledRank:
-        """Inverse of :meth:`to_dict`."""
+        """Inverse of ``dataclasses.asdict``, also by way of JSON."""
         return cls(**{**values, "frames": tuple(values["frames"])})
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as values of JSON."""
-        return asdict(self)
 
 
 class HangDetector:
@@ -130,12 +126,11 @@ def _progress(rank: StalledRank) -> tuple[int, bool, bool]:
     return rank.steps, rank.phase == Phase.STEP, waits
 
 
-def describe_hang(stalled: Iterable[StalledRank]) -> str:
+def describe_hang(stalled: Sequence[StalledRank]) -> str:
     """One line with the ranks that cause a hang, their position and its age."""
-    everyone = list(stalled)
-    causes = find_causes(everyone)
+    causes = find_causes(stalled)
     first = causes[0]
     who = f"rank {first.rank} hangs" if len(causes) == 1 else f"ranks {', '.join(str(c.rank) for c in causes)} hang"
     where = f", at {first.frames[0]}" if first.frames else ""
-    others = "; the other ranks wait for it" if len(everyone) > len(causes) == 1 else ""
+    others = "; the other ranks wait for it" if len(stalled) > len(causes) == 1 else ""
     return f"{who} ({first.age:.0f} s without progress); its last line: {first.place}{where}{others}"

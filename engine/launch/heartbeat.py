@@ -129,12 +129,7 @@ class Heartbeat:
             self._file.write()
 
     def enter(self, phase: Phase, place: str = "") -> None:
-        """Announce the start of a phase.
-
-        Args:
-            phase: The phase that starts now.
-            place: Place in the run; unchanged if empty.
-        """
+        """Announce the start of a phase; an empty place leaves that of the last announcement."""
         file = self._file
         if file is None:
             return
@@ -184,14 +179,8 @@ def read_position(folder: Path) -> Position:
     try:
         page = (folder / POSITION_FILE).read_bytes()
         sequence, steps, phase, patience, place, work = _FIXED.unpack_from(page)
-        return Position(
-            sequence,
-            steps,
-            Phase(phase),
-            patience,
-            page[_PLACE : _PLACE + place].decode(errors="replace"),
-            page[_FOLDER : _FOLDER + work].decode(errors="replace"),
-        )
+        texts = (page[at : at + length].decode(errors="replace") for at, length in ((_PLACE, place), (_FOLDER, work)))
+        return Position(sequence, steps, Phase(phase), patience, *texts)
     except (OSError, struct.error, ValueError):
         return Position()
 

@@ -61,7 +61,7 @@ class NodeChannel:
 
     def publish(self, stalled: list[StalledRank] | None) -> None:
         """Tell the other machines that all ranks of this machine are stalled, or that they are not (``None``)."""
-        self._stalled = None if stalled is None else [rank.to_dict() for rank in stalled]
+        self._stalled = None if stalled is None else [asdict(rank) for rank in stalled]
 
     def post(self, end: JobEnd) -> None:
         """Tell all machines the end of the job; the first message counts."""

@@ -35,11 +35,7 @@ class RendezvousError(Exception):
 def run_id(nodes: int, processes: int, program: str, arguments: Sequence[str]) -> str:
     """Identifier that is the same for all launchers of a job and differs between jobs.
 
-    Args:
-        nodes: Number of machines.
-        processes: Number of processes on each machine.
-        program: Path of the program; only the file name counts, the machines may have it in different folders.
-        arguments: Arguments of the program.
+    Of the program's path only the file name counts: the machines may have it in different folders.
     """
     parts = [str(nodes), str(processes), os.path.basename(program), *arguments, os.environ.get("SLURM_JOB_ID", "")]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

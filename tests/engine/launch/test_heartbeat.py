@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -157,7 +158,7 @@ WAITS = "distributed/distributed_c10d.py:9 in all_reduce"
 )
 def test_the_cause_is_behind_or_does_something_else(statuses: list[StalledRank], guilty: list[int]) -> None:
     assert [status.rank for status in find_causes(statuses)] == guilty
-    told = [StalledRank.from_dict(json.loads(json.dumps(status.to_dict()))) for status in statuses]
+    told = [StalledRank.from_dict(json.loads(json.dumps(asdict(status)))) for status in statuses]
     assert told == statuses
 
 
