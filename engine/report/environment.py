@@ -8,7 +8,6 @@ import platform
 import re
 import subprocess
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +37,7 @@ MAX_UNTRACKED_FILES = 20  # that are listed
 
 
 def environment(gpus: bool = True) -> dict[str, Any]:
-    """Return the whole environment as plain data.
-
-    Args:
-        gpus: Include the GPUs, which initialises CUDA in this process.
-    """
+    """Return the whole environment as plain data; the GPUs in it initialise CUDA in this process."""
     return {
         "versions": versions(),
         "machine": machine() | ({"gpus": list_gpus(), "driver": driver_version()} if gpus else {}),
@@ -62,8 +57,13 @@ def versions() -> dict[str, str]:
                 break
             except importlib.metadata.PackageNotFoundError:
                 continue
-    built = {"CUDA": torch.version.cuda, "cuDNN": _cudnn(), "NCCL": _nccl()}
-    return found | {name: version for name, version in built.items() if version}
+    if torch.version.cuda:
+        found["CUDA"] = torch.version.cuda
+    if cudnn := torch.backends.cudnn.version():
+        found["cuDNN"] = f"{cudnn // 10000}.{cudnn // 100 % 100}.{cudnn % 100}"
+    if torch.version.cuda and torch.distributed.is_nccl_available():
+        found["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))
+    return found
 
 
 def machine() -> dict[str, Any]:
@@ -120,9 +120,6 @@ def without_secrets(text: str) -> str:
 
 def code_state(folder: Path = ROOT) -> dict[str, Any]:
     """Return the state of the code in git.
-
-    Args:
-        folder: Root of the checkout.
 
     Returns:
         ``commit``, ``branch`` (``None`` for a detached head), ``dirty`` (whether tracked files differ from the commit)
@@ -189,16 +186,3 @@ def _git_reason(error: Exception) -> str:
     if not words or "not a git repository" in words[0]:
         return "not a git checkout"
     return f"git: {words[0]}"
-
-
-@cache
-def _cudnn() -> str | None:
-    number = torch.backends.cudnn.version()
-    return f"{number // 10000}.{number // 100 % 100}.{number % 100}" if number else None
-
-
-@cache
-def _nccl() -> str | None:
-    if not torch.version.cuda or not torch.distributed.is_nccl_available():
-        return None
-    return ".".join(map(str, torch.cuda.nccl.version()))

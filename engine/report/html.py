@@ -94,12 +94,7 @@ def note(text: str) -> str:
 
 
 def load_report_line(load_reports: Sequence[Mapping[str, Any]] | None, nothing: str) -> str:
-    """Return the loaded weights in one line of text.
-
-    Args:
-        load_reports: Load reports in order; ``None`` where there is no record of them.
-        nothing: Text for an empty list.
-    """
+    """Return the loaded weights in one line of text: ``no record`` for ``None``, ``nothing`` for an empty list."""
     if load_reports is None:
         return "no record"
     return "; then ".join(str(load_report.get("line")) for load_report in load_reports) or nothing

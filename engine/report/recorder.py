@@ -69,8 +69,6 @@ class RunRecorder(Hook):
         plan: Plan of the training.
     """
 
-    priority = "VERY_LOW"
-
     def __init__(self, runner: Runner, resolved: Resolved, plan: TrainingPlan) -> None:
         self._runner = runner
         self._folder = Path(runner.work_dir)
@@ -87,30 +85,26 @@ class RunRecorder(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Record the first step and the loaded weights."""
-        self._start |= {"from_step": runner.iter, "resumed": runner.is_resuming, "weights": runner.load_reports}
-        with only_warning(self._runner.logger):
-            self._save()
-            write_training_report(self._folder)
+        self._update(from_step=runner.iter, resumed=runner.is_resuming, weights=runner.load_reports)
 
     def after_val_epoch(self, runner: Runner, metrics: Mapping[str, float] | None = None) -> None:
         """Update the report, so that a run that is killed later has this one."""
-        self._start |= {"to_step": runner.iter, "seconds": self._seconds()}
-        with only_warning(self._runner.logger):
-            self._save()
-            write_training_report(self._folder)
+        self._update(to_step=runner.iter, seconds=self._seconds())
 
     def end(self, error: BaseException | None) -> None:
-        """Record how the training ended and write the report.
-
-        Args:
-            error: Exception that ended the training; ``None`` if it came to its end.
-        """
+        """Record how the training ended, by an exception or regularly (``None``), and write the report."""
         with only_warning(self._runner.logger):
             step, steps = self._runner.iter, self._runner.max_iters
             outcome, reason = outcome_of(error)
             self._start |= {"outcome": outcome, "reason": reason, "ended": _now(), "seconds": self._seconds()}
-            self._start |= {"to_step": step, "of_steps": steps, "go_on": _go_on(self._start["command"])}
-            self._start |= _peak_memory()
+            command = self._start["command"]
+            go_on = command if RESUME in shlex.split(command) else f"{command} {RESUME}"
+            self._update(to_step=step, of_steps=steps, go_on=go_on, **_peak_memory())
+
+    def _update(self, **entries: Any) -> None:
+        """Add entries to the record of this start, and write it and the report."""
+        self._start |= entries
+        with only_warning(self._runner.logger):
             self._save()
             write_training_report(self._folder)
 
@@ -147,11 +141,7 @@ def report_test(runner: Runner) -> None:
 
 
 def outcome_of(error: BaseException | None) -> tuple[str, str]:
-    """Return how a training ended, and the reason in one line.
-
-    Args:
-        error: Exception that ended the training; ``None`` if it came to its end.
-    """
+    """Return how a training ended, by an exception or regularly (``None``), and the reason in one line."""
     if error is None:
         return FINISHED, ""
     if isinstance(error, KeyboardInterrupt):
@@ -199,7 +189,7 @@ def _beginning(runner: Runner, resolved: Resolved, plan: TrainingPlan) -> dict[s
             "changed": {key: [_plain(old), _plain(new)] for key, (old, new) in resolved.changed.items()},
         },
         "about": _about(cfg, runner),
-        "plan": _plan(plan, resolved.notes),
+        "plan": {**_plain(asdict(plan)), "lines": plan.lines(), "notes": list(resolved.notes)},
         "environment": environment(),
         "of_steps": runner.max_iters,
     }
@@ -221,10 +211,6 @@ def _about(cfg: Config, runner: Runner) -> dict[str, Any]:
     }
 
 
-def _plan(plan: TrainingPlan, notes: Sequence[str]) -> dict[str, Any]:
-    return {**_plain(asdict(plan)), "lines": plan.lines(), "notes": list(notes)}
-
-
 def _plain(value: Any) -> Any:
     """The value as JSON, with logins masked."""
     if isinstance(value, Mapping):
@@ -243,10 +229,6 @@ def _peak_memory() -> dict[str, int]:
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         peak["gpu_memory_bytes"] = torch.cuda.max_memory_allocated()
     return peak
-
-
-def _go_on(command: str) -> str:
-    return command if RESUME in shlex.split(command) else f"{command} {RESUME}"
 
 
 def _now() -> str:

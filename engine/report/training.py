@@ -55,14 +55,7 @@ RAW, AVERAGED = "raw weights", "averaged (EMA)"
 
 
 def write_training_report(folder: Path) -> Path:
-    """Write the report of a training.
-
-    Args:
-        folder: Work directory of the training.
-
-    Returns:
-        Path of the page.
-    """
+    """Write the report of the training in a work directory; returns the path of the page."""
     page = folder / REPORT
     with atomic_write(page) as place:
         place.write_text(render_training_report(read_run(folder), folder), encoding="utf-8")
@@ -70,11 +63,7 @@ def write_training_report(folder: Path) -> Path:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """Read all data of the page.
-
-    Args:
-        folder: Work directory of a training.
-    """
+    """Read all data of the page from the work directory of a training."""
     entries = [entry for path in folder.glob("*/vis_data/scalars.json") for entry in read_json_lines(path)]
     times = [time for entry in entries if "lr" in entry and (time := finite(entry.get("time")))]
     return {
@@ -314,10 +303,9 @@ def _weights(run: Mapping[str, Any]) -> str:
     begun = starts[0].get("weights", run["receipts"]) if starts else run["receipts"]
     lines = [f"began with: {load_report_line(begun, 'random weights, nothing loaded')}"]
     for start in starts[1:]:
-        loaded = load_report_line(
-            [one for one in start.get("weights", []) if one.get("part") == "model"], "nothing loaded"
-        )
-        lines.append(f"went on at step {_steps(start.get('from_step'))} with: {loaded}")
+        loaded = [one for one in start.get("weights", []) if one.get("part") == "model"]
+        words = load_report_line(loaded, "nothing loaded")
+        lines.append(f"went on at step {_steps(start.get('from_step'))} with: {words}")
     for name, test in run["tests"].items():
         lines.append(f"{TESTS[name]} with: {load_report_line(test.get('receipts'), 'nothing loaded')}")
     return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
