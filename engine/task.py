@@ -243,13 +243,7 @@ class TaskRegistry:
 TASK_SPECS = TaskRegistry()
 
 
-def register_task(spec: TaskSpec) -> TaskSpec:
-    """Register a task; called once by the package of the task.
-
-    Raises:
-        KeyError: If its name or one of its models belongs to another task.
-    """
-    return TASK_SPECS.register(spec)
+register_task = TASK_SPECS.register  # called once by the package of each task
 
 
 def task_of(cfg: Config) -> TaskSpec:
@@ -266,8 +260,7 @@ def task_of(cfg: Config) -> TaskSpec:
     """
     name = cfg.get("task")
     if name is not None:
-        spec = TASK_SPECS.named(name)
-        if spec is None:
+        if (spec := TASK_SPECS.named(name)) is None:
             known = ", ".join(spec.name for spec in TASK_SPECS.specs())
             raise ConfigError(f"task={name!r} is not registered: choose from {known}, or import its package")
         return spec
