@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +17,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch import Tensor
 
-from analysis.export.formats import EXPORT_FORMATS, RunFunction, missing_export_packages
+from analysis.export.formats import EXPORT_FORMATS, RunFunction
 from analysis.export.source import ExportSource, Shape, SizeRange
 from backbones.errors import ConfigError, DataError, MachineError, UserError, describe_error
 from engine.visualize import find_images
@@ -76,7 +77,7 @@ def check_export(name: str, out: Path, checkpoint: str) -> None:
         MachineError: If a package is not installed.
         ConfigError: If the file to write has the wrong suffix, or is the checkpoint or a folder.
     """
-    if missing := missing_export_packages(name):
+    if missing := [package for package in EXPORT_FORMATS[name].packages if find_spec(package) is None]:
         raise MachineError(
             f"--format {name} needs {', '.join(missing)}: install this project's extra with pip install -e '.[export]'"
         )
@@ -109,11 +110,9 @@ def export_network(
         ConfigError: If the network cannot be exported in this format, or the file does not compute the same.
         MachineError: If the file cannot be written.
     """
-    for side, (smallest, _) in zip(source.shape, source.input_sizes):
-        if side < smallest:
-            raise ConfigError(
-                f"--shape {source.shape[0]} {source.shape[1]}: at least {smallest} x {smallest} are needed"
-            )
+    smallest = source.input_sizes[0][0]
+    if min(source.shape) < smallest:
+        raise ConfigError(f"--shape {source.shape[0]} {source.shape[1]}: at least {smallest} x {smallest} are needed")
     photographs, notes = load_photographs(images), list(source.notes)
     if not fixed and not _runs(source, _other_shape(source.shape, source.input_sizes)):
         fixed = True
@@ -127,9 +126,8 @@ def export_network(
         )
         show(differences)
         _check_differences(differences, name)
-        files = sorted(
-            path.parent.iterdir(), key=lambda file: file == path
-        )  # external data before the file that refers to it
+        # External data before the file that refers to it.
+        files = sorted(path.parent.iterdir(), key=lambda file: file == path)
         for file in files:
             os.replace(file, out.parent / file.name)
     return ExportResult(tuple(out.parent / file.name for file in files), input_sizes, tuple(notes), differences)
@@ -161,10 +159,9 @@ def compare_outputs(source: ExportSource, run: RunFunction, kind: str, images: T
         raise ConfigError(f"refused: the exported file gives {shapes} for {where}; {FIXED_SIZE_HINT}")
     if not all(one.isfinite().all() for one in (*found, *expected)):
         raise ConfigError(f"refused: the outputs for {where} are not finite")
-    worst = max(
-        ((_relative(a, b), float((a - b).abs().max()), name) for a, b, name in zip(found, expected, source.outputs))
-    )
-    return OutputDifference(kind, (count, height, width), worst[2], worst[1], worst[0])
+    outputs = zip(found, expected, source.outputs)
+    relative, absolute, name = max((_relative(a, b), float((a - b).abs().max()), name) for a, b, name in outputs)
+    return OutputDifference(kind, (count, height, width), name, absolute, relative)
 
 
 def load_photographs(path: Path | None) -> list[Image.Image]:

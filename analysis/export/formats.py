@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +46,6 @@ class ExportFormat:
     traced: bool
     write: Callable[[ExportSource, Path, bool], tuple[SizeRange, SizeRange]]
     open: Callable[[ExportSource, Path], RunFunction]
-
-
-def missing_export_packages(name: str) -> list[str]:
-    """Packages of a format that are not installed."""
-    return [package for package in EXPORT_FORMATS[name].packages if find_spec(package) is None]
 
 
 class MatrixAdaptiveAvgPool(nn.Module):
@@ -187,7 +181,8 @@ def _write_onnx(source: ExportSource, path: Path, fixed: bool) -> tuple[SizeRang
     program.model.metadata_props.update(source.metadata())
     program.save(path)
     onnx.checker.check_model(path, full_check=True)
-    return _only(source.shape) if fixed else source.input_sizes
+    height, width = source.shape
+    return ((height, height), (width, width)) if fixed else source.input_sizes
 
 
 def _open_onnx(source: ExportSource, path: Path) -> RunFunction:
@@ -227,10 +222,6 @@ def _input_sizes(program: torch.export.ExportedProgram) -> tuple[SizeRange, Size
         allowed = program.range_constraints[size.node.expr]
         ranges.append((int(allowed.lower), int(allowed.upper) if allowed.upper.is_Integer else None))
     return ranges[0], ranges[1]
-
-
-def _only(shape: Shape) -> tuple[SizeRange, SizeRange]:
-    return (shape[0], shape[0]), (shape[1], shape[1])
 
 
 EXPORT_FORMATS = {

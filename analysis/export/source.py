@@ -157,7 +157,8 @@ def source_from_name(
     side = BASELINES[name].image_size if name in BASELINES else DEFAULT_IMAGE_SIZE
     weights, size = _weights(checkpoint, averaged), shape or (side, side)
     if out_indices is not None:
-        return _pyramid(name, backbone, weights, size, notes=(ASSUMED_NORMALIZATION,))
+        outputs = tuple(f"stage{i}" for i in backbone.out_indices or ())
+        return ExportSource(name, "pyramid", backbone.eval(), outputs, size, weights, notes=(ASSUMED_NORMALIZATION,))
     head = None if found is None else _linear(*found)
     headless = ("the checkpoint has no head: the pooled vector is exported",) if head is None else ()
     return ExportSource(
@@ -220,11 +221,6 @@ def _load_whole(cfg: Config, checkpoint: str, averaged: bool, trust: bool) -> Ba
     classes = cfg.test_dataloader.dataset.metainfo["classes"]
     print(load_model(model, read_checkpoint(checkpoint, trust), checkpoint, averaged, classes))
     return model
-
-
-def _pyramid(name: str, backbone: Any, weights: str, shape: Shape, **settings: Any) -> ExportSource:
-    outputs = tuple(f"stage{i}" for i in backbone.out_indices)
-    return ExportSource(name, "pyramid", backbone.eval(), outputs, shape, weights, **settings)
 
 
 def _weights(checkpoint: str, averaged: bool) -> str:
