@@ -84,14 +84,7 @@ class DigitScene:
 
 
 def split_sources(seed: int) -> dict[str, npt.NDArray[np.intp]]:
-    """Divide scikit-learn's digits between the splits, class by class.
-
-    Args:
-        seed: Seed of the data set.
-
-    Returns:
-        Indices into ``load_digits()`` of the splits "train" and "val"; together they are all of them.
-    """
+    """Indices into ``load_digits()`` of the splits "train" and "val", class by class; together they are all of them."""
     labels = load_digits().target
     rng = np.random.default_rng(seed)
     parts: dict[str, list[npt.NDArray[np.intp]]] = {split: [] for split in DIGIT_SPLITS}
@@ -151,17 +144,10 @@ def _background(rng: np.random.Generator, photos: list[npt.NDArray[np.uint8]], s
 
 
 def _render(rng: np.random.Generator, glyph: Floats, height: float, centre: tuple[float, float], size: int) -> Floats:
-    """Write an 8x8 glyph into an empty (size, size) picture.
+    """Coverage (size, size) by the ink of a glyph (8, 8), drawn this high around a centre (x, y), in pixels.
 
-    Args:
-        rng: Generator of slant, rotation, width and thickness of the stroke.
-        glyph: Source digit, (8, 8), about 0 for paper and 1 for ink.
-        height: Height of the glyph in pixels.
-        centre: Centre (x, y) in pixels.
-        size: Width and height of the picture in pixels.
-
-    Returns:
-        Coverage of each pixel by ink, 0..1, with edges about one and a half pixels wide; 0.5 is the outline.
+    Coverage is 0..1, with edges about one and a half pixels wide; 0.5 is the outline. Slant, rotation, width and
+    thickness of the stroke are random.
     """
     scale = height / glyph.shape[0]
     angle = np.deg2rad(rng.uniform(-12, 12))
@@ -257,15 +243,9 @@ def _box_overlap(first: Mask, second: Mask) -> float:
 def _place(
     rng: np.random.Generator, material: Material, earlier: list[tuple[Instance, int]]
 ) -> tuple[int, Floats] | None:
-    """Find a place for one more digit that leaves the earlier ones legible.
+    """Label and cover (SCENE_SIZE, SCENE_SIZE) of one more digit that leaves the earlier ones legible.
 
-    Args:
-        rng: Generator of class, size and place.
-        material: Source digits of the split.
-        earlier: Earlier instances, each with its number of pixels before anything covered it.
-
-    Returns:
-        Label and cover (SCENE_SIZE, SCENE_SIZE), or None if the scene is too full.
+    Each earlier instance comes with its number of pixels before anything covered it; ``None`` if the scene is too full.
     """
     label = int(rng.integers(len(DIGIT_CLASSES)))
     glyph = rng.choice(material.glyphs[label])

@@ -85,7 +85,7 @@ def collect_report(work_dir: Path, titles: Mapping[str, str], seed: int) -> dict
         "title": TITLE,
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "seed": seed,
-        "machine": _machine(steps),
+        "machine": {"gpu": next((step["gpu"] for step in steps if step["gpu"]), None), **machine()},
         "versions": versions(),
         "commit": commit_line(code_state()),
         "scores": _scores({step["name"]: step["metrics"] for step in steps}),
@@ -96,15 +96,7 @@ def collect_report(work_dir: Path, titles: Mapping[str, str], seed: int) -> dict
 
 
 def write_demo_report(report: dict[str, Any], work_dir: Path) -> tuple[Path, Path]:
-    """Write ``report.json`` and ``report.html``.
-
-    Args:
-        report: From :func:`collect_report`.
-        work_dir: Folder of the two files and of the steps' folders with the drawn predictions.
-
-    Returns:
-        The two paths, page first.
-    """
+    """Write ``report.html`` and ``report.json`` beside the steps' folders; return the two paths."""
     page, data = work_dir / "report.html", work_dir / "report.json"
     write_json(data, report)
     page.write_text(render_demo_report(report, work_dir), encoding="utf-8")
@@ -130,20 +122,13 @@ def headline(name: str, metrics: Mapping[str, float]) -> str:
 
 
 def render_demo_report(report: dict[str, Any], work_dir: Path) -> str:
-    """The page as one self-contained HTML document.
-
-    Args:
-        report: From :func:`collect_report`.
-        work_dir: Folder with the drawn predictions in ``<step>/pictures``.
-
-    Returns:
-        HTML.
-    """
-    steps = {step["name"]: step for step in report["steps"]}
+    """The page as one self-contained HTML document, with the drawn predictions in ``<step>/pictures``."""
+    steps, confusion = {step["name"]: step for step in report["steps"]}, report["confusion"]
+    no_confusion = note("There is no classifier/confusion.json.")
     sections = {
         "Scores on held-out data": _score_cards(report),
         "Curves": _curves(steps),
-        "What the classifier confuses": _confusion(report["confusion"]),
+        "What the classifier confuses": confusion_table(confusion) if confusion else no_confusion,
         "Predictions beside the truth": _pictures(steps, work_dir),
         "Time and memory": _costs(report),
         "Weights": _load_reports(steps),
@@ -191,10 +176,6 @@ def _scores(metrics: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
     return rows
 
 
-def _machine(steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    return {"gpu": next((step["gpu"] for step in steps if step["gpu"]), None), **machine()}
-
-
 def _lead(report: dict[str, Any]) -> str:
     where = report["machine"]
     cpu = f"{where['cpu']}, {where['cores']} core{'s' if where['cores'] != 1 else ''}"
@@ -213,12 +194,12 @@ def _score_cards(report: dict[str, Any]) -> str:
     for experiment in EXPERIMENTS:
         rows = [row for row in report["scores"] if row["task"] == experiment.title]
         head = rows[0]
-        parts = [f"<h3>{escape(experiment.title)}</h3>"]
-        parts.append(f'<p class="big">{number(head["trained"])} <small>{escape(head["label"])}</small></p>')
-        if experiment.scratch:
-            parts.append(f"<p>{_margin(head['margin'])}</p>")
-        for row in rows:
-            parts.append(_bars(row, experiment.scratch is not None))
+        parts = [
+            f"<h3>{escape(experiment.title)}</h3>",
+            f'<p class="big">{number(head["trained"])} <small>{escape(head["label"])}</small></p>',
+            f"<p>{_margin(head['margin'])}</p>" if experiment.scratch else "",
+            *(_bars(row, experiment.scratch is not None) for row in rows),
+        ]
         averaged = curves.get(experiment.trained, {}).get(f"val/ema/{head['metric']}")
         if averaged:
             last = number(averaged[-1][1] * experiment.scores[0].factor)
@@ -272,10 +253,6 @@ def _curves(steps: Mapping[str, dict[str, Any]]) -> str:
         missing = note(f"No curves in the folder of {experiment.trained}.")
         parts.append(f'<h3>{escape(experiment.title)}</h3><div class="plots">{plots or missing}</div>')
     return "".join(parts)
-
-
-def _confusion(confusion: dict[str, Any] | None) -> str:
-    return confusion_table(confusion) if confusion else note("There is no classifier/confusion.json.")
 
 
 def _pictures(steps: Mapping[str, dict[str, Any]], work_dir: Path) -> str:

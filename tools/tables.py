@@ -7,6 +7,7 @@ Exit code 1 if a count is neither the printed one nor explained.
 import argparse
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def measure_speed(batch: int | None, quiet: bool) -> dict[str, Any]:
         rows.append(row)
         if not quiet:
             print(row.as_text(), flush=True)
-    return paper_table.paper_table_as_dict(rows, device, chosen)
+    return {"place": paper_table.paper_table_environment(device, chosen), "rows": [asdict(row) for row in rows]}
 
 
 if __name__ == "__main__":

@@ -138,11 +138,7 @@ class NextBatches:
 
 
 class OpenedFiles:
-    """A reader for timm's data set: our files, opened.
-
-    Args:
-        dataset: Our data set.
-    """
+    """A reader for timm's data set: the files of our data set, opened."""
 
     def __init__(self, dataset: BaseDataset) -> None:
         self.dataset = dataset
@@ -156,12 +152,7 @@ class OpenedFiles:
 
 
 class PillowFiles:
-    """Our files, read as torchvision's folder data sets read them.
-
-    Args:
-        dataset: Our data set.
-        transform: Transform from a Pillow image to a uint8 tensor (3, H, W).
-    """
+    """The files of our data set, read as torchvision reads them and transformed to uint8 tensors (3, H, W)."""
 
     def __init__(self, dataset: BaseDataset, transform: Callable[[Image.Image], Tensor]) -> None:
         self.dataset, self.transform = dataset, transform

@@ -8,8 +8,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
@@ -114,8 +113,3 @@ def paper_table_header(device: str, batch: int) -> list[str]:
         "",
         _ROW.format("", "image", "img/s", "quartiles", "ConvNeXt over Swin", "paper, on an A100"),
     ]
-
-
-def paper_table_as_dict(rows: list[MeasuredRow], device: str, batch: int) -> dict[str, Any]:
-    """The measured rows as plain data."""
-    return {"place": paper_table_environment(device, batch), "rows": [asdict(one) for one in rows]}

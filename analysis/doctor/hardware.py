@@ -158,12 +158,7 @@ def _may_translate(architectures: Sequence[str], own: int) -> bool:
 
 
 def check_precision(capabilities: Sequence[tuple[int, int]], flags: set[str]) -> Iterator[CheckResult]:
-    """Number formats that are fast on this machine; all are correct everywhere.
-
-    Args:
-        capabilities: Compute capabilities of the GPUs.
-        flags: Flags of the processor in ``/proc/cpuinfo``.
-    """
+    """Formats that are fast on GPUs of these compute capabilities and a CPU with these flags; all are correct."""
     if capabilities:
         lowest = min(capabilities)
         if lowest >= (8, 0):
@@ -224,11 +219,7 @@ def check_memory(limit: int | None, cpu: str) -> Iterator[CheckResult]:
 
 
 def check_shared_memory(size: int | None) -> Iterator[CheckResult]:
-    """Shared memory, through which workers pass their batches.
-
-    Args:
-        size: Size of ``/dev/shm`` in bytes; ``None`` if it does not exist.
-    """
+    """Shared memory, through which workers pass their batches: bytes of ``/dev/shm``, ``None`` if it does not exist."""
     fix = "start the container with --shm-size=16g or --ipc=host; or train with train_dataloader.num_workers=0"
     if size is None:
         yield notice("shared memory", "no /dev/shm", "loaders use files instead")
@@ -241,12 +232,7 @@ def check_shared_memory(size: int | None) -> Iterator[CheckResult]:
 
 
 def check_limits(files: int, maps: int | None) -> Iterator[CheckResult]:
-    """Limits of the system on one process.
-
-    Args:
-        files: Most open files; negative for no limit.
-        maps: Most memory maps; ``None`` if unknown.
-    """
+    """Limits on the open files (negative for no limit) and memory maps (``None`` if unknown) of one process."""
     fix = "raise it: ulimit -n 65536"
     if 0 <= files < 512:
         yield bad("open files", f"{files} at most: loaders with workers fail", fix)

@@ -36,11 +36,7 @@ def network_checks(options: DoctorOptions) -> Checks:
 
 
 def check_name(resolve: Callable[[], str]) -> Iterator[CheckResult]:
-    """Whether the machine finds itself by its name, which several machines need.
-
-    Args:
-        resolve: Function that returns the address or raises ``OSError``.
-    """
+    """Whether the machine finds itself by its name: ``resolve`` returns the address or raises ``OSError``."""
     try:
         address = resolve()
     except OSError:
@@ -105,13 +101,7 @@ def check_sum(backend: str, total: Callable[[], str], available: bool) -> Iterat
 
 
 def check_nccl(gpus: int, available: bool, total: Callable[[], str]) -> Iterator[CheckResult]:
-    """Whether two GPUs can add a number.
-
-    Args:
-        gpus: Number of GPUs.
-        available: Whether torch was built with NCCL.
-        total: Function that runs the two processes and returns the error, empty if there is none.
-    """
+    """The check :func:`check_sum` of NCCL, if there are two GPUs or more."""
     if gpus >= 2:
         yield from check_sum("nccl", total, available)
     elif gpus:

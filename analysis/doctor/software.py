@@ -115,12 +115,7 @@ def _age(found: str, pin: str) -> str:
 
 
 def check_operators(device: str, ops: Any = None) -> Iterator[CheckResult]:
-    """Whether the operators of the detectors give the known answer.
-
-    Args:
-        device: ``cpu`` or ``cuda``.
-        ops: Module in place of ``mmcv.ops``.
-    """
+    """Whether ``mmcv.ops``, or another module, gives the known answers on the device, ``cpu`` or ``cuda``."""
     kind = mmcv_ops.install()
     if ops is None:
         ops = importlib.import_module("mmcv.ops")

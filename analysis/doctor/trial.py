@@ -141,13 +141,7 @@ def run_trial_process(folder: Path, timeout: float) -> dict[str, ProgramEnd]:
 
 
 def task_result(task: TrialTask, folder: Path, done: Mapping[str, ProgramEnd]) -> CheckResult:
-    """Result of a task.
-
-    Args:
-        task: The task.
-        folder: Folder of the trial.
-        done: Programs that have ended, by name.
-    """
+    """Result of a task, from the folder of the trial and the programs that have ended, by name."""
     for program in ("train", "test"):
         name = f"{task.name} {program}"
         log = folder / f"{name}.log"
