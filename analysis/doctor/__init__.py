@@ -4,6 +4,6 @@
 lines with a fix. Only `examination` is imported here, since it works where the installation is broken.
 """
 
-from analysis.doctor.examination import CheckResult, DoctorOptions, diagnose, run_check, write_results
+from analysis.doctor.examination import CheckResult, DoctorOptions, diagnose, write_results
 
-__all__ = ["CheckResult", "DoctorOptions", "diagnose", "run_check", "write_results"]
+__all__ = ["CheckResult", "DoctorOptions", "diagnose", "write_results"]

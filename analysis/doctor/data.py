@@ -51,12 +51,7 @@ def check_places(places: Mapping[str, Path]) -> Iterator[CheckResult]:
 
 
 def check_config(config: str, launch: Launch) -> Iterator[CheckResult]:
-    """Check the config, its data, its weights, its work directory and the disk space for its checkpoints.
-
-    Args:
-        config: Config file.
-        launch: Number and kind of the processes of a training.
-    """
+    """Check a config file, its data, its weights, its work directory and the disk space for its checkpoints."""
     try:
         resolved = load_config(config, {}, launch)
         plan = training_plan(resolved, launch)

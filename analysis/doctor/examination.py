@@ -60,15 +60,7 @@ class DoctorOptions:
 
 
 def diagnose(options: DoctorOptions, groups: Iterable[str] = GROUPS) -> Iterator[CheckResult]:
-    """Run all checks.
-
-    Args:
-        options: Extent of the examination.
-        groups: Names of groups of checks.
-
-    Yields:
-        The results one by one.
-    """
+    """Run all checks of the groups; yield their results one by one."""
     for group in groups:
         try:
             module = importlib.import_module(f"analysis.doctor.{group}")

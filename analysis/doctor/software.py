@@ -78,13 +78,7 @@ def installed_versions() -> dict[str, str]:
 def check_packages(
     pins: Mapping[str, str], ranges: Mapping[str, Any], installed: Mapping[str, str]
 ) -> Iterator[CheckResult]:
-    """Installed versions compared with the tested ones.
-
-    Args:
-        pins: Tested versions by package.
-        ranges: Accepted versions of the direct dependencies.
-        installed: Installed versions by package.
-    """
+    """Installed versions compared with the tested ones, and with the ranges that the direct dependencies accept."""
     differ = []
     for name, pin in pins.items():
         found, wanted = installed.get(name), ranges.get(name)

@@ -3,7 +3,7 @@
 A source is built from a name or a config, written in a format, read back, and kept if its outputs agree.
 """
 
-from analysis.export.exporter import ExportResult, OutputDifference, check_export, compare_outputs, export_network
+from analysis.export.exporter import ExportResult, check_export, export_network
 from analysis.export.formats import EXPORT_FORMATS, ExportFormat
 from analysis.export.source import ExportSource, source_from_config, source_from_name
 
@@ -12,9 +12,7 @@ __all__ = [
     "ExportFormat",
     "ExportResult",
     "ExportSource",
-    "OutputDifference",
     "check_export",
-    "compare_outputs",
     "export_network",
     "source_from_config",
     "source_from_name",

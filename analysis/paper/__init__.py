@@ -5,18 +5,7 @@ FLOPs, :mod:`~analysis.paper.architectures` reads the layers of Table 2.9 from t
 """
 
 from analysis.paper.architectures import stage_layers
-from analysis.paper.compare import CountComparison, RowComparison, compare_table, table_as_dict, table_as_text
-from analysis.paper.printed import TABLES, ExplainedCount, PaperRow, PaperTable
+from analysis.paper.compare import compare_table, table_as_dict, table_as_text
+from analysis.paper.printed import TABLES, PaperRow, PaperTable
 
-__all__ = [
-    "TABLES",
-    "CountComparison",
-    "ExplainedCount",
-    "PaperRow",
-    "PaperTable",
-    "RowComparison",
-    "compare_table",
-    "stage_layers",
-    "table_as_dict",
-    "table_as_text",
-]
+__all__ = ["TABLES", "PaperRow", "PaperTable", "compare_table", "stage_layers", "table_as_dict", "table_as_text"]
