@@ -12,10 +12,10 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, product
 from multiprocessing import get_context
 
 from mmengine.config import Config
@@ -84,7 +84,10 @@ def check_datasets(
     for number, checker in enumerate(checkers):
         groups = [group for group in listed if group.startswith(f"{checker.split} ")]
         checker.finish(all_values[number] and all(inspected[group] == listed[group] for group in groups))
-    findings = [finding for checker in checkers for finding in checker.findings] + _shared_images(checkers)
+    findings = [finding for checker in checkers for finding in checker.findings]
+    for train, other in product(checkers, repeat=2):
+        if train.split == "train" and other.split != "train":
+            findings += _images_shared_by(train, other)
     counts = {group: (inspected[group], listed[group]) for group in listed}
     notes = tuple(note for checker in checkers for note in checker.notes)
     return DataCheckResult(findings, counts, time.monotonic() - started, notes)
@@ -135,8 +138,7 @@ def _inspect_all(
     pool = ProcessPoolExecutor(workers, mp_context=get_context("fork"))
     try:
         chunks = (inspections[at : at + FILES_PER_TASK] for at in range(0, len(inspections), FILES_PER_TASK))
-        running: deque[tuple[list[_Inspection], Future[list[ImageInfo]]]] = deque()
-        running.extend((chunk, pool.submit(_inspect_chunk, chunk)) for chunk in islice(chunks, 4 * workers))
+        running = deque((chunk, pool.submit(_inspect_chunk, chunk)) for chunk in islice(chunks, 4 * workers))
         while running:
             chunk, future = running.popleft()
             yield from zip(chunk, future.result(), strict=True)
@@ -155,14 +157,8 @@ def _inspect_chunk(chunk: Sequence[_Inspection]) -> list[ImageInfo]:
     return [inspect_image(item.file.path, item.decode, item.values) for item in chunk]
 
 
-def _shared_images(checkers: list[DatasetChecker]) -> list[DataFinding]:
-    """Findings about images that are in the training data and in another split."""
-    trains = [checker for checker in checkers if checker.split == "train"]
-    others = [checker for checker in checkers if checker.split != "train"]
-    return [finding for train in trains for other in others for finding in _images_shared_by(train, other)]
-
-
 def _images_shared_by(train: DatasetChecker, other: DatasetChecker) -> list[DataFinding]:
+    """Findings about images that are in the training data and in another split."""
     kind = f"{other.split} in train"
     fix = f"remove it from one of them: scores of {other.split} data that was trained on are too high"
     shared = train.path_by_real_path.keys() & other.path_by_real_path.keys()

@@ -211,10 +211,6 @@ DATA_CHECKERS = DataCheckerRegistry()
 def build_checkers(cfg: Config, splits: Sequence[str]) -> list[DatasetChecker]:
     """Build the checkers of several splits; a split that is the same data as an earlier one is left out.
 
-    Args:
-        cfg: Resolved config.
-        splits: Any of ``train``, ``val``, ``test``.
-
     Raises:
         ConfigError: If the type of a data set is not registered.
     """

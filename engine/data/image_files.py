@@ -45,12 +45,7 @@ class DamagedImageError(DataError):
 
     @classmethod
     def of(cls, path: str | Path, reason: str) -> DamagedImageError:
-        """Create the error for a file.
-
-        Args:
-            path: Image file.
-            reason: Description of the damage, continuing a sentence that starts with the file.
-        """
+        """Create the error for a file; the reason continues a sentence that starts with the file."""
         error = cls(f"{printable(path)}: {reason}")
         error.path, error.reason = str(path), reason
         return error
@@ -131,7 +126,7 @@ class LoadCheckedImage(LoadImageFromFile):
         path = results["img_path"]
         content = read_image_bytes(path, self.backend_args)
         try:
-            image = self._decode(content)
+            image = mmcv.imfrombytes(content, flag=self.color_type, backend=self.imdecode_backend)
         except (*PILLOW_ERRORS, cv2.error) as error:
             raise DamagedImageError.of(path, f"cannot be decoded: {first_line(error)}") from error
         if image is None:
@@ -139,9 +134,6 @@ class LoadCheckedImage(LoadImageFromFile):
         results["img"] = image.astype(np.float32) if self.to_float32 else image
         results["img_shape"] = results["ori_shape"] = image.shape[:2]
         return results
-
-    def _decode(self, content: bytes) -> np.ndarray | None:
-        return mmcv.imfrombytes(content, flag=self.color_type, backend=self.imdecode_backend)
 
 
 def truncation(head: bytes, tail: bytes, size: int, read_all: Callable[[], bytes]) -> str | None:

@@ -58,11 +58,6 @@ def check_before_training(cfg: Config, logger: Logger, resume: bool) -> None:
     directory; a resumed run with the same data and settings does not repeat the check. A few damaged training images do
     not stop the run: they are replaced while training.
 
-    Args:
-        cfg: Resolved config.
-        logger: Logger for warnings.
-        resume: Whether the run is resumed.
-
     Raises:
         DataError: In all processes, if the training would fail or be wrong; with the first error and their number.
         UserError: In all processes, if the check could not be made.

@@ -159,9 +159,7 @@ def _build_batches(loader: dict[str, Any], sampler: Sampler[int]) -> Sampler[lis
 def configure_workers(loader: DataLoader, seed: int) -> None:
     """Give a loader its own random generator, and let its workers outlive the signals that end a job.
 
-    Args:
-        loader: Loader whose workers have not started.
-        seed: Seed of the run.
+    The loader's workers must not have started.
     """
     exiting = torch.zeros(1, dtype=torch.uint8).share_memory_()
     atexit.register(exiting.fill_, 1)  # before the interpreter ends the workers
