@@ -71,13 +71,7 @@ class ChildProcess:
         return time.monotonic() - self._started
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for the end of the program.
-
-        Args:
-            timeout: Longest wait in seconds; ``None`` for no limit.
-
-        Returns:
-            The exit code.
+        """Wait for the end of the program, with or without a limit in seconds; returns the exit code.
 
         Raises:
             subprocess.TimeoutExpired: If the program still runs.

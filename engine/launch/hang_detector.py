@@ -108,13 +108,9 @@ class HangDetector:
 
 
 def find_causes(stalled: Iterable[StalledRank]) -> list[StalledRank]:
-    """The ranks that the others wait for.
+    """The ranks that the others of a job that hangs wait for.
 
-    Args:
-        stalled: Every rank of a job that hangs.
-
-    Returns:
-        The ranks that are furthest behind; among equal ones those that do not wait in a collective.
+    These are the ranks that are furthest behind, among equal ones those that do not wait in a collective.
     """
     ordered = sorted(stalled, key=lambda rank: rank.rank)
     behind = min(map(_progress, ordered))

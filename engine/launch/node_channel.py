@@ -80,9 +80,7 @@ class NodeChannel:
     def wait_for_exit(self, exit_code: int, timeout: float) -> None:
         """Wait until all machines are about to exit, so that none is killed because another one has exited.
 
-        Args:
-            exit_code: Exit code of this machine's launcher.
-            timeout: Longest wait in seconds.
+        Each tells the others the exit code of its launcher; the timeout is in seconds.
         """
         self._exit_code = exit_code
         self._all_left.wait(timeout)
@@ -130,10 +128,8 @@ class NodeChannel:
             elif now - at > MAX_SILENCE_SECONDS:
                 self.post(_silent(node))
             stalled.append(status["stalled"])
-        everywhere = None not in stalled
-        self._all_stalled = (
-            [StalledRank.from_dict(one) for part in stalled if part for one in part] if everywhere else []
-        )
+        everywhere = [] if None in stalled else stalled
+        self._all_stalled = [StalledRank.from_dict(one) for part in everywhere for one in part or ()]
 
 
 def _silent(node: int) -> JobEnd:
