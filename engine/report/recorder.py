@@ -63,10 +63,7 @@ def record_run(runner: Runner, resolved: Resolved, plan: TrainingPlan) -> Iterat
 class RunRecorder(Hook):
     """Records one start; updates the files when training begins, after validations and at the end.
 
-    Args:
-        runner: Runner of the training.
-        resolved: Resolved config of the training.
-        plan: Plan of the training.
+    The arguments are those of :func:`record_run`.
     """
 
     def __init__(self, runner: Runner, resolved: Resolved, plan: TrainingPlan) -> None:
@@ -81,7 +78,10 @@ class RunRecorder(Hook):
             self._save()
             write_json(self._folder / PLAN, self._start["plan"])
             write_json(self._folder / ENVIRONMENT, self._start["environment"])
-            self._save_diff()
+            if self._start["environment"]["code"].get("dirty"):
+                place = self._folder / self._start["folder"] / DIFF  # beside the log of this start
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_text(code_diff(), encoding="utf-8")
 
     def before_train(self, runner: Runner) -> None:
         """Record the first step and the loaded weights."""
@@ -114,13 +114,6 @@ class RunRecorder(Hook):
 
     def _save(self) -> None:
         write_json(self._folder / STARTS, {"starts": [*self._earlier, self._start]})
-
-    def _save_diff(self) -> None:
-        """Write the uncommitted changes of the code beside the log of this start."""
-        if self._start["environment"]["code"].get("dirty"):
-            place = self._folder / self._start["folder"] / DIFF
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_text(code_diff(), encoding="utf-8")
 
 
 @contextmanager

@@ -91,12 +91,7 @@ def _read_non_finite(folder: Path) -> list[dict[str, Any]]:
 
 
 def render_training_report(run: Mapping[str, Any], folder: Path) -> str:
-    """Return the page as self-contained HTML.
-
-    Args:
-        run: Data of the training, from :func:`read_run`.
-        folder: Work directory, whose ``pictures`` are embedded.
-    """
+    """Return the page as self-contained HTML, from :func:`read_run`'s data and the pictures in the work directory."""
     last = run["starts"][-1] if run["starts"] else {}
     sections = {
         "Scores on held-out data": _scores(run, last),
@@ -114,12 +109,7 @@ def render_training_report(run: Mapping[str, Any], folder: Path) -> str:
 
 
 def state_line(start: Mapping[str, Any], checkpoints: Sequence[str]) -> str:
-    """Return the state of a training in a sentence, and the command that resumes it.
-
-    Args:
-        start: Record of the last start.
-        checkpoints: Names of the checkpoints to resume from.
-    """
+    """Return the state of a training after its last start in a sentence, and the command that resumes it."""
     if not start:
         return f"No {STARTS} tells how this training stands."
     at = f"at step {_steps(start.get('to_step', start.get('from_step')))} of {_steps(start.get('of_steps'))}"
