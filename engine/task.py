@@ -126,10 +126,6 @@ def _tensor_batch(model: nn.Module, images: Tensor, training: bool) -> dict[str,
     return {"inputs": images, "mode": "tensor"}
 
 
-def _whole_model(model: nn.Module) -> str:
-    return "whole model"
-
-
 def _exported(model: nn.Module) -> ExportedNetwork:
     return ExportedNetwork("network", TensorForward(model), ("output",), prefix="model.")
 
@@ -178,7 +174,7 @@ class TaskSpec:
     main_metric: str | None = None
     default_shape: Callable[[Config], Shape | None] = pipeline_size
     count_forward: Callable[[Any, Tensor], object] = tensor_forward
-    counted_parts: Callable[[Any], str] = _whole_model
+    counted_parts: Callable[[Any], str] = lambda _: "whole model"
     detailed_modules: tuple[str, ...] = ("backbone",)
     activation_forward: Callable[[Any, Tensor], object] = tensor_forward
     dummy_batch: Callable[[Any, Tensor, bool], dict[str, Any]] = _tensor_batch

@@ -98,12 +98,9 @@ def predict_images(cfg: Config, model: nn.Module, visualizer: Any, images: list[
         MachineError: If the folder cannot be written.
         ConfigError: If the folder is that of the images.
     """
-    steps = [
-        step
-        for step in cfg.test_dataloader.dataset.pipeline
-        if not step["type"].startswith("Load") or "Image" in step["type"]
-    ]
-    pipeline = Compose([ConfigDict(step) for step in steps])
+    steps = cfg.test_dataloader.dataset.pipeline
+    kept = [step for step in steps if not step["type"].startswith("Load") or "Image" in step["type"]]
+    pipeline = Compose([ConfigDict(step) for step in kept])
     collate = FUNCTIONS.get(cfg.test_dataloader.get("collate_fn", {"type": "pseudo_collate"})["type"])
     try:
         out.mkdir(parents=True, exist_ok=True)
