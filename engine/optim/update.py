@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from mmengine.dist import all_reduce, get_world_size
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -25,6 +26,23 @@ def forward_losses(model: nn.Module, micro_batch: Any) -> dict[str, Any]:
     """
     data = unwrapped(model).data_preprocessor(micro_batch, True)
     return model(**data, mode="loss") if isinstance(data, Mapping) else model(*data, mode="loss")
+
+
+def mean_over_processes(logs: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    """Average the losses of all micro-batches of all processes.
+
+    Args:
+        logs: One mapping of scalars for each micro-batch of this process.
+
+    Returns:
+        Means by name, on the CPU, equal in every process, so that the log does not depend on how the batch was spread.
+    """
+    names = list(logs[0])
+    rows = [torch.stack([torch.as_tensor(log[name]).detach().float().mean() for name in names]) for log in logs]
+    means = torch.stack(rows).mean(0)
+    if get_world_size() > 1:
+        all_reduce(means, op="mean")
+    return dict(zip(names, means.cpu(), strict=True))  # the one time in a step that the CPU waits for the GPU
 
 
 def loss_scaler(wrapper: OptimWrapper) -> torch.amp.GradScaler | None:

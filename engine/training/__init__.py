@@ -8,9 +8,10 @@ from engine.training.batch_size_finder import measured_fit
 from engine.training.build import build_runner
 from engine.training.checkpoint_manager import CheckpointManager
 from engine.training.ema import ModelEMAHook
-from engine.training.loops import EpochLoop, IterationLoop, ValidationLoop
+from engine.training.loops import EpochLoop, IterationLoop
 from engine.training.progress import ProgressBar
 from engine.training.runner import Runner
+from engine.training.validation import ValidationLoop
 
 __all__ = [
     "CheckpointManager",

@@ -27,8 +27,8 @@ class ModelEMAHook(Hook):
 
     mmengine's ``EMAHook`` validates the averaged weights only and saves them as ``state_dict``. The paper fine-tunes
     from the raw weights (section A.1), and both accuracies are of interest: here ``state_dict`` holds the raw weights
-    and ``ema_state_dict`` the averages, and :class:`engine.training.loops.ValidationLoop` evaluates both. In a sharded
-    model, an average is sharded like its parameter.
+    and ``ema_state_dict`` the averages, and :class:`engine.training.validation.ValidationLoop` evaluates both. In a
+    sharded model, an average is sharded like its parameter.
 
     Args:
         decay: Decay of the average, 0.9999 in Table 5 of the paper.

@@ -1,32 +1,29 @@
-"""The loops of a run: what happens in a step, between steps, in an epoch and in a validation."""
+"""The training loops of a run: what happens in a step, between steps, and in an epoch."""
 
 from __future__ import annotations
 
+import copy
 from bisect import bisect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
-from mmengine.dist import all_reduce, get_world_size
 from mmengine.model import BaseModel
 from mmengine.registry import LOOPS
-from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, ValLoop
-from torch import Tensor, nn
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
+from torch import nn
 from torch.utils.data import DataLoader
 
 from backbones.errors import ConfigError
 from engine.checkpoint.preemption import Stop
 from engine.config.batch import MicroBatches
-from engine.data.fault_tolerance import ReplacedImagesHook
-from engine.data.sampling import ResumableBatchSampler
+from engine.data.fault_tolerance import FaultTolerantDataset, ReplacedImagesHook
+from engine.data.sampling import ResumableBatchSampler, build_train_loader
 from engine.distributed.agreement import StopRequest
 from engine.distributed.sharding import unwrapped
 from engine.launch.heartbeat import HEARTBEAT, Phase
 from engine.nonfinite.guard import RollBack
 from engine.optim.unused_parameters import check_unused_parameters
-from engine.optim.update import forward_losses, update_weights
-from engine.training.ema import ModelEMAHook
-from engine.training.loaders import resumable_loader
+from engine.optim.update import forward_losses, mean_over_processes, update_weights
 
 if TYPE_CHECKING:
     from engine.training.runner import Runner
@@ -63,7 +60,12 @@ class _StepLoop:
     def __init__(self, runner: Runner, dataloader: DataLoader | dict[str, Any], **settings: Any) -> None:
         if isinstance(dataloader, dict):
             runner.register_hook(ReplacedImagesHook())
-            dataloader = resumable_loader(dataloader, runner.seed, runner.same_order, runner.work_dir)
+            dataloader = build_train_loader(
+                copy.deepcopy(dataloader),
+                runner.seed,
+                runner.same_order,
+                lambda dataset: FaultTolerantDataset(dataset, runner.work_dir),
+            )
         super().__init__(runner, dataloader, **settings)  # type: ignore[call-arg]
 
     def seek(self, step: int) -> None:
@@ -179,23 +181,6 @@ class _StepLoop:
         return cast(ResumableBatchSampler, self.dataloader.batch_sampler)
 
 
-def mean_over_processes(logs: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-    """Average the losses of all micro-batches of all processes.
-
-    Args:
-        logs: One mapping of scalars for each micro-batch of this process.
-
-    Returns:
-        Means by name, on the CPU, equal in every process, so that the log does not depend on how the batch was spread.
-    """
-    names = list(logs[0])
-    rows = [torch.stack([torch.as_tensor(log[name]).detach().float().mean() for name in names]) for log in logs]
-    means = torch.stack(rows).mean(0)
-    if get_world_size() > 1:
-        all_reduce(means, op="mean")
-    return dict(zip(names, means.cpu(), strict=True))  # the one time in a step that the CPU waits for the GPU
-
-
 @LOOPS.register_module()
 class EpochLoop(_StepLoop, EpochBasedTrainLoop):
     """Train for a number of epochs."""
@@ -258,37 +243,3 @@ class IterationLoop(_StepLoop, IterBasedTrainLoop):
         while True:
             self._batch_sampler.seek_step(self._iter)
             yield from self.dataloader
-
-
-@LOOPS.register_module()
-class ValidationLoop(ValLoop):
-    """Validate the raw weights and, where they are kept, the averaged ones under ``ema/``."""
-
-    def run(self) -> dict[str, float]:
-        """Evaluate and log once."""
-        HEARTBEAT.enter(Phase.VALIDATION)
-        self.runner.call_hook("before_val")
-        self.runner.call_hook("before_val_epoch")
-        metrics = self._evaluate()
-        for hook in self.runner.hooks:
-            if isinstance(hook, ModelEMAHook):
-                with hook.averaged():
-                    metrics |= {f"ema/{name}": value for name, value in self._evaluate().items()}
-        self.runner.call_hook("after_val_epoch", metrics=metrics)
-        self.runner.call_hook("after_val")
-        return metrics
-
-    def _evaluate(self) -> dict[str, float]:
-        """Evaluate the weights that the model holds.
-
-        Raises:
-            Stop: If any process was asked to stop.
-        """
-        self.runner.model.eval()
-        for idx, batch in enumerate(self.dataloader):
-            HEARTBEAT.enter(Phase.VALIDATION)
-            self.run_iter(idx, batch)
-            request = self.runner.agreement.at_step(self.runner.signals.stop_request)
-            if request > StopRequest.SAVE:
-                raise Stop(request)
-        return dict(self.evaluator.evaluate(len(self.dataloader.dataset)))

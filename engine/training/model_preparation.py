@@ -1,4 +1,4 @@
-"""From a built model to one that trains: float32 losses, compilation, initial weights, data parallelism."""
+"""From a built model to one that trains: float32 losses, compilation, initial weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mmengine.model import MMDistributedDataParallel
 from torch import nn
 
 from engine.checkpoint.model_weights import backbones_of
@@ -64,8 +63,3 @@ def initialise(model: nn.Module, init_weights: Callable[[], None], trust: bool) 
     init_weights()
     reports = filter(None, (backbone.load_report for backbone in backbones))
     return [{"part": "backbone", "line": str(report), **report.as_dict()} for report in reports]
-
-
-def data_parallel_on_cpu(model: nn.Module, find_unused_parameters: bool) -> nn.Module:
-    """Wrap a model for several processes without GPUs, without the device ids that mmengine always passes."""
-    return MMDistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=find_unused_parameters)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from mmengine.hooks import LoggerHook
 from mmengine.logging import MMLogger
+from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
 from mmengine.runner import BaseLoop
 from mmengine.runner import Runner as MMRunner
@@ -20,7 +21,8 @@ from torch.utils.data import DataLoader
 import engine.optim.param_groups
 import engine.training.ema
 import engine.training.loops
-import engine.training.progress  # noqa: F401  (these three register what configs name)
+import engine.training.progress
+import engine.training.validation  # noqa: F401  (these register what configs name)
 from backbones.errors import ConfigError, DataError
 from backbones.kernels.autotune import autotuner
 from engine.checkpoint.hook import ResumableCheckpointHook
@@ -29,13 +31,14 @@ from engine.config.building import building
 from engine.config.environment import NonFinitePolicy
 from engine.data.sampling import configure_workers
 from engine.distributed.agreement import Agreement
+from engine.distributed.consistency import check_same_data, describe_loader
 from engine.distributed.sharding import shard_model, shard_optimizer
 from engine.nonfinite.guard import NonFiniteGuard
 from engine.optim.update import GradientClipper
 from engine.training.checkpoint_manager import CheckpointManager
-from engine.training.loaders import compare_loaders, workers_ended
+from engine.training.loaders import workers_ended
 from engine.training.logging import set_up_handlers
-from engine.training.model_preparation import data_parallel_on_cpu, initialise, prepare_for_training
+from engine.training.model_preparation import initialise, prepare_for_training
 
 
 class Runner(MMRunner):
@@ -73,9 +76,8 @@ class Runner(MMRunner):
         self.agreement = Agreement()
         # Not from the time alone: two trainings may begin in a folder within a second.
         self.run_id = f"{self.timestamp}_{secrets.token_hex(4)}"
-        self.nonfinite_guard = NonFiniteGuard(
-            NonFinitePolicy.from_setting(self.cfg.get("env_cfg", {}).get("nonfinite", "stop"))
-        )
+        policy = self.cfg.get("env_cfg", {}).get("nonfinite", "stop")
+        self.nonfinite_guard = NonFiniteGuard(NonFinitePolicy.from_setting(policy))
 
     @property
     def is_training(self) -> bool:
@@ -182,8 +184,7 @@ class Runner(MMRunner):
         """
         if isinstance(loop, BaseLoop):
             return loop
-        places = ("train_cfg", "train_pipeline", "train_dataloader")
-        built = self._build_loop("training", super().build_train_loop, loop, places)
+        built = self._build_loop("train", "training", super().build_train_loop, loop)
         if not len(built.dataloader):
             raise DataError(
                 f"{len(built.dataloader.dataset)} training images are not enough for one step: use a smaller batch.size"
@@ -197,21 +198,20 @@ class Runner(MMRunner):
 
     def build_val_loop(self, loop: BaseLoop | dict[str, Any]) -> BaseLoop:
         """Build the loop with its data and metrics."""
-        places = ("val_cfg", "val_evaluator", "test_pipeline", "val_dataloader")
-        return self._build_loop("validation", super().build_val_loop, loop, places)
+        return self._build_loop("val", "validation", super().build_val_loop, loop)
 
     def build_test_loop(self, loop: BaseLoop | dict[str, Any]) -> BaseLoop:
         """Build the loop with its data and metrics."""
-        places = ("test_cfg", "test_evaluator", "test_pipeline", "test_dataloader")
-        return self._build_loop("test", super().build_test_loop, loop, places)
+        return self._build_loop("test", "test", super().build_test_loop, loop)
 
-    def _build_loop(self, split: str, build: Callable[[Any], Any], loop: Any, places: tuple[str, ...]) -> Any:
-        """Build a loop from these places of the config and check that all processes have the same data for it."""
+    def _build_loop(self, split: str, label: str, build: Callable[[Any], Any], loop: Any) -> Any:
+        """Build the loop of a split from its places in the config; check that all processes have the same data."""
         if isinstance(loop, BaseLoop):
             return loop
-        with building(self.cfg, *places):
+        pipeline = "train_pipeline" if split == "train" else "test_pipeline"
+        with building(self.cfg, f"{split}_cfg", f"{split}_evaluator", pipeline, f"{split}_dataloader"):
             built = build(loop)
-        compare_loaders(split, built.dataloader, self.same_order, self.agreement)
+        check_same_data(label, self.agreement.gather(describe_loader(built.dataloader, self.same_order)))
         self._loaders.append(built.dataloader)
         return built
 
@@ -242,7 +242,8 @@ class Runner(MMRunner):
                 return shard_model(model)
             self.logger.info("env_cfg.sharded: there is one process, the model stays whole")
         if self.distributed and not torch.cuda.is_available() and model_wrapper_cfg is None:
-            return data_parallel_on_cpu(model, self.cfg.get("find_unused_parameters", False))
+            unused = self.cfg.get("find_unused_parameters", False)  # mmengine would pass device ids too
+            return MMDistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=unused)
         return super().wrap_model(model_wrapper_cfg, model)
 
     def _init_model_weights(self) -> None:
