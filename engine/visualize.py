@@ -22,7 +22,7 @@ from torch import nn
 
 from backbones.errors import ConfigError, DataError, MachineError
 from backbones.weights import read_checkpoint
-from engine.checkpoint.model_weights import load_model, replace_checkpoint_loader
+from engine.checkpoint.model_weights import LOADER_SETTINGS, load_model
 from engine.config.building import build
 from engine.data.image_files import IMAGE_SUFFIXES
 from engine.task import TaskSpec, task_of
@@ -70,7 +70,7 @@ def load_predictor(
         The model in evaluation mode, and the visualizer.
     """
     init_default_scope(cfg.default_scope)
-    replace_checkpoint_loader(trust)
+    LOADER_SETTINGS.trust = trust
     cfg.model.backbone.pop("weights", None)
     model = build(MODELS, cfg.model, "model")
     meta = dict(cfg.test_dataloader.dataset.metainfo)

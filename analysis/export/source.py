@@ -19,7 +19,7 @@ from backbones.base import Backbone
 from backbones.registry import build_backbone
 from backbones.variants import BASELINES
 from backbones.weights import find_head, read_checkpoint
-from engine.checkpoint.model_weights import file_classes, load_model, replace_checkpoint_loader
+from engine.checkpoint.model_weights import LOADER_SETTINGS, file_classes, load_model
 from engine.config.building import build
 from engine.config.classes import class_names
 from engine.config.load import load_config
@@ -216,7 +216,7 @@ def source_from_config(
 
 def _load_whole(cfg: Config, checkpoint: str, averaged: bool, trust: bool) -> BaseModel:
     cfg.model.backbone.pop("weights", None)
-    replace_checkpoint_loader(trust)
+    LOADER_SETTINGS.trust = trust
     model = build(MODELS, cfg.model, "model", cfg.default_scope)
     classes = cfg.test_dataloader.dataset.metainfo["classes"]
     print(load_model(model, read_checkpoint(checkpoint, trust), checkpoint, averaged, classes))

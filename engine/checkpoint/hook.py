@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process
@@ -19,6 +19,9 @@ from engine.checkpoint.store import CHECKPOINT_NAME, LAST_CHECKPOINT, Checkpoint
 from engine.config.schema import is_whole
 from engine.launch.heartbeat import HEARTBEAT, Phase
 from engine.task import task_of
+
+if TYPE_CHECKING:
+    from engine.training.runner import Runner
 
 LOWER_IS_BETTER = ("loss", "error")
 
@@ -83,7 +86,7 @@ class ResumableCheckpointHook(Hook):
         self._since = time.monotonic()
         self._folder = Path()
 
-    def before_train(self, runner: Any) -> None:
+    def before_train(self, runner: Runner) -> None:
         """Assign the work directory to this run, and find the step files of an interrupted one."""
         self._folder = Path(runner.work_dir)
         epochs = isinstance(runner.train_loop, EpochBasedTrainLoop)
@@ -106,7 +109,7 @@ class ResumableCheckpointHook(Hook):
         """Raise the error of a write in the background, if there is one."""
         self._writer.check()
 
-    def save_if_due(self, runner: Any, epoch_ended: bool, last: bool) -> None:
+    def save_if_due(self, runner: Runner, epoch_ended: bool, last: bool) -> None:
         """Save if the interval is reached; all processes call it.
 
         Args:
@@ -118,23 +121,21 @@ class ResumableCheckpointHook(Hook):
             return
         count = runner.epoch if self.by_epoch else runner.iter
         if count % self.interval == 0 or (last and self.save_last):
-            name = f"{'epoch' if self.by_epoch else 'iter'}_{count}.pth"
+            name = f"{self._unit}_{count}.pth"
             runner.logger.info(f"saving {name}")
             self._save(runner, self._folder / name)
 
-    def save_now(self, runner: Any) -> None:
+    def save_now(self, runner: Runner) -> None:
         """Save now, unless the present state is saved already; all processes call it."""
         if self._saved != (runner.iter, self.validated):
             self._save(runner, self._folder / f"step_{runner.iter}.pth")
 
-    def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Keep the weights if they are the best so far."""
-        score = self._score(runner.cfg, metrics or {})
+        metrics = metrics or {}
+        score = self._score(runner.cfg, metrics)
         self.validated = runner.iter
-        if score is None:
-            return
-        value = float((metrics or {})[score])
-        if math.isnan(value):  # no value would ever be better
+        if score is None or math.isnan(value := float(metrics[score])):  # no value would ever be better than NaN
             return
         sign = -1.0 if any(word in score.lower() for word in LOWER_IS_BETTER) else 1.0
         if self.best.get("score") == score and not sign * value > sign * self.best["value"]:
@@ -146,7 +147,7 @@ class ResumableCheckpointHook(Hook):
         if is_main_process():
             self._writer.write(state, file, lambda: None)
 
-    def after_train(self, runner: Any) -> None:
+    def after_train(self, runner: Runner) -> None:
         """Wait until all files are written."""
         self.wait()
 
@@ -167,7 +168,7 @@ class ResumableCheckpointHook(Hook):
         """Wait until all files are written or have failed, without raising: another error ends the run."""
         self._writer.drain()
 
-    def _save(self, runner: Any, file: Path) -> None:
+    def _save(self, runner: Runner, file: Path) -> None:
         with HEARTBEAT.during(Phase.SAVING):
             state = runner.checkpoints.state()
             self._saved, self._since = (runner.iter, self.validated), time.monotonic()
@@ -182,7 +183,7 @@ class ResumableCheckpointHook(Hook):
             if file != newest:
                 file.unlink(missing_ok=True)
         self._step_files = [newest] if _is_step_file(newest) else []
-        regular = {_named(file)[1]: file for file in self._folder.glob("*.pth") if self._is_regular(file)}
+        regular = {_named(file)[1]: file for file in self._folder.glob("*.pth") if _named(file)[0] == self._unit}
         # After a rollback there may be newer files, which are damaged or obsolete: they are kept and not counted.
         last = max(regular, default=0) if self._step_files else _named(newest)[1]
         past = sorted(count for count in regular if count <= last)
@@ -202,9 +203,10 @@ class ResumableCheckpointHook(Hook):
             )
         return self.save_best
 
-    def _is_regular(self, file: Path) -> bool:
-        """Whether a file was saved at the interval."""
-        return _named(file)[0] == ("epoch" if self.by_epoch else "iter")
+    @property
+    def _unit(self) -> str:
+        """Unit in the names of the files that are saved at the interval."""
+        return "epoch" if self.by_epoch else "iter"
 
 
 def _named(file: Path) -> tuple[str, int]:

@@ -126,28 +126,37 @@ def backbones_of(model: nn.Module) -> list[Backbone]:
     return [module for module in model.modules() if isinstance(module, Backbone)]
 
 
-def replace_checkpoint_loader(trust: bool = False) -> None:
-    """Let mmengine's own loading path (``init_cfg``) use :func:`backbones.weights.read_checkpoint` from here on.
+@dataclass
+class LoaderSettings:
+    """Settings of mmengine's own loading path (``init_cfg``), which itself would execute pickled code.
 
-    mmengine itself would execute pickled code.
-
-    Args:
-        trust: Execute code that a file asks for (``--trust-checkpoint``).
+    Attributes:
+        trust: Whether code that a file asks for is executed (``--trust-checkpoint``).
     """
 
-    def load_from_file_or_url(filename: str, map_location: str | None = None) -> dict[str, Any]:
-        scheme, mark, name = filename.rpartition("://")
-        if scheme.endswith(("torchvision", "modelzoo")):
-            filename = get_torchvision_models()[name]
-        elif mark and scheme not in ("http", "https", "file"):
-            raise CheckpointError(f"checkpoint {filename!r}: {scheme}:// is not supported: give a URL or a file")
-        return read_checkpoint(filename, trust)
-
-    # ``force`` replaces the loader that an earlier call registered.
-    CheckpointLoader.register_scheme(ANY_PATH, load_from_file_or_url, force=True)
+    trust: bool = False
 
 
-replace_checkpoint_loader()
+LOADER_SETTINGS = LoaderSettings()
+
+
+@CheckpointLoader.register_scheme(ANY_PATH)
+def load_from_file_or_url(filename: str, map_location: str | None = None) -> dict[str, Any]:
+    """Read what mmengine loads by :func:`backbones.weights.read_checkpoint`, on the CPU.
+
+    Args:
+        filename: Path, URL, or ``torchvision://NAME``.
+        map_location: Ignored.
+
+    Raises:
+        CheckpointError: If another scheme is asked for, or the file is damaged or not trusted.
+    """
+    scheme, mark, name = filename.rpartition("://")
+    if scheme.endswith(("torchvision", "modelzoo")):
+        filename = get_torchvision_models()[name]
+    elif mark and scheme not in ("http", "https", "file"):
+        raise CheckpointError(f"checkpoint {filename!r}: {scheme}:// is not supported: give a URL or a file")
+    return read_checkpoint(filename, LOADER_SETTINGS.trust)
 
 
 def file_classes(checkpoint: Mapping[str, Any]) -> tuple[str, ...]:

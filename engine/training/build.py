@@ -8,7 +8,7 @@ from pathlib import Path
 from mmengine import Config
 
 from backbones.errors import MachineError
-from engine.checkpoint.model_weights import replace_checkpoint_loader
+from engine.checkpoint.model_weights import LOADER_SETTINGS
 from engine.config.building import building
 from engine.config.environment import check_environment
 from engine.config.load import Resolved
@@ -44,7 +44,7 @@ def build_runner(resolved: Resolved, launch: Launch, trust: bool = False) -> Run
     _check_work_dir(cfg)
     compile_patience = COMPILE_PATIENCE_SECONDS if settings.get("compile") else 0.0
     HEARTBEAT.configure(cfg.work_dir, settings.get("patience") or compile_patience)
-    replace_checkpoint_loader(trust)
+    LOADER_SETTINGS.trust = trust
     with building(cfg, "default_hooks", "custom_hooks", "visualizer", "log_processor", "model"):
         runner = (TrustingRunner if trust else Runner).from_cfg(cfg)
     if resolved.plan is not None:

@@ -136,9 +136,8 @@ class Runner(MMRunner):
 
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load a checkpoint safely and completely, and log what was loaded; mmengine's other arguments are ignored."""
-        checkpoint = self.checkpoints.load(filename)
         self._has_loaded = True
-        return checkpoint
+        return self.checkpoints.load(filename)
 
     def load_or_resume(self) -> None:
         """Load what the run starts with; a training writes to ``weights.json`` what that was."""

@@ -117,11 +117,11 @@ def test_what_mmengine_loads_is_read_safely(place: str, tmp_path: Path) -> None:
 
 def test_mmengine_loads_what_is_trusted_until_the_next_run(tmp_path: Path) -> None:
     torch.save({"model": Path("home")}, tmp_path / "a.pth")
-    model_weights.replace_checkpoint_loader(trust=True)
+    model_weights.LOADER_SETTINGS.trust = True
     try:
         assert CheckpointLoader.load_checkpoint(str(tmp_path / "a.pth")) == {"model": Path("home")}
     finally:
-        model_weights.replace_checkpoint_loader()
+        model_weights.LOADER_SETTINGS.trust = False
     with pytest.raises(UserError, match="was refused"):
         CheckpointLoader.load_checkpoint(str(tmp_path / "a.pth"))
 
