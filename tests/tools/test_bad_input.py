@@ -22,7 +22,10 @@ def _register():
     from mmengine.registry import VISBACKENDS
     from mmengine.visualization import LocalVisBackend
 
-    @VISBACKENDS.register_module(force=True)
+    if "FullDisk" in VISBACKENDS:
+        return
+
+    @VISBACKENDS.register_module()
     class FullDisk(LocalVisBackend):
         def add_scalars(self, *_, **settings):
             raise OSError(28, "No space left on device", "scalars.json")

@@ -38,7 +38,10 @@ def _register():
     from mmengine.hooks import Hook
     from mmengine.registry import HOOKS
 
-    @HOOKS.register_module(force=True)
+    if "Ask" in HOOKS:
+        return
+
+    @HOOKS.register_module()
     class Ask(Hook):
         def ask(self, now):
             if now and os.environ.get("RANK", "0") == os.environ.get("ASK_RANK", "0"):
