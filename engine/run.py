@@ -156,9 +156,8 @@ def _check_weight_file(key: str, source: str | None) -> None:
 
 def _without_training(cfg: ConfigDict) -> None:
     """Take out of a config what a test does not need: the training, and the weights that it starts with."""
-    for key in ("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler"):
-        cfg[key] = None
-    for key in ("val_dataloader", "val_cfg", "val_evaluator"):
+    training = ("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler")
+    for key in (*training, "val_dataloader", "val_cfg", "val_evaluator"):
         cfg[key] = None
     if "backbone" in cfg.model:
         cfg.model.backbone.pop("weights", None)

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -61,12 +61,9 @@ class Signals:
         self.stop_request = StopRequest.NOTHING
         self._interrupted = float("inf")
 
-    @contextmanager
-    def handled(self) -> Iterator[None]:
+    def handled(self) -> AbstractContextManager[None]:
         """Context in which signals are stop requests; a second Ctrl-C, seconds after the first, ends at once."""
-        ours = {signal.SIGTERM: self._leave, signal.SIGUSR1: self._leave, signal.SIGINT: self._interrupt}
-        with _handled(ours):
-            yield
+        return _handled({signal.SIGTERM: self._leave, signal.SIGUSR1: self._leave, signal.SIGINT: self._interrupt})
 
     def _leave(self, *_: Any) -> None:
         self.stop_request = StopRequest.LEAVE
@@ -79,8 +76,7 @@ class Signals:
         self.stop_request = max(self.stop_request, StopRequest.INTERRUPT)
 
 
-@contextmanager
-def exiting_on_signals(begins: Path | None) -> Iterator[None]:
+def exiting_on_signals(begins: Path | None) -> AbstractContextManager[None]:
     """Exit at a scheduler's signal inside of this context, before the first step, with the code of a saved run.
 
     Args:
@@ -94,5 +90,4 @@ def exiting_on_signals(begins: Path | None) -> Iterator[None]:
         print("asked to stop before the first step: start again with --resume", file=sys.stderr)
         raise SystemExit(EXIT_SAVED)
 
-    with _handled({signal.SIGTERM: leave, signal.SIGUSR1: leave}):
-        yield
+    return _handled({signal.SIGTERM: leave, signal.SIGUSR1: leave})

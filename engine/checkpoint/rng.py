@@ -67,16 +67,15 @@ def seeded(seed: int) -> Iterator[None]:
     Args:
         seed: Number from 0 to 2**64 - 1.
     """
-    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    numpy: Any = np.random.get_state()
+    before = RandomState(random.getstate(), numpy, torch.get_rng_state())
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)
     try:
         yield
     finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(cpu)
+        before.restore()
 
 
 def seed_of(*parts: int) -> int:

@@ -34,10 +34,7 @@ class NonFinitePolicy:
 
     @classmethod
     def from_setting(cls, setting: Any) -> NonFinitePolicy:
-        """Read the setting.
-
-        Args:
-            setting: Value of ``env_cfg.nonfinite``.
+        """Read the value of ``env_cfg.nonfinite``.
 
         Raises:
             ConfigError: If it is neither an action nor a mapping of these settings.
@@ -61,10 +58,7 @@ class NonFinitePolicy:
 
 
 def check_environment(settings: dict[str, Any]) -> None:
-    """Check the names and values in ``env_cfg``.
-
-    Args:
-        settings: The mapping ``env_cfg`` of a config.
+    """Check the names and values in the mapping ``env_cfg`` of a config.
 
     Raises:
         ConfigError: For the first setting that does not exist or has a wrong value.

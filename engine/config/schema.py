@@ -10,6 +10,7 @@ import math
 import os
 import sys
 from collections.abc import Callable
+from types import NoneType
 from typing import Any
 
 from mmengine.config import Config
@@ -32,8 +33,8 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
-def _is_mapping(value: Any) -> bool:
-    return isinstance(value, dict)
+def _is_a(*kinds: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, kinds)
 
 
 def _is_part(value: Any) -> bool:
@@ -44,20 +45,12 @@ def _is_list_of_parts(value: Any) -> bool:
     return isinstance(value, list | tuple) and all(_is_part(item) for item in value)
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str | os.PathLike)
-
-
-def _is_positive_count(value: Any) -> bool:
-    return is_whole(value, 1)
-
-
 def _or_none(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: value is None or fits(value)
 
 
-_MAPPING = (_is_mapping, "a mapping is needed, dict(...)")
-_MAPPING_OR_NONE = (_or_none(_is_mapping), "a mapping is needed, dict(...), or None")
+_MAPPING = (_is_a(dict), "a mapping is needed, dict(...)")
+_MAPPING_OR_NONE = (_is_a(dict, NoneType), "a mapping is needed, dict(...), or None")
 _PART = (_is_part, "a mapping with a type is needed, dict(type=...)")
 _PARTS = (_or_none(_is_list_of_parts), "a list of mappings with a type is needed, [dict(type=...), ...]")
 _STEPS = (
@@ -68,10 +61,13 @@ _ONE_OR_MORE = (
     _or_none(lambda value: _is_part(value) or _is_list_of_parts(value)),
     "a mapping with a type or a list of them is needed",
 )
-_TEXT = (_is_text, "text is needed")
-_TEXT_OR_NONE = (_or_none(_is_text), "text is needed, or None")
-_COUNT = (_is_positive_count, "a whole number from 1 up is needed")
-_FLAG = (lambda value: isinstance(value, bool), "True or False is needed")
+_TEXT = (_is_a(str, os.PathLike), "text is needed")
+_TEXT_OR_NONE = (_is_a(str, os.PathLike, NoneType), "text is needed, or None")
+_COUNT = (lambda value: is_whole(value, 1), "a whole number from 1 up is needed")
+_COUNT_OR_ZERO = (is_whole, "a whole number from 0 up is needed")
+_POSITIVE = (lambda value: is_number(value) and value > 0, "a positive number is needed")
+_NOT_NEGATIVE = (lambda value: is_number(value) and value >= 0, "a number from 0 up is needed")
+_FLAG = (_is_a(bool), "True or False is needed")
 
 # Outer settings before those inside of them. A star stands for all keys of a mapping.
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -104,28 +100,22 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
             ".sampler": _MAPPING,
             ".collate_fn": _MAPPING,
             ".batch_size": _COUNT,
-            ".num_workers": (is_whole, "a whole number from 0 up is needed"),
+            ".num_workers": _COUNT_OR_ZERO,
             ".drop_last": _FLAG,
         }.items()
     },
     "optim_wrapper": _MAPPING_OR_NONE,
     "optim_wrapper.optimizer": _MAPPING,
-    "optim_wrapper.optimizer.lr": (lambda value: is_number(value) and value > 0, "a positive number is needed"),
-    "optim_wrapper.optimizer.weight_decay": (
-        lambda value: is_number(value) and value >= 0,
-        "a number from 0 up is needed",
-    ),
+    "optim_wrapper.optimizer.lr": _POSITIVE,
+    "optim_wrapper.optimizer.weight_decay": _NOT_NEGATIVE,
     "optim_wrapper.paramwise_cfg": _MAPPING_OR_NONE,
     "optim_wrapper.clip_grad": _MAPPING_OR_NONE,
-    "optim_wrapper.clip_grad.max_norm": (
-        lambda value: is_number(value) and value > 0,
-        "a positive number is needed",
-    ),
+    "optim_wrapper.clip_grad.max_norm": _POSITIVE,
     "train_cfg": _MAPPING_OR_NONE,
     "train_cfg.max_epochs": _COUNT,
     "train_cfg.max_iters": _COUNT,
     "train_cfg.val_interval": _COUNT,
-    "train_cfg.val_begin": (is_whole, "a whole number from 0 up is needed"),
+    "train_cfg.val_begin": _COUNT_OR_ZERO,
     "val_cfg": _MAPPING_OR_NONE,
     "test_cfg": _MAPPING_OR_NONE,
     "param_scheduler": _ONE_OR_MORE,

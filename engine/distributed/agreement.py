@@ -38,10 +38,7 @@ class Agreement:
             self._group = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
 
     def at_step(self, stop_request: StopRequest) -> StopRequest:
-        """Submit a request after a step.
-
-        Args:
-            stop_request: Request of this process.
+        """Submit the request of this process after a step.
 
         Returns:
             Most urgent request of all processes; with several processes that of the previous step.

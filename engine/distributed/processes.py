@@ -18,9 +18,6 @@ COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 def take_gpu(launch: Launch) -> None:
     """Select the GPU of this process by its local rank.
 
-    Args:
-        launch: Processes and device of the run.
-
     Raises:
         MachineError: If the machine has fewer GPUs than processes were started on it.
     """
@@ -34,9 +31,6 @@ def take_gpu(launch: Launch) -> None:
 
 def start_processes(launch: Launch) -> None:
     """Join the process group of a launch, if it has several processes.
-
-    Args:
-        launch: Processes and device of the run.
 
     Raises:
         MachineError: If the machine has fewer GPUs than processes were started on it.

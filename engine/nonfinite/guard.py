@@ -27,23 +27,25 @@ from torch.distributed.tensor import DTensor
 
 from backbones.errors import MachineError, UserError
 from engine.checkpoint.rng import RandomState
-from engine.checkpoint.store import cpu_copy
+from engine.checkpoint.store import cpu_copy, write_checkpoint
 from engine.config.environment import NonFinitePolicy
 from engine.distributed.sharding import gather_whole, unwrapped
 from engine.launch.exit_codes import EXIT_NONFINITE
 from engine.nonfinite.batch_codec import describe_samples, encode
 from engine.nonfinite.report import (
+    EVENT_REPORT,
     describe_place,
     event_folder,
+    jsonable,
     make_event_folder,
+    rank_file,
     suggest_fix,
     thin_out,
     write_common,
-    write_event_report,
-    write_rank,
 )
 from engine.nonfinite.trace import run_again
 from engine.optim.update import loss_scaler
+from engine.report.run_dir import write_json
 
 if TYPE_CHECKING:
     from engine.training.runner import Runner
@@ -276,13 +278,13 @@ class NonFiniteGuard(Hook):
         problems = [_attempt(lambda: make_event_folder(folder)) if main else None]
         runner.agreement.barrier()
         content = {**own, "batch": [encode(part) for part in micro_batches], "random": self._random.as_dict()}
-        problems.append(_attempt(lambda: write_rank(folder, rank, content)))
+        problems.append(_attempt(lambda: write_checkpoint(content, rank_file(folder, rank))))
         weights = gather_whole(model.state_dict()) if runner.sharded else model.state_dict()
         if main:
             problems.append(_attempt(lambda: write_common(folder, cpu_copy(weights), runner.cfg)))
         runner.agreement.barrier()
-        if main:
-            problems.append(_attempt(lambda: write_event_report(folder, report)))
+        if main:  # the report is the last file: a folder that has it is complete
+            problems.append(_attempt(lambda: write_json(folder / EVENT_REPORT, jsonable(report))))
             problems.append(_attempt(lambda: thin_out(folder.parent)))
         return next(filter(None, problems), None)
 

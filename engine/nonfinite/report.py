@@ -18,7 +18,6 @@ from backbones.errors import MachineError
 from engine.checkpoint.store import write_checkpoint
 from engine.nonfinite.batch_codec import encode
 from engine.nonfinite.trace import OUTPUT
-from engine.report.run_dir import write_json
 
 EVENTS_FOLDER = "nonfinite"
 EVENT_REPORT, CONFIG, WEIGHTS = "report.json", "config.py", "weights.pt"
@@ -52,11 +51,7 @@ def describe_place(found: Mapping[str, Any] | None) -> str:
 
 
 def suggest_fix(report: Mapping[str, Any]) -> str:
-    """Suggest a fix, as far as the record tells.
-
-    Args:
-        report: Report of the event.
-    """
+    """Suggest a fix, as far as the report of the event tells."""
     cause = report["cause"]
     for entry in report["by_rank"]:
         for sample in (one for part in entry["samples"] for one in part):
@@ -77,15 +72,6 @@ def suggest_fix(report: Mapping[str, Any]) -> str:
     return f"lower the learning rate (here {rate:g}) or warm up longer{milder}, if the images named are sound"
 
 
-def write_rank(folder: Path, rank: int, content: Mapping[str, Any]) -> None:
-    """Write the batch and the random states of one process.
-
-    Raises:
-        UserError: If there is no room, or no permission.
-    """
-    write_checkpoint(dict(content), rank_file(folder, rank))
-
-
 def write_common(folder: Path, weights: Mapping[str, Any], config: Config) -> None:
     """Write the weights before the step and the config, which are common to all processes.
 
@@ -94,11 +80,6 @@ def write_common(folder: Path, weights: Mapping[str, Any], config: Config) -> No
     """
     write_checkpoint({"state_dict": dict(weights), "config": encode(config.to_dict())}, folder / WEIGHTS)
     config.dump(folder / CONFIG)
-
-
-def write_event_report(folder: Path, report: Mapping[str, Any]) -> None:
-    """Write the report, the last file: a folder that has it is complete."""
-    write_json(folder / EVENT_REPORT, jsonable(report))
 
 
 def make_event_folder(folder: Path) -> None:
@@ -141,9 +122,7 @@ def jsonable(value: Any) -> Any:
 
 def _overflowed(cause: Mapping[str, Any] | None) -> bool:
     """Whether float16 overflowed where the event began."""
-    if cause is None or cause["tensor"]["dtype"] != "float16":
-        return False
-    return bool(cause["tensor"]["inf"])
+    return cause is not None and cause["tensor"]["dtype"] == "float16" and bool(cause["tensor"]["inf"])
 
 
 def _is_loss(cause: Mapping[str, Any]) -> bool:

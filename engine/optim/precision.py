@@ -14,11 +14,7 @@ from torch.utils._pytree import tree_map_only
 
 
 def losses_in_float32(model: nn.Module) -> None:
-    """Let the losses of detectors and segmentors, modules whose names begin with ``loss``, see float32 alone.
-
-    Args:
-        model: The model; changed in place.
-    """
+    """Let the losses of detectors and segmentors, modules whose names begin with ``loss``, see float32 alone."""
     for name, module in model.named_modules():
         if any(part.startswith("loss") for part in name.split(".")):
             module.register_forward_pre_hook(_widen, with_kwargs=True)

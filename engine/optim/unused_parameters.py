@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch import nn
-
 from backbones.errors import ConfigError
 from engine.distributed.sharding import unwrapped
 
@@ -13,11 +11,6 @@ if TYPE_CHECKING:
     from engine.training.runner import Runner
 
 MAX_LISTED = 5
-
-
-def without_gradient(model: nn.Module) -> list[str]:
-    """Names of the parameters that require a gradient and have none."""
-    return [name for name, param in model.named_parameters() if param.requires_grad and param.grad is None]
 
 
 def check_unused_parameters(runner: Runner) -> None:
@@ -31,7 +24,8 @@ def check_unused_parameters(runner: Runner) -> None:
     Raises:
         ConfigError: If several processes would wait for these gradients; otherwise a warning is logged.
     """
-    names = without_gradient(unwrapped(runner.model))
+    params = unwrapped(runner.model).named_parameters()
+    names = [name for name, param in params if param.requires_grad and param.grad is None]
     if not names:
         return
     count = f"{len(names)} parameter{'s get' if len(names) > 1 else ' gets'} no gradient"

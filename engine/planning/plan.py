@@ -130,11 +130,7 @@ def build_on_meta(cfg: Any) -> nn.Module:
 
 
 def training_plan(resolved: Resolved, launch: Launch) -> TrainingPlan:
-    """Compute the plan of a resolved config; no data is read and nothing is started.
-
-    Args:
-        resolved: A config that was resolved for training.
-        launch: Processes and device.
+    """Compute the plan of a config that was resolved for training; no data is read and nothing is started.
 
     Raises:
         ConfigError: If the model does not build, or groups or schedules contradict themselves.
@@ -171,10 +167,6 @@ def training_plan(resolved: Resolved, launch: Launch) -> TrainingPlan:
 
 def dry_run(resolved: Resolved, launch: Launch) -> list[str]:
     """All that a training would do, as lines of text.
-
-    Args:
-        resolved: A config that was resolved for training.
-        launch: Processes and device.
 
     Raises:
         ConfigError: As :func:`training_plan`.
@@ -261,9 +253,5 @@ def _check_ends(schedulers: Sequence[Any], lowest: float) -> None:
 
 
 def _precision(optim_wrapper: Mapping[str, Any]) -> str:
-    dtype = autocast_dtype(optim_wrapper)
-    if dtype is None:
-        return "float32"
-    if dtype is torch.bfloat16:
-        return "mixed, bfloat16"
-    return "mixed, float16 with scaled loss"
+    names = {None: "float32", torch.bfloat16: "mixed, bfloat16", torch.float16: "mixed, float16 with scaled loss"}
+    return names[autocast_dtype(optim_wrapper)]

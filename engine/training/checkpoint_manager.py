@@ -31,11 +31,7 @@ LOAD_REPORTS = "weights.json"
 
 
 class CheckpointManager:
-    """Loads, resumes and rolls back a run, and gathers its state.
-
-    Args:
-        runner: Runner of the run.
-    """
+    """Loads, resumes and rolls back a run, and gathers its state."""
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
@@ -91,9 +87,6 @@ class CheckpointManager:
 
         A schedule that was changed since continues as if it had been this one from the start.
 
-        Args:
-            filename: Path of the checkpoint.
-
         Raises:
             UserError: If the checkpoint belongs to a training with another model, optimizer or schedule.
         """
@@ -136,9 +129,6 @@ class CheckpointManager:
 
     def roll_back(self, event: RollBack) -> None:
         """Resume from a checkpoint of this run from before the steps that are to be skipped.
-
-        Args:
-            event: The step that was not finite.
 
         Raises:
             NonFiniteError: If there is no such checkpoint.

@@ -69,11 +69,7 @@ class _StepLoop:
         super().__init__(runner, dataloader, **settings)  # type: ignore[call-arg]
 
     def seek(self, step: int) -> None:
-        """Continue at another step.
-
-        Args:
-            step: Number of optimizer steps that count as done.
-        """
+        """Continue at another step: as many optimizer steps count as done."""
         self._iter = step
 
     def run(self) -> nn.Module:
