@@ -4,19 +4,13 @@ The training loop calls the guard; the guard runs the step again under a trace a
 reproduces the step in one process.
 """
 
-from engine.nonfinite.batch_codec import decode, encode
 from engine.nonfinite.guard import NonFiniteError, NonFiniteGuard, RollBack
 from engine.nonfinite.replay import ReplayResult, replay_step
-from engine.nonfinite.trace import Trace, run_again
 
 __all__ = [
     "NonFiniteError",
     "NonFiniteGuard",
     "ReplayResult",
     "RollBack",
-    "Trace",
-    "decode",
-    "encode",
     "replay_step",
-    "run_again",
 ]

@@ -4,16 +4,14 @@
 one process needs.
 """
 
-from engine.planning.memory import Memory, activation_bytes, estimate_memory, training_shape
+from engine.planning.memory import Memory, estimate_memory
 from engine.planning.plan import TrainingPlan, build_on_meta, dry_run, training_plan
 
 __all__ = [
     "Memory",
     "TrainingPlan",
-    "activation_bytes",
     "build_on_meta",
     "dry_run",
     "estimate_memory",
     "training_plan",
-    "training_shape",
 ]
