@@ -140,6 +140,19 @@ def test_the_example_of_another_detector_builds(tmp_path: Path) -> None:
     assert training_plan(resolved, launch).rows
 
 
+def test_the_example_of_other_data_resolves(tmp_path: Path) -> None:
+    from engine.config.load import load_config
+
+    (block,) = re.findall(r"```python\n(_base_ = .*?)```", text(ROOT / "README.md"), re.DOTALL)
+    experiment = text(ROOT / "configs/detection/mask_rcnn_convnext_tiny_coco_3x.py")
+    config = tmp_path / "example.py"
+    lines = block + experiment[experiment.index("\nmodel = ") :]
+    config.write_text(lines.replace("../_base_", str(ROOT / "configs/_base_")), encoding="utf-8")
+    cfg = load_config(config).cfg
+    assert cfg.train_dataloader.dataset.data_root == "data/pets"
+    assert cfg.model.roi_head.bbox_head.num_classes == cfg.model.roi_head.mask_head.num_classes == 2
+
+
 def test_every_program_is_in_the_readme() -> None:
     former = {
         "throughput",

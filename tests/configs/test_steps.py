@@ -55,7 +55,8 @@ def shrunken(path: Path) -> Config:
     cfg.optim_wrapper.accumulative_counts = 1
     cfg.model.backbone.drop_path_rate = 0.0  # a dropped block would not learn in the one step
     model = cfg.model
-    for node in walk([model.get(part) for part in ("neck", "rpn_head", "roi_head", "decode_head", "auxiliary_head")]):
+    parts = ("neck", "rpn_head", "roi_head", "bbox_head", "decode_head", "auxiliary_head")
+    for node in walk([model.get(part) for part in parts]):
         for key in NARROW:
             if isinstance(node.get(key), int) and node[key] >= 64 and not (key == "in_channels" and "in_index" in node):
                 node[key] = WIDTH
