@@ -1,1 +1,19 @@
-"""What all tasks share at run time: batch contract, layer decay, hooks, launching, report."""
+"""What all tasks share at run time, in one sub-package for each concern; a task is known through its TaskSpec alone.
+
+``engine.task`` defines the specification, ``engine.run`` trains and tests a resolved config, ``engine.cli`` ends
+the tools, ``engine.visualize`` draws predictions. docs/ARCHITECTURE.md says what lies where.
+"""
+
+__all__ = [
+    "checkpoint",
+    "config",
+    "data",
+    "distributed",
+    "launch",
+    "mmcv_ops",
+    "nonfinite",
+    "optim",
+    "planning",
+    "report",
+    "training",
+]

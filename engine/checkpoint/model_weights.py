@@ -24,9 +24,10 @@ from backbones.base import Backbone
 from backbones.errors import CheckpointError
 from backbones.layouts import check_finite, check_float_tensor, find_convnext
 from backbones.weights import network_tensors, read_checkpoint
+from engine.optim.param_groups import BACKBONE_PREFIX
 from engine.task import ClassLayer, task_of_model
 
-BACKBONE_PREFIX, PREPROCESSOR_PREFIX = "backbone.", "data_preprocessor."
+PREPROCESSOR_PREFIX = "data_preprocessor."
 # Not used by batch normalisation with a fixed momentum; the oldest files lack it.
 BATCH_COUNTER = ".num_batches_tracked"
 MAX_NAMES_IN_MESSAGE = 4

@@ -9,11 +9,13 @@ from typing import Any, Protocol
 import torch
 from mmengine.dist import get_rank, get_world_size
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm  # the only common base of all batch norms
 
 from backbones.errors import CheckpointError
 from engine.checkpoint.rng import RandomState
 from engine.distributed.agreement import Agreement
+
+# Their statistics differ between the processes; those of SyncBatchNorm are the same everywhere.
+LOCAL_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class ResumableRun(Protocol):
@@ -126,6 +128,6 @@ def _own_buffers(model: nn.Module) -> dict[str, Tensor]:
         # On the CPU: in the process that receives it, this GPU belongs to another process.
         f"{place}.{name}": value.cpu()
         for place, module in model.named_modules()
-        if isinstance(module, _BatchNorm) and not isinstance(module, SyncBatchNorm)
+        if isinstance(module, LOCAL_BATCH_NORMS)
         for name, value in module.named_buffers(recurse=False)
     }

@@ -1,0 +1,248 @@
+"""The rules of CONTRIBUTING.md that can be read off the source: rooms and floors, names, errors, documentation."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+from mmengine.registry import MODELS
+from mmengine.registry import root as registries
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("backbones", "engine", "classification", "detection", "segmentation", "demo", "analysis")
+MAX_ENGINE_SHARE = 0.4
+MAX_LOOSE_FILES = 5
+MAX_RUNNER_LINES = 250
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+# Private names of other packages, each with a comment beside it that says why there is no public way.
+PRIVATE_NAMES_ALLOWED: dict[str, set[str]] = {
+    "analysis/doctor/hardware.py": {"_C"},  # CUDA version of the driver, without initializing CUDA
+    "backbones/kernels/autotune.py": {"_C", "_len_torch_dispatch_stack"},
+    # Transforms, forward AD and global hooks, which have to see the plain steps.
+    "backbones/kernels/cpu/dispatch.py": {
+        "_C",
+        "_are_functorch_transforms_active",
+        "_current_level",
+        "_global_forward_hooks",
+        "_global_forward_pre_hooks",
+    },
+    # oneDNN's operators with a fused GELU.
+    "backbones/kernels/cpu/linear.py": {
+        "_convolution_pointwise",
+        "_is_mkldnn_bf16_supported",
+        "_linear_pointwise",
+        "_reorder_convolution_weight",
+        "_reorder_linear_weight",
+    },
+    "backbones/kernels/cpu/weight_cache.py": {"_version"},  # of a tensor: whether it was changed in place
+    # Whether a module has hooks.
+    "backbones/kernels/protocol.py": {
+        "_backward_hooks",
+        "_backward_pre_hooks",
+        "_forward_hooks",
+        "_forward_pre_hooks",
+    },
+    "engine/data/sampling.py": {"_iterator", "_shutdown_workers"},  # to end persistent workers
+    "engine/launch/agent.py": {"_pcontext"},  # the processes of torch's own agent
+    "engine/mmcv_ops/roi_align.py": {"_roi_align_backward"},
+    "engine/nonfinite/guard.py": {"_foreach_copy_"},
+}
+MAX_PLACES_WITH_PRIVATE_NAMES = 10
+# Documented in spite of the underscore: of named tuples, of ctypes, of :mod:`os`.
+PUBLIC_UNDERSCORES = {"_replace", "_asdict", "_fields", "_fields_", "_make", "_exit"}
+
+UNCLEAR_ARGUMENT = re.compile(
+    r"\s+\**[a-z_]+: (?:(?:Of|As|Where|What|Whose|Whether it|That|How|When)\b|(?:In|By|On|With|From|To) which\b)"
+)
+# Assembled, so that this file does not hold what it forbids.
+# The quoted word is a key of files that older versions wrote.
+UNCLEAR_WORD = re.compile(r"(?<![\"'`])\b(?:" + "men" + r"d(?:s|ed)?|" + "seed 0" + r"0\d)\b", re.I)
+
+
+@cache
+def sources() -> dict[Path, str]:
+    """Text of every Python file of the packages and tools, under its path from the root."""
+    folders = (*PACKAGES, "tools")
+    paths = sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    return {path.relative_to(ROOT): path.read_text(encoding="utf-8") for path in paths}
+
+
+@cache
+def trees() -> dict[Path, ast.Module]:
+    return {path: ast.parse(text) for path, text in sources().items()}
+
+
+def nodes() -> Iterator[tuple[Path, ast.AST]]:
+    for path, tree in trees().items():
+        for node in ast.walk(tree):
+            yield path, node
+
+
+def assigned_names(node: ast.stmt) -> list[str]:
+    """Names that a statement at the top of a module binds by assignment."""
+    if isinstance(node, ast.AnnAssign):
+        return [node.target.id] if isinstance(node.target, ast.Name) and node.value is not None else []
+    targets = node.targets if isinstance(node, ast.Assign) else []
+    return [part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)]
+
+
+def test_engine_is_a_minor_part_of_the_code() -> None:
+    lines = dict.fromkeys((*PACKAGES, "tools"), 0)
+    for path, text in sources().items():
+        lines[path.parts[0]] += text.count("\n")
+    assert lines["engine"] <= MAX_ENGINE_SHARE * sum(lines.values())
+
+
+def test_engine_has_few_loose_files() -> None:
+    loose = [path.name for path in sources() if path.parent == Path("engine")]
+    assert len(loose) <= MAX_LOOSE_FILES, loose
+
+
+@pytest.mark.parametrize("path", [path for path in sources() if path.name == "__init__.py"], ids=str)
+def test_a_package_says_what_it_is_for_and_exports_its_names(path: Path) -> None:
+    tree = trees()[path]
+    assert ast.get_docstring(tree)
+    exported = [node for node in tree.body if "__all__" in assigned_names(node)]
+    assert exported, f"{path} has no __all__"
+
+
+def test_tests_mirror_the_packages() -> None:
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        folder = path.parent.relative_to(ROOT / "tests")
+        if folder.parts and folder.parts[0] in PACKAGES:
+            assert (ROOT / folder).is_dir(), f"{path.relative_to(ROOT)}: there is no {folder}"
+
+
+def test_no_name_is_public_in_two_modules() -> None:
+    places: dict[str, list[str]] = defaultdict(list)
+    for path, tree in trees().items():
+        if path.parts[0] == "tools":  # programs
+            continue
+        for node in tree.body:
+            names = [node.name] if isinstance(node, ast.ClassDef | FUNCTIONS[0]) else assigned_names(node)
+            for name in names:
+                if not name.startswith("_"):
+                    places[name].append(str(path))
+    found = {name: where for name, where in places.items() if len(where) > 1}
+    assert not found
+
+
+def defined_in(tree: ast.Module) -> set[str]:
+    """Names that a module defines itself: functions, classes, variables, attributes of ``self``."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            if isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"):
+                names.add(node.attr)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            names |= set(assigned_names(node))
+    return names
+
+
+def private_names(tree: ast.Module) -> set[str]:
+    """Names with an underscore that a module uses and does not define: those of other modules and packages."""
+    used = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            used.add(node.attr)
+        elif isinstance(node, ast.ImportFrom):
+            used |= {alias.name for alias in node.names}
+    private = {name for name in used if name.startswith("_") and not name.startswith("__")}
+    return private - PUBLIC_UNDERSCORES - defined_in(tree)
+
+
+def test_the_search_for_private_names_sees_what_it_should() -> None:
+    source = "from torch import _C\nclass A:\n def __init__(self):\n  self._own = 1\n  self._own + b._theirs"
+    assert private_names(ast.parse(source)) == {"_C", "_theirs"}
+
+
+def test_private_names_of_others_are_few_and_listed() -> None:
+    found = {str(path): names for path, tree in trees().items() if (names := private_names(tree))}
+    assert found == PRIVATE_NAMES_ALLOWED
+    assert len(PRIVATE_NAMES_ALLOWED) <= MAX_PLACES_WITH_PRIVATE_NAMES
+
+
+def test_no_module_keeps_state_of_its_own() -> None:
+    empty = {"{}", "[]", "set()", "dict()", "list()", "defaultdict(list)", "defaultdict(dict)", "OrderedDict()"}
+    found = []
+    for path, tree in trees().items():
+        for node in tree.body:
+            value = getattr(node, "value", None)
+            if value is not None and assigned_names(node) not in ([], ["__all__"]) and ast.unparse(value) in empty:
+                found.append(f"{path}:{node.lineno}")
+    found += [f"{path}:{node.lineno}" for path, node in nodes() if isinstance(node, ast.Global)]
+    assert not found
+
+
+def test_an_error_says_which_kind_it_is() -> None:
+    found = []
+    for path, node in nodes():
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and ast.unparse(node.exc.func) == "UserError":
+            found.append(f"{path}:{node.lineno}")
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("suppress"):
+            found += [f"{path}:{node.lineno}" for kind in node.args if ast.unparse(kind) == "UserError"]
+    assert not found
+
+
+def test_no_object_of_a_library_is_patched_and_no_registered_name_taken() -> None:
+    found = []
+    for path, node in nodes():
+        if isinstance(node, ast.keyword) and node.arg == "force" and ast.unparse(node.value) == "True":
+            found.append(f"{path}:{node.value.lineno}")
+    for path, text in sources().items():
+        found += [f"{path}:{n}" for n, line in enumerate(text.splitlines(), 1) if "ignore[method-assign]" in line]
+    assert not found
+
+
+def test_arguments_are_described_by_noun_phrases() -> None:
+    assert UNCLEAR_ARGUMENT.match("        rounds: Of taking turns.")
+    assert not UNCLEAR_ARGUMENT.match("        rounds: Number of rounds.")
+    found = []
+    for path, text in sources().items():
+        found += [
+            f"{path}:{n} {line.strip()}" for n, line in enumerate(text.splitlines(), 1) if UNCLEAR_ARGUMENT.match(line)
+        ]
+    assert not found
+
+
+def test_texts_use_the_customary_words() -> None:
+    texts = dict(sources())
+    for pattern in ("*.md", "docs/*.md", "configs/**/*.py", "tests/**/*.yaml"):
+        texts |= {path.relative_to(ROOT): path.read_text(encoding="utf-8") for path in ROOT.glob(pattern)}
+    found = []
+    for path, text in texts.items():
+        found += [
+            f"{path}:{n} {line.strip()}" for n, line in enumerate(text.splitlines(), 1) if UNCLEAR_WORD.search(line)
+        ]
+    assert not found
+
+
+def test_the_runner_is_divided() -> None:
+    for path, text in sources().items():
+        if path.parts[:2] == ("engine", "training"):
+            assert text.count("\n") <= MAX_RUNNER_LINES, path
+
+
+def test_the_registries_of_the_libraries_are_as_they_ship() -> None:
+    """No name of mmengine, mmdet or mmseg leads to a class of this project."""
+    import classification  # noqa: F401
+    import detection  # noqa: F401
+    import segmentation  # noqa: F401
+
+    assert "ImageClassifier" in MODELS.module_dict
+    for registry in vars(registries).values():
+        if not hasattr(registry, "module_dict"):
+            continue
+        ours = {n for n, c in registry.module_dict.items() if c.__module__.partition(".")[0] in PACKAGES}
+        for child in (registry, *registry.children.values()):
+            for name, made in child.module_dict.items():
+                theirs = made.__module__.partition(".")[0] not in PACKAGES
+                assert not (theirs and name in ours), f"{name} is {made.__module__}'s"
