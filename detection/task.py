@@ -116,8 +116,10 @@ def _pool_proposals(extractor: Any, features: Sequence[Tensor], proposals: int) 
     levels = len(extractor.roi_layers)
     pooled = []
     for i, (feature, layer) in enumerate(zip(features, extractor.roi_layers, strict=False)):
-        layer.use_torchvision = True  # mmcv's own compiled operator is invisible to PyTorch's dispatcher
-        pooled.append(layer(feature, feature.new_zeros(proposals // levels + (i < proposals % levels), 5)))
+        boxes = feature.new_zeros(proposals // levels + (i < proposals % levels), 5)
+        before, layer.use_torchvision = layer.use_torchvision, True  # mmcv's compiled operator could not be counted
+        pooled.append(layer(feature, boxes))
+        layer.use_torchvision = before
     return torch.cat(pooled)
 
 
@@ -127,7 +129,7 @@ DETECTION = register_task(
         model_types=(BaseDetector,),
         scores=(Score("box AP", "bbox_mAP", 100), Score("mask AP", "segm_mAP", 100)),
         scores_note="AP is COCO's, over IoU 0.50 to 0.95.",
-        main_metric="coco/bbox_mAP",
+        main_metric="bbox_mAP",
         default_shape=_default_shape,
         count_forward=_count_forward,
         counted_parts=_counted_parts,

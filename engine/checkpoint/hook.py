@@ -195,7 +195,8 @@ class ResumableCheckpointHook(Hook):
             return None
         if self.save_best == "auto":
             main = task_of(cfg).main_metric
-            return main if main in metrics else next(iter(metrics))
+            # An evaluator may put its prefix before the name: mmdet's own logs coco/bbox_mAP.
+            return next((name for name in metrics if name.rpartition("/")[2] == main), next(iter(metrics)))
         if self.save_best not in metrics:
             raise ConfigError(
                 f"default_hooks.checkpoint.save_best={self.save_best!r} is no score of the validation: choose from "

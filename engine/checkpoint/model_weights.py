@@ -74,7 +74,7 @@ class ModelLoadReport:
         return ", ".join([*parts, *filter(None, [self.remark])])
 
     def as_dict(self) -> dict[str, Any]:
-        """The report as plain data; ``kept`` and ``skipped`` are the keys in the files of a run."""
+        """The report as plain data; ``fresh`` and ``skipped`` are the keys in the files of a run."""
         report = asdict(self)
         report["fresh"], report["skipped"] = report.pop("missing"), report.pop("unexpected")
         return report

@@ -45,7 +45,7 @@ DERIVED_KEYS = {
     "accumulative_counts": "batch.size and batch.per_gpu",
     "launcher": "the launch",
 }
-# Former names of hooks, for configs of before. CheckpointHook is mmengine's, from which a run cannot resume exactly.
+# Names of hooks in older configs. CheckpointHook is mmengine's own, from which a run cannot resume exactly.
 EMA_HOOK = "ModelEMAHook"
 RENAMED_HOOKS = {"CheckpointHook": "ResumableCheckpointHook", "KeepEMA": EMA_HOOK}
 FROM_BACKBONE = re.compile(r"from_backbone(?:\[(\d)\])?")
@@ -272,7 +272,7 @@ def _set_hooks(cfg: Config, notes: list[str]) -> None:
     cfg.default_hooks.setdefault("checkpoint", dict(type=RENAMED_HOOKS["CheckpointHook"]))
     for former, name in RENAMED_HOOKS.items():
         if _replace_types([cfg.default_hooks, cfg.get("custom_hooks")], {former: name}):
-            notes.append(f"hook {former} -> {name} (renamed)")
+            notes.append(f"hook {former} -> {name}")
 
 
 def _set_classes(cfg: Config) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL import Image
 from analysis.export.formats import EXPORT_FORMATS
 from engine.config.load import load_config, parse_options
 from engine.config.world import Launch
+from tests.programs import Ended
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 CONFIG = {
@@ -133,3 +135,8 @@ def test_a_format_that_there_is_not(tool: Any, checkpoints: dict[str, Path]) -> 
     ended = tool("export.py", CONFIG["classifier"], checkpoints["atto"], "--format", "tflite")
     assert ended.code == 2
     assert "invalid choice: 'tflite'" in ended.err
+
+
+def test_every_format_can_be_asked_for(tool: Callable[..., Ended]) -> None:
+    said = tool("export.py", "--help").out
+    assert f"{{{','.join(EXPORT_FORMATS)}}}" in said

@@ -199,6 +199,7 @@ def test_a_newer_file_than_the_one_gone_on_from_is_left_alone(tmp_path: Path) ->
             2,
         ),
         ("detection", "auto", [{"coco/segm_mAP": 9.0, "coco/bbox_mAP": 1.0}], "coco_bbox_mAP", 1),
+        ("detection", "auto", [{"segm_mAP": 9.0, "bbox_mAP": 1.0, "ema/bbox_mAP": 2.0}], "bbox_mAP", 1),
         (None, "auto", [{"fresh": 1.0}, {"fresh": 1.0}], "fresh", 1),
         ("classification", "auto", [{"top1": float("nan")}, {"top1": 1.0}, {"top1": float("nan")}], "top1", 2),
         ("detection", "coco/segm_mAP", [{"coco/bbox_mAP": 1.0, "coco/segm_mAP": 2.0}], "coco_segm_mAP", 1),

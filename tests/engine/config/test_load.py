@@ -246,8 +246,8 @@ def test_hooks_of_former_names_are_found(tmp_path: Path) -> None:
     assert resolved.cfg.default_hooks.checkpoint.interval == 3
     assert [hook["type"] for hook in resolved.cfg.custom_hooks] == ["ModelEMAHook", "ProgressBar"]
     assert resolved.notes[:2] == (
-        "hook CheckpointHook -> ResumableCheckpointHook (renamed)",
-        "hook KeepEMA -> ModelEMAHook (renamed)",
+        "hook CheckpointHook -> ResumableCheckpointHook",
+        "hook KeepEMA -> ModelEMAHook",
     )
     resolved.cfg.dump(tmp_path / "resolved.py")
     assert load(tmp_path / "resolved.py").notes == ()
