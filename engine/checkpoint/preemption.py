@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,6 +14,7 @@ from mmengine.dist import is_main_process
 
 from engine.checkpoint.store import begin_run
 from engine.distributed.agreement import StopRequest
+from engine.launch.child import handle_signals
 from engine.launch.exit_codes import EXIT_INTERRUPTED, EXIT_SAVED
 
 NO_RUN_ID = "none"  # id of a training of which there is no checkpoint
@@ -36,20 +35,6 @@ class Stop(Exception):
         self.exit_code = EXIT_CODES[stop_request]
 
 
-@contextmanager
-def _handled(ours: Mapping[signal.Signals, Callable[..., None]]) -> Iterator[None]:
-    """Install signal handlers for the duration of this context."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set signal handlers
-        return
-    before = {number: signal.signal(number, handler) for number, handler in ours.items()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 class Signals:
     """Turns SIGTERM and SIGUSR1 (a scheduler's warning) and Ctrl-C into stop requests.
 
@@ -63,7 +48,9 @@ class Signals:
 
     def handled(self) -> AbstractContextManager[None]:
         """Context in which signals are stop requests; a second Ctrl-C, seconds after the first, ends at once."""
-        return _handled({signal.SIGTERM: self._leave, signal.SIGUSR1: self._leave, signal.SIGINT: self._interrupt})
+        return handle_signals(
+            {signal.SIGTERM: self._leave, signal.SIGUSR1: self._leave, signal.SIGINT: self._interrupt}
+        )
 
     def _leave(self, *_: Any) -> None:
         self.stop_request = StopRequest.LEAVE
@@ -90,4 +77,4 @@ def exiting_on_signals(begins: Path | None) -> AbstractContextManager[None]:
         print("asked to stop before the first step: start again with --resume", file=sys.stderr)
         raise SystemExit(EXIT_SAVED)
 
-    return _handled({signal.SIGTERM: leave, signal.SIGUSR1: leave})
+    return handle_signals({signal.SIGTERM: leave, signal.SIGUSR1: leave})
