@@ -33,7 +33,7 @@ def test_a_share_takes_the_first_blocks(share: float, count: int) -> None:
 
 @pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
 def test_a_share_is_between_0_and_1(share: float) -> None:
-    with pytest.raises(UserError, match=r"grad_checkpointing=.*: True, or stages .* or a share of the blocks"):
+    with pytest.raises(UserError, match=r"grad_checkpointing=.*: give True, stages .* or a fraction of the blocks"):
         build_backbone("convnext_atto", grad_checkpointing=share)
     with pytest.raises(UserError, match=r"--shares .*: between 0 and 1"):
         measure_checkpointing(TINY, [0, share], ["eager"])
