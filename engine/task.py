@@ -257,7 +257,7 @@ def task_of(cfg: Config) -> TaskSpec:
     name = cfg.get("task")
     if name is not None:
         if (spec := TASK_SPECS.named(name)) is None:
-            known = ", ".join(spec.name for spec in TASK_SPECS.specs())
+            known = ", ".join(sorted(spec.name for spec in TASK_SPECS.specs()))
             raise ConfigError(f"task={name!r} is not registered: choose from {known}, or import its package")
         return spec
     model = cfg.get("model") or {}

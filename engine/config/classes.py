@@ -51,7 +51,8 @@ def _named_set(name: str) -> Sequence[str]:
         return known[name].names()
     path = Path(name)
     if not path.is_file():
-        raise ConfigError(f"classes={name!r} is neither a file with one name per line nor one of {', '.join(known)}")
+        sets = ", ".join(sorted(known))
+        raise ConfigError(f"classes={name!r} is neither a file with one name per line nor one of {sets}")
     try:
         return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeError) as error:

@@ -50,7 +50,7 @@ def test_a_file_has_one_name_per_line(tmp_path: Path) -> None:
         (["a", ""], "not empty"),
         (["a", 3], "not empty"),
         (["a", "b", "b"], "'b' stands twice"),
-        ("cocoo", "classes='cocoo' is neither a file.*imagenet-1k, imagenet-22k, coco, ade20k"),
+        ("cocoo", "classes='cocoo' is neither a file.*ade20k, coco, imagenet-1k, imagenet-22k"),
     ],
 )
 def test_wrong_classes(wrong: list[str], message: str) -> None:

@@ -471,7 +471,7 @@ def test_blocks_of_the_chosen_stages_are_recomputed(name: str, stages: Any) -> N
 
 @pytest.mark.parametrize("stages", [2, (0, 4), "01"])
 def test_stages_to_recompute_have_to_exist(stages: Any) -> None:
-    with pytest.raises(UserError, match=r"grad_checkpointing=.*: True, or stages from 0, 1, 2, 3"):
+    with pytest.raises(UserError, match=r"grad_checkpointing=.*: give True, stages from 0, 1, 2, 3"):
         build_backbone("convnext_atto", grad_checkpointing=stages)
 
 
