@@ -51,6 +51,8 @@ _env_make() {
         echo "bringing .venv up to date with requirements.txt" >&2
         rm "$venv/.stamp"
     else
+        # venv would empty the folder behind a link, which may be another checkout's environment, and then fail.
+        [ ! -L "$venv" ] || _env_fail "$venv is a link: remove it, and run this again to make an environment here" || return
         echo "making .venv with $("$python" --version): 2 GB to fetch, 5.5 GB on disk, two minutes or more" >&2
         "$python" -m venv --clear "$venv" || _env_fail "could not make $venv" || return
     fi

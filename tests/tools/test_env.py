@@ -127,6 +127,17 @@ def test_of_two_runs_at_once_one_installs(checkout: Path) -> None:
     assert log(checkout) == ["venv --clear", "pip starts"]
 
 
+def test_the_environment_behind_a_link_is_not_emptied(checkout: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    (other / "bin").mkdir(parents=True)
+    (checkout / ".venv").symlink_to(other)
+    run = source(checkout)
+    assert run.returncode != 0
+    assert ".venv is a link: remove it" in run.stderr
+    assert (other / "bin").is_dir()
+    assert log(checkout) == []
+
+
 @pytest.mark.parametrize(
     ("extra", "needle"),
     [
