@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ from demo.drawing import (
     DIGIT_CLASSES,
     DIGIT_SPLITS,
     DRAWING_VERSION,
-    DigitScene,
     Material,
     compose_image,
     compose_scene,
@@ -49,7 +47,7 @@ def _write_images(root: Path, split: str, count: int, seed: int, material: Mater
         Image.fromarray(pixels).save(folders[label] / f"{split}_{index:06d}.png", compress_level=3)
 
 
-def _write_scenes(root: Path, split: str, scenes: Iterator[DigitScene]) -> None:
+def _write_scenes(root: Path, split: str, count: int, seed: int, material: Material) -> None:
     ade_split = {"train": "training", "val": "validation"}[split]
     coco, annotations = root / "coco" / f"{split}2017", root / "coco" / "annotations"
     ade, labels = root / "ade" / "images" / ade_split, root / "ade" / "annotations" / ade_split
@@ -64,8 +62,8 @@ def _write_scenes(root: Path, split: str, scenes: Iterator[DigitScene]) -> None:
             {"id": number, "name": name, "supercategory": "digit"} for number, name in enumerate(DIGIT_CLASSES, 1)
         ],
     }
-    for index, scene in enumerate(scenes):
-        image_id = _FIRST_ID[split] + index
+    for index in range(count):
+        scene, image_id = compose_scene(seed, split, index, material), _FIRST_ID[split] + index
         height, width = scene.image.shape[:2]
         name, ade_name = f"{image_id:012d}.jpg", f"ADE_{split}_{index + 1:08d}"
         Image.fromarray(scene.image).save(coco / name, quality=92)
@@ -129,10 +127,8 @@ def make_digits(
         partial.mkdir(parents=True)
         material = load_material(seed)
         for split in DIGIT_SPLITS:
-            own = material[split]
-            _write_images(partial, split, images[split], seed, own)
-            drawn = (compose_scene(seed, split, index, own) for index in range(scenes[split]))
-            _write_scenes(partial, split, drawn)
+            _write_images(partial, split, images[split], seed, material[split])
+            _write_scenes(partial, split, scenes[split], seed, material[split])
         (partial / STAMP).write_text(json.dumps(stamp, indent=2) + "\n")
         _replace(root, partial)
     except OSError as error:

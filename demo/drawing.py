@@ -118,8 +118,7 @@ def _sharpen(glyph: Floats) -> Floats:
     The source is 32x32 strokes averaged to 8x8: thin strokes are faint there and narrow holes nearly full.
     Without this zeros break and eights close when they are enlarged.
     """
-    blurred = cv2.blur(glyph, (3, 3), borderType=cv2.BORDER_CONSTANT)
-    return (2 * glyph - blurred).astype(np.float32)
+    return (2 * glyph - cv2.blur(glyph, (3, 3), borderType=cv2.BORDER_CONSTANT)).astype(np.float32)
 
 
 def _rng(seed: int, stream: int, split: str, index: int) -> np.random.Generator:
@@ -214,13 +213,12 @@ def _crowd(rng: np.random.Generator, material: Material, canvas: Floats) -> Inst
     left = rng.uniform(pitch, SCENE_SIZE - columns * pitch)
     top = rng.uniform(pitch, SCENE_SIZE - rows * pitch)
     union = np.zeros((SCENE_SIZE, SCENE_SIZE), np.uint8)
-    for row in range(rows):
-        for column in range(columns):
-            glyph = rng.choice(material.glyphs[label])
-            x, y = np.array([left + column * pitch, top + row * pitch]) + rng.uniform(-0.25, 0.25, 2) * pitch
-            cover = _render(rng, glyph, pitch * rng.uniform(0.95, 1.1), (x, y), SCENE_SIZE)
-            _paint(rng, canvas, cover)
-            union |= (cover > 0).astype(np.uint8)
+    for row, column in np.ndindex(rows, columns):
+        glyph = rng.choice(material.glyphs[label])
+        x, y = np.array([left + column * pitch, top + row * pitch]) + rng.uniform(-0.25, 0.25, 2) * pitch
+        cover = _render(rng, glyph, pitch * rng.uniform(0.95, 1.1), (x, y), SCENE_SIZE)
+        _paint(rng, canvas, cover)
+        union |= (cover > 0).astype(np.uint8)
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (13, 13))
     return Instance(label, cv2.morphologyEx(union, cv2.MORPH_CLOSE, kernel).astype(bool), crowd=True)
 

@@ -49,17 +49,12 @@ def mask_to_polygons(mask: Mask) -> list[list[float]]:
     size = mask.shape[1] * _CONTOUR_SCALE, mask.shape[0] * _CONTOUR_SCALE
     large = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
     contours, hierarchy = cv2.findContours(large, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    polygons: dict[int, npt.NDArray[np.int32]] = {}
-    holes: list[tuple[int, npt.NDArray[np.int32]]] = []
-    for index, contour in enumerate(contours):
-        points = cv2.approxPolyDP(contour, 0.35 * _CONTOUR_SCALE, closed=True)[:, 0].astype(np.int32)
-        parent = int(hierarchy[0, index, 3])
-        if parent < 0:
-            polygons[index] = points
-        else:
-            holes.append((parent, points))
-    for parent, hole in holes:
-        polygons[parent] = _bridge(polygons[parent], hole)
+    shapes = [cv2.approxPolyDP(one, 0.35 * _CONTOUR_SCALE, closed=True)[:, 0].astype(np.int32) for one in contours]
+    parents = [int(entry[3]) for entry in hierarchy[0]] if contours else []  # -1 for an outline
+    polygons = {index: points for index, points in enumerate(shapes) if parents[index] < 0}
+    for parent, hole in zip(parents, shapes, strict=True):
+        if parent >= 0:
+            polygons[parent] = _bridge(polygons[parent], hole)
     return [((points + 0.5) / _CONTOUR_SCALE).ravel().tolist() for points in polygons.values()]
 
 
@@ -67,8 +62,7 @@ def _bridge(outline: npt.NDArray[np.int32], hole: npt.NDArray[np.int32]) -> npt.
     """Splice a hole (M, 2) into an outline (N, 2) where they are nearest: (N + M + 2, 2)."""
     distance = np.square(outline[:, None] - hole[None]).sum(axis=-1)
     at, start = np.unravel_index(distance.argmin(), distance.shape)
-    loop = np.concatenate([hole[start:], hole[: start + 1]])
-    return np.concatenate([outline[: at + 1], loop, outline[at:]])
+    return np.concatenate([outline[: at + 1], hole[start:], hole[: start + 1], outline[at:]])
 
 
 def mask_to_rle(mask: Mask) -> dict[str, Any]:
@@ -80,7 +74,6 @@ def mask_to_rle(mask: Mask) -> dict[str, Any]:
 
 def coco_annotation(instance: Instance, image_id: int, number: int) -> dict[str, Any]:
     """One entry of "annotations"; its id is unique over both splits."""
-    segmentation = mask_to_rle(instance.mask) if instance.crowd else mask_to_polygons(instance.mask)
     return {
         "id": 100 * image_id + number,
         "image_id": image_id,
@@ -88,5 +81,5 @@ def coco_annotation(instance: Instance, image_id: int, number: int) -> dict[str,
         "bbox": list(box_of(instance.mask)),
         "area": int(instance.mask.sum()),
         "iscrowd": int(instance.crowd),
-        "segmentation": segmentation,
+        "segmentation": mask_to_rle(instance.mask) if instance.crowd else mask_to_polygons(instance.mask),
     }

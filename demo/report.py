@@ -26,6 +26,7 @@ from engine.report.html import (
     note,
     number,
     plot,
+    table,
 )
 from engine.report.run_dir import finite, read_curves, read_json, read_json_lines, read_load_reports, scaled, write_json
 from engine.task import Score
@@ -143,7 +144,6 @@ def _read_step(folder: Path, name: str, title: str) -> dict[str, Any]:
     gpu = [match for path in sorted(folder.glob("*/*.log")) for match in GPU.findall(read_text(path))]
     entries = [entry for path in folder.glob("*/vis_data/scalars.json") for entry in read_json_lines(path)]
     megabytes = max((entry.get("memory", 0) for entry in entries), default=0)
-    metrics = {key: finite(value) for key, value in done.get("metrics", {}).items()}
     return {
         "name": name,
         "title": title,
@@ -154,7 +154,7 @@ def _read_step(folder: Path, name: str, title: str) -> dict[str, Any]:
         "memory_bytes": done.get("memory_bytes", 0),
         "gpu": gpu[-1] if gpu else None,
         "gpu_memory_bytes": megabytes * 2**20,
-        "metrics": metrics,
+        "metrics": {key: finite(value) for key, value in done.get("metrics", {}).items()},
         "receipts": {
             "training": read_load_reports(folder / "weights.json"),
             "test": read_load_reports(folder / "test.json"),
@@ -171,8 +171,8 @@ def _scores(metrics: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
             trained = scaled(metrics.get(experiment.trained, {}), score)
             scratch = scaled(metrics.get(experiment.scratch or "", {}), score)
             margin = trained - scratch if trained is not None and scratch is not None else None
-            values = {"trained": trained, "scratch": scratch, "margin": margin}
-            rows.append({"task": experiment.title, "label": score.label, "metric": score.metric, **values})
+            row = {"task": experiment.title, "label": score.label, "metric": score.metric}
+            rows.append({**row, "trained": trained, "scratch": scratch, "margin": margin})
     return rows
 
 
@@ -220,13 +220,11 @@ def _margin(margin: float | None) -> str:
 
 
 def _bars(row: Mapping[str, Any], paired: bool) -> str:
-    bars = []
-    for kind in ("trained", "scratch") if paired else ("trained",):
-        width = min(max(row[kind] or 0.0, 0.0), 100.0)
-        bars.append(
-            f'<div class="bar"><span><i class="{kind}" style="width:{width:.1f}%"></i></span>'
-            f"<b>{number(row[kind])}</b></div>"
-        )
+    bars = [
+        f'<div class="bar"><span><i class="{kind}" style="width:{min(max(row[kind] or 0.0, 0.0), 100.0):.1f}%">'
+        f"</i></span><b>{number(row[kind])}</b></div>"
+        for kind in (("trained", "scratch") if paired else ("trained",))
+    ]
     return f'<p class="label">{escape(row["label"])}</p>{"".join(bars)}'
 
 
@@ -265,33 +263,28 @@ def _pictures(steps: Mapping[str, dict[str, Any]], work_dir: Path) -> str:
         for name in names:
             shown = [figure(work_dir / run / "pictures" / name, caption) for run, caption in runs]
             cards.append(f'<div class="card">{"".join(shown)}</div>')
-        how = "Left the truth, right the prediction." if experiment.scratch else "The truth, and the five likeliest."
-        folders = " and ".join(f"{run}/pictures" for run, _ in runs)
-        remark = how if cards else f"There are no pictures in {folders}."
-        kind = "gallery pairs" if experiment.scratch else "gallery"
-        gallery = f'<div class="{kind}">{"".join(cards)}</div>' if cards else ""
+        remark = "Left the truth, right the prediction." if experiment.scratch else "The truth, and the five likeliest."
+        gallery = f'<div class="gallery{" pairs" if experiment.scratch else ""}">{"".join(cards)}</div>'
+        if not cards:
+            remark, gallery = f"There are no pictures in {' and '.join(f'{run}/pictures' for run, _ in runs)}.", ""
         parts.append(f"<h3>{escape(experiment.title)}</h3>{note(remark)}{gallery}")
     return "".join(parts)
 
 
 def _costs(report: dict[str, Any]) -> str:
     on_gpu = any(step["gpu_memory_bytes"] for step in report["steps"])
-    head = "<th>step</th><th>time</th><th>peak memory</th>" + ("<th>peak GPU memory</th>" if on_gpu else "")
+    head = ["step", "time", "peak memory", "peak GPU memory"]
     rows = []
     for step in report["steps"]:
         again = f" ({step['starts']} starts)" if step["starts"] > 1 else ""
         time = duration(step["seconds"]) if step["finished"] else "not finished"
-        cells = [time + again, memory(step["memory_bytes"])]
-        cells += [memory(step["gpu_memory_bytes"])] if on_gpu else []
-        numbers = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
-        rows.append(f'<tr><th scope="row">{escape(step["title"])}</th>{numbers}</tr>')
-    empty = "<td></td>" * (2 if on_gpu else 1)
-    rows.append(f'<tr class="total"><th scope="row">all</th><td>{duration(report["seconds"])}</td>{empty}</tr>')
+        rows.append([step["title"], time + again, memory(step["memory_bytes"]), memory(step["gpu_memory_bytes"])])
+    total, columns = ["all", duration(report["seconds"]), "", ""], 4 if on_gpu else 3
     remark = (
         "Time of training and test together, of all starts where a step was interrupted. Memory: the largest resident "
         "size of any one process of the step; the processes that load data come on top."
     )
-    return f'<div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div>{note(remark)}'
+    return table(head[:columns], [row[:columns] for row in rows], total[:columns]) + note(remark)
 
 
 def _load_reports(steps: Mapping[str, dict[str, Any]]) -> str:

@@ -78,13 +78,13 @@ def facts(rows: Mapping[str, Any]) -> str:
     return f'<div class="wide"><table class="facts">{cells}</table></div>'
 
 
-def table(head: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table as HTML; the first column names the row."""
+def table(head: Iterable[str], rows: Sequence[Sequence[str]], total: Sequence[str] = ()) -> str:
+    """Return a table as HTML; the first column names the row, and ``total`` is a last row in bold."""
     top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     lines = []
-    for first, *others in rows:
+    for kind, (first, *others) in [*(("", row) for row in rows), *([(' class="total"', total)] if total else [])]:
         cells = "".join(f"<td>{escape(cell)}</td>" for cell in others)
-        lines.append(f'<tr><th scope="row">{escape(first)}</th>{cells}</tr>')
+        lines.append(f'<tr{kind}><th scope="row">{escape(first)}</th>{cells}</tr>')
     return f'<div class="wide"><table><tr>{top}</tr>{"".join(lines)}</table></div>'
 
 
