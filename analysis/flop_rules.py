@@ -39,8 +39,7 @@ BILINEAR = 4  # multiply-adds of one bilinear sample, as fvcore counts them
 
 def count_convolution(inputs: list[Any], outputs: list[Any]) -> float:
     """A convolution; the arguments are (images, weight, bias, stride, padding, dilation, transposed, ...)."""
-    shapes = (get_shape(one) for one in (inputs[0], inputs[1], outputs[0]))
-    return conv_flop_count(*shapes, inputs[6].toIValue())
+    return conv_flop_count(*map(get_shape, (inputs[0], inputs[1], outputs[0])), inputs[6].toIValue())
 
 
 def count_batched_product_and_sum(inputs: list[Any], outputs: list[Any]) -> int:
@@ -57,8 +56,7 @@ def count_attention(inputs: list[Any], outputs: list[Any]) -> int:
 def count_roi_align(inputs: list[Any], outputs: list[Any]) -> int:
     """Bilinear samples of every bin; the arguments are (features, boxes, scale, height, width, samples per side)."""
     per_side: int = inputs[5].toIValue()
-    samples = per_side**2 if per_side > 0 else ROI_ALIGN_SAMPLES
-    return prod(get_shape(outputs[0])) * samples * BILINEAR
+    return prod(get_shape(outputs[0])) * (per_side**2 if per_side > 0 else ROI_ALIGN_SAMPLES) * BILINEAR
 
 
 # Name of the dispatched operator -> its kind in the table, and fvcore's handle.

@@ -21,16 +21,18 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from analysis.flop_rules import OperatorCounter
 from backbones.errors import ConfigError, first_line
 from backbones.registry import build_backbone
+from engine.config.building import build
 from engine.config.load import load_config
 from engine.config.world import Launch
 from engine.task import Shape, task_of, task_of_model
@@ -91,7 +93,7 @@ def count_backbone(name: str, shape: Shape | None = None) -> Count:
         ConfigError: If the name is unknown, or the network does not take images of this shape.
     """
 
-    def build() -> nn.Module:
+    def build_classifier() -> nn.Module:
         backbone = build_backbone(name)
         return nn.ModuleDict({"backbone": backbone, "head": nn.Linear(backbone.num_features, IMAGENET_CLASSES)})
 
@@ -99,7 +101,7 @@ def count_backbone(name: str, shape: Shape | None = None) -> Count:
         return network.head(network.backbone(images))
 
     parts = f"backbone with a head of {IMAGENET_CLASSES} classes"
-    return _count_built(name, lambda network: parts, build, run, shape or BACKBONE_SHAPE)
+    return _count_built(name, lambda network: parts, build_classifier, run, shape or BACKBONE_SHAPE)
 
 
 def count_config(path: str | Path, shape: Shape | None = None, options: dict[str, Any] | None = None) -> Count:
@@ -114,18 +116,14 @@ def count_config(path: str | Path, shape: Shape | None = None, options: dict[str
         ConfigError: If the config is wrong, or its model does not take images of this shape.
     """
     cfg = load_config(path, options, launch=Launch()).cfg
-    if "backbone" in cfg.model:
-        cfg.model.backbone.pop("weights", None)
+    cfg.model.get("backbone", {}).pop("weights", None)
     task = task_of(cfg)
     shape = shape or task.default_shape(cfg)
     if shape is None:
         raise ConfigError(f"config {str(path)!r}: its test pipeline states no size; give the image with --shape H W")
 
-    def build() -> nn.Module:
-        with DefaultScope.overwrite_default_scope(cfg.get("default_scope", "mmengine")):
-            return MODELS.build(cfg.model)
-
-    return _count_built(str(path), task.counted_parts, build, task.count_forward, shape)
+    build_model = partial(build, MODELS, cfg.model, "model", cfg.get("default_scope"))
+    return _count_built(str(path), task.counted_parts, build_model, task.count_forward, shape)
 
 
 def count_model(name: str, model: nn.Module, images: Tensor, run: ForwardRun, parts: str = "whole model") -> Count:

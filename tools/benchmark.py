@@ -17,8 +17,12 @@ from engine.cli import run_tool
 from engine.launch.exit_codes import EXIT_BAD_INPUT
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from analysis.benchmark.networks import ThroughputResult
     from analysis.benchmark.request import BenchmarkRequest
+
+    Output = tuple[dict[str, Any] | list[dict[str, Any]], Figure | None]  # for --json and --plot
 
 DETECTOR = Path(__file__).resolve().parents[1] / "configs/detection/mask_rcnn_convnext_tiny_coco_3x.py"
 DETECTION_WORK = ("evaluation", "masks", "step")
@@ -107,9 +111,16 @@ def add_checkpointing_options(command: argparse.ArgumentParser) -> None:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, print, and write what the options ask for."""
     args = parse()
-    args.run(args)
+    content, figure = args.run(args)
+
+    from engine.report.run_dir import write_json
+
+    if args.json:
+        write_json(args.json, content)
+    if figure is not None:
+        figure.savefig(args.plot)
 
 
 def positive(option: str, value: int | None) -> None:
@@ -130,19 +141,19 @@ def chosen_device(args: argparse.Namespace) -> str:
     return args.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def run_network(args: argparse.Namespace) -> None:
+def run_network(args: argparse.Namespace) -> "Output":
     """Measure a network beside its peers."""
     from analysis.benchmark.networks import chosen_peers, measure_network
 
     settings = {"peers": chosen_peers(args.peer), "layout": args.layout, "compiled": args.compile}
-    run_throughput(args, measure_network, args.batch or [8], args.size or [224], **settings)
+    return run_throughput(args, measure_network, args.batch or [8], args.size or [224], **settings)
 
 
-def run_model(args: argparse.Namespace) -> None:
+def run_model(args: argparse.Namespace) -> "Output":
     """Measure the model of a config; a size of 0 stands for that of its task's papers."""
     from analysis.benchmark.models import measure_model
 
-    run_throughput(args, measure_model, args.batch or [1], args.size or [0])
+    return run_throughput(args, measure_model, args.batch or [1], args.size or [0])
 
 
 def run_throughput(
@@ -151,11 +162,10 @@ def run_throughput(
     batches: list[int],
     sizes: list[int],
     **settings: Any,
-) -> None:
-    """Measure every batch at every size, print each result at once, write and plot them."""
+) -> "Output":
+    """Measure every batch at every size, print each result at once."""
     from analysis.benchmark.networks import plot_throughput
     from analysis.benchmark.request import BenchmarkRequest
-    from engine.report.run_dir import write_json
 
     device = chosen_device(args)
     fixed = {"train": args.train, "dtype": args.dtype, "device": device, "rounds": args.rounds, **settings}
@@ -163,18 +173,14 @@ def run_throughput(
     for batch, size in product(batches, sizes):
         results.append(measure(BenchmarkRequest(args.name, batch=batch, shape=(size, size), **fixed)))
         print(results[-1].as_text() + "\n", flush=True)
-    if args.json:
-        write_json(args.json, [result.as_dict() for result in results])
-    if args.plot:
-        plot_throughput(results).savefig(args.plot, dpi=150)
+    return [result.as_dict() for result in results], plot_throughput(results) if args.plot else None
 
 
-def run_loading(args: argparse.Namespace) -> None:
+def run_loading(args: argparse.Namespace) -> "Output":
     """Measure the loading of a classifier's training images."""
     from backbones.errors import ConfigError
     from engine.config.load import load_config, parse_options
     from engine.data.preflight import check_data_paths
-    from engine.report.run_dir import write_json
 
     if args.workers < 0:
         raise ConfigError(f"--workers {args.workers}: 0 or more are needed")
@@ -187,18 +193,15 @@ def run_loading(args: argparse.Namespace) -> None:
     peers = {"all": LOADING_PEERS, "none": ()}.get(args.peer, (args.peer,))
     result = measure_loading(cfg, peers, args.workers, args.rounds)
     print(result.as_text(), flush=True)
-    if args.json:
-        write_json(args.json, result.as_dict())
+    return result.as_dict(), None
 
 
-def run_detection(args: argparse.Namespace) -> None:
+def run_detection(args: argparse.Namespace) -> "Output":
     """Measure parts of a detector's work."""
     from analysis.benchmark.request import BenchmarkRequest, benchmark_environment, check_benchmark_request
     from backbones.errors import ConfigError
-    from engine.report.run_dir import write_json
 
-    unknown = set(args.work) - {*DETECTION_WORK}
-    if unknown:
+    if unknown := set(args.work) - {*DETECTION_WORK}:
         raise ConfigError(f"{', '.join(sorted(unknown))}: choose from {', '.join(DETECTION_WORK)}")
     positive("--images", args.images)
     device, shape = chosen_device(args), tuple(args.shape)
@@ -219,24 +222,19 @@ def run_detection(args: argparse.Namespace) -> None:
         for comparison in measures[work]():
             comparisons.append(comparison.as_dict())
             print(f"\n{comparison}", flush=True)
-    if args.json:
-        write_json(args.json, {"place": environment, "comparisons": comparisons})
+    return {"place": environment, "comparisons": comparisons}, None
 
 
-def run_checkpointing(args: argparse.Namespace) -> None:
+def run_checkpointing(args: argparse.Namespace) -> "Output":
     """Measure gradient checkpointing and compilation."""
     from analysis.benchmark.checkpointing import measure_checkpointing
     from analysis.benchmark.request import BenchmarkRequest
-    from engine.report.run_dir import write_json
 
     device, shape = chosen_device(args), (args.size, args.size)
     request = BenchmarkRequest(args.name, True, args.batch, shape, args.dtype, device, rounds=args.rounds)
     result = measure_checkpointing(request, args.shares, args.modes)
     print(result.as_text())
-    if args.json:
-        write_json(args.json, result.as_dict())
-    if args.plot:
-        result.plot().savefig(args.plot, dpi=110)
+    return result.as_dict(), result.plot() if args.plot else None
 
 
 def print_new_command(command: str) -> NoReturn:

@@ -97,32 +97,30 @@ class CheckpointingResult:
             "",
             _ROW.format("", "blocks", "s/step", "quartiles", "x the first's time", "memory MiB", "share"),
         ]
-        for one in self.points:
-            lines.append(
-                _ROW.format(
-                    str(one.setting),
-                    one.blocks,
-                    f"{statistics.median(one.seconds):.3f}",
-                    "{:.3f}-{:.3f}".format(*quartiles(one.seconds)),
-                    str(Speedup.between(first.seconds, one.seconds)),
-                    f"{one.memory / _MIB:.0f}",
-                    f"{one.memory / first.memory:.0%}",
-                )
+        lines += [
+            _ROW.format(
+                str(one.setting),
+                one.blocks,
+                f"{statistics.median(one.seconds):.3f}",
+                "{:.3f}-{:.3f}".format(*quartiles(one.seconds)),
+                str(Speedup.between(first.seconds, one.seconds)),
+                f"{one.memory / _MIB:.0f}",
+                f"{one.memory / first.memory:.0%}",
             )
+            for one in self.points
+        ]
         return "\n".join(lines)
 
     def plot(self) -> Figure:
         """Time and memory of a step against the share of recomputed blocks."""
-        figure = Figure(figsize=(8, 3.2), layout="constrained")
-        for axes, quantity in zip(figure.subplots(1, 2), ("time", "memory"), strict=True):
-            for mode in EXECUTION_MODES:
-                chosen = sorted((one for one in self.points if one.setting.mode == mode), key=lambda p: p.setting.share)
-                if not chosen:
-                    continue
-                heights = [statistics.median(p.seconds) if quantity == "time" else p.memory / _MIB for p in chosen]
-                shares = [100 * p.setting.share for p in chosen]
-                axes.plot(shares, heights, marker="o", label=mode)
-            label = "s / step" if quantity == "time" else "MiB"
+        figure = Figure(figsize=(8, 3.2), dpi=110, layout="constrained")
+        time_axes, memory_axes = figure.subplots(1, 2)
+        for mode in sorted({one.setting.mode for one in self.points}, key=EXECUTION_MODES.index):
+            chosen = sorted((one for one in self.points if one.setting.mode == mode), key=lambda p: p.setting.share)
+            shares = [100 * p.setting.share for p in chosen]
+            time_axes.plot(shares, [statistics.median(p.seconds) for p in chosen], marker="o", label=mode)
+            memory_axes.plot(shares, [p.memory / _MIB for p in chosen], marker="o", label=mode)
+        for axes, label in ((time_axes, "s / step"), (memory_axes, "MiB")):
             axes.set(xlabel="recomputed blocks in %", ylabel=label, ylim=(0, None))
             axes.legend(fontsize="small")
         where = "; ".join(self.environment[key] for key in ("precision", "device", "date"))
@@ -149,8 +147,7 @@ def measure_checkpointing(
         MachineError: If the system does not tell the memory of a process.
     """
     check_benchmark_request(request)
-    wrong = [share for share in shares if not 0 <= share <= 1]
-    if wrong:
+    if wrong := [share for share in shares if not 0 <= share <= 1]:
         raise ConfigError(f"--shares {wrong[0]}: between 0 and 1")
     if request.device == "cpu" and sys.platform != "linux":
         raise MachineError("memory on CPU is measured on Linux alone; take --device cuda")
@@ -192,8 +189,7 @@ def _step(network: Backbone, request: BenchmarkRequest, setting: CheckpointingSe
 
 def _memory_apart(request: BenchmarkRequest, setting: CheckpointingSetting) -> int:
     """Memory of a step, measured in a fresh process."""
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_memory, (request, setting, torch.get_num_threads()))
 
 

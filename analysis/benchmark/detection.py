@@ -25,15 +25,15 @@ from mmdet.evaluation.metrics import CocoMetric
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmdet.structures.mask import encode_mask_results
 from mmengine.config import ConfigDict
+from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger
-from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 
-from analysis.benchmark.models import model_step
-from analysis.benchmark.peers import OUR_SIDE, randomize_weights
+from analysis.benchmark.models import build_random_model, model_step
+from analysis.benchmark.peers import OUR_SIDE
 from analysis.benchmark.request import BenchmarkRequest
 from analysis.benchmark.synthetic_detections import SyntheticScene, draw_mask_logits, draw_scenes, write_annotations
 from analysis.benchmark.timing import MismatchError, Speedup, quartiles, relative_error, take_turns, warm_up
@@ -108,24 +108,22 @@ def compare_evaluation(images: int, rounds: int, clock: Callable[[], float] = ti
     with TemporaryDirectory() as folder:
         path = write_annotations(Path(folder) / "annotations.json", found, names)
 
-        def ours() -> dict[str, np.ndarray]:
-            metric = FastCocoMetric(str(path))
+        def filled(kind: type[BaseMetric]) -> Any:
+            metric: Any = kind(str(path), metric=list(IOU_TYPES))
             metric.dataset_meta = {"classes": names}
             metric.process({}, _samples(found))
-            return metric.statistics(metric.results)
+            return metric
 
-        def mmdets() -> object:
-            metric = CocoMetric(str(path), metric=list(IOU_TYPES))
-            metric.dataset_meta = {"classes": names}
-            metric.process({}, _samples(found))
-            return metric.evaluate(images)
+        def ours() -> dict[str, np.ndarray]:
+            metric = filled(FastCocoMetric)
+            return metric.statistics(metric.results)
 
         steps = {
             OUR_SIDE: lambda: _quietly(ours),
-            "mmdet's CocoMetric": lambda: _quietly(mmdets),
+            "mmdet's CocoMetric": lambda: _quietly(lambda: filled(CocoMetric).evaluate(images)),
             "pycocotools alone": lambda: _quietly(_pycocotools, path, found),
         }
-        numbers, expected = _quietly(ours), _quietly(_pycocotools, path, found)
+        numbers, expected = steps[OUR_SIDE](), steps["pycocotools alone"]()
         error = max(float(np.abs(numbers[kind] - expected[kind]).max()) for kind in IOU_TYPES)
         if not error <= AP_TOLERANCE:
             raise MismatchError(f"evaluation: a number of COCO's differs from pycocotools' by {error:.1e}")
@@ -247,25 +245,20 @@ def compare_step(request: BenchmarkRequest, clock: Callable[[], float] = time.pe
         ConfigError: If timm does not have the backbone.
     """
     cfg = load_config(request.name, None, launch=Launch()).cfg
-    name = cfg.model.backbone.type
-    cfg.model.backbone.pop("weights", None)
-    with DefaultScope.overwrite_default_scope("mmdet"):
-        model = MODELS.build(cfg.model)
-    randomize_weights(model.backbone)
+    model, name = build_random_model(cfg), cfg.model.backbone.type
     stock = copy.deepcopy(model)
-    stock.backbone = StockBackbone(name, model.backbone, cfg.model.backbone.get("drop_path_rate", 0.0))
+    stock.backbone = StockBackbone(name, model.backbone, cfg.model.backbone.get("drop_path_rate", 0.0)).eval()
     sides = {OUR_SIDE: model, "mmdet with timm's backbone, as it comes": stock}
     images = torch.randn(1, 3, *request.shape)
     with torch.no_grad():
-        pairs = zip(model.eval().backbone(images), stock.eval().backbone(images), strict=True)
-        error = max(relative_error(one, other) for one, other in pairs)
+        pairs = zip(model.backbone(images), stock.backbone(images), strict=True)
+        error = max(relative_error(*pair) for pair in pairs)
     if not error <= FEATURE_TOLERANCE:
         raise MismatchError(f"{name}: features differ from timm's by {error:.1e}")
     steps = {side: model_step(one.to(request.device), replace(request, train=True)) for side, one in sides.items()}
     height, width = request.shape
     work = f"training step of {request.name}, batch {request.batch}, {width} x {height}, {request.dtype}"
-    same = f"the same weights; features differ by {error:.1e} in float32"
-    return _time(work, same, steps, request.rounds, clock)
+    return _time(work, f"the same weights; features differ by {error:.1e} in float32", steps, request.rounds, clock)
 
 
 class StockBackbone(nn.Module):
@@ -293,10 +286,7 @@ class StockBackbone(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Maps of strides 4 to 32 of images (N, 3, H, W)."""
-        outputs = []
-        stages: Any = self.stages
-        x = self.stem(x)
-        for stage, norm in zip(stages, self.norms, strict=True):
-            x = stage(x)
-            outputs.append(norm(x))
-        return tuple(outputs)
+        maps = [self.stem(x)]
+        for stage in self.stages:
+            maps.append(stage(maps[-1]))
+        return tuple(norm(one) for norm, one in zip(self.norms, maps[1:], strict=True))

@@ -10,8 +10,9 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
 from typing import Any, BinaryIO
@@ -33,6 +34,7 @@ from torchvision import transforms
 from torchvision.datasets.folder import pil_loader
 from torchvision.transforms import InterpolationMode, v2
 
+from analysis.benchmark.peers import OUR_SIDE
 from analysis.benchmark.timing import MismatchError, Speedup, rates, take_turns
 from backbones.errors import ConfigError
 from backbones.kernels.cpu.dispatch import cpu_name
@@ -52,19 +54,6 @@ _ROW = "{:30} {:>16} {:>17} {:>20}"
 
 
 @dataclass(frozen=True)
-class LoadingTiming:
-    """Times of one side.
-
-    Attributes:
-        name: Name of the library and variant.
-        seconds: Seconds per image and worker in each round: CPU time of the process, or elapsed time with workers.
-    """
-
-    name: str
-    seconds: tuple[float, ...]
-
-
-@dataclass(frozen=True)
 class LoadingResult:
     """Speed of loading a data set.
 
@@ -75,7 +64,8 @@ class LoadingResult:
         workers: Number of worker processes, 0 for none.
         difference: Mean difference of our images from timm's, in levels of 255.
         place: Device, versions and date, in words.
-        sides: Times of all sides, ours first.
+        seconds: Seconds per image and worker of each library and variant in each round, ours first: CPU time of the
+            process, or elapsed time with workers.
     """
 
     images: int
@@ -84,36 +74,35 @@ class LoadingResult:
     workers: int
     difference: float
     place: dict[str, str]
-    sides: tuple[LoadingTiming, ...]
+    seconds: dict[str, tuple[float, ...]]
 
     def as_dict(self) -> dict[str, Any]:
         """The result as plain data."""
         rows = []
-        for side in self.sides:
-            rate, between = rates(side.seconds)
+        for name, taken in self.seconds.items():
+            rate, between = rates(taken)
             rows.append(
-                asdict(side)
+                {"name": name, "seconds": taken}
                 | {"images_per_second_and_core": rate, "images_per_second_and_core_quartiles": list(between)}
-                | Speedup.between(self.sides[0].seconds, side.seconds).as_dict()
+                | Speedup.between(self.seconds[OUR_SIDE], taken).as_dict()
             )
-        return asdict(self) | {"sides": rows}
+        return {key: value for key, value in vars(self).items() if key != "seconds"} | {"sides": rows}
 
     def as_text(self) -> str:
         """The result as a table for people."""
         how = f"{self.workers} worker processes, elapsed time" if self.workers else "one process, its CPU time"
         lines = [
             f"{self.images:,} training images of {self.megapixels:.2f} megapixels and {self.kilobytes:.0f} kB "
-            f"in the mean, {how}, {len(self.sides[0].seconds)} rounds in turns",
+            f"in the mean, {how}, {len(self.seconds[OUR_SIDE])} rounds in turns",
             *(f"  {key}: {value}" for key, value in self.place.items()),
             f"  mean difference from timm's images: {self.difference:.2f} of 255 levels",
             "",
             _ROW.format("", "img/s per core", "quartiles", "ours is x faster").rstrip(),
         ]
-        ours = self.sides[0]
-        for side in self.sides:
-            rate, (low, high) = rates(side.seconds)
-            speedup = "" if side is ours else str(Speedup.between(ours.seconds, side.seconds))
-            lines.append(_ROW.format(side.name, f"{rate:.0f}", f"{low:.0f}-{high:.0f}", speedup).rstrip())
+        for name, taken in self.seconds.items():
+            rate, (low, high) = rates(taken)
+            speedup = "" if name == OUR_SIDE else str(Speedup.between(self.seconds[OUR_SIDE], taken))
+            lines.append(_ROW.format(name, f"{rate:.0f}", f"{low:.0f}-{high:.0f}", speedup).rstrip())
         return "\n".join(lines)
 
 
@@ -185,7 +174,7 @@ def measure_loading(cfg: Config, peers: Sequence[str], workers: int, rounds: int
             difference = compare_augmentation(dataset, settings)
             collate = cfg.train_dataloader.collate_fn
             ours = (FaultTolerantDataset(dataset, folder), FUNCTIONS.get(collate.get("collate", collate["type"])))
-            sides = {"ours": ours, **peer_data(dataset, settings, peers)}
+            sides = {OUR_SIDE: ours, **peer_data(dataset, settings, peers)}
             batches = max(workers * BATCHES_PER_WORKER, 1)
             steps = {name: reading_step(*side, len(dataset), batches, workers) for name, side in sides.items()}
             for one in steps.values():
@@ -196,7 +185,7 @@ def measure_loading(cfg: Config, peers: Sequence[str], workers: int, rounds: int
         torch.set_num_threads(threads)
         cv2.setNumThreads(cv_threads)
     per_image = max(workers, 1) / (batches * LOADING_BATCH)
-    found = tuple(LoadingTiming(name, tuple(one * per_image for one in seconds)) for name, seconds in taken.items())
+    found = {name: tuple(one * per_image for one in seconds) for name, seconds in taken.items()}
     return LoadingResult(len(dataset), *_mean_size(dataset), workers, difference, loading_environment(), found)
 
 
@@ -206,25 +195,21 @@ def training_settings(cfg: Config) -> dict[str, Any]:
     Raises:
         ConfigError: If the pipeline is another one.
     """
-    dataset = cfg.get("train_dataloader", {}).get("dataset", {})
-    pipeline = dataset.get("pipeline", [])
+    pipeline = cfg.get("train_dataloader", {}).get("dataset", {}).get("pipeline", [])
     if [one.get("type") for one in pipeline] != ["ClassificationTransform"] or not pipeline[0].get("training"):
         raise ConfigError("train_pipeline: one ClassificationTransform with training=True is what can be measured here")
     return {key: value for key, value in pipeline[0].items() if key not in ("type", "training", "crop_ratio")}
 
 
-def reading_step(data: Any, collate: Callable[..., Any], images: int, batches: int, workers: int) -> Callable[[], None]:
+def reading_step(
+    data: Any, collate: Callable[..., Any], images: int, batches: int, workers: int
+) -> Callable[[], object]:
     """A step that reads the next batches of a data set of so many images, in the same order for all sides."""
     order: Any = NextBatches(images, batches)
     loader: DataLoader = DataLoader(
         data, batch_sampler=order, num_workers=workers, collate_fn=collate, persistent_workers=workers > 0
     )
-
-    def read() -> None:
-        for _ in loader:
-            pass
-
-    return read
+    return lambda: deque(loader, maxlen=0)
 
 
 def peer_data(dataset: BaseDataset, settings: dict[str, Any], peers: Sequence[str]) -> dict[str, tuple[Any, Any]]:
@@ -235,8 +220,7 @@ def peer_data(dataset: BaseDataset, settings: dict[str, Any], peers: Sequence[st
         found["timm"] = (timm_data, fast_collate)
     if "torchvision" in peers:
         for name, on_tensors in (("torchvision", False), ("torchvision, v2 on tensors", True)):
-            transform = torchvision_transform(on_tensors, **settings)
-            found[name] = (PillowFiles(dataset, transform), default_collate)
+            found[name] = (PillowFiles(dataset, torchvision_transform(on_tensors, **settings)), default_collate)
     return found
 
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from mmengine.config import Config
 from mmengine.model import BaseModel
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import MODELS
 
 from analysis.benchmark.networks import OUTPUT_TOLERANCE, PLAIN_FORMS, SideTiming, ThroughputResult
 from analysis.benchmark.peers import OUR_SIDE, randomize_weights
@@ -22,6 +22,7 @@ from analysis.benchmark.request import BenchmarkRequest, benchmark_environment, 
 from analysis.benchmark.timing import DTYPES, MismatchError, autocast, relative_error, synchronize, take_turns, warm_up
 from backbones.errors import ConfigError
 from backbones.kernels.autotune import autotuner
+from engine.config.building import build
 from engine.config.load import load_config
 from engine.config.world import Launch
 from engine.planning.memory import gib, training_shape
@@ -46,10 +47,9 @@ def measure_model(request: BenchmarkRequest, clock: Callable[[], float] = time.p
         ConfigError: If the config is wrong, or does not run with this batch or at this size.
     """
     cfg = load_config(request.name, None, launch=Launch()).cfg
-    shape = request.shape if min(request.shape) else paper_shape(cfg, request)
-    request = replace(request, shape=shape)
+    request = replace(request, shape=request.shape if min(request.shape) else paper_shape(cfg, request))
     check_benchmark_request(request)
-    model = _model(cfg).to(request.device)
+    model = build_random_model(cfg).to(request.device)
     error = _compare(model, request)
     step = model_step(model, request)
 
@@ -82,11 +82,10 @@ def paper_shape(cfg: Config, request: BenchmarkRequest) -> Shape:
     return found
 
 
-def _model(cfg: Config) -> BaseModel:
-    if "backbone" in cfg.model:
-        cfg.model.backbone.pop("weights", None)
-    with DefaultScope.overwrite_default_scope(cfg.get("default_scope", "mmengine")):
-        model = MODELS.build(cfg.model)
+def build_random_model(cfg: Config) -> BaseModel:
+    """The model of a config in evaluation mode, with random weights in its backbone."""
+    cfg.model.get("backbone", {}).pop("weights", None)
+    model: BaseModel = build(MODELS, cfg.model, "model", cfg.get("default_scope"))
     randomize_weights(model.backbone)
     return model.eval()
 

@@ -79,10 +79,6 @@ class ThroughputResult:
     sides: tuple[SideTiming, ...]
     notes: tuple[str, ...] = ()
 
-    def rate(self, side: SideTiming) -> float:
-        """Images per second, by the median round."""
-        return self.request.batch / statistics.median(side.seconds)
-
     def as_dict(self) -> dict[str, Any]:
         """The result as plain data."""
         rows = []
@@ -114,9 +110,8 @@ class ThroughputResult:
             rate, (low, high) = rates(side.seconds, asked.batch)
             speedup = "" if side is ours else str(Speedup.between(ours.seconds, side.seconds))
             error = "" if side.error is None else f"{side.error:.1e}"
-            speed, between = f"{rate:.1f}", f"{low:.1f}-{high:.1f}"
-            taken = f"{statistics.median(side.seconds):.4f}"
-            lines.append(_ROW.format(side.name, side.how, speed, between, taken, speedup, error).rstrip())
+            numbers = (f"{rate:.1f}", f"{low:.1f}-{high:.1f}", f"{statistics.median(side.seconds):.4f}")
+            lines.append(_ROW.format(side.name, side.how, *numbers, speedup, error).rstrip())
         return "\n".join([*lines, *self.notes])
 
 
@@ -166,8 +161,7 @@ def _prepare(
     Raises:
         MismatchError: If the error is beyond the rounding of the precision.
     """
-    dtype = DTYPES[request.dtype]
-    memory_format = MEMORY_FORMATS[one.layout]
+    dtype, memory_format = DTYPES[request.dtype], MEMORY_FORMATS[one.layout]
     network = one.build().to(request.device).to(memory_format=memory_format)  # type: ignore[call-overload]
     images = images.to(device=request.device, memory_format=memory_format)
     if one.compiled:
@@ -188,12 +182,10 @@ def _prepare(
 
 
 def _compare(request: BenchmarkRequest, side: str, found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
-    precision = request.dtype
-    if request.device == "cuda" and request.dtype == "fp32" and torch.backends.cudnn.allow_tf32:
-        precision = "tf32"
+    tf32 = request.device == "cuda" and request.dtype == "fp32" and torch.backends.cudnn.allow_tf32
     factors = (1, GRADIENT_TOLERANCE_FACTOR)
     for kind, value, truth, factor in zip(("outputs", "gradients"), found, expected, factors, strict=False):
-        error, allowed = relative_error(value, truth), factor * OUTPUT_TOLERANCE[precision]
+        error, allowed = relative_error(value, truth), factor * OUTPUT_TOLERANCE["tf32" if tf32 else request.dtype]
         if not error <= allowed:
             raise MismatchError(
                 f"{side} computes something else than {request.name} here: {kind} differ by {error:.1e} "
@@ -230,7 +222,7 @@ def chosen_peers(text: str) -> tuple[str, ...]:
 
 def plot_throughput(results: Sequence[ThroughputResult]) -> Figure:
     """Images per second of all sides, against the batch for each size, and against the size for each batch."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4), dpi=150, layout="constrained")
     for axes, axis in zip(figure.subplots(1, 2), ("batch", "size"), strict=True):
         lines: dict[tuple[str, int], list[tuple[int, float]]] = {}
         for result in results:
@@ -238,18 +230,14 @@ def plot_throughput(results: Sequence[ThroughputResult]) -> Figure:
             x, other = (batch, size) if axis == "batch" else (size, batch)
             for side in result.sides:
                 if side.seconds:
-                    lines.setdefault((side.name, other), []).append((x, result.rate(side)))
+                    lines.setdefault((side.name, other), []).append((x, rates(side.seconds, batch)[0]))
         several = len({other for _, other in lines}) > 1
-        unit = "pixels" if axis == "batch" else "images"
+        label, unit = ("images in a batch", "pixels") if axis == "batch" else ("side in pixels", "images")
         for (name, other), points in lines.items():
-            xs, ys = zip(*sorted(points), strict=True)
-            axes.plot(xs, ys, marker="o", label=f"{name}, {other} {unit}" if several else name)
-        axes.set(
-            xlabel="images in a batch" if axis == "batch" else "side in pixels", ylabel="images / s", ylim=(0, None)
-        )
+            axes.plot(*zip(*sorted(points)), marker="o", label=f"{name}, {other} {unit}" if several else name)
+        axes.set(xlabel=label, ylabel="images / s", ylim=(0, None))
         axes.legend(fontsize="small")
-    if results:
-        asked, where = results[0].request, results[0].environment
-        work = "training" if asked.train else "inference"
-        figure.suptitle(f"{asked.name}, {work}, {asked.dtype}; {where['device']}; {where['date']}", fontsize="small")
+    asked, where = results[0].request, results[0].environment
+    work = "training" if asked.train else "inference"
+    figure.suptitle(f"{asked.name}, {work}, {asked.dtype}; {where['device']}; {where['date']}", fontsize="small")
     return figure

@@ -76,13 +76,11 @@ def measure_paper_table(
     for rows in compared_rows():
         steps = {row.label: _inference_step(row, device, batch) for row in rows}
         taken = take_turns(steps, rounds, lambda: synchronize(device), clock)
-        first = taken[rows[0].label]
         for row in rows:
             seconds = taken[row.label]
-            rate, between = rates(seconds, batch)
-            faster = statistics.median(ratios(seconds, first)) if row is not rows[0] else None
+            faster = statistics.median(ratios(seconds, taken[rows[0].label])) if row is not rows[0] else None
             assert row.network is not None
-            yield MeasuredRow(row.label, row.network, row.shape[0], rate, between, faster, row.quoted[0])
+            yield MeasuredRow(row.label, row.network, row.shape[0], *rates(seconds, batch), faster, row.quoted[0])
 
 
 def _inference_step(row: PaperRow, device: str, batch: int) -> Callable[[], object]:
@@ -106,10 +104,9 @@ def paper_table_environment(device: str, batch: int) -> dict[str, str]:
 
 def paper_table_header(device: str, batch: int) -> list[str]:
     """Lines above the measured rows."""
-    environment = paper_table_environment(device, batch)
     return [
         "Measured here, inference:",
-        *(f"  {key}: {value}" for key, value in environment.items()),
+        *(f"  {key}: {value}" for key, value in paper_table_environment(device, batch).items()),
         "",
         _ROW.format("", "image", "img/s", "quartiles", "ConvNeXt over Swin", "paper, on an A100"),
     ]

@@ -85,10 +85,9 @@ def contenders(name: str, peers: tuple[str, ...], layout: str | None, compiled: 
         network.load_state_dict(state)
         return network.eval()
 
-    first = Contender(OUR_SIDE, build_ours, layout or "channels_last", compiled)
     if peers and not isinstance(ours, ConvNeXt):
         raise ConfigError(f"--peer: {name} has no peer with the same weights; ConvNeXt V1 and V2 have")
-    found = [first]
+    found = [Contender(OUR_SIDE, build_ours, layout or "channels_last", compiled)]
     for peer in peers:
         found += _torchvision(name, state, layout) if peer == "torchvision" else _timm(name, state, layout, peer)
     return found
@@ -100,8 +99,7 @@ def _timm(name: str, state: dict[str, Tensor], layout: str | None, peer: str) ->
     weights = from_ours(state, "timm")
 
     def build(**settings: Any) -> nn.Module:
-        network = timm.create_model(name, pretrained=False, num_classes=0, **settings)
-        return _filled(network, weights)
+        return _filled(timm.create_model(name, pretrained=False, num_classes=0, **settings), weights)
 
     compiled = peer == "timm-compiled"
     return [

@@ -13,6 +13,8 @@ import torch
 from pycocotools import mask as coco_masks
 from torch import Tensor
 
+from demo.formats import mask_to_rle
+
 OBJECTS_PER_IMAGE = 7.3  # mean, as in COCO's validation set
 IMAGE_SHAPES = ((480, 640), (640, 480))  # height and width in pixels
 POLYGON_POINTS = 24
@@ -78,27 +80,23 @@ def _scene(random: np.random.Generator, image_id: int, frequent: np.ndarray, det
     present = random.choice(len(frequent), size=3, p=frequent)
     annotations = []
     for _ in range(random.geometric(1 / OBJECTS_PER_IMAGE)):
-        box = _box(random, height, width)
-        crowd = bool(random.random() < 0.01)
-        annotations.append(
-            ObjectAnnotation(int(random.choice(present)), box, _polygon(random, box, height, width), crowd)
-        )
+        box, crowd = _box(random, height, width), bool(random.random() < 0.01)
+        label = int(random.choice(present))
+        annotations.append(ObjectAnnotation(label, box, _polygon(random, box, height, width), crowd))
     boxes, labels, scores, polygons = [], [], [], []
     for i in range(detections):
         if i < 2 * len(annotations):
             annotation = annotations[i % len(annotations)]
             moved = annotation.box[:2] + random.normal(0, 0.06, 2) * annotation.box[2:]
-            box = _clipped(
-                np.concatenate([moved, annotation.box[2:] * np.exp(random.normal(0, 0.1, 2))]), height, width
-            )
-            label = annotation.label if random.random() < 0.7 else int(random.integers(len(frequent)))
-            score = random.beta(4, 2)
+            sides = annotation.box[2:] * np.exp(random.normal(0, 0.1, 2))
+            box = _clipped(np.concatenate([moved, sides]), height, width)
+            labels.append(annotation.label if random.random() < 0.7 else int(random.integers(len(frequent))))
+            scores.append(random.beta(4, 2))
         else:
-            box, label = _box(random, height, width), int(random.choice(len(frequent), p=frequent))
-            score = random.beta(1, 8)
+            box = _box(random, height, width)
+            labels.append(int(random.choice(len(frequent), p=frequent)))
+            scores.append(random.beta(1, 8))
         boxes.append([*box[:2], *(box[:2] + box[2:])])
-        labels.append(label)
-        scores.append(score)
         polygons.append(_polygon(random, box, height, width).ravel())
     order = np.argsort(-np.array(scores))
     codes = coco_masks.frPyObjects(polygons, height, width)
@@ -122,8 +120,7 @@ def _box(random: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 def _clipped(box: np.ndarray, height: int, width: int) -> np.ndarray:
     low = np.clip(box[:2], 0, [width - 2, height - 2])
-    high = np.minimum(np.maximum(box[:2] + box[2:], low + 1), [width, height])
-    return np.concatenate([low, high - low])
+    return np.concatenate([low, np.minimum(np.maximum(box[:2] + box[2:], low + 1), [width, height]) - low])
 
 
 def _polygon(random: np.random.Generator, box: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -144,10 +141,7 @@ def write_annotations(path: Path, scenes: Sequence[SyntheticScene], names: Seque
             shape: Any = [annotation.polygon.ravel().tolist()]
             code = coco_masks.merge(coco_masks.frPyObjects(shape, height, width))
             if annotation.crowd:
-                pixels = coco_masks.decode(code).flatten(order="F")
-                changes = np.flatnonzero(np.diff(np.concatenate([[0], pixels])))
-                counts = np.diff(np.concatenate([[0], changes, [len(pixels)]]))
-                shape = {"size": [height, width], "counts": counts.tolist()}
+                shape = mask_to_rle(coco_masks.decode(code).astype(bool))
             annotations.append(
                 {
                     "id": len(annotations) + 1,
