@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from mmengine.config import Config
 
 from analysis.doctor.examination import CheckResult, Checks, DoctorOptions, bad, notice, ok
-from engine.config.load import Resolved, load_config
+from engine.config.load import load_config
 from engine.config.world import Launch
 from engine.data.preflight import BRING_DATA_HINT, dataset_paths
 from engine.planning.plan import training_plan
@@ -30,8 +30,7 @@ def data_checks(options: DoctorOptions) -> Checks:
             "work_dirs": lambda: check_work_dir(WORK_DIRS),
             "disk": lambda: check_disk(free_bytes(WORK_DIRS), WORK_DIRS),
         }
-    config = options.config
-    return {"config": lambda: check_config(config, Launch.from_environment())}
+    return {"config": lambda: check_config(str(options.config), Launch.from_environment())}
 
 
 def usual_places() -> dict[str, Path]:
@@ -42,12 +41,11 @@ def usual_places() -> dict[str, Path]:
 def check_places(places: Mapping[str, Path]) -> Iterator[CheckResult]:
     """Presence of the data sets; a missing one matters only to trainings on it."""
     for path in places.values():
-        if not path.is_dir():
-            yield notice("data", f"{path} is absent", BRING_DATA_HINT.partition(",")[0])
-        elif not any(path.iterdir()):
-            yield notice("data", f"{path} is empty", BRING_DATA_HINT.partition(",")[0])
-        else:
+        if path.is_dir() and any(path.iterdir()):
             yield ok("data", f"{path} is there")
+        else:
+            state = "empty" if path.is_dir() else "absent"
+            yield notice("data", f"{path} is {state}", BRING_DATA_HINT.partition(",")[0])
 
 
 def check_config(config: str, launch: Launch) -> Iterator[CheckResult]:
@@ -59,11 +57,18 @@ def check_config(config: str, launch: Launch) -> Iterator[CheckResult]:
         yield bad("config", str(error), "fix the config")
         return
     yield ok("config", f"{config}: {plan.batch}")
-    yield from check_split_paths(_data_of(resolved))
-    for name in ("model.backbone.weights", "load_from"):
-        source = resolved.cfg
-        for part in name.split("."):
-            source = (source or {}).get(part)
+    loaders = {split: resolved.cfg.get(f"{split}_dataloader") for split in ("train", "val")}
+    for split, loader in loaders.items():
+        needed = dataset_paths(loader.dataset) if loader else []
+        if absent := [str(path) for path in needed if not path.exists()]:
+            yield bad(f"data, {split}", f"{', '.join(absent)} absent", BRING_DATA_HINT)
+        elif needed:
+            yield ok(f"data, {split}", f"{needed[0]} is there")
+    sources = {
+        "model.backbone.weights": resolved.cfg.model.get("backbone", {}).get("weights"),
+        "load_from": resolved.cfg.get("load_from"),
+    }
+    for name, source in sources.items():
         if source and "://" not in source and not Path(source).exists():
             yield bad("weights", f"{name}: {source} is absent", "train or fetch it first, or set it to None")
     work_dir = Path(resolved.cfg.work_dir)
@@ -74,21 +79,6 @@ def check_config(config: str, launch: Launch) -> Iterator[CheckResult]:
     yield from check_disk(free_bytes(work_dir), work_dir, (max(kept, 1) + 2) * held)
 
 
-def _data_of(resolved: Resolved) -> dict[str, Sequence[Path]]:
-    loaders = {split: resolved.cfg.get(f"{split}_dataloader") for split in ("train", "val")}
-    return {split: dataset_paths(loader.dataset) for split, loader in loaders.items() if loader}
-
-
-def check_split_paths(paths: Mapping[str, Sequence[Path]]) -> Iterator[CheckResult]:
-    """Presence of the files and folders that a training reads, by split."""
-    for split, needed in paths.items():
-        absent = [str(path) for path in needed if not path.exists()]
-        if absent:
-            yield bad(f"data, {split}", f"{', '.join(absent)} absent", BRING_DATA_HINT)
-        else:
-            yield ok(f"data, {split}", f"{needed[0]} is there")
-
-
 def check_work_dir(folder: Path) -> Iterator[CheckResult]:
     """Whether results can be written; the test file is removed."""
     place = _existing(folder)
@@ -96,11 +86,10 @@ def check_work_dir(folder: Path) -> Iterator[CheckResult]:
         with tempfile.NamedTemporaryFile(dir=place) as file:
             file.write(b"0" * 4096)
             file.flush()
+        yield ok("work_dirs", f"{folder} can be written")
     except OSError as error:
         reason = error.strerror or error
         yield bad("work_dirs", f"{place} cannot be written: {reason}", "choose another with --work-dir")
-        return
-    yield ok("work_dirs", f"{folder} can be written")
 
 
 def free_bytes(folder: Path) -> int:
@@ -117,15 +106,14 @@ def check_disk(free: int, folder: Path, needed: int | None = None) -> Iterator[C
         needed: Largest size of a training's checkpoints in bytes; ``None`` if unknown.
     """
     text = f"{memory(free)} free for {folder}"
-    fix = "make room, or choose another disk with --work-dir"
+    least, ample = MIN_FREE_BYTES, AMPLE_FREE_BYTES
     if needed is not None:
         text += f", checkpoints take up to {memory(needed)}"
-    if free < (MIN_FREE_BYTES if needed is None else needed):
-        yield bad("disk", text, fix)
-    elif free < (AMPLE_FREE_BYTES if needed is None else needed + MIN_FREE_BYTES):
-        yield notice("disk", text, fix)
-    else:
+        least, ample = needed, needed + MIN_FREE_BYTES
+    if free >= ample:
         yield ok("disk", text)
+    else:
+        yield (bad if free < least else notice)("disk", text, "make room, or choose another disk with --work-dir")
 
 
 def _existing(folder: Path) -> Path:

@@ -63,8 +63,7 @@ def diagnose(options: DoctorOptions, groups: Iterable[str] = GROUPS) -> Iterator
     """Run all checks of the groups; yield their results one by one."""
     for group in groups:
         try:
-            module = importlib.import_module(f"analysis.doctor.{group}")
-            checks: Checks = getattr(module, f"{group}_checks")(options)
+            checks: Checks = getattr(importlib.import_module(f"analysis.doctor.{group}"), f"{group}_checks")(options)
         except (Exception, SystemExit) as error:
             yield bad(group, f"its checks cannot be loaded: {describe_failure(error)}", INSTALL)
             continue

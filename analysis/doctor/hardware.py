@@ -55,13 +55,12 @@ class Gpus:
                 usable = [_test_gpu(index) for index in range(torch.cuda.device_count())]
             except (RuntimeError, AssertionError) as reason:
                 error = describe_failure(reason)
-        # No public function of torch tells the CUDA version of the driver before CUDA is initialized.
-        supports = getattr(torch._C, "_cuda_getDriverVersion", lambda: 0)() if torch.version.cuda else 0
         return cls(
             built_for=torch.version.cuda,
             present=len(list(Path("/proc/driver/nvidia/gpus").glob("*"))),
             driver=driver_version(),
-            supports=supports,
+            # No public function of torch tells the CUDA version of the driver before CUDA is initialized.
+            supports=getattr(torch._C, "_cuda_getDriverVersion", lambda: 0)() if torch.version.cuda else 0,
             usable=usable,
             error=error,
             hidden=os.environ.get("CUDA_VISIBLE_DEVICES"),
@@ -85,13 +84,17 @@ def hardware_checks(options: DoctorOptions) -> Checks:
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     listed = re.search(r"^(?:flags|Features)\s*:(.*)$", read_text(Path("/proc/cpuinfo")), re.MULTILINE)
     flags = set(listed[1].split()) if listed else set()
+    text = read_text(Path("/proc/sys/vm/max_map_count")).strip()
+    maps = int(text) if text.isdecimal() else None
     return {
         "GPU": lambda: check_gpus(Gpus.detect(), local),
         "precision": lambda: check_precision([gpu["capability"] for gpu in Gpus.detect().usable], flags),
         "cores": lambda: check_cores(usable_cores(), os.environ.get("OMP_NUM_THREADS"), cpu_quota(), local),
         "memory": lambda: check_memory(memory_limit(), str(machine()["cpu"])),
         "shared memory": lambda: check_shared_memory(_shared_memory()),
-        "limits": lambda: check_limits(resource.getrlimit(resource.RLIMIT_NOFILE)[0], _maps()),
+        "limits": lambda: check_limits(
+            resource.getrlimit(resource.RLIMIT_NOFILE)[0], int(maps) if maps.isdecimal() else None
+        ),
     }
 
 
@@ -105,8 +108,7 @@ def check_gpus(gpus: Gpus, processes: int = 1) -> Iterator[CheckResult]:
     if not gpus.usable:
         yield _without_gpu(gpus)
         return
-    driver = f"driver {gpus.driver or 'of unknown version'}, torch built for CUDA {gpus.built_for}"
-    yield ok("GPU driver", driver)
+    yield ok("GPU driver", f"driver {gpus.driver or 'of unknown version'}, torch built for CUDA {gpus.built_for}")
     for index, gpu in enumerate(gpus.usable):
         yield from _check_gpu(index, gpu, gpus.architectures)
     if processes > len(gpus.usable):
@@ -122,8 +124,7 @@ def _without_gpu(gpus: Gpus) -> CheckResult:
         return notice("GPU", "none", "all runs on the CPU: enough for the demo, not for the real experiments")
     if gpus.built_for is None:
         return bad("GPU", f"{gpus.present} present, torch is a build without CUDA", "pip install torch with CUDA")
-    wanted = int(gpus.built_for.partition(".")[0])
-    if gpus.supports and gpus.supports // 1000 < wanted:
+    if gpus.supports and gpus.supports // 1000 < int(gpus.built_for.partition(".")[0]):
         has = f"the driver {gpus.driver} supports CUDA {gpus.supports // 1000}.{gpus.supports % 1000 // 10}"
         return bad("GPU", f"{has}, torch is built for {gpus.built_for}", "update the driver, or install an older build")
     reason = gpus.error or "torch sees none of them"
@@ -137,10 +138,11 @@ def _check_gpu(index: int, gpu: Mapping[str, Any], architectures: Sequence[str])
         fix = "another process may hold it alone (compute mode), or it needs a reset: look at nvidia-smi"
         yield bad(name, f"{gpu['name']} cannot compute: {gpu['trouble']}", fix)
         return
-    known = [int(one[3:].rstrip("af")) for one in architectures if one.startswith("sm_")]
-    own = 10 * major + minor
-    # Code for an architecture runs on the later ones of the same generation.
-    if known and not any(one // 10 == major and one <= own for one in known) and not _may_translate(architectures, own):
+    # Code for an architecture (sm) runs on the later ones of the same generation; the driver can compile intermediate
+    # code (compute) for all later ones.
+    built = [(kind, int(one)) for kind, one in re.findall(r"\b(sm|compute)_(\d+)", " ".join(architectures))]
+    fits = any(one <= 10 * major + minor and (kind == "compute" or one // 10 == major) for kind, one in built)
+    if any(kind == "sm" for kind, _ in built) and not fits:
         yield bad(name, f"{gpu['name']}, compute capability {major}.{minor}: torch has no code for it", "another torch")
         return
     text = f"{gpu['name']}, {memory(gpu['memory_bytes'])}, compute capability {major}.{minor}"
@@ -152,19 +154,14 @@ def _check_gpu(index: int, gpu: Mapping[str, Any], architectures: Sequence[str])
         yield ok(name, text)
 
 
-def _may_translate(architectures: Sequence[str], own: int) -> bool:
-    """Whether torch has intermediate code that the driver can compile for this GPU."""
-    return any(int(name[8:].rstrip("af")) <= own for name in architectures if name.startswith("compute_"))
-
-
 def check_precision(capabilities: Sequence[tuple[int, int]], flags: set[str]) -> Iterator[CheckResult]:
     """Formats that are fast on GPUs of these compute capabilities and a CPU with these flags; all are correct."""
     if capabilities:
-        lowest = min(capabilities)
-        if lowest >= (8, 0):
+        major, minor = min(capabilities)
+        if major >= 8:
             yield ok("precision, GPU", "float16, bfloat16 and TF32")
         else:
-            found = f"compute capability {lowest[0]}.{lowest[1]}: no bfloat16, no TF32"
+            found = f"compute capability {major}.{minor}: no bfloat16, no TF32"
             yield notice("precision, GPU", found, "train with optim_wrapper.dtype=float16")
     fast = {"amx_bf16": "bfloat16 (AMX)", "avx512_bf16": "bfloat16 (AVX-512)", "amx_fp16": "float16 (AMX)"}
     wide = {"avx512f": "AVX-512", "avx2": "AVX2", "asimd": "NEON"}
@@ -228,7 +225,7 @@ def check_shared_memory(size: int | None) -> Iterator[CheckResult]:
     elif size < 2 * GIB:
         yield notice("shared memory", f"{size / _MIB:.0f} MiB: little for large batches with many workers", fix)
     else:
-        yield ok("shared memory", f"{memory(size)}")
+        yield ok("shared memory", memory(size))
 
 
 def check_limits(files: int, maps: int | None) -> Iterator[CheckResult]:
@@ -246,8 +243,3 @@ def check_limits(files: int, maps: int | None) -> Iterator[CheckResult]:
 
 def _shared_memory() -> int | None:
     return shutil.disk_usage(SHARED_MEMORY_DIR).total if SHARED_MEMORY_DIR.is_dir() else None
-
-
-def _maps() -> int | None:
-    text = read_text(Path("/proc/sys/vm/max_map_count")).strip()
-    return int(text) if text.isdecimal() else None

@@ -26,12 +26,11 @@ SUM_TIMEOUT_SECONDS = 60.0  # on a busy machine importing torch takes a while
 
 def network_checks(options: DoctorOptions) -> Checks:
     """Checks of the host name, the ports and the communication backends."""
-    gpus = torch.cuda.device_count()
     return {
         "host name": lambda: check_name(lambda: socket.gethostbyname(socket.gethostname())),
         "ports": lambda: check_port(int(os.environ.get("MASTER_PORT", DEFAULT_PORT)), bind),
         "gloo": lambda: check_sum("gloo", lambda: sum_over_two("gloo"), dist.is_gloo_available()),
-        "NCCL": lambda: check_nccl(gpus, dist.is_nccl_available(), lambda: sum_over_two("nccl")),
+        "NCCL": lambda: check_nccl(torch.cuda.device_count(), dist.is_nccl_available(), lambda: sum_over_two("nccl")),
     }
 
 
@@ -44,9 +43,8 @@ def check_name(resolve: Callable[[], str]) -> Iterator[CheckResult]:
         yield notice("host name", "does not resolve", fix)
         return
     if address.startswith("127."):
-        yield notice(
-            "host name", f"resolves to {address}", "other machines cannot use that: give MASTER_ADDR as a number"
-        )
+        fix = "other machines cannot use that: give MASTER_ADDR as a number"
+        yield notice("host name", f"resolves to {address}", fix)
     else:
         yield ok("host name", "resolves")
 
@@ -66,10 +64,9 @@ def check_port(port: int, take: Callable[[int], None]) -> Iterator[CheckResult]:
         return
     try:
         take(port)
+        yield ok("ports", f"{port} and others are free")
     except OSError:
         yield notice("ports", f"{port} is in use", "one machine takes a free one; for several set MASTER_PORT")
-        return
-    yield ok("ports", f"{port} and others are free")
 
 
 def bind(port: int) -> None:
@@ -90,11 +87,8 @@ def check_sum(backend: str, total: Callable[[], str], available: bool) -> Iterat
     """
     if not available:
         yield bad(backend, "torch was built without", "install one of torch's own builds")
-        return
-    wrong = total()
-    if wrong:
-        variable = f"{backend.upper()}_SOCKET_IFNAME"
-        fix = f"{variable}=lo names the interface; a firewall may be in the way"
+    elif wrong := total():
+        fix = f"{backend.upper()}_SOCKET_IFNAME=lo names the interface; a firewall may be in the way"
         yield bad(backend, f"two processes cannot add a number: {wrong}", fix)
     else:
         yield ok(backend, "two processes add a number")
@@ -123,16 +117,15 @@ def sum_over_two(backend: str, timeout: float = SUM_TIMEOUT_SECONDS) -> str:
         port = opened.getsockname()[1]
     environ = {**os.environ, "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        logs = [Path(folder) / f"rank_{rank}.log" for rank in (0, 1)]
-        commands = [[sys.executable, "-m", __name__, backend, str(rank), str(port), str(timeout)] for rank in (0, 1)]
-        ranks = [
-            stack.enter_context(ChildProcess(command, log, env=environ, cwd=ROOT))
-            for command, log in zip(commands, logs, strict=True)
-        ]
+        ranks = []
+        for rank in (0, 1):
+            command = [sys.executable, "-m", __name__, backend, str(rank), str(port), str(timeout)]
+            log = Path(folder) / f"rank_{rank}.log"
+            ranks.append((log, stack.enter_context(ChildProcess(command, log, env=environ, cwd=ROOT))))
         try:
-            for rank, child in enumerate(ranks):
+            for rank, (log, child) in enumerate(ranks):
                 if child.wait(timeout):
-                    last = (read_text(logs[rank]).strip().splitlines() or ["it printed nothing"])[-1]
+                    last = (read_text(log).strip().splitlines() or ["it printed nothing"])[-1]
                     return f"rank {rank} ended with code {child.exit_code}: {last}"
         except subprocess.TimeoutExpired:
             return f"they did not meet within {timeout:g} s"

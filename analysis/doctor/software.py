@@ -80,11 +80,10 @@ def check_packages(
 ) -> Iterator[CheckResult]:
     """Installed versions compared with the tested ones, and with the ranges that the direct dependencies accept."""
     differ = []
-    for name, pin in pins.items():
+    # Builds for one GPU generation or the CPU carry a suffix: 2.11.0+cu128.
+    others = {name: pin for name, pin in pins.items() if installed.get(name, "").partition("+")[0] != pin}
+    for name, pin in others.items():
         found, wanted = installed.get(name), ranges.get(name)
-        # Builds for one GPU generation or the CPU carry a suffix: 2.11.0+cu128.
-        if found is not None and found.partition("+")[0] == pin:
-            continue
         if wanted is None:
             differ.append(f"{name} {found or 'missing'}")
         elif found is None:
@@ -98,8 +97,7 @@ def check_packages(
         more = f" and {len(differ) - MAX_LISTED_PACKAGES} more" if len(differ) > MAX_LISTED_PACKAGES else ""
         found = f"{len(differ)} of those that others bring differ from requirements.txt: {names}{more}"
         yield notice("packages", found, INSTALL_PINS)
-    right = sum(installed.get(name, "").partition("+")[0] == pin for name, pin in pins.items())
-    yield ok("packages", f"{right} of {len(pins)} as in requirements.txt")
+    yield ok("packages", f"{len(pins) - len(others)} of {len(pins)} as in requirements.txt")
 
 
 def _age(found: str, pin: str) -> str:
@@ -115,8 +113,7 @@ def check_operators(device: str, ops: Any = None) -> Iterator[CheckResult]:
         ops = importlib.import_module("mmcv.ops")
     name = f"operators, {'GPU' if device == 'cuda' else 'CPU'}"
     boxes = torch.tensor([[0.0, 0, 10, 10], [1, 1, 10, 10], [20, 20, 30, 30]], device=device)
-    scores = torch.tensor([0.9, 0.8, 0.7], device=device)
-    kept = ops.nms(boxes, scores, 0.5)[1].tolist()
+    kept = ops.nms(boxes, torch.tensor([0.9, 0.8, 0.7], device=device), 0.5)[1].tolist()
     # A plane: the mean of a bin is its value in the middle.
     plane = torch.arange(16.0, device=device).reshape(1, 1, 4, 4)
     roi = torch.tensor([[0.0, 0, 0, 4, 4]], device=device)
@@ -157,9 +154,8 @@ def check_inference(missing: str | None) -> Iterator[CheckResult]:
 
 def check_code(state: Mapping[str, Any]) -> Iterator[CheckResult]:
     """Whether a run can be traced back to a commit."""
-    if not state.get("commit"):
-        yield notice("code", commit_line(state), "runs cannot record their commit")
-    elif state.get("dirty"):
-        yield notice("code", commit_line(state), "runs keep the difference in code.diff")
-    else:
+    if state.get("commit") and not state.get("dirty"):
         yield ok("code", commit_line(state))
+    else:
+        fix = "runs keep the difference in code.diff" if state.get("commit") else "runs cannot record their commit"
+        yield notice("code", commit_line(state), fix)

@@ -160,10 +160,8 @@ def task_result(task: TrialTask, folder: Path, done: Mapping[str, ProgramEnd]) -
     seen = {name: curves[f"val/{name}"][-1][1] for name in tested if f"val/{name}" in curves}
     apart = [name for name, value in seen.items() if abs(value - tested[name]) > METRIC_TOLERANCE * max(1, abs(value))]
     if apart or not seen:
-        words = (
-            f"{apart[0]} {seen[apart[0]]:g} in training, {tested[apart[0]]:g} in the test" if apart else "no metrics"
-        )
-        return bad(task.name, f"the test does not find what the training found: {words}", fix)
+        words = [f"{name} {seen[name]:g} in training, {tested[name]:g} in the test" for name in apart] or ["no metrics"]
+        return bad(task.name, f"the test does not find what the training found: {words[0]}", fix)
     history = read_starts(folder / task.name)
     if not (folder / task.name / REPORT).is_file() or not history or history[-1].get("outcome") != "finished":
         return bad(task.name, "the training left no report, or one that does not say that it finished", fix)

@@ -7,7 +7,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.export import Dim
 
-from analysis.export.source import ExportSource, Shape, SizeRange, as_tuple
+from analysis.export.source import ExportSource, Shape, SizeRange
 from backbones.convnext import ConvNeXt
 from backbones.errors import ConfigError
 from backbones.layouts import from_ours
@@ -70,27 +70,20 @@ class MatrixAdaptiveAvgPool(nn.Module):
     def _weights(bins: int, length: int, like: Tensor) -> Tensor:
         """``(bins, length)``; bin ``i`` averages from ``floor(i length / bins)`` to ``ceil((i + 1) length / bins)``."""
         i, place = torch.arange(bins, device=like.device).unsqueeze(1), torch.arange(length, device=like.device)
-        inside = (place >= i * length // bins) & (place < ((i + 1) * length + bins - 1) // bins)
-        weights = inside.to(like.dtype)
+        weights = ((place >= i * length // bins) & (place < ((i + 1) * length + bins - 1) // bins)).to(like.dtype)
         return weights / weights.sum(1, keepdim=True)
 
 
 def _portable(network: nn.Module) -> nn.Module:
     """A copy of a network without adaptive average pooling, except to a single bin, which ONNX has."""
     network = copy.deepcopy(network)
-    for parent in list(network.modules()):
-        for name, child in list(parent.named_children()):
-            if not isinstance(child, nn.AdaptiveAvgPool2d):
-                continue
-            size: Any = child.output_size
+    for name, layer in list(network.named_modules(remove_duplicate=False)):
+        if isinstance(layer, nn.AdaptiveAvgPool2d):
+            size: Any = layer.output_size
             pair = (size, size) if isinstance(size, int) else tuple(size)
             if pair != (1, 1) and None not in pair:
-                setattr(parent, name, MatrixAdaptiveAvgPool(pair))
+                network.set_submodule(name, MatrixAdaptiveAvgPool(pair))
     return network
-
-
-def _example(source: ExportSource) -> Tensor:
-    return torch.zeros(EXAMPLE_BATCH_SIZE, 3, *source.shape)
 
 
 @contextmanager
@@ -108,8 +101,9 @@ def _write_safetensors(source: ExportSource, path: Path, fixed: bool) -> tuple[S
 
 def _open_safetensors(source: ExportSource, path: Path) -> RunFunction:
     network = copy.deepcopy(source.network)
-    source.load(network, load_file(path))
-    return _runner(network)
+    names = {name.removeprefix(source.prefix): name for name in network.state_dict()}
+    network.load_state_dict({names.get(name, name): value for name, value in load_file(path).items()}, strict=True)
+    return replace(source, network=network).run
 
 
 def _write_timm(source: ExportSource, path: Path, fixed: bool) -> tuple[SizeRange, SizeRange]:
@@ -130,7 +124,7 @@ def _write_timm(source: ExportSource, path: Path, fixed: bool) -> tuple[SizeRang
 def _open_timm(source: ExportSource, path: Path) -> RunFunction:
     model = _timm_model(source)
     model.load_state_dict(load_file(path), strict=True)
-    return _runner(model.eval())
+    return replace(source, network=model.eval()).run
 
 
 def _timm_model(source: ExportSource) -> nn.Module:
@@ -153,27 +147,18 @@ def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> N
     path.chmod(mode)  # safetensors makes its files readable for the owner only
 
 
-def _runner(network: nn.Module) -> RunFunction:
-    def run(images: Tensor) -> tuple[Tensor, ...]:
-        with torch.no_grad():
-            return as_tuple(network(images))
-
-    return run
-
-
 def _write_onnx(source: ExportSource, path: Path, fixed: bool) -> tuple[SizeRange, SizeRange]:
     import onnx
 
-    sizes = {} if fixed else {2: "height", 3: "width"}
     with _quietly():
         program = torch.onnx.export(
             _portable(source.network),
-            (_example(source),),
+            (torch.zeros(EXAMPLE_BATCH_SIZE, 3, *source.shape),),
             dynamo=True,
             opset_version=ONNX_OPSET,
             input_names=["images"],
             output_names=source.outputs,
-            dynamic_shapes=({0: "batch", **sizes},),
+            dynamic_shapes=({0: "batch"} if fixed else {0: "batch", 2: "height", 3: "width"},),
             verbose=False,
         )
     if program is None:
@@ -196,9 +181,10 @@ def _open_onnx(source: ExportSource, path: Path) -> RunFunction:
 
 
 def _write_torch_export(source: ExportSource, path: Path, fixed: bool) -> tuple[SizeRange, SizeRange]:
-    sizes = {} if fixed else {2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
+    example = torch.zeros(EXAMPLE_BATCH_SIZE, 3, *source.shape)
+    dynamic = dict.fromkeys((0,) if fixed else (0, 2, 3), Dim.DYNAMIC)
     with _quietly():
-        program = torch.export.export(source.network, (_example(source),), dynamic_shapes=({0: Dim.DYNAMIC, **sizes},))
+        program = torch.export.export(source.network, (example,), dynamic_shapes=(dynamic,))
     input_sizes = _input_sizes(program)
     metadata = {**source.metadata(), "heights": json.dumps(input_sizes[0]), "widths": json.dumps(input_sizes[1])}
     torch.export.save(program, path, extra_files={"metadata.json": json.dumps(metadata, indent=2)})
@@ -207,7 +193,7 @@ def _write_torch_export(source: ExportSource, path: Path, fixed: bool) -> tuple[
 
 def _open_torch_export(source: ExportSource, path: Path) -> RunFunction:
     with _quietly():
-        return _runner(torch.export.load(path).module())
+        return replace(source, network=torch.export.load(path).module()).run
 
 
 def _input_sizes(program: torch.export.ExportedProgram) -> tuple[SizeRange, SizeRange]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,9 +93,10 @@ class ExportSource:
         return (smallest, None), (smallest, None)
 
     def run(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Run the network on normalised images ``(N, 3, H, W)``."""
+        """Run the network on normalised images ``(N, 3, H, W)``; a single output is a tuple of one."""
         with torch.no_grad():
-            return as_tuple(self.network(images))
+            outputs = self.network(images)
+        return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
 
     def metadata(self) -> dict[str, str]:
         """Metadata of an exported file, as strings; lists are JSON."""
@@ -115,16 +116,6 @@ class ExportSource:
     def tensors(self) -> dict[str, Tensor]:
         """All tensors, with ``prefix`` removed from their names."""
         return {name.removeprefix(self.prefix): value for name, value in self.network.state_dict().items()}
-
-    def load(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-        """Load tensors of :meth:`tensors` strictly into a copy of the network."""
-        names = {name.removeprefix(self.prefix): name for name in network.state_dict()}
-        network.load_state_dict({names.get(name, name): value for name, value in tensors.items()}, strict=True)
-
-
-def as_tuple(outputs: Any) -> tuple[Tensor, ...]:
-    """The outputs of a network as a tuple, also if there is only one."""
-    return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
 
 
 def source_from_name(
@@ -153,14 +144,16 @@ def source_from_name(
     options = {} if out_indices is None else {"out_indices": tuple(out_indices)}
     backbone, content = build_backbone(name, **options), read_checkpoint(checkpoint, trust)
     backbone.load_weights(content, checkpoint, averaged)
-    found = None if out_indices is not None else find_head(content, checkpoint, averaged)
     side = BASELINES[name].image_size if name in BASELINES else DEFAULT_IMAGE_SIZE
     weights, size = _weights(checkpoint, averaged), shape or (side, side)
     if out_indices is not None:
         outputs = tuple(f"stage{i}" for i in backbone.out_indices or ())
         return ExportSource(name, "pyramid", backbone.eval(), outputs, size, weights, notes=(ASSUMED_NORMALIZATION,))
-    head = None if found is None else _linear(*found)
-    headless = ("the checkpoint has no head: the pooled vector is exported",) if head is None else ()
+    head, classes = None, file_classes(content)
+    notes: tuple[str, ...] = ("the checkpoint has no head: the pooled vector is exported", ASSUMED_NORMALIZATION)
+    if found := find_head(content, checkpoint, averaged):
+        head, notes = nn.Linear(found[0].shape[1], found[0].shape[0]), (ASSUMED_NORMALIZATION,)
+        head.load_state_dict(dict(zip(("weight", "bias"), found, strict=True)))
     return ExportSource(
         name,
         "classifier",
@@ -168,8 +161,8 @@ def source_from_name(
         ("features",) if head is None else ("logits",),
         size,
         weights,
-        classes=() if head is None else _named_classes(content, head.out_features),
-        notes=(*headless, ASSUMED_NORMALIZATION),
+        classes=classes if head is not None and len(classes) == head.out_features else (),
+        notes=notes,
         prefix="backbone.",
     )
 
@@ -198,19 +191,18 @@ def source_from_config(
     """
     cfg = load_config(path, options, Launch(), training=False).cfg
     size = shape or _tested_shape(cfg)
-    model, weights = _load_whole(cfg, checkpoint, averaged, trust), _weights(checkpoint, averaged)
-    name, settings = cfg.model.backbone.type, _settings(cfg, model)
+    model = _load_whole(cfg, checkpoint, averaged, trust)
     found = task_of(cfg).export_wrapper(model)
     return ExportSource(
-        name,
+        cfg.model.backbone.type,
         found.kind,
         found.network.eval(),
         found.outputs,
         size,
-        weights,
+        _weights(checkpoint, averaged),
         prefix=found.prefix,
         notes=(found.note,) if found.note else (),
-        **settings,
+        **_settings(cfg, model),
     )
 
 
@@ -225,18 +217,6 @@ def _load_whole(cfg: Config, checkpoint: str, averaged: bool, trust: bool) -> Ba
 
 def _weights(checkpoint: str, averaged: bool) -> str:
     return f"{'averaged' if averaged else 'raw'} weights of {Path(checkpoint).name}"
-
-
-def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    head = nn.Linear(weight.shape[1], weight.shape[0])
-    head.load_state_dict({"weight": weight, "bias": bias})
-    return head
-
-
-def _named_classes(checkpoint: Mapping[str, Any], count: int) -> tuple[str, ...]:
-    """Names of the classes in a checkpoint; empty unless there is one for each output of the head."""
-    names = file_classes(checkpoint)
-    return names if len(names) == count else ()
 
 
 def _settings(cfg: Config, model: BaseModel) -> dict[str, Any]:
