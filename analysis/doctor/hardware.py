@@ -92,9 +92,7 @@ def hardware_checks(options: DoctorOptions) -> Checks:
         "cores": lambda: check_cores(usable_cores(), os.environ.get("OMP_NUM_THREADS"), cpu_quota(), local),
         "memory": lambda: check_memory(memory_limit(), str(machine()["cpu"])),
         "shared memory": lambda: check_shared_memory(_shared_memory()),
-        "limits": lambda: check_limits(
-            resource.getrlimit(resource.RLIMIT_NOFILE)[0], int(maps) if maps.isdecimal() else None
-        ),
+        "limits": lambda: check_limits(resource.getrlimit(resource.RLIMIT_NOFILE)[0], maps),
     }
 
 
