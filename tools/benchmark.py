@@ -82,8 +82,7 @@ def add_loading_options(command: argparse.ArgumentParser) -> None:
 
 def add_detection_options(command: argparse.ArgumentParser) -> None:
     """Add the options of ``detection``."""
-    choices = ", ".join(DETECTION_WORK)
-    command.add_argument("work", nargs="*", metavar="WORK", help=f"any of {choices} (default: all)")
+    command.add_argument("work", nargs="*", metavar="WORK", help=f"any of {', '.join(DETECTION_WORK)} (default: all)")
     command.add_argument("--images", type=int, default=1000, help="images of the evaluation (default: 1000)")
     command.add_argument("--config", default=str(DETECTOR), help="detector of the step, on a ConvNeXt that timm has")
     command.add_argument("--batch", type=int, default=1, help="images of the step")

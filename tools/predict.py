@@ -31,8 +31,7 @@ def main() -> None:
     launch = Launch.from_environment()
     cfg = load_config(args.config, parse_options(args.cfg_options), launch).cfg
     model, visualizer = load_predictor(cfg, args.checkpoint, args.ema, launch.device, args.trust_checkpoint)
-    out = args.out or Path(cfg.work_dir) / "predictions"
-    for target in predict_images(cfg, model, visualizer, images, out):
+    for target in predict_images(cfg, model, visualizer, images, args.out or Path(cfg.work_dir) / "predictions"):
         print(target)
 
 

@@ -50,11 +50,12 @@ def stage_layers(name: str) -> dict[str, str]:
 
 def _stem(network: nn.Module) -> str:
     first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
-    parts = [f"{_layer(first)}, stride {first.stride[0]}"]
-    for module in network.modules():
-        if isinstance(module, nn.MaxPool2d):
-            parts.append(f"{module.kernel_size}×{module.kernel_size} max pool, stride {module.stride}")
-    return " | ".join(parts)
+    pools = [
+        f"{module.kernel_size}×{module.kernel_size} max pool, stride {module.stride}"
+        for module in network.modules()
+        if isinstance(module, nn.MaxPool2d)
+    ]
+    return " | ".join([f"{_layer(first)}, stride {first.stride[0]}", *pools])
 
 
 def _block(module: nn.Module) -> str | None:

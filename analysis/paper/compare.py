@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -130,8 +131,7 @@ def _count(network: str, shape: Shape, config: str | None) -> Count:
 
 def _same_at_precision(value: float, printed: str) -> bool:
     """Whether a number equals the printed one when rounded to as many digits."""
-    decimals = len(printed.partition(".")[2])
-    return f"{value:.{decimals}f}" == printed
+    return f"{value:.{len(printed.partition('.')[2])}f}" == printed
 
 
 def table_as_dict(table: PaperTable, lines: list[RowComparison]) -> dict[str, Any]:
@@ -177,12 +177,8 @@ def table_as_text(table: PaperTable, lines: list[RowComparison], markdown: bool 
     fvcore = ["fvcore"] if table.products_only else []
     head = ["", "image", "params", "here", "FLOPs", "here", "deviation", *fvcore, *table.quoted]
     cells: list[list[str] | str] = []
-    group = ""
-    for line in lines:
-        if line.row.group != group:
-            group = line.row.group
-            cells.append(group)
-        cells.append(_cells(line, notes))
+    for group, under in groupby(lines, key=lambda line: line.row.group):
+        cells += [*([group] if group else []), *(_cells(line, notes) for line in under)]
     body = _markdown(head, cells) if markdown else _aligned(head, cells)
     units = "params in millions, FLOPs in billions of multiply-adds; right of the counts: the paper's own results"
     lines_of_text = [f"Table {table.number}: {table.title}", "", *body, "", units]
@@ -203,7 +199,6 @@ def _cells(line: RowComparison, notes: list[str]) -> list[str]:
     params, flops = line.counts
     if line.uncounted_heavy:
         marks["flops"] += f" TOO LOW: {', '.join(line.uncounted_heavy)}"
-    deviation = "" if flops.deviation is None else f"{flops.deviation:+.2%}"
     return [
         row.label,
         image,
@@ -211,7 +206,7 @@ def _cells(line: RowComparison, notes: list[str]) -> list[str]:
         f"{params.ours:.2f}{marks['params']}",
         row.flops or "",
         f"{flops.ours:.{3 if flops.ours < 10 else 2}f}{marks['flops']}",
-        deviation,
+        "" if flops.deviation is None else f"{flops.deviation:+.2%}",
         *fvcore,
         *row.quoted,
     ]

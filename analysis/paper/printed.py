@@ -371,16 +371,7 @@ V2 = PaperTable(
 TABLES = {
     table.number: table
     for table in (
-        ON_IMAGENET,
-        ISOTROPIC_AND_VIT,
-        ON_COCO,
-        ON_ADE20K,
-        ON_ADE20K_SINGLE_SCALE,
-        ROBUSTNESS,
-        SPECIFICATIONS,
-        FROM_RESNET50,
-        FROM_RESNET200,
-        ON_A100,
-        V2,
+        *(ON_IMAGENET, ISOTROPIC_AND_VIT, ON_COCO, ON_ADE20K, ON_ADE20K_SINGLE_SCALE, ROBUSTNESS),
+        *(SPECIFICATIONS, FROM_RESNET50, FROM_RESNET200, ON_A100, V2),
     )
 }
