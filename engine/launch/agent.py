@@ -89,7 +89,7 @@ class LaunchAgent(LocalElasticAgent):
         self.end = None
         self._hang_detector, self._polled_at = HangDetector(), 0.0
         self._ended_at: dict[int, float] = {}
-        self._stacks: dict[int, tuple[int, tuple[str, ...]]] = {}  # by rank: number of the announcement, frames
+        self._stacks: dict[int, tuple[int, list[str]]] = {}  # by rank: number of the announcement, frames
         started = super()._start_workers(worker_group)
         for number in FORWARDED_SIGNALS:  # after torch's own handlers, which would end everything at once
             signal.signal(number, self._on_signal)
@@ -202,8 +202,8 @@ class LaunchAgent(LocalElasticAgent):
         late = self._hang_detector.update(positions, now)
         stalled = self._with_frames(late, positions) if len(late) == len(positions) else None
         if self.channel is not None:
-            self.channel.publish(stalled)
-            stalled = self.channel.stalled_job() if self._node == 0 else None
+            self.channel.stalled = stalled
+            stalled = self.channel.stalled_everywhere if self._node == 0 else None
         return JobEnd(describe_hang(stalled), EXIT_HUNG, retry=True) if stalled else None
 
     def _with_frames(self, stalled: list[StalledRank], positions: dict[int, Position]) -> list[StalledRank]:
@@ -218,8 +218,7 @@ class LaunchAgent(LocalElasticAgent):
         if new:
             time.sleep(STACK_DUMP_SECONDS)
         for rank in new:
-            frames = tuple(read_frames(local_ranks[rank].folder)[:5])
-            self._stacks[rank] = (positions[rank].sequence, frames)
+            self._stacks[rank] = positions[rank].sequence, read_frames(local_ranks[rank].folder)[:5]
         return [replace(one, frames=self._stacks[one.rank][1]) for one in stalled]
 
     def report_stacks(self) -> None:
@@ -227,7 +226,7 @@ class LaunchAgent(LocalElasticAgent):
         copies: Path | None = None
         for rank, local in self._local_ranks().items():
             position = read_position(local.folder)
-            frames = self._stacks.get(rank, (0, ()))[1]
+            frames = self._stacks.get(rank, (0, []))[1]
             print_line(f"rank {rank}: {position}" + (f", at {' < '.join(frames[:3])}" if frames else ""))
             if frames and position.folder:
                 with suppress(OSError):

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 POLL_SECONDS = 0.05
@@ -49,9 +49,8 @@ class ChildProcess:
         self.memory_bytes = 0
         self._log, self._grace = log, grace
         self._started = time.monotonic()
-        output = log.open("ab") if log is not None else None
-        self._log_start = output.tell() if output is not None else 0
-        try:
+        with log.open("ab") if log is not None else nullcontext() as output:
+            self._log_start = output.tell() if output is not None else 0
             self._process = subprocess.Popen(
                 command,
                 stdin=None if log is None else subprocess.DEVNULL,
@@ -62,9 +61,6 @@ class ChildProcess:
                 pass_fds=pass_fds,
                 start_new_session=log is not None,
             )
-        finally:
-            if output is not None:
-                output.close()
 
     @property
     def seconds(self) -> float:
@@ -139,9 +135,5 @@ def handle_signals(handlers: Mapping[signal.Signals, Callable[..., None]]) -> It
 
 def interrupt_on_signals() -> AbstractContextManager[None]:
     """Context that raises ``KeyboardInterrupt`` on SIGTERM and SIGHUP, like Ctrl-C; ignored signals stay ignored."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
     wanted = (number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN)
-    return handle_signals(dict.fromkeys(wanted, interrupt))
+    return handle_signals(dict.fromkeys(wanted, signal.default_int_handler))

@@ -8,19 +8,23 @@ they wait in one.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
 from engine.launch.heartbeat import Phase, Position
 
 MIN_STEP_PATIENCE_SECONDS = 45.0
 STEP_PATIENCE_FACTOR = 10  # times the median duration of a step
 WARM_UP_STEPS = 5  # the first steps may compile and autotune
-LONG_PATIENCE_SECONDS = 1800.0  # the timeout of torch's collectives
-DATA_PATIENCE_SECONDS = 600.0
+# For each phase, and for the first steps.
+PATIENCE_SECONDS = {
+    Phase.STARTING: math.inf,  # of unknown length; torch ends a collective that not all ranks join
+    Phase.DATA: 600.0,
+    **dict.fromkeys((Phase.STEP, Phase.VALIDATION, Phase.SAVING), 1800.0),  # the timeout of torch's collectives
+}
 MAX_GAP_SECONDS = 3.0  # counted between two updates; more means that the launcher itself was suspended
 STEP_HISTORY = 50  # durations in the median
 # Files of the functions in which a rank waits for the others.
@@ -45,12 +49,7 @@ class StalledRank:
     phase: int
     place: str
     age: float
-    frames: tuple[str, ...] = ()
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> StalledRank:
-        """Inverse of ``dataclasses.asdict``, also by way of JSON."""
-        return cls(**{**values, "frames": tuple(values["frames"])})
+    frames: Sequence[str] = ()
 
 
 class HangDetector:
@@ -97,12 +96,8 @@ class HangDetector:
 
     def patience(self, position: Position) -> float:
         """Seconds that a rank may stay in a position."""
-        if position.phase == Phase.STARTING:
-            return float("inf")  # of unknown length; torch ends a collective that not all ranks join
-        if position.phase == Phase.DATA:
-            return max(DATA_PATIENCE_SECONDS, position.patience)
         if position.phase != Phase.STEP or position.steps <= WARM_UP_STEPS:
-            return max(LONG_PATIENCE_SECONDS, position.patience)
+            return max(PATIENCE_SECONDS[position.phase], position.patience)
         usual = median(self._durations) if self._durations else 0.0
         return position.patience or max(MIN_STEP_PATIENCE_SECONDS, STEP_PATIENCE_FACTOR * usual)
 

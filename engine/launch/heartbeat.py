@@ -17,9 +17,9 @@ import signal
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
+from typing import Any, NamedTuple
 
 POSITION_FILE, ERROR_FILE, STACKS_FILE = "position", "error_report.json", "stacks.txt"
 STACK_SIGNAL = signal.SIGUSR2
@@ -29,9 +29,7 @@ LOST_PEER_MESSAGES = ("gloo", "Connection closed by peer", "Connection reset by 
 LOST_PEER_ERRORS = ("DistBackendError", "DistNetworkError")
 PR_SET_PDEATHSIG = 1
 
-_PAGE = 1024
-_FIXED = struct.Struct("<QQBdHH")  # sequence, steps, phase, patience, length of the place, length of the folder
-_PLACE, _FOLDER = 64, 384
+_LAYOUT = struct.Struct("<QQBd320s640s")  # the fields of a Position; struct cuts texts and fills them with zeros
 
 
 class Phase(IntEnum):
@@ -47,8 +45,7 @@ class Phase(IntEnum):
 _PHASE_NAMES = ("starting", "waiting for data", "training", "validation", "saving")
 
 
-@dataclass(frozen=True)
-class Position:
+class Position(NamedTuple):
     """The last announcement of a rank.
 
     Attributes:
@@ -72,33 +69,13 @@ class Position:
         return f"{self.place} ({name})" if self.place else name
 
 
-class _PositionFile:
-    """The memory-mapped file of this rank and the values in it."""
-
-    def __init__(self, folder: Path) -> None:
-        with open(folder / POSITION_FILE, "w+b") as file:
-            file.write(bytes(_PAGE))  # real blocks: on a full disk a mapped hole would crash at the first write
-            file.flush()
-            self._page = mmap.mmap(file.fileno(), _PAGE)
-        self.parent = folder
-        self.sequence = self.steps = 0
-        self.phase = Phase.STARTING
-        self.patience = 0.0
-        self.place = self.folder = b""
-
-    def write(self) -> None:
-        self.sequence += 1
-        page, place, folder = self._page, self.place, self.folder
-        page[_PLACE : _PLACE + len(place)] = place
-        page[_FOLDER : _FOLDER + len(folder)] = folder
-        _FIXED.pack_into(page, 0, self.sequence, self.steps, self.phase, self.patience, len(place), len(folder))
-
-
 class Heartbeat:
     """Announcements of this process to its launcher; all methods do nothing until :meth:`start` finds a launcher."""
 
     def __init__(self) -> None:
-        self._file: _PositionFile | None = None
+        self._folder: Path | None = None
+        self._page: mmap.mmap
+        self._position = Position()
 
     def start(self) -> None:
         """Open the position file, if torchrun's agent has given this rank a folder.
@@ -107,10 +84,15 @@ class Heartbeat:
         continue, and a rank whose launcher is killed gets SIGTERM, so that no rank keeps a GPU without a launcher.
         """
         error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
-        if not error_file or self._file is not None or not Path(error_file).parent.is_dir():
+        if not error_file or self._folder is not None or not Path(error_file).parent.is_dir():
             return
-        self._file = _PositionFile(Path(error_file).parent)
-        stacks = open(self._file.parent / STACKS_FILE, "w", encoding="utf-8")  # noqa: SIM115  (open until the process ends)
+        folder = Path(error_file).parent
+        with open(folder / POSITION_FILE, "w+b") as file:
+            file.write(bytes(_LAYOUT.size))  # real blocks: on a full disk a mapped hole would crash at the first write
+            file.flush()
+            self._page = mmap.mmap(file.fileno(), _LAYOUT.size)
+        self._folder = folder
+        stacks = open(folder / STACKS_FILE, "w", encoding="utf-8")  # noqa: SIM115  (open until the process ends)
         faulthandler.enable(stacks)
         faulthandler.register(STACK_SIGNAL, stacks)
         with suppress(OSError, AttributeError):  # Linux only
@@ -123,32 +105,20 @@ class Heartbeat:
             work_dir: Work directory, which gets the stacks of a hang.
             patience: Seconds allowed for a step; 0 for the default, see :mod:`engine.launch.hang_detector`.
         """
-        if self._file is not None:
-            self._file.patience = patience
-            self._file.folder = str(Path(work_dir).resolve()).encode()[: _PAGE - _FOLDER]
-            self._file.write()
+        self._announce(patience=patience, folder=str(Path(work_dir).resolve()))
 
     def enter(self, phase: Phase, place: str = "") -> None:
         """Announce the start of a phase; an empty place leaves that of the last announcement."""
-        file = self._file
-        if file is None:
-            return
-        if phase == Phase.STEP:
-            file.steps += 1
-        if place:
-            file.place = place.encode()[: _FOLDER - _PLACE]
-        file.phase = phase
-        file.write()
+        before = self._position
+        self._announce(steps=before.steps + (phase == Phase.STEP), phase=phase, place=place or before.place)
 
     @contextmanager
     def during(self, phase: Phase) -> Iterator[None]:
         """Announce a phase within another one, which continues afterwards."""
-        before = self._file.phase if self._file is not None else phase
+        before = self._position.phase
         self.enter(phase)
         yield
-        if self._file is not None:
-            self._file.phase = before
-            self._file.write()
+        self._announce(phase=before)
 
     def report_error(self, error: BaseException, line: str | None = None) -> bool:
         """Write the error that ends this rank to a file for the launcher.
@@ -160,15 +130,20 @@ class Heartbeat:
         Returns:
             Whether the error only means that another rank has ended; the launcher then reports which one.
         """
-        if self._file is None:
+        if self._folder is None:
             return False
         name, text = type(error).__name__, str(error).strip()
         lost = name in LOST_PEER_ERRORS or (name == "RuntimeError" and any(part in text for part in LOST_PEER_MESSAGES))
         line = line or ": ".join(filter(None, [name, next(iter(text.splitlines()), "")]))
         report = {"line": line[:MAX_LINE_LENGTH], "lost_peer": lost}
         with suppress(OSError):  # a full disk must not hide the error itself
-            (self._file.parent / ERROR_FILE).write_text(json.dumps(report), encoding="utf-8")
+            (self._folder / ERROR_FILE).write_text(json.dumps(report), encoding="utf-8")
         return lost
+
+    def _announce(self, **changes: Any) -> None:
+        if self._folder is not None:
+            now = self._position = self._position._replace(sequence=self._position.sequence + 1, **changes)
+            self._page[:] = _LAYOUT.pack(*now[:4], now.place.encode(), now.folder.encode())
 
 
 HEARTBEAT = Heartbeat()  # one rank per process
@@ -177,10 +152,9 @@ HEARTBEAT = Heartbeat()  # one rank per process
 def read_position(folder: Path) -> Position:
     """The last announcement of the rank with this folder; the default position if there is none."""
     try:
-        page = (folder / POSITION_FILE).read_bytes()
-        sequence, steps, phase, patience, place, work = _FIXED.unpack_from(page)
-        texts = (page[at : at + length].decode(errors="replace") for at, length in ((_PLACE, place), (_FOLDER, work)))
-        return Position(sequence, steps, Phase(phase), patience, *texts)
+        sequence, steps, phase, patience, *texts = _LAYOUT.unpack((folder / POSITION_FILE).read_bytes())
+        place, work_dir = (text.rstrip(b"\0").decode(errors="replace") for text in texts)
+        return Position(sequence, steps, Phase(phase), patience, place, work_dir)
     except (OSError, struct.error, ValueError):
         return Position()
 

@@ -7,19 +7,18 @@ import signal
 import sys
 import tempfile
 from dataclasses import dataclass
-from datetime import timedelta
 
 from torch.distributed import PrefixStore, TCPStore
 from torch.distributed.elastic.agent.server.api import WorkerSpec
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
-from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
+from torch.distributed.elastic.rendezvous import RendezvousInfo, RendezvousStoreInfo
+from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous
 
 from engine.launch.agent import SAVED_MESSAGES, LaunchAgent, print_line
 from engine.launch.exit_codes import EXIT_BAD_INPUT, EXIT_HUNG
 from engine.launch.rendezvous import RendezvousError, RendezvousServer, request_port, run_id
 
-RENDEZVOUS_SECONDS = 600.0  # from the first machine's start to the last one's
-STORE_TIMEOUT = timedelta(seconds=RENDEZVOUS_SECONDS)
+RENDEZVOUS_SECONDS = 600  # from the first machine's start to the last one's
 EXIT_WAIT_SECONDS = 20.0  # for the other machines to end after a failure
 
 
@@ -50,7 +49,7 @@ class LaunchConfig:
     arguments: list[str]
 
 
-class StaticRendezvous(RendezvousHandler):
+class StaticRendezvous(StaticTCPRendezvous):
     """Fixed machines, any free ports: one store for the launchers, and a new one for the processes at each start.
 
     In a store that is kept, restarted processes would read the addresses of the ones before.
@@ -62,59 +61,35 @@ class StaticRendezvous(RendezvousHandler):
         RendezvousError: If the machines do not find each other.
     """
 
-    use_agent_store = True  # the processes find a server, and start none
-
     def __init__(self, job: LaunchConfig) -> None:
-        self._job = job
-        self._name = run_id(job.nodes, job.processes, job.program, job.arguments)
+        name = run_id(job.nodes, job.processes, job.program, job.arguments)
+        # The port is that of torch's own store, which is not used.
+        super().__init__(job.address, job.port, job.node_rank, job.nodes, name, RENDEZVOUS_SECONDS)
         self._round = 0
         self._servers: list[TCPStore] = []
         if job.node_rank == 0:
             launchers = self._serve()
             if job.nodes > 1:
-                server = RendezvousServer(self._name, job.port, launchers.port)
-                launchers.wait([f"here/{node}" for node in range(1, job.nodes)], STORE_TIMEOUT)
+                server = RendezvousServer(name, job.port, launchers.port)
+                launchers.wait([f"here/{node}" for node in range(1, job.nodes)], self.timeout)
                 server.close()
         else:
-            port = request_port(job.address, job.port, self._name, job.node_rank, RENDEZVOUS_SECONDS)
-            launchers = TCPStore(job.address, port, None, False, STORE_TIMEOUT, wait_for_workers=False)
+            port = request_port(job.address, job.port, name, job.node_rank, RENDEZVOUS_SECONDS)
+            launchers = TCPStore(job.address, port, None, False, self.timeout, wait_for_workers=False)
             launchers.set(f"here/{job.node_rank}", "")
         self._launchers = launchers
 
     def next_rendezvous(self) -> RendezvousInfo:
         """The launchers' store for one start of the processes, and the address of the processes' store."""
-        job, start = self._job, PrefixStore(str(self._round), self._launchers)
+        start = PrefixStore(str(self._round), self._launchers)
         self._round += 1
-        if job.node_rank == 0:
+        if self.rank == 0:
             start.set("port", str(self._serve().port))
-        place = RendezvousStoreInfo(job.address, int(start.get("port")))
-        return RendezvousInfo(start, job.node_rank, job.nodes, place)
-
-    def get_backend(self) -> str:
-        """Name of this kind of rendezvous."""
-        return "fixed"
-
-    def get_run_id(self) -> str:
-        """Identifier of the job."""
-        return self._name
-
-    def is_closed(self) -> bool:
-        """Never: it ends with the launcher."""
-        return False
-
-    def set_closed(self) -> None:
-        """Nothing to close."""
-
-    def num_nodes_waiting(self) -> int:
-        """Number of machines that want to join: none can."""
-        return 0
-
-    def shutdown(self) -> bool:
-        """Nothing to shut down."""
-        return True
+        place = RendezvousStoreInfo(self.master_addr, int(start.get("port")))
+        return RendezvousInfo(start, self.rank, self.world_size, place)
 
     def _serve(self) -> TCPStore:
-        store = TCPStore(self._job.address, 0, None, True, STORE_TIMEOUT, wait_for_workers=False)
+        store = TCPStore(self.master_addr, 0, None, True, self.timeout, wait_for_workers=False)
         self._servers.append(store)
         return store
 

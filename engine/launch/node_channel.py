@@ -43,25 +43,25 @@ class NodeChannel:
         node: Number of this machine.
         nodes: Number of machines.
         attempt: Number of restarts of the processes so far.
+
+    Attributes:
+        stalled: Ranks of this machine if all of them are stalled, else ``None``; the launcher sets it.
+        stalled_everywhere: On the first machine: all ranks of the job if all of them are stalled, else none.
     """
 
     def __init__(self, store: Store, node: int, nodes: int, attempt: int) -> None:
         self._store = PrefixStore(f"channel/{attempt}", store)
         self._node, self._nodes = node, nodes
-        self._stalled: list[dict[str, Any]] | None = None
+        self.stalled: list[StalledRank] | None = None
+        self.stalled_everywhere: list[StalledRank] = []
         self._posted: JobEnd | None = None
         self._received: JobEnd | None = None
-        self._all_stalled: list[StalledRank] = []
         self._exit_code: int | None = None
         self._all_left = threading.Event()
         self._closed = threading.Event()
         self._heard = time.monotonic()
         self._beats: dict[int, tuple[int, float]] = dict.fromkeys(range(1, nodes), (-1, self._heard))
         threading.Thread(target=self._run, daemon=True).start()
-
-    def publish(self, stalled: list[StalledRank] | None) -> None:
-        """Tell the other machines that all ranks of this machine are stalled, or that they are not (``None``)."""
-        self._stalled = None if stalled is None else [asdict(rank) for rank in stalled]
 
     def post(self, end: JobEnd) -> None:
         """Tell all machines the end of the job; the first message counts."""
@@ -72,10 +72,6 @@ class NodeChannel:
         if self._received is None and self._node and time.monotonic() - self._heard > MAX_SILENCE_SECONDS:
             return _silent(0)
         return self._received
-
-    def stalled_job(self) -> list[StalledRank]:
-        """On the first machine: all ranks of the job if all of them are stalled, else none."""
-        return self._all_stalled
 
     def wait_for_exit(self, exit_code: int, timeout: float) -> None:
         """Wait until all machines are about to exit, so that none is killed because another one has exited.
@@ -109,27 +105,25 @@ class NodeChannel:
             store.set(f"left/{self._node}", str(self._exit_code))
             if store.check([f"left/{node}" for node in range(self._nodes)]):
                 self._all_left.set()
-        store.set(f"status/{self._node}", json.dumps({"beat": beat, "stalled": self._stalled}))
+        store.set(f"status/{self._node}", json.dumps({"beat": beat, "stalled": self.stalled}, default=asdict))
         if self._node == 0:
             self._read_statuses()
         if self._received is None and store.check(["end"]):
             self._received = JobEnd(**json.loads(store.get("end")))
 
     def _read_statuses(self) -> None:
-        stalled: list[list[dict[str, Any]] | None] = [self._stalled]
+        stalled = [self.stalled]
         now = time.monotonic()
         for node, (before, at) in self._beats.items():
             key = f"status/{node}"
-            status: dict[str, Any] = {"beat": -1, "stalled": None}
-            if self._store.check([key]):
-                status = json.loads(self._store.get(key))
+            found = self._store.check([key])
+            status: dict[str, Any] = json.loads(self._store.get(key)) if found else {"beat": -1, "stalled": None}
             if status["beat"] != before:
                 self._beats[node] = (status["beat"], now)
             elif now - at > MAX_SILENCE_SECONDS:
                 self.post(_silent(node))
-            stalled.append(status["stalled"])
-        everywhere = [] if None in stalled else stalled
-        self._all_stalled = [StalledRank.from_dict(one) for part in everywhere for one in part or ()]
+            stalled.append(None if status["stalled"] is None else [StalledRank(**one) for one in status["stalled"]])
+        self.stalled_everywhere = [] if None in stalled else [one for part in stalled for one in part or ()]
 
 
 def _silent(node: int) -> JobEnd:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -45,14 +46,8 @@ def largest_that_fits(sizes: Sequence[int], fits: Callable[[int], bool]) -> int 
     """
     if sizes and fits(sizes[-1]):
         return sizes[-1]
-    low, high = 0, len(sizes) - 1  # sizes[low - 1] is known to fit, sizes[high] not to
-    while low < high:
-        middle = (low + high) // 2
-        if fits(sizes[middle]):
-            low = middle + 1
-        else:
-            high = middle
-    return sizes[low - 1] if low else None
+    count = bisect_left(sizes, True, hi=max(0, len(sizes) - 1), key=lambda size: not fits(size))
+    return sizes[count - 1] if count else None
 
 
 def measured_fit(resolved: Resolved, launch: Launch) -> int:

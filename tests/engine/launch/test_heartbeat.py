@@ -90,9 +90,9 @@ def late_after(seconds: float, *positions: Position) -> list[int]:
     ("phase", "patience"),
     [
         (Phase.STEP, hang.MIN_STEP_PATIENCE_SECONDS),
-        (Phase.DATA, hang.DATA_PATIENCE_SECONDS),
-        (Phase.VALIDATION, hang.LONG_PATIENCE_SECONDS),
-        (Phase.SAVING, hang.LONG_PATIENCE_SECONDS),
+        (Phase.DATA, hang.PATIENCE_SECONDS[Phase.DATA]),
+        (Phase.VALIDATION, hang.PATIENCE_SECONDS[Phase.VALIDATION]),
+        (Phase.SAVING, hang.PATIENCE_SECONDS[Phase.SAVING]),
     ],
 )
 def test_each_phase_has_its_patience(phase: Phase, patience: float) -> None:
@@ -103,7 +103,7 @@ def test_each_phase_has_its_patience(phase: Phase, patience: float) -> None:
 
 def test_the_first_steps_may_compile_and_the_start_takes_what_it_takes() -> None:
     assert late_after(10 * hang.MIN_STEP_PATIENCE_SECONDS, Position(3, hang.WARM_UP_STEPS, Phase.STEP)) == []
-    assert late_after(2 * hang.LONG_PATIENCE_SECONDS, Position(1, 0, Phase.STARTING)) == []
+    assert late_after(2 * hang.PATIENCE_SECONDS[Phase.VALIDATION], Position(1, 0, Phase.STARTING)) == []
 
 
 def test_the_config_decides_how_long_a_step_may_take() -> None:
@@ -141,7 +141,7 @@ def test_a_rank_that_moves_is_not_late() -> None:
 def sits(
     rank: int, steps: int, phase: Phase = Phase.STEP, frame: str = "engine/training/loops.py:5 in run"
 ) -> StalledRank:
-    return StalledRank(rank, steps, phase, f"step {steps} (training)", 46.0, (frame, "tools/train.py:1 in main"))
+    return StalledRank(rank, steps, phase, f"step {steps} (training)", 46.0, [frame, "tools/train.py:1 in main"])
 
 
 WAITS = "distributed/distributed_c10d.py:9 in all_reduce"
@@ -158,7 +158,7 @@ WAITS = "distributed/distributed_c10d.py:9 in all_reduce"
 )
 def test_the_cause_is_behind_or_does_something_else(statuses: list[StalledRank], guilty: list[int]) -> None:
     assert [status.rank for status in find_causes(statuses)] == guilty
-    told = [StalledRank.from_dict(json.loads(json.dumps(asdict(status)))) for status in statuses]
+    told = [StalledRank(**json.loads(json.dumps(asdict(status)))) for status in statuses]
     assert told == statuses
 
 
