@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from backbones.errors import ConfigError
-from engine.config.schema import is_number, is_whole
+from engine.config.schema import is_whole
 
 ENVIRONMENT_KEYS = (
     *("cudnn_benchmark", "mp_cfg", "dist_cfg", "resource_limit"),  # mmengine's
@@ -58,20 +58,13 @@ class NonFinitePolicy:
 
 
 def check_environment(settings: dict[str, Any]) -> None:
-    """Check the names and values in the mapping ``env_cfg`` of a config.
+    """Check the names in the mapping ``env_cfg`` of a config, and its policy for steps that are not finite.
 
     Raises:
-        ConfigError: For the first setting that does not exist or has a wrong value.
+        ConfigError: For the first setting that does not exist, or a wrong policy.
     """
     for key in settings:
         if key not in ENVIRONMENT_KEYS:
             near = (difflib.get_close_matches(key, ENVIRONMENT_KEYS, n=1) or [", ".join(ENVIRONMENT_KEYS)])[0]
             raise ConfigError(f"env_cfg has no setting {key!r}; nearest: {near}")
-    if not isinstance(settings.get("sharded", False), bool):
-        raise ConfigError(f"env_cfg.sharded={settings['sharded']!r}: True or False")
     NonFinitePolicy.from_setting(settings.get("nonfinite", "stop"))
-    if not isinstance(settings.get("compile", False), bool | dict):
-        raise ConfigError(f"env_cfg.compile={settings['compile']!r}: True, False or arguments of torch.compile")
-    patience = settings.get("patience")
-    if patience is not None and not (is_number(patience) and patience > 0):
-        raise ConfigError(f"env_cfg.patience={patience!r}: a positive number of seconds for a step is needed")

@@ -28,6 +28,7 @@ from backbones.registry import unknown_backbone
 from engine.config.batch import BatchPlan, plan_batch, scaled_lr
 from engine.config.building import build, registered_class
 from engine.config.classes import class_names, palette
+from engine.config.environment import check_environment
 from engine.config.schema import check_settings, is_whole
 from engine.config.world import Launch
 from engine.task import task_of
@@ -167,6 +168,7 @@ def resolve(cfg: Config, stated_batch: int, launch: Launch, training: bool = Tru
         if not cfg.get(key):
             raise ConfigError(f"config states no {key}: take it from a file in configs/_base_")
     check_settings(cfg)
+    check_environment(cfg.get("env_cfg", {}))
     _check_backbone(cfg)
     notes: list[str] = []
     _set_hooks(cfg, notes)

@@ -125,6 +125,9 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "default_hooks.*": _MAPPING_OR_NONE,
     "custom_hooks": _PARTS,
     "env_cfg": _MAPPING,
+    "env_cfg.sharded": (_is_a(bool), "True or False"),
+    "env_cfg.compile": (_is_a(bool, dict), "True, False or arguments of torch.compile"),
+    "env_cfg.patience": (_or_none(_POSITIVE[0]), "a positive number of seconds for a step is needed"),
     "randomness": _MAPPING,
     "randomness.seed": (
         _or_none(lambda value: is_whole(value, 0, _MAX_SEED)),

@@ -17,7 +17,6 @@ from torch import nn
 from backbones.errors import ConfigError
 from engine.config.batch import BatchPlan
 from engine.config.building import build, registered_class
-from engine.config.environment import check_environment
 from engine.config.load import Resolved
 from engine.config.schema import is_number
 from engine.config.world import Launch
@@ -137,7 +136,6 @@ def training_plan(resolved: Resolved, launch: Launch) -> TrainingPlan:
     """
     cfg = resolved.cfg
     assert resolved.plan is not None, "resolved for testing"
-    check_environment(cfg.get("env_cfg", {}))
     task_of(cfg).check_batch(cfg, resolved.plan.per_process)
     model = build_on_meta(cfg)
     peak = float(cfg.optim_wrapper.optimizer.lr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from mmengine import Config
@@ -10,7 +11,6 @@ from mmengine import Config
 from backbones.errors import MachineError
 from engine.checkpoint.model_weights import LOADER_SETTINGS
 from engine.config.building import building
-from engine.config.environment import check_environment
 from engine.config.load import Resolved
 from engine.config.world import Launch
 from engine.distributed.processes import start_processes
@@ -40,7 +40,6 @@ def build_runner(resolved: Resolved, launch: Launch, trust: bool = False) -> Run
     start_processes(launch)
     cfg = resolved.cfg
     settings = cfg.get("env_cfg", {})
-    check_environment(settings)
     _check_work_dir(cfg)
     compile_patience = COMPILE_PATIENCE_SECONDS if settings.get("compile") else 0.0
     HEARTBEAT.configure(cfg.work_dir, settings.get("patience") or compile_patience)
@@ -55,10 +54,7 @@ def build_runner(resolved: Resolved, launch: Launch, trust: bool = False) -> Run
 
 
 def _check_work_dir(cfg: Config) -> None:
-    try:
+    with suppress(OSError):
         Path(cfg.work_dir).mkdir(parents=True, exist_ok=True)
-        writable = os.access(cfg.work_dir, os.W_OK)
-    except OSError:
-        writable = False
-    if not writable:
+    if not Path(cfg.work_dir).is_dir() or not os.access(cfg.work_dir, os.W_OK):
         raise MachineError(f"work_dir {cfg.work_dir!r} cannot be written: choose another with --work-dir")

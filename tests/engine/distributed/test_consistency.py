@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from torch import nn
 
 from backbones.errors import UserError
-from engine.config.environment import check_environment
+from engine.config.schema import check_settings
 from engine.distributed.consistency import check_same_data, describe_loader
 from engine.optim.unused_parameters import check_unused_parameters
 
@@ -67,10 +68,10 @@ def test_where_each_process_has_data_of_its_own_the_batches_count() -> None:
 
 @pytest.mark.parametrize("patience", [0, -1.0, "long", True])
 def test_the_patience_of_a_step_is_a_number_of_seconds(patience: Any) -> None:
-    check_environment({"patience": 90})
-    check_environment({"patience": None})
+    check_settings(Config(dict(env_cfg=dict(patience=90))))
+    check_settings(Config(dict(env_cfg=dict(patience=None))))
     with pytest.raises(UserError, match=r"^env_cfg.patience=.*: a positive number of seconds for a step is needed$"):
-        check_environment({"patience": patience})
+        check_settings(Config(dict(env_cfg=dict(patience=patience))))
 
 
 class Branches(nn.Module):
