@@ -138,9 +138,11 @@ def test(
     metrics = {name: float(value) for name, value in runner.test().items()}
     if is_main_process():
         name = "test" + ("_ema" if averaged else "") + ("_tta" if tta else "")
-        result = {"checkpoint": checkpoint, "averaged": averaged, "tta": tta, "metrics": metrics}
-        result |= {"receipts": runner.load_reports, "command": command_line(sys.argv, os.environ)}
-        result["environment"] = environment()
+        result = {
+            **{"checkpoint": checkpoint, "averaged": averaged, "tta": tta, "metrics": metrics},
+            **{"receipts": runner.load_reports, "command": command_line(sys.argv, os.environ)},
+            "environment": environment(),
+        }
         write_json(Path(cfg.work_dir) / f"{name}.json", result)
         if not tta:
             draw_test_images(runner, Path(cfg.work_dir) / "pictures", MAX_PICTURES)

@@ -94,11 +94,10 @@ def memory_limit(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup
 
 def list_gpus() -> list[dict[str, Any]]:
     """Name, memory in bytes and compute capability of each GPU that this process sees."""
-    found = []
-    for index in range(torch.cuda.device_count()):
-        gpu = torch.cuda.get_device_properties(index)
-        found.append({"name": gpu.name, "memory_bytes": gpu.total_memory, "capability": f"{gpu.major}.{gpu.minor}"})
-    return found
+    return [
+        {"name": gpu.name, "memory_bytes": gpu.total_memory, "capability": f"{gpu.major}.{gpu.minor}"}
+        for gpu in map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+    ]
 
 
 def driver_version() -> str | None:

@@ -73,8 +73,9 @@ def document(title: str, lead: str, sections: Mapping[str, str]) -> str:
 
 
 def facts(rows: Mapping[str, Any]) -> str:
-    """Return a table of names and values as HTML."""
-    cells = "".join(f'<tr><th scope="row">{escape(k)}</th><td>{escape(str(v))}</td></tr>' for k, v in rows.items())
+    """Return a table of names and values as HTML; rows whose value is ``None`` are left out."""
+    shown = {name: escape(str(value)) for name, value in rows.items() if value is not None}
+    cells = "".join(f'<tr><th scope="row">{escape(name)}</th><td>{text}</td></tr>' for name, text in shown.items())
     return f'<div class="wide"><table class="facts">{cells}</table></div>'
 
 

@@ -173,8 +173,8 @@ def _scores(run: Mapping[str, Any], last: Mapping[str, Any]) -> str:
 
 def _tasks(last: Mapping[str, Any]) -> tuple[TaskSpec, ...]:
     """The task of a training; all registered tasks where the record does not name it."""
-    task = TASK_SPECS.named(str(last.get("about", {}).get("task")))
-    return (task,) if task else TASK_SPECS.specs()
+    task = TASK_SPECS.get(str(last.get("about", {}).get("task")))
+    return (task,) if task else tuple(TASK_SPECS.values())
 
 
 def _score(name: str, tasks: Sequence[TaskSpec]) -> Score:
@@ -253,20 +253,18 @@ def _training(run: Mapping[str, Any], last: Mapping[str, Any]) -> str:
     for line in [*plan.get("lines", []), *(f"note: {line}" for line in plan.get("notes", []))]:
         name, _, text = line.partition(": ")
         rows[name] = f"{rows[name]}; {text}" if name in rows else text
-    if optimizer := about.get("optimizer"):
-        rows["optimizer"] = ", ".join(
-            str(value) if name == "type" else f"{name} {value}" for name, value in optimizer.items()
-        )
-    if about:
-        rows["averaged weights (EMA)"] = f"decay {about['ema']:g}" if about.get("ema") else "none"
-        rows["seed"] = about.get("seed")
-    if seconds := run["step_seconds"]:
-        batch = plan.get("batch", {}).get("global_batch")
-        rows["time of a step"] = f"{seconds:.3g} s" + (f", {batch / seconds:.4g} images/s" if batch else "")
+    optimizer = about.get("optimizer", {}).items()
+    seconds, batch = run["step_seconds"], plan.get("batch", {}).get("global_batch")
+    speed = f", {batch / seconds:.4g} images/s" if seconds and batch else ""
     peak = max((finite(start.get("memory_bytes")) or 0 for start in run["starts"]), default=0)
-    rows["peak memory"] = f"{memory(int(peak))} of the main process" if peak else NONE
-    if run["gpu_memory_bytes"]:
-        rows["peak GPU memory"] = memory(run["gpu_memory_bytes"])
+    rows |= {
+        "optimizer": ", ".join(str(value) if key == "type" else f"{key} {value}" for key, value in optimizer) or None,
+        "averaged weights (EMA)": (f"decay {about['ema']:g}" if about.get("ema") else "none") if about else None,
+        "seed": about.get("seed"),
+        "time of a step": f"{seconds:.3g} s{speed}" if seconds else None,
+        "peak memory": f"{memory(int(peak))} of the main process" if peak else NONE,
+        "peak GPU memory": memory(run["gpu_memory_bytes"]) if run["gpu_memory_bytes"] else None,
+    }
     return facts(rows) if last else ""
 
 
@@ -325,16 +323,18 @@ def _made_with(last: Mapping[str, Any]) -> str:
         return ""
     machine = made.get("machine", {})
     gpus = [f"{gpu['name']}, {memory(gpu['memory_bytes'])}" for gpu in machine.get("gpus", [])]
-    rows = {"code": commit_line(made.get("code", {})), "GPU": "; ".join(gpus) or "none"}
-    rows |= {"driver": machine["driver"]} if machine.get("driver") else {}
-    rows |= {
+    rows = {
+        "code": commit_line(made.get("code", {})),
+        "GPU": "; ".join(gpus) or "none",
+        "driver": machine.get("driver") or None,
         "CPU": f"{machine.get('cpu')}, {machine.get('cores')} cores",
         "memory": memory(machine.get("memory_bytes")),
+        "system": f"{machine.get('system')}, {machine.get('kernel')}",
+        "threads": made.get("threads"),
+        "packages": ", ".join(f"{name} {version}" for name, version in made.get("versions", {}).items()),
+        "variables": shlex.join(f"{name}={value}" for name, value in made.get("variables", {}).items()) or None,
     }
-    rows |= {"system": f"{machine.get('system')}, {machine.get('kernel')}", "threads": made.get("threads")}
-    rows["packages"] = ", ".join(f"{name} {version}" for name, version in made.get("versions", {}).items())
-    variables = shlex.join(f"{name}={value}" for name, value in made.get("variables", {}).items())
-    return facts(rows | ({"variables": variables} if variables else {}))
+    return facts(rows)
 
 
 def _steps(count: Any) -> str:
