@@ -193,12 +193,8 @@ class TaskSpec:
 CUSTOM_TASK = TaskSpec("custom task")
 
 
-class TaskRegistry:
-    """The registered specifications, by name and by class of model."""
-
-    def __init__(self) -> None:
-        self._by_name: dict[str, TaskSpec] = {}
-        self._by_model: dict[type, TaskSpec] = {}
+class TaskRegistry(dict[str, TaskSpec]):
+    """The registered specifications by name, in the order of registration."""
 
     def register(self, spec: TaskSpec) -> TaskSpec:
         """Add a specification.
@@ -206,34 +202,31 @@ class TaskRegistry:
         Raises:
             KeyError: If its name or one of its models belongs to another task.
         """
-        if spec.name in self._by_name:
+        if spec.name in self:
             raise KeyError(f"task {spec.name!r} is registered already: choose another name")
         for kind in spec.model_types:
-            if kind in self._by_model:
-                raise KeyError(f"{kind.__name__} belongs to task {self._by_model[kind].name!r}: state task in configs")
-        self._by_name[spec.name] = spec
-        self._by_model |= dict.fromkeys(spec.model_types, spec)
+            if kind in self._by_model():
+                raise KeyError(
+                    f"{kind.__name__} belongs to task {self._by_model()[kind].name!r}: state task in configs"
+                )
+        self[spec.name] = spec
         return spec
-
-    def specs(self) -> tuple[TaskSpec, ...]:
-        """All specifications, in the order of registration."""
-        return tuple(self._by_name.values())
 
     def named_classes(self) -> dict[str, NamedClasses]:
         """The known sets of classes of all tasks, by name."""
-        return {name: classes for spec in self.specs() for name, classes in spec.named_classes.items()}
+        return {name: classes for spec in self.values() for name, classes in spec.named_classes.items()}
 
     def sample_types(self) -> dict[type, tuple[str, ...]]:
         """The classes of objects in the batches of all tasks, with the attributes that their constructors take."""
-        return {kind: fields for spec in self.specs() for kind, fields in spec.sample_types.items()}
-
-    def named(self, name: str) -> TaskSpec | None:
-        """The specification with a name, ``None`` if there is none."""
-        return self._by_name.get(name)
+        return {kind: fields for spec in self.values() for kind, fields in spec.sample_types.items()}
 
     def of_model(self, model_type: type) -> TaskSpec:
         """The specification of the nearest base class, :data:`CUSTOM_TASK` if there is none."""
-        return next((self._by_model[base] for base in model_type.__mro__ if base in self._by_model), CUSTOM_TASK)
+        known = self._by_model()
+        return next((known[base] for base in model_type.__mro__ if base in known), CUSTOM_TASK)
+
+    def _by_model(self) -> dict[type, TaskSpec]:
+        return {kind: spec for spec in self.values() for kind in spec.model_types}
 
 
 TASK_SPECS = TaskRegistry()
@@ -256,8 +249,8 @@ def task_of(cfg: Config) -> TaskSpec:
     """
     name = cfg.get("task")
     if name is not None:
-        if (spec := TASK_SPECS.named(name)) is None:
-            known = ", ".join(sorted(spec.name for spec in TASK_SPECS.specs()))
+        if (spec := TASK_SPECS.get(name)) is None:
+            known = ", ".join(sorted(TASK_SPECS))
             raise ConfigError(f"task={name!r} is not registered: choose from {known}, or import its package")
         return spec
     model = cfg.get("model") or {}

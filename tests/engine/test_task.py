@@ -250,4 +250,4 @@ def test_engine_and_the_general_analysis_name_no_task() -> None:
 
 
 def test_all_three_tasks_are_registered() -> None:
-    assert {"classification", "detection", "segmentation"} <= {spec.name for spec in TASK_SPECS.specs()}
+    assert {"classification", "detection", "segmentation"} <= TASK_SPECS.keys()
