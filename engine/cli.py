@@ -6,8 +6,7 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from backbones.errors import MachineError, UserError
 from backbones.files import NO_SPACE_ERRNOS
@@ -27,35 +26,40 @@ def run_tool(main: Callable[[], None]) -> None:
     # The configs ask for pinned memory, which has no use without a GPU.
     warnings.filterwarnings("ignore", "'pin_memory' argument is set as true but no accelerator is found")
     try:
-        with _full_disk_as_machine_error():
-            main()
-    except UserError as error:
-        HEARTBEAT.report_error(error, one_line(error))
-        _print_error(f"error: {one_line(error)}")
-        sys.exit(error.exit_code)
+        main()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
         # The reader closed the pipe: redirect stdout so that the interpreter's own flush cannot fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except Exception as error:
+    except Exception as raised:
+        error = raised
+        if isinstance(raised, OSError) and raised.errno in NO_SPACE_ERRNOS:  # whatever was written: a log, a report
+            where = f" for {str(raised.filename)!r}" if raised.filename else ""
+            error = MachineError(f"{raised.strerror}{where}: make room and start again, a training with --resume")
+        if isinstance(error, UserError):
+            HEARTBEAT.report_error(error, one_line(error))
+            _print_error(f"error: {one_line(error)}")
+            sys.exit(error.exit_code)
         if not HEARTBEAT.report_error(error):
             raise
         _print_error(f"lost another process: {str(error).splitlines()[0]}")
         sys.exit(EXIT_FAILED)
 
 
-@contextmanager
-def _full_disk_as_machine_error() -> Iterator[None]:
-    """Turn a full disk into a :class:`MachineError`, whatever was written: a log, a curve, a report."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in NO_SPACE_ERRNOS:
-            raise
-        where = f" for {str(error.filename)!r}" if error.filename else ""
-        raise MachineError(f"{error.strerror}{where}: make room and start again, a training with --resume") from error
+def config_parser(description: str) -> argparse.ArgumentParser:
+    """Parser of a tool for a config: ``config`` and ``--cfg-options``."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("config")
+    add_config_options(parser)
+    return parser
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--cfg-options``, which :func:`engine.config.load.parse_options` reads."""
+    words = "override settings of the config, such as data_root=DIR or batch.size=64"
+    parser.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", help=words)
 
 
 def add_trust_option(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.cli import run_tool
+from engine.cli import add_config_options, run_tool
 from engine.launch.exit_codes import EXIT_BAD_INPUT
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def add_loading_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("config")
     command.add_argument("--peer", choices=("timm", "torchvision", "all", "none"), default="timm", help="other side")
     command.add_argument("--workers", type=int, default=0, metavar="N", help="worker processes (default: none)")
-    command.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", help="override settings, as data_root=DIR")
+    add_config_options(command)
 
 
 def add_detection_options(command: argparse.ArgumentParser) -> None:

@@ -3,27 +3,22 @@
 Exit code 0 when nothing is wrong (warnings may be printed), 1 when there are errors, 2 when it could not be checked.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.cli import run_tool
+from engine.cli import config_parser, run_tool
 
 
 def main() -> None:
     """Check the data, print a screen of findings at most and write all of them to a file."""
-    parser = argparse.ArgumentParser(description="Check the data of a config.")
-    parser.add_argument("config")
+    parser = config_parser("Check the data of a config.")
     parser.add_argument("--full", action="store_true", help="decode every image and read the values of all labels")
     parser.add_argument("--json", metavar="FILE", help="write every finding (default: data_check.json in the work_dir)")
     parser.add_argument("--splits", nargs="+", choices=["train", "val", "test"], default=["train", "val", "test"])
     parser.add_argument("--seconds", type=float, metavar="N", help="stop inspecting files after this time")
     parser.add_argument("--workers", type=int, metavar="N", help="number of processes (default: one for each core)")
-    parser.add_argument(
-        "--cfg-options", nargs="+", metavar="KEY=VALUE", help="override settings, such as data_root=DIR"
-    )
     args = parser.parse_args()
     if args.workers is not None and args.workers < 1:
         parser.error("--workers: at least 1")

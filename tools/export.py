@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.cli import add_trust_option, run_tool
+from engine.cli import add_config_options, add_trust_option, run_tool
 
 if TYPE_CHECKING:
     from analysis.export.exporter import OutputDifference
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument(
         "--shape", nargs=2, type=int, metavar=("H", "W"), help="export for images of this size only (default: any size)"
     )
-    parser.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", help="override settings of a config")
+    add_config_options(parser)
     add_trust_option(parser)
     args = parser.parse_args()
 

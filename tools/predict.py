@@ -1,25 +1,22 @@
 """Draw predictions: ``python tools/predict.py CONFIG CHECKPOINT IMAGE_OR_FOLDER [--out DIR]``."""
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.cli import add_trust_option, run_tool
+from engine.cli import add_trust_option, config_parser, run_tool
 
 
 def main() -> None:
     """Parse, build, draw one picture for each image."""
-    parser = argparse.ArgumentParser(description="Draw the predictions of a checkpoint.")
-    parser.add_argument("config")
+    parser = config_parser("Draw the predictions of a checkpoint.")
     parser.add_argument("checkpoint")
     parser.add_argument("images", type=Path, help="an image or a folder with images")
     parser.add_argument(
         "--out", type=Path, help="folder of the drawings (default: work_dirs/<config name>/predictions)"
     )
     parser.add_argument("--ema", action="store_true", help="use the averaged weights of the checkpoint")
-    parser.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", help="override settings")
     add_trust_option(parser)
     args = parser.parse_args()
 

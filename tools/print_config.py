@@ -1,20 +1,16 @@
 """Print a config as it will run: ``python tools/print_config.py CONFIG [--cfg-options k=v ...]``."""
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.cli import run_tool
+from engine.cli import config_parser, run_tool
 
 
 def main() -> None:
     """Resolve for the present machine and print."""
-    parser = argparse.ArgumentParser(description="Print a resolved config.")
-    parser.add_argument("config")
-    parser.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", help="override settings")
-    args = parser.parse_args()
+    args = config_parser("Print a resolved config.").parse_args()
 
     from engine.config.load import load_config, parse_options
 

@@ -3,7 +3,6 @@
 One line for each group, from the head down, with its peak rate; nothing is allocated and no data is read.
 """
 
-import argparse
 import json
 import sys
 from dataclasses import asdict
@@ -11,20 +10,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.cli import run_tool
+from engine.cli import config_parser, run_tool
 
 
 def main() -> None:
     """Parse, build without memory, print."""
-    parser = argparse.ArgumentParser(description="Print a config's parameter groups: rates, weight decay, drop path.")
-    parser.add_argument("config")
+    parser = config_parser("Print a config's parameter groups: rates, weight decay, drop path.")
     parser.add_argument("--json", action="store_true", help="print data instead of a table")
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        metavar="KEY=VALUE",
-        help="override settings, such as optim_wrapper.paramwise_cfg.decay_rate=0.8",
-    )
     args = parser.parse_args()
 
     from engine.config.load import load_config, parse_options

@@ -4,24 +4,21 @@ Trains once for each seed into ``<work dir>/seed_<n>``. An interrupted command i
 again. The results are written to ``<work dir>/repeat.json``.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.cli import run_tool
+from engine.cli import config_parser, run_tool
 
 
 def main() -> None:
     """Parse the arguments, run the trainings and print the summary."""
-    parser = argparse.ArgumentParser(description="Train a config with several seeds; print mean and deviation.")
-    parser.add_argument("config")
+    parser = config_parser("Train a config with several seeds; print mean and deviation.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--gpus", type=int, metavar="N", help="train on N GPUs (without any, N CPU processes)")
     parser.add_argument("--work-dir", help="default: work_dirs/<config name>_seeds")
     parser.add_argument("--per-gpu-batch", metavar="N|auto", help="option of tools/train.py")
-    parser.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", help="override settings of all runs")
     args = parser.parse_args()
 
     from analysis.seeds import repeat, summary_lines

@@ -1,24 +1,21 @@
 """Evaluate a checkpoint: ``python tools/test.py CONFIG CHECKPOINT [--tta] [--ema] [--cfg-options k=v ...]``."""
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.cli import add_trust_option, run_tool
+from engine.cli import add_trust_option, config_parser, run_tool
 
 
 def main() -> None:
     """Parse the arguments, resolve the config, test, print the metrics."""
-    parser = argparse.ArgumentParser(description="Evaluate a checkpoint.")
-    parser.add_argument("config")
+    parser = config_parser("Evaluate a checkpoint.")
     parser.add_argument("checkpoint")
     parser.add_argument("--tta", action="store_true", help="several scales and flips, where the config says how")
     parser.add_argument("--ema", action="store_true", help="evaluate the averaged weights of the checkpoint")
     parser.add_argument("--work-dir", help="test.json and pictures (default: work_dirs/<config name>)")
     parser.add_argument("--launcher", choices=["none", "pytorch"], default="none", help="set by the launch scripts")
-    parser.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", help="override settings")
     add_trust_option(parser)
     args = parser.parse_args()
 

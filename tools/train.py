@@ -3,20 +3,18 @@
 ``--dry-run`` prints what would be done, without reading data: ``python tools/train.py CONFIG --dry-run --gpus 32``.
 """
 
-import argparse
 import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.cli import add_trust_option, run_tool
+from engine.cli import add_trust_option, config_parser, run_tool
 
 
 def main() -> None:
     """Parse the arguments, resolve the config, train."""
-    parser = argparse.ArgumentParser(description="Train a config.")
-    parser.add_argument("config")
+    parser = config_parser("Train a config.")
     parser.add_argument("--work-dir", help="checkpoints, logs and curves (default: work_dirs/<config name>)")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the work directory")
     parser.add_argument(
@@ -30,9 +28,6 @@ def main() -> None:
     parser.add_argument("--no-data-check", action="store_true", help="start without checking the data first")
     parser.add_argument("--gpus", type=int, metavar="N", help="with --dry-run: pretend to be launched on N GPUs")
     parser.add_argument("--launcher", choices=["none", "pytorch"], default="none", help="set by the launch scripts")
-    parser.add_argument(
-        "--cfg-options", nargs="+", metavar="KEY=VALUE", help="override settings, such as batch.size=64"
-    )
     add_trust_option(parser)
     args = parser.parse_args()
     if args.gpus is not None and not args.dry_run:
