@@ -63,19 +63,21 @@ class ResumableCheckpointHook(Hook):
         minutes: float = 30.0,
         by_epoch: bool | None = None,
     ) -> None:
-        if not is_whole(interval, 1) or not is_whole(max_keep_ckpts, -1) or max_keep_ckpts == 0:
-            raise ConfigError(
-                f"default_hooks.checkpoint: interval={interval!r}, max_keep_ckpts={max_keep_ckpts!r}: positive whole "
-                "numbers are needed, or -1 to keep all"
-            )
-        if not isinstance(minutes, int | float) or not minutes > 0:
-            raise ConfigError(f"default_hooks.checkpoint.minutes={minutes!r}: a positive number is needed")
-        if not (save_best is None or isinstance(save_best, str)):
-            raise ConfigError(f"default_hooks.checkpoint.save_best={save_best!r}: the name of one score, auto or None")
-        if not isinstance(save_last, bool) or not (by_epoch is None or isinstance(by_epoch, bool)):
-            raise ConfigError(
-                f"default_hooks.checkpoint: save_last={save_last!r}, by_epoch={by_epoch!r}: True or False is needed"
-            )
+        for fits, problem in (
+            (
+                is_whole(interval, 1) and is_whole(max_keep_ckpts, -1) and max_keep_ckpts != 0,
+                f": interval={interval!r}, max_keep_ckpts={max_keep_ckpts!r}: positive whole numbers are needed, or -1 "
+                "to keep all",
+            ),
+            (isinstance(minutes, int | float) and minutes > 0, f".minutes={minutes!r}: a positive number is needed"),
+            (isinstance(save_best, str | None), f".save_best={save_best!r}: the name of one score, auto or None"),
+            (
+                isinstance(save_last, bool) and isinstance(by_epoch, bool | None),
+                f": save_last={save_last!r}, by_epoch={by_epoch!r}: True or False is needed",
+            ),
+        ):
+            if not fits:
+                raise ConfigError(f"default_hooks.checkpoint{problem}")
         self.interval, self.keep, self.save_last = interval, max_keep_ckpts, save_last
         self.save_best, self.minutes, self.by_epoch = save_best, minutes, by_epoch
         self.best: dict[str, Any] = {}

@@ -163,15 +163,10 @@ def load_from_file_or_url(filename: str, map_location: str | None = None) -> dic
 def file_classes(checkpoint: Mapping[str, Any]) -> tuple[str, ...]:
     """Class names in a checkpoint of this project or of OpenMMLab, old or new; may be empty."""
     meta = checkpoint.get("meta")
-    if not isinstance(meta, Mapping):
-        return ()
-    dataset_meta = meta.get("dataset_meta")
-    for mapping in (dataset_meta if isinstance(dataset_meta, Mapping) else {}, meta):
-        for key in ("classes", "CLASSES"):
-            names = mapping.get(key)
-            if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
-                return tuple(names)
-    return ()
+    places = (meta.get("dataset_meta"), meta) if isinstance(meta, Mapping) else ()
+    found = (place.get(key) for place in places if isinstance(place, Mapping) for key in ("classes", "CLASSES"))
+    lists = (names for names in found if isinstance(names, list | tuple))
+    return next((tuple(names) for names in lists if all(isinstance(name, str) for name in names)), ())
 
 
 def _tensors(checkpoint: Mapping[str, Any], source: str, averaged: bool) -> dict[str, Tensor]:

@@ -54,17 +54,14 @@ def _disk_errors(file: Path) -> Iterator[None]:
             cause = cause.__cause__ or cause.__context__
         if cause is None:
             raise
-        raise MachineError(f"{_why(cause, file)}; earlier checkpoints are unchanged") from error
-
-
-def _why(error: OSError, file: Path) -> str:
-    if error.errno not in NO_SPACE_ERRNOS:
-        return f"checkpoint {str(file)!r} cannot be written: {error.strerror or error}"
-    free = shutil.disk_usage(file.parent).free / 2**20
-    return (
-        f"checkpoint {str(file)!r} cannot be written: {error.strerror} ({free:.0f} MiB free on this disk): make room "
-        "and continue with --resume"
-    )
+        room = ""
+        if cause.errno in NO_SPACE_ERRNOS:
+            free = shutil.disk_usage(file.parent).free / 2**20
+            room = f" ({free:.0f} MiB free on this disk): make room and continue with --resume"
+        reason = f"{cause.strerror or cause}{room}"
+        raise MachineError(
+            f"checkpoint {str(file)!r} cannot be written: {reason}; earlier checkpoints are unchanged"
+        ) from error
 
 
 def begin_run(work_dir: Path, run: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,14 @@ def encode(value: Any) -> Any:
         return {encode(key): encode(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return (list if isinstance(value, list) else tuple)(map(encode, value))
-    return {KIND: _kind(value), **_fields(value)}
+    name = type(value).__name__
+    kind, fields = _batch_types().get(name, (None, ()))
+    if kind is not type(value):
+        return {KIND: UNKNOWN, VALUE: f"{type(value).__module__}.{type(value).__qualname__}"}
+    if isinstance(value, BaseDataElement):
+        data = {field: encode(value.get(field)) for field in sorted(value.keys())}
+        return {KIND: name, "meta": encode(dict(value.metainfo_items())), "data": data}
+    return {KIND: name, **{field: encode(getattr(value, field)) for field in fields}}
 
 
 def decode(value: Any) -> Any:
@@ -68,17 +76,14 @@ def describe_samples(micro_batch: Any) -> list[dict[str, Any]]:
         Mappings with ``path``, ``id`` (each ``None`` if unknown) and ``image``, by :func:`describe_tensor`.
     """
     fields = micro_batch if isinstance(micro_batch, Mapping) else {}
-    inputs, elements, paths = fields.get("inputs", []), fields.get("data_samples") or [], fields.get("img_path", [])
-    names = [(path, None) for path in paths] or [
-        (element.get("img_path"), element.get("img_id")) for element in elements if isinstance(element, BaseDataElement)
-    ]
-    images = [describe_tensor(image) if isinstance(image, Tensor) else None for image in inputs]
-    count = max(len(names), len(images))
-    names += [(None, None)] * (count - len(names))
-    images += [None] * (count - len(images))
+    paths = list(fields.get("img_path", []))
+    elements = [] if paths else [one for one in fields.get("data_samples") or [] if isinstance(one, BaseDataElement)]
+    paths = paths or [element.get("img_path") for element in elements]
+    numbers = [element.get("img_id") for element in elements]
+    images = [describe_tensor(image) if isinstance(image, Tensor) else None for image in fields.get("inputs", [])]
     return [
         {"path": None if path is None else str(path), "id": encode(number), "image": image}
-        for (path, number), image in zip(names, images, strict=True)
+        for path, number, image in zip_longest(paths, numbers, images)
     ]
 
 
@@ -100,21 +105,6 @@ def _batch_types() -> dict[str, tuple[type, tuple[str, ...]]]:
     """Classes that a file may name, by name, with the attributes that their constructors take; no other is called."""
     types = {**dict.fromkeys(ELEMENTS, ()), **TASK_SPECS.sample_types()}
     return {kind.__name__: (kind, fields) for kind, fields in types.items()}
-
-
-def _kind(value: Any) -> str:
-    name = type(value).__name__
-    return name if _batch_types().get(name, (None,))[0] is type(value) else UNKNOWN
-
-
-def _fields(value: Any) -> dict[str, Any]:
-    name = _kind(value)
-    if name == UNKNOWN:
-        return {VALUE: f"{type(value).__module__}.{type(value).__qualname__}"}
-    if isinstance(value, BaseDataElement):
-        data = {field: encode(value.get(field)) for field in sorted(value.keys())}
-        return {"meta": encode(dict(value.metainfo_items())), "data": data}
-    return {field: encode(getattr(value, field)) for field in _batch_types()[name][1]}
 
 
 def _built(name: Any, fields: dict[str, Any]) -> Any:

@@ -197,8 +197,8 @@ class NonFiniteGuard(Hook):
         """Find the place, write everything down, and leave the step."""
         runner = self._runner
         step = runner.iter + 1
-        report, own = self._run_again(micro_batches)
         folder = event_folder(Path(runner.work_dir), step)
+        report, own = self._run_again(micro_batches, folder)
         problems = runner.agreement.gather(self._write(folder, micro_batches, report, own))
         runner.checkpoint_hook.wait()
         problem = next(filter(None, problems), None)
@@ -216,7 +216,7 @@ class NonFiniteGuard(Hook):
         runner.logger.warning(line)
         raise RollBack(step, self.settings.window)
 
-    def _run_again(self, micro_batches: Sequence[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _run_again(self, micro_batches: Sequence[Any], folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         """Run the step again from where it started, in all processes.
 
         Returns:
@@ -253,7 +253,6 @@ class NonFiniteGuard(Hook):
             "weights_not_finite": [name for name, value in model.named_parameters() if not _finite(value)],
             "by_rank": ranks,
         }
-        folder = event_folder(Path(runner.work_dir), runner.iter + 1)
         return {**report, "hint": suggest_fix(report), "replay": f"python tools/replay.py {folder}"}, own
 
     def _watched(self, micro_batches: Sequence[Any], scale: float) -> dict[str, Any]:

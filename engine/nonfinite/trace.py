@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -36,20 +36,21 @@ class Trace:
             all were finite.
         backward: Description of the first gradient that was not finite, in the order of the backward pass.
         micro_batch: Index of the present micro-batch within the step, from 0; set by the caller.
+        going_back: Whether this is the backward pass, in which checkpointed blocks run forward a second time; set by
+            the caller.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.forward: dict[str, Any] | None = None
         self.backward: dict[str, Any] | None = None
         self.micro_batch = 0
+        self.going_back = False
         self._model = model
-        self._classes = {name: type(module).__name__ for name, module in model.named_modules()}
-        self._synchronised = {name for name, module in model.named_modules() if isinstance(module, SyncBatchNorm)}
-        self._going_back = False
+        self._modules = dict(model.named_modules())
         self._handles: list[Any] = []
 
     def __enter__(self) -> Trace:
-        for name, module in self._model.named_modules():
+        for name, module in self._modules.items():
             self._handles.append(module.register_forward_pre_hook(partial(self._enter, name), with_kwargs=True))
             self._handles.append(module.register_forward_hook(partial(self._leave, name), with_kwargs=True))
         for name, param in self._model.named_parameters():
@@ -62,15 +63,6 @@ class Trace:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-
-    @contextmanager
-    def backward_pass(self) -> Iterator[None]:
-        """Context of the backward pass, in which checkpointed blocks run forward a second time."""
-        self._going_back = True
-        try:
-            yield
-        finally:
-            self._going_back = False
 
     def _enter(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> Any:
         def viewed(tensor: Tensor) -> Tensor:
@@ -91,7 +83,7 @@ class Trace:
                 hook = partial(self._check_gradient, name, "gradient of its output")
                 self._handles.append(tensor.register_hook(hook))
         bad = next((tensor for tensor in tensors if not _finite(tensor)), None)
-        if bad is None or self._going_back or self.forward is not None:
+        if bad is None or self.going_back or self.forward is not None:
             return
         inputs = list(_tensors((args, kwargs)))
         self.forward = {
@@ -106,9 +98,9 @@ class Trace:
             self.backward = self._found(name, what, gradient)
 
     def _found(self, name: str, what: str, tensor: Tensor) -> dict[str, Any]:
-        place = {"module": name, "class": self._classes[name], "what": what, "micro_batch": self.micro_batch}
-        place["synchronised"] = name in self._synchronised
-        return {**place, "tensor": describe_tensor(tensor)}
+        module = self._modules[name]
+        place = {"module": name, "class": type(module).__name__, "what": what, "micro_batch": self.micro_batch}
+        return {**place, "synchronised": isinstance(module, SyncBatchNorm), "tensor": describe_tensor(tensor)}
 
 
 def run_again(
@@ -141,8 +133,9 @@ def run_again(
             with precision():
                 outputs = forward_losses(model, micro_batch)
             loss, log = model.parse_losses(outputs)
-            with trace.backward_pass():
-                (loss * (scale / len(micro_batches))).backward()
+            trace.going_back = True
+            (loss * (scale / len(micro_batches))).backward()
+            trace.going_back = False
             logs.append(log)
     model.zero_grad()
     losses = {

@@ -109,18 +109,16 @@ class CheckpointManager:
         else:
             restore_position(runner, self._resumed)
         if schedule_shapes(runner.param_schedulers or []) != wanted:
-            self._replay_schedules(peaks)
-
-    def _replay_schedules(self, peaks: list[float]) -> None:
-        runner = self._runner
-        runner.logger.info("the schedule differs from the checkpoint's: rates go on as if it had always been this one")
-        runner.param_schedulers = replay_schedules(
-            lambda: runner.build_param_scheduler(copy.deepcopy(runner.cfg.param_scheduler)),
-            runner.optim_wrapper.param_groups,
-            peaks,
-            steps=runner.iter,
-            epoch=len(runner.train_dataloader),
-        )
+            runner.logger.info(
+                "the schedule differs from the checkpoint's: rates go on as if it had always been this one"
+            )
+            runner.param_schedulers = replay_schedules(
+                lambda: runner.build_param_scheduler(copy.deepcopy(runner.cfg.param_scheduler)),
+                runner.optim_wrapper.param_groups,
+                peaks,
+                steps=runner.iter,
+                epoch=len(runner.train_dataloader),
+            )
 
     def restore_random_state(self) -> None:
         """Restore the random states of the checkpoint, if the run continues from one."""

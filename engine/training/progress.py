@@ -26,7 +26,7 @@ class ProgressBar(Hook):
     priority = "VERY_LOW"
 
     def __init__(self) -> None:
-        self._bar: tqdm[Any] | None = None
+        self._bar: tqdm[Any] = tqdm(disable=True)
         self._redirect = ExitStack()
 
     def before_train(self, runner: Runner) -> None:
@@ -35,10 +35,9 @@ class ProgressBar(Hook):
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Advance by one optimizer step."""
-        if self._bar is not None:
-            if outputs is not None:  # a step that was not skipped
-                self._bar.set_postfix_str(f"loss {float(outputs['loss']):.3f}", refresh=False)
-            self._bar.update()
+        if not self._bar.disable and outputs is not None:  # a step that was not skipped
+            self._bar.set_postfix_str(f"loss {float(outputs['loss']):.3f}", refresh=False)
+        self._bar.update()
 
     def after_train(self, runner: Runner) -> None:
         """Close the bar."""
@@ -50,8 +49,7 @@ class ProgressBar(Hook):
 
     def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Advance by one batch."""
-        if self._bar is not None:
-            self._bar.update()
+        self._bar.update()
 
     def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Close the bar."""
@@ -64,7 +62,5 @@ class ProgressBar(Hook):
             self._bar = tqdm(desc=label, total=total, initial=done, unit="it", dynamic_ncols=True)
 
     def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-            self._redirect.close()
+        self._bar.close()
+        self._redirect.close()
