@@ -18,8 +18,8 @@ from backbones.errors import MachineError
 from engine.checkpoint.store import write_checkpoint
 from engine.nonfinite.batch_codec import encode
 from engine.nonfinite.trace import OUTPUT
+from engine.report.run_dir import EVENTS_FOLDER
 
-EVENTS_FOLDER = "nonfinite"
 EVENT_REPORT, CONFIG, WEIGHTS = "report.json", "config.py", "weights.pt"
 # Number of events whose batch and weights a run keeps: the first, which is the interesting one, and the last ones.
 MAX_COMPLETE_EVENTS = 3

@@ -8,6 +8,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +53,9 @@ def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for names in PACKAGES:
         for name in names:
-            try:
+            with suppress(importlib.metadata.PackageNotFoundError):
                 found[name] = importlib.metadata.version(name)
                 break
-            except importlib.metadata.PackageNotFoundError:
-                continue
     if torch.version.cuda:
         found["CUDA"] = torch.version.cuda
     if cudnn := torch.backends.cudnn.version():

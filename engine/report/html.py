@@ -74,19 +74,20 @@ def document(title: str, lead: str, sections: Mapping[str, str]) -> str:
 
 def facts(rows: Mapping[str, Any]) -> str:
     """Return a table of names and values as HTML; rows whose value is ``None`` are left out."""
-    shown = {name: escape(str(value)) for name, value in rows.items() if value is not None}
-    cells = "".join(f'<tr><th scope="row">{escape(name)}</th><td>{text}</td></tr>' for name, text in shown.items())
-    return f'<div class="wide"><table class="facts">{cells}</table></div>'
+    lines = "".join(_row(name, str(value)) for name, value in rows.items() if value is not None)
+    return f'<div class="wide"><table class="facts">{lines}</table></div>'
 
 
 def table(head: Iterable[str], rows: Sequence[Sequence[str]], total: Sequence[str] = ()) -> str:
     """Return a table as HTML; the first column names the row, and ``total`` is a last row in bold."""
     top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    lines = []
-    for kind, (first, *others) in [*(("", row) for row in rows), *([(' class="total"', total)] if total else [])]:
-        cells = "".join(f"<td>{escape(cell)}</td>" for cell in others)
-        lines.append(f'<tr{kind}><th scope="row">{escape(first)}</th>{cells}</tr>')
-    return f'<div class="wide"><table><tr>{top}</tr>{"".join(lines)}</table></div>'
+    body = "".join(_row(*row) for row in rows) + (_row(*total, kind=' class="total"') if total else "")
+    return f'<div class="wide"><table><tr>{top}</tr>{body}</table></div>'
+
+
+def _row(first: str, *others: str, kind: str = "") -> str:
+    cells = "".join(f"<td>{escape(cell)}</td>" for cell in others)
+    return f'<tr{kind}><th scope="row">{escape(first)}</th>{cells}</tr>'
 
 
 def note(text: str) -> str:
@@ -136,22 +137,23 @@ def plot(heading: str, title: str, lines: Mapping[str, CurveLine]) -> str:
     values = [y for _, points in drawn.values() for _, y in points]
     xs = _Axis(0, max(x for _, points in drawn.values() for x, _ in points), 54, 444)
     ys = _Axis(min(0, *values), max(0, *values), 246, 44)
-    parts = [f'<text x="8" y="16" class="title">{escape(title)}</text>']
-    for at in ys.ticks():
-        parts.append(f'<path class="grid" d="M54 {ys(at):.1f}H444"/>')
-        parts.append(f'<text x="48" y="{ys(at) + 4:.1f}" text-anchor="end">{at:.4g}</text>')
-    for at in xs.ticks():
-        parts.append(f'<text x="{xs(at):.1f}" y="262" text-anchor="middle">{at:,.4g}</text>')
-    parts.append('<path class="axis" d="M54 44V246H444"/><text x="249" y="280" text-anchor="middle">')
-    parts.append("optimizer steps</text>")
-    for index, (label, (colour, points)) in enumerate(drawn.items()):
-        parts.append(_drawn_line(colour, [(xs(x), ys(y)) for x, y in points]))
-        if len(lines) > 1:
-            x = 54 + 134 * index
-            parts.append(f'<path class="line" style="stroke:var(--{colour})" d="M{x} 30h16"/>')
-            parts.append(f'<text x="{x + 20}" y="34">{escape(label)}</text>')
-    name = escape(f"{heading}, {title}")
-    return f'<svg viewBox="0 0 460 288" role="img" aria-label="{name}">{"".join(parts)}</svg>'
+    rows = "".join(
+        f'<path class="grid" d="M54 {ys(at):.1f}H444"/>'
+        f'<text x="48" y="{ys(at) + 4:.1f}" text-anchor="end">{at:.4g}</text>'
+        for at in ys.ticks()
+    )
+    columns = "".join(f'<text x="{xs(at):.1f}" y="262" text-anchor="middle">{at:,.4g}</text>' for at in xs.ticks())
+    curves = "".join(
+        _drawn_line(colour, [(xs(x), ys(y)) for x, y in points])
+        + (_legend(54 + 134 * index, label, colour) if len(lines) > 1 else "")
+        for index, (label, (colour, points)) in enumerate(drawn.items())
+    )
+    return (
+        f'<svg viewBox="0 0 460 288" role="img" aria-label="{escape(f"{heading}, {title}")}">'
+        f'<text x="8" y="16" class="title">{escape(title)}</text>{rows}{columns}'
+        '<path class="axis" d="M54 44V246H444"/><text x="249" y="280" text-anchor="middle">optimizer steps</text>'
+        f"{curves}</svg>"
+    )
 
 
 def thinned(points: Sequence[tuple[int, float]], most: int = MAX_POINTS) -> list[tuple[int, float]]:
@@ -182,6 +184,11 @@ class _Axis:
         return [round(self.low + index * self.step, 12) for index in range(count + 1)]
 
 
+def _legend(x: int, label: str, colour: str) -> str:
+    line = f'<path class="line" style="stroke:var(--{colour})" d="M{x} 30h16"/>'
+    return f'{line}<text x="{x + 20}" y="34">{escape(label)}</text>'
+
+
 def _drawn_line(colour: str, points: Sequence[tuple[float, float]]) -> str:
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     dots = (
@@ -204,18 +211,19 @@ def confusion_table(confusion: Mapping[str, Any]) -> str:
     rows = []
     for true, (name, counts) in enumerate(zip(classes, matrix, strict=True)):
         total = sum(counts) or 1
-        cells = [f'<th scope="row">{escape(str(name))}</th>']
-        for predicted, count in enumerate(counts):
-            kind = "trained" if predicted == true else "wrong"
-            # The square root keeps rare mistakes visible; at most 75 % of a colour leaves the number legible.
-            share = 75 * math.sqrt(count / total)
-            shade = f"background:color-mix(in srgb, var(--{kind}) {share:.0f}%, transparent)" if count else ""
-            cells.append(f'<td style="{shade}">{count or ""}</td>')
-        rows.append(f"<tr>{''.join(cells)}</tr>")
+        cells = (_confusion_cell(count, count / total, predicted == true) for predicted, count in enumerate(counts))
+        rows.append(f'<tr><th scope="row">{escape(str(name))}</th>{"".join(cells)}</tr>')
     return (
         '<p class="faint">Rows: what it is. Columns: what the classifier said. Number of held-out images.</p>'
         f'<div class="wide"><table class="confusion"><tr><th></th>{head}</tr>{"".join(rows)}</table></div>'
     )
+
+
+def _confusion_cell(count: int, share: float, right: bool) -> str:
+    # The square root keeps rare mistakes visible; at most 75 % of a colour leaves the number legible.
+    colour = f"var(--{'trained' if right else 'wrong'}) {75 * math.sqrt(share):.0f}%"
+    shade = f"background:color-mix(in srgb, {colour}, transparent)" if count else ""
+    return f'<td style="{shade}">{count or ""}</td>'
 
 
 def figure(path: Path, caption: str) -> str:

@@ -23,6 +23,7 @@ ENVIRONMENT = "environment.json"
 PLAN = "plan.json"
 DIFF = "code.diff"
 REPORT = "report.html"
+EVENTS_FOLDER = "nonfinite"  # written by engine.nonfinite.report
 
 Points = list[tuple[int, float]]
 TRAINING = {"loss": "train/loss", "lr": "train/lr", "grad_norm": "train/grad_norm"}

@@ -14,6 +14,8 @@ from statistics import median
 from typing import Any
 
 from backbones.files import atomic_write
+from engine.data.fault_tolerance import REPLACED_IMAGES_FILE
+from engine.data.preflight import DATA_CHECK_FILE
 from engine.report.environment import commit_line, read_text
 from engine.report.html import (
     NONE,
@@ -31,6 +33,7 @@ from engine.report.html import (
     table,
 )
 from engine.report.run_dir import (
+    EVENTS_FOLDER,
     REPORT,
     STARTS,
     Points,
@@ -45,9 +48,6 @@ from engine.report.run_dir import (
 from engine.task import TASK_SPECS, Score, TaskSpec
 
 TESTS = {"test": "test", "test_ema": "test, EMA", "test_tta": "test, TTA", "test_ema_tta": "test, EMA, TTA"}
-REPLACED = "replaced_images.jsonl"
-DATA_CHECK = "data_check.json"
-NON_FINITE = "nonfinite"
 MAX_CONFUSION_CLASSES = 30  # that fit a page
 MAX_REPORT_PICTURES = 8
 MAX_EVENTS = 5  # listed one by one
@@ -76,9 +76,9 @@ def read_run(folder: Path) -> dict[str, Any]:
         "tests": {name: read_json(folder / f"{name}.json") for name in TESTS if (folder / f"{name}.json").is_file()},
         "receipts": read_load_reports(folder / "weights.json"),
         "checkpoints": sorted(path.name for path in folder.glob("*.pth")),
-        "replaced": [line for line in read_text(folder / REPLACED).splitlines() if line.strip()],
-        "data_check": read_json(folder / DATA_CHECK),
-        "non_finite": _read_non_finite(folder / NON_FINITE),
+        "replaced": [line for line in read_text(folder / REPLACED_IMAGES_FILE).splitlines() if line.strip()],
+        "data_check": read_json(folder / DATA_CHECK_FILE),
+        "non_finite": _read_non_finite(folder / EVENTS_FOLDER),
         "confusion": read_json(folder / "confusion.json"),
         "pictures": sorted(path.name for path in (folder / "pictures").glob("*.png"))[:MAX_REPORT_PICTURES],
     }
@@ -218,16 +218,18 @@ def _events(run: Mapping[str, Any]) -> str:
     lines = []
     if run["replaced"]:
         count = len(run["replaced"])
-        lines.append(f"{count:,} image{'s' if count > 1 else ''} could not be read and were replaced: {REPLACED}")
+        lines.append(
+            f"{count:,} image{'s' if count > 1 else ''} could not be read and were replaced: {REPLACED_IMAGES_FILE}"
+        )
     for event in run["non_finite"][:MAX_EVENTS]:
         words = [f"not finite at {event['folder'].replace('_', ' ')}"]
         words += [f"first in {event['place']}"] if event.get("place") else []
         words += [str(event[key]) for key in ("hint", "replay") if event.get(key)]
         lines.append("; ".join(words))
     if len(run["non_finite"]) > MAX_EVENTS:
-        lines.append(f"and {len(run['non_finite']) - MAX_EVENTS} more folders in {NON_FINITE}")
+        lines.append(f"and {len(run['non_finite']) - MAX_EVENTS} more folders in {EVENTS_FOLDER}")
     if summary := run["data_check"].get("summary"):
-        lines.append(f"data check: {summary}; all of it in {DATA_CHECK}")
+        lines.append(f"data check: {summary}; all of it in {DATA_CHECK_FILE}")
         errors = [one for one in run["data_check"].get("findings", []) if one.get("level") == "error"]
         lines += [f"{one.get('file')}: {one.get('what')}; {one.get('mend')}" for one in errors[:MAX_EVENTS]]
     return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>" if lines else ""
@@ -273,7 +275,7 @@ def _settings(last: Mapping[str, Any]) -> str:
     if not config:
         return ""
     changed = {key: pair for key, pair in config.get("changed", {}).items() if key != "work_dir"}
-    rows = [[key, _setting(old), _setting(new)] for key, (old, new) in changed.items()]
+    rows = [[key, *("not stated" if value is None else str(value) for value in pair)] for key, pair in changed.items()]
     parts = [table(["given at the start", "in the config", "here"], rows) if rows else note("All as in the config.")]
     if text := config.get("text"):
         words = f"{config.get('file')}: what it says beyond its bases"
@@ -281,21 +283,22 @@ def _settings(last: Mapping[str, Any]) -> str:
     return "".join(parts)
 
 
-def _setting(value: Any) -> str:
-    return "not stated" if value is None else str(value)
-
-
 def _weights(run: Mapping[str, Any]) -> str:
     starts = run["starts"]
     # Each start writes weights.json anew: what the training began with is in the record of its first start.
     begun = starts[0].get("weights", run["receipts"]) if starts else run["receipts"]
-    lines = [f"began with: {load_report_line(begun, 'random weights, nothing loaded')}"]
-    for start in starts[1:]:
-        loaded = [one for one in start.get("weights", []) if one.get("part") == "model"]
-        words = load_report_line(loaded, "nothing loaded")
-        lines.append(f"went on at step {_steps(start.get('from_step'))} with: {words}")
-    for name, test in run["tests"].items():
-        lines.append(f"{TESTS[name]} with: {load_report_line(test.get('receipts'), 'nothing loaded')}")
+    resumed = ([one for one in start.get("weights", []) if one.get("part") == "model"] for start in starts[1:])
+    lines = [
+        f"began with: {load_report_line(begun, 'random weights, nothing loaded')}",
+        *(
+            f"went on at step {_steps(start.get('from_step'))} with: {load_report_line(loaded, 'nothing loaded')}"
+            for start, loaded in zip(starts[1:], resumed, strict=True)
+        ),
+        *(
+            f"{TESTS[name]} with: {load_report_line(test.get('receipts'), 'nothing loaded')}"
+            for name, test in run["tests"].items()
+        ),
+    ]
     return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
 
 
