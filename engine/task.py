@@ -122,16 +122,8 @@ def image_meta(images: Tensor) -> dict[str, Any]:
     }
 
 
-def _tensor_batch(model: nn.Module, images: Tensor, training: bool) -> dict[str, Any]:
-    return {"inputs": images, "mode": "tensor"}
-
-
 def _exported(model: nn.Module) -> ExportedNetwork:
     return ExportedNetwork("network", TensorForward(model), ("output",), prefix="model.")
-
-
-def _nothing(*_: Any) -> None:
-    return None
 
 
 @dataclass(frozen=True)
@@ -177,7 +169,10 @@ class TaskSpec:
     counted_parts: Callable[[Any], str] = lambda _: "whole model"
     detailed_modules: tuple[str, ...] = ("backbone",)
     activation_forward: Callable[[Any, Tensor], object] = tensor_forward
-    dummy_batch: Callable[[Any, Tensor, bool], dict[str, Any]] = _tensor_batch
+    dummy_batch: Callable[[Any, Tensor, bool], dict[str, Any]] = lambda model, images, training: {
+        "inputs": images,
+        "mode": "tensor",
+    }
     export_wrapper: Callable[[Any], ExportedNetwork] = _exported
     channel_order: Literal["RGB", "BGR"] = "RGB"
     class_layers: Mapping[str, ClassLayer] = field(default_factory=dict)
@@ -186,8 +181,8 @@ class TaskSpec:
     sample_types: Mapping[type, tuple[str, ...]] = field(default_factory=dict)
     image_fields: Mapping[str, Any] = field(default_factory=dict)
     draw_options: Mapping[str, Any] = field(default_factory=dict)
-    scale_sample: Callable[[BaseDataElement, int], None] = _nothing
-    check_batch: Callable[[Config, int], None] = _nothing
+    scale_sample: Callable[[BaseDataElement, int], None] = lambda sample, factor: None
+    check_batch: Callable[[Config, int], None] = lambda cfg, per_process: None
 
 
 CUSTOM_TASK = TaskSpec("custom task")

@@ -100,7 +100,7 @@ class ResumableCheckpointHook(Hook):
         if is_main_process():
             begin_run(self._folder, runner.run_id)
             remove_partial_files(self._folder)
-            self._step_files = [file for _, file, _ in checkpoints(self._folder) if _is_step_file(file)]
+            self._step_files = [file for _, file, _ in checkpoints(self._folder) if _named(file)[0] == "step"]
 
     @property
     def overdue(self) -> bool:
@@ -184,7 +184,7 @@ class ResumableCheckpointHook(Hook):
         for file in self._step_files:
             if file != newest:
                 file.unlink(missing_ok=True)
-        self._step_files = [newest] if _is_step_file(newest) else []
+        self._step_files = [newest] if _named(newest)[0] == "step" else []
         regular = {_named(file)[1]: file for file in self._folder.glob("*.pth") if _named(file)[0] == self._unit}
         # After a rollback there may be newer files, which are damaged or obsolete: they are kept and not counted.
         last = max(regular, default=0) if self._step_files else _named(newest)[1]
@@ -216,7 +216,3 @@ def _named(file: Path) -> tuple[str, int]:
     """Unit and count in the name of a checkpoint, such as ``("epoch", 3)``; ``("", 0)`` for other names."""
     match = CHECKPOINT_NAME.fullmatch(file.name)
     return (match[1], int(match[2])) if match else ("", 0)
-
-
-def _is_step_file(file: Path) -> bool:
-    return _named(file)[0] == "step"

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from mmengine.dist import is_main_process
+from mmengine.dist import all_gather_object, is_main_process
 
 from backbones.errors import UserError
 
@@ -62,11 +62,7 @@ class Agreement:
 
     def gather(self, value: Any) -> list[Any]:
         """Gather picklable data of all processes, in the order of their ranks."""
-        if self._group is None:
-            return [value]
-        values: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(values, value, group=self._group)
-        return values
+        return list(all_gather_object(value, self._group))
 
     def from_main(self, find: Callable[[], Any]) -> Any:
         """Call a function in the main process alone and share its result.

@@ -188,10 +188,9 @@ class NonFiniteGuard(Hook):
     def _is_scale_lost(self) -> bool:
         """Whether the overflow that a loss scaler found is no part of its search for a scale."""
         wrapper = self._runner.optim_wrapper
-        if self._overflows >= MAX_OVERFLOWS_IN_A_ROW:
-            return True
         wide = wrapper.cast_dtype not in (None, torch.float16)
-        return wide and wrapper.loss_scaler.get_scale() <= MAX_HARMLESS_BFLOAT16_SCALE
+        lost = wide and wrapper.loss_scaler.get_scale() <= MAX_HARMLESS_BFLOAT16_SCALE
+        return lost or self._overflows >= MAX_OVERFLOWS_IN_A_ROW
 
     def _record_event(self, micro_batches: Sequence[Any]) -> NoReturn:
         """Find the place, write everything down, and leave the step."""
