@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from mmengine.dist import all_reduce
-from mmengine.registry import DATASETS, FUNCTIONS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, DefaultScope
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DATASETS, FUNCTIONS, MODELS, DefaultScope
 
 from backbones.errors import ConfigError
 from engine.config.building import building
@@ -115,10 +116,7 @@ class Trial:
             self._model = MODELS.build(cfg.model).to(device).train()
             losses_in_float32(self._model)
             # Two passes for a step: the second one finds gradients, moments and activations in memory together.
-            settings = dict(cfg.optim_wrapper, accumulative_counts=2)
-            options = {"optim_wrapper_cfg": settings, "paramwise_cfg": settings.pop("paramwise_cfg", None)}
-            maker = {"type": settings.pop("constructor", "DefaultOptimWrapperConstructor"), **options}
-            self._wrapper = OPTIM_WRAPPER_CONSTRUCTORS.build(maker)(self._model)
+            self._wrapper = build_optim_wrapper(self._model, dict(cfg.optim_wrapper, accumulative_counts=2))
         self._wrapper.initialize_count_status(self._model, 0, NUM_TRIAL_PASSES * 2**20)
         stride = max(1, len(dataset) // NUM_CANDIDATE_SAMPLES)
         samples = [dataset[index] for index in range(0, len(dataset), stride)]

@@ -144,12 +144,10 @@ class CheckpointManager:
 
     def _before(self, event: RollBack) -> Path | None:
         """The newest intact checkpoint from before the window of skipped steps, or else from before the event."""
-        runner = self._runner
-        for max_steps in (event.step - event.window, event.step - 1):
-            found = last_good(Path(runner.work_dir), runner.logger.warning, max_steps, runner.trust)
-            if found is not None:
-                return found
-        return None
+        folder, logger = Path(self._runner.work_dir), self._runner.logger
+        limits = (event.step - event.window, event.step - 1)
+        found = (last_good(folder, logger.warning, limit, self._runner.trust) for limit in limits)
+        return next(filter(None, found), None)
 
     def state(self, resumable: bool = True) -> dict[str, Any]:
         """The state of the run, on its devices, in the main process; other processes take part and get nothing.
@@ -164,7 +162,18 @@ class CheckpointManager:
         parts = {"resume": resume_state(runner)} if resumable else {}
         if not (runner.sharded or is_main_process()):
             return {}
-        state = {"meta": self._meta(), "state_dict": unwrapped(runner.model).state_dict(), **parts}
+        meta = {
+            "epoch": runner.epoch,
+            "iter": runner.iter,
+            "cfg": self._config_text,
+            "seed": runner.seed,
+            "run": runner.run_id,
+            "experiment_name": runner.experiment_name,
+            "mmengine_version": mmengine.__version__,
+            "time": time.strftime("%Y%m%d_%H%M%S"),
+            "dataset_meta": runner.train_dataloader.dataset.metainfo,
+        }
+        state = {"meta": meta, "state_dict": unwrapped(runner.model).state_dict(), **parts}
         if resumable:
             state["message_hub"] = runner.message_hub.state_dict()
             state["optimizer"] = runner.optim_wrapper.state_dict()
@@ -177,20 +186,6 @@ class CheckpointManager:
         state = self.state()
         if is_main_process():
             write_checkpoint(state, file)
-
-    def _meta(self) -> dict[str, Any]:
-        runner = self._runner
-        return {
-            "epoch": runner.epoch,
-            "iter": runner.iter,
-            "cfg": self._config_text,
-            "seed": runner.seed,
-            "run": runner.run_id,
-            "experiment_name": runner.experiment_name,
-            "mmengine_version": mmengine.__version__,
-            "time": time.strftime("%Y%m%d_%H%M%S"),
-            "dataset_meta": runner.train_dataloader.dataset.metainfo,
-        }
 
     @cached_property
     def _config_text(self) -> str:
