@@ -58,8 +58,9 @@ def config_parser(description: str) -> argparse.ArgumentParser:
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
     """Add ``--cfg-options``, which :func:`engine.config.load.parse_options` reads."""
-    words = "override settings of the config, such as data_root=DIR or batch.size=64"
-    parser.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", help=words)
+    parser.add_argument(
+        "--cfg-options", nargs="+", metavar="KEY=VALUE", help="override settings, such as batch.size=64"
+    )
 
 
 def add_trust_option(parser: argparse.ArgumentParser) -> None:

@@ -140,15 +140,14 @@ def load_config(
     except (Exception, SystemExit) as error:  # a config is a program: it may raise anything
         raise ConfigError(f"config {str(path)!r} cannot be read: {_root_cause(error)}") from error
     stated = _stated_batch(cfg, path)
-    before: dict[str, Any] = {}
-    if options:
-        before = _check_options(cfg, options)
-        cfg.merge_from_dict(options)
-        if "optim_wrapper.optimizer.lr" in options:
-            stated = _stated_batch(cfg, path)  # a learning rate given together with a batch belongs to that batch
+    options = options or {}
+    before = _check_options(cfg, options)
+    cfg.merge_from_dict(options)
+    if "optim_wrapper.optimizer.lr" in options:
+        stated = _stated_batch(cfg, path)  # a learning rate given together with a batch belongs to that batch
     cfg.setdefault("work_dir", str(Path("work_dirs") / Path(path).stem))
     resolved = resolve(cfg, stated, launch or Launch.from_environment(), training)
-    return replace(resolved, changed={key: (before[key], value) for key, value in (options or {}).items()})
+    return replace(resolved, changed={key: (before[key], value) for key, value in options.items()})
 
 
 def resolve(cfg: Config, stated_batch: int, launch: Launch, training: bool = True) -> Resolved:
