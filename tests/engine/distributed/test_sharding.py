@@ -38,6 +38,7 @@ from engine.distributed.sharding import gather_whole, shard_model, shard_optimiz
 from engine.training.build import build_runner
 from engine.training.ema import ModelEMAHook
 from engine.training.model_preparation import compile_parts
+from tests.runs import small_run
 
 ROOT = Path(__file__).resolve().parents[3]
 IMAGES, GLOBAL, STEPS, HALF = 16, 8, 5, 3
@@ -91,18 +92,8 @@ def config(work_dir: Path, **changes: Any) -> Config:
                 optimizer=dict(type="AdamW", lr=1e-2, eps=1e-5, weight_decay=0.05),
                 clip_grad=dict(max_norm=0.5),
             ),
-            param_scheduler=[dict(type="PolyLR", end=2 * STEPS, by_epoch=False)],
             train_cfg=dict(type="IterationLoop", max_iters=STEPS, val_interval=2),
-            default_hooks=dict(
-                logger=dict(type="LoggerHook", interval=1),
-                checkpoint=dict(type="ResumableCheckpointHook", interval=HALF, by_epoch=False),
-            ),
-            custom_hooks=[dict(type="ModelEMAHook", decay=0.7)],
-            default_scope="mmengine",
-            env_cfg=dict(),
-            randomness=dict(seed=0),
-            work_dir=str(work_dir),
-            experiment_name=str(work_dir),
+            **small_run(work_dir, STEPS, interval=HALF),
         )
     )
     cfg.merge_from_dict(changes)

@@ -39,6 +39,7 @@ from engine.nonfinite.guard import NonFiniteError
 from engine.nonfinite.replay import check_types, replay_step
 from engine.nonfinite.report import make_event_folder, suggest_fix, thin_out
 from engine.training.build import build_runner
+from tests.runs import small_run
 
 ROOT = Path(__file__).resolve().parents[3]
 IMAGES, GLOBAL, STEPS, BAD_STEP = 16, 4, 8, 3
@@ -127,18 +128,8 @@ def config(work_dir: Path, fault: str = "none", **changes: Any) -> Config:
             batch=dict(size=GLOBAL),
             train_dataloader=dict(**loader, dataset=dataset, sampler=dict(type="InfiniteSampler", shuffle=False)),
             optim_wrapper=dict(type="OptimWrapper", optimizer=dict(type="AdamW", lr=1e-2)),
-            param_scheduler=[dict(type="PolyLR", end=2 * STEPS, by_epoch=False)],
             train_cfg=dict(type="IterationLoop", max_iters=STEPS),
-            default_hooks=dict(
-                logger=dict(type="LoggerHook", interval=1),
-                checkpoint=dict(type="ResumableCheckpointHook", interval=2, by_epoch=False, max_keep_ckpts=-1),
-            ),
-            custom_hooks=[dict(type="ModelEMAHook", decay=0.7)],
-            default_scope="mmengine",
-            env_cfg=dict(),
-            randomness=dict(seed=0),
-            work_dir=str(work_dir),
-            experiment_name=str(work_dir),
+            **small_run(work_dir, STEPS, interval=2, max_keep_ckpts=-1),
         )
     )
     cfg.merge_from_dict(changes)
