@@ -20,40 +20,22 @@ MAX_LOOSE_FILES = 5
 MAX_RUNNER_LINES = 250
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
-# Private names of other packages, each with a comment beside it that says why there is no public way.
+# Private names of other packages and their modules, each for want of a public way.
 PRIVATE_NAMES_ALLOWED: dict[str, set[str]] = {
-    "analysis/doctor/hardware.py": {"_C"},  # CUDA version of the driver, without initializing CUDA
-    "backbones/kernels/autotune.py": {"_C", "_len_torch_dispatch_stack"},
-    # Transforms, forward AD and global hooks, which have to see the plain steps.
-    "backbones/kernels/cpu/dispatch.py": {
-        "_C",
-        "_are_functorch_transforms_active",
-        "_current_level",
-        "_global_forward_hooks",
-        "_global_forward_pre_hooks",
-    },
-    # oneDNN's operators with a fused GELU.
-    "backbones/kernels/cpu/linear.py": {
-        "_convolution_pointwise",
-        "_is_mkldnn_bf16_supported",
-        "_linear_pointwise",
-        "_reorder_convolution_weight",
-        "_reorder_linear_weight",
-    },
-    "backbones/kernels/cpu/weight_cache.py": {"_version"},  # of a tensor: whether it was changed in place
-    # Whether a module has hooks.
-    "backbones/kernels/protocol.py": {
-        "_backward_hooks",
-        "_backward_pre_hooks",
-        "_forward_hooks",
-        "_forward_pre_hooks",
-    },
-    "engine/data/sampling.py": {"_iterator", "_shutdown_workers"},  # to end persistent workers
-    "engine/launch/agent.py": {"_pcontext"},  # the processes of torch's own agent
-    "engine/mmcv_ops/roi_align.py": {"_roi_align_backward"},
-    "engine/nonfinite/guard.py": {"_foreach_copy_"},
+    "_convolution_pointwise": {"backbones/kernels/cpu/linear.py"},  # oneDNN's convolution with a fused GELU
+    "_iterator": {"engine/data/sampling.py"},  # of a loader with persistent workers
+    "_linear_pointwise": {"backbones/kernels/cpu/linear.py"},  # oneDNN's inner product with a fused GELU
+    "_pcontext": {"engine/launch/agent.py"},  # the processes of torch's own agent
+    # Dispatch modes: their base class, and whether there is one.
+    "_python_dispatch": {"analysis/flop_rules.py", "backbones/kernels/autotune.py", "engine/planning/memory.py"},
+    # Trees of tensors as arguments of a module or an operator.
+    "_pytree": {"engine/nonfinite/trace.py", "engine/optim/precision.py", "engine/planning/memory.py"},
+    "_reorder_linear_weight": {"backbones/kernels/cpu/linear.py"},  # the layout of oneDNN's inner product
+    "_shutdown_workers": {"engine/data/sampling.py"},  # to end persistent workers
+    "_subclasses": {"engine/planning/memory.py"},  # fake tensors
+    "_version": {"backbones/kernels/cpu/weight_cache.py"},  # of a tensor: whether it was changed in place
 }
-MAX_PLACES_WITH_PRIVATE_NAMES = 10
+MAX_PRIVATE_NAMES = 10
 # Documented in spite of the underscore: of named tuples, of ctypes, of :mod:`os`.
 PUBLIC_UNDERSCORES = {"_replace", "_asdict", "_fields", "_fields_", "_make", "_exit"}
 
@@ -154,20 +136,28 @@ def private_names(tree: ast.Module) -> set[str]:
         if isinstance(node, ast.Attribute):
             used.add(node.attr)
         elif isinstance(node, ast.ImportFrom):
-            used |= {alias.name for alias in node.names}
-    private = {name for name in used if name.startswith("_") and not name.startswith("__")}
+            used |= {alias.name for alias in node.names} | set((node.module or "").split("."))
+        elif isinstance(node, ast.Import):
+            used |= {part for alias in node.names for part in alias.name.split(".")}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "hasattr", "setattr", "attrgetter"):
+            used |= {argument.value for argument in node.args if isinstance(argument, ast.Constant)}
+    private = {name for name in used if str(name).startswith("_") and not str(name).startswith("__")}
     return private - PUBLIC_UNDERSCORES - defined_in(tree)
 
 
 def test_the_search_for_private_names_sees_what_it_should() -> None:
     source = "from torch import _C\nclass A:\n def __init__(self):\n  self._own = 1\n  self._own + b._theirs"
-    assert private_names(ast.parse(source)) == {"_C", "_theirs"}
+    source += "\nfrom torch._inductor.config import x\nimport torch._dynamo as y\ngetattr(x, '_z', 3)"
+    assert private_names(ast.parse(source)) == {"_C", "_theirs", "_inductor", "_dynamo", "_z"}
 
 
 def test_private_names_of_others_are_few_and_listed() -> None:
-    found = {str(path): names for path, tree in trees().items() if (names := private_names(tree))}
+    found: dict[str, set[str]] = defaultdict(set)
+    for path, tree in trees().items():
+        for name in private_names(tree):
+            found[name].add(str(path))
     assert found == PRIVATE_NAMES_ALLOWED
-    assert len(PRIVATE_NAMES_ALLOWED) <= MAX_PLACES_WITH_PRIVATE_NAMES
+    assert len(PRIVATE_NAMES_ALLOWED) <= MAX_PRIVATE_NAMES
 
 
 def test_no_module_keeps_state_of_its_own() -> None:

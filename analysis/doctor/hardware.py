@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import resource
@@ -59,13 +60,22 @@ class Gpus:
             built_for=torch.version.cuda,
             present=len(list(Path("/proc/driver/nvidia/gpus").glob("*"))),
             driver=driver_version(),
-            # No public function of torch tells the CUDA version of the driver before CUDA is initialized.
-            supports=getattr(torch._C, "_cuda_getDriverVersion", lambda: 0)() if torch.version.cuda else 0,
+            supports=newest_cuda(),
             usable=usable,
             error=error,
             hidden=os.environ.get("CUDA_VISIBLE_DEVICES"),
             architectures=torch.cuda.get_arch_list() if usable else (),
         )
+
+
+def newest_cuda() -> int:
+    """Newest CUDA version that the driver supports, such as 13000; 0 without a driver."""
+    version = ctypes.c_int(0)
+    try:
+        ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    except OSError:
+        return 0
+    return version.value
 
 
 def _test_gpu(index: int) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode  # the function has no public name
 
 from backbones.errors import ConfigError
 
@@ -234,7 +235,7 @@ def parse_forms(text: str) -> dict[str, str]:
 
 def has_dispatch_mode() -> bool:
     """Whether a dispatch mode intercepts operators, such as fake tensors or a counter of operations."""
-    return torch._C._len_torch_dispatch_stack() > 0  # PyTorch has no public way to ask for it
+    return is_in_torch_dispatch_mode()
 
 
 def is_measurable(x: Tensor) -> bool:

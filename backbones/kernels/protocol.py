@@ -12,6 +12,8 @@ from backbones.layers import GRN
 
 # The forms of an operation: C code in one pass, fused operators or kernels, PyTorch's operators one after another.
 NATIVE_FORM, FUSED_FORM, PLAIN_FORM = "native", "fused", "plain"
+# PyTorch has no public way to ask for a module's hooks; it keeps each kind in an attribute that is named after it.
+HOOK_ATTRIBUTES = tuple(name for name in vars(nn.Module()) if name.endswith(("ward_hooks", "ward_pre_hooks")))
 
 
 class BlockLayers(Protocol):
@@ -53,9 +55,7 @@ class DownsampleForm(Protocol):
 
 def is_unmodified(layer: nn.Module, *kinds: type[nn.Module]) -> bool:
     """Whether a layer is of exactly one of these classes and has no hooks, so that its parameters say all of it."""
-    # PyTorch has no public way to ask for a module's hooks.
-    hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
-    return type(layer) in kinds and not hooks
+    return type(layer) in kinds and not any(getattr(layer, name) for name in HOOK_ATTRIBUTES)
 
 
 def draw_drop_path(drop_path: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor | None:

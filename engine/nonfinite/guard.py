@@ -296,8 +296,8 @@ class NonFiniteGuard(Hook):
 
 
 def _copy(to: list[Tensor], source: list[Tensor]) -> None:
-    if to:  # torch refuses empty lists
-        torch._foreach_copy_(to, source)  # one kernel for all; it has no public name
+    for target, value in zip(to, source, strict=True):
+        target.copy_(value)
 
 
 def _attempt(write: Callable[[], None]) -> str | None:

@@ -16,6 +16,8 @@ from backbones.kernels.cpu.linear import has_onednn_products
 
 # Below this the overhead of calls exceeds the work, and no form is worth measuring.
 MIN_MULTIPLY_ADDS = 1 << 24
+# The hooks of all modules, by kind; PyTorch has no public way to ask for them.
+GLOBAL_HOOKS = [kept for name, kept in vars(module_hooks).items() if name.endswith(("ward_hooks", "ward_pre_hooks"))]
 
 
 @cache
@@ -56,20 +58,27 @@ def compute_dtype(x: Tensor) -> torch.dtype | None:
 def is_usable_parameter(parameter: Tensor | None, dtype: torch.dtype) -> bool:
     """Whether a parameter is a plain CPU tensor in the precision that products in ``dtype`` expect of it."""
     kind = torch.float32 if torch.is_autocast_enabled("cpu") else dtype
-    if parameter is None or type(parameter) not in (nn.Parameter, Tensor):
+    if parameter is None or parameter.dtype != kind or parameter.device.type != "cpu":
         return False
-    return parameter.dtype == kind and parameter.device.type == "cpu"
+    return type(parameter) is nn.Parameter or is_plain_tensor(parameter)
 
 
 def is_observed(x: Tensor) -> bool:
     """Whether something traces or intercepts operators or modules, which has to see the plain steps."""
-    # PyTorch has no public way to ask for functorch's transforms, forward AD and global hooks.
     return (
-        type(x) not in (Tensor, nn.Parameter)
-        or torch.compiler.is_compiling()
+        torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or has_dispatch_mode()
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-        or bool(module_hooks._global_forward_hooks or module_hooks._global_forward_pre_hooks)
+        or any(GLOBAL_HOOKS)
+        or not is_plain_tensor(x)
     )
+
+
+def is_plain_tensor(x: Tensor) -> bool:
+    """Whether a tensor is its values in memory alone: no subclass, no tangent, not wrapped by :mod:`torch.func`."""
+    if type(x) not in (Tensor, nn.Parameter) or forward_ad.unpack_dual(x).tangent is not None:
+        return False
+    try:
+        return bool(x.data_ptr()) or not x.numel()
+    except RuntimeError:  # there is no memory
+        return False

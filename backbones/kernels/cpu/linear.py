@@ -28,9 +28,11 @@ POINTWISE_BACKWARD = (None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)
 @cache
 def has_onednn_products(dtype: torch.dtype) -> bool:
     """Whether this build and CPU have oneDNN's products in a precision."""
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    try:
+        torch.ops.aten.mkldnn_reorder_conv2d_weight(torch.ones(1, 1, 1, 1, dtype=dtype).to_mkldnn())
+    except RuntimeError:  # by which PyTorch's operators refuse a precision
         return False
-    return dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return True
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
@@ -80,7 +82,7 @@ def reorder_weight(weight: Tensor, shape: torch.Size, by_convolution: bool) -> T
     if not by_convolution:
         return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
     kernel, maps = weight.contiguous()[:, :, None, None], [shape[0], weight.shape[1], *shape[1:3]]
-    return torch.ops.mkldnn._reorder_convolution_weight(kernel, *POINTWISE, maps)
+    return torch.ops.aten.mkldnn_reorder_conv2d_weight(kernel.to_mkldnn(), *POINTWISE, maps)
 
 
 def input_gradient(grad_out: Tensor, weight: Tensor) -> Tensor:

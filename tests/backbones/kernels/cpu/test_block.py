@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from backbones import build_backbone
 from backbones.convnext import Block
@@ -346,14 +347,36 @@ def strided(block: Block) -> None:
     block.dwconv._reversed_padding_repeated_twice = [3, 3, 3, 3]
 
 
+def hooked_backward(block: Block) -> None:
+    block.pwconv2.register_full_backward_pre_hook(lambda module, grad: grad)
+
+
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("change", [hooked, replaced, parametrised, another_activation, strided])
+@pytest.mark.parametrize("change", [hooked, hooked_backward, replaced, parametrised, another_activation, strided])
 def test_changed_parts_run_as_they_are(change: Any, form: str, calls: list[str]) -> None:
     block, x = made().eval(), maps(1, 8, 8)
     change(block)
     with torch.no_grad(), autotuner.use(cpu_block=form):
         assert torch.equal(block(x), block.forward_mlp(x, block.forward_dwconv_norm(x)))
     assert not calls
+
+
+@pytest.mark.parametrize(
+    "register",
+    [
+        nn.modules.module.register_module_forward_hook,
+        nn.modules.module.register_module_forward_pre_hook,
+        nn.modules.module.register_module_full_backward_hook,
+    ],
+)
+def test_hooks_of_all_modules_are_called(register: Any, calls: list[str]) -> None:
+    handle = register(lambda *_: None)
+    with autotuner.use(cpu_block="fused"):
+        made()(maps(1, 8, 8))
+        assert not calls
+        handle.remove()
+        made()(maps(1, 8, 8))
+    assert calls
 
 
 def test_other_precisions_and_transforms_take_the_plain_steps(calls: list[str]) -> None:
@@ -363,6 +386,12 @@ def test_other_precisions_and_transforms_take_the_plain_steps(calls: list[str]) 
         block.float()
         slope = torch.func.grad(lambda one: block(one).sum())(x)
         _, tangent = torch.func.jvp(block, (x,), (torch.ones_like(x),))
+        torch.func.vmap(block)(x[None])
+        torch.func.grad(lambda own: torch.func.functional_call(block, own, (x,)).sum())(dict(block.named_parameters()))
+        with forward_ad.dual_level():
+            assert forward_ad.unpack_dual(block(forward_ad.make_dual(x, torch.ones_like(x)))).tangent is not None
+            own = {"norm.bias": forward_ad.make_dual(block.norm.bias, torch.ones(CHANNELS))}
+            assert forward_ad.unpack_dual(torch.func.functional_call(block, own, (x,))).tangent is not None
         traced = torch.jit.trace(block, x, check_trace=False)
         exported = torch.export.export(block, (x,)).module()
     assert slope.shape == tangent.shape == x.shape
