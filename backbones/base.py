@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +16,28 @@ from backbones.layers import LayerNorm2d
 from backbones.weights import LoadReport, load_backbone_weights, read_checkpoint
 
 STAGE_INDICES = (0, 1, 2, 3)
+PYRAMID_STRIDES = (4, 8, 16, 32)
+
+
+class Group(NamedTuple):
+    """Groups of a module's parameters for layer-wise and stage-wise learning rates.
+
+    Attributes:
+        layer: Layer group: 0 for the stem; that of the head is one more than the highest before it.
+        stage: Stage from 1; 0 for stem and downsampling, ``None`` for modules of the head.
+        block: Group where each block has one of its own.
+    """
+
+    layer: int
+    stage: int | None
+    block: int
 
 
 class Backbone(nn.Module):
     """Base class without layers.
 
-    A subclass builds the layers, sets the attributes, and implements :meth:`layer_id`, :meth:`stage_id` and
+    A subclass builds the layers, sets the attributes, implements :meth:`run_stem` and :meth:`run_stage` or its own
+    ``forward``, and enters its modules into :attr:`groups` or implements :meth:`layer_id`, :meth:`stage_id` and
     :attr:`num_layers`.
 
     Args:
@@ -42,6 +58,8 @@ class Backbone(nn.Module):
         strides: Stride of each output relative to the image.
         num_features: Channels of the pooled vector.
         min_image_side: Minimum height and width of an image in pixels.
+        described_as: Name of the architecture in error messages.
+        groups: Groups of modules by name; a parameter belongs to the longest name that it starts with.
         trust_weights: Whether reading ``weights`` may execute code in the file.
         load_report: Result of loading ``weights``; ``None`` before that.
     """
@@ -50,6 +68,7 @@ class Backbone(nn.Module):
     strides: tuple[int, ...]
     num_features: int
     min_image_side = 32
+    described_as = "this network"
 
     def __init__(
         self,
@@ -70,6 +89,57 @@ class Backbone(nn.Module):
         self._weights_pending = weights is not None
         self.trust_weights = False
         self.load_report: LoadReport | None = None
+        self.groups: dict[str, Group] = {}
+
+    def set_outputs(self, channels: Sequence[int], strides: Sequence[int], num_features: int) -> None:
+        """Set the attributes of the outputs.
+
+        Args:
+            channels: Channels of the four stages' maps.
+            strides: Strides of the four stages' maps.
+            num_features: Channels of the pooled vector.
+        """
+        self.num_features = num_features
+        chosen = self.out_indices
+        self.out_channels = (num_features,) if chosen is None else tuple(channels[i] for i in chosen)
+        self.strides = tuple(strides[i] for i in chosen or (3,))
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Compute features.
+
+        Args:
+            x: Batch of normalised images, ``(N, 3, H, W)``, or with the network's ``in_channels``.
+
+        Returns:
+            ``(N, num_features)`` without ``out_indices``, else one map ``(N, C_i, H_i, W_i)`` for each index.
+
+        Raises:
+            ConfigError: If an image is smaller than ``min_image_side``, or ``weights`` were requested and never loaded.
+        """
+        x = self.run_stem(self.prepare(x))
+        outputs = []
+        for stage in STAGE_INDICES:
+            x = self.run_stage(stage, x)
+            if self.out_indices is not None and stage in self.out_indices:
+                outputs.append(self.output_map(stage, x))
+        return self.pool(x) if self.out_indices is None else tuple(outputs)
+
+    def run_stem(self, x: Tensor) -> Tensor:
+        """Input of the first stage from images ``(N, C, H, W)``."""
+        return x
+
+    def run_stage(self, stage: int, x: Tensor) -> Tensor:
+        """Output of a stage, 0 to 3, from that of the stage before."""
+        raise NotImplementedError
+
+    def output_map(self, stage: int, x: Tensor) -> Tensor:
+        """Map ``(N, C, H, W)`` that is returned of a stage's output, normalised if the network has output norms."""
+        return self.get_submodule(f"norm{stage}")(x) if "norm" in self.groups else x
+
+    def pool(self, x: Tensor) -> Tensor:
+        """The vector ``(N, num_features)`` of the last stage's output, normalised if the network has output norms."""
+        x = x.mean((2, 3))
+        return self.norm(x) if "norm" in self.groups else x
 
     def prepare(self, x: Tensor) -> Tensor:
         """Check images ``(N, C, H, W)`` before the first layer and convert them to ``channels_last``.
@@ -92,26 +162,20 @@ class Backbone(nn.Module):
             x = checkpoint(block, x, use_reentrant=False) if block in recomputed else block(x)
         return x
 
-    def add_norms(self, dims: Sequence[int]) -> None:
-        """Add the norm of the pooled vector, or one norm for each map of ``out_indices``.
+    def add_norms(self, dims: Sequence[int], eps: float = 1e-6) -> None:
+        """Add the norm of the pooled vector, or one norm for each map of ``out_indices``; the stages are in ``groups``.
 
         Args:
             dims: Channels of the four stages.
+            eps: Epsilon added to the variance.
         """
         if self.out_indices is None:
-            self.norm = nn.LayerNorm(dims[-1], eps=1e-6)
+            self.norm = nn.LayerNorm(dims[-1], eps=eps)
         else:
             for i in self.out_indices:
-                self.add_module(f"norm{i}", LayerNorm2d(dims[i]))
-
-    def collect(self, outputs: list[Tensor], stage: int, x: Tensor) -> None:
-        """Append the normalised map ``(N, C, H, W)`` of a stage to the outputs if the stage is in ``out_indices``."""
-        if self.out_indices is not None and stage in self.out_indices:
-            outputs.append(self.get_submodule(f"norm{stage}")(x))
-
-    def finish(self, outputs: list[Tensor], x: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """The collected maps, or without ``out_indices`` the pooled and normalised vector ``(N, C)`` of ``x``."""
-        return self.norm(x.mean((2, 3))) if self.out_indices is None else tuple(outputs)
+                self.add_module(f"norm{i}", LayerNorm2d(dims[i], eps))
+        head = Group(self.num_layers + 1, None, self.num_blocks + 1)
+        self.groups |= dict.fromkeys(("norm", *(f"norm{i}" for i in STAGE_INDICES)), head)
 
     def block_stages(self) -> dict[str, int]:
         """Stage index of each block by module name: the units of gradient checkpointing and sharding.
@@ -197,24 +261,40 @@ class Backbone(nn.Module):
     @property
     def num_layers(self) -> int:
         """Number of layer groups before the head, for layer-wise learning-rate decay."""
-        raise NotImplementedError
+        return max(group.layer for group in self.groups.values() if group.stage is not None)
 
     def layer_id(self, name: str) -> int:
-        """Layer group of a parameter: 0 for the stem, ``num_layers + 1`` for those that train at the head's rate."""
-        raise NotImplementedError
+        """Layer group of a parameter: 0 for the stem, ``num_layers + 1`` for those that train at the head's rate.
+
+        Args:
+            name: Parameter name without a prefix, such as ``stages.2.5.dwconv.weight``.
+
+        Raises:
+            ConfigError: If there is no such parameter.
+        """
+        return self._group(name).layer
 
     @property
     def num_blocks(self) -> int:
         """Number of blocks before the head; equal to ``num_layers`` where each block is a layer group."""
-        return self.num_layers
+        blocks = (group.block for group in self.groups.values() if group.stage is not None)
+        return max(blocks, default=0) or self.num_layers
 
     def block_id(self, name: str) -> int:
         """Layer group of a parameter with one group per block; equal to :meth:`layer_id` where that is so already."""
-        return self.layer_id(name)
+        return self._group(name).block if self.groups else self.layer_id(name)
 
     def stage_id(self, name: str) -> int | None:
         """Stage of a parameter: 0 for stem and downsampling, 1 to 4 for the stages, ``None`` for those of the head."""
-        raise NotImplementedError
+        return self._group(name).stage
+
+    def _group(self, name: str) -> Group:
+        part = name
+        while part not in self.groups:
+            part, dot, _ = part.rpartition(".")
+            if not dot:
+                raise ConfigError(f"{name!r} is not a parameter of {self.described_as}")
+        return self.groups[part]
 
 
 def _parse_grad_checkpointing(grad_checkpointing: bool | float | Sequence[int]) -> tuple[int, ...] | float:

@@ -8,21 +8,41 @@ Parameter names are those of the released checkpoints (``downsample_layers.0.0.w
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import partial
+from itertools import accumulate
 from math import ceil
 
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from backbones.base import Backbone
+from backbones.base import PYRAMID_STRIDES, Backbone, Group
 from backbones.errors import ConfigError
 from backbones.kernels.dispatch import run_block, run_downsample
 from backbones.layers import GRN, LayerNorm2d, check_kernel_size, drop_path_rates, init_trunc_normal, layer_scale
 
 STEM_STRIDE = 4
 BLOCKS_PER_GROUP = 3
+
+
+def pyramid_groups(depths: Sequence[int]) -> dict[str, Group]:
+    """Groups of four stages and the downsampling before each, as in the released code.
+
+    The stem is layer group 0; the third stage has a group for each 3 blocks, every other stage one. ConvNeXt-T has 6
+    of them, from S on there are 12. With one group per block, ``single`` in the released fine-tuning code of V2, stem
+    and downsampling have the number of the block after them.
+
+    Args:
+        depths: Blocks per stage.
+    """
+    last = 3 + ceil(depths[2] / BLOCKS_PER_GROUP)
+    groups = {}
+    for stage, (depth, before) in enumerate(zip(depths, accumulate(depths, initial=1), strict=False)):
+        groups[f"downsample_layers.{stage}"] = Group((0, 2, 3, last)[stage], 0, before)
+        for block in range(depth):
+            layer = (1, 2, 3 + block // BLOCKS_PER_GROUP, last)[stage]
+            groups[f"stages.{stage}.{block}"] = Group(layer, stage + 1, before + block)
+    return groups
 
 
 class Block(nn.Module):
@@ -111,6 +131,9 @@ class Downsampling(nn.Sequential):
 class ConvNeXt(Backbone):
     """The network: four stages at strides 4, 8, 16 and 32, without a head.
 
+    The sides of images need not be multiples of 32: as in the released network, each downsampling drops an odd last row
+    or column.
+
     Args:
         depths: Blocks per stage.
         dims: Channels per stage.
@@ -132,6 +155,8 @@ class ConvNeXt(Backbone):
         ConfigError: If an argument is invalid.
     """
 
+    described_as = "a ConvNeXt"
+
     def __init__(
         self,
         depths: Sequence[int],
@@ -152,9 +177,8 @@ class ConvNeXt(Backbone):
             raise ConfigError(f"depths and dims need four positive numbers each, not {depths} and {dims}")
         check_kernel_size(kernel_size)
         self.depths, self.dims = tuple(depths), tuple(dims)
-        self.num_features = self.dims[-1]
-        self.out_channels = tuple(self.dims[i] for i in self.out_indices or (3,))
-        self.strides = tuple(STEM_STRIDE * 2**i for i in self.out_indices or (3,))
+        self.groups |= pyramid_groups(self.depths)
+        self.set_outputs(self.dims, PYRAMID_STRIDES, self.dims[-1])
 
         stem = nn.Sequential(nn.Conv2d(in_channels, dims[0], STEM_STRIDE, stride=STEM_STRIDE), LayerNorm2d(dims[0]))
         downsampling = (Downsampling(dims[i], dims[i + 1]) for i in range(3))
@@ -169,83 +193,10 @@ class ConvNeXt(Backbone):
         self.add_norms(dims)
         self.apply(partial(init_trunc_normal, std=init_std))
 
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Compute features.
-
-        Args:
-            x: Batch of normalised images, ``(N, in_channels, H, W)``. H and W need not be multiples of 32: as in the
-                released network, each downsampling drops an odd last row or column.
-
-        Returns:
-            ``(N, num_features)`` without ``out_indices``, else one map ``(N, C_i, H_i, W_i)`` for each index.
-
-        Raises:
-            ConfigError: If an image is smaller than 32 x 32, or ``weights`` were requested and never loaded.
-        """
-        x = self.prepare(x)
-        outputs: list[Tensor] = []
-        for i, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages, strict=True)):
-            x = self.run_blocks(stage.children(), downsample(x))
-            self.collect(outputs, i, x)
-        return self.finish(outputs, x)
+    def run_stage(self, stage: int, x: Tensor) -> Tensor:
+        """Stem or downsampling, and the blocks of a stage: ``(N, C, H, W) -> (N, C', H', W')``."""
+        return self.run_blocks(self.stages[stage].children(), self.downsample_layers[stage](x))
 
     def no_weight_decay(self, name: str) -> bool:
         """Whether a parameter gets no weight decay: scale and shift of the response normalisation, as released."""
         return ".grn." in name
-
-    @property
-    def num_layers(self) -> int:
-        """Layer groups before the head, one for each 3 blocks of the third stage: 6 for tiny, 12 from small on."""
-        return 3 + ceil(self.depths[2] / BLOCKS_PER_GROUP)
-
-    def layer_id(self, name: str) -> int:
-        """Layer group of a parameter for layer-wise learning-rate decay, as in the released code.
-
-        Args:
-            name: Parameter name without a prefix, such as ``stages.2.5.dwconv.weight``.
-
-        Returns:
-            0 for the stem, up to ``num_layers`` for the last stage, ``num_layers + 1`` for the output norms, which
-            train at the head's rate.
-        """
-        kind, stage, block = self._parse_name(name)
-        if kind == "norm":
-            return self.num_layers + 1
-        if stage == 3:
-            return self.num_layers
-        if kind == "downsample_layers":
-            return 0 if stage == 0 else stage + 1
-        return stage + 1 if stage < 2 else 3 + block // BLOCKS_PER_GROUP
-
-    @property
-    def num_blocks(self) -> int:
-        """Blocks of all stages."""
-        return sum(self.depths)
-
-    def block_id(self, name: str) -> int:
-        """Layer group of a parameter with one group per block, ``single`` in the released fine-tuning code of V2.
-
-        Returns:
-            Number of the block, from 1; stem and downsampling have that of the block after them, the output norms
-            ``num_blocks + 1``.
-        """
-        kind, stage, block = self._parse_name(name)
-        if kind == "norm":
-            return self.num_blocks + 1
-        return sum(self.depths[:stage]) + 1 + (block if kind == "stages" else 0)
-
-    def stage_id(self, name: str) -> int | None:
-        """Stage of a parameter for stage-wise decay, from 1; 0 for stem and downsampling, ``None`` for output norms."""
-        kind, stage, _ = self._parse_name(name)
-        if kind == "norm":
-            return None
-        return 0 if kind == "downsample_layers" else stage + 1
-
-    @staticmethod
-    def _parse_name(name: str) -> tuple[str, int, int]:
-        """Split a parameter name into its kind, its stage index and its block index (or index in the downsampling)."""
-        if match := re.match(r"(downsample_layers|stages)\.(\d)\.(\d+)\.", name):
-            return match[1], int(match[2]), int(match[3])
-        if re.match(r"norm[0-3]?\.", name):
-            return "norm", 3, 0
-        raise ConfigError(f"{name!r} is not a parameter of a ConvNeXt")

@@ -6,13 +6,12 @@ checkpoints (``stem.weight``, ``blocks.3.dwconv.weight``, ``norm.weight``).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import partial
 
 from torch import Tensor, nn
 
-from backbones.base import STAGE_INDICES, Backbone
+from backbones.base import STAGE_INDICES, Backbone, Group
 from backbones.convnext import Block
 from backbones.errors import ConfigError
 from backbones.layers import check_kernel_size, drop_path_rates, init_trunc_normal
@@ -20,8 +19,21 @@ from backbones.layers import check_kernel_size, drop_path_rates, init_trunc_norm
 PATCH_SIZE = 16
 
 
+def quarter_bounds(depth: int) -> list[int]:
+    """Index of the first block of each quarter of a depth, and the depth."""
+    return [i * depth // len(STAGE_INDICES) for i in (*STAGE_INDICES, len(STAGE_INDICES))]
+
+
+def quarter_groups(depth: int) -> dict[str, Group]:
+    """Groups of equal blocks: each is a layer group, as in a ViT, and a quarter of them a stage."""
+    starts = quarter_bounds(depth)[:-1]
+    return {f"blocks.{i}": Group(i + 1, sum(i >= start for start in starts), i + 1) for i in range(depth)}
+
+
 class IsotropicConvNeXt(Backbone):
     """A stem that embeds 16 x 16 patches, followed by equal blocks at stride 16, without a head.
+
+    The stem drops rows and columns of an image beyond a multiple of 16.
 
     Args:
         depth: Number of blocks.
@@ -43,6 +55,7 @@ class IsotropicConvNeXt(Backbone):
     """
 
     min_image_side = PATCH_SIZE
+    described_as = "an isotropic ConvNeXt"
 
     def __init__(
         self,
@@ -63,9 +76,10 @@ class IsotropicConvNeXt(Backbone):
             raise ConfigError(f"depth={depth}, dim={dim}: at least 4 blocks of at least one channel are needed")
         check_kernel_size(kernel_size)
         self.depth = depth
-        self.num_features = dim
-        self.out_channels = (dim,) * len(self.out_indices or (3,))
-        self.strides = (PATCH_SIZE,) * len(self.out_channels)
+        self.groups["stem"] = Group(0, 0, 0)
+        self.groups |= quarter_groups(depth)
+        self._bounds = quarter_bounds(depth)
+        self.set_outputs((dim,) * len(STAGE_INDICES), (PATCH_SIZE,) * len(STAGE_INDICES), dim)
         self.stem = nn.Conv2d(in_channels, dim, PATCH_SIZE, stride=PATCH_SIZE)
         (rates,) = drop_path_rates(drop_path_rate, (depth,))
         self.blocks = nn.Sequential(
@@ -74,55 +88,10 @@ class IsotropicConvNeXt(Backbone):
         self.add_norms((dim,) * len(STAGE_INDICES))
         self.apply(partial(init_trunc_normal, std=init_std))
 
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Compute features.
+    def run_stem(self, x: Tensor) -> Tensor:
+        """Embedded patches, ``(N, C, H, W) -> (N, dim, H // 16, W // 16)``."""
+        return self.stem(x)  # type: ignore[no-any-return]
 
-        Args:
-            x: Batch of normalised images, ``(N, in_channels, H, W)``. The stem drops rows and columns beyond a multiple
-                of 16.
-
-        Returns:
-            ``(N, dim)`` without ``out_indices``, else one map ``(N, dim, H // 16, W // 16)`` for each index.
-
-        Raises:
-            ConfigError: If an image is smaller than 16 x 16, or ``weights`` were requested and never loaded.
-        """
-        x = self.stem(self.prepare(x))
-        blocks = list(self.blocks.children())
-        outputs: list[Tensor] = []
-        for i in STAGE_INDICES:
-            x = self.run_blocks(blocks[self._quarter(i) : self._quarter(i + 1)], x)
-            self.collect(outputs, i, x)
-        return self.finish(outputs, x)
-
-    def _quarter(self, i: int) -> int:
-        """Index of the first block of a quarter."""
-        return i * self.depth // len(STAGE_INDICES)
-
-    @property
-    def num_layers(self) -> int:
-        """Layer groups before the head: each block is one, as in a ViT."""
-        return self.depth
-
-    def layer_id(self, name: str) -> int:
-        """Layer group of a parameter: 0 for the stem, number of the block from 1, ``num_layers + 1`` for the norms."""
-        block = self._block_index(name)
-        return self.num_layers + 1 if block is None else block + 1
-
-    def stage_id(self, name: str) -> int | None:
-        """Quarter of a parameter, from 1; 0 for the stem, ``None`` for the output norms."""
-        block = self._block_index(name)
-        if block is None:
-            return None
-        return sum(block >= self._quarter(i) for i in STAGE_INDICES) if block >= 0 else 0
-
-    @staticmethod
-    def _block_index(name: str) -> int | None:
-        """Index of a parameter's block; -1 for the stem, ``None`` for a norm."""
-        if match := re.match(r"blocks\.(\d+)\.", name):
-            return int(match[1])
-        if name.startswith("stem."):
-            return -1
-        if re.match(r"norm[0-3]?\.", name):
-            return None
-        raise ConfigError(f"{name!r} is not a parameter of an isotropic ConvNeXt")
+    def run_stage(self, stage: int, x: Tensor) -> Tensor:
+        """The blocks of a quarter of the depth."""
+        return self.run_blocks(list(self.blocks.children())[self._bounds[stage] : self._bounds[stage + 1]], x)

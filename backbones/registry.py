@@ -104,11 +104,15 @@ def _build(network: Callable[..., Backbone], **arguments: Any) -> Backbone:
     return network(**current_arguments(arguments))
 
 
-_register(ConvNeXt, CONVNEXT_V1)
-_register(ConvNeXt, CONVNEXT_V2)
-_register(IsotropicConvNeXt, CONVNEXT_ISOTROPIC)
-_register(TimmSwin, SWIN)
-_register(TimmVisionTransformer, VIT)
-_register(TimmConvNet, CONVNETS)
+_TABLES = (
+    (ConvNeXt, CONVNEXT_V1),
+    (ConvNeXt, CONVNEXT_V2),
+    (IsotropicConvNeXt, CONVNEXT_ISOTROPIC),
+    (TimmSwin, SWIN),
+    (TimmVisionTransformer, VIT),
+    (TimmConvNet, CONVNETS),
+)
+for _network, _rows in _TABLES:
+    _register(_network, _rows)
 for _name, _row in {**RESNET50_TO_TINY, **RESNET200_TO_BASE}.items():
     register_backbone(_name, partial(_build, _row.build))

@@ -20,18 +20,16 @@ step; ``layer_scale_init_value`` adds it to any other row.
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import ceil
 from typing import Any
 
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from backbones.base import STAGE_INDICES, Backbone
-from backbones.convnext import BLOCKS_PER_GROUP, STEM_STRIDE, ConvNeXt
+from backbones.base import PYRAMID_STRIDES, STAGE_INDICES, Backbone
+from backbones.convnext import STEM_STRIDE, ConvNeXt, pyramid_groups
 from backbones.errors import ConfigError
 from backbones.layers import LayerNorm2d, drop_path_rates, init_trunc_normal, layer_scale
 
@@ -144,7 +142,8 @@ class RoadmapNet(Backbone):
     The outputs are those of the stages: like a ResNet, and unlike ConvNeXt, it has no norm after them. Parameters are
     named as in ConvNeXt where possible (``downsample_layers.0.0.weight`` for the stem,
     ``stages.2.5.branch.conv1.weight``). With ``grad_checkpointing``, each training step updates the running statistics
-    of batch normalisation twice.
+    of batch normalisation twice. If the sides of an image are not multiples of 32, each halving rounds up, as in a
+    ResNet; the patchify stem drops rows and columns beyond a multiple of 4.
 
     Args:
         design: Design of the network.
@@ -157,6 +156,8 @@ class RoadmapNet(Backbone):
     Raises:
         ConfigError: If an argument is invalid, or the design is a ConvNeXt's.
     """
+
+    described_as = "a network of the roadmap"
 
     def __init__(
         self,
@@ -171,9 +172,8 @@ class RoadmapNet(Backbone):
         if design.separate_downsampling:
             raise ConfigError("separate_downsampling=True is a ConvNeXt: build it with RoadmapRow.build or as ConvNeXt")
         self.depths, self.dims = design.depths, design.dims
-        self.num_features = self.dims[-1]
-        self.out_channels = tuple(self.dims[i] for i in self.out_indices or (3,))
-        self.strides = tuple(STEM_STRIDE * 2**i for i in self.out_indices or (3,))
+        self.groups |= pyramid_groups(self.depths)
+        self.set_outputs(self.dims, PYRAMID_STRIDES, self.dims[-1])
         self.downsample_layers = nn.ModuleList([_stem(design)])
         self.stages = nn.ModuleList()
         before = design.width
@@ -187,59 +187,13 @@ class RoadmapNet(Backbone):
             self.stages.append(stage)
         self.apply(init_trunc_normal)
 
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Compute features.
+    def run_stem(self, x: Tensor) -> Tensor:
+        """``(N, 3, H, W) -> (N, width, H / 4, W / 4)``"""
+        return self.downsample_layers[0](x)  # type: ignore[no-any-return]
 
-        Args:
-            x: Batch of normalised images, ``(N, 3, H, W)``. If H and W are not multiples of 32, each halving rounds up,
-                as in a ResNet; the patchify stem drops rows and columns beyond a multiple of 4.
-
-        Returns:
-            ``(N, num_features)`` without ``out_indices``, else one map ``(N, C_i, H_i, W_i)`` for each index.
-
-        Raises:
-            ConfigError: If an image is smaller than 32 x 32, or ``weights`` were requested and never loaded.
-        """
-        x = self.downsample_layers[0](self.prepare(x))
-        outputs = []
-        for i, stage in enumerate(self.stages):
-            x = self.run_blocks(stage.children(), x)
-            if self.out_indices is not None and i in self.out_indices:
-                outputs.append(x)
-        return x.mean((2, 3)) if self.out_indices is None else tuple(outputs)
-
-    @property
-    def num_layers(self) -> int:
-        """Layer groups before the head, one for each 3 blocks of the third stage, as in ConvNeXt."""
-        return 3 + ceil(self.depths[2] / BLOCKS_PER_GROUP)
-
-    def layer_id(self, name: str) -> int:
-        """Layer group of a parameter: 0 for the stem, up to ``num_layers`` for the last stage."""
-        stage, block = self._parse_name(name)
-        return {0: 0, 1: 1, 2: 2, 3: 3 + block // BLOCKS_PER_GROUP, 4: self.num_layers}[stage]
-
-    @property
-    def num_blocks(self) -> int:
-        """Blocks of all stages."""
-        return sum(self.depths)
-
-    def block_id(self, name: str) -> int:
-        """Layer group of a parameter: number of the block from 1, also 1 for the stem, as in ConvNeXt."""
-        stage, block = self._parse_name(name)
-        return sum(self.depths[: stage - 1]) + 1 + block if stage else 1
-
-    def stage_id(self, name: str) -> int | None:
-        """Stage of a parameter: 0 for the stem, 1 to 4 for the stages with their downsampling."""
-        return self._parse_name(name)[0]
-
-    @staticmethod
-    def _parse_name(name: str) -> tuple[int, int]:
-        """Split a parameter name into its stage, 0 for the stem, and its block index."""
-        if name.startswith("downsample_layers.0."):
-            return 0, 0
-        if match := re.match(r"stages\.([0-3])\.(\d+)\.", name):
-            return int(match[1]) + 1, int(match[2])
-        raise ConfigError(f"{name!r} is not a parameter of a network of the roadmap")
+    def run_stage(self, stage: int, x: Tensor) -> Tensor:
+        """The blocks of a stage: ``(N, C, H, W) -> (N, C', H', W')``."""
+        return self.run_blocks(self.stages[stage].children(), x)
 
 
 def _convolution(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
 from math import isqrt
 from typing import Any
 
@@ -21,11 +21,9 @@ from timm.layers import PatchEmbed, resample_abs_pos_embed
 from timm.models.swin_transformer import SwinTransformerBlock, window_partition, window_reverse
 from torch import Tensor, nn
 
-from backbones.base import STAGE_INDICES, Backbone
-from backbones.errors import ConfigError
-from backbones.layers import LayerNorm2d
+from backbones.base import PYRAMID_STRIDES, STAGE_INDICES, Backbone, Group
+from backbones.isotropic import quarter_bounds, quarter_groups
 
-STRIDES = (4, 8, 16, 32)
 CLASSIFIER = re.compile(r"(?:head\.fc|head|fc|classifier)\.(weight|bias)")
 RELATIVE_TABLE = "relative_position_bias_table"
 MASK_VALUE = -100.0  # added by the released Swin to attention scores of positions that are masked from each other
@@ -43,10 +41,6 @@ class TimmBackbone(Backbone):
         drop_path_rate: Probability of stochastic depth in the last block, growing linearly from 0 in the first.
         grad_checkpointing: Blocks to recompute in the backward pass, see :class:`backbones.base.Backbone`.
         weights: Path or URL of a checkpoint, loaded by ``init_weights``.
-
-    Attributes:
-        groups: Layer group and stage of each module by name; a parameter belongs to the longest name that it starts
-        with.
     """
 
     def __init__(
@@ -61,8 +55,7 @@ class TimmBackbone(Backbone):
         super().__init__(out_indices, drop_path_rate, grad_checkpointing, weights)
         self.timm_name, self.timm_options = timm_name, dict(timm_options or {})
         self.drop_path_rate = drop_path_rate
-        self.groups: dict[str, tuple[int, int | None]] = {}
-        self._num_layers = 0
+        self.described_as = f"this {timm_name}"
 
     def build_timm(self, **options: Any) -> Any:
         """Build timm's model without a classifier and without downloading anything."""
@@ -73,45 +66,11 @@ class TimmBackbone(Backbone):
         """Take modules or parameters of timm's model, and enter them as one layer group of one stage."""
         for name in names:
             setattr(self, name, getattr(model, name))
-            self.groups[name] = (layer, stage)
-
-    def set_outputs(self, channels: Sequence[int], strides: Sequence[int], num_features: int) -> None:
-        """Set the attributes of the outputs from the channels and strides of the four maps."""
-        self.num_features = num_features
-        chosen = self.out_indices
-        self.out_channels = (num_features,) if chosen is None else tuple(channels[i] for i in chosen)
-        self.strides = tuple(strides[i] for i in chosen or (3,))
-
-    def add_output_norms(self, eps: float) -> None:
-        """Add a norm for each map, which trains at the head's rate."""
-        for i, channels in zip(self.out_indices or (), self.out_channels, strict=True):
-            self.add_module(f"norm{i}", LayerNorm2d(channels, eps))
-            self.groups[f"norm{i}"] = (self.num_layers + 1, None)
+            self.groups[name] = Group(layer, stage, layer)
 
     def no_weight_decay(self, name: str) -> bool:
         """Whether a parameter gets no weight decay: position embeddings and the class token, as released."""
         return name in ("pos_embed", "cls_token") or name.endswith("relative_position_bias_table")
-
-    @property
-    def num_layers(self) -> int:
-        """Layer groups before the head, one for each block."""
-        return self._num_layers
-
-    def layer_id(self, name: str) -> int:
-        """Layer group of a parameter: 0 for the stem, number of the block from 1, ``num_layers + 1`` after the last."""
-        return self._group(name)[0]
-
-    def stage_id(self, name: str) -> int | None:
-        """Stage of a parameter, from 1; 0 for the stem, ``None`` for parameters of the head."""
-        return self._group(name)[1]
-
-    def _group(self, name: str) -> tuple[int, int | None]:
-        part = name
-        while part not in self.groups:
-            part, dot, _ = part.rpartition(".")
-            if not dot:
-                raise ConfigError(f"{name!r} is not a parameter of this {self.timm_name}")
-        return self.groups[part]
 
     def may_be_missing(self, name: str) -> bool:
         """Whether a tensor may be missing: those of output norms, and a counter that old files do not have."""
@@ -161,7 +120,8 @@ CONVNET_PARTS = {
 class TimmConvNet(TimmBackbone):
     """ResNet, ResNeXt, RegNet, EfficientNet (V2) and BiT: maps at strides 4, 8, 16 and 32, without added norms.
 
-    With ``grad_checkpointing`` batch norms update their running statistics twice per step.
+    Each halving rounds an odd side up. With ``grad_checkpointing`` batch norms update their running statistics twice in
+    a step.
 
     Args:
         norm_eval: Keep batch norms in evaluation mode, for detection, whose two images per GPU are too few to estimate
@@ -182,35 +142,24 @@ class TimmConvNet(TimmBackbone):
                 setattr(self, root, getattr(model, root))
                 for name, _ in self.get_submodule(part).named_children():
                     blocks += 1
-                    self.groups[f"{part}.{name}"] = (blocks, stage)
-        self._num_layers = blocks
+                    self.groups[f"{part}.{name}"] = Group(blocks, stage, blocks)
         if self.out_indices is None:
             self.adopt(model, layout.tail, blocks + 1, None)
         channels = {info["reduction"]: info["num_chs"] for info in model.feature_info}
-        self.set_outputs([channels[stride] for stride in STRIDES], STRIDES, model.num_features)
+        self.set_outputs([channels[stride] for stride in PYRAMID_STRIDES], PYRAMID_STRIDES, model.num_features)
 
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Compute features.
+    def run_stem(self, x: Tensor) -> Tensor:
+        """The layers before the first block: ``(N, 3, H, W) -> (N, C, H', W')``."""
+        return self._run(self._layout.stem, x)
 
-        Args:
-            x: Batch of normalised images, ``(N, 3, H, W)``. Each halving rounds an odd side up.
+    def run_stage(self, stage: int, x: Tensor) -> Tensor:
+        """The blocks of a stage: ``(N, C, H, W) -> (N, C', H', W')``."""
+        blocks = chain.from_iterable(self.get_submodule(part).children() for part in self._layout.stages[stage])
+        return self.run_blocks(blocks, x)
 
-        Returns:
-            ``(N, num_features)`` without ``out_indices``, else one map ``(N, C_i, H_i, W_i)`` for each index.
-
-        Raises:
-            ConfigError: If an image is smaller than 32 x 32, or ``weights`` were requested and never loaded.
-        """
-        x = self._run(self._layout.stem, self.prepare(x))
-        outputs = []
-        for i, parts in enumerate(self._layout.stages):
-            for part in parts:
-                x = self.run_blocks(self.get_submodule(part).children(), x)
-            if self.out_indices is not None and i in self.out_indices:
-                outputs.append(x)
-        if self.out_indices is None:
-            return self._run(self._layout.tail, x).mean((2, 3))
-        return tuple(outputs)
+    def pool(self, x: Tensor) -> Tensor:
+        """Mean over the map, after the network's last layers."""
+        return self._run(self._layout.tail, x).mean((2, 3))
 
     def train(self, mode: bool = True) -> TimmConvNet:
         """Set training mode; with ``norm_eval`` batch norms stay in evaluation mode."""
@@ -247,16 +196,15 @@ class TimmVisionTransformer(TimmBackbone):
         model = self.build_timm()
         self.adopt(model, ("patch_embed", "cls_token", "pos_embed"), 0, 0)
         self.blocks = model.blocks
-        self._num_layers = depth = len(self.blocks)
-        self._bounds = [i * depth // len(STAGE_INDICES) for i in (*STAGE_INDICES, len(STAGE_INDICES))]
-        for block in range(depth):
-            self.groups[f"blocks.{block}"] = (block + 1, sum(block >= start for start in self._bounds[:-1]))
+        depth = len(self.blocks)
+        self._bounds = quarter_bounds(depth)
+        self.groups |= quarter_groups(depth)
         patch = self.patch_embed.patch_size[0]
         self.set_outputs((model.num_features,) * len(STAGE_INDICES), (patch,) * len(STAGE_INDICES), model.num_features)
         if self.out_indices is None:
             self.adopt(model, ("norm",), depth + 1, None)
         else:
-            self.add_output_norms(model.norm.eps)
+            self.add_norms((model.num_features,) * len(STAGE_INDICES), model.norm.eps)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Compute features.
@@ -360,7 +308,8 @@ class TimmSwin(TimmBackbone):
 
     With ``out_indices`` it computes the same as the released code for detection and segmentation, without the same as
     the released classifier; they differ in the last stage, see :class:`WindowBlock`. Layer groups are those of the
-    authors' SimMIM: a downsampling belongs to the group of the block before it.
+    authors' SimMIM: a downsampling belongs to the group of the block before it. Images are padded to whole patches, and
+    each halving rounds up.
 
     Args:
         **options: Options of :class:`TimmBackbone`.
@@ -376,43 +325,35 @@ class TimmSwin(TimmBackbone):
         self.adopt(model, ("patch_embed",), 0, 0)
         self.layers = model.layers
         depths = [len(stage.blocks) for stage in self.layers]
-        self._num_layers = sum(depths)
         for i, (stage, before) in enumerate(zip(self.layers, accumulate(depths, initial=0), strict=False)):
-            self.groups[f"layers.{i}.downsample"] = (before, 0)
+            self.groups[f"layers.{i}.downsample"] = Group(before, 0, before)
             for j, block in enumerate(stage.blocks):
                 stage.blocks[j] = WindowBlock(block, always_shift=self.out_indices is not None)
-                self.groups[f"layers.{i}.blocks.{j}"] = (before + j + 1, i + 1)
-        self.set_outputs([info["num_chs"] for info in model.feature_info], STRIDES, model.num_features)
+                self.groups[f"layers.{i}.blocks.{j}"] = Group(before + j + 1, i + 1, before + j + 1)
+        dims = [info["num_chs"] for info in model.feature_info]
+        self.set_outputs(dims, PYRAMID_STRIDES, model.num_features)
         if self.out_indices is None:
             self.adopt(model, ("norm",), self.num_layers + 1, None)
         else:
-            self.add_output_norms(model.norm.eps)
+            self.add_norms(dims, model.norm.eps)
 
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Compute features.
-
-        Args:
-            x: Batch of normalised images, ``(N, 3, H, W)``. They are padded to whole patches, and each halving rounds
-            up.
-
-        Returns:
-            ``(N, num_features)`` without ``out_indices``, else one map ``(N, C_i, H_i, W_i)`` for each index.
-
-        Raises:
-            ConfigError: If an image is smaller than 32 x 32, or ``weights`` were requested and never loaded.
-        """
-        x = self.prepare(x)
-        patch = STRIDES[0]
+    def run_stem(self, x: Tensor) -> Tensor:
+        """Embedded patches, ``(N, 3, H, W) -> (N, H', W', C)``."""
+        patch = PYRAMID_STRIDES[0]
         x = F.pad(x, (0, -x.shape[-1] % patch, 0, -x.shape[-2] % patch))
-        x = self.patch_embed.norm(self.patch_embed.proj(x).permute(0, 2, 3, 1))  # (N, H, W, C) from here on
-        outputs = []
-        for i, stage in enumerate(self.layers):
-            x = self.run_blocks(stage.blocks, stage.downsample(x))
-            if self.out_indices is not None and i in self.out_indices:
-                outputs.append(self.get_submodule(f"norm{i}")(x.permute(0, 3, 1, 2)))
-        if self.out_indices is None:
-            return self.norm(x).mean((1, 2))
-        return tuple(outputs)
+        return self.patch_embed.norm(self.patch_embed.proj(x).permute(0, 2, 3, 1))  # type: ignore[no-any-return]
+
+    def run_stage(self, stage: int, x: Tensor) -> Tensor:
+        """Downsampling and blocks of a stage: ``(N, H, W, C) -> (N, H', W', C')``."""
+        return self.run_blocks(self.layers[stage].blocks, self.layers[stage].downsample(x))
+
+    def output_map(self, stage: int, x: Tensor) -> Tensor:
+        """The normalised map, ``(N, H, W, C) -> (N, C, H, W)``."""
+        return super().output_map(stage, x.permute(0, 3, 1, 2))
+
+    def pool(self, x: Tensor) -> Tensor:
+        """Mean over the normalised map ``(N, H, W, C)``."""
+        return self.norm(x).mean((1, 2))
 
     def rename_weights(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Rename the tensors of timm or of the released files, and interpolate relative positions of another window.

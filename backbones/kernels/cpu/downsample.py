@@ -8,29 +8,19 @@ layers that were replaced or have hooks. Training takes the plain steps.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
 from backbones.kernels.autotune import TuningKey, autotuner
 from backbones.kernels.cpu import native
 from backbones.kernels.cpu.dispatch import MIN_MULTIPLY_ADDS, compute_dtype, cpu_name, is_observed, is_usable_parameter
+from backbones.kernels.cpu.native import DownsampleWeights
 from backbones.kernels.cpu.weight_cache import weight_cache
 from backbones.kernels.protocol import NATIVE_FORM, PLAIN_FORM, is_unmodified
 from backbones.layers import LayerNorm2d
 
 DOWNSAMPLE_OPERATION = "cpu_downsample"
 SIDE_2 = ((2, 2), (2, 2), (0, 0), (1, 1), 1)  # kernel size, stride, padding, dilation, groups
-
-
-class DownsampleParameters(NamedTuple):
-    """Scale and shift of the norm, ``(C,)``; weight and bias of the convolution, ``(outputs, C, 2, 2), (outputs,)``."""
-
-    scale: Tensor
-    shift: Tensor
-    weight: Tensor
-    bias: Tensor
 
 
 def run_cpu_downsample(layer: nn.Sequential, x: Tensor) -> Tensor | None:
@@ -53,7 +43,7 @@ def run_cpu_downsample(layer: nn.Sequential, x: Tensor) -> Tensor | None:
     assert isinstance(norm, LayerNorm2d)
 
     def one_pass() -> Tensor:
-        packed = weight_cache.get(layer, parameters, dtype, lambda: native.pack_downsample(*parameters, dtype))
+        packed = weight_cache.get(layer, parameters, dtype, lambda: native.pack_downsample(parameters, dtype))
         rows = x.permute(0, 2, 3, 1).contiguous()
         return native.run_native_downsample(rows, packed, norm.eps).permute(0, 3, 1, 2)
 
@@ -65,7 +55,7 @@ def run_cpu_downsample(layer: nn.Sequential, x: Tensor) -> Tensor | None:
     return one_pass() if autotuner.select(key, forms, x) == NATIVE_FORM else None
 
 
-def _parameters(layer: nn.Sequential, dtype: torch.dtype) -> DownsampleParameters | None:
+def _parameters(layer: nn.Sequential, dtype: torch.dtype) -> DownsampleWeights | None:
     """Parameters of a norm and a convolution of kernel size and stride 2, all in float32, without hooks."""
     norm, conv = layer
     if not is_unmodified(norm, LayerNorm2d) or not is_unmodified(conv, nn.Conv2d):
@@ -77,4 +67,4 @@ def _parameters(layer: nn.Sequential, dtype: torch.dtype) -> DownsampleParameter
     found = (norm.weight, norm.bias, conv.weight, conv.bias)
     if not all(one is not None and one.dtype == torch.float32 and is_usable_parameter(one, dtype) for one in found):
         return None
-    return DownsampleParameters._make(found)
+    return DownsampleWeights._make(found)

@@ -74,13 +74,14 @@ class PackedBlock(NamedTuple):
     second_bias: Tensor
 
 
-class PackedDownsample(NamedTuple):
-    """Weights of a norm and a convolution of kernel size and stride 2 as the C code reads them.
+class DownsampleWeights(NamedTuple):
+    """Weights of a norm and a convolution of kernel size and stride 2: the parameters, or as the C code reads them.
 
     Attributes:
         scale: Weight of the norm, ``(C,)``.
         shift: Bias of the norm, ``(C,)``.
-        weight: Panels of the convolution's weight, taken as a product with patches ``(2, 2, C)``, in its precision.
+        weight: Weight of the convolution, ``(outputs, C, 2, 2)``; for the C code panels of it, taken as a product with
+            patches ``(2, 2, C)``, in its precision.
         bias: Bias of the convolution, ``(outputs,)``.
     """
 
@@ -108,7 +109,7 @@ class _Downsample(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("images", "height", "width", "channels", "outputs")),
         *((name, ctypes.c_int64) for name in ("tile", "threads", "scratch")),
         ("eps", ctypes.c_float),
-        *((name, ctypes.c_void_p) for name in PackedDownsample._fields),
+        *((name, ctypes.c_void_p) for name in DownsampleWeights._fields),
     )
 
 
@@ -148,13 +149,13 @@ def pack_block(weights: Weights, dtype: torch.dtype) -> PackedBlock:
     return PackedBlock(*(one.contiguous() for one in found))
 
 
-def pack_downsample(scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> PackedDownsample:
-    """Parameters of a norm ``(C,)`` and a convolution ``(outputs, C, 2, 2)`` for products in precision ``dtype``."""
-    panels = _panels(weight.detach().permute(0, 2, 3, 1).flatten(1), dtype)
-    return PackedDownsample(*(one.detach().contiguous() for one in (scale, shift, panels, bias)))
+def pack_downsample(parameters: DownsampleWeights, dtype: torch.dtype) -> DownsampleWeights:
+    """The parameters for products in precision ``dtype``."""
+    panels = _panels(parameters.weight.detach().permute(0, 2, 3, 1).flatten(1), dtype)
+    return DownsampleWeights(*(one.detach().contiguous() for one in parameters._replace(weight=panels)))
 
 
-def run_native_downsample(x: Tensor, packed: PackedDownsample, eps: float) -> Tensor:
+def run_native_downsample(x: Tensor, packed: DownsampleWeights, eps: float) -> Tensor:
     """Layer normalisation and a convolution of kernel size and stride 2.
 
     Args:

@@ -147,9 +147,8 @@ def _forward(
 
 
 @_forward.register_fake
-def _(
-    x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, eps: float, save: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(x: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    save = others[-1]
     conv, statistic = (x.shape, x.shape[:3]) if save else ((0,), (0,))
     precise = torch.promote_types(x.dtype, torch.float32)
     return (
@@ -185,17 +184,8 @@ def _backward(
 
 
 @_backward.register_fake
-def _(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    conv: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    for_input: bool,
-    for_weight: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _(grad: Tensor, x: Tensor, weight: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    _, _, mean, _, for_input, for_weight = others
     bias, gain, lift = (mean.new_empty(x.shape[3]) for _ in range(3))
     return (
         x.new_empty(x.shape if for_input else (0,)),
@@ -265,16 +255,11 @@ def candidate_tiles(channels: int, kernel: int) -> dict[str, Tile]:
     power = channels & -channels  # the largest power of two that divides them
     block = min(power if power >= 32 else max(next_power(channels), 16), 128)
     warps = max(block // 32, 1)
-    tall = Tile(7, 8, block, warps)
-    wide = Tile(4, 16, block, warps)
-    low = Tile(4, 8, block, warps)
-    small = Tile(2, 8, block, warps)
+    low = {"low": Tile(4, 8, block, warps), "small": Tile(2, 8, block, warps)}
     if kernel > 7:  # the taps of a column would fill the registers of more rows
-        return {"low": low, "small": small}
-    found = {"tall": tall, "wide": wide, "low": low, "small": small}
-    if block < channels < 128:
-        found["whole"] = Tile(7, 8, 128, 4)
-    return found
+        return low
+    whole = {"whole": Tile(7, 8, 128, 4)} if block < channels < 128 else {}
+    return {"tall": Tile(7, 8, block, warps), "wide": Tile(4, 16, block, warps)} | low | whole
 
 
 def _taps(weight: Tensor) -> Tensor:

@@ -147,19 +147,8 @@ def _forward(
 
 
 @_forward.register_fake
-def _(
-    shortcut: Tensor,
-    x: Tensor,
-    weight1: Tensor,
-    bias1: Tensor,
-    weight2: Tensor,
-    bias2: Tensor,
-    gamma: Tensor | None,
-    keep: Tensor | None,
-    grn_gamma: Tensor | None,
-    grn_beta: Tensor | None,
-    save: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(shortcut: Tensor, x: Tensor, weight1: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *_, gamma, _, grn_gamma, _, save = others
     wide = (*x.shape[:3], weight1.shape[0])
     norm = (x.shape[0], weight1.shape[0]) if save and grn_gamma is not None else (0,)
     return (
@@ -203,21 +192,8 @@ def _backward(
 
 
 @_backward.register_fake
-def _(
-    grad: Tensor,
-    x: Tensor,
-    hidden: Tensor,
-    z: Tensor,
-    norm: Tensor,
-    weight1: Tensor,
-    bias1: Tensor,
-    weight2: Tensor,
-    bias2: Tensor,
-    gamma: Tensor | None,
-    keep: Tensor | None,
-    grn_gamma: Tensor | None,
-    grn_beta: Tensor | None,
-) -> Grads:
+def _(grad: Tensor, x: Tensor, hidden: Tensor, z: Tensor, norm: Tensor, *parameters: Any) -> Grads:
+    weight1, bias1, weight2, bias2, gamma, _, grn_gamma, _ = parameters
     wide = 0 if grn_gamma is None else weight1.shape[0]
     return (
         x.new_empty(x.shape),
