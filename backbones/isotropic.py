@@ -90,7 +90,7 @@ class IsotropicConvNeXt(Backbone):
 
     def run_stem(self, x: Tensor) -> Tensor:
         """Embedded patches, ``(N, C, H, W) -> (N, dim, H // 16, W // 16)``."""
-        return self.stem(x)  # type: ignore[no-any-return]
+        return self.stem(x)
 
     def run_stage(self, stage: int, x: Tensor) -> Tensor:
         """The blocks of a quarter of the depth."""

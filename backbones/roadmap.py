@@ -189,7 +189,7 @@ class RoadmapNet(Backbone):
 
     def run_stem(self, x: Tensor) -> Tensor:
         """``(N, 3, H, W) -> (N, width, H / 4, W / 4)``"""
-        return self.downsample_layers[0](x)  # type: ignore[no-any-return]
+        return self.downsample_layers[0](x)
 
     def run_stage(self, stage: int, x: Tensor) -> Tensor:
         """The blocks of a stage: ``(N, C, H, W) -> (N, C', H', W')``."""

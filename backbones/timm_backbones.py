@@ -341,7 +341,7 @@ class TimmSwin(TimmBackbone):
         """Embedded patches, ``(N, 3, H, W) -> (N, H', W', C)``."""
         patch = PYRAMID_STRIDES[0]
         x = F.pad(x, (0, -x.shape[-1] % patch, 0, -x.shape[-2] % patch))
-        return self.patch_embed.norm(self.patch_embed.proj(x).permute(0, 2, 3, 1))  # type: ignore[no-any-return]
+        return self.patch_embed.norm(self.patch_embed.proj(x).permute(0, 2, 3, 1))
 
     def run_stage(self, stage: int, x: Tensor) -> Tensor:
         """Downsampling and blocks of a stage: ``(N, H, W, C) -> (N, H', W', C')``."""
