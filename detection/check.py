@@ -13,7 +13,7 @@ from mmdet.datasets import CocoDataset
 from backbones.errors import DataError
 from detection.data import category_ids
 from engine.config.schema import is_number
-from engine.data.checker import DATA_CHECKERS, DataFile, DatasetChecker, nearest_name_hint
+from engine.data.checker import DATA_CHECKERS, DataFile, DatasetChecker, nearest_name_hint, repeated
 from engine.data.paths import leads_outside
 
 BOX_TOLERANCE_PIXELS = 2.0  # by which a box may stick out of its image through rounding
@@ -45,8 +45,7 @@ class CocoChecker(DatasetChecker):
         if content is None:
             return []
         images = self._check_images(content["images"])
-        categories = self._check_categories(content)
-        self._check_annotations(content["annotations"], images, categories)
+        self._check_annotations(content["annotations"], images, self._check_categories(content))
         return [
             DataFile(os.path.join(self.folder, image["file_name"]), stated_size=(image["width"], image["height"]))
             for image in images.values()
@@ -76,33 +75,27 @@ class CocoChecker(DatasetChecker):
                 return None
             kind = {"images": "image", "annotations": "annotation", "categories": "category"}[name]
             parts[name] = [row for row in rows if self._has_fields(kind, row, fields)]
-            for number, count in Counter(row["id"] for row in parts[name]).items():
-                if count > 1:
-                    problem = f"{kind} id {number} occurs {count} times"
-                    self.error(f"duplicate {kind} id", self.file, problem, "give each its own id")
+            for problem in repeated(f"{kind} id", (row["id"] for row in parts[name])):
+                self.error(f"duplicate {kind} id", self.file, problem, "give each its own id")
         return parts
 
     def _has_fields(self, kind: str, row: Any, fields: dict[str, tuple[type, ...]]) -> bool:
         for name, types in fields.items():
             value = row.get(name) if isinstance(row, dict) else None
             if not isinstance(value, types) or isinstance(value, bool):
-                stated = "has no" if value is None else f"has {value!r} for its"
-                wanted = {int: "a whole number", str: "text"}[types[0]]
-                self.error(f"{kind} field", self._place(kind, row), f"{stated} {name!r}", f"{wanted} is needed")
-                return False
-            if isinstance(value, int) and types == (int,) and abs(value) > MAX_ID:
-                problem = f"has {_short(value)} for its {name!r}"
-                self.error(f"{kind} field", self._place(kind, row), problem, "too large")
-                return False
+                problem = f"has no {name!r}" if value is None else f"has {value!r} for its {name!r}"
+                fix = "a whole number is needed" if int in types else "text is needed"
+            elif isinstance(value, int) and types == (int,) and abs(value) > MAX_ID:
+                problem, fix = f"has {_short(value)} for its {name!r}", "too large"
+            else:
+                continue
+            self.error(f"{kind} field", self._place(kind, row), problem, fix)
+            return False
         return True
 
     def _check_images(self, rows: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
-        names = Counter(row["file_name"] for row in rows)
-        for name, count in names.items():
-            if count > 1:
-                problem = f"file name {name!r} occurs {count} times"
-                self.warn("duplicate file name", self.file, problem, "merge the copies, which share its objects")
-        images = {}
+        for problem in repeated("file name", (row["file_name"] for row in rows)):
+            self.warn("duplicate file name", self.file, problem, "merge the copies, which share its objects")
         for row in rows:
             if leads_outside(self.folder, row["file_name"]):
                 problem = f"file name {row['file_name']!r} leads out of {self.folder!r}"
@@ -110,18 +103,16 @@ class CocoChecker(DatasetChecker):
             if not (row["width"] >= 1 and row["height"] >= 1):
                 problem = f"is {row['width']} x {row['height']} pixels large"
                 self.error("image field", self._place("image", row), problem, "state the true size")
-            images[row["id"]] = row
         if not rows:
             self.error("no images", self.file, "lists no image", COCO_FORMAT_HINT)
-        return images
+        return {row["id"]: row for row in rows}
 
     def _check_categories(self, content: dict[str, list[Any]]) -> dict[int, str]:
         """Check the categories against the classes; returns their names by id."""
         classes, names = self.dataset.metainfo["classes"], {row["id"]: row["name"] for row in content["categories"]}
-        for name, count in Counter(row["name"] for row in content["categories"]).items():
-            if count > 1:
-                problem = f"category {name!r} occurs {count} times: the objects of all but the last are dropped"
-                self.error("duplicate category", self.file, problem, "merge them")
+        for problem in repeated("category", (row["name"] for row in content["categories"])):
+            problem += ": the objects of all but the last are dropped"
+            self.error("duplicate category", self.file, problem, "merge them")
         try:
             category_ids(content["categories"], classes)
         except DataError as error:
@@ -141,7 +132,8 @@ class CocoChecker(DatasetChecker):
     def _check_annotations(
         self, rows: list[dict[str, Any]], images: dict[int, dict[str, Any]], categories: dict[int, str]
     ) -> None:
-        dropped = outside = crowds = 0
+        states: Counter[str] = Counter()
+        crowds = 0
         for row in rows:
             image = images.get(row["image_id"])
             if image is None:
@@ -153,23 +145,18 @@ class CocoChecker(DatasetChecker):
                 self.error("unknown category", self._place("annotation", row), problem, "list the category")
                 continue
             state = self._check_box(row, image)
-            dropped += state == "dropped"
-            outside += state == "outside"
+            states[state] += 1
             crowds += self._check_crowd(row)
             if state in ("whole", "outside") and self.with_mask:
                 self._check_mask(row, image)
-        self._check_totals(len(rows), dropped, outside, crowds, images)
-
-    def _check_totals(
-        self, count: int, dropped: int, outside: int, crowds: int, images: dict[int, dict[str, Any]]
-    ) -> None:
+        count, most = len(rows), MAX_BAD_BOX_FRACTION * len(rows)
         if not count and images:
             self.error("no objects", self.file, "has no annotation", "bring the objects, or another file")
-        elif dropped > MAX_BAD_BOX_FRACTION * count:
-            problem = f"{dropped:,} of {count:,} objects have boxes that are dropped"
+        elif states["dropped"] > most:
+            problem = f"{states['dropped']:,} of {count:,} objects have boxes that are dropped"
             self.error("boxes", self.file, problem, "bbox is x, y, width, height in pixels, not in parts of the image")
-        elif outside > MAX_BAD_BOX_FRACTION * count:
-            problem = f"{outside:,} of {count:,} boxes stick out of their image"
+        elif states["outside"] > most:
+            problem = f"{states['outside']:,} of {count:,} boxes stick out of their image"
             self.error("boxes", self.file, problem, "bbox is x, y, width, height: not x1, y1, x2, y2, nor the centre")
         elif count and crowds == count:
             self.error("crowds", self.file, "all objects are crowds, which are ignored", "set iscrowd to 0")
@@ -187,24 +174,23 @@ class CocoChecker(DatasetChecker):
         x, y, width, height = box
         text, image_size = f"has the box {_short(box)}", f"{image['width']} x {image['height']}"
         shown = [min(x + width, image["width"]) - max(x, 0), min(y + height, image["height"]) - max(y, 0)]
-        if width < 0 or height < 0:
-            self.warn("inverted box", place, f"{text}, its corners swapped", DROPPED_FIX)
-        elif width < 1 or height < 1:
-            self.warn("empty box", place, f"{text}, less than a pixel wide or high", DROPPED_FIX)
-        elif min(shown) <= 0:
-            self.warn("box outside the image", place, f"{text} outside its image of {image_size}", DROPPED_FIX)
-        elif area <= 0:
-            self.warn("empty object", place, f"has the area {area:g}", DROPPED_FIX)
-        else:
-            if area > MAX_AREA_RATIO * width * height + BOX_TOLERANCE_PIXELS:
-                problem = f"has the area {area:g}, more than its box {_short(box)} holds"
-                self.warn("area", place, problem, "fix it: it decides what counts as a small object")
-            if max(-x, -y, width - shown[0], height - shown[1]) > BOX_TOLERANCE_PIXELS:
-                problem = f"{text}, which sticks out of its image of {image_size}"
-                self.warn("box over the edge", place, problem, "clip it at the edge")
-                return "outside"
-            return "whole"
-        return "dropped"
+        for dropped, kind, problem in (
+            (min(width, height) < 0, "inverted box", f"{text}, its corners swapped"),
+            (min(width, height) < 1, "empty box", f"{text}, less than a pixel wide or high"),
+            (min(shown) <= 0, "box outside the image", f"{text} outside its image of {image_size}"),
+            (area <= 0, "empty object", f"has the area {area:g}"),
+        ):
+            if dropped:
+                self.warn(kind, place, problem, DROPPED_FIX)
+                return "dropped"
+        if area > MAX_AREA_RATIO * width * height + BOX_TOLERANCE_PIXELS:
+            problem = f"has the area {area:g}, more than its box {_short(box)} holds"
+            self.warn("area", place, problem, "fix it: it decides what counts as a small object")
+        if max(-x, -y, width - shown[0], height - shown[1]) > BOX_TOLERANCE_PIXELS:
+            problem = f"{text}, which sticks out of its image of {image_size}"
+            self.warn("box over the edge", place, problem, "clip it at the edge")
+            return "outside"
+        return "whole"
 
     def _check_crowd(self, row: dict[str, Any]) -> bool:
         crowd = row.get("iscrowd", 0)

@@ -11,7 +11,7 @@ from typing import Any
 from mmcv.transforms import LoadAnnotations
 from mmseg.datasets import BaseSegDataset
 
-from engine.data.checker import DATA_CHECKERS, DataFile, DatasetChecker
+from engine.data.checker import DATA_CHECKERS, DataFile, DatasetChecker, repeated
 from engine.data.image_files import IMAGE_SUFFIXES, ImageInfo
 from engine.data.paths import leads_outside
 from segmentation.data import IGNORE_INDEX
@@ -69,28 +69,24 @@ class LabelChecker(DatasetChecker):
                 if name.lower().endswith(IMAGE_SUFFIXES) and not name.endswith(suffix):
                     path = os.path.join(folder, name)
                     self.warn(f"other {role}", path, f"is not read: {role} end in {suffix}", "convert or rename it")
-        images, labels = stems
-        for stem in sorted(images - labels):
-            file = os.path.join(folders[0], f"{stem}{suffixes[0]}")
-            self.error("image without labels", file, "has no labels", f"bring {stem}{suffixes[1]}, or remove it")
-        for stem in sorted(labels - images):
-            file = os.path.join(folders[1], f"{stem}{suffixes[1]}")
-            self.error("labels without image", file, "has no image", f"bring {stem}{suffixes[0]}, or remove it")
-        return sorted(images & labels)
+        for own, other, kind, partner in (
+            (0, 1, "image without labels", "labels"),
+            (1, 0, "labels without image", "image"),
+        ):
+            for stem in sorted(stems[own] - stems[other]):
+                file = os.path.join(folders[own], f"{stem}{suffixes[own]}")
+                self.error(kind, file, f"has no {partner}", f"bring {stem}{suffixes[other]}, or remove it")
+        return sorted(stems[0] & stems[1])
 
     def _read_stems(self, images: str, labels: str) -> list[str]:
         path = os.path.join(self.dataset.get("data_root") or "", self.dataset.ann_file)
         stems = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-        for stem, count in Counter(stems).items():
-            if count > 1:
-                self.warn("listed twice", path, f"{stem!r} occurs {count} times", "keep one")
-        kept = []
-        for stem in dict.fromkeys(stems):
-            if leads_outside(images, stem) or leads_outside(labels, stem):
-                self.error("path", path, f"{stem!r} leads out of the folder", "name files inside of it")
-            else:
-                kept.append(stem)
-        return kept
+        for problem in repeated("", stems):
+            self.warn("listed twice", path, problem, "keep one")
+        astray = [one for one in dict.fromkeys(stems) if leads_outside(images, one) or leads_outside(labels, one)]
+        for stem in astray:
+            self.error("path", path, f"{stem!r} leads out of the folder", "name files inside of it")
+        return [stem for stem in dict.fromkeys(stems) if stem not in astray]
 
     def needs_values(self, file: DataFile) -> bool:
         """Whether the file is a label image."""
@@ -114,12 +110,12 @@ class LabelChecker(DatasetChecker):
     def _check_pair(self, labels_path: str, labels: ImageInfo, image_path: str, image: ImageInfo) -> None:
         if labels.size == image.upright_size:
             return
-        rotated = labels.size == image.size
-        why = f" when its EXIF orientation {image.orientation} has turned it" if rotated else ""
+        why, fix = "", "make both the same size"
+        if labels.size == image.size:
+            why = f" when its EXIF orientation {image.orientation} has turned it"
+            fix = "save the image rotated like its labels, without the tag"
         sizes = ["{} x {}".format(*size) for size in (labels.size, image.upright_size)]
-        problem = f"is {sizes[0]}, its image {image_path} is {sizes[1]}{why}"
-        fix = "save the image rotated like its labels, without the tag" if rotated else "make both the same size"
-        self.error("size of labels", labels_path, problem, fix)
+        self.error("size of labels", labels_path, f"is {sizes[0]}, its image {image_path} is {sizes[1]}{why}", fix)
 
     def _check_labels(self, file: DataFile, info: ImageInfo) -> None:
         if info.mode not in ("L", "P", "1", "I;16"):
@@ -167,18 +163,14 @@ class LabelChecker(DatasetChecker):
         shares: Counter[int | None] = Counter()
         for value, pixels in self._pixels.items():
             shares[self._class_of(value)] += pixels
-        ignored = shares.pop(IGNORE_INDEX, 0) / total
-        wrong = shares.pop(None, 0) / total
+        ignored, wrong = shares.pop(IGNORE_INDEX, 0) / total, shares.pop(None, 0) / total
         common = [(self.classes[i], n) for i, n in shares.most_common(MAX_LISTED_CLASSES) if i is not None]
         most = ", ".join(f"{name} {pixels / total:.0%}" for name, pixels in common)
-        parts = [f"most are {most}" if most else "", f"{ignored:.0%} are not labelled"]
-        parts += [f"{wrong:.1%} stand for no class"] if wrong else []
-        which = f"pixels in {self._label_files:,} of the {self.split} labels"
-        self.notes.append(f"{which}: {', '.join(part for part in parts if part)}")
+        parts = [f"most are {most}"] if most else []
+        parts += [f"{ignored:.0%} are not labelled", *([f"{wrong:.1%} stand for no class"] if wrong else [])]
+        self.notes.append(f"pixels in {self._label_files:,} of the {self.split} labels: {', '.join(parts)}")
 
     def _check_wrong_values(self) -> None:
-        if not self._wrong_values:
-            return
         classes = len(self.classes)
         setting = f"{classes} classes, reduce_zero_label={self.reduce}"
         found = {value for values in self._wrong_values.values() for value in values}
@@ -187,8 +179,7 @@ class LabelChecker(DatasetChecker):
             fix = f"values count from 1: {LABEL_FIXES['one too high']}"
         for path, values in sorted(self._wrong_values.items()):
             others = f" (also {', '.join(map(str, values[1:6]))})" if len(values) > 1 else ""
-            problem = f"label value {values[0]}{others} stands for no class ({setting})"
-            self.error("label value", path, problem, fix)
+            self.error("label value", path, f"label value {values[0]}{others} stands for no class ({setting})", fix)
 
     def _check_ignored_zero(self, complete: bool) -> None:
         """Check for values 0 to N-1 of N classes while 0 is ignored: each is then one class too low."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
@@ -39,6 +40,27 @@ FORMATS_BY_SUFFIX = {
     ".tif": ("TIFF",),
     ".tiff": ("TIFF",),
     ".ppm": ("PPM",),
+}
+# Kind of warning -> problem, formatted with the ImageInfo, and fix.
+PIXEL_WARNINGS = {
+    "16-bit image": (
+        "has {0.bits} bits per channel, of which the upper 8 are read: 10 or 12 bits in 16 become dark",
+        "convert it to 8 bits with the contrast it should have",
+    ),
+    "other colours": (
+        "has {0.mode} colours, converted without their profile",
+        "convert it to RGB if its colours matter",
+    ),
+    "transparency": (
+        "has transparent parts, which show whatever colour lies under them",
+        "put it on a background",
+    ),
+    "several frames": ("holds several pictures, of which the first is read", "save one"),
+    "name of another format": ("is a {0.format}", "harmless; other programs may refuse it"),
+    "EXIF orientation": (
+        "has EXIF orientation {0.orientation}, which is not applied: it is seen as stored",
+        "save it rotated and without the tag",
+    ),
 }
 
 
@@ -139,44 +161,35 @@ class DatasetChecker:
         size_as_read = info.upright_size if self.applies_exif_orientation else info.size
         if file.stated_size is not None and file.stated_size != size_as_read:
             stated = f"the annotations say {file.stated_size[0]} x {file.stated_size[1]}"
-            rotated = info.orientation != 1 and file.stated_size == info.size
-            why = f" as its EXIF orientation {info.orientation} turns it" if rotated else ""
-            problem = f"is {size_as_read[0]} x {size_as_read[1]}{why}, {stated}"
-            fix = "save it rotated and without the EXIF tag" if rotated else "fix the annotations, or bring their image"
-            self.error("image size", file.path, problem, fix)
-        megapixels = width * height / 1e6
+            why, fix = "", "fix the annotations, or bring their image"
+            if info.orientation != 1 and file.stated_size == info.size:
+                why = f" as its EXIF orientation {info.orientation} turns it"
+                fix = "save it rotated and without the EXIF tag"
+            self.error("image size", file.path, f"is {size_as_read[0]} x {size_as_read[1]}{why}, {stated}", fix)
+        size = f"has {width * height / 1e6:,.0f} megapixels"
         if width * height > (OPENCV_MAX_PIXELS if self.applies_exif_orientation else PILLOW_MAX_PIXELS):
-            problem = f"has {megapixels:,.0f} megapixels, which are refused"
-            self.error("huge image", file.path, problem, "make it smaller")
+            self.error("huge image", file.path, f"{size}, which are refused", "make it smaller")
         elif width * height > LARGE_IMAGE_PIXELS:
-            self.warn("huge image", file.path, f"has {megapixels:,.0f} megapixels", "a smaller copy loads faster")
+            self.warn("huge image", file.path, size, "a smaller copy loads faster")
         elif min(width, height) < MIN_IMAGE_SIDE:
             self.warn("tiny image", file.path, f"is {width} x {height}", "remove it if it shows nothing")
 
     def _check_pixels(self, file: DataFile, info: ImageInfo) -> None:
-        formats = FORMATS_BY_SUFFIX.get(os.path.splitext(file.path)[1].lower())
         if info.bits > 16:
             problem = "has 32-bit pixels, whose black and white are not known"
             self.error("32-bit image", file.path, problem, "convert it to 8 bits per channel")
-        elif info.bits > 8:
-            problem = (
-                f"has {info.bits} bits per channel, of which the upper 8 are read: 10 or 12 bits in 16 become dark"
-            )
-            self.warn("16-bit image", file.path, problem, "convert it to 8 bits with the contrast it should have")
-        if info.mode not in ("RGB", "L", "P", "1", "RGBA", "LA", "PA") and info.bits <= 8:
-            problem = f"has {info.mode} colours, converted without their profile"
-            self.warn("other colours", file.path, problem, "convert it to RGB if its colours matter")
-        if info.transparent:
-            problem = "has transparent parts, which show whatever colour lies under them"
-            self.warn("transparency", file.path, problem, "put it on a background")
-        if info.frames > 1 and info.format != "MPO":
-            self.warn("several frames", file.path, "holds several pictures, of which the first is read", "save one")
-        if formats and info.format not in formats:
-            problem = f"is a {info.format}"
-            self.warn("name of another format", file.path, problem, "harmless; other programs may refuse it")
-        if info.orientation != 1 and not self.applies_exif_orientation:
-            problem = f"has EXIF orientation {info.orientation}, which is not applied: it is seen as stored"
-            self.warn("EXIF orientation", file.path, problem, "save it rotated and without the tag")
+        formats = FORMATS_BY_SUFFIX.get(os.path.splitext(file.path)[1].lower(), (info.format,))
+        found = {
+            "16-bit image": 8 < info.bits <= 16,
+            "other colours": info.mode not in ("RGB", "L", "P", "1", "RGBA", "LA", "PA") and info.bits <= 8,
+            "transparency": info.transparent,
+            "several frames": info.frames > 1 and info.format != "MPO",
+            "name of another format": info.format not in formats,
+            "EXIF orientation": info.orientation != 1 and not self.applies_exif_orientation,
+        }
+        for kind in (kind for kind in found if found[kind]):
+            problem, fix = PIXEL_WARNINGS[kind]
+            self.warn(kind, file.path, problem.format(info), fix)
 
 
 class DataCheckerRegistry:
@@ -225,6 +238,12 @@ def build_checkers(cfg: Config, splits: Sequence[str]) -> list[DatasetChecker]:
             raise ConfigError(f"{split}_dataloader.dataset.type={loader.dataset.type!r} is no type of data set")
         checkers.append(DATA_CHECKERS.find(dataset_type)(split, loader.dataset, cfg))
     return checkers
+
+
+def repeated(what: str, names: Iterable[Any]) -> list[str]:
+    """A description such as ``image id 7 occurs 2 times`` of each name that occurs more than once."""
+    counts = Counter(names).items()
+    return [f"{what} {name!r} occurs {count} times".lstrip() for name, count in counts if count > 1]
 
 
 def nearest_name_hint(name: str, names: Sequence[str]) -> str:
