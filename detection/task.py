@@ -12,12 +12,11 @@ from mmdet.models.detectors import BaseDetector, TwoStageDetector
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import HorizontalBoxes
 from mmdet.structures.mask import BitmapMasks, PolygonMasks
-from mmengine.config import Config
 from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor, nn
 
 from backbones.errors import ConfigError
-from engine.task import ClassLayer, ExportedNetwork, NamedClasses, Score, Shape, TaskSpec, image_meta, register_task
+from engine.task import ClassLayer, ExportedNetwork, NamedClasses, Score, TaskSpec, image_meta, register_task
 
 DETECTOR_SHAPE = (800, 1280)  # of the papers' FLOPs, which they write "1280 x 800"
 # As in mmdet 2's tools/analysis_tools/get_flops.py, which gave the detectors' published numbers: each box head sees
@@ -25,11 +24,6 @@ DETECTOR_SHAPE = (800, 1280)  # of the papers' FLOPs, which they write "1280 x 8
 PROPOSALS, MASK_PROPOSALS = 1000, 100
 DUMMY_OBJECTS = 8  # annotated in each made-up training image
 SCORE_THRESHOLD = 0.3  # of the detections that are drawn
-
-
-def _default_shape(cfg: Config) -> Shape:
-    """The size at which the papers count FLOPs and measure speed."""
-    return DETECTOR_SHAPE
 
 
 def _count_forward(model: BaseDetector, images: Tensor) -> object:
@@ -60,8 +54,7 @@ def _counted_parts(model: BaseDetector) -> str:
 def _activation_forward(model: BaseDetector, images: Tensor) -> object:
     """Run backbone, neck and the dense head; the heads on proposals are left out, their number is not known."""
     features = model.extract_feat(images)
-    head = model.rpn_head if isinstance(model, TwoStageDetector) else model.bbox_head
-    return features, head(features)
+    return features, (model.rpn_head if isinstance(model, TwoStageDetector) else model.bbox_head)(features)
 
 
 def _dummy_batch(model: BaseDetector, images: Tensor, training: bool) -> dict[str, Any]:
@@ -130,7 +123,7 @@ DETECTION = register_task(
         scores=(Score("box AP", "bbox_mAP", 100), Score("mask AP", "segm_mAP", 100)),
         scores_note="AP is COCO's, over IoU 0.50 to 0.95.",
         main_metric="bbox_mAP",
-        default_shape=_default_shape,
+        default_shape=lambda cfg: DETECTOR_SHAPE,
         count_forward=_count_forward,
         counted_parts=_counted_parts,
         detailed_modules=("backbone", "roi_head"),

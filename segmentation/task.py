@@ -6,14 +6,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmengine.config import Config
 from mmengine.structures import BaseDataElement, PixelData
 from mmseg.datasets import ADE20KDataset
 from mmseg.models.segmentors import EncoderDecoder
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
-from engine.task import ClassLayer, ExportedNetwork, NamedClasses, Score, Shape, TaskSpec, image_meta, register_task
+from engine.task import ClassLayer, ExportedNetwork, NamedClasses, Score, TaskSpec, image_meta, register_task
 
 SEGMENTOR_SHAPE = (512, 2048)  # of the papers' FLOPs, which they write "2048 x 512"
 
@@ -36,11 +35,6 @@ class FullSizeSegmentor(nn.Module):
         scores = self.model(images, mode="tensor")
         corners = bool(self.model.align_corners)
         return F.interpolate(scores, size=images.shape[-2:], mode="bilinear", align_corners=corners)
-
-
-def _default_shape(cfg: Config) -> Shape:
-    """The size at which the papers count FLOPs and measure speed."""
-    return SEGMENTOR_SHAPE
 
 
 def _count_forward(model: EncoderDecoder, images: Tensor) -> object:
@@ -100,7 +94,7 @@ SEGMENTATION = register_task(
         model_types=(EncoderDecoder,),
         scores=(Score("mIoU", "mIoU"), Score("mean class accuracy", "mAcc")),
         main_metric="mIoU",
-        default_shape=_default_shape,
+        default_shape=lambda cfg: SEGMENTOR_SHAPE,
         count_forward=_count_forward,
         counted_parts=_counted_parts,
         activation_forward=_activation_forward,

@@ -127,8 +127,7 @@ def _inspect_all(
     inspections: list[_Inspection], workers: int, limit: float | None
 ) -> Iterator[tuple[_Inspection, ImageInfo]]:
     """Inspect files until the time is over; in several processes where that pays."""
-    effort = sum(10 if item.decode or item.values else 1 for item in inspections)
-    if workers < 2 or effort < MIN_PARALLEL_FILES:
+    if workers < 2 or sum(10 if item.decode or item.values else 1 for item in inspections) < MIN_PARALLEL_FILES:
         for item in inspections:
             if limit is not None and time.monotonic() > limit:
                 return

@@ -12,7 +12,7 @@ import json
 import os
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import cv2
 import numpy as np
@@ -36,17 +36,6 @@ def max_replaced_images(dataset_size: int) -> int:
     return max(MIN_REPLACEABLE_IMAGES, round(MAX_REPLACED_FRACTION * dataset_size))
 
 
-class ImageDataset(Protocol):
-    """What this module needs of a data set; mmengine's ``BaseDataset`` has it."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Any: ...
-
-    def get_data_info(self, index: int) -> dict[str, Any]:
-        """Entry of a sample in the list of the data set, such as its ``img_path``."""
-
-
 class FaultTolerantDataset:
     """A data set that replaces unreadable images and makes each sample reproducible from its index alone.
 
@@ -54,11 +43,11 @@ class FaultTolerantDataset:
     sample start from it, whatever was drawn before and in whichever worker. Other attributes are the data set's own.
 
     Args:
-        dataset: Data set to read from.
+        dataset: Data set to read from, with the ``get_data_info`` of mmengine's ``BaseDataset``.
         work_dir: Folder for the list of replaced images.
     """
 
-    def __init__(self, dataset: ImageDataset, work_dir: str | Path) -> None:
+    def __init__(self, dataset: Any, work_dir: str | Path) -> None:
         self.dataset = dataset
         rank = get_rank()
         # One file for each process of a job: lines that several machines append to one file may mix.
@@ -106,10 +95,9 @@ class FaultTolerantDataset:
         return str(path), f"cannot be read: {first_line(error)}"
 
     def _report(self, path: str, reason: str) -> None:
-        line = json.dumps({"file": path, "reason": reason}) + "\n"
         # A full disk is no reason to stop here; a single appending write of one line does not mix with others.
         with suppress(OSError), open(self.replaced_file, "ab", buffering=0) as file:
-            file.write(line.encode())
+            file.write(json.dumps({"file": path, "reason": reason}).encode() + b"\n")
 
 
 class ReplacedImagesHook(Hook):

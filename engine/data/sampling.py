@@ -15,7 +15,7 @@ from contextlib import suppress
 from functools import partial
 from itertools import islice
 from threading import Thread
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from mmengine.dataset import worker_init_fn
@@ -47,24 +47,11 @@ class SeededIndex(int):
         return int(self), self.seed
 
 
-@runtime_checkable
-class EndlessSampler(Protocol):
-    """A sampler without epochs, such as mmengine's ``InfiniteSampler``."""
-
-    def skip(self, num_samples: int) -> None:
-        """Go to an absolute position of the stream."""
-
-
-@runtime_checkable
-class EpochSampler(Protocol):
-    """A sampler whose order depends on the epoch, such as mmengine's ``DefaultSampler``."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration."""
-
-
 class ResumableBatchSampler(Sampler[list[int]]):
     """Batches of :class:`SeededIndex`, starting at any batch of an epoch or of an endless stream.
+
+    A sampler without epochs has a method ``skip`` to an absolute position, as mmengine's ``InfiniteSampler``; one whose
+    order depends on the epoch has ``set_epoch``, as its ``DefaultSampler``.
 
     Args:
         batches: Batches of plain indices of this process.
@@ -83,9 +70,9 @@ class ResumableBatchSampler(Sampler[list[int]]):
 
     def seek_step(self, step: int) -> None:
         """Start the next iteration where a training of so many steps is, in an endless stream or in an epoch."""
-        if not isinstance(self.sampler, EndlessSampler):
+        if not hasattr(self.sampler, "skip"):
             epoch, step = divmod(step, len(self))
-            if isinstance(self.sampler, EpochSampler):
+            if hasattr(self.sampler, "set_epoch"):
                 self.sampler.set_epoch(epoch)
         self.seek_batch(step)
 
@@ -103,13 +90,12 @@ class ResumableBatchSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         """Yield batches of seeded indices."""
         start, self._start = self._start, 0
-        if isinstance(self.sampler, EndlessSampler):
+        if hasattr(self.sampler, "skip"):
             self.sampler.skip(0)  # else the stream would go on where the previous iterator stopped
         epoch = getattr(self.sampler, "epoch", 0)
-        world_size = get_world_size()
         for number, batch in enumerate(islice(iter(self.batches), start, None), start):
             # An endless stream has no epochs: count its passes over the data.
-            passes = epoch + number * len(batch) * world_size // self._dataset_size
+            passes = epoch + number * len(batch) * get_world_size() // self._dataset_size
             yield [SeededIndex(index, seed_of(self._seed, passes, index)) for index in batch]
 
     def __len__(self) -> int:

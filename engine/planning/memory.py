@@ -214,16 +214,12 @@ class LiveStorages(TorchDispatchMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         inputs = {StorageWeakRef(one.untyped_storage()) for one in _tensors((args, kwargs))}
-        for one in _tensors(result):
-            if StorageWeakRef(one.untyped_storage()) not in inputs:
-                self._add(one.untyped_storage())
+        for storage in (one.untyped_storage() for one in _tensors(result)):
+            key, size = StorageWeakRef(storage), storage.nbytes()
+            if key not in inputs and key not in self._living:
+                self.bytes += size
+                self._living[key] = weakref.finalize(storage, self._remove, key, size)
         return result
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        key, size = StorageWeakRef(storage), storage.nbytes()
-        if key not in self._living:
-            self.bytes += size
-            self._living[key] = weakref.finalize(storage, self._remove, key, size)
 
     def _remove(self, key: StorageWeakRef, size: int) -> None:
         del self._living[key]
@@ -278,8 +274,8 @@ def _recomputing(model: nn.Module, meter: LiveStorages) -> Iterator[tuple[list[T
         sizes.append(meter.bytes - before.pop())
         return output.detach().requires_grad_()
 
-    networks = {one: one.grad_checkpointing for one in model.modules() if isinstance(one, Backbone)}
-    networks = {network: wanted for network, wanted in networks.items() if wanted}
+    backbones = (one for one in model.modules() if isinstance(one, Backbone))
+    networks = {network: network.grad_checkpointing for network in backbones if network.grad_checkpointing}
     hooks = []
     for network in networks:
         for block in network.recomputed_blocks():

@@ -203,8 +203,7 @@ def _schedule(cfg: Any, processes: int) -> Schedule:
     # The batches of one process: AspectRatioBatches gives full ones alone.
     full = loader.get("drop_last", False) or "batch_sampler" in loader
     steps = share // loader.batch_size if full else math.ceil(share / loader.batch_size)
-    part = "all" if every == 1 else f"1/{every}"
-    return _completed(plan, images, steps, f" if the data is {part} of {name}")
+    return _completed(plan, images, steps, f" if the data is {'all' if every == 1 else f'1/{every}'} of {name}")
 
 
 def _completed(plan: Schedule, images: int, steps_per_epoch: int, assumed: str) -> Schedule:
