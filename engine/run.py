@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
 from mmengine.registry import HOOKS
 
@@ -167,7 +168,14 @@ def _without_training(cfg: ConfigDict) -> None:
 
 
 def _use_tta(cfg: ConfigDict) -> None:
+    """Test with the pipeline and the model of the config's test-time augmentation.
+
+    What ``tta_model.module`` states replaces the model's own settings, such as sliding windows by whole images.
+    """
     if not cfg.get("tta_pipeline") or not cfg.get("tta_model"):
         raise ConfigError("--tta: the config has no tta_pipeline and tta_model")
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
-    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    averaging = copy.deepcopy(cfg.tta_model)
+    tested = Config({"model": cfg.model})
+    tested.merge_from_dict({"model": averaging.pop("module", {})})
+    cfg.model = ConfigDict(**averaging, module=tested.model)

@@ -1,4 +1,8 @@
-"""UperNet with an FCN auxiliary head; the backbone gives both heads their channels."""
+"""UperNet with an FCN auxiliary head; the backbone gives both heads their channels.
+
+One scale is tested by sliding windows, several scales (--tta) on whole images, as in the configs that ConvNeXt released
+for the two numbers of Table 2.4. By windows at several scales too: --cfg-options tta_model.module.test_cfg.mode=slide.
+"""
 
 model = dict(
     type="EncoderDecoder",
@@ -40,4 +44,4 @@ model = dict(
     train_cfg=dict(),
     test_cfg=dict(mode="slide", crop_size=(512, 512), stride=(341, 341)),
 )
-tta_model = dict(type="SegTTAModel")
+tta_model = dict(type="SegTTAModel", module=dict(test_cfg=dict(mode="whole")))
