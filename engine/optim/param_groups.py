@@ -21,7 +21,7 @@ from backbones.base import Backbone
 from backbones.errors import ConfigError
 
 BACKBONE_PREFIX = "backbone."
-PARAMWISE_KEYS = ("decay_rate", "decay_type", "num_groups")
+PARAMWISE_KEYS = ("decay_rate", "decay_type", "num_groups", "no_decay")
 NUM_STAGES = 4
 DECAY_TYPES = ("layer", "stage", "block")
 
@@ -33,7 +33,7 @@ class ParameterGroup:
     Attributes:
         layer_id: 0 for the stem; the highest for the head.
         lr_scale: Factor on the peak rate.
-        weight_decay: 0 for biases, norms, layer scale and the like.
+        weight_decay: 0 for biases, norms, layer scale and the like, or for what ``no_decay`` names.
         params: The tensors.
         names: Their names.
     """
@@ -51,18 +51,22 @@ def parameter_groups(
     decay_rate: float = 1.0,
     decay_type: str | None = None,
     num_groups: int | None = None,
+    no_decay: Sequence[str] | None = None,
 ) -> list[ParameterGroup]:
     """Assign every trainable parameter of a model to exactly one group.
 
     Args:
         model: A model with a registered network as ``backbone``; without decay any model.
-        weight_decay: For weights; vectors, biases and what the backbone names get none.
+        weight_decay: For weights; vectors, biases and what the backbone names get none, unless ``no_decay`` says which.
         decay_rate: Factor from one layer id to the one below.
         decay_type: ``layer`` (the default; in a ConvNeXt each 3 blocks of the third stage are one), ``stage``, or
             ``block`` (every block is a layer, ``single`` in the released fine-tuning code of ConvNeXt V2).
         num_groups: Ids below the head's. For ``layer`` and ``block`` the backbone knows, and another number is an
             error; for ``stage`` the released ADE20K configs use 6 with T and 12 with the others, which sets how far the
             stages lie below the head.
+        no_decay: Parts of names: parameters with one of them in their name get no weight decay, and all others do,
+            vectors and biases too. These are mmcv's ``custom_keys`` with ``decay_mult=0``, as Swin's released detectors
+            and segmentors have them.
 
     Returns:
         The groups, from the head down, so that the first one has the highest rate (the one that is logged).
@@ -70,21 +74,16 @@ def parameter_groups(
     Raises:
         ConfigError: If an option does not exist, does nothing, or contradicts the backbone.
     """
-    _check_options(decay_rate, decay_type, num_groups)
+    _check_options(decay_rate, decay_type, num_groups, no_decay)
     ids_of, top = _depths(model, decay_rate, decay_type or "layer", num_groups)
-    backbone = getattr(model, "backbone", None)
-    no_weight_decay = backbone.no_weight_decay if isinstance(backbone, Backbone) else lambda name: False
+    is_decayed = _decay_rule(model, no_decay)
     groups: dict[tuple[int, bool], ParameterGroup] = {}
     for name, param in model.named_parameters():
         if not param.requires_grad:
             continue
-        layer_id = top
-        decayed = param.ndim > 1 and not name.endswith(".bias")
-        if name.startswith(BACKBONE_PREFIX):
-            short = name.removeprefix(BACKBONE_PREFIX)
-            own_id = ids_of(short)
-            layer_id = top if own_id is None else own_id
-            decayed = decayed and not no_weight_decay(short)
+        own_id = ids_of(name.removeprefix(BACKBONE_PREFIX)) if name.startswith(BACKBONE_PREFIX) else None
+        layer_id = top if own_id is None else own_id
+        decayed = is_decayed(name, param)
         group = groups.setdefault(
             (layer_id, decayed),
             ParameterGroup(layer_id, decay_rate ** (top - layer_id), weight_decay if decayed else 0.0),
@@ -94,11 +93,31 @@ def parameter_groups(
     return sorted(groups.values(), key=lambda group: (-group.layer_id, -group.weight_decay))
 
 
-def _check_options(decay_rate: float, decay_type: str | None, num_groups: int | None) -> None:
+def _decay_rule(model: nn.Module, no_decay: Sequence[str] | None) -> Callable[[str, nn.Parameter], bool]:
+    """Whether a parameter of a name is decayed: by the name alone with ``no_decay``, else by its kind."""
+    if no_decay is not None:
+        return lambda name, param: not any(part in name for part in no_decay)
+    backbone = getattr(model, "backbone", None)
+    exempt = backbone.no_weight_decay if isinstance(backbone, Backbone) else lambda name: False
+
+    def is_weight(name: str, param: nn.Parameter) -> bool:
+        if param.ndim < 2 or name.endswith(".bias"):
+            return False
+        return not (name.startswith(BACKBONE_PREFIX) and exempt(name.removeprefix(BACKBONE_PREFIX)))
+
+    return is_weight
+
+
+def _check_options(
+    decay_rate: float, decay_type: str | None, num_groups: int | None, no_decay: Sequence[str] | None
+) -> None:
     if decay_type is not None and decay_type not in DECAY_TYPES:
         raise ConfigError(f"paramwise_cfg.decay_type={decay_type!r}: choose from {', '.join(DECAY_TYPES)}")
     if not isinstance(decay_rate, int | float) or not 0 < decay_rate <= 1:
         raise ConfigError(f"paramwise_cfg.decay_rate={decay_rate!r}: a factor in (0, 1] is needed")
+    listed = isinstance(no_decay, list | tuple) and all(isinstance(part, str) and part for part in no_decay)
+    if no_decay is not None and not listed:
+        raise ConfigError(f"paramwise_cfg.no_decay={no_decay!r}: a list of parts of names is needed, such as ('norm',)")
     if decay_rate == 1:
         for name, value in (("decay_type", decay_type), ("num_groups", num_groups)):
             if value is not None:
@@ -146,7 +165,7 @@ class LayerDecayConstructor:
 
     Args:
         optim_wrapper_cfg: Wrapper and optimizer.
-        paramwise_cfg: ``decay_rate``, ``decay_type`` and ``num_groups`` of :func:`parameter_groups`.
+        paramwise_cfg: ``decay_rate``, ``decay_type``, ``num_groups`` and ``no_decay`` of :func:`parameter_groups`.
     """
 
     def __init__(self, optim_wrapper_cfg: dict[str, Any], paramwise_cfg: dict[str, Any] | None = None) -> None:

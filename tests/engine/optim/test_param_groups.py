@@ -158,6 +158,17 @@ def test_the_first_group_has_the_highest_rate() -> None:
     assert (groups[0].lr_scale, groups[0].weight_decay) == (1.0, DECAY)
 
 
+def test_names_can_say_what_is_not_decayed() -> None:
+    groups = by_name(parameter_groups(model("vit_small"), DECAY, decay_rate=0.8, no_decay=("norm", "cls_")))
+    exempt = {name for name, group in groups.items() if group.weight_decay == 0}
+    assert exempt == {name for name in groups if "norm" in name or "cls_" in name}
+    assert {"norm.bias", "backbone.blocks.3.norm1.weight", "backbone.cls_token"} < exempt
+    for name in ("backbone.pos_embed", "backbone.blocks.0.attn.qkv.bias", "neck.bias"):
+        assert groups[name].weight_decay == DECAY
+    assert groups["backbone.cls_token"].lr_scale < groups["norm.bias"].lr_scale == 1
+    assert {group.weight_decay for group in parameter_groups(model(), DECAY, no_decay=())} == {DECAY}
+
+
 def test_frozen_parameters_are_left_out() -> None:
     one = model()
     one.backbone.requires_grad_(False)
@@ -180,6 +191,8 @@ def test_frozen_parameters_are_left_out() -> None:
         (dict(decay_rate=1.0, num_groups=6), "num_groups=6 does nothing at decay_rate=1"),
         (dict(decay_type="layer"), "decay_type='layer' does nothing at decay_rate=1"),
         (dict(decay_rate=1.0, decay_type="stage"), "decay_type='stage' does nothing at decay_rate=1"),
+        (dict(no_decay="norm"), "no_decay='norm': a list of parts of names is needed"),
+        (dict(no_decay=["norm", ""]), r"no_decay=\['norm', ''\]: a list of parts of names"),
     ],
 )
 def test_wrong_options(options: dict[str, Any], message: str) -> None:
