@@ -24,7 +24,7 @@ optim_wrapper = dict(optimizer=dict(lr=3e-4))
 
 train_cfg = dict(type="IterationLoop", max_iters=90 * 14_197_122 // 2048)
 param_scheduler = [
-    dict(type="LinearLR", start_factor=1e-6, end=10_000, by_epoch=False),
+    dict(type="LinearLR", start_factor=1e-6, end=10_001, by_epoch=False),
     dict(
         type="CosineAnnealingLR",
         begin=10_000,

@@ -54,7 +54,8 @@ class TrainingPlan:
         schedule: Length of the training.
         peak: Peak learning rate of the head.
         lowest: Peak learning rate of the group with the lowest one.
-        warm_up: Length of the linear warm-up, and whether it is in epochs; ``None`` without a warm-up.
+        warm_up: Length of the linear warm-up, of steps those before the peak, and whether it is in epochs; ``None``
+            without a warm-up.
         precision: Precision, in words.
         clip: Maximum norm of the gradients; ``None`` without clipping.
         rows: Parameter groups; empty where another constructor makes them.
@@ -222,7 +223,8 @@ def _warm_up(schedulers: Sequence[Any], loop: Any) -> tuple[int, bool] | None:
         ):
             by_epoch = bool(one.get("by_epoch", True))
             end = one.get("end", loop.get("max_epochs" if by_epoch else "max_iters"))  # without one mmengine's own
-            return None if end is None else (int(end), by_epoch)
+            # The peak is reached one step before the end.
+            return None if end is None else (int(end) if by_epoch else int(end) - 1, by_epoch)
     return None
 
 
