@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, chain
 from math import isqrt
 from typing import Any
@@ -22,7 +23,9 @@ from timm.models.swin_transformer import SwinTransformerBlock, window_partition,
 from torch import Tensor, nn
 
 from backbones.base import PYRAMID_STRIDES, STAGE_INDICES, Backbone, Group
+from backbones.errors import ConfigError
 from backbones.isotropic import quarter_bounds, quarter_groups
+from backbones.layers import init_trunc_normal
 
 CLASSIFIER = re.compile(r"(?:head\.fc|head|fc|classifier)\.(weight|bias)")
 RELATIVE_TABLE = "relative_position_bias_table"
@@ -126,12 +129,29 @@ class TimmConvNet(TimmBackbone):
     Args:
         norm_eval: Keep batch norms in evaluation mode, for detection, whose two images per GPU are too few to estimate
             statistics.
+        frozen_stages: Last stage that is not trained and stays in evaluation mode, with the stem and all before it;
+            0 for the stem alone, -1 for none, as in mmdet.
+        init_std: Standard deviation of the initial weights, truncated at +-2, as in ConvNeXt, with all batch norms at
+            1; ``None`` for timm's own initialisation.
         **options: Options of :class:`TimmBackbone`.
+
+    Raises:
+        ConfigError: If an argument is invalid.
     """
 
-    def __init__(self, timm_name: str, *, norm_eval: bool = False, **options: Any) -> None:
+    def __init__(
+        self,
+        timm_name: str,
+        *,
+        norm_eval: bool = False,
+        frozen_stages: int = -1,
+        init_std: float | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(timm_name, **options)
-        self.norm_eval = norm_eval
+        if frozen_stages not in range(-1, len(STAGE_INDICES) + 1):
+            raise ConfigError(f"frozen_stages={frozen_stages!r}: a whole number from -1 (nothing) to 4 is needed")
+        self.norm_eval, self.frozen_stages = norm_eval, frozen_stages
         model = self.build_timm()
         self._layout = layout = CONVNET_PARTS[type(model).__name__]
         self.adopt(model, layout.stem, 0, 0)
@@ -147,6 +167,10 @@ class TimmConvNet(TimmBackbone):
             self.adopt(model, layout.tail, blocks + 1, None)
         channels = {info["reduction"]: info["num_chs"] for info in model.feature_info}
         self.set_outputs([channels[stride] for stride in PYRAMID_STRIDES], PYRAMID_STRIDES, model.num_features)
+        if init_std is not None:
+            self._init_like_convnext(init_std)
+        for module in self._frozen_parts():
+            module.requires_grad_(False)
 
     def run_stem(self, x: Tensor) -> Tensor:
         """The layers before the first block: ``(N, 3, H, W) -> (N, C, H', W')``."""
@@ -162,13 +186,28 @@ class TimmConvNet(TimmBackbone):
         return self._run(self._layout.tail, x).mean((2, 3))
 
     def train(self, mode: bool = True) -> TimmConvNet:
-        """Set training mode; with ``norm_eval`` batch norms stay in evaluation mode."""
+        """Set training mode; what is frozen, and with ``norm_eval`` every batch norm, stays in evaluation mode."""
         super().train(mode)
+        for module in self._frozen_parts():
+            module.eval()
         if self.norm_eval:
             for module in self.modules():
                 if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm):
                     module.eval()
         return self
+
+    def _init_like_convnext(self, std: float) -> None:
+        self.apply(partial(init_trunc_normal, std=std))
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.ones_(module.weight)  # timm starts the last one of each block at 0
+
+    def _frozen_parts(self) -> list[nn.Module]:
+        return [
+            self.get_submodule(name)
+            for name, group in self.groups.items()
+            if group.stage is not None and group.stage <= self.frozen_stages
+        ]
 
     def _run(self, names: Sequence[str], x: Tensor) -> Tensor:
         for name in names:

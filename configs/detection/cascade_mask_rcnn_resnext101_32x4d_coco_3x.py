@@ -4,8 +4,9 @@
         --cfg-options model.backbone.weights=resnext101_32x4d.pth
 
 8 GPUs with 2 images each; 819 GFLOPs at 1280 x 800. The printed numbers are from Swin's paper, which trained all its
-detectors alike: AdamW, 1e-4, 0.05. Batch norms keep the statistics of ImageNet, as detectors do with 2 images per GPU.
-Weights: any ImageNet-1K checkpoint of the network under torchvision's or timm's names.
+detectors alike: AdamW, 1e-4, 0.05. As in mmdet, stem and first stage are frozen, and batch norms keep the statistics of
+ImageNet. As in Swin's configs, batch norms and biases are subject to weight decay. Weights: any ImageNet-1K checkpoint
+of the network under torchvision's or timm's names.
 """
 
 _base_ = [
@@ -16,5 +17,6 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(_delete_=True, type="resnext101_32x4d", out_indices=(0, 1, 2, 3), norm_eval=True),
+    backbone=dict(_delete_=True, type="resnext101_32x4d", out_indices=(0, 1, 2, 3), norm_eval=True, frozen_stages=1),
 )
+optim_wrapper = dict(paramwise_cfg=dict(no_decay=("absolute_pos_embed", "relative_position_bias_table", "norm")))

@@ -315,6 +315,36 @@ def test_norm_eval_keeps_the_statistics() -> None:
     assert kinds == {False: False, True: True}
 
 
+@pytest.mark.parametrize(("frozen_stages", "names"), [(-1, ()), (0, ("stem",)), (2, ("stem", "s1", "s2"))])
+def test_frozen_stages_do_not_learn(frozen_stages: int, names: tuple[str, ...]) -> None:
+    network = relative("regnet", frozen_stages=frozen_stages, out_indices=FOUR).train()
+    before = {name: value.clone() for name, value in network.named_buffers()}
+    torch.stack([one.sum() for one in network(torch.randn(2, 3, 64, 64))]).sum().backward()
+    for name, parameter in network.named_parameters():
+        assert (parameter.grad is None) == (name.partition(".")[0] in names), name
+    for name, value in network.named_buffers():
+        assert torch.equal(value, before[name]) == (name.partition(".")[0] in names), name
+
+
+@pytest.mark.parametrize("frozen_stages", [-2, 5, 1.5, "1"])
+def test_wrong_frozen_stages(frozen_stages: Any) -> None:
+    with pytest.raises(UserError, match=r"frozen_stages=\S+: a whole number from -1"):
+        relative("regnet", frozen_stages=frozen_stages)
+
+
+def test_initial_weights_of_convnext() -> None:
+    """Truncated normal, no block that begins as the identity: one distribution with the roadmap's ResNet-50."""
+    network, own = relative("resnet", init_std=0.02), relative("resnet")
+    roadmap = build_backbone("roadmap50_resnet")
+    for one in (network, roadmap):
+        convolutions = [module.weight for module in one.modules() if isinstance(module, nn.Conv2d)]
+        assert len(convolutions) == 53
+        assert [weight.std().item() for weight in convolutions] == pytest.approx([0.02] * 53, rel=0.05)
+        norms = [module for module in one.modules() if isinstance(module, nn.BatchNorm2d)]
+        assert {(*norm.weight.unique().tolist(), *norm.bias.unique().tolist()) for norm in norms} == {(1.0, 0.0)}
+    assert not own.get_parameter("layer1.0.bn3.weight").any()
+
+
 def test_stochastic_depth_reaches_timm() -> None:
     network = small_swin(drop_path_rate=0.5)
     rates = [module.drop_prob for module in network.modules() if isinstance(module, DropPath)]
