@@ -4,8 +4,9 @@
         --cfg-options model.backbone.weights=swin_base_patch4_window7_224_22k.pth
 
 8 GPUs with 2 images each; 982 GFLOPs at 1280 x 800. The printed AP is the best of the paper's sweep over rate,
-layer-wise decay and stochastic depth, whose choice is not printed: these are Swin's own 1e-4 and 0.3 without decay, and
-docs/recipes.md launches the sweep from here. ImageNet-22K weights: Swin's release.
+layer-wise decay and stochastic depth, whose choice is not printed: these are Swin's own 1e-4 and 0.3 without layer-wise
+decay, with weight decay for all but norms and tables of positions, and docs/recipes.md launches the sweep from here.
+ImageNet-22K weights: Swin's release.
 """
 
 _base_ = [
@@ -18,3 +19,4 @@ _base_ = [
 model = dict(
     backbone=dict(_delete_=True, type="swin_base", out_indices=(0, 1, 2, 3), drop_path_rate=0.3),
 )
+optim_wrapper = dict(paramwise_cfg=dict(no_decay=("absolute_pos_embed", "relative_position_bias_table", "norm")))

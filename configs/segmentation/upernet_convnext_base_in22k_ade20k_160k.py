@@ -3,7 +3,8 @@
     bash tools/dist_train.sh configs/segmentation/upernet_convnext_base_in22k_ade20k_160k.py 8 \
         --cfg-options model.backbone.weights=work_dirs/convnext_base_in22k_90e/epoch_90.pth
 
-8 GPUs with 2 images each; 122 M parameters, 1828 GFLOPs at 2560 x 640. Multi-scale: tools/test.py ... --tta.
+8 GPUs with 2 images each; 122 M parameters, 1828 GFLOPs at 2560 x 640. One scale is tested by sliding windows, several
+on whole images (tools/test.py ... --tta).
 """
 
 _base_ = ["../_base_/upernet.py", "../_base_/ade20k.py", "../_base_/schedule_160k.py", "../_base_/runtime.py"]

@@ -3,7 +3,9 @@
     bash tools/dist_train.sh configs/segmentation/upernet_convnext_xlarge_in22k_ade20k_160k.py 8 \
         --cfg-options model.backbone.weights=work_dirs/convnext_xlarge_in22k_90e/epoch_90.pth
 
-8 GPUs with 2 images each; 391 M parameters, 3335 GFLOPs at 2560 x 640. Multi-scale: tools/test.py ... --tta.
+8 GPUs with 2 images each; 391 M parameters, 3335 GFLOPs at 2560 x 640. One scale is tested by sliding windows, several
+on whole images (tools/test.py ... --tta). Trained in float32, as released; --cfg-options
+optim_wrapper.type=AmpOptimWrapper optim_wrapper.dtype=bfloat16 trains in bfloat16.
 """
 
 _base_ = ["../_base_/upernet.py", "../_base_/ade20k.py", "../_base_/schedule_160k.py", "../_base_/runtime.py"]
@@ -20,6 +22,6 @@ model = dict(
     test_cfg=dict(crop_size=(640, 640), stride=(426, 426)),
 )
 
-optim_wrapper = dict(optimizer=dict(lr=8e-5), paramwise_cfg=dict(num_groups=12))
+optim_wrapper = dict(type="OptimWrapper", optimizer=dict(lr=8e-5), paramwise_cfg=dict(num_groups=12))
 
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=16_000))

@@ -3,9 +3,11 @@
     bash tools/dist_train.sh configs/segmentation/upernet_swin_large_in22k_ade20k_160k.py 8 \
         --cfg-options model.backbone.weights=swin_large_patch4_window7_224_22k.pth
 
-8 GPUs with 2 images each; 234 M parameters, 2468 GFLOPs at 2560 x 640. Multi-scale: tools/test.py ... --tta. The
-settings are those of Swin's own configs: 6e-5, weight decay 0.01, stochastic depth 0.3, no stage-wise decay.
-ImageNet-22K weights: Swin's release, of 224 x 224.
+8 GPUs with 2 images each; 234 M parameters, 2468 GFLOPs at 2560 x 640. One scale is tested by sliding windows, several
+on whole images (tools/test.py ... --tta). The settings are those of Swin's own configs: 6e-5, weight decay 0.01,
+stochastic depth 0.3, no stage-wise decay; all is subject to weight decay but norms and tables of positions.
+ImageNet-22K weights: Swin's release, of 224 x 224. Trained in float32, as released; --cfg-options
+optim_wrapper.type=AmpOptimWrapper optim_wrapper.dtype=bfloat16 trains in bfloat16.
 """
 
 _base_ = ["../_base_/upernet.py", "../_base_/ade20k.py", "../_base_/schedule_160k.py", "../_base_/runtime.py"]
@@ -23,8 +25,9 @@ model = dict(
 )
 
 optim_wrapper = dict(
+    type="OptimWrapper",
     optimizer=dict(lr=6e-5, weight_decay=0.01),
-    paramwise_cfg=dict(_delete_=True),
+    paramwise_cfg=dict(_delete_=True, no_decay=("absolute_pos_embed", "relative_position_bias_table", "norm")),
 )
 
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=16_000))
