@@ -28,9 +28,8 @@ PRIVATE_NAMES_ALLOWED: dict[str, set[str]] = {
     "_pcontext": {"engine/launch/agent.py"},  # the processes of torch's own agent
     # Dispatch modes: their base class, and whether there is one.
     "_python_dispatch": {"analysis/flop_rules.py", "backbones/kernels/autotune.py", "engine/planning/memory.py"},
-    # Trees of tensors as arguments of a module or an operator.
-    "_pytree": {"engine/nonfinite/trace.py", "engine/optim/precision.py", "engine/planning/memory.py"},
     "_reorder_linear_weight": {"backbones/kernels/cpu/linear.py"},  # the layout of oneDNN's inner product
+    "_roi_align_backward": {"engine/mmcv_ops/roi_align.py"},  # torchvision's; autograd would need a second forward
     "_shutdown_workers": {"engine/data/sampling.py"},  # to end persistent workers
     "_subclasses": {"engine/planning/memory.py"},  # fake tensors
     "_version": {"backbones/kernels/cpu/weight_cache.py"},  # of a tensor: whether it was changed in place

@@ -72,23 +72,9 @@ def roi_align_backward(
     if grad.device.type == "cpu":
         grad_input.copy_(roi_align_gradient(grad, rois, grad_input.shape, spatial_scale, sampling_ratio, aligned))
         return
-    settings = (spatial_scale, aligned_height, aligned_width, sampling_ratio, aligned)
-    grad_input.copy_(roi_align_gradient_by_autograd(grad, rois, grad_input.shape, *settings))
-
-
-def roi_align_gradient_by_autograd(grad: Tensor, rois: Tensor, shape: torch.Size, *settings: float) -> Tensor:
-    """Gradient with respect to the input by torchvision's kernel.
-
-    torchvision has no public name for that kernel. The forward pass that autograd needs to reach it reads a map of any
-    content, since RoIAlign is linear in its input.
-
-    Args:
-        grad: Gradient of the output, (N, C, height, width).
-        rois: Batch index and corners in image pixels, (N, 5), in the precision of ``grad``.
-        shape: Shape of the input, (B, C, H, W).
-        *settings: Arguments of torchvision's operator from ``spatial_scale`` on.
-    """
-    with torch.enable_grad():
-        features = grad.new_zeros(shape).requires_grad_()
-        pooled = torch.ops.torchvision.roi_align(features, rois, *settings)
-    return torch.autograd.grad(pooled, features, grad)[0]
+    # torchvision has no public name for the backward; autograd would compute a second forward.
+    grad_input.copy_(
+        torch.ops.torchvision._roi_align_backward(
+            grad, rois, spatial_scale, aligned_height, aligned_width, *grad_input.shape, sampling_ratio, aligned
+        )
+    )

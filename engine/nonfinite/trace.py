@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
@@ -12,10 +12,10 @@ import torch
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import SyncBatchNorm
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from engine.distributed.sharding import local
 from engine.nonfinite.batch_codec import describe_tensor
+from engine.optim.tensors import map_tensors, tensors_in
 from engine.optim.update import forward_losses
 
 OUTPUT = "output"
@@ -72,12 +72,12 @@ class Trace:
             self._handles.append(view.register_hook(partial(self._check_gradient, name, "gradient of its input")))
             return view
 
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in _tensors((args, kwargs))):
-            return tree_map_only(Tensor, viewed, (args, kwargs))
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors_in((args, kwargs))):
+            return map_tensors(viewed, (args, kwargs))
         return None
 
     def _leave(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        tensors = list(_tensors(output))
+        tensors = _floating_tensors(output)
         for tensor in tensors:
             if tensor.requires_grad:
                 hook = partial(self._check_gradient, name, "gradient of its output")
@@ -85,7 +85,7 @@ class Trace:
         bad = next((tensor for tensor in tensors if not _finite(tensor)), None)
         if bad is None or self.going_back or self.forward is not None:
             return
-        inputs = list(_tensors((args, kwargs)))
+        inputs = _floating_tensors((args, kwargs))
         self.forward = {
             **self._found(name, OUTPUT, bad),
             "inputs_finite": all(map(_finite, inputs)),
@@ -146,8 +146,8 @@ def run_again(
     return {"losses": losses, "forward": trace.forward, "backward": trace.backward, "found": found}
 
 
-def _tensors(tree: Any) -> Iterable[Tensor]:
-    return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.is_floating_point())
+def _floating_tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tensors_in(tree) if leaf.is_floating_point()]
 
 
 def _finite(tensor: Tensor) -> bool:

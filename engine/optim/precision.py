@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+
+from engine.optim.tensors import map_tensors
 
 
 def losses_in_float32(model: nn.Module) -> None:
@@ -21,7 +22,7 @@ def losses_in_float32(model: nn.Module) -> None:
 
 
 def _widen(module: nn.Module, args: Any, kwargs: Any) -> Any:
-    return tree_map_only(Tensor, _wide, (args, kwargs))
+    return map_tensors(_wide, (args, kwargs))
 
 
 def _wide(tensor: Tensor) -> Tensor:

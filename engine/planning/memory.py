@@ -24,12 +24,12 @@ from mmengine.registry import OPTIM_WRAPPERS
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode  # the class has no public name
-from torch.utils._pytree import tree_leaves
 
 from backbones.base import Backbone
 from backbones.errors import first_line
 from engine.config.building import registered_class
 from engine.config.load import ema_settings
+from engine.optim.tensors import tensors_in
 from engine.task import Shape, task_of_model
 
 _GIB = 2**30
@@ -213,8 +213,8 @@ class LiveStorages(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        inputs = {StorageWeakRef(one.untyped_storage()) for one in _tensors((args, kwargs))}
-        for storage in (one.untyped_storage() for one in _tensors(result)):
+        inputs = {StorageWeakRef(one.untyped_storage()) for one in tensors_in((args, kwargs))}
+        for storage in (one.untyped_storage() for one in tensors_in(result)):
             key, size = StorageWeakRef(storage), storage.nbytes()
             if key not in inputs and key not in self._living:
                 self.bytes += size
@@ -224,10 +224,6 @@ class LiveStorages(TorchDispatchMode):
     def _remove(self, key: StorageWeakRef, size: int) -> None:
         del self._living[key]
         self.bytes -= size
-
-
-def _tensors(tree: object) -> Iterator[Tensor]:
-    return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
 
 
 def _pretending() -> Any:
