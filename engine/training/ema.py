@@ -34,8 +34,8 @@ class ModelEMAHook(Hook):
         decay: Decay of the average, 0.9999 in Table 5 of the paper.
 
     Attributes:
-        averages: Averages by name of the parameter, starting with the weights after the first step. Buffers are not
-            averaged.
+        averages: Averages by name of the parameter, starting with the weights before the first step, as in timm's
+            ``ModelEma`` of the released code. Buffers are not averaged.
         steps: Number of optimizer steps that were averaged.
 
     Raises:
@@ -63,16 +63,16 @@ class ModelEMAHook(Hook):
         """Remember the model."""
         self._model = unwrapped(runner.model)
 
+    def before_train(self, runner: Runner) -> None:
+        """Start with the weights that the training starts with, unless averages were resumed."""
+        if not self.averages:
+            self.averages = {name: weight.clone() for name, weight in self._weights().items()}
+
     @torch.no_grad()
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Update the averages with the weights after an optimizer step."""
         weights = self._weights()
-        if not self.steps:
-            self.averages = {name: weight.clone() for name, weight in weights.items()}
-        else:
-            self._update(
-                [local(value) for value in self.averages.values()], [*map(local, weights.values())], self.steps
-            )
+        self._update([local(self.averages[name]) for name in weights], [*map(local, weights.values())], self.steps)
         self.steps += 1
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:

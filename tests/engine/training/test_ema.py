@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.evaluator import BaseMetric
+from mmengine.hooks import Hook
 from mmengine.model import BaseModel, ExponentialMovingAverage
 from mmengine.registry import DATASETS, METRICS, MODELS, TRANSFORMS
 from torch import Tensor, nn
@@ -140,18 +142,19 @@ def test_both_weights_are_evaluated_and_labelled(whole: Runner) -> None:
 
 
 def test_the_average_is_the_exponential_one(tmp_path: Path) -> None:
-    seen: list[float] = []
+    before: list[float] = []
+    after: list[float] = []
     cfg = config(tmp_path, 1)
     runner = build_runner(resolve(cfg, BATCH, Launch()), Launch())
-    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
-    runner.optim_wrapper.optimizer.register_step_post_hook(
-        lambda *_: seen.append(float(runner.model.line.weight.detach()))
-    )
+    optimizer = runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    for register, seen in (("register_step_pre_hook", before), ("register_step_post_hook", after)):
+        note = partial(lambda seen, *_: seen.append(float(runner.model.line.weight.detach())), seen)
+        getattr(optimizer.optimizer, register)(note)
     runner.train()
-    expected = seen[0]
-    for value in seen[1:]:
+    expected = before[0]  # the initial weight, with which the released code's average begins
+    for value in after:
         expected = DECAY * expected + (1 - DECAY) * value
-    assert len(seen) == STEPS_PER_EPOCH
+    assert len(after) == STEPS_PER_EPOCH
     assert float(averages(runner).averages["line.weight"]) == pytest.approx(expected)
 
 
@@ -186,8 +189,36 @@ def test_a_new_run_from_a_checkpoint_starts_new_averages(whole: Runner, tmp_path
     cfg = config(tmp_path / "second", 1)
     cfg.load_from = str(Path(whole.work_dir) / "epoch_3.pth")
     runner = build_runner(resolve(cfg, BATCH, Launch()), Launch())
+    started: list[float] = []
+    runner.register_hook(Started(started))
     runner.train()
     assert int(averages(runner).steps) == STEPS_PER_EPOCH
+    assert started == [raw_history(whole)[-1]]
+
+
+class Started(Hook):
+    """Notes the average with which a training begins; runs after all other hooks."""
+
+    priority = "LOWEST"
+
+    def __init__(self, seen: list[float]) -> None:
+        self.seen = seen
+
+    def before_train(self, runner: Runner) -> None:
+        self.seen.append(float(averages(runner).averages["line.weight"]))
+
+
+def test_averages_that_a_checkpoint_lacks_begin_with_its_weights(tmp_path: Path) -> None:
+    run(tmp_path, 1, ema=False)
+    weight = float(read_checkpoint(str(tmp_path / "epoch_1.pth"))["state_dict"]["line.weight"])
+    cfg = config(tmp_path, 2)
+    resolved = resolve(cfg, BATCH, Launch())
+    cfg.resume = True
+    runner = build_runner(resolved, Launch())
+    started: list[float] = []
+    runner.register_hook(Started(started))
+    runner.train()
+    assert started == [weight]
 
 
 def shared_layers() -> nn.Sequential:
@@ -199,8 +230,10 @@ def shared_layers() -> nn.Sequential:
 def test_averages_are_mmengines_in_value_and_in_name() -> None:
     model, hook = shared_layers(), ModelEMAHook(DECAY)
     theirs = ExponentialMovingAverage(model, momentum=1 - DECAY)
+    theirs.steps += 1  # at step 0 mmengine's would begin anew, with the weights after the first step
     runner: Any = SimpleNamespace(model=model, is_resuming=True)
     hook.before_run(runner)
+    hook.before_train(runner)
     for _ in range(3):
         model(torch.randn(8, 3))  # moves the buffers
         with torch.no_grad():
@@ -208,6 +241,7 @@ def test_averages_are_mmengines_in_value_and_in_name() -> None:
                 param.add_(torch.randn_like(param))
         hook.after_train_iter(runner, 0)
         theirs.update_parameters(model)
+    theirs.steps -= 1
     expected = theirs.state_dict()
     assert expected["module.2.weight"] is not model[2].weight
     torch.testing.assert_close(hook.state_dict(), dict(expected), rtol=0, atol=0)
