@@ -24,7 +24,7 @@ optim_wrapper = dict(
 
 train_cfg = dict(type="EpochLoop", max_epochs=100)
 param_scheduler = [
-    dict(type="LinearLR", start_factor=1e-6, end=20, by_epoch=True, convert_to_iter_based=True),
+    dict(type="LinearWarmUpLR", start_factor=1e-6, end=20, by_epoch=True, convert_to_iter_based=True),
     dict(
         type="CosineAnnealingLR",
         begin=20,

@@ -21,7 +21,7 @@ optim_wrapper = dict(optimizer=dict(lr=8e-4 * 1024 / 256))
 
 train_cfg = dict(type="EpochLoop", max_epochs=300)
 param_scheduler = [
-    dict(type="LinearLR", start_factor=1e-6, end=40, by_epoch=True, convert_to_iter_based=True),
+    dict(type="LinearWarmUpLR", start_factor=1e-6, end=40, by_epoch=True, convert_to_iter_based=True),
     dict(
         type="CosineAnnealingLR",
         begin=40,

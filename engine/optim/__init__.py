@@ -13,10 +13,11 @@ from engine.optim.param_groups import (
     parameter_groups,
 )
 from engine.optim.precision import losses_in_float32
-from engine.optim.schedules import replay_schedules, schedule_shapes
+from engine.optim.schedules import LinearWarmUpLR, replay_schedules, schedule_shapes
 
 __all__ = [
     "LayerDecayConstructor",
+    "LinearWarmUpLR",
     "ParameterGroup",
     "group_rows",
     "group_table",

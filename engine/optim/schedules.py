@@ -1,7 +1,8 @@
-"""Rates after a resume with another schedule: those that the schedule would have given from the start.
+"""A warm-up that mmengine lacks, and rates after a resume with another schedule.
 
-mmengine restores with a scheduler's position its shape too: a training that goes on for longer, or at another rate,
-would stay on the old curve, or on its last value.
+The rates after such a resume are those that the schedule would have given from the start. mmengine restores with a
+scheduler's position its shape too: a training that goes on for longer, or at another rate, would stay on the old curve,
+or on its last value.
 """
 
 from __future__ import annotations
@@ -10,10 +11,31 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from mmengine.optim import LinearLR
+from mmengine.registry import PARAM_SCHEDULERS
+
 SHAPE_KEYS = (
     *("begin", "end", "total_iters", "T_max", "milestones", "gamma", "power", "base_values"),
     *("start_factor", "end_factor", "eta_min", "eta_min_ratio"),
 )
+
+
+@PARAM_SCHEDULERS.register_module()
+class LinearWarmUpLR(LinearLR):
+    """Linear warm-up in which ``end`` is the first step at the full rate, as in ConvNeXt V2's released code.
+
+    mmengine's ``LinearLR`` is at the full rate one step earlier, in the last step of the warm-up, which is the
+    schedule of ConvNeXt's released code.
+
+    Args:
+        optimizer: Optimizer or its wrapper.
+        begin: First step of the warm-up.
+        end: First step after it; in epochs where the config says so.
+        settings: Other arguments of ``LinearLR``.
+    """
+
+    def __init__(self, optimizer: Any, *, begin: int = 0, end: int, **settings: Any) -> None:
+        super().__init__(optimizer, begin=begin, end=end + 1, **settings)
 
 
 def schedule_shapes(schedulers: Sequence[Any]) -> list[dict[str, Any]]:

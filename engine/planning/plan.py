@@ -22,6 +22,7 @@ from engine.config.schema import is_number
 from engine.config.world import Launch
 from engine.data.preflight import dataset_paths
 from engine.optim.param_groups import GroupRow, LayerDecayConstructor, group_rows, group_table, groups_of_config
+from engine.optim.schedules import LinearWarmUpLR
 from engine.planning.memory import Memory, autocast_dtype, estimate_memory
 from engine.task import TASK_SPECS, task_of
 
@@ -216,15 +217,14 @@ def _completed(plan: Schedule, images: int, steps_per_epoch: int, assumed: str) 
 
 def _warm_up(schedulers: Sequence[Any], loop: Any) -> tuple[int, bool] | None:
     for one in schedulers:
-        if (
-            registered_class(PARAM_SCHEDULERS, one["type"]) is LinearLR
-            and one.get("begin", 0) == 0
-            and one.get("start_factor", 1 / 3) < 1
-        ):
+        kind = registered_class(PARAM_SCHEDULERS, one["type"])
+        linear = isinstance(kind, type) and issubclass(kind, LinearLR)
+        if linear and one.get("begin", 0) == 0 and one.get("start_factor", 1 / 3) < 1:
             by_epoch = bool(one.get("by_epoch", True))
             end = one.get("end", loop.get("max_epochs" if by_epoch else "max_iters"))  # without one mmengine's own
-            # The peak is reached one step before the end.
-            return None if end is None else (int(end) if by_epoch else int(end) - 1, by_epoch)
+            # mmengine's own is at the peak one step before its end.
+            early = not by_epoch and not issubclass(kind, LinearWarmUpLR)
+            return None if end is None else (int(end) - early, by_epoch)
     return None
 
 

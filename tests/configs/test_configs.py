@@ -229,7 +229,7 @@ def test_rates_rise_to_the_stated_one_and_end_low(path: Path) -> None:
     if cfg.param_scheduler[-1]["type"] == "PolyLR":
         peak *= 1 - (cfg.param_scheduler[0]["end"] - 1) / cfg.train_cfg.max_iters
     assert max(curve) == pytest.approx(peak, rel=0.01)
-    warm = any(one["type"] == "LinearLR" for one in cfg.param_scheduler)
+    warm = any(one["type"] in ("LinearLR", "LinearWarmUpLR") for one in cfg.param_scheduler)
     assert curve[0] < 0.1 * stated if warm else curve[0] == stated
     assert 0 <= curve[-1] < 0.05 * stated
 

@@ -28,6 +28,7 @@ CLUSTER = Launch(processes=16, device="cuda", local_processes=8)
 EXPECTED_IN_DOCSTRING = ("top1", "box_ap", "miou", "miou_multi_scale")
 TASKS = {"mmengine": "classification", "mmdet": "detection", "mmseg": "segmentation"}
 HEADS = {"CascadeRoIHead": "cascade", "StandardRoIHead": "mask_rcnn"}
+WARM_UPS = ("LinearLR", "LinearWarmUpLR")
 SCHEDULES = {"CosineAnnealingLR": "cosine", "PolyLR": "poly", "MultiStepLR": "steps"}
 
 
@@ -46,7 +47,7 @@ def classes(cfg: Config) -> int:
 
 def warmup(cfg: Config, by_epoch: bool) -> int:
     """Length of the linear warm-up; one of steps reaches the peak after them, at ``end - 1``."""
-    ends = [one["end"] for one in cfg.param_scheduler if one["type"] == "LinearLR" and one.get("by_epoch") == by_epoch]
+    ends = [one["end"] for one in cfg.param_scheduler if one["type"] in WARM_UPS and one.get("by_epoch") == by_epoch]
     return sum(ends) if by_epoch else sum(end - 1 for end in ends)
 
 

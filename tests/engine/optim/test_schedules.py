@@ -1,7 +1,8 @@
-"""A training that is resumed with another schedule has the rates that this schedule has from the start."""
+"""The warm-up of ConvNeXt V2; and a training that is resumed with another schedule has its rates from the start."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -57,3 +58,22 @@ def test_the_shape_has_the_settings_and_not_the_position() -> None:
     longer = [SCHEDULE[0], {**SCHEDULE[1], "T_max": 17, "end": 20}]
     assert schedule_shapes(build(optimizer(0.4), longer)) != before
     assert schedule_shapes(build(optimizer(0.3), SCHEDULE)) != before
+
+
+@pytest.mark.parametrize("by_epoch", [False, True])
+def test_the_warm_up_is_over_in_the_first_step_after_it(by_epoch: bool) -> None:
+    warm, epoch = 8, dict(by_epoch=True, convert_to_iter_based=True, epoch_length=EPOCH)
+    end, counted = (warm // EPOCH, epoch) if by_epoch else (warm, dict(by_epoch=False))
+    one = optimizer(0.4)
+    schedulers = build(one, [dict(type="LinearWarmUpLR", start_factor=1e-9, end=end, **counted)])
+    for step, (head, stem) in enumerate(rates(one, schedulers, 0, warm + 3)):
+        assert head == pytest.approx(0.4 * min(step / warm, 1), abs=1e-8)
+        assert stem == pytest.approx(head / 2)
+
+
+def test_a_warm_up_and_the_cosine_after_it_meet_at_the_peak() -> None:
+    warm = dict(type="LinearWarmUpLR", start_factor=1e-9, end=3, by_epoch=False)
+    one = optimizer(0.4)
+    seen = [head for head, _ in rates(one, build(one, [warm, SCHEDULE[1]]), 0, 15)]
+    cosine = [0.01 + 0.39 * 0.5 * (1 + math.cos(math.pi * step / 13)) for step in range(13)]
+    assert seen == pytest.approx([0.0, 0.4 / 3, 0.8 / 3, *cosine], abs=1e-8)

@@ -92,6 +92,13 @@ def test_schedules_as_mmengine_takes_them() -> None:
         assert line(training_plan(resolved, Launch()), "rate").endswith("(300 epochs)")
 
 
+@pytest.mark.parametrize("kind, steps", [("LinearLR", 499), ("LinearWarmUpLR", 500)])
+def test_the_warm_up_in_steps_ends_where_the_peak_is(kind: str, steps: int) -> None:
+    resolved = load_config(CLASSIFICATION, None, Launch())
+    resolved.cfg.param_scheduler = [{"type": kind, "end": 500, "by_epoch": False}]
+    assert line(training_plan(resolved, Launch()), "rate").endswith(f"linear warm-up over {steps} steps")
+
+
 def test_an_end_above_a_layer_s_rate_is_refused() -> None:
     """1e-6 is a fiftieth of the fine-tuning rate; the stem's, under a decay of 0.7, is 2e-6 for T, 5e-7 for L."""
     options = {
