@@ -9,10 +9,8 @@ from __future__ import annotations
 import copy
 import json
 import os
-import shutil
 import subprocess
 import sys
-import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -38,6 +36,7 @@ from engine.distributed.sharding import gather_whole, shard_model, shard_optimiz
 from engine.training.build import build_runner
 from engine.training.ema import ModelEMAHook
 from engine.training.model_preparation import compile_parts
+from tests.programs import continue_from, forked
 from tests.runs import small_run
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -117,13 +116,6 @@ def history(work_dir: Path, name: str) -> list[float]:
     return saved(work_dir)["message_hub"]["log_scalars"][name].data[0].tolist()
 
 
-def continue_from(source: Path, target: Path, step: int) -> None:
-    """Make a work directory in which the run of another was interrupted."""
-    target.mkdir(parents=True)
-    shutil.copy(source / f"iter_{step}.pth", target)
-    (target / "last_checkpoint").write_text(str(target / f"iter_{step}.pth"))
-
-
 # ---- the trainings
 
 
@@ -133,24 +125,6 @@ def serve(folder: Path) -> None:
     continue_from(folder / "alone", folder / "resumed", HALF)
     forked(lambda: together(0, folder), lambda: together(1, folder))
     forked(lambda: alone_again(folder))
-
-
-def forked(*jobs: Callable[[], None]) -> None:
-    """Run each in a process of its own, all at the same time."""
-    children = []
-    for job in jobs:
-        child = os.fork()
-        if not child:
-            try:
-                job()
-            except BaseException:
-                traceback.print_exc()
-                os._exit(1)
-            os._exit(0)
-        children.append(child)
-    statuses = [os.waitpid(child, 0)[1] for child in children]
-    if any(statuses):
-        sys.exit(1)
 
 
 def alone(folder: Path) -> None:
