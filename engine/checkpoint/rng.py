@@ -1,4 +1,4 @@
-"""Random states of a process, saved and restored; seeds of samples that depend on run, epoch and index alone."""
+"""Random states of a process: seeded, saved, restored; seeds of samples that depend on run, epoch and index alone."""
 
 from __future__ import annotations
 
@@ -76,6 +76,18 @@ def seeded(seed: int) -> Iterator[None]:
         yield
     finally:
         before.restore()
+
+
+def seed_process(*parts: int) -> None:
+    """Seed the generators of Python, NumPy and torch in this process, those of its GPUs included.
+
+    Args:
+        parts: Integers, such as the seed of the run and the rank; :func:`seed_of` makes one number of them.
+    """
+    seed = seed_of(*parts)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 def seed_of(*parts: int) -> int:

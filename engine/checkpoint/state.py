@@ -11,7 +11,7 @@ from mmengine.dist import get_rank, get_world_size
 from torch import Tensor, nn
 
 from backbones.errors import CheckpointError
-from engine.checkpoint.rng import RandomState
+from engine.checkpoint.rng import RandomState, seed_process
 from engine.distributed.agreement import Agreement
 
 # Their statistics differ between the processes; those of SyncBatchNorm are the same everywhere.
@@ -21,6 +21,8 @@ LOCAL_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 class ResumableRun(Protocol):
     """The runner of a training, as far as its state needs it."""
 
+    @property
+    def seed(self) -> int: ...
     @property
     def model(self) -> nn.Module: ...
     @property
@@ -98,19 +100,37 @@ def restore_position(runner: ResumableRun, saved: Mapping[str, Any]) -> None:
         runner.checkpoint_hook.validated = loop.iter
 
 
+def begin_random_state(runner: ResumableRun) -> None:
+    """Give each process of a new run random numbers of its own for mixup, random erasing and stochastic depth.
+
+    All processes have built and initialised the model with common numbers. The first one continues with those, so that
+    a run of one process has only the seed's; the others are seeded by seed and rank. The order and the augmentation
+    of the samples do not depend on it (:mod:`engine.data.sampling`).
+
+    Args:
+        runner: Runner with its model and its data built.
+    """
+    if get_rank():
+        _seed_process_at(runner, 0)
+
+
 def restore_random_state(runner: ResumableRun, saved: Mapping[str, Any]) -> None:
     """Restore random states and unsynchronised statistics of this process.
 
+    With another number of processes than the checkpoint's, each is seeded by seed, rank and step instead.
+
     Args:
-        runner: Runner with its model on its device.
+        runner: Runner at the step of the checkpoint, with its model on its device.
         saved: Result of :func:`resume_state`.
     """
     ranks = saved["ranks"]
     if len(ranks) != get_world_size():
         runner.logger.warning(
-            f"saved by {len(ranks)} processes, resumed with {get_world_size()}: the images are the same, but dropout, "
-            "mixup and the like draw other numbers than without the stop"
+            f"saved by {len(ranks)} processes, resumed with {get_world_size()}: the images, their order and "
+            "augmentation are the same, but mixup, random erasing, stochastic depth and dropout draw other numbers "
+            "than without the stop"
         )
+        _seed_process_at(runner, runner.train_loop.iter)
         return
     own = ranks[get_rank()]
     buffers = dict(runner.model.named_buffers())
@@ -118,6 +138,10 @@ def restore_random_state(runner: ResumableRun, saved: Mapping[str, Any]) -> None
         for name, value in own["buffers"].items():
             buffers[name].copy_(value)
     RandomState.from_dict(own["random"]).restore()
+
+
+def _seed_process_at(runner: ResumableRun, step: int) -> None:
+    seed_process(runner.seed, get_world_size(), get_rank(), step)
 
 
 def _own_buffers(model: nn.Module) -> dict[str, Tensor]:

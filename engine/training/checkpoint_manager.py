@@ -16,7 +16,13 @@ from mmengine.dist import is_main_process
 from backbones.errors import CheckpointError, UserError, describe_error
 from backbones.weights import read_checkpoint
 from engine.checkpoint.model_weights import load_model
-from engine.checkpoint.state import check_resumable, restore_position, restore_random_state, resume_state
+from engine.checkpoint.state import (
+    begin_random_state,
+    check_resumable,
+    restore_position,
+    restore_random_state,
+    resume_state,
+)
 from engine.checkpoint.store import last_good, write_checkpoint
 from engine.config.classes import class_names
 from engine.distributed.sharding import gather_whole, unwrapped
@@ -120,10 +126,12 @@ class CheckpointManager:
                 epoch=len(runner.train_dataloader),
             )
 
-    def restore_random_state(self) -> None:
-        """Restore the random states of the checkpoint, if the run continues from one."""
+    def set_random_state(self) -> None:
+        """Restore the random states of the checkpoint; where there is none, each process begins with its own."""
         if self._resumed is not None:
             restore_random_state(self._runner, self._resumed)
+        else:
+            begin_random_state(self._runner)
 
     def roll_back(self, event: RollBack) -> None:
         """Resume from a checkpoint of this run from before the steps that are to be skipped.

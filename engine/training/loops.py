@@ -34,7 +34,7 @@ class _StepLoop:
 
     ::
 
-        resume or start; random states
+        resume or start; random states of each process
         for each step:
             run_iter             forward, loss, backward, clip, check, update, averages, log, schedule
             _save_or_stop        checkpoint, if due; common stop request of all processes
@@ -93,7 +93,7 @@ class _StepLoop:
         # mmengine has told the wrapper to count steps; every step has all of its micro-batches, so no end is needed.
         runner.optim_wrapper.initialize_count_status(runner.model, 0, -1)
         runner.call_hook("before_train")
-        runner.checkpoints.restore_random_state()
+        runner.checkpoints.set_random_state()
         self._first = self._iter
 
     def run_iter(self, idx: int, data_batch: Any) -> None:
