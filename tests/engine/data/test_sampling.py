@@ -18,7 +18,7 @@ import torch
 from mmengine.dataset import DefaultSampler, InfiniteSampler
 from torch.utils.data import BatchSampler, DataLoader
 
-from engine.checkpoint.rng import RandomState, seed_of, seeded
+from engine.checkpoint.rng import RandomState, seed_of, seed_process, seeded
 from engine.data import sampling
 from engine.data.sampling import ResumableBatchSampler, SeededIndex, build_train_loader, shutdown_workers
 from engine.training.loops import IterationLoop
@@ -142,6 +142,17 @@ def test_seeded_sets_and_restores_the_random_state() -> None:
         assert numbers() == inside
     with seeded(6):
         assert not set(numbers()) & set(inside)
+
+
+def test_seed_process_seeds_every_generator() -> None:
+    state = RandomState.capture()
+    drawn = []
+    for rank in (0, 1, 0):
+        seed_process(5, 2, rank, 0)
+        drawn.append(numbers())
+    state.restore()
+    assert drawn[0] == drawn[2]
+    assert all(one != other for one, other in zip(drawn[0], drawn[1], strict=True))
 
 
 def test_random_state_survives_as_plain_data(tmp_path: Any) -> None:
