@@ -4,7 +4,7 @@
 
 The released code's hardware: 8 machines of 8 GPUs with 64 images each; fewer are made up for by accumulation. This
 network overfits: the averaged weights are the better ones, and fine-tuning at 384 begins with the best of them, which
-the run keeps as best_ema_top1_epoch_*.pth (section 2.8).
+the run keeps as best_ema_top1.pth (section 2.8).
 """
 
 _base_ = [

@@ -5,7 +5,7 @@
 
 It begins with the best averaged weights of training, head included (section 2.8), which are taken out by
 
-    python tools/convert_weights.py work_dirs/convnext_large_in1k_300e/best_ema_top1_epoch_N.pth \
+    python tools/convert_weights.py work_dirs/convnext_large_in1k_300e/best_ema_top1.pth \
         work_dirs/convnext_large_in1k_300e/ema.safetensors --to ours --ema
 
 The released code's hardware: 2 machines of 8 GPUs with 32 images each; fewer are made up for by accumulation.
