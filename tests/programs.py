@@ -14,7 +14,6 @@ import json
 import os
 import pty
 import runpy
-import shutil
 import signal
 import struct
 import subprocess
@@ -133,31 +132,6 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # An odd number to validate on: two processes cannot share it evenly.
     make_digits(root, train_images=40, val_images=21, train_scenes=12, val_scenes=6)
     return root
-
-
-def forked(*jobs: Callable[[], None]) -> None:
-    """Run each in a process of its own, all at the same time."""
-    children = []
-    for job in jobs:
-        child = os.fork()
-        if not child:
-            try:
-                job()
-            except BaseException:
-                traceback.print_exc()
-                os._exit(1)
-            os._exit(0)
-        children.append(child)
-    statuses = [os.waitpid(child, 0)[1] for child in children]
-    if any(statuses):
-        sys.exit(1)
-
-
-def continue_from(source: Path, target: Path, step: int) -> None:
-    """Make a work directory in which the run of another was interrupted after a step."""
-    target.mkdir(parents=True)
-    shutil.copy(source / f"iter_{step}.pth", target)
-    (target / "last_checkpoint").write_text(str(target / f"iter_{step}.pth"))
 
 
 def serve() -> None:

@@ -1,7 +1,12 @@
-"""Settings that the small trainings of several tests share."""
+"""Settings and processes of small trainings, for several tests."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,3 +30,28 @@ def small_run(work_dir: Path, steps: int, **checkpoint: Any) -> dict[str, Any]:
         work_dir=str(work_dir),
         experiment_name=str(work_dir),
     )
+
+
+def forked(*jobs: Callable[[], None]) -> None:
+    """Run each in a process of its own, all at the same time."""
+    children = []
+    for job in jobs:
+        child = os.fork()
+        if not child:
+            try:
+                job()
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        children.append(child)
+    statuses = [os.waitpid(child, 0)[1] for child in children]
+    if any(statuses):
+        sys.exit(1)
+
+
+def continue_from(source: Path, target: Path, step: int) -> None:
+    """Make a work directory in which the run of another was interrupted after a step."""
+    target.mkdir(parents=True)
+    shutil.copy(source / f"iter_{step}.pth", target)
+    (target / "last_checkpoint").write_text(str(target / f"iter_{step}.pth"))

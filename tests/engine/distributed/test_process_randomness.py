@@ -31,7 +31,7 @@ import classification  # noqa: F401
 from engine.config.load import resolve
 from engine.config.world import Launch
 from engine.training.build import build_runner
-from tests.programs import continue_from, forked
+from tests.runs import continue_from, forked, small_run
 
 ROOT = Path(__file__).resolve().parents[3]
 IMAGES, GLOBAL, PER_GPU, STEPS, HALF = 16, 16, 4, 6, 3
@@ -76,12 +76,7 @@ def config(work_dir: Path, **changes: Any) -> Config:
             ),
             optim_wrapper=dict(type="OptimWrapper", optimizer=dict(type="AdamW", lr=1e-2)),
             train_cfg=dict(type="IterationLoop", max_iters=STEPS),
-            default_hooks=dict(checkpoint=dict(type="ResumableCheckpointHook", interval=HALF, by_epoch=False)),
-            default_scope="mmengine",
-            env_cfg=dict(),
-            randomness=dict(seed=0),
-            work_dir=str(work_dir),
-            experiment_name=str(work_dir),
+            **small_run(work_dir, STEPS, interval=HALF),
         )
     )
     cfg.merge_from_dict(changes)

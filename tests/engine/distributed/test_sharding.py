@@ -36,8 +36,7 @@ from engine.distributed.sharding import gather_whole, shard_model, shard_optimiz
 from engine.training.build import build_runner
 from engine.training.ema import ModelEMAHook
 from engine.training.model_preparation import compile_parts
-from tests.programs import continue_from, forked
-from tests.runs import small_run
+from tests.runs import continue_from, forked, small_run
 
 ROOT = Path(__file__).resolve().parents[3]
 IMAGES, GLOBAL, STEPS, HALF = 16, 8, 5, 3
