@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,39 @@ from mmengine.dataset import Compose
 from mmengine.registry import FUNCTIONS, MODELS, VISUALIZERS, init_default_scope
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
-from PIL import Image
 from torch import nn
 
-from backbones.errors import ConfigError, DataError, MachineError
+from backbones.errors import ConfigError, DataError, MachineError, UserError, describe_error
+from backbones.files import NO_SPACE_ERRNOS
 from backbones.weights import read_checkpoint
 from engine.checkpoint.model_weights import LOADER_SETTINGS, load_model
 from engine.config.building import build
-from engine.data.image_files import IMAGE_SUFFIXES
+from engine.data.checker import build_checkers
+from engine.data.image_files import IMAGE_SUFFIXES, PILLOW_ERRORS, DamagedImageError
 from engine.task import TaskSpec, task_of
 
+MAX_REASON = 160  # characters of a library's message about an image
+# What an image, or its size, can raise on the way to its drawing; errors of the code itself are not among them.
+IMAGE_ERRORS = (*PILLOW_ERRORS, RuntimeError, MemoryError, cv2.error)
 MIN_PICTURE_SIDE = 480  # pixels; smaller images are enlarged by an integer factor
+
+
+class SkippedImagesError(DataError):
+    """Images that were skipped; the message is one line with the first of them.
+
+    Args:
+        skipped: Reason in one line for each file.
+        total: Number of images that were to be predicted.
+
+    Attributes:
+        skipped: As above.
+    """
+
+    def __init__(self, skipped: Mapping[Path, str], total: int) -> None:
+        first = next(iter(skipped))
+        counts = f"{len(skipped)} of {total} images were skipped, the first is " if total > 1 else ""
+        super().__init__(f"{counts}{str(first)!r}: {skipped[first]}")
+        self.skipped = dict(skipped)
 
 
 def draw_test_images(runner: Runner, folder: Path, count: int) -> None:
@@ -94,7 +116,7 @@ def predict_images(cfg: Config, model: nn.Module, visualizer: Any, images: list[
         The file of each drawing: ``<name>.png``, or ``<name with suffix>.png`` for images that share a name.
 
     Raises:
-        DataError: If an image cannot be read.
+        SkippedImagesError: At the end, if images were skipped because they cannot be read or predicted.
         MachineError: If the folder cannot be written.
         ConfigError: If the folder is that of the images.
     """
@@ -109,12 +131,35 @@ def predict_images(cfg: Config, model: nn.Module, visualizer: Any, images: list[
     if any(image.parent.samefile(out) for image in images):
         raise ConfigError(f"the drawings would overwrite the images in {str(out)!r}: choose another folder with --out")
     names, task = Counter(image.stem for image in images), task_of(cfg)
+    (checker,), skipped = build_checkers(cfg, ("test",)), {}
     for index, image in enumerate(images):
-        _check_image(image)
-        item = pipeline({"img_path": str(image), "img_id": index, **copy.deepcopy(task.image_fields)})
         target = out / f"{image.stem if names[image.stem] == 1 else image.name}.png"
-        _draw(task, visualizer, predict(model, item, collate), target, truth=False)
+        try:
+            if errors := checker.image_errors(str(image)):
+                raise DamagedImageError.of(image, f"{errors[0].problem}; {errors[0].fix}")
+            item = pipeline({"img_path": str(image), "img_id": index, **copy.deepcopy(task.image_fields)})
+            _draw(task, visualizer, predict(model, item, collate), target, truth=False)
+        except IMAGE_ERRORS as error:
+            skipped[image] = _reason(error)
+            continue
         yield target
+    if skipped:
+        raise SkippedImagesError(skipped, len(images))
+
+
+def _reason(error: Exception) -> str:
+    """Why an image was skipped, in one line.
+
+    Raises:
+        Exception: The error itself, if other images would fail by it too: a wrong setting, a full disk.
+    """
+    if isinstance(error, DamagedImageError) and error.reason:
+        return error.reason
+    if isinstance(error, DataError):
+        return str(error)
+    if isinstance(error, UserError) or getattr(error, "errno", None) in NO_SPACE_ERRNOS:
+        raise error
+    return f"cannot be predicted: {describe_error(error, MAX_REASON)}"
 
 
 def find_images(path: Path) -> list[Path]:
@@ -129,15 +174,6 @@ def find_images(path: Path) -> list[Path]:
     if not images:
         raise DataError(f"{str(path)!r} is neither an image nor a folder with images ({', '.join(IMAGE_SUFFIXES)})")
     return images
-
-
-def _check_image(path: Path) -> None:
-    """Decode an image, since errors of the pipelines do not say that a file is damaged."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-    except Exception as error:  # Pillow raises many kinds for a damaged file
-        raise DataError(f"{str(path)!r} cannot be read: it is damaged, or no image") from error
 
 
 def _draw(task: TaskSpec, visualizer: Any, sample: BaseDataElement, target: Path, truth: bool) -> None:

@@ -9,7 +9,7 @@ from engine.cli import add_trust_option, config_parser, run_tool
 
 
 def main() -> None:
-    """Parse, build, draw one picture for each image."""
+    """Parse, build, draw one picture for each image; list those that were skipped and exit with code 2 for them."""
     parser = config_parser("Draw the predictions of a checkpoint.")
     parser.add_argument("checkpoint")
     parser.add_argument("images", type=Path, help="an image or a folder with images")
@@ -20,16 +20,23 @@ def main() -> None:
     add_trust_option(parser)
     args = parser.parse_args()
 
+    from backbones.errors import printable
     from engine.config.load import load_config, parse_options
     from engine.config.world import Launch
-    from engine.visualize import find_images, load_predictor, predict_images
+    from engine.visualize import SkippedImagesError, find_images, load_predictor, predict_images
 
     images = find_images(args.images)
     launch = Launch.from_environment()
     cfg = load_config(args.config, parse_options(args.cfg_options), launch).cfg
     model, visualizer = load_predictor(cfg, args.checkpoint, args.ema, launch.device, args.trust_checkpoint)
-    for target in predict_images(cfg, model, visualizer, images, args.out or Path(cfg.work_dir) / "predictions"):
-        print(target)
+    try:
+        for target in predict_images(cfg, model, visualizer, images, args.out or Path(cfg.work_dir) / "predictions"):
+            print(target)
+    except SkippedImagesError as error:
+        if len(images) > 1:
+            for image, reason in error.skipped.items():
+                print(f"skipped: {printable(image)}: {reason}", file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":

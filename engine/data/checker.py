@@ -19,7 +19,7 @@ from PIL import Image
 
 from backbones.errors import ConfigError
 from engine.data.findings import DataFinding
-from engine.data.image_files import ImageInfo
+from engine.data.image_files import ImageInfo, inspect_image
 
 LARGE_IMAGE_PIXELS = 50_000_000  # larger images are worth a warning
 MIN_IMAGE_SIDE = 8  # pixels; smaller images are worth a warning
@@ -152,6 +152,12 @@ class DatasetChecker:
             self.path_by_digest.setdefault(info.digest, file.path)
             self._check_size(file, info)
             self._check_pixels(file, info)
+
+    def image_errors(self, path: str) -> list[DataFinding]:
+        """Errors of one image file by itself, which is decoded: damage, or a size that is refused."""
+        before = len(self.findings)
+        DatasetChecker.check_file(self, DataFile(path), inspect_image(path, decode=True))
+        return [finding for finding in self.findings[before:] if finding.level == "error"]
 
     def finish(self, complete: bool) -> None:
         """Check what only all files together show; ``complete`` if all were inspected and all values counted."""

@@ -15,13 +15,15 @@ import torch
 from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
 
+from backbones.errors import ConfigError
 from engine.config.load import load_config
 from engine.config.world import Launch
 from engine.data.check import check_datasets
+from engine.data.checker import build_checkers
 from engine.data.fault_tolerance import REPLACED_IMAGES_FILE, FaultTolerantDataset
 from engine.data.image_files import DamagedImageError
 from engine.data.sampling import SeededIndex
-from engine.visualize import find_images, predict_images
+from engine.visualize import SkippedImagesError, find_images, predict_images
 from tests.bad_inputs.builders import (
     CONFIG,
     DAMAGED,
@@ -122,6 +124,53 @@ def test_predicting_names_it(tasks: Any, harm: str, tmp_path: Path) -> None:
     HARM[harm][0](path)
     with refused(path.parent if harm != "nothing" else path):
         list(predict_images(tasks["classifier"].cfg, None, None, find_images(path), tmp_path / "out"))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_predicting_goes_on_after_any_image(tasks: Any, task: str, tmp_path: Path, monkeypatch: Any) -> None:
+    """After damage, a size that the reader of the task refuses, and an error of the network at this image's size."""
+    cfg, folder = tasks[task].cfg, tmp_path / "in"
+    folder.mkdir()
+    for name in ("a.png", "c.png"):
+        (folder / name).write_bytes(encoded(Image.fromarray(pixels()), "PNG"))
+    (folder / "b.png").write_bytes(DAMAGED["noise inside.png"][0]())
+
+    def fails(model: Any, item: Any, collate: Any) -> Any:
+        raise RuntimeError("Kernel size can't be greater than actual input size\nsecond line")
+
+    monkeypatch.setattr("engine.visualize.predict", fails)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope), pytest.raises(SkippedImagesError) as caught:
+        list(predict_images(cfg, None, None, find_images(folder), tmp_path / "out"))
+    assert [path.name for path in caught.value.skipped] == ["a.png", "b.png", "c.png"]
+    assert caught.value.skipped[folder / "b.png"].startswith("cannot be decoded")
+    assert caught.value.skipped[folder / "c.png"] == (
+        "cannot be predicted: RuntimeError: Kernel size can't be greater than actual input size"
+    )
+
+
+def test_large_images_have_the_limits_of_the_check(tasks: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    """200 megapixels: OpenCV reads them for a detector, Pillow refuses them for a classifier."""
+    path = tmp_path / "large.png"
+    Image.new("L", (20_000, 10_000)).save(path, compress_level=1)
+    found = {}
+    for task in TASKS:
+        (checker,) = build_checkers(tasks[task].cfg, ("test",))
+        found[task] = [finding.problem for finding in checker.image_errors(str(path))]
+    assert found == {"classifier": ["has 200 megapixels, which are refused"], "detector": [], "segmentor": []}
+
+
+@pytest.mark.parametrize("error", [ConfigError("a setting"), OSError(28, "No space left on device"), TypeError("code")])
+def test_errors_that_are_not_the_image_s_end_it(tasks: Any, tmp_path: Path, monkeypatch: Any, error: Exception) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.png").write_bytes(encoded(Image.fromarray(pixels()), "PNG"))
+
+    def fails(model: Any, item: Any, collate: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr("engine.visualize.predict", fails)
+    with pytest.raises(type(error)) as caught:
+        list(predict_images(tasks["classifier"].cfg, None, None, find_images(tmp_path / "in"), tmp_path / "out"))
+    assert caught.value is error
 
 
 @pytest.mark.parametrize("task", TASKS)

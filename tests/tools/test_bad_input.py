@@ -235,8 +235,28 @@ def test_images_that_are_none(tool: Any, settings: Any, weights: Any, tmp_path: 
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(cut)
     cut.write_bytes(cut.read_bytes()[:6000])
     arguments = ("predict.py", CONFIG["classifier"], weights["sound"])
-    for path, needle in ((text, "or no image"), (cut, "it is damaged"), (empty, "nor a folder with images (.jpg")):
+    for path, needle in (
+        (text, "is no image"),
+        (cut, "is cut off after 6,000 bytes"),
+        (empty, "nor a folder with images (.jpg"),
+    ):
         assert_one_line(tool(*arguments, path, *settings("classifier")), path, needle)
+
+
+def test_a_folder_in_which_some_images_are_none(tool: Any, settings: Any, weights: Any, tmp_path: Path) -> None:
+    """The others are drawn; those that were skipped are listed at the end, and the exit code says so."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for name in ("a.png", "d.png"):
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(folder / name)
+    (folder / "b.png").write_bytes((folder / "a.png").read_bytes()[:6000])
+    (folder / "c.jpg").write_text("These are notes.\n")
+    ended = tool("predict.py", CONFIG["classifier"], weights["sound"], folder, "--out", out, *settings("classifier"))
+    assert ended.code == 2
+    assert sorted(path.name for path in out.iterdir()) == ["a.png", "d.png"]
+    assert [line.partition(": ")[0] for line in ended.err.splitlines()] == ["skipped", "skipped", "error"]
+    assert f"skipped: {folder / 'b.png'}: is cut off after 6,000 bytes" in ended.err
+    assert f"error: 2 of 4 images were skipped, the first is '{folder / 'b.png'}'" in ended.err
 
 
 def test_folders_that_cannot_be_written(tool: Any, settings: Any, weights: Any, digits: Path, tmp_path: Path) -> None:
