@@ -100,6 +100,16 @@ def test_tests_mirror_the_packages() -> None:
             assert (ROOT / folder).is_dir(), f"{path.relative_to(ROOT)}: there is no {folder}"
 
 
+def test_figures_of_released_code_have_a_source() -> None:
+    for path in sorted((ROOT / "tests/fidelity").rglob("test_*.py")):
+        assert path.parent == ROOT / "tests/fidelity", f"{path.relative_to(ROOT)}: tests/fidelity has no folders"
+        # A comment or docstring names the file and the line of the repository from which the figures are.
+        source = re.search(
+            r"[\w-]+/[\w-]+(?::|\s)[^\"]*?\.(?:py|md)[^\"]{0,40}?\blines?\b", path.read_text(encoding="utf-8")
+        )
+        assert source, f"{path.relative_to(ROOT)}: no source with repository, file and line"
+
+
 def test_no_name_is_public_in_two_modules() -> None:
     places: dict[str, list[str]] = defaultdict(list)
     for path, tree in trees().items():

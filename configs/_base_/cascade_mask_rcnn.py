@@ -1,4 +1,7 @@
-"""Cascade Mask R-CNN with three 4conv1fc box heads, GIoU loss and SyncBN, as in Swin and the paper."""
+"""Cascade Mask R-CNN with three 4conv1fc box heads, GIoU loss and SyncBN, as in Swin and the paper.
+
+A min_bbox_size of -1 keeps proposals without area, as mmdet 2.11 did with 0, in which these detectors were trained.
+"""
 
 _base_ = "mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py"
 
@@ -32,4 +35,6 @@ model = dict(
         ],
         mask_head=dict(type="FastFCNMaskHead"),
     ),
+    train_cfg=dict(rpn_proposal=dict(min_bbox_size=-1)),
+    test_cfg=dict(rpn=dict(min_bbox_size=-1)),
 )

@@ -1,4 +1,7 @@
-"""Mask R-CNN with FPN; the backbone gives the neck its channels."""
+"""Mask R-CNN with FPN; the backbone gives the neck its channels.
+
+A min_bbox_size of -1 keeps proposals without area, as mmdet 2.11 did with 0, in which the paper's detectors were trained.
+"""
 
 _base_ = "mmdet::_base_/models/mask-rcnn_r50_fpn.py"
 
@@ -11,4 +14,6 @@ model = dict(
     ),
     neck=dict(in_channels="from_backbone"),
     roi_head=dict(mask_head=dict(type="FastFCNMaskHead")),
+    train_cfg=dict(rpn_proposal=dict(min_bbox_size=-1)),
+    test_cfg=dict(rpn=dict(min_bbox_size=-1)),
 )
