@@ -1,6 +1,6 @@
 """Mask R-CNN with FPN; the backbone gives the neck its channels.
 
-A min_bbox_size of -1 keeps proposals without area, as mmdet 2.11 did with 0, in which the paper's detectors were trained.
+A min_bbox_size of -1 keeps proposals without area, as 0 did in mmdet 2.11, with which the detectors were trained.
 """
 
 _base_ = "mmdet::_base_/models/mask-rcnn_r50_fpn.py"
