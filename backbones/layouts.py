@@ -5,7 +5,7 @@ A layout is a table of rows ``theirs -> ours``. In a row ``#`` stands for a numb
 names are those of the released code, with the classifier as ``head.weight`` (K, C) and ``head.bias`` (K,).
 
 Sources: the released repositories of ConvNeXt and ConvNeXt-V2 (``remap_checkpoint_keys`` of the latter for the sparse
-encoder), timm 1.0, torchvision 0.26, Hugging Face transformers 4 and 5, mmpretrain 1.2.
+encoder), DINOv3, timm 1.0, torchvision 0.26, Hugging Face transformers 4 and 5, mmpretrain 1.2.
 """
 
 from __future__ import annotations
@@ -61,7 +61,6 @@ class Layout:
         outside: Rows of tensors that may also lie beside the network, in a whole model that has it under a prefix.
         inner: Regular expression of the network's own prefixes in this code base.
         lone_norm3_is_norm: Whether ``norm3`` without the other output norms is the norm of the pooled vector.
-        final_norm: Whether a complete network of this layout ends in a norm.
     """
 
     name: str
@@ -69,7 +68,6 @@ class Layout:
     outside: Rows = ()
     inner: str = ""
     lone_norm3_is_norm: bool = False
-    final_norm: bool = True
 
     @cached_property
     def _read_rules(self) -> list[tuple[re.Pattern[str], str, bool]]:
@@ -132,6 +130,7 @@ OFFICIAL = Layout(
     "official",
     (("downsample_layers.#.#.@", "downsample_layers.#.#.@"), *_blocks("stages.#.#", _OWN_BLOCK), *_OWN_NORMS),
     outside=_OWN_HEAD,
+    inner=r"encoder\.",  # a masked autoencoder in which only the names are dense
 )
 OFFICIAL_ISOTROPIC = Layout(
     "official isotropic",
@@ -160,7 +159,6 @@ FCMAE = Layout(
         ),
     ),
     inner=r"encoder\.",
-    final_norm=False,
 )
 MMPRETRAIN = Layout(
     "mmpretrain",
@@ -203,6 +201,7 @@ TIMM = Layout(
         ("head.norm.@", "norm.@"),
     ),
     outside=(("head.fc.@", "head.@"),),
+    inner=r"visual\.trunk\.",  # the image tower of OpenCLIP
 )
 _TORCHVISION_BLOCK = {
     "dwconv.@": "block.0.@",
@@ -264,6 +263,55 @@ DINOV3 = Layout(
     inner=r"model\.",
 )
 CHECKPOINT_LAYOUTS = (OFFICIAL, OFFICIAL_ISOTROPIC, FCMAE, MMPRETRAIN, TIMM, TORCHVISION, HUGGING_FACE, DINOV3)
+
+
+class EncoderFamily(NamedTuple):
+    """Published files that end with the last stage: no head, and no norm of the pooled vector.
+
+    Attributes:
+        layout: Layout of the files.
+        grn: Whether their blocks have response normalisation (V2).
+        source: Place of the files, and proof that they have no norm.
+    """
+
+    layout: Layout
+    grn: bool
+    source: str
+
+
+# All that a published ConvNeXt may lack. The encoder of a masked autoencoder is trained without the norm of the pooled
+# vector, which is new when it is loaded. Files of all other families hold every tensor (docs/weights.md).
+ENCODER_FAMILIES = (
+    EncoderFamily(
+        OFFICIAL,
+        grn=True,
+        source="ConvNeXt-V2 README.md, lines 23-30: pt_only/convnextv2_*_1k_224_fcmae.pt; timm 1.0.31 models/"
+        "convnext.py, lines 711-714: they have no classifier or final norm layer",
+    ),
+    EncoderFamily(
+        FCMAE,
+        grn=True,
+        source="ConvNeXt-V2 main_pretrain.py's checkpoints; models/convnextv2_sparse.py, lines 79-102: no norm after "
+        "the stages",
+    ),
+    EncoderFamily(
+        OFFICIAL,
+        grn=False,
+        source="SparK README.md, lines 123-126: convnext{S,B,L}_1kpretrained_official_style.pth; pretrain/models/"
+        "convnext.py, lines 67-72: norm is an identity without classes",
+    ),
+    EncoderFamily(
+        TIMM,
+        grn=True,
+        source="timm 1.0.31 models/convnext.py, lines 988-1019 and 711-714: convnextv2_*.fcmae, loaded with strict off",
+    ),
+    EncoderFamily(
+        MMPRETRAIN,
+        grn=True,
+        source="mmpretrain 1.2 configs/convnext_v2/metafile.yml: convnext-v2-*_3rdparty-fcmae_in1k, converted from "
+        "ConvNeXt-V2's; configs/spark/metafile.yml: spark_sparse-convnextv2-tiny_800e_in1k",
+    ),
+)
 _WRITABLE = {"timm": TIMM, "torchvision": TORCHVISION, "hf": HUGGING_FACE}
 # timm builds these with 1x1 convolutions in place of linear layers, both for V1 and V2.
 _TIMM_CONV_MLP = {
@@ -428,7 +476,7 @@ class MatchedTensors:
         tensors: Tensors of the network, including the head, under our names and in our shapes.
         names: Name in the file for each of ``tensors``.
         others: Names of the file's other tensors.
-        final_norm: Whether files of this layout have the norm of the pooled vector; an FCMAE encoder has none.
+        final_norm: Whether the file must have the norm of the pooled vector; one of :data:`ENCODER_FAMILIES` need not.
     """
 
     layout: str
@@ -475,10 +523,20 @@ def find_convnext(tensors: Mapping[str, Tensor], source: str) -> MatchedTensors 
     for ours, name in names.items():
         check_float_tensor(name, tensors[name], source)
         found[ours] = _reshape_to_ours(ours, tensors[name], kernel=name.endswith(".kernel"))
-    check_sizes(found, owner)
+    sizes = check_sizes(found, owner)
     for ours, name in names.items():
         check_finite(name, found[ours], source)
-    return MatchedTensors(layout.name, found, names, others, layout.final_norm)
+    return MatchedTensors(layout.name, found, names, others, not _is_encoder(sizes, layout, prefix, others))
+
+
+def _is_encoder(sizes: ConvNeXtSizes, layout: Layout, prefix: str, others: Iterable[str]) -> bool:
+    """Whether a network is of :data:`ENCODER_FAMILIES`: the file has no norm or head of any name after the stages."""
+    if sizes.classes is not None or sizes.norms:
+        return False
+    known = any(family.layout is layout and family.grn == sizes.grn for family in ENCODER_FAMILIES)
+    heads = tuple(_module_prefix(prefix.rpartition(".")[0], module) for module in layout.head_modules)
+    ending = re.compile(re.escape(f"{prefix}." if prefix else "") + r"\w*(norm|head)")
+    return known and not any(name.startswith(heads) or ending.match(name) for name in others)
 
 
 def _detect_layout(names: Iterable[str], source: str) -> tuple[Layout, str] | None:

@@ -21,7 +21,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from mmengine.logging import HistoryBuffer, print_log
-from torch import Tensor
+from torch import Tensor, nn
 
 from backbones.errors import CheckpointError, first_line
 from backbones.files import atomic_write
@@ -72,6 +72,7 @@ _MAX_NESTING = 4
 _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 # Heads of classifiers other than ConvNeXt: ours and ViT, Swin and RegNet, ResNet, EfficientNet.
 _HEAD_WEIGHT = re.compile(r"(module\.)?(model\.)?(head|head\.fc|fc|classifier)\.weight")
+_OUTPUT_NORM = re.compile(r"norm[0-3]?\.(weight|bias)")
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ class LoadReport:
         line = f"{self.loaded}/{self.total} backbone tensors loaded from {self.source}"
         line += f" ({self.layout} layout)" if self.layout else ""
         line += f", new: {summarize_names(self.missing)}" if self.missing else ""
+        line += " (weight 1, bias 0)" if self.missing and all(map(_OUTPUT_NORM.fullmatch, self.missing)) else ""
         line += f", skipped: {summarize_names(self.unexpected)}" if self.unexpected else ""
         return line + (f"; classifier's head {self.head}" if self.head else "")
 
@@ -248,9 +250,11 @@ def load_backbone_weights(
     """Load the weights in a checkpoint into a backbone and log the report.
 
     The layouts of ConvNeXt are recognised; the names of other networks are translated by their ``rename_weights``.
+    Output norms that are not in the file get weight 1 and bias 0.
 
     Args:
-        network: The backbone; its ``may_be_missing`` tells which tensors the file may lack.
+        network: The backbone; its ``may_be_missing`` and :data:`backbones.layouts.ENCODER_FAMILIES` tell which tensors
+            the file may lack.
         checkpoint: Content of the file, from :func:`read_checkpoint`.
         source: Path or URL, for messages.
         averaged: Load the averaged weights (EMA) instead of the raw ones.
@@ -274,6 +278,8 @@ def load_backbone_weights(
             theirs, ours = tuple(matched.tensors[name].shape), tuple(value.shape)
             raise CheckpointError(f"checkpoint {source!r} is of another network: {name} is {theirs}, here {ours}")
     network.load_state_dict({name: value for name, value in matched.tensors.items() if name in expected}, strict=False)
+    for name in filter(_OUTPUT_NORM.fullmatch, missing):
+        nn.init.constant_(network.get_parameter(name), float(name.endswith(".weight")))
     report = LoadReport(
         source,
         loaded=len(expected) - len(missing),

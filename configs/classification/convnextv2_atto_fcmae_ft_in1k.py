@@ -4,8 +4,8 @@
         --cfg-options model.backbone.weights=convnextv2_atto_1k_224_fcmae.pt
 
 Settings of the released TRAINING.md, where each block is a group of layer-wise decay. It begins with the released
-weights of the masked autoencoder. Hardware: 4 machines of 8 GPUs with 32 images each; fewer are made up for by
-accumulation.
+weights of the masked autoencoder, which have neither final norm nor head: both are new, the norm with weight 1 and
+bias 0. Hardware: 4 machines of 8 GPUs with 32 images each; fewer are made up for by accumulation.
 """
 
 _base_ = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -34,6 +33,7 @@ from backbones.convnext import ConvNeXt
 from backbones.isotropic import IsotropicConvNeXt
 from backbones.layouts import MatchedTensors, find_convnext, from_ours, hugging_face_config, to_ours
 from backbones.variants import CONVNEXT_V1, CONVNEXT_V2
+from tests.backbones.naming import DECODER, mmpretrain, sparse
 
 FOUR = (0, 1, 2, 3)
 SMALL: dict[str, Any] = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32))
@@ -194,7 +194,7 @@ def test_hugging_face_without_a_head_has_no_prefix(numbers: Numbers) -> None:
     assert_same_bits(from_ours(found.tensors, "hf"), state)
 
 
-# Layouts that cannot be installed: made from ours by renaming, each in its own words.
+# Layouts that cannot be installed are made from ours by renaming.
 
 
 def random_network(numbers: Numbers, build: Callable[..., nn.Module] = ConvNeXt, **options: Any) -> State:
@@ -202,61 +202,6 @@ def random_network(numbers: Numbers, build: Callable[..., nn.Module] = ConvNeXt,
     network = build(**{**(SMALL if build is ConvNeXt else {}), **options})
     network.add_module("head", nn.Linear(network.num_features, 7))  # type: ignore[arg-type]
     return numbers(network)
-
-
-def sparse(state: Mapping[str, Tensor]) -> State:
-    """The encoder of a masked autoencoder, as MinkowskiEngine holds it, with its decoder."""
-    result: State = {}
-    for name, value in state.items():
-        module, _, kind = name.rpartition(".")
-        stem = module in ("downsample_layers.0.0", "downsample_layers.0.1")
-        if module.startswith(("head", "norm")):
-            continue
-        if kind == "weight" and value.ndim == 4 and not stem:
-            out, into, height, width = value.shape
-            kernel = torch.empty(height * width, into, out)
-            for column in range(width):
-                for row in range(height):
-                    kernel[column * height + row] = value[:, :, row, column].T
-            result[f"encoder.{module}.kernel"] = kernel[:, 0] if "dwconv" in module else kernel
-        elif (
-            kind == "bias" and value.ndim == 1 and ("dwconv" in module or re.fullmatch(r"downsample.*[123]\.1", module))
-        ):
-            result[f"encoder.{name}"] = value[None]
-        elif ".grn" in module:
-            result[f"encoder.{name}"] = value[0, 0]
-        elif "pwconv" in module:
-            result[f"encoder.{module}.linear.{kind}"] = value
-        elif value.ndim == 1 and not stem and kind != "gamma":
-            result[f"encoder.{module}.ln.{kind}"] = value
-        else:
-            result[f"encoder.{name}"] = value
-    return result | {
-        "mask_token": torch.zeros(1, 4, 1, 1),
-        "proj.weight": torch.zeros(4, 32, 1, 1),
-        "decoder.0.dwconv.weight": torch.zeros(4, 1, 7, 7),
-        "decoder.0.grn.gamma": torch.zeros(1, 1, 1, 16),
-        "pred.bias": torch.zeros(3),
-    }
-
-
-def mmpretrain(state: Mapping[str, Tensor], conv_mlp: bool = False) -> State:
-    """A classifier of mmpretrain."""
-    words = {"dwconv": "depthwise_conv", "pwconv1": "pointwise_conv1", "pwconv2": "pointwise_conv2"}
-    result = {}
-    for name, value in state.items():
-        parts = [words.get(part, part) for part in name.split(".")]
-        if parts[0] == "head":
-            result[f"head.fc.{parts[1]}"] = value
-            continue
-        if parts[0] == "norm":
-            parts[0] = "norm3"
-        if "grn" in parts:
-            value = value[0, 0, 0]
-        if conv_mlp and parts[-2].startswith("pointwise") and parts[-1] == "weight":
-            value = value[..., None, None]
-        result[".".join(["backbone", *parts])] = value
-    return result
 
 
 @pytest.mark.parametrize("options", [{}, V2, {"kernel_size": 3, "mlp_ratio": 2}], ids=["V1", "V2", "3x3"])
@@ -283,7 +228,7 @@ def test_fcmae(numbers: Numbers) -> None:
     state = random_network(numbers, **V2)
     found = to_ours(sparse(state), "weights.pt")
     assert (found.layout, found.final_norm, found.head) == ("FCMAE", False, None)
-    assert found.others == ("mask_token", "proj.weight", "decoder.0.dwconv.weight", "decoder.0.grn.gamma", "pred.bias")
+    assert found.others == tuple(DECODER)
     assert_same_bits(found.tensors, {n: v for n, v in state.items() if not n.startswith(("head", "norm"))})
     assert found.names["downsample_layers.1.1.weight"] == "encoder.downsample_layers.1.1.kernel"
     bare = {name.removeprefix("encoder."): value for name, value in sparse(state).items()}

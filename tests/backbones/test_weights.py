@@ -360,46 +360,6 @@ def test_a_folder_with_an_old_file(pretrained: dict[str, Tensor], tmp_path: Path
     assert_loaded(build_backbone("convnext_atto", **SMALL, weights=str(tmp_path)), pretrained)
 
 
-def sparse_encoder() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A masked autoencoder's file, only as different from ours as the loader has to see, and ours."""
-    own = {name: value for name, value in shaken(ConvNeXt(**SMALL, **V2)).state_dict().items() if name[:4] != "norm"}
-    file = {}
-    for name, value in own.items():
-        module, _, kind = name.rpartition(".")
-        if kind == "weight" and value.ndim == 4 and module != "downsample_layers.0.0":
-            file[f"encoder.{module}.kernel"] = value.permute(3, 2, 1, 0).flatten(0, 1).squeeze(1)
-        elif "pwconv" in module:
-            file[f"encoder.{module}.linear.{kind}"] = value
-        elif module.endswith(".norm") or (module[-2:] == ".0" and value.ndim == 1 and module[-4:] != ".0.0"):
-            file[f"encoder.{module}.ln.{kind}"] = value
-        else:
-            file[f"encoder.{name}"] = value.view(1, -1) if "grn" in name or "dwconv" in name else value
-    return {**file, "mask_token": torch.zeros(1, 8, 1, 1)}, own
-
-
-def test_a_masked_autoencoder_has_no_final_norm(tmp_path: Path) -> None:
-    file, own = sparse_encoder()
-    path = saved({"model": file}, tmp_path / "fcmae.pt")
-    network = ConvNeXt(**SMALL, **V2, weights=path)
-    report = network.init_weights()
-    assert report is not None
-    assert (report.layout, report.missing, report.unexpected) == (
-        "FCMAE",
-        ("norm.weight", "norm.bias"),
-        ("mask_token",),
-    )
-    assert str(report) == f"66/68 backbone tensors loaded from {path} (FCMAE layout), new: norm, skipped: mask_token"
-    assert_loaded(network, own)
-    maps = ConvNeXt(**SMALL, **V2, out_indices=(0, 3), weights=path)
-    report = maps.init_weights()
-    assert report is not None
-    assert report.missing == ("norm0.weight", "norm0.bias", "norm3.weight", "norm3.bias")
-    assert head_in(path) is None
-    # Any other file without the norm is incomplete.
-    with pytest.raises(UserError, match="lacks 2 of 68 tensors: norm"):
-        ConvNeXt(**SMALL, **V2, weights=saved(own, tmp_path / "own.pth")).init_weights()
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_loaded_into_single(
     dtype: torch.dtype, pretrained: dict[str, Tensor], tmp_path: Path
