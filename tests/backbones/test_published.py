@@ -408,6 +408,11 @@ INCOMPLETE: dict[str, tuple[Callable[[], State], dict[str, Any], str]] = {
         "lacks 2 of 68 tensors: norm$",
     ),
     "mmpretrain V1": (lambda: mmpretrain(released(norm=False)), V1, "lacks 2 of 63 tensors: norm$"),
+    "a head of another kind": (
+        lambda: mmpretrain(released(V2, norm=False)) | {"head.layers.0.fc.weight": torch.zeros(4, 32)},
+        V2,
+        "lacks 2 of 68 tensors: norm$",
+    ),
     "DINOv3 of transformers": (
         lambda: dinov3_of_transformers(released(norm=False)),
         V1,
