@@ -531,7 +531,7 @@ def find_convnext(tensors: Mapping[str, Tensor], source: str) -> MatchedTensors 
 
 def _is_encoder(sizes: ConvNeXtSizes, layout: Layout, prefix: str, others: Iterable[str]) -> bool:
     """Whether a network is of :data:`ENCODER_FAMILIES`: the file has no norm or head of any name after the stages."""
-    if sizes.classes is not None or sizes.norms:
+    if sizes.norms:  # a head counts as one
         return False
     known = any(family.layout is layout and family.grn == sizes.grn for family in ENCODER_FAMILIES)
     heads = tuple(_module_prefix(prefix.rpartition(".")[0], module) for module in layout.head_modules)

@@ -155,7 +155,7 @@ def test_the_classifier_plugs_into_a_dense_task(task: Trained, classifier: Train
     assert (int(loaded), int(total)) == (len(backbone), len(backbone) + 8)
     assert (source, rest) == (
         str(classifier.checkpoint),
-        "new: norm0, norm1, norm2, norm3, skipped: backbone.norm, head",
+        "new: norm0, norm1, norm2, norm3 (weight 1, bias 0), skipped: backbone.norm, head",
     )
     assert task.err == ""
 
