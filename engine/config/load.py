@@ -28,6 +28,7 @@ from backbones.registry import unknown_backbone
 from engine.config.batch import BatchPlan, plan_batch, scaled_lr
 from engine.config.building import build, registered_class
 from engine.config.classes import class_names, palette
+from engine.config.custom_imports import read_config
 from engine.config.environment import check_environment
 from engine.config.schema import check_settings, is_whole
 from engine.config.world import Launch
@@ -132,7 +133,7 @@ def load_config(
         near = difflib.get_close_matches(str(path), map(str, Path("configs").glob("*/*.py")), n=1, cutoff=0.5)
         raise ConfigError(f"config {str(path)!r} does not exist" + (f"; did you mean {near[0]}?" if near else ""))
     try:
-        cfg = Config.fromfile(str(path))
+        cfg = read_config(Path(path))
     except UserError:
         raise
     except RecursionError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -322,6 +323,30 @@ def test_an_option_reaches_into_lists() -> None:
     assert cfg.param_scheduler[0]["end"] == 5
     with pytest.raises(UserError, match=r"no 'train_pipeline\.7'"):
         load(CLASSIFICATION, **{"train_pipeline.7.size": 160})
+
+
+def test_imports_of_a_config_add_to_those_of_its_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_transforms.py").write_text("")
+    (tmp_path / "other_transforms.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    base = f"_base_ = [{str(MASK.resolve())!r}]\n"
+    (tmp_path / "middle.py").write_text(base + "custom_imports = dict(imports=['my_transforms'])")
+    path = tmp_path / "mine.py"
+    path.write_text("_base_ = 'middle.py'\ncustom_imports = dict(imports='other_transforms')")
+    cfg = load_config(path).cfg
+    assert cfg.custom_imports.imports == ["detection", "my_transforms", "other_transforms"]
+    assert {"my_transforms", "other_transforms"} <= set(sys.modules)
+    dumped = tmp_path / "dumped.py"
+    cfg.dump(dumped)
+    assert load_config(dumped).cfg.custom_imports == cfg.custom_imports
+
+
+@pytest.mark.parametrize("stated", ["dict(imports=1)", "['detection']", "dict(imports=[1])"])
+def test_imports_that_are_no_names_are_refused(stated: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(f"custom_imports = {stated}")
+    with pytest.raises(UserError, match="write dict"):
+        load_config(path)
 
 
 @pytest.mark.parametrize(
