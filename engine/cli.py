@@ -72,6 +72,19 @@ def add_trust_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_launch_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that launchers pass: ``--launcher``, and ``--local-rank`` of ``torch.distributed.launch``."""
+    parser.add_argument("--launcher", choices=["none", "pytorch"], default="none", help="set by the launch scripts")
+    parser.add_argument("--local-rank", "--local_rank", type=_set_local_rank, help=argparse.SUPPRESS)
+
+
+def _set_local_rank(text: str) -> int:
+    """Put the rank within this machine where torchrun puts it, unless the launcher did so itself."""
+    rank = int(text)
+    os.environ.setdefault("LOCAL_RANK", str(rank))
+    return rank
+
+
 def _print_error(line: str) -> None:
     rank = os.environ.get("RANK", "0")
     print(line if rank == "0" else f"[rank {rank}] {line}", file=sys.stderr)

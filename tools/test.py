@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.cli import add_trust_option, config_parser, run_tool
+from engine.cli import add_launch_options, add_trust_option, config_parser, run_tool
 
 
 def main() -> None:
@@ -15,7 +15,7 @@ def main() -> None:
     parser.add_argument("--tta", action="store_true", help="several scales and flips, where the config says how")
     parser.add_argument("--ema", action="store_true", help="evaluate the averaged weights of the checkpoint")
     parser.add_argument("--work-dir", help="test.json and pictures (default: work_dirs/<config name>)")
-    parser.add_argument("--launcher", choices=["none", "pytorch"], default="none", help="set by the launch scripts")
+    add_launch_options(parser)
     add_trust_option(parser)
     args = parser.parse_args()
 

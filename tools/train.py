@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.cli import add_trust_option, config_parser, run_tool
+from engine.cli import add_launch_options, add_trust_option, config_parser, run_tool
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
     )
     parser.add_argument("--no-data-check", action="store_true", help="start without checking the data first")
     parser.add_argument("--gpus", type=int, metavar="N", help="with --dry-run: pretend to be launched on N GPUs")
-    parser.add_argument("--launcher", choices=["none", "pytorch"], default="none", help="set by the launch scripts")
+    add_launch_options(parser)
     add_trust_option(parser)
     args = parser.parse_args()
     if args.gpus is not None and not args.dry_run:
