@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -31,6 +32,44 @@ class Group(NamedTuple):
     layer: int
     stage: int | None
     block: int
+
+
+@torch.fx.wrap
+def check_image_size(x: Tensor, side: int) -> Tensor:
+    """Return images ``(N, C, H, W)`` unless they are smaller than ``side``; a single operation for :mod:`torch.fx`.
+
+    Raises:
+        ConfigError: If they are too small.
+    """
+    if min(x.shape[-2:]) < side:
+        raise ConfigError(f"image of {x.shape[-2]} x {x.shape[-1]} pixels: at least {side} x {side} are needed")
+    return x
+
+
+class Stage(nn.Sequential):
+    """Blocks in their order, some of which may be recomputed in the backward pass."""
+
+    def forward(self, x: Tensor, recomputed: Set[nn.Module] = frozenset()) -> Tensor:
+        """Compute ``(N, C, H, W) -> (N, C, H, W)``.
+
+        Args:
+            x: Map.
+            recomputed: Blocks whose activations are not saved but recomputed in the backward pass.
+        """
+        return run_recomputed(self, x, recomputed)
+
+
+def run_recomputed(blocks: nn.Module, x: Tensor, recomputed: Set[nn.Module]) -> Tensor:
+    """Run blocks in their order, some with gradient checkpointing.
+
+    Args:
+        blocks: Container of blocks.
+        x: Map or tokens, ``(N, ...)``.
+        recomputed: Blocks whose activations are not saved but recomputed in the backward pass.
+    """
+    for block in blocks.children():
+        x = checkpoint(block, x, use_reentrant=False) if block in recomputed else block(x)
+    return x
 
 
 class Backbone(nn.Module):
@@ -147,20 +186,29 @@ class Backbone(nn.Module):
         Raises:
             ConfigError: If they are too small, or ``weights`` were requested and never loaded.
         """
-        side = self.min_image_side
-        if min(x.shape[-2:]) < side:
-            raise ConfigError(f"image of {x.shape[-2]} x {x.shape[-1]} pixels: at least {side} x {side} are needed")
         if self._weights_pending:
             raise ConfigError(f"weights={self.weights!r} were not loaded: call init_weights() before the first forward")
+        x = check_image_size(x, self.min_image_side)
         return x.contiguous(memory_format=torch.channels_last)
 
-    def run_blocks(self, blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
-        """Run blocks in order; in training those of :meth:`recomputed_blocks` with gradient checkpointing."""
-        checkpointing = self.grad_checkpointing and self.training and torch.is_grad_enabled()
-        recomputed = self.recomputed_blocks() if checkpointing else frozenset()
-        for block in blocks:
-            x = checkpoint(block, x, use_reentrant=False) if block in recomputed else block(x)
-        return x
+    def run_blocks(self, blocks: nn.Module, x: Tensor) -> Tensor:
+        """Call a container of blocks as a module, so that hooks on it see its output.
+
+        In training, those of :meth:`recomputed_blocks` use gradient checkpointing. Hooks on a container of timm, unlike
+        those on a :class:`Stage`, are not called then.
+
+        Args:
+            blocks: Blocks in their order.
+            x: Map or tokens, ``(N, ...)``.
+        """
+        if not self.is_recomputing():
+            return blocks(x)
+        recomputed = self.recomputed_blocks()
+        return blocks(x, recomputed) if isinstance(blocks, Stage) else run_recomputed(blocks, x, recomputed)
+
+    def is_recomputing(self) -> bool:
+        """Whether the forward pass uses gradient checkpointing."""
+        return bool(self.grad_checkpointing) and self.training and torch.is_grad_enabled()
 
     def add_norms(self, dims: Sequence[int], eps: float = 1e-6) -> None:
         """Add the norm of the pooled vector, or one norm for each map of ``out_indices``; the stages are in ``groups``.

@@ -16,7 +16,7 @@ from math import ceil
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from backbones.base import PYRAMID_STRIDES, Backbone, Group
+from backbones.base import PYRAMID_STRIDES, Backbone, Group, Stage
 from backbones.errors import ConfigError
 from backbones.kernels.dispatch import run_block, run_downsample
 from backbones.layers import GRN, LayerNorm2d, check_kernel_size, drop_path_rates, init_trunc_normal, layer_scale
@@ -185,9 +185,7 @@ class ConvNeXt(Backbone):
         self.downsample_layers = nn.ModuleList([stem, *downsampling])
         rates = drop_path_rates(drop_path_rate, self.depths)
         self.stages = nn.ModuleList(
-            nn.Sequential(
-                *(Block(dim, kernel_size, mlp_ratio, rate, layer_scale_init_value, use_grn) for rate in stage)
-            )
+            Stage(*(Block(dim, kernel_size, mlp_ratio, rate, layer_scale_init_value, use_grn) for rate in stage))
             for dim, stage in zip(dims, rates, strict=True)
         )
         self.add_norms(dims)
@@ -195,7 +193,7 @@ class ConvNeXt(Backbone):
 
     def run_stage(self, stage: int, x: Tensor) -> Tensor:
         """Stem or downsampling, and the blocks of a stage: ``(N, C, H, W) -> (N, C', H', W')``."""
-        return self.run_blocks(self.stages[stage].children(), self.downsample_layers[stage](x))
+        return self.run_blocks(self.stages[stage], self.downsample_layers[stage](x))
 
     def no_weight_decay(self, name: str) -> bool:
         """Whether a parameter gets no weight decay: scale and shift of the response normalisation, as released."""

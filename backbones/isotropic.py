@@ -11,7 +11,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from backbones.base import STAGE_INDICES, Backbone, Group
+from backbones.base import STAGE_INDICES, Backbone, Group, Stage
 from backbones.convnext import Block
 from backbones.errors import ConfigError
 from backbones.layers import check_kernel_size, drop_path_rates, init_trunc_normal
@@ -82,9 +82,7 @@ class IsotropicConvNeXt(Backbone):
         self.set_outputs((dim,) * len(STAGE_INDICES), (PATCH_SIZE,) * len(STAGE_INDICES), dim)
         self.stem = nn.Conv2d(in_channels, dim, PATCH_SIZE, stride=PATCH_SIZE)
         (rates,) = drop_path_rates(drop_path_rate, (depth,))
-        self.blocks = nn.Sequential(
-            *(Block(dim, kernel_size, mlp_ratio, rate, layer_scale_init_value) for rate in rates)
-        )
+        self.blocks = Stage(*(Block(dim, kernel_size, mlp_ratio, rate, layer_scale_init_value) for rate in rates))
         self.add_norms((dim,) * len(STAGE_INDICES))
         self.apply(partial(init_trunc_normal, std=init_std))
 
@@ -93,5 +91,7 @@ class IsotropicConvNeXt(Backbone):
         return self.stem(x)
 
     def run_stage(self, stage: int, x: Tensor) -> Tensor:
-        """The blocks of a quarter of the depth."""
-        return self.run_blocks(list(self.blocks.children())[self._bounds[stage] : self._bounds[stage + 1]], x)
+        """The blocks of a quarter of the depth; all at once, as the module ``blocks``, if no map is returned."""
+        if self.out_indices is None:
+            return self.run_blocks(self.blocks, x) if stage == 0 else x
+        return self.run_blocks(self.blocks[self._bounds[stage] : self._bounds[stage + 1]], x)

@@ -28,7 +28,7 @@ from typing import Any
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from backbones.base import PYRAMID_STRIDES, STAGE_INDICES, Backbone
+from backbones.base import PYRAMID_STRIDES, STAGE_INDICES, Backbone, Stage
 from backbones.convnext import STEM_STRIDE, ConvNeXt, pyramid_groups
 from backbones.errors import ConfigError
 from backbones.layers import LayerNorm2d, drop_path_rates, init_trunc_normal, layer_scale
@@ -178,7 +178,7 @@ class RoadmapNet(Backbone):
         self.stages = nn.ModuleList()
         before = design.width
         for i, rates in enumerate(drop_path_rates(drop_path_rate, design.depths)):
-            stage = nn.Sequential()
+            stage = Stage()
             for rate in rates:
                 stride = 2 if i > 0 and not stage else 1
                 channels = (before, design.hidden[i], design.dims[i])
@@ -193,7 +193,7 @@ class RoadmapNet(Backbone):
 
     def run_stage(self, stage: int, x: Tensor) -> Tensor:
         """The blocks of a stage: ``(N, C, H, W) -> (N, C', H', W')``."""
-        return self.run_blocks(self.stages[stage].children(), x)
+        return self.run_blocks(self.stages[stage], x)
 
 
 def _convolution(

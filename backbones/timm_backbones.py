@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate, chain
+from itertools import accumulate
 from math import isqrt
 from typing import Any
 
@@ -178,8 +178,9 @@ class TimmConvNet(TimmBackbone):
 
     def run_stage(self, stage: int, x: Tensor) -> Tensor:
         """The blocks of a stage: ``(N, C, H, W) -> (N, C', H', W')``."""
-        blocks = chain.from_iterable(self.get_submodule(part).children() for part in self._layout.stages[stage])
-        return self.run_blocks(blocks, x)
+        for part in self._layout.stages[stage]:
+            x = self.run_blocks(self.get_submodule(part), x)
+        return x
 
     def pool(self, x: Tensor) -> Tensor:
         """Mean over the map, after the network's last layers."""
@@ -262,14 +263,13 @@ class TimmVisionTransformer(TimmBackbone):
         size = x.shape[-2:]
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x.flatten(2).transpose(1, 2)], dim=1)
         x = x + resample_abs_pos_embed(self.pos_embed, list(size))
-        blocks = list(self.blocks.children())
+        if self.out_indices is None:
+            return self.norm(self.run_blocks(self.blocks, x)[:, 0])
         outputs = []
         for i in STAGE_INDICES:
-            x = self.run_blocks(blocks[self._bounds[i] : self._bounds[i + 1]], x)
-            if self.out_indices is not None and i in self.out_indices:
+            x = self.run_blocks(self.blocks[self._bounds[i] : self._bounds[i + 1]], x)
+            if i in self.out_indices:
                 outputs.append(self.get_submodule(f"norm{i}")(x[:, 1:].transpose(1, 2).unflatten(2, size)))
-        if self.out_indices is None:
-            return self.norm(x[:, 0])
         return tuple(outputs)
 
     def rename_weights(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -384,7 +384,8 @@ class TimmSwin(TimmBackbone):
 
     def run_stage(self, stage: int, x: Tensor) -> Tensor:
         """Downsampling and blocks of a stage: ``(N, H, W, C) -> (N, H', W', C')``."""
-        return self.run_blocks(self.layers[stage].blocks, self.layers[stage].downsample(x))
+        layer = self.layers[stage]
+        return self.run_blocks(layer.blocks, layer.downsample(x)) if self.is_recomputing() else layer(x)
 
     def output_map(self, stage: int, x: Tensor) -> Tensor:
         """The normalised map, ``(N, H, W, C) -> (N, C, H, W)``."""

@@ -7,6 +7,7 @@ A form for another device is one function with the signature of :class:`~backbon
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from backbones.kernels.cpu.block import run_cpu_block
 from backbones.kernels.cpu.downsample import run_cpu_downsample
@@ -32,7 +33,7 @@ def run_block(block: BlockLayers, x: Tensor) -> Tensor | None:
         ConfigError: If a form was forced that does not exist.
         MachineError: If a form was forced that this machine cannot run.
     """
-    for form in BLOCK_FORMS:
+    for form in () if isinstance(x, Proxy) else BLOCK_FORMS:
         if (out := form(block, x)) is not None:
             return out
     return None
@@ -51,7 +52,7 @@ def run_downsample(layer: nn.Sequential, x: Tensor) -> Tensor | None:
     Raises:
         ConfigError: If a form was forced that does not exist.
     """
-    for form in DOWNSAMPLE_FORMS:
+    for form in () if isinstance(x, Proxy) else DOWNSAMPLE_FORMS:
         if (out := form(layer, x)) is not None:
             return out
     return None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models.feature_extraction import create_feature_extractor
 
-from backbones import build_backbone, list_backbones
+from backbones import UserError, build_backbone, list_backbones
 from backbones.roadmap import RESNET50_TO_TINY, RESNET200_TO_BASE
 from backbones.variants import BASELINES, CONVNEXT_ISOTROPIC, CONVNEXT_V1, CONVNEXT_V2
 
@@ -124,3 +126,47 @@ def test_layer_ids_never_fall_on_the_way_through_the_network(name: str) -> None:
     network(torch.empty(1, 3, 64, 64, device="meta"))
     assert seen == sorted(seen)
     assert len(seen) == len(list(network.parameters()))
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("grad_checkpointing", [False, True])
+@pytest.mark.parametrize("name", ["convnext_atto", "convnextv2_atto", "convnext_isotropic_small", "roadmap50_resnet"])
+def test_hooks_on_stages_see_their_outputs(name: str, grad_checkpointing: bool, train: bool) -> None:
+    """The last stage is the usual target of Grad-CAM, and its hook the usual way to take out a map."""
+    with torch.device("meta"):
+        network = build_backbone(name, grad_checkpointing=grad_checkpointing).train(train)
+        stages = network.blocks if name.startswith("convnext_iso") else network.stages[3]
+        seen: list[Tensor] = []
+        stages.register_forward_hook(lambda module, inputs, output: seen.append(output))
+        outputs = network(torch.empty(2, 3, 64, 64))
+    assert [part.shape[:2] for part in seen] == [outputs.shape]
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_hooks_on_the_stages_of_timm_s_networks_see_their_outputs(name: str) -> None:
+    with torch.device("meta"):
+        network = build_backbone(name).eval()
+        parents = {path.rpartition(".")[0] for path in network.block_stages()}
+        stages = [
+            module for path, module in network.named_modules() if path in parents or re.fullmatch(r"layers\.\d", path)
+        ]
+        called: list[nn.Module] = []
+        for stage in stages:
+            stage.register_forward_hook(lambda module, inputs, output: called.append(module))
+        network(torch.empty(1, 3, 224, 224))
+    assert stages
+    assert set(called) == set(stages)
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "convnextv2_atto", "roadmap50_resnet"])
+def test_maps_can_be_taken_out_by_torch_fx(name: str) -> None:
+    network = build_backbone(name).eval()
+    images = torch.randn(1, 3, 64, 96)
+    maps: list[Tensor] = []
+    network.stages[2].register_forward_hook(lambda module, inputs, output: maps.append(output))
+    extractor = create_feature_extractor(network, {"stages.2": "map"})
+    with torch.no_grad():
+        network(images)
+        torch.testing.assert_close(extractor(images)["map"], maps[-1])
+        with pytest.raises(UserError, match="at least 32 x 32"):
+            extractor(images[..., :16])
