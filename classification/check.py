@@ -7,8 +7,10 @@ from collections import Counter
 from pathlib import Path
 
 from classification.data import FolderDataset, class_folders, folder_difference, list_images
-from engine.data.checker import DATA_CHECKERS, DataFile, DatasetChecker, nearest_name_hint
+from classification.decode import read_rgb
+from engine.data.checker import DATA_CHECKERS, PILLOW_MAX_PIXELS, DataFile, DatasetChecker, nearest_name_hint
 from engine.data.image_files import ImageInfo
+from engine.data.orientation import Size
 
 MIN_CLASS_IMAGES = 2  # fewer training images of a class are worth a warning
 
@@ -17,7 +19,11 @@ MIN_CLASS_IMAGES = 2  # fewer training images of a class are worth a warning
 class FolderChecker(DatasetChecker):
     """Checks a :class:`~classification.data.FolderDataset`: its folders against the classes, and its images."""
 
-    applies_exif_orientation = False
+    max_pixels = PILLOW_MAX_PIXELS
+
+    def read_size(self, path: str, role: str = "image") -> Size:
+        """Width and height of an image file as :class:`~classification.data.ClassificationTransform` reads it."""
+        return read_rgb(path).size
 
     def list_files(self) -> list[DataFile]:
         """Compare folders with classes, and list the images."""

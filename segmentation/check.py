@@ -11,10 +11,11 @@ from typing import Any
 from mmcv.transforms import LoadAnnotations
 from mmseg.datasets import BaseSegDataset
 
-from engine.data.checker import DATA_CHECKERS, DataFile, DatasetChecker, repeated
+from engine.data.checker import DATA_CHECKERS, DataFile, DatasetChecker, orientation_cause, repeated
 from engine.data.image_files import IMAGE_SUFFIXES, ImageInfo
+from engine.data.orientation import Size
 from engine.data.paths import leads_outside
-from segmentation.data import IGNORE_INDEX
+from segmentation.data import IGNORE_INDEX, read_labels
 
 MIN_LABEL_FILES = 50  # inspected label images that are taken for all of them
 MAX_LISTED_CLASSES = 6
@@ -88,6 +89,13 @@ class LabelChecker(DatasetChecker):
             self.error("path", path, f"{stem!r} leads out of the folder", "name files inside of it")
         return [stem for stem in dict.fromkeys(stems) if stem not in astray]
 
+    def read_size(self, path: str, role: str = "image") -> Size:
+        """Width and height of an image as the pipeline reads it, or of labels as ``LoadLabels`` does."""
+        if role == "image":
+            return super().read_size(path)
+        height, width = read_labels(path).shape
+        return width, height
+
     def needs_values(self, file: DataFile) -> bool:
         """Whether the file is a label image."""
         return file.role == "labels"
@@ -108,14 +116,13 @@ class LabelChecker(DatasetChecker):
             self._check_pair(*other, file.path, info)
 
     def _check_pair(self, labels_path: str, labels: ImageInfo, image_path: str, image: ImageInfo) -> None:
-        if labels.size == image.upright_size:
+        labels_size, image_size = self.size_as_read(labels, "labels"), self.size_as_read(image)
+        if labels_size == image_size:
             return
-        why, fix = "", "make both the same size"
-        if labels.size == image.size:
-            why = f" when its EXIF orientation {image.orientation} has turned it"
-            fix = "save the image rotated like its labels, without the tag"
-        sizes = ["{} x {}".format(*size) for size in (labels.size, image.upright_size)]
-        self.error("size of labels", labels_path, f"is {sizes[0]}, its image {image_path} is {sizes[1]}{why}", fix)
+        why, fix = orientation_cause(image, image_size, labels_size)
+        sizes = ["{} x {}".format(*size) for size in (labels_size, image_size)]
+        problem = f"is {sizes[0]}, its image {image_path} is {sizes[1]}{why}"
+        self.error("size of labels", labels_path, problem, fix or "make both the same size")
 
     def _check_labels(self, file: DataFile, info: ImageInfo) -> None:
         if info.mode not in ("L", "P", "1", "I;16"):

@@ -97,7 +97,7 @@ class LoadLabels(LoadAnnotations):
     def _load_seg_map(self, results: dict[str, Any]) -> None:
         """Read the labels; mmseg's own reading truncates 16-bit values to 8 bits silently."""
         path = results["seg_map_path"]
-        labels = _read_labels(path, self.backend_args)
+        labels = read_labels(path, self.backend_args)
         if self.reduce_zero_label != results["reduce_zero_label"]:
             raise ConfigError(
                 f"reduce_zero_label is {results['reduce_zero_label']} of the data set and {self.reduce_zero_label} of "
@@ -122,8 +122,17 @@ class LoadLabels(LoadAnnotations):
         )
 
 
-def _read_labels(path: str, backend_args: dict[str, Any] | None) -> np.ndarray:
-    """Read the values of a label image, (H, W)."""
+def read_labels(path: str, backend_args: dict[str, Any] | None = None) -> np.ndarray:
+    """Read the values of a label image, (H, W), as stored: a TIFF alone is turned by its EXIF orientation.
+
+    Args:
+        path: Label image.
+        backend_args: Arguments of mmengine's file backend.
+
+    Raises:
+        DamagedImageError: If the file cannot be decoded.
+        DataError: If the image has several channels.
+    """
     content = read_image_bytes(path, backend_args)
     try:
         with Image.open(io.BytesIO(content)) as image:

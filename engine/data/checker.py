@@ -11,8 +11,10 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any, Literal
 
+from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
 from PIL import Image
@@ -20,6 +22,7 @@ from PIL import Image
 from backbones.errors import ConfigError
 from engine.data.findings import DataFinding
 from engine.data.image_files import ImageInfo, inspect_image
+from engine.data.orientation import SIDEWAYS_ORIENTATIONS, Size, applies_orientation
 
 LARGE_IMAGE_PIXELS = 50_000_000  # larger images are worth a warning
 MIN_IMAGE_SIDE = 8  # pixels; smaller images are worth a warning
@@ -96,7 +99,7 @@ class DatasetChecker:
         path_by_real_path: Images by the path that is comparable between splits.
     """
 
-    applies_exif_orientation = True  # mmcv rotates images by their EXIF orientation, timm does not
+    max_pixels = OPENCV_MAX_PIXELS  # of an image that its reader does not refuse
 
     def __init__(self, split: str, dataset: ConfigDict, cfg: Config) -> None:
         self.split, self.dataset, self.cfg = split, dataset, cfg
@@ -104,6 +107,23 @@ class DatasetChecker:
         self.notes: list[str] = []
         self.path_by_digest: dict[int, str] = {}
         self.path_by_real_path: dict[str, str] = {}
+
+    def read_size(self, path: str, role: str = "image") -> Size:
+        """Width and height of an image file as the data set's pipeline reads it."""
+        step = next(iter(self.pipeline_steps(LoadImageFromFile)), {"type": "LoadCheckedImage"})
+        with TRANSFORMS.switch_scope_and_registry(self.cfg.get("default_scope")) as registry:
+            height, width = registry.build(step).transform({"img_path": path})["img"].shape[:2]
+        return width, height
+
+    @cache  # noqa: B019 - a checker lives as long as its check
+    def turns(self, image_format: str, role: str = "image") -> bool:
+        """Whether the pipeline turns images of a format by their EXIF orientation."""
+        return applies_orientation(partial(self.read_size, role=role), image_format)
+
+    def size_as_read(self, info: ImageInfo, role: str = "image") -> Size:
+        """Width and height of an inspected image as the pipeline reads it."""
+        sideways = info.orientation in SIDEWAYS_ORIENTATIONS
+        return info.upright_size if sideways and self.turns(info.format, role) else info.size
 
     def pipeline_steps(self, transform_type: type) -> list[ConfigDict]:
         """Steps of the data set's pipeline that are transforms of a type or of its subclasses."""
@@ -164,16 +184,14 @@ class DatasetChecker:
 
     def _check_size(self, file: DataFile, info: ImageInfo) -> None:
         width, height = info.size
-        size_as_read = info.upright_size if self.applies_exif_orientation else info.size
+        size_as_read = self.size_as_read(info)
         if file.stated_size is not None and file.stated_size != size_as_read:
             stated = f"the annotations say {file.stated_size[0]} x {file.stated_size[1]}"
-            why, fix = "", "fix the annotations, or bring their image"
-            if info.orientation != 1 and file.stated_size == info.size:
-                why = f" as its EXIF orientation {info.orientation} turns it"
-                fix = "save it rotated and without the EXIF tag"
+            why, fix = orientation_cause(info, size_as_read, file.stated_size)
+            fix = fix or "fix the annotations, or bring their image"
             self.error("image size", file.path, f"is {size_as_read[0]} x {size_as_read[1]}{why}, {stated}", fix)
         size = f"has {width * height / 1e6:,.0f} megapixels"
-        if width * height > (OPENCV_MAX_PIXELS if self.applies_exif_orientation else PILLOW_MAX_PIXELS):
+        if width * height > self.max_pixels:
             self.error("huge image", file.path, f"{size}, which are refused", "make it smaller")
         elif width * height > LARGE_IMAGE_PIXELS:
             self.warn("huge image", file.path, size, "a smaller copy loads faster")
@@ -191,7 +209,7 @@ class DatasetChecker:
             "transparency": info.transparent,
             "several frames": info.frames > 1 and info.format != "MPO",
             "name of another format": info.format not in formats,
-            "EXIF orientation": info.orientation != 1 and not self.applies_exif_orientation,
+            "EXIF orientation": info.orientation != 1 and not self.turns(info.format),
         }
         for kind in (kind for kind in found if found[kind]):
             problem, fix = PIXEL_WARNINGS[kind]
@@ -244,6 +262,14 @@ def build_checkers(cfg: Config, splits: Sequence[str]) -> list[DatasetChecker]:
             raise ConfigError(f"{split}_dataloader.dataset.type={loader.dataset.type!r} is no type of data set")
         checkers.append(DATA_CHECKERS.find(dataset_type)(split, loader.dataset, cfg))
     return checkers
+
+
+def orientation_cause(info: ImageInfo, size_as_read: Size, stated: Size) -> tuple[str, str]:
+    """Reason and fix where an image is read sideways, not in the stated size; empty if that is not the reason."""
+    if size_as_read != stated[::-1] or info.orientation not in SIDEWAYS_ORIENTATIONS:
+        return "", ""
+    turned = "turns it" if size_as_read == info.upright_size else f"is not applied to a {info.format} file"
+    return f" as its EXIF orientation {info.orientation} {turned}", "save it rotated and without the EXIF tag"
 
 
 def repeated(what: str, names: Iterable[Any]) -> list[str]:

@@ -21,10 +21,9 @@ from mmengine.registry import TRANSFORMS
 from PIL import Image, UnidentifiedImageError
 
 from backbones.errors import DataError, first_line, printable
+from engine.data.orientation import ORIENTATION_TAG, SIDEWAYS_ORIENTATIONS, Size
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
-EXIF_ORIENTATION_TAG = 0x0112
-SIDEWAYS_ORIENTATIONS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 HEAD_BYTES, TAIL_BYTES = 65536, 4096  # read from a file whose pixels are not needed
 MAX_LABEL_VALUES = 300  # distinct values kept of one label image
 # Exceptions of Pillow's readers for damaged files.
@@ -59,7 +58,7 @@ class ImageInfo:
         problem: Kind and description of the damage; ``None`` for a readable file.
         digest: Hash of size, beginning and end of the file; equal for copies.
         format: Pillow's name of the format.
-        size: Stored width and height in pixels.
+        size: Stored width and height in pixels, before any rotation.
         mode: Pillow's mode.
         bits: Bits per channel.
         orientation: EXIF orientation, 1 for upright.
@@ -71,7 +70,7 @@ class ImageInfo:
     problem: tuple[str, str] | None = None
     digest: int = 0
     format: str = ""
-    size: tuple[int, int] = (0, 0)
+    size: Size = (0, 0)
     mode: str = ""
     bits: int = 8
     orientation: int = 1
@@ -80,8 +79,8 @@ class ImageInfo:
     value_counts: dict[int, int] | None = None
 
     @property
-    def upright_size(self) -> tuple[int, int]:
-        """Width and height after the rotation by EXIF orientation that mmcv applies."""
+    def upright_size(self) -> Size:
+        """Width and height after the rotation by EXIF orientation."""
         return self.size[::-1] if self.orientation in SIDEWAYS_ORIENTATIONS else self.size
 
 
@@ -254,8 +253,6 @@ def _unlimited_pixels() -> Iterator[None]:
 def _image_info(image: Image.Image, head: bytes, size: int, digest: int, decode: bool, values: bool) -> ImageInfo:
     if image.format == "TIFF" and (reason := _tiff_truncation(image, size)):
         return ImageInfo(("truncated image", reason))
-    # Where there is no EXIF before the pixels, Pillow would decode a PNG to look for it after them.
-    exif = image.getexif() if "exif" in image.info or image.format == "TIFF" else {}
     value_counts = None
     frames = 2 if getattr(image, "is_animated", False) else 1
     mode, transparent = image.mode, "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa")
@@ -268,14 +265,32 @@ def _image_info(image: Image.Image, head: bytes, size: int, digest: int, decode:
     return ImageInfo(
         digest=digest,
         format=image.format or "",
-        size=image.size,
+        size=_stored_size(image),
         mode=mode,
         bits=_bits(image, head, mode),
-        orientation=int(exif.get(EXIF_ORIENTATION_TAG, 1) or 1),
+        orientation=_orientation(image),
         frames=frames,
         transparent=transparent,
         value_counts=value_counts,
     )
+
+
+def _stored_size(image: Image.Image) -> Size:
+    if image.format != "TIFF":
+        return image.size
+    width, height = (image.tag_v2[tag] for tag in (256, 257))  # type: ignore[attr-defined]
+    return width, height  # Pillow's size of a TIFF is that of the upright picture
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 for upright; not the one in XMP data, which decoders do not read."""
+    if image.format == "TIFF":
+        value = image.tag_v2.get(ORIENTATION_TAG)  # type: ignore[attr-defined]
+    else:
+        exif = Image.Exif()
+        exif.load(image.info.get("exif", b""))
+        value = exif.get(ORIENTATION_TAG)
+    return value if value in range(1, 9) else 1
 
 
 def _bits(image: Image.Image, head: bytes, mode: str) -> int:

@@ -148,7 +148,7 @@ def test_label_checker_finds_a_single_wrong_file(
 
 def test_label_checker_names_exif_orientation_as_the_cause(tmp_path: Path) -> None:
     turned(rooms(tmp_path, 0, 1, 2, 3))
-    assert "when its EXIF orientation 6 has turned it" in checked(tmp_path).findings[0].problem
+    assert "is 12 x 8 as its EXIF orientation 6 turns it" in checked(tmp_path).findings[0].problem
 
 
 def listed(root: Path, *stems: str) -> DataCheckResult:

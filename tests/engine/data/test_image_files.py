@@ -123,6 +123,8 @@ def test_inspect_image_reads_headers(tmp_path: Path) -> None:
     exif[0x0112] = 6
     turned = inspect_image(str(saved(tmp_path, "turned.jpg", exif=exif)))
     assert (turned.orientation, turned.size, turned.upright_size) == (6, (106, 96), (96, 106))
+    turned = inspect_image(str(saved(tmp_path, "turned.tif", exif=exif)))
+    assert (turned.orientation, turned.size, turned.upright_size) == (6, (106, 96), (96, 106))
     deep = Image.fromarray(np.full((8, 8), 40_000, np.uint16))
     assert inspect_image(str(saved(tmp_path, "deep.png", deep))).bits == 16
     assert inspect_image(str(saved(tmp_path, "deep.tif", deep))).bits == 16

@@ -21,7 +21,7 @@ from backbones.errors import DataError, UserError
 from engine.data import check as data_check
 from engine.data import preflight
 from engine.data.check import check_datasets, evenly_spread
-from engine.data.checker import DataFile, DatasetChecker
+from engine.data.checker import OPENCV_MAX_PIXELS, PILLOW_MAX_PIXELS, DataFile, DatasetChecker
 from engine.data.findings import DataCheckResult, DataFinding
 from engine.data.image_files import ImageInfo
 from engine.data.paths import leads_outside
@@ -251,28 +251,28 @@ RED = dict(format="PNG", mode="RGB", size=(40, 30))
     ],
 )
 def test_check_file_reports_unusual_images(
-    turns: bool, seen: dict[str, Any], kind: str | None, level: str | None
+    turns: bool, seen: dict[str, Any], kind: str | None, level: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checker = DatasetChecker("train", ConfigDict(), Config())
-    checker.applies_exif_orientation = turns
+    monkeypatch.setattr(checker, "turns", lambda image_format, role="image": turns)
     checker.check_file(DataFile("a.png", stated_size=(40, 30)), ImageInfo(**{**RED, **seen}))
     assert [(item.kind, item.level) for item in checker.findings] == ([(kind, level)] if kind else [])
 
 
 @pytest.mark.parametrize(
-    "turns, size, level",
+    "limit, size, level",
     [
-        (True, (20_000, 10_000), "warning"),
-        (False, (20_000, 10_000), "error"),
-        (True, (40_000, 40_000), "error"),
-        (False, (9_000, 6_000), "warning"),
-        (True, (500, 7), "warning"),
-        (True, (8, 8), None),
+        (OPENCV_MAX_PIXELS, (20_000, 10_000), "warning"),
+        (PILLOW_MAX_PIXELS, (20_000, 10_000), "error"),
+        (OPENCV_MAX_PIXELS, (40_000, 40_000), "error"),
+        (PILLOW_MAX_PIXELS, (9_000, 6_000), "warning"),
+        (OPENCV_MAX_PIXELS, (500, 7), "warning"),
+        (OPENCV_MAX_PIXELS, (8, 8), None),
     ],
 )
-def test_check_file_reports_huge_and_tiny_images(turns: bool, size: tuple[int, int], level: str | None) -> None:
+def test_check_file_reports_huge_and_tiny_images(limit: int, size: tuple[int, int], level: str | None) -> None:
     checker = DatasetChecker("train", ConfigDict(), Config())
-    checker.applies_exif_orientation = turns
+    checker.max_pixels = limit
     checker.check_file(DataFile("a.png"), ImageInfo(**{**RED, "size": size}))
     assert [item.level for item in checker.findings] == ([level] if level else [])
 
