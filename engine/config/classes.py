@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from backbones.errors import ConfigError
 from engine.task import TASK_SPECS
@@ -14,8 +15,9 @@ def class_names(classes: str | Sequence[str]) -> tuple[str, ...]:
     """Resolve the ``classes`` setting of a config.
 
     Args:
-        classes: Names in order; or the path of a text file with one name per line; or ``imagenet-1k`` (WordNet ids,
-            the folder names of ImageNet) or another set that a registered task names (``TaskSpec.named_classes``).
+        classes: Names in order, of which whole numbers are taken as text; or the path of a text file with one name
+            per line; or ``imagenet-1k`` (WordNet ids, the folder names of ImageNet) or another set that a registered
+            task names (``TaskSpec.named_classes``).
 
     Returns:
         The names.
@@ -24,8 +26,9 @@ def class_names(classes: str | Sequence[str]) -> tuple[str, ...]:
         ConfigError: If there are none, one is there twice, or the string is neither a known set nor a file.
     """
     if not isinstance(classes, str | list | tuple):
-        raise ConfigError(f"classes={classes!r}: names in order are needed, or a file with one name per line")
-    names = tuple(_named_set(classes) if isinstance(classes, str) else classes)
+        wanted = "names in order are needed, not their number, or a file with one name per line"
+        raise ConfigError(f"classes={classes!r}: {wanted}")
+    names = tuple(_named_set(classes) if isinstance(classes, str) else map(_as_text, classes))
     if not names or not all(isinstance(name, str) and name for name in names):
         raise ConfigError(f"classes={classes!r}: at least one name is needed, and names are not empty")
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
@@ -43,6 +46,19 @@ def palette(names: Sequence[str]) -> list[tuple[int, int, int]]:
         (64, 64, 64) if name == "background" else (round(255 * red), round(255 * green), round(255 * blue))
         for name, (red, green, blue) in zip(names, colours, strict=True)
     ]
+
+
+def _as_text(name: Any) -> str:
+    """A class name as text; a whole number, such as the name of a folder, is written in decimal digits.
+
+    Raises:
+        ConfigError: If it is neither, such as ``yes`` of a YAML file, which is read as a truth value.
+    """
+    if isinstance(name, str):
+        return name
+    if isinstance(name, int) and not isinstance(name, bool):
+        return str(name)
+    raise ConfigError(f"classes: {name!r} is neither text nor a whole number: write the name in quotes")
 
 
 def _named_set(name: str) -> Sequence[str]:

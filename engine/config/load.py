@@ -8,6 +8,7 @@ result resolves to itself.
 from __future__ import annotations
 
 import argparse
+import ast
 import difflib
 import math
 import os
@@ -74,8 +75,9 @@ def parse_options(options: list[str] | None) -> dict[str, Any]:
     """Turn ``--cfg-options a.b=1 c=[2,3]`` into a flat mapping.
 
     Args:
-        options: Texts ``key=value``. A value with a bracket, a comma or a quote is a list or a tuple as mmengine's
-            ``DictAction`` takes it; any other is a number, a truth value, ``None`` or text.
+        options: Texts ``key=value``. A value that is a Python literal with quotes is what it says; any other with a
+            bracket, a comma or a quote is a list or a tuple as mmengine's ``DictAction`` takes it; the rest is a
+            number, a truth value, ``None`` or text.
 
     Raises:
         ConfigError: If an option has no ``=``, or its brackets do not match.
@@ -89,6 +91,10 @@ def parse_options(options: list[str] | None) -> dict[str, Any]:
         if set(value).isdisjoint("[(,'\""):
             parsed[key] = _scalar(value)  # mmengine's action drops all blanks, which the name of a folder may have
             continue
+        with suppress(ValueError, SyntaxError):
+            if not set(value).isdisjoint("'\""):  # DictAction drops quotes and blanks: "01" would become 1
+                parsed[key] = ast.literal_eval(value)
+                continue
         found = argparse.Namespace()
         try:
             action(argparse.ArgumentParser(), found, [option])

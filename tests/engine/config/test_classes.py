@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from mmengine.config import Config
 
 import classification  # noqa: F401  (the packages register their sets of classes)
 import detection  # noqa: F401
@@ -34,6 +35,16 @@ def test_names_keep_their_order() -> None:
     assert class_names(("one",)) == ("one",)
 
 
+def test_numbers_are_taken_as_text(tmp_path: Path) -> None:
+    assert class_names([1, 2, 10]) == class_names(("1", "2", "10")) == ("1", "2", "10")
+    path = tmp_path / "config.yaml"
+    path.write_text("classes: [0, 10, -1, zero]\n")
+    assert class_names(Config.fromfile(path).classes) == ("0", "10", "-1", "zero")
+    names = tmp_path / "names.txt"
+    names.write_text("01\n2\n")
+    assert class_names(str(names)) == ("01", "2")
+
+
 def test_a_file_has_one_name_per_line(tmp_path: Path) -> None:
     path = tmp_path / "names.txt"
     path.write_text("Käse\r\nnew york\n\n", encoding="utf-8")
@@ -48,7 +59,10 @@ def test_a_file_has_one_name_per_line(tmp_path: Path) -> None:
     [
         ([], "at least one name"),
         (["a", ""], "not empty"),
-        (["a", 3], "not empty"),
+        (["a", 3.5], "3.5 is neither text nor a whole number: write the name in quotes"),
+        (["no", True], "True is neither text nor a whole number"),
+        ([3, "3"], "'3' stands twice"),
+        (10, "classes=10: names in order are needed, not their number"),
         (["a", "b", "b"], "'b' stands twice"),
         ("cocoo", "classes='cocoo' is neither a file.*ade20k, coco, imagenet-1k, imagenet-22k"),
     ],

@@ -290,6 +290,14 @@ def test_options_as_they_are_typed() -> None:
         "flag": True,
         "path": "a=b",
     }
+    quoted = ["""classes=["01","2","traffic light"]""", "classes=('a', 1)", "name='1'", "word=it's", "c=[01,2]"]
+    assert [parse_options([one]).popitem()[1] for one in quoted] == [
+        ["01", "2", "traffic light"],
+        ("a", 1),
+        "1",
+        "it's",
+        [1, 2],
+    ]
     for wrong in ("batch.size", "=3"):
         with pytest.raises(UserError, match="write key=value"):
             parse_options([wrong])
