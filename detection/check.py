@@ -5,19 +5,25 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from mmcv.transforms import LoadAnnotations
 from mmdet.datasets import CocoDataset
+from mmdet.registry import DATASETS
 
 from backbones.errors import DataError
-from detection.data import category_ids
+from detection.annotations import category_ids, category_names
+from detection.data import OrderedCOCO
+from detection.left_out import CROWD, NO_AREA, LeftOut, count_left_out
+from engine.config.building import registered_class
 from engine.config.schema import is_number
 from engine.data.checker import DATA_CHECKERS, DataFile, DatasetChecker, nearest_name_hint, repeated
 from engine.data.paths import leads_outside
 
 BOX_TOLERANCE_PIXELS = 2.0  # by which a box may stick out of its image through rounding
 MAX_BAD_BOX_FRACTION = 0.1  # of the objects; more bad boxes mean a wrong box format
+MAX_LEFT_OUT_FRACTION = 0.05  # of objects or images; more are worth a warning (crowds in COCO: 1.2 %)
 MAX_COORDINATE_RATIO = 100  # over the image's size; drawing a polygon further out takes all memory or crashes
 MAX_RUN_BITS = 60  # of one run in a compressed mask
 MAX_ID = 2**53  # JSON readers disagree about larger numbers
@@ -25,7 +31,7 @@ MAX_AREA_RATIO = 1.1  # of an object's stated area to that of its box
 REQUIRED: dict[str, dict[str, tuple[type, ...]]] = {
     "images": {"id": (int,), "file_name": (str,), "width": (int, float), "height": (int, float)},
     "annotations": {"id": (int,), "image_id": (int,), "category_id": (int,)},
-    "categories": {"id": (int,), "name": (str,)},
+    "categories": {"id": (int,), "name": (str, int)},
 }
 COCO_FORMAT_HINT = "see 'Bring your data' in README.md"
 DROPPED_FIX = "the object is left out of training; fix or remove it"
@@ -84,7 +90,7 @@ class CocoChecker(DatasetChecker):
             value = row.get(name) if isinstance(row, dict) else None
             if not isinstance(value, types) or isinstance(value, bool):
                 problem = f"has no {name!r}" if value is None else f"has {value!r} for its {name!r}"
-                fix = "a whole number is needed" if int in types else "text is needed"
+                fix = "a whole number is needed" if types[0] is int else "text is needed"
             elif isinstance(value, int) and types == (int,) and abs(value) > MAX_ID:
                 problem, fix = f"has {_short(value)} for its {name!r}", "too large"
             else:
@@ -109,8 +115,8 @@ class CocoChecker(DatasetChecker):
 
     def _check_categories(self, content: dict[str, list[Any]]) -> dict[int, str]:
         """Check the categories against the classes; returns their names by id."""
-        classes, names = self.dataset.metainfo["classes"], {row["id"]: row["name"] for row in content["categories"]}
-        for problem in repeated("category", (row["name"] for row in content["categories"])):
+        classes, names = self.dataset.metainfo["classes"], category_names(content["categories"])
+        for problem in repeated("category", (str(row["name"]) for row in content["categories"])):
             problem += ": the objects of all but the last are dropped"
             self.error("duplicate category", self.file, problem, "merge them")
         try:
@@ -133,7 +139,7 @@ class CocoChecker(DatasetChecker):
         self, rows: list[dict[str, Any]], images: dict[int, dict[str, Any]], categories: dict[int, str]
     ) -> None:
         states: Counter[str] = Counter()
-        crowds = 0
+        counted = []
         for row in rows:
             image = images.get(row["image_id"])
             if image is None:
@@ -146,9 +152,15 @@ class CocoChecker(DatasetChecker):
                 continue
             state = self._check_box(row, image)
             states[state] += 1
-            crowds += self._check_crowd(row)
+            self._check_crowd(row)
+            if state != "wrong":
+                counted.append(row)
             if state in ("whole", "outside") and self.with_mask:
                 self._check_mask(row, image)
+        self._check_areas(counted)
+        class_ids = {number for number, name in categories.items() if name in self.dataset.metainfo["classes"]}
+        filters = {} if self.dataset.get("test_mode") else self.dataset.get("filter_cfg") or {}
+        self._report_left_out(count_left_out(counted, images, class_ids, filters), filters)
         count, most = len(rows), MAX_BAD_BOX_FRACTION * len(rows)
         if not count and images:
             self.error("no objects", self.file, "has no annotation", "bring the objects, or another file")
@@ -158,17 +170,51 @@ class CocoChecker(DatasetChecker):
         elif states["outside"] > most:
             problem = f"{states['outside']:,} of {count:,} boxes stick out of their image"
             self.error("boxes", self.file, problem, "bbox is x, y, width, height: not x1, y1, x2, y2, nor the centre")
-        elif count and crowds == count:
+
+    def _check_areas(self, rows: list[dict[str, Any]]) -> None:
+        """Note areas that are not stated: they are computed, see :func:`detection.annotations.fill_areas`."""
+        unstated = [row for row in rows if row.get("area") is None]
+        if not unstated:
+            return
+        kind = registered_class(DATASETS, self.dataset.type)
+        if kind is not None and issubclass(kind.COCOAPI, OrderedCOCO):
+            which = f"{len(unstated):,} of {len(rows):,} objects of the {self.split} data"
+            self.notes.append(f"{which} state no area: it is computed from the mask, without a mask from the box")
+            return
+        for row in unstated:
+            fix = "state it, or use CocoInstances, which computes it"
+            self.error("area field", self._place("annotation", row), "has no area", fix)
+
+    def _report_left_out(self, counts: LeftOut, filters: Mapping[str, Any]) -> None:
+        """Report objects and images that are not trained on: a warning where they are many, a note in any case."""
+        total = counts.total_objects
+        crowds, without_area = counts.objects[CROWD], counts.objects[NO_AREA]
+        if total and crowds == total:
             self.error("crowds", self.file, "all objects are crowds, which are ignored", "set iscrowd to 0")
+        elif crowds > MAX_LEFT_OUT_FRACTION * total:
+            problem = f"{crowds:,} of {total:,} objects are crowds, which are ignored"
+            fix = "set iscrowd to 0 where it is one object: some tools write 1 for every mask in run-length code"
+            self.warn("crowds", self.file, problem, fix)
+        if without_area > MAX_BAD_BOX_FRACTION * total:
+            problem = f"{without_area:,} of {total:,} objects have an area of 0 and are ignored"
+            self.error("areas", self.file, problem, "remove the field area, which is then computed, or state it")
+        for count, kind, problem, fix in (
+            (counts.small_images, "small images", "are smaller than filter_cfg.min_size", "lower it, or enlarge them"),
+            (counts.empty_images, "images without objects", "have no object", "filter_empty_gt=False keeps them"),
+        ):
+            if count > MAX_LEFT_OUT_FRACTION * counts.total_images:
+                which = f"{count:,} of {counts.total_images:,} images {problem} and are left out"
+                self.warn(kind, self.file, which, fix)
+        self.notes += counts.lines(self.split, filters.get("min_size", 0))
 
     def _check_box(self, row: dict[str, Any], image: dict[str, Any]) -> str:
-        """Check a box; returns ``whole``, ``outside`` for one that sticks out, ``dropped`` or ``wrong``."""
+        """Check a box: it is ``whole``, ``outside`` (it sticks out), ``dropped``, ``no area`` or ``wrong``."""
         place, box = self._place("annotation", row), row.get("bbox")
         area: Any = row.get("area")
         if not isinstance(box, list) or len(box) != 4 or not all(is_number(value) for value in box):
             self.error("box field", place, f"has {_short(box)} for its bbox", "four finite numbers are needed")
             return "wrong"
-        if not is_number(area):
+        if area is not None and not is_number(area):
             self.error("area field", place, f"has {_short(area)} for its area", "a finite number is needed")
             return "wrong"
         x, y, width, height = box
@@ -178,12 +224,14 @@ class CocoChecker(DatasetChecker):
             (min(width, height) < 0, "inverted box", f"{text}, its corners swapped"),
             (min(width, height) < 1, "empty box", f"{text}, less than a pixel wide or high"),
             (min(shown) <= 0, "box outside the image", f"{text} outside its image of {image_size}"),
-            (area <= 0, "empty object", f"has the area {area:g}"),
         ):
             if dropped:
                 self.warn(kind, place, problem, DROPPED_FIX)
                 return "dropped"
-        if area > MAX_AREA_RATIO * width * height + BOX_TOLERANCE_PIXELS:
+        if area is not None and area <= 0:
+            self.warn("empty object", place, f"has the area {area:g}", DROPPED_FIX)
+            return "no area"
+        if area is not None and area > MAX_AREA_RATIO * width * height + BOX_TOLERANCE_PIXELS:
             problem = f"has the area {area:g}, more than its box {_short(box)} holds"
             self.warn("area", place, problem, "fix it: it decides what counts as a small object")
         if max(-x, -y, width - shown[0], height - shown[1]) > BOX_TOLERANCE_PIXELS:
@@ -192,12 +240,11 @@ class CocoChecker(DatasetChecker):
             return "outside"
         return "whole"
 
-    def _check_crowd(self, row: dict[str, Any]) -> bool:
+    def _check_crowd(self, row: dict[str, Any]) -> None:
         crowd = row.get("iscrowd", 0)
         if crowd not in (0, 1):
             problem = f"has {_short(crowd)} for iscrowd, which counts as {int(bool(crowd))}"
             self.warn("iscrowd", self._place("annotation", row), problem, "0 or 1 is needed")
-        return bool(crowd)
 
     def _check_mask(self, row: dict[str, Any], image: dict[str, Any]) -> None:
         """Check the mask of an object that is trained on."""

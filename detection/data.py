@@ -14,6 +14,7 @@ from mmdet.registry import DATA_SAMPLERS, DATASETS, TRANSFORMS
 from torch.utils.data import Sampler
 
 from backbones.errors import DataError
+from detection.annotations import category_ids, fill_areas
 from engine.data.image_files import DamagedImageError
 from engine.data.paths import leads_outside
 
@@ -37,31 +38,13 @@ class CheckedResize(Resize):
         return resized
 
 
-def category_ids(categories: Sequence[dict[str, Any]], names: Sequence[str]) -> list[int]:
-    """Category ids of an annotation file in the order of ``names``.
-
-    The COCO API's look-up returns ids in the file's order and skips unknown names: labels would be permuted or shifted
-    silently.
-
-    Args:
-        categories: Entries of the annotation file's ``categories``.
-        names: Class names.
-
-    Raises:
-        DataError: If the file lacks a name.
-    """
-    ids = {category["name"]: category["id"] for category in categories}
-    absent = [name for name in names if name not in ids]
-    if absent:
-        raise DataError(
-            f"classes: {len(absent)} of {len(names)} are no category of the annotation file ({absent[0]!r}...); "
-            f"it has {len(ids)}: {', '.join(list(ids)[:5])}..."
-        )
-    return [ids[name] for name in names]
-
-
 class OrderedCOCO(COCO):
-    """COCO API whose category look-up keeps the order of the names."""
+    """COCO API whose category look-up keeps the order of the names, and which computes areas that are not stated."""
+
+    def createIndex(self) -> None:
+        """Complete the annotations, and index them."""
+        fill_areas(self.dataset)
+        super().createIndex()
 
     def get_cat_ids(self, cat_names: Sequence[str] = (), sup_names: Any = (), cat_ids: Any = ()) -> list[int]:
         """Category ids in the order of ``cat_names``."""

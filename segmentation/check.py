@@ -19,6 +19,7 @@ from segmentation.data import IGNORE_INDEX, read_labels
 
 MIN_LABEL_FILES = 50  # inspected label images that are taken for all of them
 MAX_LISTED_CLASSES = 6
+MAX_IGNORED_FRACTION = 0.5  # of the pixels; more are worth a warning (ADE20K and Cityscapes: a tenth)
 MIN_IGNORED_FRACTION = 0.01  # of the pixels; less may be borders between objects
 LABEL_FIXES = {
     "colour": "store class numbers in one channel (grey or palette), not colours",
@@ -36,7 +37,7 @@ class LabelChecker(DatasetChecker):
         self._unpaired: dict[str, tuple[str, ImageInfo]] = {}  # first inspected file of a pair, by stem
         self._pixels: Counter[int] = Counter()  # of each stored value
         self._wrong_values: dict[str, list[int]] = {}  # by label file
-        self._label_files = 0
+        self._label_files = self._empty_files = 0
         self._read_label_settings()
         folders = [self._folder("img_path"), self._folder("seg_map_path")]
         suffixes = [self.dataset.get("img_suffix", ".jpg"), self.dataset.get("seg_map_suffix", ".png")]
@@ -139,6 +140,7 @@ class LabelChecker(DatasetChecker):
         if None in classes:
             self._wrong_values[file.path] = sorted(v for v in info.value_counts if self._class_of(v) is None)
         elif classes == {IGNORE_INDEX}:
+            self._empty_files += 1
             self.warn("nothing labelled", file.path, "has no labelled pixel", "remove it, or label it")
 
     def _class_of(self, value: int) -> int | None:
@@ -176,6 +178,14 @@ class LabelChecker(DatasetChecker):
         parts = [f"most are {most}"] if most else []
         parts += [f"{ignored:.0%} are not labelled", *([f"{wrong:.1%} stand for no class"] if wrong else [])]
         self.notes.append(f"pixels in {self._label_files:,} of the {self.split} labels: {', '.join(parts)}")
+        use = "learnt" if self.split == "train" else "scored"
+        if self._empty_files:
+            empty = f"{self._empty_files:,} of {self._label_files:,} {self.split} labels have no labelled pixel"
+            self.notes.append(f"{empty}: nothing is {use} there")
+        if MAX_IGNORED_FRACTION < ignored < 1:
+            problem = f"{ignored:.0%} of the pixels of the {self.split} labels are not labelled, nothing is {use} there"
+            fix = "check unlabelled and reduce_zero_label if they should be a class"
+            self.warn("pixels without a label", self._folder("seg_map_path"), problem, fix)
 
     def _check_wrong_values(self) -> None:
         classes = len(self.classes)

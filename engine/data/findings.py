@@ -65,7 +65,15 @@ class DataCheckResult:
         return [finding for finding in self.findings if finding.level == "error"]
 
     def to_lines(self, full_report: str = "the JSON that --json writes") -> list[str]:
-        """Lines of text, about 25 at most: errors first, each kind with count and examples, then a summary.
+        """Lines of text, about 25 at most: the findings, the notes, and a summary.
+
+        Args:
+            full_report: Place of the findings that do not fit.
+        """
+        return [*self.finding_lines(full_report), *self.notes, self.summary()]
+
+    def finding_lines(self, full_report: str) -> list[str]:
+        """Lines about the findings: errors first, each kind with count and examples.
 
         Args:
             full_report: Place of the findings that do not fit.
@@ -86,7 +94,7 @@ class DataCheckResult:
             lines.append(f"and {len(omitted)} more kinds: {full_report}")
         elif any(len(group) > examples for group in shown):
             lines.append(f"the others: {full_report}")
-        return [*lines, *self.notes, self.summary()]
+        return lines
 
     def summary(self) -> str:
         """Numbers of findings and of inspected files, in one line."""

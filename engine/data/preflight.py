@@ -84,10 +84,11 @@ def _check_and_report(cfg: Config, logger: Logger, resume: bool) -> UserError | 
         count = len(result.errors)
         others = f"the first of {count} errors in the data, all of them in {path}" if count > 1 else f"see {path}"
         return DataError(f"{result.errors[0]} ({others}; --no-data-check trains all the same)")
-    *lines, summary = result.to_lines(str(path))
+    lines = result.finding_lines(str(path))
     for line in lines[:MAX_LOGGED_WARNINGS]:
         logger.warning(f"data check: {line}")  # mmengine's logger drops a second warning of one template
-    logger.info("data check: %s", summary)
+    for line in (*result.notes, result.summary()):
+        logger.info("data check: %s", line)
     return None
 
 

@@ -68,7 +68,7 @@ WARNED = {
 }
 SOUND = {
     "annotations.id": ["negative"],
-    "annotations.area": ["fraction"],
+    "annotations.area": ["absent", "null", "fraction"],
     "annotations.iscrowd": ["absent", "true"],
 }
 SHAPES: dict[str, tuple[Any, str]] = {

@@ -170,3 +170,18 @@ def test_label_checker_reads_a_list_of_names(tmp_path: Path) -> None:
     assert kinds(listed(tmp_path, "0", "0")) == [("warning", "listed twice")]
     assert kinds(listed(tmp_path, "0", "../secret")) == [("error", "path")]
     assert sorted(kinds(listed(tmp_path, "0", "9"))) == [("error", "missing image"), ("error", "missing labels")]
+
+
+def test_labels_without_a_labelled_pixel_are_counted(tmp_path: Path) -> None:
+    rooms(tmp_path, 0, 1, 2)
+    for name in ("1", "3"):
+        store(tmp_path / f"labels/{name}.png", labels(255))
+    found = checked(tmp_path, reduce=False)
+    assert kinds(found) == [("warning", "nothing labelled")] * 2
+    assert "2 of 4 train labels have no labelled pixel: nothing is learnt there" in found.notes
+
+
+def test_many_pixels_without_a_label_are_worth_a_warning(tmp_path: Path) -> None:
+    found = checked(rooms(tmp_path, 0, 1, 2, 255, 255, 255, 255), reduce=False)
+    assert kinds(found) == [("warning", "pixels without a label")]
+    assert "56% of the pixels of the train labels are not labelled, nothing is learnt there" in str(found.findings[0])

@@ -1,0 +1,80 @@
+"""What the annotation file of COCO may leave out or write in several ways: areas of objects, names that are numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pycocotools import mask as coco_masks
+
+from backbones.errors import DataError
+
+MIN_POLYGON_VALUES = 6  # coordinates of a triangle
+
+
+def category_names(categories: Sequence[dict[str, Any]]) -> dict[int, str]:
+    """Names of the categories of an annotation file by their ids; a name that is a number is taken as text."""
+    return {category["id"]: str(category["name"]) for category in categories}
+
+
+def category_ids(categories: Sequence[dict[str, Any]], names: Sequence[str]) -> list[int]:
+    """Category ids of an annotation file in the order of ``names``.
+
+    The COCO API's look-up returns ids in the file's order and skips unknown names: labels would be permuted or shifted
+    silently.
+
+    Args:
+        categories: Entries of the annotation file's ``categories``.
+        names: Class names.
+
+    Raises:
+        DataError: If the file lacks a name.
+    """
+    ids = {name: number for number, name in category_names(categories).items()}
+    absent = [name for name in names if name not in ids]
+    if absent:
+        raise DataError(
+            f"classes: {len(absent)} of {len(names)} are no category of the annotation file ({absent[0]!r}...); "
+            f"it has {len(ids)}: {', '.join(list(ids)[:5])}..."
+        )
+    return [ids[name] for name in names]
+
+
+def fill_areas(content: dict[str, Any]) -> int:
+    """Compute the area of each object that states none, in place.
+
+    Args:
+        content: Content of an annotation file.
+
+    Returns:
+        Number of objects that had no area.
+    """
+    objects = [one for one in content.get("annotations", []) if one.get("area") is None]
+    if objects:
+        images = {image["id"]: image for image in content["images"]}
+        for one in objects:
+            one["area"] = object_area(one, images.get(one["image_id"], {}))
+    return len(objects)
+
+
+def object_area(annotation: dict[str, Any], image: dict[str, Any]) -> float:
+    """Area of an object in pixels: of its mask, without a mask that covers a pixel the area of its box.
+
+    Args:
+        annotation: Entry of the annotation file.
+        image: Entry of its image, with ``height`` and ``width`` in pixels.
+    """
+    width, height = annotation["bbox"][2:]
+    return _mask_area(annotation.get("segmentation"), image) or float(width * height)
+
+
+def _mask_area(mask: Any, image: dict[str, Any]) -> float:
+    """Number of pixels of polygons or of a run-length code; 0 for no mask and for one that cannot be drawn."""
+    if not mask or not image:
+        return 0.0
+    size = int(image["height"]), int(image["width"])
+    if isinstance(mask, dict):
+        codes = mask if isinstance(mask.get("counts"), str | bytes) else coco_masks.frPyObjects(mask, *size)
+        return float(coco_masks.area(codes))
+    polygons = [polygon for polygon in mask if len(polygon) >= MIN_POLYGON_VALUES and len(polygon) % 2 == 0]
+    return float(coco_masks.area(coco_masks.merge(coco_masks.frPyObjects(polygons, *size)))) if polygons else 0.0
