@@ -10,8 +10,11 @@ from mmengine.registry import VISUALIZERS
 from mmengine.structures import BaseDataElement
 from mmengine.visualization import Visualizer
 
+from engine.report.lettering import Lettering, letter
+
 MIN_CAPTIONED_SIDE = 320  # pixels; smaller images are enlarged
 LINE_HEIGHT = 22  # pixels
+FONT_SIZE = 15  # pixels
 
 
 @VISUALIZERS.register_module()
@@ -53,10 +56,10 @@ class ClassificationVisualizer(Visualizer):
                 right = index == data_sample.gt_label or data_sample.gt_label < 0
                 lines.append((f"{100 * score:5.1f} %  {classes[index]}", (140, 230, 140) if right else (240, 170, 120)))
         caption = np.full((LINE_HEIGHT * len(lines) + 8, image.shape[1], 3), 32, np.uint8)
-        for row, (text, colour) in enumerate(lines):
-            origin = (8, LINE_HEIGHT * (row + 1) - 4)
-            cv2.putText(caption, text, origin, cv2.FONT_HERSHEY_SIMPLEX, 0.5, colour, 1, cv2.LINE_AA)
-        picture = np.vstack([image, caption])
+        texts = [
+            Lettering(text, 8, LINE_HEIGHT * row + 4, FONT_SIZE, colour) for row, (text, colour) in enumerate(lines)
+        ]
+        picture = np.vstack([image, letter(caption, texts)])
         if out_file:
             cv2.imwrite(out_file, picture[..., ::-1])
         return picture

@@ -17,6 +17,6 @@ with contextlib.redirect_stdout(io.StringIO()):
 
     register_all_modules(init_default_scope=False)
 
-from detection import check, coco_metric, data, task  # noqa: E402
+from detection import check, coco_metric, data, task, visualizer  # noqa: E402
 
-__all__ = ["check", "coco_metric", "data", "task"]
+__all__ = ["check", "coco_metric", "data", "task", "visualizer"]

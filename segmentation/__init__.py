@@ -17,6 +17,6 @@ with contextlib.redirect_stdout(io.StringIO()):
 
     register_all_modules(init_default_scope=False)
 
-from segmentation import check, data, task  # noqa: E402
+from segmentation import check, data, metric, task, visualizer  # noqa: E402
 
-__all__ = ["check", "data", "task"]
+__all__ = ["check", "data", "metric", "task", "visualizer"]

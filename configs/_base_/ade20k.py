@@ -3,7 +3,7 @@
 custom_imports = dict(imports=["segmentation"], allow_failed_imports=False)
 default_scope = "mmseg"
 visualizer = dict(
-    type="SegLocalVisualizer",
+    type="SegmentationVisualizer",
     vis_backends=[dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")],
 )
 custom_hooks = [dict(type="ProgressBar")]
@@ -62,7 +62,7 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
+val_evaluator = dict(type="ClassIoUMetric", iou_metrics=["mIoU"])
 test_evaluator = val_evaluator
 val_cfg = dict(type="ValidationLoop")
 test_cfg = dict()

@@ -3,7 +3,7 @@
 custom_imports = dict(imports=["detection"], allow_failed_imports=False)
 default_scope = "mmdet"
 visualizer = dict(
-    type="DetLocalVisualizer",
+    type="DetectionVisualizer",
     vis_backends=[dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")],
 )
 custom_hooks = [dict(type="ProgressBar")]

@@ -1,0 +1,45 @@
+"""Intersection over union, of the mean and of each class."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from mmseg.evaluation import IoUMetric
+from mmseg.registry import METRICS
+
+
+@METRICS.register_module()
+class ClassIoUMetric(IoUMetric):
+    """mmseg's ``IoUMetric`` that keeps the scores of each class, in place of printing them as a table.
+
+    Takes the arguments of ``IoUMetric``.
+
+    Attributes:
+        class_scores: ``IoU`` and ``Acc`` of each class in percent, ``None`` for a class without pixels; of the last
+            evaluation, in the main process.
+    """
+
+    def __init__(self, *args: object, **settings: object) -> None:
+        super().__init__(*args, **settings)
+        self.class_scores: dict[str, dict[str, float | None]] = {}
+
+    def compute_metrics(self, results: list[tuple[torch.Tensor, ...]]) -> dict[str, float]:
+        """Sum up over the data set.
+
+        Args:
+            results: Pixels of intersection, union, prediction and truth of each class, (K,) each, of each image.
+
+        Returns:
+            ``aAcc``, ``mIoU`` and ``mAcc`` in percent, rounded to two digits as in mmseg.
+        """
+        if self.format_only:
+            return dict(super().compute_metrics(results))
+        areas = [sum(parts) for parts in zip(*results, strict=True)]
+        values = self.total_area_to_metrics(*areas, self.metrics, self.nan_to_num, self.beta)
+        percents = {name: np.round(100 * value, 2) for name, value in values.items() if name != "aAcc"}
+        self.class_scores = {
+            name: {key: None if np.isnan(value[index]) else float(value[index]) for key, value in percents.items()}
+            for index, name in enumerate(self.dataset_meta["classes"])
+        }
+        means = {name: np.round(100 * np.nanmean(value), 2) for name, value in values.items()}
+        return {name if name == "aAcc" else f"m{name}": mean for name, mean in means.items()}
