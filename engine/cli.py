@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import warnings
@@ -22,6 +23,9 @@ def run_tool(main: Callable[[], None]) -> None:
     :mod:`engine.launch.heartbeat`.
     """
     HEARTBEAT.start()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 shows any name
     warnings.filterwarnings("ignore", module=r"mm(cv|engine|det|seg)\.")
     # The configs ask for pinned memory, which has no use without a GPU.
     warnings.filterwarnings("ignore", "'pin_memory' argument is set as true but no accelerator is found")

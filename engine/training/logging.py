@@ -43,7 +43,7 @@ def set_up_handlers(logger: logging.Logger) -> None:
         if not isinstance(handler, logging.FileHandler):
             handler.addFilter(ConsoleFilter())
             continue
-        tolerant = TolerantFileHandler(handler.baseFilename, handler.mode, handler.encoding)
+        tolerant = TolerantFileHandler(handler.baseFilename, handler.mode, "utf-8")  # names of classes in any script
         tolerant.setLevel(handler.level)
         tolerant.setFormatter(handler.formatter)
         for one in handler.filters:

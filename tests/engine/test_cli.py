@@ -1,13 +1,18 @@
-"""Options that launchers pass to the tools."""
+"""The frame of the command-line tools, and options that launchers pass to them."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from engine.cli import add_launch_options
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("arguments", [["--local-rank=3"], ["--local_rank", "3"]])
@@ -23,3 +28,11 @@ def test_the_rank_of_older_launchers_reaches_the_environment(
     monkeypatch.setenv("LOCAL_RANK", "1")  # of the launcher itself
     parser.parse_args(arguments)
     assert os.environ["LOCAL_RANK"] == "1"
+
+
+def test_names_in_any_script_are_printed_to_any_terminal() -> None:
+    program = "from engine.cli import run_tool; run_tool(lambda: print('猫 Käse'))"
+    for encoding, expected in (("ascii", b"\\u732b K\\xe4se\n"), ("utf-8", "猫 Käse\n".encode())):
+        environment = {**os.environ, "PYTHONIOENCODING": encoding}
+        ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True)
+        assert (ended.returncode, ended.stdout, ended.stderr) == (0, expected, b"")

@@ -28,6 +28,7 @@ def test_dumps_are_for_the_file_and_warnings_for_both(tmp_path: Path) -> None:
     for message in ("a line", "Exp name: run", dump):
         logger.info(message)
     logger.warning(dump)
+    assert [handler.encoding for handler in logger.handlers if isinstance(handler, TolerantFileHandler)] == ["utf-8"]
     shown, kept = console.getvalue(), (tmp_path / "run.log").read_text()
     assert [line for line in shown.splitlines() if line.startswith("- ")] == ["- a line", "- line"]
     assert [line for line in kept.splitlines() if line.startswith("- ")] == [
