@@ -19,10 +19,15 @@ class ClassificationMetric(BaseMetric):
     Args:
         confusion_file: Output file for the confusion matrix (JSON: ``classes`` and ``matrix``, rows true, columns
             predicted); ``None`` for none.
+
+    Attributes:
+        class_scores: ``top1`` in percent and number of ``images`` of each class, of the last evaluation, in the main
+            process.
     """
 
     def __init__(self, confusion_file: str | None = None) -> None:
         super().__init__(collect_device="cpu")
+        self.class_scores: dict[str, dict[str, float | int | None]] = {}
         self.confusion_file = confusion_file
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
@@ -42,6 +47,16 @@ class ClassificationMetric(BaseMetric):
         """
         labels = np.array([label for label, _, _ in results])
         first = np.array([top[0] for _, top, _ in results])
+        classes = (self.dataset_meta or {}).get("classes", ())
+        right = np.bincount(labels[first == labels], minlength=len(classes))
+        images = np.bincount(labels, minlength=len(classes))
+        self.class_scores = {
+            name: {
+                "top1": 100 * float(right[index] / images[index]) if images[index] else None,
+                "images": int(images[index]),
+            }
+            for index, name in enumerate(classes)
+        }
         if self.confusion_file:
             self._save_confusion(self.confusion_file, labels, first)
         return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.logging import print_log
 
 from backbones.errors import ConfigError
-from detection.data import category_ids
+from detection.annotations import category_ids, fill_areas
 from detection.masks import to_rle
 
 IOU_TYPES = ("bbox", "segm")
@@ -43,6 +44,21 @@ class ImageDetections:
     masks: list[dict[str, Any]] | None
 
 
+def image_detections(sample: dict[str, Any], image_id: int) -> ImageDetections:
+    """Return the detections in one sample of mmdet, with masks as run-length codes."""
+    instances = sample["pred_instances"]
+    corners, scores, labels = (instances[name].detach().cpu().numpy() for name in ("bboxes", "scores", "labels"))
+    corners = corners.astype(np.float64)
+    return ImageDetections(
+        image_id=image_id,
+        boxes=np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1),
+        scores=scores,
+        mask_scores=instances["mask_scores"].cpu().numpy() if "mask_scores" in instances else scores,
+        labels=labels,
+        masks=to_rle(instances["masks"]) if "masks" in instances else None,
+    )
+
+
 @METRICS.register_module()
 class FastCocoMetric(BaseMetric):
     """COCO's box and mask AP.
@@ -50,6 +66,10 @@ class FastCocoMetric(BaseMetric):
     Args:
         ann_file: COCO annotation file with the ground truth.
         metric: Any of ``bbox`` and ``segm``.
+
+    Attributes:
+        class_scores: ``bbox_mAP``, ``bbox_mAP_50``, ``segm_mAP``... in [0, 1] and number of ``objects`` of each class,
+            ``None`` for a class without objects; of the last evaluation, in the main process.
 
     Raises:
         ConfigError: If the metric is another, or ``segm`` is asked of a detector without masks.
@@ -61,26 +81,12 @@ class FastCocoMetric(BaseMetric):
         self.metrics = tuple(metric)
         if not self.metrics or not set(self.metrics) <= set(IOU_TYPES):
             raise ConfigError(f"metric={metric}: any of {', '.join(IOU_TYPES)}")
+        self.class_scores: dict[str, dict[str, float | int | None]] = {}
         self._ground_truth: COCO | None = None
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         """Keep the detections of a batch, masks as run-length codes."""
-        for sample in data_samples:
-            instances = sample["pred_instances"]
-            corners, scores, labels = (
-                instances[name].detach().cpu().numpy() for name in ("bboxes", "scores", "labels")
-            )
-            corners = corners.astype(np.float64)
-            self.results.append(
-                ImageDetections(
-                    image_id=sample["img_id"],
-                    boxes=np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1),
-                    scores=scores,
-                    mask_scores=instances["mask_scores"].cpu().numpy() if "mask_scores" in instances else scores,
-                    labels=labels,
-                    masks=to_rle(instances["masks"]) if "masks" in instances else None,
-                )
-            )
+        self.results += [image_detections(sample, sample["img_id"]) for sample in data_samples]
 
     def compute_metrics(self, results: list[ImageDetections]) -> dict[str, float]:
         """Evaluate all images.
@@ -104,16 +110,22 @@ class FastCocoMetric(BaseMetric):
             results: Detections of each image.
         """
         if self._ground_truth is None:
-            self._ground_truth = COCO(self.annotation_file)
+            content = COCO.load_json(self.annotation_file)
+            fill_areas(content)
+            self._ground_truth = COCO(content)
         ground_truth = self._ground_truth
         ids = category_ids(ground_truth.dataset["categories"], self.dataset_meta["classes"])
         entries = _to_entries(results, ids)
         statistics: dict[str, np.ndarray] = {}
+        counts = _count_objects(ground_truth, results)
+        self.class_scores = {name: {} for name in self.dataset_meta["classes"]}
         detections = COCO({**ground_truth.dataset, "annotations": entries})
         for kind in self.metrics:
             if not entries:
                 print_log(f"no {kind} detections at all: AP is 0", "current", logging.WARNING)
                 statistics[kind] = np.zeros(12)
+                precision = np.where([counts[number] > 0 for number in ids], 0.0, -1.0)[:, np.newaxis]
+                self._add_class_scores(kind, precision, precision)
                 continue
             _set_scores_and_areas(kind, entries, results)
             evaluation = COCOeval_faster(ground_truth, detections, iouType=kind)
@@ -121,7 +133,27 @@ class FastCocoMetric(BaseMetric):
             evaluation.params.imgIds = [image.image_id for image in results]
             evaluation.run()
             statistics[kind] = np.asarray(evaluation.stats)
+            # (thresholds, recalls, categories, areas, detections); the categories are those of the evaluation, sorted.
+            order = [evaluation.params.catIds.index(number) for number in ids]
+            precision = evaluation.eval["precision"][:, :, order, 0, -1]
+            self._add_class_scores(kind, precision.transpose(2, 0, 1).reshape(len(ids), -1), precision[0].T)
+        for name, number in zip(self.dataset_meta["classes"], ids, strict=True):
+            self.class_scores[name]["objects"] = counts[number]
         return statistics
+
+    def _add_class_scores(self, kind: str, precision: np.ndarray, precision_50: np.ndarray) -> None:
+        """Add the AP of each class over all thresholds, (K, N), and over IoU 0.50, (K, M); -1 where there is none."""
+        for stat, values in (("mAP", precision), ("mAP_50", precision_50)):
+            for name, row in zip(self.dataset_meta["classes"], values, strict=True):
+                valid = row[row > -1]
+                self.class_scores[name][f"{kind}_{stat}"] = round(float(valid.mean()), 4) if len(valid) else None
+
+
+def _count_objects(ground_truth: COCO, results: list[ImageDetections]) -> Counter[int]:
+    """Number of objects that are scored, without crowds, by category id."""
+    images = {image.image_id for image in results}
+    objects = ground_truth.dataset["annotations"]
+    return Counter(one["category_id"] for one in objects if one["image_id"] in images and not one.get("iscrowd"))
 
 
 def _to_entries(results: list[ImageDetections], ids: list[int]) -> list[dict[str, Any]]:

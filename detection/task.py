@@ -16,6 +16,7 @@ from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor, nn
 
 from backbones.errors import ConfigError
+from detection.results import coco_results
 from engine.task import ClassLayer, ExportedNetwork, NamedClasses, Score, TaskSpec, image_meta, register_task
 
 DETECTOR_SHAPE = (800, 1280)  # of the papers' FLOPs, which they write "1280 x 800"
@@ -147,5 +148,6 @@ DETECTION = register_task(
         },
         draw_options={"pred_score_thr": SCORE_THRESHOLD},
         scale_sample=_scale_sample,
+        result_formats={"coco": coco_results},
     )
 )

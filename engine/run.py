@@ -18,14 +18,16 @@ from engine.config.load import Resolved, load_config
 from engine.config.world import Launch
 from engine.data.preflight import check_before_training, check_data_paths
 from engine.planning.plan import TrainingPlan, training_plan
+from engine.report.class_scores import class_lines, collect_class_scores
 from engine.report.environment import environment
 from engine.report.recorder import command_line, record_run, report_test
 from engine.report.run_dir import write_json
+from engine.task import task_of
 from engine.training.batch_size_finder import measured_fit
 from engine.training.build import build_runner
 from engine.training.ema import ModelEMAHook
 from engine.training.runner import Runner
-from engine.visualize import draw_test_images
+from engine.visualize import RESULTS, draw_test_images, result_writer
 
 MAX_PICTURES = 8
 
@@ -110,6 +112,7 @@ def test(
     averaged: bool = False,
     tta: bool = False,
     trust: bool = False,
+    result_format: str | None = None,
 ) -> dict[str, float]:
     """Evaluate a checkpoint on the test data; write ``test.json`` and some pictures to the work directory.
 
@@ -120,6 +123,7 @@ def test(
         averaged: Whether to use the averaged weights in it.
         tta: Whether to test at several scales and flipped, as the config says.
         trust: Whether to execute code that the checkpoint asks for (``--trust-checkpoint``).
+        result_format: Format in which the predictions are also written, to ``results/``; ``None`` for none.
 
     Returns:
         Metrics by name.
@@ -136,15 +140,22 @@ def test(
     cfg.load_from = checkpoint
     runner = build_runner(resolved, launch, trust)
     runner.averaged = averaged
+    name = "test" + ("_ema" if averaged else "") + ("_tta" if tta else "")
+    if result_format:
+        writer = result_writer(cfg, result_format, Path(cfg.work_dir) / name.replace("test", RESULTS))
+        runner.test_loop.evaluator.metrics.append(writer)
     metrics = {name: float(value) for name, value in runner.test().items()}
     if is_main_process():
-        name = "test" + ("_ema" if averaged else "") + ("_tta" if tta else "")
+        class_scores = collect_class_scores(runner.test_loop.evaluator)
         result = {
             **{"checkpoint": checkpoint, "averaged": averaged, "tta": tta, "metrics": metrics},
+            **({"class_scores": class_scores} if class_scores else {}),
             **{"receipts": runner.load_reports, "command": command_line(sys.argv, os.environ)},
             "environment": environment(),
         }
         write_json(Path(cfg.work_dir) / f"{name}.json", result)
+        if class_scores:
+            print(class_lines("scores of the classes", class_scores, (task_of(cfg),)))
         if not tta:
             draw_test_images(runner, Path(cfg.work_dir) / "pictures", MAX_PICTURES)
     report_test(runner)

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from mmengine.config import Config
+from mmengine.evaluator import BaseMetric
 from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
@@ -156,6 +158,9 @@ class TaskSpec:
         image_fields: Fields that the test pipeline expects of an image without annotations, beside its path and id.
         draw_options: Arguments of the visualizer's ``add_datasample``.
         scale_sample: Scales boxes, masks and label maps of a sample to a picture enlarged by a whole factor, in place.
+        result_formats: Formats in which predictions are written to files, by name. Each returns a metric without scores
+            that writes them; gets the resolved config, an existing folder, and the names of the pictures by the path
+            of the image, ``None`` for the images of the test data.
         check_batch: Raises ConfigError where the config cannot train with a number of images per process.
     """
 
@@ -182,6 +187,9 @@ class TaskSpec:
     image_fields: Mapping[str, Any] = field(default_factory=dict)
     draw_options: Mapping[str, Any] = field(default_factory=dict)
     scale_sample: Callable[[BaseDataElement, int], None] = lambda sample, factor: None
+    result_formats: Mapping[str, Callable[[Config, Path, Mapping[Path, str] | None], BaseMetric]] = field(
+        default_factory=dict
+    )
     check_batch: Callable[[Config, int], None] = lambda cfg, per_process: None
 
 

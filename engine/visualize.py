@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose
+from mmengine.evaluator import BaseMetric
 from mmengine.registry import FUNCTIONS, MODELS, VISUALIZERS, init_default_scope
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
@@ -26,11 +27,13 @@ from engine.checkpoint.model_weights import LOADER_SETTINGS, load_model
 from engine.config.building import build
 from engine.data.checker import build_checkers
 from engine.data.image_files import IMAGE_SUFFIXES, PILLOW_ERRORS, DamagedImageError
+from engine.report.lettering import drawn_names, write_drawn_names
 from engine.task import TaskSpec, task_of
 
 MAX_REASON = 160  # characters of a library's message about an image
 # What an image, or its size, can raise on the way to its drawing; errors of the code itself are not among them.
 IMAGE_ERRORS = (*PILLOW_ERRORS, RuntimeError, MemoryError, cv2.error)
+RESULTS = "results"  # folder of predictions as files
 MIN_PICTURE_SIDE = 480  # pixels; smaller images are enlarged by an integer factor
 
 
@@ -42,7 +45,7 @@ class SkippedImagesError(DataError):
         total: Number of images that were to be predicted.
 
     Attributes:
-        skipped: As above.
+        skipped: Reasons by file.
     """
 
     def __init__(self, skipped: Mapping[Path, str], total: int) -> None:
@@ -62,11 +65,18 @@ def draw_test_images(runner: Runner, folder: Path, count: int) -> None:
     """
     dataset = runner.test_dataloader.dataset
     folder.mkdir(parents=True, exist_ok=True)
-    runner.visualizer.dataset_meta = dataset.metainfo
+    runner.visualizer.dataset_meta = _meta_of_pictures(dataset.metainfo)
+    if line := write_drawn_names(dataset.metainfo["classes"], folder):
+        runner.logger.warning(line)
     collate, task = runner.test_dataloader.collate_fn, task_of(runner.cfg)
     for index in np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int)).tolist():
         sample = predict(runner.model, dataset[index], collate)
         _draw(task, runner.visualizer, sample, folder / f"{index:06d}.png", truth=True)
+
+
+def _meta_of_pictures(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata of a data set with the names of the classes as they can be drawn."""
+    return {**meta, "classes": drawn_names(meta["classes"])}
 
 
 @torch.no_grad()
@@ -98,11 +108,41 @@ def load_predictor(
     meta = dict(cfg.test_dataloader.dataset.metainfo)
     print(load_model(model, read_checkpoint(checkpoint, trust), checkpoint, averaged, meta["classes"]))
     visualizer = VISUALIZERS.build({**cfg.visualizer, "vis_backends": None, "name": "predict"})
-    visualizer.dataset_meta = meta
+    visualizer.dataset_meta = _meta_of_pictures(meta)
     return model.to(device).eval(), visualizer
 
 
-def predict_images(cfg: Config, model: nn.Module, visualizer: Any, images: list[Path], out: Path) -> Iterator[Path]:
+def result_writer(cfg: Config, name: str, folder: Path, images: Mapping[Path, str] | None = None) -> BaseMetric:
+    """Return a metric that writes predictions to files in a format of the config's task, and make its folder.
+
+    Args:
+        cfg: Resolved config.
+        name: Name of the format.
+        folder: Output folder.
+        images: Names of the images by path; ``None`` for those of the test data.
+
+    Raises:
+        ConfigError: If the task has no such format.
+        MachineError: If the folder cannot be written.
+    """
+    task = task_of(cfg)
+    if name not in task.result_formats:
+        known = ", ".join(sorted(task.result_formats)) or "none yet"
+        raise ConfigError(f"--format {name}: {task.name} has {known}")
+    _make_folder(folder)
+    return task.result_formats[name](cfg, folder, images)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MachineError(f"{str(folder)!r} cannot be written: choose another folder with --out") from error
+
+
+def predict_images(
+    cfg: Config, model: nn.Module, visualizer: Any, images: list[Path], out: Path, result_format: str | None = None
+) -> Iterator[Path]:
     """Predict images one by one and draw each.
 
     Args:
@@ -111,6 +151,7 @@ def predict_images(cfg: Config, model: nn.Module, visualizer: Any, images: list[
         visualizer: Visualizer of :func:`load_predictor`.
         images: Image files.
         out: Folder for the drawings.
+        result_format: Format in which predictions are also written to the sub-folder ``results``; ``None`` for none.
 
     Yields:
         The file of each drawing: ``<name>.png``, or ``<name with suffix>.png`` for images that share a name.
@@ -118,31 +159,37 @@ def predict_images(cfg: Config, model: nn.Module, visualizer: Any, images: list[
     Raises:
         SkippedImagesError: At the end, if images were skipped because they cannot be read or predicted.
         MachineError: If the folder cannot be written.
-        ConfigError: If the folder is that of the images.
+        ConfigError: If the folder is that of the images, or the task has no such format.
     """
     steps = cfg.test_dataloader.dataset.pipeline
     kept = [step for step in steps if not step["type"].startswith("Load") or "Image" in step["type"]]
     pipeline = Compose([ConfigDict(step) for step in kept])
     collate = FUNCTIONS.get(cfg.test_dataloader.get("collate_fn", {"type": "pseudo_collate"})["type"])
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MachineError(f"{str(out)!r} cannot be written: choose another folder with --out") from error
+    _make_folder(out)
     if any(image.parent.samefile(out) for image in images):
         raise ConfigError(f"the drawings would overwrite the images in {str(out)!r}: choose another folder with --out")
-    names, task = Counter(image.stem for image in images), task_of(cfg)
+    stems, task = Counter(image.stem for image in images), task_of(cfg)
+    names = {image: image.stem if stems[image.stem] == 1 else image.name for image in images}
+    if line := write_drawn_names(cfg.test_dataloader.dataset.metainfo["classes"], out):
+        print(line)
+    writer = result_writer(cfg, result_format, out / RESULTS, names) if result_format else None
     (checker,), skipped = build_checkers(cfg, ("test",)), {}
     for index, image in enumerate(images):
-        target = out / f"{image.stem if names[image.stem] == 1 else image.name}.png"
+        target = out / f"{names[image]}.png"
         try:
             if errors := checker.image_errors(str(image)):
                 raise DamagedImageError.of(image, f"{errors[0].problem}; {errors[0].fix}")
             item = pipeline({"img_path": str(image), "img_id": index, **copy.deepcopy(task.image_fields)})
-            _draw(task, visualizer, predict(model, item, collate), target, truth=False)
+            sample = predict(model, item, collate)
+            _draw(task, visualizer, sample, target, truth=False)
         except IMAGE_ERRORS as error:
             skipped[image] = _reason(error)
             continue
+        if writer is not None:
+            writer.process(None, [sample.to_dict()])
         yield target
+    if writer is not None:
+        writer.compute_metrics(writer.results)
     if skipped:
         raise SkippedImagesError(skipped, len(images))
 

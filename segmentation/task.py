@@ -13,6 +13,7 @@ from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 from engine.task import ClassLayer, ExportedNetwork, NamedClasses, Score, TaskSpec, image_meta, register_task
+from segmentation.results import label_pngs
 
 SEGMENTOR_SHAPE = (512, 2048)  # of the papers' FLOPs, which they write "2048 x 512"
 
@@ -108,5 +109,6 @@ SEGMENTATION = register_task(
         sample_types={SegDataSample: ()},
         image_fields={"reduce_zero_label": False, "seg_fields": []},
         scale_sample=_scale_sample,
+        result_formats={"png": label_pngs},
     )
 )

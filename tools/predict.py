@@ -17,6 +17,10 @@ def main() -> None:
         "--out", type=Path, help="folder of the drawings (default: work_dirs/<config name>/predictions)"
     )
     parser.add_argument("--ema", action="store_true", help="use the averaged weights of the checkpoint")
+    parser.add_argument(
+        "--format",
+        help="also write predictions to files: coco (results format) for detection, png (labels) for segmentation",
+    )
     add_trust_option(parser)
     args = parser.parse_args()
 
@@ -29,8 +33,9 @@ def main() -> None:
     launch = Launch.from_environment()
     cfg = load_config(args.config, parse_options(args.cfg_options), launch).cfg
     model, visualizer = load_predictor(cfg, args.checkpoint, args.ema, launch.device, args.trust_checkpoint)
+    out = args.out or Path(cfg.work_dir) / "predictions"
     try:
-        for target in predict_images(cfg, model, visualizer, images, args.out or Path(cfg.work_dir) / "predictions"):
+        for target in predict_images(cfg, model, visualizer, images, out, args.format):
             print(target)
     except SkippedImagesError as error:
         if len(images) > 1:

@@ -15,6 +15,10 @@ def main() -> None:
     parser.add_argument("--tta", action="store_true", help="several scales and flips, where the config says how")
     parser.add_argument("--ema", action="store_true", help="evaluate the averaged weights of the checkpoint")
     parser.add_argument("--work-dir", help="test.json and pictures (default: work_dirs/<config name>)")
+    parser.add_argument(
+        "--format",
+        help="also write predictions to files: coco (results format) for detection, png (labels) for segmentation",
+    )
     add_launch_options(parser)
     add_trust_option(parser)
     args = parser.parse_args()
@@ -30,7 +34,7 @@ def main() -> None:
         options["work_dir"] = args.work_dir
     launch = Launch.from_environment()
     resolved = load_config(args.config, options, launch, training=False)
-    metrics = test(resolved, launch, args.checkpoint, args.ema, args.tta, args.trust_checkpoint)
+    metrics = test(resolved, launch, args.checkpoint, args.ema, args.tta, args.trust_checkpoint, args.format)
     if is_main_process():
         for name, value in metrics.items():
             print(f"{name}: {value:.4g}")

@@ -25,6 +25,7 @@ BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 MIN_FONT_SIZE = 11  # pixels
 DRAWN_NAMES = "class_names.json"  # in a folder of pictures: classes by the names that the pictures show
 MAX_LISTED_NAMES = 3  # in a message
+BUNDLED_FONT = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
 # Fonts whose glyphs are placeholders, or bitmaps of one size.
 UNUSABLE_FONTS = ("lastresort", "adobeblank", "color", "emoji")
 SECOND_CHOICES = ("bold", "italic", "oblique", "light", "thin", "mono", "serif", "condensed")
@@ -148,9 +149,8 @@ def _known(sign: str) -> str | None:
 
 def _runs(text: str) -> list[tuple[str, str]]:
     """The parts of a text that have a font in common, each with the font's file."""
-    bundled = _bundled_font()
     signs = [sign for sign in unicodedata.normalize("NFC", text) if unicodedata.category(sign) not in ("Cc", "Cf")]
-    groups = groupby(signs, key=lambda sign: _font_of(sign) or bundled)
+    groups = groupby(signs, key=lambda sign: _font_of(sign) or BUNDLED_FONT)
     return [(path, "".join(group)) for path, group in groups]
 
 
@@ -160,12 +160,9 @@ def _font_of(sign: str) -> str | None:
     needs_layout = unicodedata.bidirectional(sign) in ("R", "AL", "AN") or unicodedata.category(sign) == "Mc"
     if needs_layout and not _has_layout():
         return None
-    files = (_bundled_font(), *(_system_fonts() if ord(sign) not in _coverage(_bundled_font()) else ()))
-    return next((path for path in files if ord(sign) in _coverage(path)), None)
-
-
-def _bundled_font() -> str:
-    return str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
+    if ord(sign) in _coverage(BUNDLED_FONT):
+        return BUNDLED_FONT
+    return next((path for path in _system_fonts() if ord(sign) in _coverage(path)), None)
 
 
 @lru_cache(maxsize=1)

@@ -28,6 +28,7 @@ from backbones.errors import UserError
 from engine.checkpoint.preemption import Stop
 from engine.config.load import Resolved, ema_settings
 from engine.planning.plan import TrainingPlan
+from engine.report.class_scores import CLASS_SCORES
 from engine.report.environment import code_diff, environment, read_text, without_secrets
 from engine.report.run_dir import DIFF, ENVIRONMENT, PLAN, STARTS, read_json, write_json
 from engine.report.training import write_training_report
@@ -85,10 +86,15 @@ class RunRecorder(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Record the first step and the loaded weights."""
+        if not runner.is_resuming:
+            (self._folder / CLASS_SCORES).unlink(missing_ok=True)
         self._update(from_step=runner.iter, resumed=runner.is_resuming, weights=runner.load_reports)
 
     def after_val_epoch(self, runner: Runner, metrics: Mapping[str, float] | None = None) -> None:
         """Update the report, so that a run that is killed later has this one."""
+        with only_warning(self._runner.logger):
+            scores = getattr(runner.val_loop, "class_scores", {})
+            write_json(self._folder / CLASS_SCORES, {"step": runner.iter, "scores": scores})
         self._update(to_step=runner.iter, seconds=self._seconds())
 
     def end(self, error: BaseException | None) -> None:

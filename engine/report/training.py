@@ -16,6 +16,7 @@ from typing import Any
 from backbones.files import atomic_write
 from engine.data.fault_tolerance import REPLACED_IMAGES_FILE
 from engine.data.preflight import DATA_CHECK_FILE
+from engine.report.class_scores import CLASS_SCORES, class_table, score_of, score_text
 from engine.report.environment import commit_line, read_text
 from engine.report.html import (
     NONE,
@@ -28,10 +29,10 @@ from engine.report.html import (
     load_report_line,
     memory,
     note,
-    number,
     plot,
     table,
 )
+from engine.report.lettering import DRAWN_NAMES, name_legend
 from engine.report.run_dir import (
     EVENTS_FOLDER,
     REPORT,
@@ -80,6 +81,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         "data_check": read_json(folder / DATA_CHECK_FILE),
         "non_finite": _read_non_finite(folder / EVENTS_FOLDER),
         "confusion": read_json(folder / "confusion.json"),
+        "class_scores": read_json(folder / CLASS_SCORES),
         "pictures": sorted(path.name for path in (folder / "pictures").glob("*.png"))[:MAX_REPORT_PICTURES],
     }
 
@@ -95,6 +97,7 @@ def render_training_report(run: Mapping[str, Any], folder: Path) -> str:
     last = run["starts"][-1] if run["starts"] else {}
     sections = {
         "Scores on held-out data": _scores(run, last),
+        "Scores of the classes": _class_scores(run, last),
         "Curves": _curves(run, last),
         "What to know": _events(run),
         "What is confused": _confusion(run["confusion"]),
@@ -160,15 +163,27 @@ def _scores(run: Mapping[str, Any], last: Mapping[str, Any]) -> str:
     head += [TESTS[name] for name in run["tests"]]
     rows = []
     for name in plain:
-        score = _score(name, _tasks(last))
+        score = score_of(name, _tasks(last))
         cells = [score.label]
         for prefix in ("", "ema/") if averaged else ("",):
             cells += _last_and_best(score, curves.get(f"val/{prefix}{name}"))
-        cells += [_value(score, test.get("metrics", {}).get(name)) for test in run["tests"].values()]
+        cells += [score_text(score, test.get("metrics", {}).get(name)) for test in run["tests"].values()]
         rows.append(cells)
     words = ["Last and best: of the validations during training, the best with its step."]
     words += [task.scores_note for task in _tasks(last) if task.scores_note]
     return table(head, rows) + note(" ".join(words))
+
+
+def _class_scores(run: Mapping[str, Any], last: Mapping[str, Any]) -> str:
+    """The scores of each class in the tests, or, before a test, in the last validation."""
+    tests = {TESTS[name]: test["class_scores"] for name, test in run["tests"].items() if test.get("class_scores")}
+    validation = run["class_scores"]
+    columns = tests or {name: scores for name, scores in validation.get("scores", {}).items() if scores}
+    if not columns:
+        return ""
+    head, rows, remark = class_table(columns, _tasks(last))
+    place = "test" if tests else f"validation after step {_steps(validation.get('step'))}"
+    return table(head, rows) + note(f"In the {place}" + (f"; {remark}." if remark else "."))
 
 
 def _tasks(last: Mapping[str, Any]) -> tuple[TaskSpec, ...]:
@@ -177,26 +192,12 @@ def _tasks(last: Mapping[str, Any]) -> tuple[TaskSpec, ...]:
     return (task,) if task else tuple(TASK_SPECS.values())
 
 
-def _score(name: str, tasks: Sequence[TaskSpec]) -> Score:
-    """The score of a metric; a variant such as ``bbox_mAP_50`` has the scale of the score that its name begins with."""
-    known = [score for task in tasks for score in task.scores if name.startswith(score.metric)]
-    nearest = max(known, key=lambda score: len(score.metric), default=Score(name, name))
-    return nearest if nearest.metric == name else Score(name, name, nearest.factor)
-
-
 def _last_and_best(score: Score, points: Points | None) -> list[str]:
     if not points:
         return [NONE, NONE]
     step, best = best_point(score.metric, points)
-    shown = _value(score, best)
-    return [_value(score, points[-1][1]), shown if shown == NONE else f"{shown} ({_steps(step)})"]
-
-
-def _value(score: Score, value: Any) -> str:
-    value = finite(value)
-    if value is None or (score.factor > 1 and value < 0):  # COCO's -1: there is nothing of that size
-        return NONE
-    return f"{value:.4g}" if score.metric.endswith("loss") else number(value * score.factor)
+    shown = score_text(score, best)
+    return [score_text(score, points[-1][1]), shown if shown == NONE else f"{shown} ({_steps(step)})"]
 
 
 def _curves(run: Mapping[str, Any], last: Mapping[str, Any]) -> str:
@@ -230,9 +231,22 @@ def _events(run: Mapping[str, Any]) -> str:
         lines.append(f"and {len(run['non_finite']) - MAX_EVENTS} more folders in {EVENTS_FOLDER}")
     if summary := run["data_check"].get("summary"):
         lines.append(f"data check: {summary}; all of it in {DATA_CHECK_FILE}")
-        errors = [one for one in run["data_check"].get("findings", []) if one.get("level") == "error"]
-        lines += [f"{one.get('file')}: {one.get('what')}; {one.get('mend')}" for one in errors[:MAX_EVENTS]]
+        lines += [str(line) for line in run["data_check"].get("notes", [])]
+        lines += _findings(run["data_check"].get("findings", []))
     return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>" if lines else ""
+
+
+def _findings(findings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each of the first kinds of findings of a data check, errors before warnings."""
+    kinds: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for one in sorted(findings, key=lambda one: one.get("level") != "error"):
+        kinds.setdefault((one.get("level"), one.get("kind"), one.get("split")), []).append(one)
+    lines = []
+    for (level, _, split), group in list(kinds.items())[:MAX_EVENTS]:
+        count = f" ({len(group):,} in {split})" if len(group) > 1 else ""
+        first = group[0]
+        lines.append(f"{level}{count}: {first.get('file')}: {first.get('what')}; {first.get('mend')}")
+    return lines
 
 
 def _confusion(confusion: Mapping[str, Any]) -> str:
@@ -246,7 +260,9 @@ def _confusion(confusion: Mapping[str, Any]) -> str:
 
 def _pictures(names: Sequence[str], folder: Path) -> str:
     cards = [f'<div class="card">{figure(folder / "pictures" / name, "")}</div>' for name in names]
-    return f'<div class="gallery">{"".join(cards)}</div>' if cards else ""
+    others = read_json(folder / "pictures" / DRAWN_NAMES)
+    legend = note(f"{name_legend(others, len(others))}.") if others else ""
+    return f'<div class="gallery">{"".join(cards)}</div>{legend}' if cards else ""
 
 
 def _training(run: Mapping[str, Any], last: Mapping[str, Any]) -> str:

@@ -46,6 +46,21 @@ def test_classification_metric_equals_scikit_learn(tmp_path: Path) -> None:
     assert found["val_loss"] == pytest.approx(losses.mean())
     matrix = json.loads((tmp_path / "confusion.json").read_text())["matrix"]
     assert matrix == confusion_matrix(labels, scores.argmax(1)).tolist()
+    for name, row in zip(metric.class_scores, matrix, strict=True):
+        right = pytest.approx(100 * row[int(name)] / sum(row))
+        assert metric.class_scores[name] == {"top1": right, "images": sum(row)}
+
+
+def test_a_class_without_images_has_no_score() -> None:
+    metric = ClassificationMetric()
+    metric.dataset_meta = {"classes": ("cat", "dog", "newt")}
+    metric.process(None, [sample(0, [0.2, 0.8, 0.0]), sample(0, [0.9, 0.1, 0.0])])
+    metric.evaluate(2)
+    assert metric.class_scores == {
+        "cat": {"top1": 50.0, "images": 2},
+        "dog": {"top1": None, "images": 0},
+        "newt": {"top1": None, "images": 0},
+    }
 
 
 def test_classification_metric_with_fewer_than_five_classes() -> None:

@@ -107,7 +107,9 @@ def evaluated(annotations: Path, found: dict[int, list[dict[str, Any]]], classes
     return metric.evaluate(len(found))
 
 
-def reference(truth: COCO, found: dict[int, list[dict[str, Any]]], kind: str) -> list[float]:
+def reference(
+    truth: COCO, found: dict[int, list[dict[str, Any]]], kind: str, categories: tuple[int, ...] = tuple(IDS.values())
+) -> list[float]:
     results = []
     for image, ones in found.items():
         for one in ones:
@@ -117,7 +119,7 @@ def reference(truth: COCO, found: dict[int, list[dict[str, Any]]], kind: str) ->
             )
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(truth, truth.loadRes(results), kind)
-        evaluation.params.catIds = list(IDS.values())
+        evaluation.params.catIds = list(categories)
         for step in (evaluation.evaluate, evaluation.accumulate, evaluation.summarize):
             step()
     return evaluation.stats.tolist()
@@ -149,6 +151,38 @@ def test_fast_coco_metric_statistics_equal_pycocotools(annotations: Path, truth:
     numbers = metric.statistics(metric.results)
     for kind in ("bbox", "segm"):
         assert numbers[kind].tolist() == pytest.approx(reference(truth, found, kind), abs=1e-6)
+
+
+def test_the_scores_of_a_class_are_those_of_an_evaluation_of_it_alone(annotations: Path, truth: COCO) -> None:
+    found = detections(truth, 2.0)
+    classes = ("owl", "hen", "cat", "newt")  # a category without an object
+    content = json.loads(annotations.read_text())
+    content["categories"].append({"id": 1, "name": "hen"})
+    more = annotations.with_name("with_hen.json")
+    more.write_text(json.dumps(content))
+    metric = FastCocoMetric(str(more))
+    metric.dataset_meta = {"classes": classes}
+    given = samples(found)
+    for sample in given:
+        sample["pred_instances"]["labels"] += sample["pred_instances"]["labels"] > 0  # "hen" has moved the others
+    metric.process({}, given)
+    metric.evaluate(len(found))
+    assert list(metric.class_scores) == list(classes)
+    for name, scores in metric.class_scores.items():
+        if name == "hen":
+            empty = dict.fromkeys(("bbox_mAP", "bbox_mAP_50", "segm_mAP", "segm_mAP_50"))
+            assert scores == {**empty, "objects": 0}
+            continue
+        for kind in ("bbox", "segm"):
+            theirs = reference(truth, found, kind, (IDS[name],))
+            assert scores[f"{kind}_mAP"] == pytest.approx(theirs[0], abs=0.5e-4 + 1e-9)
+            assert scores[f"{kind}_mAP_50"] == pytest.approx(theirs[1], abs=0.5e-4 + 1e-9)
+        assert scores["objects"] == len(truth.getAnnIds(catIds=[IDS[name]], iscrowd=False))
+    metric.results = []
+    metric.process({}, samples({image: [] for image in truth.getImgIds()}))
+    metric.evaluate(IMAGES)
+    assert metric.class_scores["cat"]["bbox_mAP"] == 0.0
+    assert metric.class_scores["hen"]["bbox_mAP"] is None
 
 
 def test_fast_coco_metric_uses_mask_scores(annotations: Path, truth: COCO) -> None:

@@ -22,6 +22,7 @@ from engine.config.load import load_config
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 ONE_EPOCH = ("train_cfg.max_epochs=1", "param_scheduler.1.begin=0", "batch.size=8")
 TASKS = ("classifier", "detector", "segmentor")
+FORMATS = {"detector": "coco", "segmentor": "png"}
 METRICS = {
     "classifier": {"top1", "top5", "val_loss"},
     "detector": {f"{kind}_mAP{size}" for kind in ("bbox", "segm") for size in ("", "_50", "_75", "_s", "_m", "_l")},
@@ -176,7 +177,8 @@ def test_the_log_counts_as_the_loop_does(segmentor: Trained) -> None:
 
 @pytest.mark.parametrize("task", TASKS, indirect=True)
 def test_testing_finds_what_the_training_found(task: Trained, request: pytest.FixtureRequest, tool: Any) -> None:
-    ended = tool("test.py", task.config, task.checkpoint, *task.options())
+    form = FORMATS.get(request.node.callspec.params["task"])
+    ended = tool("test.py", task.config, task.checkpoint, *(("--format", form) if form else ()), *task.options())
     assert (ended.code, ended.err) == (0, ""), ended.err
     result = json.loads((task.folder / "test.json").read_text())
     assert result["checkpoint"] == str(task.checkpoint)
@@ -188,10 +190,21 @@ def test_testing_finds_what_the_training_found(task: Trained, request: pytest.Fi
     assert [path.suffix for path in pictures] == [".png"] * (8 if "classification" in str(task.config) else 6)
     for picture in pictures:
         assert_drawn(picture)
+    classes = load_config(task.folder / f"{task.config.stem}.py", training=False).cfg.classes
+    assert list(result["class_scores"]) == list(classes)
+    assert "scores of the classes:\n  class " in ended.out
+    logged = [path.read_text() for path in task.folder.glob("*/*.log")]
+    assert any("scores of the classes:\n  class " in text for text in logged)
+    assert list(json.loads((task.folder / "class_scores.json").read_text())["scores"][""]) == list(classes)
+    written = sorted(path.name for path in (task.folder / "results").glob("*"))
+    labels = sorted(path.name for path in (task.data / "annotations/validation").glob("*.png"))
+    assert written == {"coco": ["bbox.json", "segm.json"], "png": labels, None: []}[form]
 
 
 @pytest.mark.parametrize("task", TASKS, indirect=True)
-def test_any_image_is_drawn(task: Trained, tool: Any, digits: Path, tmp_path: Path) -> None:
+def test_any_image_is_drawn(
+    task: Trained, tool: Any, digits: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     images, out = tmp_path / "images", tmp_path / "drawn"
     images.mkdir()
     (images / "notes.txt").write_text("not an image")
@@ -199,9 +212,14 @@ def test_any_image_is_drawn(task: Trained, tool: Any, digits: Path, tmp_path: Pa
     scene.convert("RGB").resize((200, 133)).save(images / "scene.jpg")
     scene.convert("L").save(images / "scene.png")
     scene.convert("RGBA").save(images / "Transparent.PNG")
-    ended = tool("predict.py", task.config, task.checkpoint, images, "--out", out, *task.options()[2:])
+    form = FORMATS.get(request.node.callspec.params["task"])
+    more = ("--format", form) if form else ()
+    ended = tool("predict.py", task.config, task.checkpoint, images, "--out", out, *more, *task.options()[2:])
     assert (ended.code, ended.err) == (0, ""), ended.err
-    drawn = sorted(out.iterdir())
+    results = sorted(path.name for path in (out / "results").glob("*"))
+    labels = ["Transparent.png", "scene.jpg.png", "scene.png.png"]
+    assert results == {"coco": ["bbox.json", "images.json", "segm.json"], "png": labels, None: []}[form]
+    drawn = sorted(out.glob("*.png"))
     assert [path.name for path in drawn] == ["Transparent.png", "scene.jpg.png", "scene.png.png"]
     assert sorted(ended.out.splitlines()[1:]) == sorted(map(str, drawn))
     for picture in drawn:
@@ -238,3 +256,8 @@ def test_several_scales_and_flips(segmentor: Trained, tool: Any, tmp_path: Path)
         metrics.append(json.loads((segmentor.folder / name).read_text())["metrics"])
     assert set(metrics[0]) == set(metrics[1]) == METRICS["segmentor"]
     assert metrics[0]["aAcc"] != metrics[1]["aAcc"]
+
+
+def test_a_format_of_another_task_is_an_error(classifier: Trained, tool: Any) -> None:
+    ended = tool("test.py", classifier.config, classifier.checkpoint, "--format", "coco", *classifier.options())
+    assert (ended.code, ended.err) == (2, "error: --format coco: classification has none yet\n")

@@ -262,3 +262,24 @@ def test_a_long_curve_is_thinned_and_keeps_its_ends() -> None:
     kept = thinned(points, 100)
     assert (len(kept), kept[0], kept[-1]) == (100, points[0], points[-1])
     assert thinned(points[:100], 100) == points[:100]
+
+
+def test_what_the_data_check_warned_of_is_on_the_page(folder: Path) -> None:
+    crowds = {**finding("warning"), "kind": "crowds", "split": "train", "what": "6 of 12 objects are crowds"}
+    many = [{**finding("warning"), "kind": "tiny image", "split": "val", "what": f"is {i} x 1"} for i in range(30)]
+    notes = ["objects of the train data that are trained on: 6 of 12; not these: 6 crowds (iscrowd 1)"]
+    check = {"summary": "1 error, 31 warnings", "notes": notes, "findings": [crowds, *many, finding("error")]}
+    write_json(folder / "data_check.json", check)
+    words = read_page(folder).words
+    assert notes[0] in words
+    assert "warning: c.jpg: 6 of 12 objects are crowds; copy it again" in words
+    assert "warning (30 in val): c.jpg: is 0 x 1; copy it again" in words
+    assert words.index("error: c.jpg") < words.index("warning: c.jpg") < words.index("is 0 x 1")
+    assert "is 1 x 1" not in words
+
+
+def test_names_that_pictures_cannot_show_have_a_legend(folder: Path) -> None:
+    (folder / "pictures/class_names.json").write_text('{"class 0": "<猫>", "[dog face]": "🐶"}', encoding="utf-8")
+    page = read_page(folder)
+    assert "in the pictures 'class 0' is '<猫>', '[dog face]' is '🐶'" in page.words
+    assert "猫" not in page.tags

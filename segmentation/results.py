@@ -1,0 +1,68 @@
+"""Predictions as files: label PNGs as the data set stores them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine.config import Config
+from mmengine.evaluator import BaseMetric
+from PIL import Image
+
+
+class LabelPngs(BaseMetric):
+    """Writes the predicted class of each pixel as a grey PNG of the image's size; gives no score.
+
+    A class is stored as in the labels of the data set: class ``i`` as ``i + 1`` with ``reduce_zero_label``, as in
+    ADE20K, else as ``i``; in 16 bits where 8 do not suffice.
+
+    Args:
+        folder: Output folder.
+        dataset: Resolved config of the data set, whose folders, suffixes and ``reduce_zero_label`` hold.
+        images: Names of the files without suffix, by the path of the image; ``None`` for the names of the labels in
+            the data set.
+    """
+
+    default_prefix = "results"
+
+    def __init__(self, folder: Path, dataset: Mapping[str, Any], images: Mapping[Path, str] | None) -> None:
+        super().__init__()
+        self.folder, self.images = folder, images
+        self.image_folder = os.path.join(dataset.get("data_root") or "", dataset["data_prefix"].get("img_path") or "")
+        self.image_suffix = dataset.get("img_suffix", ".jpg")
+        suffix = dataset.get("seg_map_suffix", ".png")
+        self.suffix = suffix if suffix.lower().endswith(".png") else os.path.splitext(suffix)[0] + ".png"
+        self.offset = int(bool(dataset.get("reduce_zero_label", False)))
+        self.dtype = np.uint8 if len(dataset["metainfo"]["classes"]) + self.offset <= 256 else np.uint16
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
+        """Write the labels of a batch."""
+        for sample in data_samples:
+            labels = sample["pred_sem_seg"]["data"].squeeze(0).cpu().numpy() + self.offset
+            path = self.folder / f"{self._name(sample['img_path'])}{self.suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(labels.astype(self.dtype)).save(path)
+            self.results.append(path.name)  # mmengine warns of an evaluation without results
+
+    def _name(self, path: str) -> str:
+        if self.images is not None:
+            return self.images[Path(path)]
+        return os.path.relpath(path, self.image_folder).removesuffix(self.image_suffix)
+
+    def compute_metrics(self, results: list[str]) -> dict[str, float]:
+        """Return no scores."""
+        return {}
+
+
+def label_pngs(cfg: Config, folder: Path, images: Mapping[Path, str] | None) -> LabelPngs:
+    """Return the writer of label PNGs for a resolved config.
+
+    Args:
+        cfg: Resolved config.
+        folder: Output folder, which exists.
+        images: Names of the images that are predicted, by path; ``None`` for those of the test data.
+    """
+    return LabelPngs(folder, cfg.test_dataloader.dataset, images)

@@ -1,0 +1,108 @@
+"""Scores of each class, label PNGs and pictures of a segmentor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.structures import PixelData
+from mmseg.evaluation import IoUMetric
+from mmseg.structures import SegDataSample
+from PIL import Image
+
+import segmentation  # noqa: F401
+from engine.config.classes import palette
+from segmentation.metric import ClassIoUMetric
+from segmentation.results import label_pngs
+from segmentation.visualizer import SegmentationVisualizer
+
+CLASSES = ("wall", "sky", "tree", "car")
+
+
+def config(folder: Path, **settings: Any) -> Config:
+    dataset = dict(
+        data_root=str(folder),
+        data_prefix=dict(img_path="images", seg_map_path="labels"),
+        metainfo=dict(classes=CLASSES),
+    )
+    return Config(dict(test_dataloader=dict(dataset={**dataset, **settings})))
+
+
+def sample(path: str, labels: np.ndarray, truth: np.ndarray | None = None) -> dict[str, Any]:
+    element = SegDataSample(metainfo={"img_path": path})
+    element.pred_sem_seg = PixelData(data=torch.from_numpy(labels)[None])
+    if truth is not None:
+        element.gt_sem_seg = PixelData(data=torch.from_numpy(truth)[None])
+    return element.to_dict()
+
+
+@pytest.mark.parametrize("settings", [{}, {"iou_metrics": ["mIoU", "mDice", "mFscore"]}, {"nan_to_num": 0}])
+def test_the_scores_are_those_of_mmseg_and_those_of_each_class_are_kept(settings: dict[str, Any]) -> None:
+    random = np.random.default_rng(0)
+    ours, theirs = ClassIoUMetric(**settings), IoUMetric(**settings)
+    for _ in range(3):
+        truth = random.integers(0, 3, (20, 30))  # never a car
+        truth[random.random(truth.shape) < 0.1] = 255
+        labels = np.where(random.random(truth.shape) < 0.7, truth % 255, random.integers(0, 3, truth.shape))
+        labels[labels > 3] = 0
+        for metric in (ours, theirs):
+            metric.dataset_meta = {"classes": CLASSES}
+            metric.process({}, [sample("a.jpg", labels, truth)])
+    theirs.evaluate(3)
+    theirs.results = list(ours.results)
+    assert ours.compute_metrics(ours.results) == theirs.compute_metrics(theirs.results)
+    assert list(ours.class_scores) == list(CLASSES)
+    areas = [sum(parts) for parts in zip(*ours.results, strict=True)]
+    for index, name in enumerate(CLASSES[:3]):
+        iou = 100 * float(areas[0][index] / areas[1][index])
+        assert ours.class_scores[name]["IoU"] == pytest.approx(iou, abs=0.005)
+    assert ours.class_scores["car"]["IoU"] == (0.0 if "nan_to_num" in settings else None)
+
+
+@pytest.mark.parametrize("reduce", [False, True])
+def test_labels_are_stored_as_the_data_set_stores_them(reduce: bool, tmp_path: Path) -> None:
+    labels = np.arange(4).repeat(6).reshape(4, 6)
+    cfg = config(tmp_path, reduce_zero_label=reduce, img_suffix="_leftImg8bit.png", seg_map_suffix="_labels.png")
+    writer = label_pngs(cfg, tmp_path / "out", None)
+    writer.process(None, [sample(str(tmp_path / "images/city/a_leftImg8bit.png"), labels)])
+    assert writer.evaluate(1) == {}
+    with Image.open(tmp_path / "out/city/a_labels.png") as image:
+        assert image.mode == "L"
+        assert np.array_equal(np.asarray(image), labels + reduce)
+
+
+def test_labels_of_other_images_have_the_names_of_their_pictures(tmp_path: Path) -> None:
+    writer = label_pngs(config(tmp_path), tmp_path, {Path("x/a.jpg"): "a.jpg", Path("x/a.png"): "a.png"})
+    labels = np.zeros((2, 3), np.int64)
+    writer.process(None, [sample("x/a.jpg", labels), sample("x/a.png", labels)])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jpg.png", "a.png.png"]
+
+
+def test_many_classes_take_16_bits(tmp_path: Path) -> None:
+    cfg = config(tmp_path, reduce_zero_label=True, metainfo=dict(classes=tuple(map(str, range(256)))))
+    writer = label_pngs(cfg, tmp_path, {Path("a.jpg"): "a"})
+    writer.process(None, [sample("a.jpg", np.array([[0, 255]]))])
+    assert np.asarray(Image.open(tmp_path / "a.png")).tolist() == [[1, 256]]
+
+
+@pytest.mark.parametrize("name", ["дерево", "شجرة"])
+def test_names_are_drawn_in_any_script(name: str) -> None:
+    labels = np.full((80, 120), 255)
+    labels[20:60, 10:110] = 1
+    element = SegDataSample(pred_sem_seg=PixelData(data=torch.from_numpy(labels)[None]))
+    drawn = []
+    for label in (name, "\U0010fffd"):
+        visualizer = SegmentationVisualizer()
+        visualizer.dataset_meta = {"classes": ["x", label], "palette": palette(["x", label])}
+        picture = visualizer._draw_sem_seg(
+            np.zeros((80, 120, 3), np.uint8), element.pred_sem_seg, ["x", label], palette(["x", label])
+        )
+        drawn.append(picture)
+    assert drawn[0].shape == (80, 120, 3)
+    assert not np.array_equal(*drawn)
+    nothing = PixelData(data=torch.full((1, 80, 120), 255))
+    assert not visualizer._draw_sem_seg(np.zeros((80, 120, 3), np.uint8), nothing, ["x"], palette(["x"])).any()
