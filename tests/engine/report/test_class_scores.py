@@ -16,7 +16,7 @@ from engine.report.training import write_training_report
 from engine.task import TASK_SPECS
 from tests.pages import Page
 
-DETECTION = tuple(spec for spec in TASK_SPECS.specs() if spec.name == "detection")
+DETECTION = (TASK_SPECS["detection"],)
 FEW: dict[str, dict[str, Any]] = {
     "cat": {"bbox_mAP": 0.5, "bbox_mAP_50": 0.75, "objects": 1200},
     "黑色的狗": {"bbox_mAP": None, "bbox_mAP_50": None, "objects": 0},
