@@ -111,8 +111,9 @@ DETECTION_TEST = {
 
 # SwinTransformer/Swin-Transformer-Semantic-Segmentation: configs/_base_/datasets/ade20k.py, lines 7-18
 # (train_pipeline), run by its mmseg 0.11.0: mmseg/datasets/pipelines/transforms.py; at 640 with the sizes of
-# microsoft/unilm: beit/semantic_segmentation/configs/_base_/datasets/ade20k_640x640.py, lines 7-18, which the configs
-# of facebookresearch/ConvNeXt: semantic_segmentation/configs/convnext name. The picture has 683 x 512 pixels; transform
+# microsoft/unilm: beit/semantic_segmentation/configs/_base_/datasets/ade20k_640x640.py, lines 7-18 (read in its fork
+# bozeklab/unilm), which the configs of facebookresearch/ConvNeXt: semantic_segmentation/configs/convnext name. The
+# picture has 683 x 512 pixels; transform
 # i of resizing, cropping, flipping and distorting has seed 100 s + i of numpy, and s decides the flip. Crop and s: size
 # before cropping, summary of the normalised pixels, mean label (ignored ones as 0), ignored pixels.
 SEGMENTATION_TRAIN = {
