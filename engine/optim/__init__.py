@@ -1,6 +1,7 @@
 """The optimizer of a training: parameter groups with layer-wise decay, schedules, and precision.
 
 ``param_groups`` builds the groups from the backbone's own layer ids, ``schedules`` brings schedules to any step,
+``resumption`` keeps the config's settings over a checkpoint's,
 ``precision`` keeps losses in float32, and ``unused_parameters`` finds parameters that get no gradient.
 """
 
@@ -13,11 +14,13 @@ from engine.optim.param_groups import (
     parameter_groups,
 )
 from engine.optim.precision import losses_in_float32
+from engine.optim.resumption import OptimizerSettings
 from engine.optim.schedules import LinearWarmUpLR, replay_schedules, schedule_shapes
 
 __all__ = [
     "LayerDecayConstructor",
     "LinearWarmUpLR",
+    "OptimizerSettings",
     "ParameterGroup",
     "group_rows",
     "group_table",

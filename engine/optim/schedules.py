@@ -8,15 +8,16 @@ or on its last value.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mmengine.optim import LinearLR
 from mmengine.registry import PARAM_SCHEDULERS
 
-SHAPE_KEYS = (
-    *("begin", "end", "total_iters", "T_max", "milestones", "gamma", "power", "base_values"),
-    *("start_factor", "end_factor", "eta_min", "eta_min_ratio"),
+# What a scheduler's state holds beside its settings: its position, and what a schedule by metric has seen.
+POSITION_KEYS = (
+    *("last_step", "_global_step", "_last_value", "verbose"),
+    *("best", "num_bad_epochs", "cooldown_counter"),
 )
 
 
@@ -38,9 +39,26 @@ class LinearWarmUpLR(LinearLR):
         super().__init__(optimizer, begin=begin, end=end + 1, **settings)
 
 
-def schedule_shapes(schedulers: Sequence[Any]) -> list[dict[str, Any]]:
-    """What of schedulers a config states, without their position."""
-    return [{key: value for key, value in one.state_dict().items() if key in SHAPE_KEYS} for one in schedulers]
+def schedule_shapes(states: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What of schedulers' states a config states, without their position."""
+    return [{key: _plain(value) for key, value in one.items() if key not in POSITION_KEYS} for one in states]
+
+
+def scheduled_settings(shapes: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Settings of an optimizer that schedules of these shapes change, such as ``lr``."""
+    names = {one["param_name"] for one in shapes}
+    return names | ({"betas"} if "momentum" in names else set())  # a momentum of Adam is the first of its betas
+
+
+def follows_scores(shapes: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether one of the schedules depends on the scores of the validations (``ReduceOnPlateau``)."""
+    return any("monitor" in one for one in shapes)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return dict(value) if isinstance(value, Mapping) else value
 
 
 def replay_schedules(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import mmengine
 from mmengine.dist import is_main_process
 
-from backbones.errors import CheckpointError, UserError, describe_error
+from backbones.errors import CheckpointError, ConfigError, UserError, describe_error
 from backbones.weights import read_checkpoint
 from engine.checkpoint.model_weights import load_model
 from engine.checkpoint.state import (
@@ -27,7 +27,8 @@ from engine.checkpoint.store import last_good, write_checkpoint
 from engine.config.classes import class_names
 from engine.distributed.sharding import gather_whole, unwrapped
 from engine.nonfinite.guard import NonFiniteError, RollBack
-from engine.optim.schedules import replay_schedules, schedule_shapes
+from engine.optim.resumption import OptimizerSettings, check_optimizer
+from engine.optim.schedules import follows_scores, replay_schedules, schedule_shapes, scheduled_settings
 from engine.report.run_dir import write_json
 
 if TYPE_CHECKING:
@@ -42,6 +43,17 @@ class CheckpointManager:
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
         self._resumed: dict[str, Any] | None = None
+        self._checkpoint: Mapping[str, Any] = {}
+        self._settings = OptimizerSettings((), {})
+        self._shapes: list[dict[str, Any]] = []
+
+    def remember_settings(self) -> None:
+        """Remember a training's settings of optimizer and schedules, before a resume restores others over them."""
+        runner = self._runner
+        if not runner.is_training:
+            return
+        self._settings = OptimizerSettings.of(runner.optim_wrapper)
+        self._shapes = schedule_shapes([one.state_dict() for one in runner.param_schedulers or []])
 
     def load(self, filename: str) -> dict[str, Any]:
         """Load a checkpoint into the model, safely and completely, and log what was loaded.
@@ -67,14 +79,15 @@ class CheckpointManager:
         runner.load_reports.append({"part": "model", "line": str(report), **report.as_dict()})
         if runner.is_resuming:
             self._resumed = checkpoint.get("resume")
+            self._checkpoint = {key: checkpoint[key] for key in ("meta", "param_schedulers") if key in checkpoint}
             runner.run_id = checkpoint["meta"].get("run", runner.run_id)
             # mmengine executes this text, which our own checkpoints do not have, to look for a list of GPUs in it.
             checkpoint["meta"].pop("config", None)
         return checkpoint
 
     def write_load_reports(self) -> None:
-        """Write to ``weights.json`` which weights the training started with."""
-        if is_main_process():
+        """Write to ``weights.json`` which weights a training started with."""
+        if self._runner.is_training and is_main_process():
             write_json(Path(self._runner.work_dir) / LOAD_REPORTS, {"receipts": self._runner.load_reports})
 
     def newest(self) -> str | None:
@@ -89,16 +102,15 @@ class CheckpointManager:
 
     @contextmanager
     def resuming(self, filename: str) -> Iterator[None]:
-        """Context in which mmengine resumes from a checkpoint; the position and the schedules follow at its end.
+        """Context in which mmengine resumes from a checkpoint; position, settings and schedules follow at its end.
 
-        A schedule that was changed since continues as if it had been this one from the start.
+        Settings of the optimizer are the config's, not the checkpoint's. A schedule that was changed since continues as
+        if it had been this one from the start.
 
         Raises:
             UserError: If the checkpoint belongs to a training with another model, optimizer or schedule.
         """
         runner = self._runner
-        peaks = [group.get("initial_lr", group["lr"]) for group in runner.optim_wrapper.param_groups]
-        wanted = schedule_shapes(runner.param_schedulers or [])
         try:
             yield
         except UserError:
@@ -114,14 +126,41 @@ class CheckpointManager:
             runner.logger.warning("saved by an older version: the order of the data and random numbers begin anew")
         else:
             restore_position(runner, self._resumed)
-        if schedule_shapes(runner.param_schedulers or []) != wanted:
+        self._apply_settings()
+
+    def _apply_settings(self) -> None:
+        """Bring the resumed optimizer and schedules to the settings of the config, and log what changes.
+
+        Raises:
+            ConfigError: If a setting cannot be changed in the middle of a training.
+        """
+        runner, meta = self._runner, self._checkpoint["meta"]
+        stated, saved = runner.cfg.optim_wrapper.optimizer, meta.get("optimizer")
+        check_optimizer(runner.optim_wrapper.optimizer, stated, saved)
+        shapes = schedule_shapes(self._checkpoint.get("param_schedulers") or [])
+        moved = runner.iter != meta["iter"]  # an epoch has another number of steps
+        changed = shapes != self._shapes or (moved and any(not one["by_epoch"] for one in shapes))
+        if follows_scores(self._shapes) and (shapes != self._shapes or (saved or stated)["lr"] != stated["lr"]):
+            raise ConfigError(
+                "--resume: rate or schedule are not the checkpoint's, and one that follows scores cannot be computed "
+                "anew: keep both, or start from the weights alone with --cfg-options load_from=FILE"
+            )
+        changes = self._settings.apply(runner.optim_wrapper, scheduled_settings(self._shapes))
+        if changes:
+            runner.logger.warning(
+                f"settings that differ from the checkpoint's are the config's from step {runner.iter + 1} on: "
+                f"{', '.join(changes)}"
+            )
+        if changed and self._shapes:
             runner.logger.info(
                 "the schedule differs from the checkpoint's: rates go on as if it had always been this one"
             )
+            groups = runner.optim_wrapper.param_groups
+            self._settings.reset_scheduled(groups, scheduled_settings(self._shapes))
             runner.param_schedulers = replay_schedules(
                 lambda: runner.build_param_scheduler(copy.deepcopy(runner.cfg.param_scheduler)),
-                runner.optim_wrapper.param_groups,
-                peaks,
+                groups,
+                self._settings.peaks,
                 steps=runner.iter,
                 epoch=len(runner.train_dataloader),
             )
@@ -170,11 +209,13 @@ class CheckpointManager:
         parts = {"resume": resume_state(runner)} if resumable else {}
         if not (runner.sharded or is_main_process()):
             return {}
+        optimizer = runner.cfg.optim_wrapper.optimizer
         meta = {
             "epoch": runner.epoch,
             "iter": runner.iter,
             "cfg": self._config_text,
             "seed": runner.seed,
+            "optimizer": {"type": str(optimizer.get("type")), "lr": optimizer["lr"]},
             "run": runner.run_id,
             "experiment_name": runner.experiment_name,
             "mmengine_version": mmengine.__version__,

@@ -85,7 +85,10 @@ class ModelEMAHook(Hook):
         Raises:
             CheckpointError: If the averages belong to another model.
         """
-        if not runner.is_resuming or "ema_state_dict" not in checkpoint:
+        if not runner.is_resuming:
+            return
+        if "ema_state_dict" not in checkpoint:
+            runner.logger.warning("the checkpoint has no averaged weights: averages begin anew with its raw weights")
             return
         saved = checkpoint["ema_state_dict"]
         for name, weight in self._weights().items():

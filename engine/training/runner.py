@@ -141,14 +141,14 @@ class Runner(MMRunner):
 
     def load_or_resume(self) -> None:
         """Load what the run starts with; a training writes to ``weights.json`` what that was."""
+        self.checkpoints.remember_settings()
         if self._resume:
             # What the config loads is what the run began with: only a run that saved nothing begins with it again.
             found = self.checkpoints.newest()
             self._resume = found is not None
             self._load_from = found or self._load_from
         super().load_or_resume()
-        if self.is_training:
-            self.checkpoints.write_load_reports()
+        self.checkpoints.write_load_reports()
 
     def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
         """Resume; a schedule that has been changed since continues as if it had been this one from the start."""

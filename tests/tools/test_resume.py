@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -32,3 +33,32 @@ def test_a_longer_training_has_the_rates_of_one_that_was_never_stopped(tool: Any
     parts = train("parts", 2, "--resume")
     assert len(set(whole)) > 2
     assert parts == pytest.approx(whole[-len(parts) :], rel=1e-6)
+
+
+def test_a_rate_or_a_schedule_that_was_changed_is_the_one_that_runs(tool: Any, digits: Path, tmp_path: Path) -> None:
+    """As in public reports of an old rate that a resume brings back; without a schedule nothing else sets it."""
+
+    def train(name: str, epochs: int, *settings: str, resume: bool = True) -> str:
+        settings = (f"data_root={digits / 'imagenet'}", "batch.size=4", "default_hooks.logger.interval=1", *settings)
+        if resume:
+            shutil.copytree(tmp_path / "first", tmp_path / name)
+        flags = ["--resume"] if resume else []
+        chosen = ["--cfg-options", f"train_cfg.max_epochs={epochs}", *settings]
+        ended = tool("train.py", CONFIG, "--work-dir", tmp_path / name, *flags, *chosen)
+        assert ended.code == 0, ended.err
+        return str(ended.out)
+
+    train("first", 1, "param_scheduler=None", resume=False)
+    out = train("rate", 2, "param_scheduler=None", "optim_wrapper.optimizer.lr=1e-5")
+    (peak,) = set(rates(tmp_path / "first"))
+    assert f"lr {peak:g} -> 1e-05" in out
+    assert set(rates(tmp_path / "rate")) == {1e-5}
+    same = train("same", 2, "param_scheduler=None")
+    assert "differ from the checkpoint's" not in same
+    assert set(rates(tmp_path / "same")) == {peak}
+    added = train("added", 2, "param_scheduler.1.T_max=2", "param_scheduler.1.begin=0")
+    assert "as if it had always been this one" in added
+    steps = len(rates(tmp_path / "added"))
+    whole = train("whole", 2, "param_scheduler.1.T_max=2", "param_scheduler.1.begin=0", resume=False)
+    assert "differ" not in whole
+    assert rates(tmp_path / "added") == pytest.approx(rates(tmp_path / "whole")[-steps:], rel=1e-6)
