@@ -16,7 +16,7 @@ from backbones.errors import CheckpointError, ConfigError
 from engine.checkpoint.preemption import Stop, exiting_on_signals
 from engine.config.load import Resolved, load_config
 from engine.config.world import Launch
-from engine.data.preflight import check_before_training, check_data_paths
+from engine.data.preflight import check_before_test, check_before_training, check_data_paths
 from engine.planning.plan import TrainingPlan, training_plan
 from engine.report.class_scores import class_lines, collect_class_scores
 from engine.report.environment import environment
@@ -113,6 +113,7 @@ def test(
     tta: bool = False,
     trust: bool = False,
     result_format: str | None = None,
+    data_check: bool = True,
 ) -> dict[str, float]:
     """Evaluate a checkpoint on the test data; write ``test.json`` and some pictures to the work directory.
 
@@ -124,6 +125,7 @@ def test(
         tta: Whether to test at several scales and flipped, as the config says.
         trust: Whether to execute code that the checkpoint asks for (``--trust-checkpoint``).
         result_format: Format in which the predictions are also written, to ``results/``; ``None`` for none.
+        data_check: Whether to check the test data first.
 
     Returns:
         Metrics by name.
@@ -135,10 +137,13 @@ def test(
     check_data_paths(cfg, ("test",))
     _check_weight_file("checkpoint", checkpoint)
     _without_training(cfg)
+    checked = copy.deepcopy(cfg)  # a pipeline of test-time augmentation hides how labels are loaded
     if tta:
         _use_tta(cfg)
     cfg.load_from = checkpoint
     runner = build_runner(resolved, launch, trust)
+    if data_check:
+        check_before_test(checked, runner.logger)
     runner.averaged = averaged
     name = "test" + ("_ema" if averaged else "") + ("_tta" if tta else "")
     if result_format:

@@ -141,7 +141,13 @@ def _make_folder(folder: Path) -> None:
 
 
 def predict_images(
-    cfg: Config, model: nn.Module, visualizer: Any, images: list[Path], out: Path, result_format: str | None = None
+    cfg: Config,
+    model: nn.Module,
+    visualizer: Any,
+    images: list[Path],
+    out: Path,
+    result_format: str | None = None,
+    data_check: bool = True,
 ) -> Iterator[Path]:
     """Predict images one by one and draw each.
 
@@ -152,6 +158,7 @@ def predict_images(
         images: Image files.
         out: Folder for the drawings.
         result_format: Format in which predictions are also written to the sub-folder ``results``; ``None`` for none.
+        data_check: Whether to skip images in which the data check finds an error.
 
     Yields:
         The file of each drawing: ``<name>.png``, or ``<name with suffix>.png`` for images that share a name.
@@ -177,7 +184,7 @@ def predict_images(
     for index, image in enumerate(images):
         target = out / f"{names[image]}.png"
         try:
-            if errors := checker.image_errors(str(image)):
+            if data_check and (errors := checker.image_errors(str(image))):
                 raise DamagedImageError.of(image, f"{errors[0].problem}; {errors[0].fix}")
             item = pipeline({"img_path": str(image), "img_id": index, **copy.deepcopy(task.image_fields)})
             sample = predict(model, item, collate)

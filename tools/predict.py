@@ -21,6 +21,7 @@ def main() -> None:
         "--format",
         help="also write predictions to files: coco (results format) for detection, png (labels) for segmentation",
     )
+    parser.add_argument("--no-data-check", action="store_true", help="predict images without checking them first")
     add_trust_option(parser)
     args = parser.parse_args()
 
@@ -35,7 +36,7 @@ def main() -> None:
     model, visualizer = load_predictor(cfg, args.checkpoint, args.ema, launch.device, args.trust_checkpoint)
     out = args.out or Path(cfg.work_dir) / "predictions"
     try:
-        for target in predict_images(cfg, model, visualizer, images, out, args.format):
+        for target in predict_images(cfg, model, visualizer, images, out, args.format, not args.no_data_check):
             print(target)
     except SkippedImagesError as error:
         if len(images) > 1:

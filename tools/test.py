@@ -20,6 +20,7 @@ def main() -> None:
         help="also write predictions to files: coco (results format) for detection, png (labels) for segmentation",
     )
     add_launch_options(parser)
+    parser.add_argument("--no-data-check", action="store_true", help="start without checking the test data first")
     add_trust_option(parser)
     args = parser.parse_args()
 
@@ -34,7 +35,8 @@ def main() -> None:
         options["work_dir"] = args.work_dir
     launch = Launch.from_environment()
     resolved = load_config(args.config, options, launch, training=False)
-    metrics = test(resolved, launch, args.checkpoint, args.ema, args.tta, args.trust_checkpoint, args.format)
+    options_of_test = (args.ema, args.tta, args.trust_checkpoint, args.format, not args.no_data_check)
+    metrics = test(resolved, launch, args.checkpoint, *options_of_test)
     if is_main_process():
         for name, value in metrics.items():
             print(f"{name}: {value:.4g}")

@@ -9,7 +9,7 @@ from engine.data.checker import DATA_CHECKERS, DataFile, DatasetChecker
 from engine.data.fault_tolerance import FaultTolerantDataset
 from engine.data.findings import DataCheckResult, DataFinding
 from engine.data.image_files import DamagedImageError, LoadCheckedImage
-from engine.data.preflight import check_before_training, check_data_paths
+from engine.data.preflight import check_before_test, check_before_training, check_data_paths
 from engine.data.sampling import ResumableBatchSampler, SeededIndex, build_train_loader
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "ResumableBatchSampler",
     "SeededIndex",
     "build_train_loader",
+    "check_before_test",
     "check_before_training",
     "check_data_paths",
     "check_datasets",

@@ -62,28 +62,44 @@ def check_before_training(cfg: Config, logger: Logger, resume: bool) -> None:
         DataError: In all processes, if the training would fail or be wrong; with the first error and their number.
         UserError: In all processes, if the check could not be made.
     """
-    failure: list[UserError | None] = [_check_and_report(cfg, logger, resume) if is_main_process() else None]
+    _broadcast(_check_and_report(cfg, logger, ("train", "val"), resume) if is_main_process() else None)
+
+
+def check_before_test(cfg: Config, logger: Logger) -> None:
+    """Check the test data in the same way; the findings go to ``test_data_check.json``.
+
+    Raises:
+        DataError: In all processes, if the test would fail or its scores be wrong.
+        UserError: In all processes, if the check could not be made.
+    """
+    _broadcast(_check_and_report(cfg, logger, ("test",)) if is_main_process() else None)
+
+
+def _broadcast(error: UserError | None) -> None:
+    """Raise in all processes the error of the main process, if there is one."""
+    failure = [error]
     broadcast_object_list(failure)
     if failure[0] is not None:
         raise failure[0]
 
 
-def _check_and_report(cfg: Config, logger: Logger, resume: bool) -> UserError | None:
+def _check_and_report(cfg: Config, logger: Logger, splits: tuple[str, ...], resume: bool = False) -> UserError | None:
     """Error that stops the run, ``None`` if nothing does."""
-    path = Path(cfg.work_dir) / DATA_CHECK_FILE
-    fingerprint = data_fingerprint(cfg)
+    test = splits == ("test",)
+    path = Path(cfg.work_dir) / (f"test_{DATA_CHECK_FILE}" if test else DATA_CHECK_FILE)
+    fingerprint = data_fingerprint(cfg, splits)
     if resume and _passed_before(path, fingerprint):
         logger.info("data check: data and settings are those of the check before, %s", path)
         return None
     try:
-        result = _tolerate_damage(check_datasets(cfg, ("train", "val"), seconds=MAX_INSPECTION_SECONDS))
+        result = _tolerate_damage(check_datasets(cfg, splits, seconds=MAX_INSPECTION_SECONDS))
         result.write(path, fingerprint=fingerprint)
     except UserError as error:
         return error
     if result.errors:
         count = len(result.errors)
         others = f"the first of {count} errors in the data, all of them in {path}" if count > 1 else f"see {path}"
-        return DataError(f"{result.errors[0]} ({others}; --no-data-check trains all the same)")
+        return DataError(f"{result.errors[0]} ({others}; --no-data-check {'tests' if test else 'trains'} all the same)")
     lines = result.finding_lines(str(path))
     for line in lines[:MAX_LOGGED_WARNINGS]:
         logger.warning(f"data check: {line}")  # mmengine's logger drops a second warning of one template
@@ -108,10 +124,10 @@ def _tolerate_damage(result: DataCheckResult) -> DataCheckResult:
     return replace(result, findings=findings)
 
 
-def data_fingerprint(cfg: Config) -> str:
+def data_fingerprint(cfg: Config, splits: tuple[str, ...] = ("train", "val")) -> str:
     """Hash of the data sets' settings and of size and time of the files and folders that they name."""
     settings: list[Any] = []
-    for split in ("train", "val"):
+    for split in splits:
         if loader := cfg.get(f"{split}_dataloader"):
             stats = [path.stat() for path in dataset_paths(loader.dataset) if path.exists()]
             settings.append([loader.dataset.to_dict(), [(stat.st_size, stat.st_mtime_ns) for stat in stats]])
