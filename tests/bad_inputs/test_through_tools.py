@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, DefaultScope
 
 from engine.config.load import load_config
 from engine.config.world import Launch
@@ -76,8 +76,24 @@ def test_a_test_image(tool: Any, data: Any, weights: Path) -> None:
     path.write_bytes(b"notes")
     before = contents(root)
     ended = tool("test.py", CONFIG["classifier"], weights, *options)
+    assert_one_line(ended, path, "is no image", "--no-data-check tests all the same")
+    ended = tool("test.py", CONFIG["classifier"], weights, "--no-data-check", *options)
     assert_one_line(ended, path, "cannot be decoded")
     assert contents(root) == before
+
+
+@pytest.mark.parametrize("tta", [False, True])
+def test_labels_of_the_test_data(tool: Any, data: Any, tta: bool, tmp_path: Path) -> None:
+    """Scores would be of other labels than those of the training, without a word; seen behind augmentation too."""
+    _, options = data("segmentor")
+    path = tmp_path / "segmentor.pth"
+    cfg = load_config(CONFIG["segmentor"], {}, Launch()).cfg
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        torch.save({"state_dict": MODELS.build(cfg.model).state_dict()}, path)
+    for split in ("test", "val"):
+        options.append(f"{split}_dataloader.dataset.reduce_zero_label=False")
+    ended = tool("test.py", CONFIG["segmentor"], path, *(["--tta"] if tta else []), *options)
+    assert_one_line(ended, "reduce_zero_label is False of the data set and True of LoadLabels")
 
 
 @pytest.mark.parametrize("case", ["a payload", "a payload in the old format", "a pickle with a payload"])

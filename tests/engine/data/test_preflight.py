@@ -25,7 +25,7 @@ from engine.data.checker import OPENCV_MAX_PIXELS, PILLOW_MAX_PIXELS, DataFile, 
 from engine.data.findings import DataCheckResult, DataFinding
 from engine.data.image_files import ImageInfo
 from engine.data.paths import leads_outside
-from engine.data.preflight import DATA_CHECK_FILE, check_before_training, data_fingerprint
+from engine.data.preflight import DATA_CHECK_FILE, check_before_test, check_before_training, data_fingerprint
 
 CLASSES = ("cat", "dog")
 LOGGER = logging.getLogger("preflight")
@@ -173,6 +173,17 @@ def test_check_before_training_stops_at_a_damaged_validation_image(cfg: Config, 
         begin(cfg, caplog)
     assert "\n" not in str(caught.value)
     assert len(json.loads((Path(cfg.work_dir) / DATA_CHECK_FILE).read_text())["findings"]) == 1
+
+
+def test_check_before_test_checks_the_test_data_alone(cfg: Config, caplog: Any) -> None:
+    (root(cfg) / "train/cat/00.png").write_bytes(b"")
+    with caplog.at_level(logging.INFO):
+        check_before_test(cfg, LOGGER)
+    assert [message.split(";")[0] for message in caplog.messages] == ["data check: 0 errors, 0 warnings"]
+    (root(cfg) / "val/cat/00.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"00\.png: is empty .*test_data_check\.json; --no-data-check tests all"):
+        check_before_test(cfg, LOGGER)
+    assert not (Path(cfg.work_dir) / DATA_CHECK_FILE).exists()
 
 
 def test_check_before_training_skips_unchanged_data_on_resume(cfg: Config, caplog: Any) -> None:
