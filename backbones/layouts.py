@@ -28,8 +28,15 @@ Rows = tuple[tuple[str, str], ...]
 LayoutName = Literal["ours", "timm", "torchvision", "hf"]
 
 _WILD = re.compile(r"([#@])")
-# Prefix of the network in a whole model: parallel wrapper, training wrapper, attribute of the backbone.
-WRAPPER_PREFIX = re.compile(r"(module\.)?(model\.)?(backbone\.)?")
+# Prefix of the network in a whole model: the wrappers and attributes that hold it, in any order. Sources: ``module`` of
+# DistributedDataParallel, ``model`` and ``net`` of Lightning modules, ``encoder`` of segmentation_models_pytorch (its
+# timm encoders are ``encoder.model``), ``student`` and ``teacher`` of DINO's checkpoints, ``encoder_q`` and
+# ``base_encoder`` of MoCo's, ``visual.trunk`` of OpenCLIP's, ``online_encoder`` of BYOL's.
+_HOLDERS = (
+    *("module", "model", "net", "network", "backbone", "encoder", "base_model", "feature_extractor"),
+    *("student", "teacher", "base_encoder", "encoder_q", "online_encoder", "visual", "trunk", "image_encoder"),
+)
+WRAPPER_PREFIX = re.compile(rf"(?:(?:{'|'.join(_HOLDERS)})\.)*")
 # Tensors, under our names, by which a ConvNeXt is recognised: a depthwise convolution, or at least the stem.
 _DEPTHWISE = re.compile(r"(stages\.\d+|blocks)\.\d+\.dwconv\.weight")
 _STEM = "downsample_layers.0.0.weight"
@@ -517,7 +524,10 @@ def find_convnext(tensors: Mapping[str, Tensor], source: str) -> MatchedTensors 
     layout, prefix = detected
     owner = f"checkpoint {source!r} ({layout.name} layout)"
     if not layout.knows_prefix(prefix):
-        raise CheckpointError(f"checkpoint {source!r} keeps its ConvNeXt under the unknown prefix {prefix + '.'!r}")
+        raise CheckpointError(
+            f"checkpoint {source!r} keeps its ConvNeXt under the unknown prefix {prefix + '.'!r}: "
+            "save it without that prefix"
+        )
     names, others = _assign_names(tensors, layout, prefix, owner)
     found = {}
     for ours, name in names.items():
@@ -554,7 +564,9 @@ def _detect_layout(names: Iterable[str], source: str) -> tuple[Layout, str] | No
                     likely.add((number, parsed.prefix))
     if len(certain) > 1:
         several = " and ".join(f"{CHECKPOINT_LAYOUTS[i].name} under {prefix!r}" for i, prefix in sorted(certain))
-        raise CheckpointError(f"checkpoint {source!r} is ambiguous, it mixes several ConvNeXts: {several}")
+        raise CheckpointError(
+            f"checkpoint {source!r} is ambiguous, it mixes several ConvNeXts: {several}; save one alone"
+        )
     # Without a depthwise convolution the error will say what is missing, in the layout that matches most names.
     chosen = sorted(certain or likely, key=lambda one: (-counts[one], one))
     return (CHECKPOINT_LAYOUTS[chosen[0][0]], chosen[0][1]) if chosen else None

@@ -12,8 +12,9 @@ import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PosixPath, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
@@ -24,6 +25,7 @@ from mmengine.logging import HistoryBuffer, print_log
 from torch import Tensor, nn
 
 from backbones.errors import CheckpointError, first_line
+from backbones.file_kinds import describe_weight_file, is_torchscript
 from backbones.files import atomic_write
 from backbones.layouts import (
     WRAPPER_PREFIX,
@@ -52,8 +54,8 @@ def _statistic(owner: Any, name: str) -> Any:
     return getattr(owner, name)
 
 
-# Plain data that mmengine and the released code save beside tensors: loss histories as numpy arrays, and the
-# arguments of the command.
+# Plain data that mmengine, timm and the released code save beside tensors: loss histories as numpy arrays, and the
+# arguments of the command with their paths.
 _PLAIN_DATA: list[Any] = [
     HistoryBuffer,
     (_statistic, "builtins.getattr"),
@@ -62,12 +64,19 @@ _PLAIN_DATA: list[Any] = [
     np.dtype,
     np.ndarray.__reduce__(np.empty(0))[0],  # rebuilds an array; its module differs between NumPy 1 and 2
     np.float64().__reduce__()[0],  # likewise for a number
+    *((PosixPath, f"pathlib{module}.PosixPath") for module in ("", "._local")),  # the latter by Python 3.13
+    *((PureWindowsPath, f"pathlib{module}.WindowsPath") for module in ("", "._local")),
     *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "uint8", "bool")),
 ]
+# Attributes by which wrappers hold a module, in the middle of names too: those of torch.compile, FSDP and activation
+# checkpointing.
+_WRAPPER_NAMES = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_MODULE_CLASS = re.compile(r"torch\.nn\.modules\.|timm\.|torchvision\.models\.|torch\.nn\.parallel\.")
 # Keys of the tensors in a file: raw weights, from which the papers fine-tune, are preferred to averaged ones.
 _RAW_KEYS = ("state_dict", "model", "module", "model_ema")
 _AVERAGED_KEYS = ("ema_state_dict", "model_ema", "state_dict_ema")
 _MAX_NESTING = 4
+MAX_KEYS_IN_MESSAGE = 8
 # File names in a folder of Hugging Face transformers.
 _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 # Heads of classifiers other than ConvNeXt: ours and ViT, Swin and RegNet, ResNet, EfficientNet.
@@ -123,16 +132,23 @@ def read_checkpoint(source: str, trust: bool = False, in_place: bool = False) ->
             beside them.
 
     Returns:
-        The mapping in the file.
+        The mapping in the file; of a whole model or a TorchScript program, which are read with ``trust`` alone, the
+        tensors by name.
 
     Raises:
-        CheckpointError: If the file is absent, unreadable, truncated or not a mapping, if a tensor does not match the
-            checksum in the file, or if the file holds objects other than plain data and ``trust`` is off.
+        CheckpointError: If the file is absent, unreadable, truncated, of another kind or not a mapping, if a tensor
+            does not match the checksum in the file, or if the file holds objects other than plain data and ``trust`` is
+            off.
     """
     try:
         path = _local_file(source)
         if _is_safetensors(path):
             content: Any = safetensors.torch.load_file(path)
+        elif foreign := describe_weight_file(path):
+            again = f" (delete {path} to download it again)" if _is_url(source) else ""
+            raise CheckpointError(f"checkpoint {source!r} {foreign}{again}")
+        elif is_torchscript(path):
+            content = _read_torchscript(path, source, trust)
         else:
             if not in_place:
                 verify_checkpoint(path, source)
@@ -143,19 +159,52 @@ def read_checkpoint(source: str, trust: bool = False, in_place: bool = False) ->
     except CheckpointError:
         raise
     except pickle.UnpicklingError as error:
-        # torch buries the name under advice to load the file unsafely.
-        foreign = re.search(r"unsupported global:? (?:GLOBAL )?(\S+)", str(error), re.IGNORECASE)
-        reason = f"it refers to {foreign[1]}" if foreign else "damaged, or it holds more than data"
-        fix = "; if you know who made it, --trust-checkpoint lets it execute what it asks for" if foreign else ""
-        raise CheckpointError(f"checkpoint {source!r} was refused: {reason}{fix}") from error
+        raise CheckpointError(f"checkpoint {source!r} was refused: {_refusal(error, path)}") from error
+    except (ImportError, AttributeError) as error:  # with trust, where the code that it asks for is absent
+        fix = "read it where that code is, and save the state_dict of the model"
+        raise CheckpointError(f"checkpoint {source!r} needs code: {first_line(error, 160)}; {fix}") from error
     except OSError as error:  # a folder without permission, an address that does not answer
         raise CheckpointError(f"checkpoint {source!r} cannot be read: {first_line(error, 160)}") from error
     except Exception as error:  # torch and safetensors raise many kinds for a damaged archive
         fix = f"; delete {path} to download it again" if _is_url(source) else ""
         raise CheckpointError(f"checkpoint {source!r} cannot be read: it is damaged, or no checkpoint{fix}") from error
+    if isinstance(content, nn.Module):  # TorchScript, or a whole model that is trusted
+        content = content.state_dict()
     if not isinstance(content, Mapping):
         raise CheckpointError(f"checkpoint {source!r} holds a {type(content).__name__}, not a mapping of tensors")
-    return dict(content)
+    return {key: value.state_dict() if isinstance(value, nn.Module) else value for key, value in content.items()}
+
+
+def _read_torchscript(path: Path, source: str, trust: bool) -> nn.Module:
+    """The module of a TorchScript program.
+
+    Raises:
+        CheckpointError: If it is not trusted.
+    """
+    if not trust:
+        raise CheckpointError(
+            f"checkpoint {source!r} was refused: it is a TorchScript program; if you know who made it, "
+            "--trust-checkpoint loads it and takes its tensors"
+        )
+    loaded: nn.Module = torch.jit.load(path, map_location="cpu")
+    return loaded
+
+
+def _refusal(error: Exception, path: Path) -> str:
+    """Why torch refused a file, and what to do; torch buries the reason under advice to load the file unsafely."""
+    foreign = re.search(r"unsupported global:? (?:GLOBAL )?(\S+)", str(error), re.IGNORECASE)
+    if not foreign:
+        return "damaged, or it holds more than data"
+    names = [foreign[1]]
+    with suppress(Exception):  # torch raises many kinds for files of the old format
+        names += torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    trust = "if you know who made it, --trust-checkpoint"
+    if any(map(_MODULE_CLASS.match, names)):
+        return (
+            f"it is a whole pickled model ({foreign[1]}), not its weights: save model.state_dict() where its code is; "
+            f"{trust} reads it here, if that code can be imported"
+        )
+    return f"it refers to {foreign[1]}; {trust} lets it execute what it asks for"
 
 
 def verify_checkpoint(path: Path, source: str) -> None:
@@ -228,11 +277,17 @@ def network_tensors(checkpoint: Mapping[str, Any], source: str, averaged: bool =
         # The EMA of our own runs has its number of steps beside the weights.
         checkpoint = {name: value for name, value in next(filter(None, chosen)).items() if name != "steps"}
     for _ in range(_MAX_NESTING):
-        inner = next((checkpoint[key] for key in _RAW_KEYS if isinstance(checkpoint.get(key), Mapping)), None)
+        inner = _inner_mapping(checkpoint, source)
         if inner is None:
             break
         checkpoint = inner
-    tensors = {name: value for name, value in checkpoint.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    tensors = {}
+    for name, value in checkpoint.items():
+        if isinstance(name, str) and isinstance(value, Tensor):
+            plain = _WRAPPER_NAMES.sub("", name)
+            if plain in tensors:
+                raise CheckpointError(f"checkpoint {source!r} is ambiguous: it has {plain} with and without a wrapper")
+            tensors[plain] = value
     if not tensors and any(key in checkpoint for key in _AVERAGED_KEYS):
         raise CheckpointError(
             f"checkpoint {source!r} has averaged weights only: extract them with tools/convert_weights.py IN OUT "
@@ -242,6 +297,42 @@ def network_tensors(checkpoint: Mapping[str, Any], source: str, averaged: bool =
         if not name.isprintable():  # names are part of messages of one line
             raise CheckpointError(f"checkpoint {source!r} was refused: a tensor has the unprintable name {name!r}")
     return tensors
+
+
+def _inner_mapping(checkpoint: Mapping[str, Any], source: str) -> Mapping[str, Any] | None:
+    """The part of a checkpoint that holds the tensors; ``None`` if they are not in a part of it.
+
+    A known key goes first. Without one, and without tensors beside it, the only part with tensors is taken.
+
+    Raises:
+        CheckpointError: If there are several, such as ``student`` and ``teacher``.
+    """
+    known = next((checkpoint[key] for key in _RAW_KEYS if isinstance(checkpoint.get(key), Mapping)), None)
+    if known is not None or any(isinstance(value, Tensor) and value.ndim for value in checkpoint.values()):
+        return known
+    parts = [key for key, value in checkpoint.items() if _is_part(key) and _holds_tensors(value, _MAX_NESTING)]
+    if len(parts) > 1:
+        names = ", ".join(map(repr, parts[:MAX_KEYS_IN_MESSAGE])) + (
+            ", ..." if len(parts) > MAX_KEYS_IN_MESSAGE else ""
+        )
+        raise CheckpointError(
+            f"checkpoint {source!r} has tensors under several keys, {names}: save one of them alone, as in "
+            f"torch.save(torch.load(FILE)[{parts[0]!r}], NEW_FILE)"
+        )
+    return checkpoint[parts[0]] if parts else None
+
+
+def _is_part(key: Any) -> bool:
+    """Whether a key may be that of a model's tensors: optimizers have tensors of the same names, averages their own."""
+    return isinstance(key, str) and key.isprintable() and "optim" not in key and key not in _AVERAGED_KEYS
+
+
+def _holds_tensors(value: Any, depth: int) -> bool:
+    """Whether a mapping holds tensors by name, at most so many mappings deep."""
+    if not isinstance(value, Mapping) or not depth:
+        return False
+    named = [one for name, one in value.items() if isinstance(name, str)]
+    return any(isinstance(one, Tensor) or _holds_tensors(one, depth - 1) for one in named)
 
 
 def load_backbone_weights(

@@ -22,7 +22,7 @@ from torch.nn.functional import interpolate
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from backbones.errors import first_line
-from engine.data.image_files import PILLOW_ERRORS, DamagedImageError, read_image_bytes
+from engine.data.image_files import PILLOW_ERRORS, DamagedImageError, read_image_bytes, undecodable_reason
 
 Crop = tuple[int, int, int, int]  # top, left, height, width
 
@@ -123,7 +123,7 @@ def _open_image(path: str, content: bytes) -> Iterator[Image.Image]:
     except DamagedImageError:
         raise
     except UnidentifiedImageError as error:
-        raise DamagedImageError.of(path, "cannot be decoded: it is damaged, or no image") from error
+        raise DamagedImageError.of(path, undecodable_reason(content)) from error
     except PILLOW_ERRORS as error:
         raise DamagedImageError.of(path, f"cannot be decoded: {first_line(error)}") from error
 

@@ -195,7 +195,7 @@ def predict_images(
         if writer is not None:
             writer.process(None, [sample.to_dict()])
         yield target
-    if writer is not None:
+    if writer is not None and writer.results:
         writer.compute_metrics(writer.results)
     if skipped:
         raise SkippedImagesError(skipped, len(images))

@@ -12,7 +12,7 @@ from mmcv.transforms import LoadAnnotations
 from mmseg.datasets import BaseSegDataset
 
 from engine.data.checker import DATA_CHECKERS, DataFile, DatasetChecker, orientation_cause, repeated
-from engine.data.image_files import IMAGE_SUFFIXES, ImageInfo
+from engine.data.image_files import IMAGE_SUFFIXES, LABEL_MODES, ImageInfo
 from engine.data.orientation import Size
 from engine.data.paths import leads_outside
 from segmentation.data import IGNORE_INDEX, read_labels
@@ -22,6 +22,7 @@ MAX_LISTED_CLASSES = 6
 MAX_IGNORED_FRACTION = 0.5  # of the pixels; more are worth a warning (ADE20K and Cityscapes: a tenth)
 MIN_IGNORED_FRACTION = 0.01  # of the pixels; less may be borders between objects
 LABEL_FIXES = {
+    "32 bits": "save the class numbers with 8 bits: Image.fromarray(labels.astype('uint8'))",
     "colour": "store class numbers in one channel (grey or palette), not colours",
     "one too high": "set reduce_zero_label=True in the data set and in LoadLabels",
     "ignored zero": "set reduce_zero_label=False in the data set and in LoadLabels, or store 'not labelled' as 0",
@@ -126,12 +127,19 @@ class LabelChecker(DatasetChecker):
         self.error("size of labels", labels_path, problem, fix or "make both the same size")
 
     def _check_labels(self, file: DataFile, info: ImageInfo) -> None:
-        if info.mode not in ("L", "P", "1", "I;16"):
+        if info.mode == "F":
+            problem = "is a label image of 32-bit floating-point numbers, not of class numbers"
+            self.error("32-bit labels", file.path, problem, LABEL_FIXES["32 bits"])
+            return
+        if info.mode not in LABEL_MODES:
             self.error("coloured labels", file.path, f"is a label image with {info.mode} pixels", LABEL_FIXES["colour"])
             return
         if info.format == "JPEG":
             self.error("JPEG labels", file.path, "is a JPEG, which blurs class numbers", "write the labels as PNG")
             return
+        if info.mode == "I" and info.bits > 16:
+            problem = "has labels of 32 bits, which are read as whole numbers"
+            self.warn("32-bit labels", file.path, problem, LABEL_FIXES["32 bits"])
         if info.value_counts is None:
             return
         self._label_files += 1

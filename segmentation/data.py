@@ -14,7 +14,7 @@ from mmseg.registry import DATASETS, TRANSFORMS
 from PIL import Image, UnidentifiedImageError
 
 from backbones.errors import ConfigError, DataError, first_line
-from engine.data.image_files import PILLOW_ERRORS, DamagedImageError, read_image_bytes
+from engine.data.image_files import PILLOW_ERRORS, DamagedImageError, read_image_bytes, undecodable_reason
 from engine.data.paths import leads_outside
 
 IGNORE_INDEX = 255  # label of pixels that are not labelled
@@ -103,8 +103,9 @@ class LoadLabels(LoadAnnotations):
                 f"reduce_zero_label is {results['reduce_zero_label']} of the data set and {self.reduce_zero_label} of "
                 "LoadLabels: set both to the same value"
             )
-        if labels.max(initial=0) > IGNORE_INDEX:
-            raise self._wrong_value(path, int(labels.max()))
+        for value in (labels.max(initial=0), labels.min(initial=0)):
+            if not 0 <= value <= IGNORE_INDEX:
+                raise self._wrong_value(path, int(value))
         labels = labels.astype(np.uint8)
         if self.reduce_zero_label:
             labels = np.where((labels == 0) | (labels == IGNORE_INDEX), IGNORE_INDEX, labels - 1).astype(np.uint8)
@@ -138,9 +139,11 @@ def read_labels(path: str, backend_args: dict[str, Any] | None = None) -> np.nda
         with Image.open(io.BytesIO(content)) as image:
             labels = np.array(image)
     except UnidentifiedImageError as error:
-        raise DamagedImageError.of(path, "cannot be decoded: it is damaged, or no image") from error
+        raise DamagedImageError.of(path, undecodable_reason(content)) from error
     except PILLOW_ERRORS as error:
         raise DamagedImageError.of(path, f"cannot be decoded: {first_line(error)}") from error
     if labels.ndim > 2:
         raise DataError(f"{path}: a label image has one channel (grey or palette), not {labels.shape[-1]}")
+    if labels.dtype.kind == "f":
+        raise DataError(f"{path}: the labels are 32-bit floating-point numbers: save the class numbers with 8 bits")
     return labels

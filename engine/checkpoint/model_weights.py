@@ -106,7 +106,7 @@ def load_model(
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = cast(nn.Module, model.module)
     expected = model.state_dict()
-    tensors, layout = _rename_backbone(_tensors(checkpoint, source, averaged), model, expected, source)
+    tensors, layout = _rename_backbone(_tensors(checkpoint, source, averaged, expected), model, expected, source)
     unexpected = _remove_normalization(tensors, model, source)
     kept = _missing_counters(tensors, expected)
     head = None
@@ -169,10 +169,17 @@ def file_classes(checkpoint: Mapping[str, Any]) -> tuple[str, ...]:
     return next((tuple(names) for names in lists if all(isinstance(name, str) for name in names)), ())
 
 
-def _tensors(checkpoint: Mapping[str, Any], source: str, averaged: bool) -> dict[str, Tensor]:
+def _tensors(
+    checkpoint: Mapping[str, Any], source: str, averaged: bool, expected: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The tensors of a file without what holds the whole model in all of their names (``module.``, ``model.``)."""
     tensors = network_tensors(checkpoint, source, averaged)
-    if all(name.startswith("module.") for name in tensors):
-        return {name.removeprefix("module."): value for name, value in tensors.items()}
+    own = {name.partition(".")[0] for name in expected}
+    while len(holders := {name.partition(".")[0] for name in tensors}) == 1 and all("." in name for name in tensors):
+        (holder,) = holders
+        if holder in own:
+            break
+        tensors = {name.removeprefix(f"{holder}."): value for name, value in tensors.items()}
     return tensors
 
 

@@ -21,10 +21,12 @@ from mmengine.registry import TRANSFORMS
 from PIL import Image, UnidentifiedImageError
 
 from backbones.errors import DataError, first_line, printable
+from backbones.file_kinds import SIGNATURE_BYTES, describe_content
 from engine.data.orientation import ORIENTATION_TAG, SIDEWAYS_ORIENTATIONS, Size
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 HEAD_BYTES, TAIL_BYTES = 65536, 4096  # read from a file whose pixels are not needed
+LABEL_MODES = ("L", "P", "1", "I;16", "I")  # Pillow's modes of one channel of whole numbers
 MAX_LABEL_VALUES = 300  # distinct values kept of one label image
 # Exceptions of Pillow's readers for damaged files.
 PILLOW_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError, Image.DecompressionBombError)
@@ -99,7 +101,7 @@ def read_image_bytes(path: str, backend_args: dict[str, Any] | None = None) -> b
     try:
         content: bytes = fileio.get(path, backend_args=backend_args)
     except FileNotFoundError as error:
-        raise DamagedImageError.of(path, "is missing") from error
+        raise DamagedImageError.of(path, missing_reason(path)) from error
     except OSError as error:
         raise DamagedImageError.of(path, f"cannot be read: {error.strerror or error}") from error
     if not content:
@@ -129,10 +131,28 @@ class LoadCheckedImage(LoadImageFromFile):
         except (*PILLOW_ERRORS, cv2.error) as error:
             raise DamagedImageError.of(path, f"cannot be decoded: {first_line(error)}") from error
         if image is None:
-            raise DamagedImageError.of(path, "cannot be decoded: it is damaged, of 32-bit pixels, or no image")
+            raise DamagedImageError.of(path, undecodable_reason(content, "damaged, of 32-bit pixels, or no image"))
         results["img"] = image.astype(np.float32) if self.to_float32 else image
         results["img_shape"] = results["ori_shape"] = image.shape[:2]
         return results
+
+
+def missing_reason(path: str) -> str:
+    """Description of a file that does not exist."""
+    if "\\" not in path:
+        return "is missing"
+    return "is missing: its name has backslashes, which separate folders on Windows alone; write / in the annotations"
+
+
+def undecodable_reason(content: bytes, guess: str = "damaged, or no image") -> str:
+    """Description of a file that no decoder takes.
+
+    Args:
+        content: The file, or its beginning.
+        guess: Guess for a file of no known other kind.
+    """
+    known = describe_content(content[:SIGNATURE_BYTES])
+    return f"cannot be decoded: it {known or f'is {guess}'}"
 
 
 def truncation(head: bytes, tail: bytes, size: int, read_all: Callable[[], bytes]) -> str | None:
@@ -204,7 +224,7 @@ def inspect_image(path: str, decode: bool = False, values: bool = False) -> Imag
         with open(path, "rb") as file:
             return _inspect_file(file, decode, values)
     except FileNotFoundError:
-        return ImageInfo(("missing image", "is missing"))
+        return ImageInfo(("missing image", missing_reason(path)))
     except OSError as error:  # permissions, a folder in its place, a disk that fails
         return ImageInfo(("unreadable image", f"cannot be read: {error.strerror or error}"))
     except ValueError as error:  # a name that cannot be a file's
@@ -235,7 +255,8 @@ def _inspect_file(file: BinaryIO, decode: bool, values: bool) -> ImageInfo:
             with Image.open(file) as image:
                 return _image_info(image, head, size, int.from_bytes(digest, "big"), decode, values)
         except UnidentifiedImageError:
-            return ImageInfo(("no image", f"is no image (it begins with {head[:8]!r})"))
+            known = describe_content(head[:SIGNATURE_BYTES])
+            return ImageInfo(("no image", known or f"is no image (it begins with {head[:8]!r})"))
         except (*PILLOW_ERRORS, MemoryError) as error:
             return ImageInfo(("damaged image", f"cannot be decoded: {first_line(error)}"))
 
@@ -256,7 +277,7 @@ def _image_info(image: Image.Image, head: bytes, size: int, digest: int, decode:
     value_counts = None
     frames = 2 if getattr(image, "is_animated", False) else 1
     mode, transparent = image.mode, "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa")
-    if values and mode in ("L", "P", "1", "I;16"):
+    if values and mode in LABEL_MODES:
         labels, pixels = np.unique(np.asarray(image), return_counts=True)
         kept = slice(MAX_LABEL_VALUES)
         value_counts = dict(zip(labels[kept].astype(int).tolist(), pixels[kept].tolist(), strict=True))

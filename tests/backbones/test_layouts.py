@@ -268,7 +268,13 @@ def small(layout: str, numbers: Numbers) -> State:
 KINDS = ("official", "isotropic", "FCMAE", "mmpretrain", "timm", "torchvision", "hf", "dinov3")
 
 
-@pytest.mark.parametrize("prefix", ["module.", "model.", "backbone.", "module.backbone.", "module.model.backbone."])
+PREFIXES = (
+    *("module.", "model.", "backbone.", "module.backbone.", "module.model.backbone.", "net.", "model.net."),
+    *("encoder.model.", "teacher.backbone.", "module.encoder_q.", "module.visual.trunk.", "model.model."),
+)
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_prefixes(kind: str, prefix: str, numbers: Numbers) -> None:
     bare = small(kind, numbers)

@@ -185,3 +185,24 @@ def test_many_pixels_without_a_label_are_worth_a_warning(tmp_path: Path) -> None
     found = checked(rooms(tmp_path, 0, 1, 2, 255, 255, 255, 255), reduce=False)
     assert kinds(found) == [("warning", "pixels without a label")]
     assert "56% of the pixels of the train labels are not labelled, nothing is learnt there" in str(found.findings[0])
+
+
+def stored_as_tiff(root: Path, values: np.ndarray) -> DataCheckResult:
+    """The check of labels as TIFFs of other numbers than bytes."""
+    for path in (root / "labels").glob("*.png"):
+        Image.fromarray(np.resize(values, SIZE)).save(path, "TIFF")
+    return checked(root, reduce=False)
+
+
+def test_label_checker_reads_32_bit_integers(tmp_path: Path) -> None:
+    found = stored_as_tiff(rooms(tmp_path, 0), np.array([0, 1, 2], np.int32))
+    assert found.errors == []
+    assert ("warning", "32-bit labels") in kinds(found)
+    found = stored_as_tiff(rooms(tmp_path, 0), np.array([0, 1, 70_000], np.int32))
+    assert {item.kind for item in found.errors} == {"label value"}
+
+
+def test_label_checker_refuses_floating_point_numbers(tmp_path: Path) -> None:
+    found = stored_as_tiff(rooms(tmp_path, 0), np.array([0, 1, 2], np.float32))
+    assert {item.kind for item in found.errors} == {"32-bit labels"}
+    assert "8 bits" in found.errors[0].fix

@@ -111,3 +111,23 @@ def test_label_png_dataset_with_load_labels(rooms: Path) -> None:
         item = dataset(rooms, reduce_zero_label=True, pipeline=pipeline)[0]
     assert item["img"].shape == (6, 8, 3)
     assert (item["gt_seg_map"] == IGNORE_INDEX).all()
+
+
+@pytest.mark.parametrize(
+    "stored, message",
+    [
+        (np.array([[0.0, 1.5]], np.float32), "32-bit floating-point numbers: save the class numbers with 8 bits"),
+        (np.array([[0, -1]], np.int32), "label value -1 stands for no class"),
+        (np.array([[0, 70_000]], np.int32), "label value 70000 stands for no class"),
+        (np.array([[0, 2]], np.int32), None),
+    ],
+)
+def test_load_labels_of_32_bits(tmp_path: Path, stored: np.ndarray, message: str | None) -> None:
+    path = tmp_path / "labels.tif"
+    Image.fromarray(stored).save(path)
+    results = {"seg_map_path": str(path), "reduce_zero_label": False, "seg_fields": []}
+    if message is None:
+        assert LoadLabels(3, False).transform(results)["gt_seg_map"].tolist() == stored.tolist()
+        return
+    with pytest.raises(UserError, match=message):
+        LoadLabels(3, False).transform(results)

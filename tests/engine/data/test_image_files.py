@@ -159,3 +159,35 @@ def test_pixels_of_32_bits_are_refused(tmp_path: Path, kind: Any) -> None:
     for load in loaders():
         with pytest.raises(DamagedImageError, match="32-bit pixels"):
             load(path)
+
+
+@pytest.mark.parametrize(
+    "content, kind",
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "Git LFS pointer"),
+        (b"<!DOCTYPE html><html>404 Not Found</html>", "web page"),
+        (b"\0\0\0\x18ftypisom" + bytes(99), "video"),
+        (b"%PDF-1.7\n" + bytes(99), "PDF document"),
+    ],
+)
+def test_a_file_of_another_kind_is_named(tmp_path: Path, content: bytes, kind: str) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(content)
+    problem = inspect_image(str(path)).problem
+    assert problem is not None
+    assert problem[0] == "no image"
+    assert kind in problem[1]
+    for load in loaders():
+        with pytest.raises(DamagedImageError, match=rf"a\.jpg: cannot be decoded: it is .*{kind}"):
+            load(path)
+
+
+def test_backslashes_in_the_name_of_a_missing_file(tmp_path: Path) -> None:
+    """Annotation files written on Windows."""
+    saved(tmp_path, "a.png")
+    path = f"{tmp_path}/..\\{tmp_path.name}\\a.png"
+    assert "backslashes, which separate folders on Windows" in inspect_image(path).problem[1]
+    for load in loaders():
+        with pytest.raises(DamagedImageError, match="backslashes"):
+            load(path)
+    assert inspect_image(str(tmp_path / "b.png")).problem == ("missing image", "is missing")
