@@ -23,7 +23,7 @@ from engine.data.paths import leads_outside
 
 BOX_TOLERANCE_PIXELS = 2.0  # by which a box may stick out of its image through rounding
 MAX_BAD_BOX_FRACTION = 0.1  # of the objects; more bad boxes mean a wrong box format
-MAX_LEFT_OUT_FRACTION = 0.05  # of objects or images; more are worth a warning (crowds in COCO: 1.2 %)
+MAX_LEFT_OUT_FRACTION = 0.05  # of objects or images; more than one and more than this are worth a warning
 MAX_COORDINATE_RATIO = 100  # over the image's size; drawing a polygon further out takes all memory or crashes
 MAX_RUN_BITS = 60  # of one run in a compressed mask
 MAX_ID = 2**53  # JSON readers disagree about larger numbers
@@ -191,7 +191,7 @@ class CocoChecker(DatasetChecker):
         crowds, without_area = counts.objects[CROWD], counts.objects[NO_AREA]
         if total and crowds == total:
             self.error("crowds", self.file, "all objects are crowds, which are ignored", "set iscrowd to 0")
-        elif crowds > MAX_LEFT_OUT_FRACTION * total:
+        elif crowds > max(1, MAX_LEFT_OUT_FRACTION * total):
             problem = f"{crowds:,} of {total:,} objects are crowds, which are ignored"
             fix = "set iscrowd to 0 where it is one object: some tools write 1 for every mask in run-length code"
             self.warn("crowds", self.file, problem, fix)
@@ -202,7 +202,7 @@ class CocoChecker(DatasetChecker):
             (counts.small_images, "small images", "are smaller than filter_cfg.min_size", "lower it, or enlarge them"),
             (counts.empty_images, "images without objects", "have no object", "filter_empty_gt=False keeps them"),
         ):
-            if count > MAX_LEFT_OUT_FRACTION * counts.total_images:
+            if count > max(1, MAX_LEFT_OUT_FRACTION * counts.total_images):
                 which = f"{count:,} of {counts.total_images:,} images {problem} and are left out"
                 self.warn(kind, self.file, which, fix)
         self.notes += counts.lines(self.split, filters.get("min_size", 0))

@@ -70,7 +70,7 @@ def mixed() -> dict[str, Any]:
         an_object(27, 10, category_id=3),
         an_object(28, 11),
     ]
-    data = content(objects, images=12)
+    data = content(objects, images=13)
     data["images"][10]["height"] = data["images"][11]["height"] = 31  # the latter has no object either
     return data
 
@@ -80,7 +80,7 @@ def test_the_counts_are_those_of_the_data_set(tmp_path: Path) -> None:
     images = {image["id"]: image for image in data["images"]}
     counts = count_left_out(data["annotations"], images, {1, 2}, FILTERS)
     assert counts.objects == {CROWD: 2, NO_AREA: 1, MARKED: 1, NO_BOX: 2, IN_DROPPED_IMAGE: 1}
-    assert (counts.small_images, counts.empty_images, counts.background_images) == (2, 1, 1)
+    assert (counts.small_images, counts.empty_images, counts.background_images) == (2, 2, 1)
     folder = written(tmp_path, data)
     kept = CocoInstances(
         ann_file="a.json",
@@ -104,8 +104,8 @@ def test_the_check_says_what_is_left_out(tmp_path: Path) -> None:
     assert "1 with an area of 0" in objects
     assert "1 marked with ignore" in objects
     assert images == (
-        "images of the train data that are trained on: 9 of 12; not these: 2 are smaller than 32 pixels, "
-        "1 have no object of the classes"
+        "images of the train data that are trained on: 9 of 13; not these: 2 are smaller than 32 pixels, "
+        "2 have no object of the classes"
     )
     assert background == "1 images of the train data are learnt as background alone"
     kinds = {item.kind for item in found.findings}
