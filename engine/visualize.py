@@ -65,18 +65,13 @@ def draw_test_images(runner: Runner, folder: Path, count: int) -> None:
     """
     dataset = runner.test_dataloader.dataset
     folder.mkdir(parents=True, exist_ok=True)
-    runner.visualizer.dataset_meta = _meta_of_pictures(dataset.metainfo)
+    runner.visualizer.dataset_meta = {**dataset.metainfo, "classes": drawn_names(dataset.metainfo["classes"])}
     if line := write_drawn_names(dataset.metainfo["classes"], folder):
         runner.logger.warning(line)
     collate, task = runner.test_dataloader.collate_fn, task_of(runner.cfg)
     for index in np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int)).tolist():
         sample = predict(runner.model, dataset[index], collate)
         _draw(task, runner.visualizer, sample, folder / f"{index:06d}.png", truth=True)
-
-
-def _meta_of_pictures(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """The metadata of a data set with the names of the classes as they can be drawn."""
-    return {**meta, "classes": drawn_names(meta["classes"])}
 
 
 @torch.no_grad()
@@ -108,7 +103,7 @@ def load_predictor(
     meta = dict(cfg.test_dataloader.dataset.metainfo)
     print(load_model(model, read_checkpoint(checkpoint, trust), checkpoint, averaged, meta["classes"]))
     visualizer = VISUALIZERS.build({**cfg.visualizer, "vis_backends": None, "name": "predict"})
-    visualizer.dataset_meta = _meta_of_pictures(meta)
+    visualizer.dataset_meta = {**meta, "classes": drawn_names(meta["classes"])}
     return model.to(device).eval(), visualizer
 
 

@@ -26,6 +26,7 @@ MIN_FONT_SIZE = 11  # pixels
 DRAWN_NAMES = "class_names.json"  # in a folder of pictures: classes by the names that the pictures show
 MAX_LISTED_NAMES = 3  # in a message
 BUNDLED_FONT = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
+HAS_LAYOUT = bool(features.check("raqm"))  # whether Pillow can join letters and write from right to left
 # Fonts whose glyphs are placeholders, or bitmaps of one size.
 UNUSABLE_FONTS = ("lastresort", "adobeblank", "color", "emoji")
 SECOND_CHOICES = ("bold", "italic", "oblique", "light", "thin", "mono", "serif", "condensed")
@@ -67,7 +68,7 @@ def letter(image: np.ndarray, texts: Sequence[Lettering]) -> np.ndarray:
     """
     picture = Image.fromarray(image)
     draw = ImageDraw.Draw(picture)
-    direction = "ltr" if _has_layout() else None  # a number before an Arabic name stays before it
+    direction = "ltr" if HAS_LAYOUT else None  # a number before an Arabic name stays before it
     for one in texts:
         runs = [(run, _font(path, one.size)) for path, run in _runs(one.text)]
         width = sum(font.getlength(run) for run, font in runs)
@@ -158,7 +159,7 @@ def _runs(text: str) -> list[tuple[str, str]]:
 def _font_of(sign: str) -> str | None:
     """File of the first font that has a sign, ``None`` if none has."""
     needs_layout = unicodedata.bidirectional(sign) in ("R", "AL", "AN") or unicodedata.category(sign) == "Mc"
-    if needs_layout and not _has_layout():
+    if needs_layout and not HAS_LAYOUT:
         return None
     if ord(sign) in _coverage(BUNDLED_FONT):
         return BUNDLED_FONT
@@ -168,14 +169,9 @@ def _font_of(sign: str) -> str | None:
 @lru_cache(maxsize=1)
 def _system_fonts() -> tuple[str, ...]:
     """Files of the system's fonts, upright ones of regular weight first."""
-
-    def rank(path: str) -> tuple[int, str]:
-        name = Path(path).name.lower()
-        return sum(word in name for word in SECOND_CHOICES), name
-
     names = {path: Path(path).name.lower() for path in findSystemFonts()}
     usable = [path for path, name in names.items() if not any(word in name for word in UNUSABLE_FONTS)]
-    return tuple(sorted(usable, key=rank))
+    return tuple(sorted(usable, key=lambda path: (sum(word in names[path] for word in SECOND_CHOICES), names[path])))
 
 
 @cache
@@ -186,12 +182,6 @@ def _coverage(path: str) -> frozenset[int]:
         return frozenset(FT2Font(path).get_charmap())
     except (OSError, RuntimeError):
         return frozenset()
-
-
-@lru_cache(maxsize=1)
-def _has_layout() -> bool:
-    """Whether Pillow can join letters and write from right to left."""
-    return bool(features.check("raqm"))
 
 
 @lru_cache(maxsize=256)

@@ -74,7 +74,7 @@ def test_a_font_of_the_system_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_a_layout_engine_arabic_is_not_drawn_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lettering, "_has_layout", lambda: False)
+    monkeypatch.setattr(lettering, "HAS_LAYOUT", False)
     assert drawn_names(["قطة", "cat", "кошка"]) == ("class 0", "cat", "кошка")
     assert ink("cat").any()
 
