@@ -1,4 +1,5 @@
-"""Analysis above the tasks: what networks cost, how fast they are, what a machine and a dataset can do.
+"""Analysis above the tasks: what networks cost, how fast they are, what a machine and a dataset can do, and where
+a step went wrong.
 
 Nothing below imports this package. Importing it imports nothing else, so that the doctor also runs where a library that
 another sub-package needs is broken.

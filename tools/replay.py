@@ -25,7 +25,7 @@ def main() -> None:
     )
     args = parser.parse_args()
 
-    from engine.nonfinite.replay import replay_step
+    from analysis.replay import replay_step
 
     result = replay_step(args.folder, args.rank, args.trust_imports)
     print("\n".join(result.lines))

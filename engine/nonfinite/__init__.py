@@ -1,16 +1,13 @@
 """Losses and gradients that are not finite: found before they change a weight, recorded, reproduced, rolled back.
 
-The training loop calls the guard; the guard runs the step again under a trace and records it, from which the replay
-reproduces the step in one process.
+The training loop calls the guard; the guard runs the step again under a trace and records it, from which
+`analysis/replay.py` reproduces the step in one process.
 """
 
 from engine.nonfinite.guard import NonFiniteError, NonFiniteGuard, RollBack
-from engine.nonfinite.replay import ReplayResult, replay_step
 
 __all__ = [
     "NonFiniteError",
     "NonFiniteGuard",
-    "ReplayResult",
     "RollBack",
-    "replay_step",
 ]

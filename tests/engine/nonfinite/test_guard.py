@@ -27,6 +27,7 @@ from mmengine.structures import InstanceData, PixelData
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from analysis.replay import check_types, replay_step
 from backbones import UserError
 from backbones.weights import read_checkpoint
 from engine.config.environment import NonFinitePolicy
@@ -36,7 +37,6 @@ from engine.launch.exit_codes import EXIT_NONFINITE
 from engine.nonfinite import guard as nonfinite_guard
 from engine.nonfinite.batch_codec import decode, describe_samples, encode
 from engine.nonfinite.guard import NonFiniteError
-from engine.nonfinite.replay import check_types, replay_step
 from engine.nonfinite.report import make_event_folder, suggest_fix, thin_out
 from engine.training.build import build_runner
 from tests.runs import small_run
