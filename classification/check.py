@@ -11,6 +11,7 @@ from classification.decode import read_rgb
 from engine.data.checker import DATA_CHECKERS, PILLOW_MAX_PIXELS, DataFile, DatasetChecker, nearest_name_hint
 from engine.data.image_files import ImageInfo
 from engine.data.orientation import Size
+from engine.data.paths import hidden_note, is_hidden
 
 MIN_CLASS_IMAGES = 2  # fewer training images of a class are worth a warning
 
@@ -38,16 +39,20 @@ class FolderChecker(DatasetChecker):
         if len(classes) == 1 and self.split == "train":
             problem = f"there is one class, {classes[0]!r}: nothing to tell apart"
             self.error("one class", str(root), problem, "put each class into a folder of its own")
-        names = [name for name in sorted(os.listdir(root)) if not name.startswith(".")]
-        loose = [path for path in (os.path.join(root, name) for name in names) if os.path.isfile(path)]
-        for path in loose:
-            self.warn("loose file", path, "lies beside the class folders and is not read", "move it into one of them")
+        names = sorted(os.listdir(root))
+        self._hidden = [os.path.join(root, name) for name in names if is_hidden(name) and name not in classes]
+        for path in (os.path.join(root, name) for name in names if not is_hidden(name)):
+            if os.path.isfile(path):
+                problem = "lies beside the class folders and is not read"
+                self.warn("loose file", path, problem, "move it into one of them")
         every = self.dataset.get("every", 1)
-        folders = class_folders(root)
-        return [file for name in classes if name in folders for file in self._list_class(root, name, every)]
+        folders = class_folders(root, classes)
+        files = [file for name in classes if name in folders for file in self._list_class(root, name, every)]
+        self.notes += hidden_note(f"the {self.split} data", self._hidden)
+        return files
 
     def _report_difference(self, root: Path, classes: tuple[str, ...], difference: str) -> None:
-        folders = sorted(class_folders(root))
+        folders = sorted(class_folders(root, classes))
         fix = "set classes to the folders' names"
         self.error("classes", str(root), difference, fix)
         for name in sorted(set(classes) - set(folders)):
@@ -60,7 +65,7 @@ class FolderChecker(DatasetChecker):
     def _list_class(self, root: Path, name: str, every: int) -> list[DataFile]:
         others: list[str] = []
         unreadable: list[OSError] = []
-        images = sorted(list_images(root / name, others, unreadable))
+        images = sorted(list_images(root / name, others, unreadable, self._hidden))
         for error in unreadable:
             self.error("unreadable folder", str(error.filename), f"cannot be read: {error.strerror}", "grant access")
         for path in others:

@@ -23,13 +23,14 @@ from classification import augment
 from classification.decode import Crop, read_crop, read_rgb
 from engine.config.schema import is_whole
 from engine.data.image_files import IMAGE_SUFFIXES
+from engine.data.paths import is_hidden, list_files
 
 CROP_ASPECT_RATIOS = (3 / 4, 4 / 3)  # range of width over height of the random crop
 
 
 @DATASETS.register_module()
 class FolderDataset(BaseDataset):
-    """Images in ``data_root/<split>/<class>/``, at any depth below the class folder.
+    """Images in ``data_root/<split>/<class>/``, at any depth below the class folder and behind links.
 
     Args:
         data_root: Folder of the data set.
@@ -73,13 +74,15 @@ class FolderDataset(BaseDataset):
         return samples
 
 
-def class_folders(root: Path) -> set[str]:
-    """Names of the folders directly under ``root``, without dangling or circular symbolic links.
+def class_folders(root: Path, classes: Sequence[str]) -> set[str]:
+    """Names of the folders directly under ``root``, without hidden folders and dangling or circular symbolic links.
 
     Args:
         root: Folder of a split.
+        classes: Class names of the config; the folder of a class may be hidden.
     """
-    return {name for name in os.listdir(root) if os.path.isdir(os.path.join(root, name))}
+    names = (name for name in os.listdir(root) if name in classes or not is_hidden(name))
+    return {name for name in names if os.path.isdir(os.path.join(root, name))}
 
 
 def folder_difference(root: Path, classes: Sequence[str]) -> str | None:
@@ -89,7 +92,7 @@ def folder_difference(root: Path, classes: Sequence[str]) -> str | None:
         root: Folder of a split.
         classes: Class names of the config.
     """
-    folders = class_folders(root)
+    folders = class_folders(root, classes)
     absent, unknown = sorted(set(classes) - folders), sorted(folders - set(classes))
     if not absent and not unknown:
         return None
@@ -97,22 +100,24 @@ def folder_difference(root: Path, classes: Sequence[str]) -> str | None:
     return f"{counts}; " + (f"no folder {absent[0]!r}" if absent else f"folder {unknown[0]!r} is not in classes")
 
 
-def list_images(folder: Path, others: list[str] | None = None, unreadable: list[OSError] | None = None) -> list[str]:
-    """Paths of the images in a folder, at any depth, unsorted.
+def list_images(
+    folder: Path,
+    others: list[str] | None = None,
+    unreadable: list[OSError] | None = None,
+    hidden: list[str] | None = None,
+) -> list[str]:
+    """Paths of the images in a folder, at any depth and behind links, unsorted, without hidden files and folders.
 
     Args:
         folder: Folder to search.
         others: List that receives the paths of files without an image suffix.
         unreadable: List that receives the errors of folders that cannot be read.
+        hidden: List that receives the paths of hidden files and folders.
     """
-    images = []
-    for directory, _, names in os.walk(folder, onerror=None if unreadable is None else unreadable.append):
-        for name in names:
-            if name.lower().endswith(IMAGE_SUFFIXES):
-                images.append(os.path.join(directory, name))
-            elif others is not None:
-                others.append(os.path.join(directory, name))
-    return images
+    files = list_files(str(folder), [] if hidden is None else hidden, unreadable)
+    if others is not None:
+        others += [path for path in files if not path.lower().endswith(IMAGE_SUFFIXES)]
+    return [path for path in files if path.lower().endswith(IMAGE_SUFFIXES)]
 
 
 @TRANSFORMS.register_module()

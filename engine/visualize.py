@@ -27,6 +27,7 @@ from engine.checkpoint.model_weights import LOADER_SETTINGS, load_model
 from engine.config.building import build
 from engine.data.checker import build_checkers
 from engine.data.image_files import IMAGE_SUFFIXES, PILLOW_ERRORS, DamagedImageError
+from engine.data.paths import hidden_note, is_hidden
 from engine.report.lettering import drawn_names, write_drawn_names
 from engine.task import TaskSpec, task_of
 
@@ -212,14 +213,17 @@ def _reason(error: Exception) -> str:
 
 
 def find_images(path: Path) -> list[Path]:
-    """The image at a path, or all images in a folder, without its subfolders.
+    """The image at a path, or all images in a folder, without its subfolders and hidden files.
 
     Raises:
         DataError: If there is none.
     """
     if path.is_file():
         return [path]
-    images = sorted(p for p in path.glob("*") if p.suffix.lower() in IMAGE_SUFFIXES) if path.is_dir() else []
+    found = sorted(p for p in path.glob("*") if p.suffix.lower() in IMAGE_SUFFIXES) if path.is_dir() else []
+    images = [image for image in found if not is_hidden(image.name)]
+    for line in hidden_note(str(path), [str(image) for image in found if is_hidden(image.name)]):
+        print(line)
     if not images:
         raise DataError(f"{str(path)!r} is neither an image nor a folder with images ({', '.join(IMAGE_SUFFIXES)})")
     return images

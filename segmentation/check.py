@@ -14,7 +14,7 @@ from mmseg.datasets import BaseSegDataset
 from engine.data.checker import DATA_CHECKERS, DataFile, DatasetChecker, orientation_cause, repeated
 from engine.data.image_files import IMAGE_SUFFIXES, LABEL_MODES, ImageInfo
 from engine.data.orientation import Size
-from engine.data.paths import leads_outside
+from engine.data.paths import hidden_note, leads_outside, list_files
 from segmentation.data import IGNORE_INDEX, read_labels
 
 MIN_LABEL_FILES = 50  # inspected label images that are taken for all of them
@@ -64,7 +64,9 @@ class LabelChecker(DatasetChecker):
     def _pair_files(self, folders: list[str], suffixes: list[str]) -> list[str]:
         stems = []
         for folder, suffix, role in zip(folders, suffixes, ("images", "labels"), strict=True):
-            names = [str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file()]
+            hidden: list[str] = []
+            names = [os.path.relpath(path, folder) for path in list_files(folder, hidden)]
+            self.notes += hidden_note(f"the {role} of the {self.split} data", hidden)
             stems.append({name.removesuffix(suffix) for name in names if name.endswith(suffix)})
             if not stems[-1]:
                 self.error("no files", folder, f"holds no {suffix} file", f"bring the {role}, or set their suffix")

@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from backbones.errors import ConfigError, DataError, first_line
 from engine.data.image_files import PILLOW_ERRORS, DamagedImageError, read_image_bytes, undecodable_reason
-from engine.data.paths import leads_outside
+from engine.data.paths import leads_outside, list_files
 
 IGNORE_INDEX = 255  # label of pixels that are not labelled
 
@@ -41,6 +41,8 @@ class LabelPngDataset(BaseSegDataset):
             raise DataError(
                 f"{len(unpaired)} files under {self.data_root!r} have no partner: {unpaired[0]!r} has no {partner}"
             )
+        if not self.ann_file:
+            return [self._pair(stem) for stem in sorted(images, key=lambda stem: stem + self.img_suffix)]
         pairs: list[dict[str, Any]] = super().load_data_list()
         for info in pairs:
             for key in ("img_path", "seg_map_path"):
@@ -48,11 +50,22 @@ class LabelPngDataset(BaseSegDataset):
                     raise DataError(f"{self.ann_file}: {info[key]!r} leads out of {self.data_prefix[key]!r}")
         return pairs
 
+    def _pair(self, stem: str) -> dict[str, Any]:
+        """The entry that mmseg makes of a pair; its own search reads hidden folders and follows circular links."""
+        return {
+            "img_path": os.path.join(self.data_prefix["img_path"], stem + self.img_suffix),
+            "seg_map_path": os.path.join(self.data_prefix["seg_map_path"], stem + self.seg_map_suffix),
+            "label_map": self.label_map,
+            "reduce_zero_label": self.reduce_zero_label,
+            "seg_fields": [],
+        }
+
     @staticmethod
     def _stems(folder: str, suffix: str) -> set[str]:
         if not Path(folder).is_dir():
             raise DataError(f"no folder {folder!r}: put the data there, or set data_root")
-        stems = {str(path.relative_to(folder)).removesuffix(suffix) for path in Path(folder).rglob(f"*{suffix}")}
+        names = (os.path.relpath(path, folder) for path in list_files(folder, []))
+        stems = {name.removesuffix(suffix) for name in names if name.endswith(suffix)}
         if not stems:
             raise DataError(f"no {suffix} file in {folder!r}")
         return stems

@@ -256,3 +256,11 @@ def test_a_file_without_permission(tasks: Any, broken: Any) -> None:
 def test_the_error_knows_its_file_apart() -> None:
     error = DamagedImageError.of("a\nb.jpg", "is empty")
     assert (str(error), error.path) == (r"'a\nb.jpg': is empty", "a\nb.jpg")
+
+
+def test_hidden_files_are_not_predicted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.JPG").write_bytes(encoded(Image.fromarray(pixels()), "JPEG"))
+    (tmp_path / "._a.JPG").write_bytes(b"finder")
+    assert find_images(tmp_path) == [tmp_path / "a.JPG"]
+    assert "1 hidden files and folders" in capsys.readouterr().out
+    assert find_images(tmp_path / "._a.JPG") == [tmp_path / "._a.JPG"]

@@ -178,7 +178,6 @@ CLASS_FOLDERS: dict[str, tuple[Callable[[Path], Any], str, str | None]] = {
     ),
     "another class": (lambda train: (train / "newt").mkdir(), "classes", "folder 'newt' is not in classes"),
     "a class of another case": (lambda train: (train / "cat").rename(train / "Cat"), "classes", "no folder 'cat'"),
-    "a hidden folder": (lambda train: (train / ".cache").mkdir(), "classes", "'.cache'"),
     "images that are notes": (
         lambda train: [path.rename(path.with_suffix(".txt")) for path in list((train / "cat").iterdir())],
         "empty class",
@@ -230,10 +229,45 @@ def test_links_that_go_round_are_not_followed(pets: Path) -> None:
     assert len(DATASETS.build(cfg.train_dataloader.dataset)) == 6
 
 
+def test_links_in_a_class_are_followed_once(pets: Path, tmp_path: Path) -> None:
+    more = tmp_path / "more/2024"
+    more.mkdir(parents=True)
+    Image.fromarray(pixels(seed=77)).save(more / "new.png")
+    (more / "back").symlink_to(tmp_path / "more")
+    (pets / "train/cat/batch").symlink_to(tmp_path / "more")
+    (pets / "train/cat/batch again").symlink_to(more)
+    (pets / "train/cat/file.png").symlink_to(pets / "train/cat/0.png")
+    cfg, found = judged("classifier", pets, ("cat", "dog"))
+    assert [item for item in found if item[0] == "error"] == []
+    dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    names = [Path(dataset.get_data_info(i)["img_path"]).name for i in range(len(dataset))]
+    assert (len(names), names.count("new.png"), names.count("file.png")) == (8, 1, 1)
+
+
+def test_pairs_behind_links_and_hidden_files(rooms: Path, tmp_path: Path) -> None:
+    """mmseg's own search runs into circular links, and reads ``__MACOSX``."""
+    for part in ("images", "annotations"):
+        moved, folder = tmp_path / part, rooms / part / "training"
+        folder.rename(moved)
+        folder.mkdir()
+        (folder / "a link").symlink_to(moved)
+        (moved / "round").symlink_to(moved)
+        (folder / "__MACOSX").mkdir()
+        for name in ("__MACOSX/0.jpg", "._0.jpg", "._0.png"):
+            (folder / name).write_bytes(b"")
+    cfg, found = judged("segmentor", rooms, CLASSES)
+    assert [item for item in found if item[0] == "error"] == []
+    read_all(cfg)
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    places = [Path(dataset.get_data_info(i)["img_path"]).parent.name for i in range(len(dataset))]
+    assert places == ["a link"] * 3
+
+
 def test_images_at_any_depth_and_other_files(pets: Path) -> None:
     (pets / "train/cat/2024/may").mkdir(parents=True)
     (pets / "train/cat/0.png").rename(pets / "train/cat/2024/may/0.png")
-    (pets / "train/cat/Thumbs.db").touch()
+    (pets / "train/cat/notes.db").touch()
     (pets / "train/README").touch()
     cfg, found = judged("classifier", pets, ("cat", "dog"))
     assert sorted(found) == [("warning", "loose file"), ("warning", "no image by its name")]

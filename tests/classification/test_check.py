@@ -69,7 +69,7 @@ def link_to_nothing(path: Path) -> None:
         ("cat/1.png", link_to_nothing, ("error", "missing image")),
         ("cat/1.png", lambda path: path.write_bytes(b""), ("error", "empty image")),
         ("cat/1.png", lambda path: path.write_bytes(path.read_bytes()[:-9]), ("error", "truncated image")),
-        ("cat/._1.png", lambda path: path.write_text("finder"), ("error", "no image")),
+        ("cat/1.png", lambda path: path.write_text("finder"), ("error", "no image")),
         ("cat/notes.txt", lambda path: path.write_text("notes"), ("warning", "no image by its name")),
         ("notes.txt", lambda path: path.write_text("notes"), ("warning", "loose file")),
         ("dog/copy.png", copy_of_a_cat, ("warning", "one image in two classes")),
@@ -83,6 +83,22 @@ def test_folder_checker_finds_a_single_fault(
     found = checked(pets)
     assert kinds(found) == [expected]
     assert name.rpartition("/")[2] in found.findings[0].file or "copy.png" in found.findings[0].problem
+
+
+def test_folder_checker_skips_and_counts_hidden_files_and_folders(pets: Path) -> None:
+    for name in ("._1.png", ".ipynb_checkpoints/1-checkpoint.png", "__MACOSX/cat/1.png", "@eaDir/1.png", "Thumbs.db"):
+        for place in (pets / "train", pets / "train/cat"):
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            (place / name).write_bytes(b"no image")
+    found = checked(pets)
+    assert found.findings == []
+    assert found.inspected == {"train images": (8, 8)}
+    assert found.notes == (
+        "10 hidden files and folders of the train data are skipped (._1.png, .ipynb_checkpoints, @eaDir)",
+    )
+    (pets / "train/.wild").mkdir()
+    shutil.copy(pets / "train/cat/0.png", pets / "train/.wild")
+    assert checked(pets, ("cat", "dog", ".wild")).inspected == {"train images": (9, 9)}
 
 
 def test_folder_checker_accepts_a_copy_within_a_class(pets: Path) -> None:
@@ -114,9 +130,9 @@ def test_folder_checker_reports_that_most_images_are_not_read(pets: Path) -> Non
 def test_folder_checker_of_an_unreadable_folder(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Root may read any folder, so the refusal is simulated."""
 
-    def refused(folder: Path, others: list[str], unreadable: list[OSError]) -> list[str]:
+    def refused(folder: Path, others: list[str], unreadable: list[OSError], hidden: list[str]) -> list[str]:
         unreadable.append(PermissionError(13, "Permission denied", str(folder / "deep")))
-        return list_images(folder, others, unreadable)
+        return list_images(folder, others, unreadable, hidden)
 
     list_images = check.list_images
     monkeypatch.setattr(check, "list_images", refused)
