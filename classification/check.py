@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from classification.data import FolderDataset, class_folders, folder_difference, list_images
+from classification.data import FolderDataset, class_folders, folder_difference, folder_fix, list_images
 from classification.decode import read_rgb
 from engine.data.checker import DATA_CHECKERS, PILLOW_MAX_PIXELS, DataFile, DatasetChecker, nearest_name_hint
 from engine.data.image_files import ImageInfo
@@ -53,8 +53,10 @@ class FolderChecker(DatasetChecker):
 
     def _report_difference(self, root: Path, classes: tuple[str, ...], difference: str) -> None:
         folders = sorted(class_folders(root, classes))
-        fix = "set classes to the folders' names"
+        fix = folder_fix(root)
         self.error("classes", str(root), difference, fix)
+        if not folders:
+            return
         for name in sorted(set(classes) - set(folders)):
             near = nearest_name_hint(name, folders)
             self.error("class without a folder", f"{root}{os.sep}{name}", f"class {name!r} has no folder{near}", fix)

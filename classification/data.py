@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ class FolderDataset(BaseDataset):
             raise DataError(f"no image folder {str(root)!r}: put the classes' folders there, or set data_root")
         classes = self.metainfo["classes"]
         if difference := folder_difference(root, classes):
-            raise DataError(f"{str(root)!r}: {difference}: set classes to the folders' names")
+            raise DataError(f"{str(root)!r}: {difference}: {folder_fix(root)}")
         samples = []
         for label, name in enumerate(classes):
             images = sorted(list_images(root / name))
@@ -98,6 +99,20 @@ def folder_difference(root: Path, classes: Sequence[str]) -> str | None:
         return None
     counts = f"{len(folders)} class folders, {len(classes)} classes in the config"
     return f"{counts}; " + (f"no folder {absent[0]!r}" if absent else f"folder {unknown[0]!r} is not in classes")
+
+
+def folder_fix(root: Path) -> str:
+    """What to do about class folders that are not the classes; without any, images can still be predicted on.
+
+    Args:
+        root: Folder of a split.
+    """
+    if class_folders(root, ()) or not any(name.lower().endswith(IMAGE_SUFFIXES) for name in os.listdir(root)):
+        return "set classes to the folders' names"
+    return (
+        "its images have no labels to compare with: predict them by tools/predict.py CONFIG CHECKPOINT "
+        f"{shlex.quote(str(root))} --format csv, or put them into class folders"
+    )
 
 
 def list_images(

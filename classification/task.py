@@ -12,6 +12,7 @@ from torch import Tensor
 
 from backbones.errors import ConfigError
 from classification.model import ImageClassifier
+from classification.results import prediction_table
 from engine.task import ClassLayer, ExportedNetwork, NamedClasses, Score, TaskSpec, register_task
 
 
@@ -67,6 +68,7 @@ CLASSIFICATION = register_task(
             "imagenet-1k": NamedClasses(partial(_imagenet_names, "imagenet-1k"), 1_281_167),
             "imagenet-22k": NamedClasses(partial(_imagenet_names, "imagenet-22k"), 14_197_122),
         },
+        result_formats={"csv": prediction_table},
         check_batch=_check_batch,
     )
 )

@@ -19,7 +19,8 @@ def main() -> None:
     parser.add_argument("--ema", action="store_true", help="use the averaged weights of the checkpoint")
     parser.add_argument(
         "--format",
-        help="also write predictions to files: coco (results format) for detection, png (labels) for segmentation",
+        help="also write predictions to files: csv for classification, coco (results format) for detection, "
+        "png (labels) for segmentation",
     )
     parser.add_argument("--no-data-check", action="store_true", help="predict images without checking them first")
     add_trust_option(parser)

@@ -17,7 +17,8 @@ def main() -> None:
     parser.add_argument("--work-dir", help="test.json and pictures (default: work_dirs/<config name>)")
     parser.add_argument(
         "--format",
-        help="also write predictions to files: coco (results format) for detection, png (labels) for segmentation",
+        help="also write predictions to files: csv for classification, coco (results format) for detection, "
+        "png (labels) for segmentation",
     )
     add_launch_options(parser)
     parser.add_argument("--no-data-check", action="store_true", help="start without checking the test data first")

@@ -243,6 +243,17 @@ def test_images_that_are_none(tool: Any, settings: Any, weights: Any, tmp_path: 
         assert_one_line(tool(*arguments, path, *settings("classifier")), path, needle)
 
 
+def test_test_images_without_class_folders(tool: Any, settings: Any, weights: Any, tmp_path: Path) -> None:
+    """They have no scores; the error says how to predict on them."""
+    (tmp_path / "data/val").mkdir(parents=True)
+    Image.new("RGB", (50, 50)).save(tmp_path / "data/val/1.png")
+    options = settings("classifier", f"data_root={tmp_path / 'data'}")
+    needle = f"tools/predict.py CONFIG CHECKPOINT {tmp_path / 'data/val'} --format csv"
+    for more in ((), ("--no-data-check",)):
+        ended = tool("test.py", CONFIG["classifier"], weights["sound"], *more, *options)
+        assert_one_line(ended, "0 class folders, 10 classes", needle)
+
+
 def test_a_folder_in_which_some_images_are_none(tool: Any, settings: Any, weights: Any, tmp_path: Path) -> None:
     """The others are drawn; those that were skipped are listed at the end, and the exit code says so."""
     folder, out = tmp_path / "in", tmp_path / "out"
@@ -251,9 +262,12 @@ def test_a_folder_in_which_some_images_are_none(tool: Any, settings: Any, weight
         Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(folder / name)
     (folder / "b.png").write_bytes((folder / "a.png").read_bytes()[:6000])
     (folder / "c.jpg").write_text("These are notes.\n")
-    ended = tool("predict.py", CONFIG["classifier"], weights["sound"], folder, "--out", out, *settings("classifier"))
+    arguments = ("predict.py", CONFIG["classifier"], weights["sound"], folder, "--out", out, "--format", "csv")
+    ended = tool(*arguments, *settings("classifier"))
     assert ended.code == 2
-    assert sorted(path.name for path in out.iterdir()) == ["a.png", "d.png"]
+    assert sorted(path.name for path in out.glob("*.png")) == ["a.png", "d.png"]
+    rows = [line.split(",") for line in (out / "results/predictions.csv").read_text().splitlines()]
+    assert [row[0] for row in rows] == ["image", str(folder / "a.png"), str(folder / "d.png")]
     assert [line.partition(": ")[0] for line in ended.err.splitlines()] == ["skipped", "skipped", "error"]
     assert f"skipped: {folder / 'b.png'}: is cut off after 6,000 bytes" in ended.err
     assert f"error: 2 of 4 images were skipped, the first is '{folder / 'b.png'}'" in ended.err
