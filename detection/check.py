@@ -160,7 +160,8 @@ class CocoChecker(DatasetChecker):
         self._check_areas(counted)
         class_ids = {number for number, name in categories.items() if name in self.dataset.metainfo["classes"]}
         filters = {} if self.dataset.get("test_mode") else self.dataset.get("filter_cfg") or {}
-        self._report_left_out(count_left_out(counted, images, class_ids, filters), filters)
+        counts = count_left_out(counted, images, class_ids, filters)
+        self._report_left_out(counts, filters)
         count, most = len(rows), MAX_BAD_BOX_FRACTION * len(rows)
         if not count and images:
             self.error("no objects", self.file, "has no annotation", "bring the objects, or another file")
@@ -170,6 +171,12 @@ class CocoChecker(DatasetChecker):
         elif states["outside"] > most:
             problem = f"{states['outside']:,} of {count:,} boxes stick out of their image"
             self.error("boxes", self.file, problem, "bbox is x, y, width, height: not x1, y1, x2, y2, nor the centre")
+        elif counts.total_objects == counts.objects.total() and self.split == "train" and not self._has_error():
+            problem = f"none of its {count:,} annotations is trained on: they are of other classes, or left out"
+            self.error("no objects", self.file, problem, "check classes, ignore, and the filters of the data set")
+
+    def _has_error(self) -> bool:
+        return any(finding.level == "error" for finding in self.findings)
 
     def _check_areas(self, rows: list[dict[str, Any]]) -> None:
         """Note areas that are not stated: they are computed, see :func:`detection.annotations.fill_areas`."""

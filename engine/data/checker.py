@@ -28,7 +28,8 @@ LARGE_IMAGE_PIXELS = 50_000_000  # larger images are worth a warning
 MIN_IMAGE_SIDE = 8  # pixels; smaller images are worth a warning
 OPENCV_MAX_PIXELS = 2**30  # OpenCV refuses to decode more
 PILLOW_MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**29)  # Pillow refuses to decode more
-DAMAGE_KINDS = ("missing", "empty", "truncated", "damaged", "no", "unreadable")
+DAMAGES = ("missing", "empty", "truncated", "damaged", "no", "unreadable")
+DAMAGE_KINDS = tuple(f"{damage} {role}" for damage in DAMAGES for role in ("image", "labels"))
 DAMAGE_FIXES = {
     "missing": "bring the file, or remove its entry",
     "unreadable": "fix its permissions or the disk",

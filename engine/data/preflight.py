@@ -111,7 +111,7 @@ def _check_and_report(cfg: Config, logger: Logger, splits: tuple[str, ...], resu
 def _tolerate_damage(result: DataCheckResult) -> DataCheckResult:
     """Turn errors about damaged training images into warnings, where these are few enough to be replaced."""
     errors = [finding for finding in result.errors if finding.split == "train"]
-    damaged = {finding for finding in errors if finding.kind.partition(" ")[0] in DAMAGE_KINDS}
+    damaged = {finding for finding in errors if finding.kind in DAMAGE_KINDS}
     inspected, listed = result.inspected.get("train images", (0, 0))
     if len(damaged) > max_replaced_images(listed) * inspected / max(1, listed):
         return result

@@ -126,6 +126,17 @@ def test_crowds_above_a_few_percent_are_worth_a_warning(crowds: int, level: str 
         assert "set iscrowd to 0" in str(found.findings[0])
 
 
+@pytest.mark.parametrize("fields", [{"category_id": 3}, {"ignore": 1}])
+@pytest.mark.parametrize("split, level", [("train", ["error"]), ("val", [])])
+def test_a_training_without_an_object_is_an_error(
+    fields: dict[str, Any], split: str, level: list[str], tmp_path: Path
+) -> None:
+    """Also where the file has annotations, and images without objects are kept."""
+    folder = written(tmp_path, content([an_object(i, i, **fields) for i in range(1, 21)]))
+    found = checked(folder, split, filter_cfg=dict(filter_empty_gt=False))
+    assert [item.level for item in found.findings if item.kind == "no objects"] == level
+
+
 def test_areas_of_zero_are_not_blamed_on_the_boxes(tmp_path: Path) -> None:
     objects = [an_object(i, i, area=0 if i <= 10 else 80) for i in range(1, 21)]
     found = checked(written(tmp_path, content(objects)))

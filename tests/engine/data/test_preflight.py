@@ -21,7 +21,7 @@ from backbones.errors import DataError, UserError
 from engine.data import check as data_check
 from engine.data import preflight
 from engine.data.check import check_datasets, evenly_spread
-from engine.data.checker import OPENCV_MAX_PIXELS, PILLOW_MAX_PIXELS, DataFile, DatasetChecker
+from engine.data.checker import DAMAGE_KINDS, OPENCV_MAX_PIXELS, PILLOW_MAX_PIXELS, DataFile, DatasetChecker
 from engine.data.findings import DataCheckResult, DataFinding
 from engine.data.image_files import ImageInfo
 from engine.data.paths import leads_outside
@@ -173,6 +173,16 @@ def test_check_before_training_stops_at_a_damaged_validation_image(cfg: Config, 
         begin(cfg, caplog)
     assert "\n" not in str(caught.value)
     assert len(json.loads((Path(cfg.work_dir) / DATA_CHECK_FILE).read_text())["findings"]) == 1
+
+
+def test_check_before_training_tolerates_damaged_images_alone(cfg: Config, caplog: Any) -> None:
+    """Not whatever else has a kind that begins with the word ``empty``, ``missing`` or ``no``."""
+    for path in (root(cfg) / "train/cat").iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match="holds no image"):
+        begin(cfg, caplog)
+    assert {f"{word} {role}" for word in ("no", "empty") for role in ("image", "labels")} <= set(DAMAGE_KINDS)
+    assert not {"no objects", "no files", "no images", "empty class", "unreadable folder"} & set(DAMAGE_KINDS)
 
 
 def test_check_before_test_checks_the_test_data_alone(cfg: Config, caplog: Any) -> None:
