@@ -16,8 +16,8 @@ model = dict(
     data_preprocessor=dict(size=(128, 128)),
     backbone=dict(type="convnext_atto", drop_path_rate=0.05, init_std=0.06),
     # Digits cover a tenth of the pixels: at equal weights a short training answers "background" everywhere.
-    decode_head=dict(channels=96, loss_decode=dict(class_weight=[0.1, *[1.0] * 10])),
-    auxiliary_head=dict(channels=64, loss_decode=dict(class_weight=[0.1, *[1.0] * 10])),
+    decode_head=dict(channels=96, loss_decode=dict(class_weight=dict(background=0.1))),
+    auxiliary_head=dict(channels=64, loss_decode=dict(class_weight=dict(background=0.1))),
     test_cfg=dict(_delete_=True, mode="whole"),
 )
 train_pipeline = [

@@ -28,6 +28,7 @@ from backbones.errors import ConfigError, UserError, describe_error
 from backbones.registry import unknown_backbone
 from engine.config.batch import BatchPlan, plan_batch, scaled_lr
 from engine.config.building import build, registered_class
+from engine.config.class_weights import set_class_weights
 from engine.config.classes import class_names, palette
 from engine.config.custom_imports import read_config
 from engine.config.environment import check_environment
@@ -178,7 +179,7 @@ def resolve(cfg: Config, stated_batch: int, launch: Launch, training: bool = Tru
     _check_backbone(cfg)
     notes: list[str] = []
     _set_hooks(cfg, notes)
-    _set_classes(cfg)
+    _set_classes(cfg, notes)
     _set_data(cfg, launch)
     _set_channels(cfg.model)
     plan = _set_batch(cfg, stated_batch, launch, notes) if training else None
@@ -283,7 +284,7 @@ def _set_hooks(cfg: Config, notes: list[str]) -> None:
             notes.append(f"hook {former} -> {name}")
 
 
-def _set_classes(cfg: Config) -> None:
+def _set_classes(cfg: Config, notes: list[str]) -> None:
     if cfg.get("classes") is None:
         raise ConfigError("config states no classes: a tuple of names, a file with one name per line, or a known set")
     names = class_names(cfg.classes)
@@ -291,6 +292,8 @@ def _set_classes(cfg: Config) -> None:
         for node in _walk(cfg.get(key)):
             if "num_classes" in node:
                 node["num_classes"] = len(names)
+    background = max((layer.extra_rows for layer in task_of(cfg).class_layers.values()), default=0)
+    set_class_weights(cfg.model, names, background, notes)
     for _, dataset in _datasets(cfg):
         # Only where they are drawn in colours: 21,841 of them take a while to print.
         colours = {"palette": palette(names)} if task_of(cfg).coloured_classes else {}

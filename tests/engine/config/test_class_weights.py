@@ -1,0 +1,57 @@
+"""Weights of classes: by name, of the right number, and not those of the config that another is based on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from backbones.errors import ConfigError
+from engine.config.class_weights import set_class_weights
+
+NAMES = ("cup", "plate")
+
+
+def weights(value: Any, background: int = 0, key: str = "class_weight", **loss: Any) -> tuple[Any, list[str]]:
+    model = {"head": [{"num_classes": 2, "loss": {"type": "L", key: value, **loss}}], "rpn": {"loss": {key: [1.0]}}}
+    notes: list[str] = []
+    set_class_weights(model, NAMES, background, notes)
+    assert model["rpn"] == {"loss": {key: [1.0]}}, "of no head with the classes"
+    return model["head"][0]["loss"][key], notes
+
+
+def test_weights_by_name_are_a_list_in_the_order_of_the_classes() -> None:
+    assert weights({"plate": 0.5}) == ([1.0, 0.5], [])
+    assert weights({"plate": 0.5}, background=1) == ([1.0, 0.5, 1.0], [])
+    assert weights({"plate": 0.5}, background=1, use_sigmoid=True) == ([1.0, 0.5], [])
+    assert weights([0.5, 2]) == ([0.5, 2], [])
+    assert weights("weights.npy") == ("weights.npy", [])
+    assert weights(0.25, key="alpha") == (0.25, [])
+
+
+def test_weights_of_other_classes_are_left_out_and_said() -> None:
+    value, (note,) = weights({"background": 0.1})
+    assert value is None
+    assert note == "model.head.0.loss.class_weight: weights of 'background', none of the classes, are left out"
+
+
+@pytest.mark.parametrize(
+    ("value", "key", "message"),
+    [
+        ([0.1] * 11, "class_weight", r"model\.head\.0\.loss\.class_weight has 11 weights for 2 classes: give 2"),
+        ([0.1], "alpha", r"model\.head\.0\.loss\.alpha has 1 weights for 2 classes"),
+        ({"plate": 1.0, "plates": 1.0}, "class_weight", "'plates' is none of the classes"),
+        ([0.0, 0.0], "class_weight", "not all of them 0"),
+        ([1.0, -1.0], "class_weight", "numbers from 0 up"),
+        (["1", "1"], "class_weight", "numbers from 0 up"),
+    ],
+    ids=["digits", "focal", "typo", "zeros", "negative", "text"],
+)
+def test_wrong_weights_are_named(value: Any, key: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        weights(value, key=key)
+
+
+def test_a_softmax_of_a_detector_has_a_weight_for_the_background() -> None:
+    with pytest.raises(ConfigError, match="has 2 weights for 2 classes and the background: give 3"):
+        weights([1.0, 1.0], background=1)
