@@ -13,6 +13,7 @@ from torch import Tensor
 from backbones.errors import ConfigError
 from classification.model import ImageClassifier
 from classification.results import prediction_table
+from engine.config.classes import class_names
 from engine.task import ClassLayer, ExportedNetwork, NamedClasses, Score, TaskSpec, register_task
 
 
@@ -35,12 +36,17 @@ def _export_wrapper(model: ImageClassifier) -> ExportedNetwork:
     return ExportedNetwork("classifier", model, ("logits",), prefix="backbone.")
 
 
-def _check_batch(cfg: Config, images: int) -> None:
-    """Refuse an odd number of images per process where mixup or cutmix pairs them.
+def _check_training(cfg: Config, images: int) -> None:
+    """Refuse one class, and an odd number of images per process where mixup or cutmix pairs them.
 
     Raises:
-        ConfigError: If the number is odd and images are mixed.
+        ConfigError: If there is one class, or the number is odd and images are mixed.
     """
+    if len(names := class_names(cfg.classes)) == 1:
+        raise ConfigError(
+            f"classes={names}: a softmax over one class is always 1, and nothing would be learnt: name a second one "
+            "for all other images"
+        )
     mixing = cfg.model.get("data_preprocessor") or {}
     if images % 2 and (mixing.get("mixup") or mixing.get("cutmix")):
         raise ConfigError(f"{images} images per process: mixup pairs them, so it has to be even")
@@ -69,6 +75,6 @@ CLASSIFICATION = register_task(
             "imagenet-22k": NamedClasses(partial(_imagenet_names, "imagenet-22k"), 14_197_122),
         },
         result_formats={"csv": prediction_table},
-        check_batch=_check_batch,
+        check_training=_check_training,
     )
 )

@@ -161,7 +161,8 @@ class TaskSpec:
         result_formats: Formats in which predictions are written to files, by name. Each returns a metric without scores
             that writes them; gets the resolved config, an existing folder, and the names of the pictures by the path
             of the image, ``None`` for the images of the test data.
-        check_batch: Raises ConfigError where the config cannot train with a number of images per process.
+        check_training: Raises ConfigError where a training would learn nothing, or fail with a number of images per
+            process.
     """
 
     name: str
@@ -190,7 +191,7 @@ class TaskSpec:
     result_formats: Mapping[str, Callable[[Config, Path, Mapping[Path, str] | None], BaseMetric]] = field(
         default_factory=dict
     )
-    check_batch: Callable[[Config, int], None] = lambda cfg, per_process: None
+    check_training: Callable[[Config, int], None] = lambda cfg, per_process: None
 
 
 CUSTOM_TASK = TaskSpec("custom task")

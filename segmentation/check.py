@@ -222,6 +222,8 @@ class LabelChecker(DatasetChecker):
     def _check_masks(self) -> None:
         """Check for masks of 0 and 255, as drawing programs store them: 255 means "not labelled"."""
         stored = {value for value in self._pixels if value != self.unlabelled}
-        if stored == {0, IGNORE_INDEX} and len(self.classes) > 1:
-            problem = "all values are 0 and 255, which means 'not labelled': no other class is ever seen"
-            self.error("masks of 0 and 255", self._folder("seg_map_path"), problem, "store classes as 0, 1, 2...")
+        if stored == {0, IGNORE_INDEX}:
+            problem = "all values are 0 and 255, which means 'not labelled': "
+            problem += f"no other class than {self.classes[0]!r} is ever seen"
+            fix = "store classes as 0, 1, 2..., the background of a mask as 0 and what it shows as 1"
+            self.error("masks of 0 and 255", self._folder("seg_map_path"), problem, fix)

@@ -6,12 +6,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from mmengine.config import Config
 from mmengine.structures import BaseDataElement, PixelData
 from mmseg.datasets import ADE20KDataset
 from mmseg.models.segmentors import EncoderDecoder
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
+from backbones.errors import ConfigError
+from engine.config.classes import class_names
 from engine.task import ClassLayer, ExportedNetwork, NamedClasses, Score, TaskSpec, image_meta, register_task
 from segmentation.results import label_pngs
 
@@ -89,6 +92,30 @@ def _heads(model: EncoderDecoder) -> list[nn.Module]:
     return [model.decode_head, *(auxiliary if isinstance(auxiliary, nn.ModuleList) else [auxiliary])]
 
 
+def _check_training(cfg: Config, images: int) -> None:
+    """Refuse heads whose loss is constant: one class, or the softmax of one score.
+
+    Raises:
+        ConfigError: With the ways out.
+    """
+    one_class = len(class_names(cfg.classes)) == 1
+    for place in ("decode_head", "auxiliary_head"):
+        found = cfg.model.get(place) or []
+        for head in found if isinstance(found, list | tuple) else [found]:
+            if "num_classes" not in head or "loss_cls" in head:  # Mask2Former has a class "no object" beside its own
+                continue
+            losses = head.get("loss_decode") or []
+            losses = losses if isinstance(losses, list | tuple) else [losses]
+            sigmoid = any(loss.get("use_sigmoid") or loss.get("loss_type") == "binary" for loss in losses)
+            if one_class or (head.get("out_channels") == 1 and not sigmoid):
+                what = "there is one class" if one_class else "out_channels=1 with a softmax"
+                raise ConfigError(
+                    f"model.{place}: {what}, whose loss is 0 whatever the network says: use two classes, such as "
+                    "classes=['background','road'] with labels 0 and 1, and either out_channels=2 or a sigmoid "
+                    "(out_channels=1 and loss_decode.use_sigmoid=True in each head)"
+                )
+
+
 SEGMENTATION = register_task(
     TaskSpec(
         name="segmentation",
@@ -109,6 +136,7 @@ SEGMENTATION = register_task(
         sample_types={SegDataSample: ()},
         image_fields={"reduce_zero_label": False, "seg_fields": []},
         scale_sample=_scale_sample,
+        check_training=_check_training,
         result_formats={"png": label_pngs},
     )
 )

@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -26,7 +27,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode  # the class has no public name
 
 from backbones.base import Backbone
-from backbones.errors import first_line
+from backbones.errors import ConfigError, first_line
+from engine.checkpoint.state import LOCAL_BATCH_NORMS
 from engine.config.building import registered_class
 from engine.config.load import ema_settings
 from engine.optim.tensors import tensors_in
@@ -34,6 +36,11 @@ from engine.task import Shape, task_of_model
 
 _GIB = 2**30
 _FLOAT32_BYTES = 4
+ANY_SHAPE = (256, 256)  # of images whose size the config does not tell: only the layers' own refusals count
+
+
+class SingleValueError(ConfigError):
+    """Batch normalisation over a single value per channel."""
 
 
 @dataclass(frozen=True)
@@ -99,15 +106,21 @@ def estimate_memory(model: nn.Module, cfg: Config, processes: int, images: int) 
 
     Returns:
         The estimate; without activations, and with the reason, where the model does not run on images alone.
+
+    Raises:
+        SingleValueError: If a batch normalisation gets one value per channel, which has no variance.
     """
     params, buffers = _bytes(model.parameters()), _bytes(model.buffers())
     trained = sum(param.numel() for param in model.parameters() if param.requires_grad)
     averaged = ema_settings(cfg) is not None
     shape = training_shape(cfg)
     activations, reason = None, "the config does not tell the size of the training images"
-    if shape is not None:
+    with _refusing_single_values(model, images):
         try:
-            activations = activation_bytes(model, images, shape, autocast_dtype(cfg.optim_wrapper))
+            found = activation_bytes(model, images, shape or ANY_SHAPE, autocast_dtype(cfg.optim_wrapper))
+            activations = found if shape is not None else None
+        except SingleValueError:
+            raise
         except (RuntimeError, AssertionError, AttributeError, TypeError, ValueError) as error:
             # An estimate never stops a training: a model of an unknown kind may want more than images.
             reason = first_line(error)
@@ -124,6 +137,33 @@ def estimate_memory(model: nn.Module, cfg: Config, processes: int, images: int) 
         shape=shape,
         reason=reason,
     )
+
+
+@contextmanager
+def _refusing_single_values(model: nn.Module, images: int) -> Iterator[None]:
+    """Refuse, by forward hooks, batch normalisation over a single value per channel: it has no variance.
+
+    Statistics that are shared by processes are of more values; a training of one process has none of these.
+
+    Raises:
+        SingleValueError: With the name of the layer.
+    """
+
+    def check(name: str, layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        if layer.training and arguments[0].numel() == arguments[0].shape[1]:
+            raise SingleValueError(
+                f"batch of {images} per process: {name} normalises over the batch and gets one value per channel: use "
+                "a batch.per_gpu of 2 or more (and a batch.size that holds it), or a norm_cfg such as dict(type='GN', "
+                "num_groups=32)"
+            )
+
+    layers = {name: one for name, one in model.named_modules() if isinstance(one, LOCAL_BATCH_NORMS)}
+    hooks = [one.register_forward_pre_hook(partial(check, name)) for name, one in layers.items()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

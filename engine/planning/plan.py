@@ -138,7 +138,7 @@ def training_plan(resolved: Resolved, launch: Launch) -> TrainingPlan:
     """
     cfg = resolved.cfg
     assert resolved.plan is not None, "resolved for testing"
-    task_of(cfg).check_batch(cfg, resolved.plan.per_process)
+    task_of(cfg).check_training(cfg, resolved.plan.per_process)
     model = build_on_meta(cfg)
     peak = float(cfg.optim_wrapper.optimizer.lr)
     rows: list[GroupRow] = []

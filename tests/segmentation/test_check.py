@@ -51,6 +51,12 @@ def checked(root: Path, reduce: bool = True, full: bool = False, **more: Any) ->
     return check_datasets(Config(dict(default_scope="mmseg", train_dataloader=dict(dataset=dataset))), ("train",), full)
 
 
+def test_a_mask_s_background_does_not_become_the_only_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "CLASSES", CLASSES[:1])
+    ((level, kind), *_) = kinds(checked(rooms(tmp_path, 0, 255), reduce=False))
+    assert (level, kind) == ("error", "masks of 0 and 255")
+
+
 def kinds(found: DataCheckResult) -> list[tuple[str, str]]:
     return [(item.level, item.kind) for item in found.findings]
 

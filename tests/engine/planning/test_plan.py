@@ -30,6 +30,11 @@ def line(found: TrainingPlan, name: str) -> str:
     return one
 
 
+def test_a_classifier_of_one_class_is_refused() -> None:
+    with pytest.raises(UserError, match="a softmax over one class is always 1"):
+        plan(DIGITS, classes=["cat"])
+
+
 def test_a_study_on_a_part_of_the_data_counts_the_part() -> None:
     found = plan(CONFIGS / "classification/convnext_tiny_in1k_subset_ablation.py")
     assert "(128,116 images if the data is 1/10 of imagenet-1k)" in line(found, "length")

@@ -1,0 +1,63 @@
+"""A segmentor that could learn nothing is refused in the plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backbones.errors import ConfigError
+from engine.config.load import load_config
+from engine.config.world import Launch
+from engine.planning.plan import training_plan
+
+DIGITS = Path(__file__).resolve().parents[2] / "configs/segmentation/upernet_digits.py"
+TWO = {"classes": ["background", "road"]}
+SINGLE = {f"model.{head}.out_channels": 1 for head in ("decode_head", "auxiliary_head")}
+SIGMOID = {f"model.{head}.loss_decode.use_sigmoid": True for head in ("decode_head", "auxiliary_head")}
+
+
+def plan(**options: Any) -> Any:
+    return training_plan(load_config(DIGITS, options, Launch()), Launch())
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"classes": ["road"]}, "decode_head: there is one class"),
+        ({"classes": ["road"], **SINGLE, **SIGMOID}, "decode_head: there is one class"),
+        ({**TWO, **SINGLE}, "decode_head: out_channels=1 with a softmax"),
+        ({**TWO, **SIGMOID, "model.auxiliary_head.out_channels": 1} | {list(SIGMOID)[1]: False}, "auxiliary_head: out"),
+    ],
+    ids=["one class", "one class, sigmoid", "one score", "auxiliary"],
+)
+def test_a_constant_loss_is_refused_with_the_ways_out(options: dict[str, Any], what: str) -> None:
+    with pytest.raises(ConfigError, match=f"{what}.*use two classes.*or a sigmoid"):
+        plan(**options)
+
+
+@pytest.mark.parametrize("options", [TWO, {**TWO, **SINGLE, **SIGMOID}], ids=["softmax", "sigmoid"])
+def test_the_ways_out_are_planned(options: dict[str, Any]) -> None:
+    assert plan(**options).memory.activations
+
+
+def test_one_value_per_channel_of_a_batch_norm_is_refused() -> None:
+    """The pyramid pooling of UperNet ends at 1 x 1."""
+    one = {"batch.size": 2, "batch.per_gpu": 1}
+    with pytest.raises(ConfigError, match=r"batch of 1 per process: decode_head\.psp_modules.*per_gpu of 2"):
+        plan(**one)
+    with pytest.raises(ConfigError, match="gets one value per channel"):
+        plan(**one, **{"model.data_preprocessor.size": None})
+    norm = {f"model.{head}.norm_cfg": dict(type="GN", num_groups=8) for head in ("decode_head", "auxiliary_head")}
+    assert plan(**one, **norm).memory.activations
+    synchronised = load_config(DIGITS, {"batch.per_gpu": 1}, Launch.on_gpus(4))
+    assert training_plan(synchronised, Launch.on_gpus(4)).batch.per_process == 1
+
+
+def test_classes_of_one_s_own_do_not_get_the_weights_of_the_digits() -> None:
+    resolved = load_config(DIGITS, {"classes": ["ground", "disc", "box"]}, Launch())
+    assert resolved.cfg.model.decode_head.loss_decode.class_weight is None
+    assert sum("'background', none of the classes" in note for note in resolved.notes) == 2
+    own = load_config(DIGITS, {}, Launch()).cfg.model.decode_head.loss_decode
+    assert own.class_weight == [0.1, *[1.0] * 10]
