@@ -34,7 +34,8 @@ class FolderChecker(DatasetChecker):
         if not root.is_dir():
             self.error("folder", str(root), "is no folder", "put the classes' folders there, or set data_root")
             return []
-        if difference := folder_difference(root, classes):
+        self._test_mode = self.dataset.get("test_mode", False)
+        if difference := folder_difference(root, classes, self._test_mode):
             self._report_difference(root, classes, difference)
         if len(classes) == 1 and self.split == "train":
             problem = f"there is one class, {classes[0]!r}: nothing to tell apart"
@@ -47,7 +48,12 @@ class FolderChecker(DatasetChecker):
                 self.warn("loose file", path, problem, "move it into one of them")
         every = self.dataset.get("every", 1)
         folders = class_folders(root, classes)
+        if self._test_mode and folders & set(classes):
+            for name in sorted(set(classes) - folders):
+                self._warn_unscored(root, name)
         files = [file for name in classes if name in folders for file in self._list_class(root, name, every)]
+        if self._test_mode and folders & set(classes) and not files:
+            self.error("no images", str(root), "holds no image of any class", "bring the images")
         self.notes += hidden_note(f"the {self.split} data", self._hidden)
         return files
 
@@ -57,7 +63,7 @@ class FolderChecker(DatasetChecker):
         self.error("classes", str(root), difference, fix)
         if not folders:
             return
-        for name in sorted(set(classes) - set(folders)):
+        for name in sorted(set(classes) - set(folders)) if not self._test_mode else ():
             near = nearest_name_hint(name, folders)
             self.error("class without a folder", f"{root}{os.sep}{name}", f"class {name!r} has no folder{near}", fix)
         for name in sorted(set(folders) - set(classes)):
@@ -72,11 +78,17 @@ class FolderChecker(DatasetChecker):
             self.error("unreadable folder", str(error.filename), f"cannot be read: {error.strerror}", "grant access")
         for path in others:
             self.warn("no image by its name", path, "is not read", "convert it to JPEG or PNG, or remove it")
-        if not images:
+        if not images and self._test_mode:
+            self._warn_unscored(root, name)
+        elif not images:
             self.error("empty class", str(root / name), "holds no image", "bring its images, or remove it from classes")
         elif len(images) < MIN_CLASS_IMAGES and self.split == "train":
             self.warn("small class", str(root / name), f"holds {len(images)} image", "add examples, or drop the class")
         return [DataFile(image, key=name) for image in images[::every]]
+
+    def _warn_unscored(self, root: Path, name: str) -> None:
+        problem = f"there is no {self.split} image of class {name!r}: it is not scored"
+        self.warn("class without images", f"{root}{os.sep}{name}", problem, "bring some if its score matters")
 
     def check_file(self, file: DataFile, info: ImageInfo) -> None:
         """Check an image, also for a copy in another class."""

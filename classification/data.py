@@ -39,10 +39,12 @@ class FolderDataset(BaseDataset):
         metainfo: ``classes`` lists the class names; a label is a position in this list.
         pipeline: Configs of the transforms; the first one receives ``img_path`` and ``gt_label``.
         every: Use every n-th image of each class, in sorted order, for studies on a part of the data.
+        test_mode: Allow classes without a folder or images, as in a small validation set.
 
     Raises:
         ConfigError: If ``every`` is no positive number.
-        DataError: If the folders and the classes differ, or a class has no image.
+        DataError: If the folders and the classes differ, or a class has no image; in test mode, if none has one or a
+            folder is no class.
     """
 
     def __init__(
@@ -52,11 +54,12 @@ class FolderDataset(BaseDataset):
         metainfo: dict[str, Any],
         pipeline: list[dict[str, Any]],
         every: int = 1,
+        test_mode: bool = False,
     ) -> None:
         if not is_whole(every, 1):
             raise ConfigError(f"dataset.every={every}: 10 takes every tenth image of a class, 1 takes all")
         self.split, self.every = split, every
-        super().__init__(data_root=data_root, metainfo=metainfo, pipeline=pipeline, serialize_data=True)
+        super().__init__(data_root=data_root, metainfo=metainfo, pipeline=pipeline, test_mode=test_mode)
 
     def load_data_list(self) -> list[dict[str, Any]]:
         """List the images in sorted order, with their labels."""
@@ -64,14 +67,16 @@ class FolderDataset(BaseDataset):
         if not root.is_dir():
             raise DataError(f"no image folder {str(root)!r}: put the classes' folders there, or set data_root")
         classes = self.metainfo["classes"]
-        if difference := folder_difference(root, classes):
+        if difference := folder_difference(root, classes, self.test_mode):
             raise DataError(f"{str(root)!r}: {difference}: {folder_fix(root)}")
-        samples = []
+        samples, folders = [], class_folders(root, classes)
         for label, name in enumerate(classes):
-            images = sorted(list_images(root / name))
-            if not images:
+            images = sorted(list_images(root / name)) if name in folders else []
+            if not images and not self.test_mode:
                 raise DataError(f"{str(root / name)!r} holds no image ({', '.join(IMAGE_SUFFIXES)})")
             samples += [{"img_path": image, "gt_label": label} for image in images[:: self.every]]
+        if not samples:
+            raise DataError(f"{str(root)!r} holds no image of any class ({', '.join(IMAGE_SUFFIXES)})")
         return samples
 
 
@@ -86,15 +91,18 @@ def class_folders(root: Path, classes: Sequence[str]) -> set[str]:
     return {name for name in names if os.path.isdir(os.path.join(root, name))}
 
 
-def folder_difference(root: Path, classes: Sequence[str]) -> str | None:
+def folder_difference(root: Path, classes: Sequence[str], test_mode: bool = False) -> str | None:
     """Description of the difference between class folders and classes, ``None`` if there is none.
 
     Args:
         root: Folder of a split.
         classes: Class names of the config.
+        test_mode: Allow classes without a folder, as long as there is one of another class.
     """
     folders = class_folders(root, classes)
     absent, unknown = sorted(set(classes) - folders), sorted(folders - set(classes))
+    if test_mode and len(absent) < len(classes):
+        absent = []
     if not absent and not unknown:
         return None
     counts = f"{len(folders)} class folders, {len(classes)} classes in the config"

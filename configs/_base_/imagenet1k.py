@@ -8,7 +8,7 @@ val_dataloader = dict(
     pin_memory=True,
     sampler=dict(type="DefaultSampler", shuffle=False),
     collate_fn=dict(type="default_collate"),
-    dataset=dict(type="FolderDataset", split="val"),
+    dataset=dict(type="FolderDataset", split="val", test_mode=True),
 )
 test_dataloader = val_dataloader
 val_evaluator = dict(type="ClassificationMetric", confusion_file="confusion.json")

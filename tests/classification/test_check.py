@@ -13,7 +13,9 @@ from mmengine.config import Config
 from PIL import Image
 
 import classification  # noqa: F401
+from backbones.errors import DataError
 from classification import check
+from classification.data import FolderDataset
 from engine.data.check import check_datasets
 from engine.data.findings import DataCheckResult
 
@@ -143,3 +145,30 @@ def test_folder_checker_of_an_unreadable_folder(pets: Path, monkeypatch: pytest.
 
 def test_folder_checker_of_a_missing_folder(pets: Path) -> None:
     assert kinds(checked(pets / "elsewhere")) == [("error", "folder")]
+
+
+@pytest.mark.parametrize("absent", ["folder", "images"])
+def test_folder_checker_and_data_set_allow_a_class_without_test_images(pets: Path, absent: str) -> None:
+    shutil.rmtree(pets / "train/dog")
+    if absent == "images":
+        (pets / "train/dog").mkdir()
+    found = checked(pets, test_mode=True)
+    assert kinds(found) == [("warning", "class without images")]
+    assert "there is no train image of class 'dog': it is not scored" in str(found.findings[0])
+    dataset = FolderDataset(str(pets), "train", dict(classes=("dog", "cat")), [], test_mode=True)
+    assert {dataset.get_data_info(i)["gt_label"] for i in range(len(dataset))} == {1}
+    assert checked(pets).errors
+    (pets / "train/newt").mkdir()
+    assert "folder 'newt' is not in classes" in str(checked(pets, test_mode=True).errors[0])
+    with pytest.raises(DataError, match="folder 'newt' is not in classes"):
+        FolderDataset(str(pets), "train", dict(classes=("dog", "cat")), [], test_mode=True)
+
+
+def test_test_data_without_any_image_is_refused(pets: Path) -> None:
+    for folder in ("cat", "dog"):
+        shutil.rmtree(pets / "train" / folder)
+    assert checked(pets, test_mode=True).errors
+    (pets / "train/cat").mkdir()
+    assert checked(pets, test_mode=True).errors
+    with pytest.raises(DataError, match="holds no image of any class"):
+        FolderDataset(str(pets), "train", dict(classes=("cat", "dog")), [], test_mode=True)
