@@ -30,6 +30,8 @@ class ClassificationMetric(BaseMetric):
         self.class_scores: dict[str, dict[str, float | int | None]] = {}
         self.confusion_file = confusion_file
 
+    score_names = ("top1", "top5", "val_loss")
+
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         """Keep label, top-5 classes and loss of each image."""
         for sample in data_samples:

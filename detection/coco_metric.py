@@ -84,6 +84,11 @@ class FastCocoMetric(BaseMetric):
         self.class_scores: dict[str, dict[str, float | int | None]] = {}
         self._ground_truth: COCO | None = None
 
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """Names of the scores that an evaluation gives."""
+        return tuple(f"{kind}_{name}" for kind in self.metrics for name in COCO_STATS)
+
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         """Keep the detections of a batch, masks as run-length codes."""
         self.results += [image_detections(sample, sample["img_id"]) for sample in data_samples]

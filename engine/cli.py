@@ -14,19 +14,22 @@ from backbones.files import NO_SPACE_ERRNOS
 from engine.launch.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED
 from engine.launch.heartbeat import HEARTBEAT
 
+# Advice on the OpenMMLab packages' own code, of no use to who runs it; their other warnings tell of a wrong config.
+UNSHOWN_WARNINGS = r"(?s).*(deprecate|avg_non_ignore|(OMP|MKL)_NUM_THREADS|Detected call of .?scheduler\.step)"
+
 
 def run_tool(main: Callable[[], None]) -> None:
     """Run a tool's ``main`` and turn a :class:`UserError` into one line and its exit code, 2 by default.
 
-    A broken pipe (``tool | head``) ends quietly, Ctrl-C with the customary code 130. Warnings about deprecated code in
-    the OpenMMLab packages are not shown. Under a launcher the error is also reported to it, see
+    A broken pipe (``tool | head``) ends quietly, Ctrl-C with the customary code 130. Of the OpenMMLab packages'
+    warnings those about their own code are not shown. Under a launcher the error is also reported to it, see
     :mod:`engine.launch.heartbeat`.
     """
     HEARTBEAT.start()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 shows any name
-    warnings.filterwarnings("ignore", module=r"mm(cv|engine|det|seg)\.")
+    warnings.filterwarnings("ignore", UNSHOWN_WARNINGS, module=r"mm(cv|engine|det|seg)\.")
     # The configs ask for pinned memory, which has no use without a GPU.
     warnings.filterwarnings("ignore", "'pin_memory' argument is set as true but no accelerator is found")
     try:

@@ -23,6 +23,11 @@ class ClassIoUMetric(IoUMetric):
         super().__init__(*args, **settings)
         self.class_scores: dict[str, dict[str, float | None]] = {}
 
+    @property
+    def score_names(self) -> tuple[str, ...] | None:
+        """Names of the scores that an evaluation gives; ``None`` for other metrics than IoU."""
+        return ("aAcc", "mIoU", "mAcc") if self.metrics == ["mIoU"] and not self.format_only else None
+
     def compute_metrics(self, results: list[tuple[torch.Tensor, ...]]) -> dict[str, float]:
         """Sum up over the data set.
 

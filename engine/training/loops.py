@@ -24,6 +24,7 @@ from engine.launch.heartbeat import HEARTBEAT, Phase
 from engine.nonfinite.guard import RollBack
 from engine.optim.unused_parameters import check_unused_parameters
 from engine.optim.update import forward_losses, mean_over_processes, update_weights
+from engine.training.validation import check_monitored, expected_scores
 
 if TYPE_CHECKING:
     from engine.training.runner import Runner
@@ -92,6 +93,7 @@ class _StepLoop:
             )
         # mmengine has told the wrapper to count steps; every step has all of its micro-batches, so no end is needed.
         runner.optim_wrapper.initialize_count_status(runner.model, 0, -1)
+        check_monitored(runner, expected_scores(runner))
         runner.call_hook("before_train")
         runner.checkpoints.set_random_state()
         self._first = self._iter

@@ -2,15 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import Any
+
+from mmengine.hooks import EarlyStoppingHook
 from mmengine.registry import LOOPS
 from mmengine.runner import ValLoop
 
+from backbones.errors import ConfigError
 from engine.checkpoint.preemption import Stop
 from engine.distributed.agreement import StopRequest
 from engine.launch.heartbeat import HEARTBEAT, Phase
 from engine.report.class_scores import ClassScores, class_lines, collect_class_scores
 from engine.task import task_of
 from engine.training.ema import ModelEMAHook
+
+
+def check_monitored(runner: Any, scores: Collection[str] | None) -> None:
+    """Check that every score that something follows is one of the validation's.
+
+    Followed are scores by early stopping, by schedules (``ReduceOnPlateauLR``) and where the best weights are kept.
+
+    Args:
+        runner: Runner with hooks and schedules.
+        scores: Names of the scores; ``None`` if they are not known yet.
+
+    Raises:
+        ConfigError: With the first that is not, and all that there are.
+    """
+    best = runner.checkpoint_hook.save_best
+    monitored = [("default_hooks.checkpoint.save_best", best)] if best not in (None, "auto") else []
+    hooks = (one for one in runner.hooks if isinstance(one, EarlyStoppingHook))
+    schedules = (one for one in runner.param_schedulers or [] if hasattr(one, "monitor"))
+    monitored += [(f"{type(one).__name__}.monitor", one.monitor) for one in (*hooks, *schedules)]
+    for place, name in monitored:
+        if scores is not None and name not in scores:
+            known = f"choose from {', '.join(scores)}" if scores else "there is no validation"
+            raise ConfigError(f"{place}={name!r} is no score of the validation: {known}")
+
+
+def expected_scores(runner: Any) -> list[str] | None:
+    """Names of a validation's scores before the first one; ``None`` if a metric does not say (``score_names``)."""
+    if runner.val_loop is None:
+        return []
+    names: list[str] = []
+    for metric in runner.val_loop.evaluator.metrics:
+        if (own := getattr(metric, "score_names", None)) is None:
+            return None
+        names += [f"{metric.prefix}/{name}" if metric.prefix else name for name in own]
+    averaged = any(isinstance(hook, ModelEMAHook) for hook in runner.hooks)
+    return names + [f"ema/{name}" for name in names] * averaged
 
 
 @LOOPS.register_module()
@@ -40,6 +81,7 @@ class ValidationLoop(ValLoop):
             heading = f"scores of the classes{f', {weights}' if weights else ''}"
             if lines := class_lines(heading, scores, (task_of(self.runner.cfg),)):
                 self.runner.logger.info(lines)
+        check_monitored(self.runner, metrics)
         self.runner.call_hook("after_val_epoch", metrics=metrics)
         self.runner.call_hook("after_val")
         return metrics

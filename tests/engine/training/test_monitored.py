@@ -1,0 +1,72 @@
+"""A score that early stopping, a schedule or the best weights follow is one that the validation gives, or an error."""
+
+from __future__ import annotations
+
+import warnings
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from mmengine.hooks import EarlyStoppingHook
+
+from backbones.errors import ConfigError
+from classification.metric import ClassificationMetric
+from detection.coco_metric import FastCocoMetric
+from engine.cli import run_tool
+from engine.training.ema import ModelEMAHook
+from engine.training.validation import check_monitored, expected_scores
+from segmentation.metric import ClassIoUMetric
+
+
+def runner(*metrics: Any, hooks: Any = (), schedules: Any = (), best: str | None = "auto") -> Any:
+    loop = SimpleNamespace(evaluator=SimpleNamespace(metrics=metrics)) if metrics else None
+    saving = SimpleNamespace(save_best=best)
+    return SimpleNamespace(hooks=hooks, param_schedulers=list(schedules), checkpoint_hook=saving, val_loop=loop)
+
+
+def test_the_metrics_of_the_tasks_say_their_scores() -> None:
+    assert expected_scores(runner()) == []
+    assert expected_scores(runner(ClassificationMetric(), ClassIoUMetric())) == [
+        *("top1", "top5", "val_loss", "aAcc", "mIoU", "mAcc")
+    ]
+    boxes = expected_scores(runner(FastCocoMetric("none.json", metric=("bbox",))))
+    assert boxes is not None
+    assert boxes[:2] == ["bbox_mAP", "bbox_mAP_50"]
+    averaged = expected_scores(runner(ClassIoUMetric(prefix="room"), hooks=[ModelEMAHook(0.9)]))
+    assert averaged == ["room/aAcc", "room/mIoU", "room/mAcc", "ema/room/aAcc", "ema/room/mIoU", "ema/room/mAcc"]
+    assert expected_scores(runner(ClassificationMetric(), SimpleNamespace(prefix=None))) is None
+
+
+@pytest.mark.parametrize(
+    ("followers", "place"),
+    [
+        ({"hooks": [EarlyStoppingHook("accuracy", rule="greater")]}, r"EarlyStoppingHook\.monitor='accuracy'"),
+        ({"schedules": [SimpleNamespace(), SimpleNamespace(monitor="loss")]}, r"\.monitor='loss'"),
+        ({"best": "mIoU"}, r"save_best='mIoU'"),
+    ],
+    ids=["early stopping", "schedule", "best"],
+)
+def test_a_score_that_no_metric_gives_is_an_error_before_the_first_step(followers: Any, place: str) -> None:
+    one = runner(ClassificationMetric(), **followers)
+    with pytest.raises(ConfigError, match=f"{place} is no score of the validation: choose from top1, top5, val_loss"):
+        check_monitored(one, expected_scores(one))
+    without = runner(**followers)
+    with pytest.raises(ConfigError, match=f"{place} is no score of the validation: there is no validation"):
+        check_monitored(without, expected_scores(without))
+    check_monitored(one, None)  # a foreign metric says at the first validation
+    check_monitored(one, ["accuracy", "loss", "mIoU"])
+
+
+def test_warnings_of_a_wrong_config_come_through(recwarn: pytest.WarningsRecorder) -> None:
+    """Those of mmengine, mmdet and mmseg about their own code do not."""
+
+    def warn() -> None:
+        for text in (
+            "Skip early stopping process",
+            "\n`reduce_zero_label` will be deprecated, if",
+            "Default ``avg_non_ignore`` is",
+        ):
+            warnings.warn_explicit(text, UserWarning, "early_stopping_hook.py", 1, module="mmengine.hooks.some")
+
+    run_tool(warn)
+    assert [str(one.message) for one in recwarn] == ["Skip early stopping process"]
