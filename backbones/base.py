@@ -129,6 +129,41 @@ class Backbone(nn.Module):
         self.trust_weights = False
         self.load_report: LoadReport | None = None
         self.groups: dict[str, Group] = {}
+        self._frozen: tuple[nn.Module, ...] = ()
+
+    def freeze_stages(self, stages: int) -> None:
+        """Exclude the first stages from training: their parameters get no gradient, and they stay in evaluation mode.
+
+        This is the ``frozen_stages`` of every registered network, which has the meaning of mmdet's ResNet. A stage
+        includes the downsampling before it.
+
+        Args:
+            stages: Last stage that is frozen, from 1, with the stem and all stages before it; 0 for the stem alone, -1
+                for nothing. With 4, a linear probe, the norm of the output and the heads alone are trained.
+
+        Raises:
+            ConfigError: If the number is out of range.
+        """
+        if not isinstance(stages, int) or not -1 <= stages <= len(STAGE_INDICES):
+            raise ConfigError(f"frozen_stages={stages!r}: a whole number from -1 (nothing) to 4 is needed")
+        if stages < 0:
+            return
+        names = [name for name, _ in self.named_parameters()]
+        last = max((self.layer_id(name) for name in names if 0 < (self.stage_id(name) or 0) <= stages), default=0)
+        for name, param in self.named_parameters():
+            if self.stage_id(name) is not None and self.layer_id(name) <= last:
+                param.requires_grad_(False)
+        parts = (module for module in self.modules() if module is not self)
+        whole = (module for module in parts if any(True for _ in module.parameters()))
+        self._frozen = tuple(one for one in whole if not any(param.requires_grad for param in one.parameters()))
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Set training mode; frozen stages stay in evaluation mode."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
 
     def set_outputs(self, channels: Sequence[int], strides: Sequence[int], num_features: int) -> None:
         """Set the attributes of the outputs.

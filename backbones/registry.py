@@ -36,7 +36,7 @@ BACKBONES = Registry("backbone", scope="backbones")
 
 
 def register_backbone(name: str, build: Callable[..., Backbone]) -> None:
-    """Register a network here and in mmengine's root registry.
+    """Register a network here and in mmengine's root registry; it also takes ``frozen_stages``.
 
     Args:
         name: Lower-case name for configs and commands.
@@ -48,9 +48,11 @@ def register_backbone(name: str, build: Callable[..., Backbone]) -> None:
     if name in BACKBONES.module_dict:
         raise KeyError(f"backbone {name!r} is registered already: choose another name")
 
-    def factory(**kwargs: Any) -> Backbone:
+    def factory(frozen_stages: int = -1, **kwargs: Any) -> Backbone:
         # An explicit wrapper: mmengine refuses functools.partial objects, which have no __name__.
-        return build(**kwargs)
+        network = build(**kwargs)
+        network.freeze_stages(frozen_stages)
+        return network
 
     factory.__name__ = name
     MODELS.register_module(name=name, module=factory)
@@ -75,7 +77,8 @@ def build_backbone(name: str, **kwargs: Any) -> Backbone:
 
     Args:
         name: Name in :func:`list_backbones`.
-        **kwargs: Arguments of the network, such as ``out_indices``, ``drop_path_rate``, ``weights``.
+        **kwargs: Arguments of the network, such as ``out_indices``, ``drop_path_rate``, ``weights``, and
+            ``frozen_stages`` of :meth:`backbones.base.Backbone.freeze_stages`.
 
     Returns:
         The network.

@@ -23,7 +23,6 @@ from timm.models.swin_transformer import SwinTransformerBlock, window_partition,
 from torch import Tensor, nn
 
 from backbones.base import PYRAMID_STRIDES, STAGE_INDICES, Backbone, Group
-from backbones.errors import ConfigError
 from backbones.isotropic import quarter_bounds, quarter_groups
 from backbones.layers import init_trunc_normal
 
@@ -129,8 +128,7 @@ class TimmConvNet(TimmBackbone):
     Args:
         norm_eval: Keep batch norms in evaluation mode, for detection, whose two images per GPU are too few to estimate
             statistics.
-        frozen_stages: Last stage that is not trained and stays in evaluation mode, with the stem and all before it;
-            0 for the stem alone, -1 for none, as in mmdet.
+        frozen_stages: Argument of :meth:`~backbones.base.Backbone.freeze_stages`.
         init_std: Standard deviation of the initial weights, truncated at +-2, as in ConvNeXt, with all batch norms at
             1; ``None`` for timm's own initialisation.
         **options: Options of :class:`TimmBackbone`.
@@ -149,9 +147,7 @@ class TimmConvNet(TimmBackbone):
         **options: Any,
     ) -> None:
         super().__init__(timm_name, **options)
-        if frozen_stages not in range(-1, len(STAGE_INDICES) + 1):
-            raise ConfigError(f"frozen_stages={frozen_stages!r}: a whole number from -1 (nothing) to 4 is needed")
-        self.norm_eval, self.frozen_stages = norm_eval, frozen_stages
+        self.norm_eval = norm_eval
         model = self.build_timm()
         self._layout = layout = CONVNET_PARTS[type(model).__name__]
         self.adopt(model, layout.stem, 0, 0)
@@ -169,8 +165,7 @@ class TimmConvNet(TimmBackbone):
         self.set_outputs([channels[stride] for stride in PYRAMID_STRIDES], PYRAMID_STRIDES, model.num_features)
         if init_std is not None:
             self._init_like_convnext(init_std)
-        for module in self._frozen_parts():
-            module.requires_grad_(False)
+        self.freeze_stages(frozen_stages)
 
     def run_stem(self, x: Tensor) -> Tensor:
         """The layers before the first block: ``(N, 3, H, W) -> (N, C, H', W')``."""
@@ -189,8 +184,6 @@ class TimmConvNet(TimmBackbone):
     def train(self, mode: bool = True) -> TimmConvNet:
         """Set training mode; what is frozen, and with ``norm_eval`` every batch norm, stays in evaluation mode."""
         super().train(mode)
-        for module in self._frozen_parts():
-            module.eval()
         if self.norm_eval:
             for module in self.modules():
                 if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm):
@@ -202,13 +195,6 @@ class TimmConvNet(TimmBackbone):
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
                 nn.init.ones_(module.weight)  # timm starts the last one of each block at 0
-
-    def _frozen_parts(self) -> list[nn.Module]:
-        return [
-            self.get_submodule(name)
-            for name, group in self.groups.items()
-            if group.stage is not None and group.stage <= self.frozen_stages
-        ]
 
     def _run(self, names: Sequence[str], x: Tensor) -> Tensor:
         for name in names:

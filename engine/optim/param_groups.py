@@ -7,7 +7,8 @@ ids; nothing here knows a parameter name of a network.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +22,8 @@ from backbones.base import Backbone
 from backbones.errors import ConfigError
 
 BACKBONE_PREFIX = "backbone."
-PARAMWISE_KEYS = ("decay_rate", "decay_type", "num_groups", "no_decay")
+PARAMWISE_KEYS = ("decay_rate", "decay_type", "num_groups", "no_decay", "custom_keys")
+CUSTOM_FACTORS = ("lr_mult", "decay_mult")
 NUM_STAGES = 4
 DECAY_TYPES = ("layer", "stage", "block")
 
@@ -52,6 +54,7 @@ def parameter_groups(
     decay_type: str | None = None,
     num_groups: int | None = None,
     no_decay: Sequence[str] | None = None,
+    custom_keys: Mapping[str, Mapping[str, float]] | None = None,
 ) -> list[ParameterGroup]:
     """Assign every trainable parameter of a model to exactly one group.
 
@@ -67,6 +70,9 @@ def parameter_groups(
         no_decay: Parts of names: parameters with one of them in their name get no weight decay, and all others do,
             vectors and biases too. These are mmcv's ``custom_keys`` with ``decay_mult=0``, as Swin's released detectors
             and segmentors have them.
+        custom_keys: Factors by part of a name, as OpenMMLab's: ``dict(head=dict(lr_mult=10, decay_mult=0))``. Of
+            several parts in one name the longest counts. ``lr_mult`` multiplies the rate beside ``decay_rate``; with
+            ``decay_mult`` the weight decay is ``weight_decay`` times it, for vectors and biases too.
 
     Returns:
         The groups, from the head down, so that the first one has the highest rate (the one that is logged).
@@ -75,22 +81,46 @@ def parameter_groups(
         ConfigError: If an option does not exist, does nothing, or contradicts the backbone.
     """
     _check_options(decay_rate, decay_type, num_groups, no_decay)
+    factors_of = _custom_factors(model, custom_keys or {})
     ids_of, top = _depths(model, decay_rate, decay_type or "layer", num_groups)
     is_decayed = _decay_rule(model, no_decay)
-    groups: dict[tuple[int, bool], ParameterGroup] = {}
+    groups: dict[tuple[int, float, float], ParameterGroup] = {}
     for name, param in model.named_parameters():
         if not param.requires_grad:
             continue
         own_id = ids_of(name.removeprefix(BACKBONE_PREFIX)) if name.startswith(BACKBONE_PREFIX) else None
         layer_id = top if own_id is None else own_id
-        decayed = is_decayed(name, param)
-        group = groups.setdefault(
-            (layer_id, decayed),
-            ParameterGroup(layer_id, decay_rate ** (top - layer_id), weight_decay if decayed else 0.0),
-        )
+        factors = factors_of(name)
+        scale = decay_rate ** (top - layer_id) * factors.get("lr_mult", 1.0)
+        decay = weight_decay * factors.get("decay_mult", float(is_decayed(name, param)))
+        group = groups.setdefault((layer_id, scale, decay), ParameterGroup(layer_id, scale, decay))
         group.params.append(param)
         group.names.append(name)
-    return sorted(groups.values(), key=lambda group: (-group.layer_id, -group.weight_decay))
+    return sorted(groups.values(), key=lambda group: (-group.lr_scale, -group.layer_id, -group.weight_decay))
+
+
+def _custom_factors(
+    model: nn.Module, custom_keys: Mapping[str, Mapping[str, float]]
+) -> Callable[[str], Mapping[str, float]]:
+    """The factors of a parameter by its name.
+
+    Raises:
+        ConfigError: If a factor does not exist or is negative, or a key is in no name.
+    """
+    if not isinstance(custom_keys, Mapping):
+        raise ConfigError(f"paramwise_cfg.custom_keys={custom_keys!r}: a dict by part of a name is needed")
+    for key, factors in custom_keys.items():
+        known = isinstance(factors, Mapping) and factors and set(factors) <= set(CUSTOM_FACTORS)
+        if not known or not all(isinstance(one, int | float) and 0 <= one < math.inf for one in factors.values()):
+            raise ConfigError(
+                f"paramwise_cfg.custom_keys[{key!r}]={factors!r}: dict(lr_mult=..., decay_mult=...) is needed, with "
+                "factors from 0 up"
+            )
+        if not any(key in name for name, _ in model.named_parameters()):
+            raise ConfigError(f"paramwise_cfg.custom_keys: {key!r} is in no parameter's name")
+    # Longest first, and by alphabet, as mmengine sorts them (optim/optimizer/default_constructor.py, add_params).
+    keys = sorted(sorted(custom_keys), key=len, reverse=True)
+    return lambda name: next((custom_keys[key] for key in keys if key in name), {})
 
 
 def _decay_rule(model: nn.Module, no_decay: Sequence[str] | None) -> Callable[[str, nn.Parameter], bool]:
@@ -165,7 +195,8 @@ class LayerDecayConstructor:
 
     Args:
         optim_wrapper_cfg: Wrapper and optimizer.
-        paramwise_cfg: ``decay_rate``, ``decay_type``, ``num_groups`` and ``no_decay`` of :func:`parameter_groups`.
+        paramwise_cfg: ``decay_rate``, ``decay_type``, ``num_groups``, ``no_decay`` and ``custom_keys`` of
+            :func:`parameter_groups`.
     """
 
     def __init__(self, optim_wrapper_cfg: dict[str, Any], paramwise_cfg: dict[str, Any] | None = None) -> None:
@@ -187,8 +218,8 @@ class LayerDecayConstructor:
             }
             for group in groups
         ]
-        lowest = min(group.lr_scale for group in groups)
-        print_log(f"{len(groups)} parameter groups, rates {lr * lowest:.3g} to {lr:.3g}", "current", logging.INFO)
+        low, high = (lr * end(group.lr_scale for group in groups) for end in (min, max))
+        print_log(f"{len(groups)} parameter groups, rates {low:.3g} to {high:.3g}", "current", logging.INFO)
         optimizer = OPTIMIZERS.build(self.optimizer)
         self.wrapper.setdefault("type", "OptimWrapper")
         return OPTIM_WRAPPERS.build(self.wrapper, default_args={"optimizer": optimizer})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -170,3 +171,41 @@ def test_maps_can_be_taken_out_by_torch_fx(name: str) -> None:
         torch.testing.assert_close(extractor(images)["map"], maps[-1])
         with pytest.raises(UserError, match="at least 32 x 32"):
             extractor(images[..., :16])
+
+
+KINDS = ("convnext_atto", "convnextv2_atto", "convnext_isotropic_small", "swin_tiny", "resnet50")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_frozen_stages_of_every_kind_of_network(name: str) -> None:
+    """Stem and stages up to the given one; each stage with the downsampling before it."""
+    with torch.device("meta"):
+        network = build_backbone(name)
+        total = len(list(network.parameters()))
+        left = [total]
+        for stages in range(5):
+            frozen = build_backbone(name, frozen_stages=stages)
+            left.append(sum(param.requires_grad for param in frozen.parameters()))
+    assert all(one > other for one, other in pairwise(left))
+    trained = {one.partition(".")[0] for one, param in frozen.named_parameters() if param.requires_grad}
+    assert trained <= {"norm"}
+    assert trained == (set() if name == "resnet50" else {"norm"})
+
+
+def test_frozen_stages_of_convnext() -> None:
+    network = build_backbone("convnext_atto", frozen_stages=2, drop_path_rate=0.5).train()
+    frozen = {one.rpartition(".")[0] for one, param in network.named_parameters() if not param.requires_grad}
+    assert {".".join(one.split(".")[:2]) for one in frozen} == {
+        *("downsample_layers.0", "stages.0", "downsample_layers.1", "stages.1")
+    }
+    assert [stage.training for stage in network.stages] == [False, False, True, True]
+    assert not any(module.training for module in network.stages[1].modules())
+    assert network.training
+    network.eval()
+    assert not any(module.training for module in network.modules())
+
+
+@pytest.mark.parametrize("stages", [-2, 5, 1.5, "1"])
+def test_frozen_stages_out_of_range(stages: Any) -> None:
+    with pytest.raises(UserError, match=r"frozen_stages=\S+: a whole number from -1 \(nothing\) to 4"):
+        build_backbone("convnext_atto", frozen_stages=stages)

@@ -299,3 +299,43 @@ def test_a_step_follows_the_rates() -> None:
     assert float(moved("head.weight")) == pytest.approx(1.0)
     assert float(moved("backbone.stages.3.0.pwconv1.weight")) == pytest.approx(0.5)
     assert float(moved("backbone.downsample_layers.0.0.weight")) == pytest.approx(0.5**5)
+
+
+def probe() -> nn.Module:
+    """A small ConvNeXt under a head."""
+    model = nn.Module()
+    model.backbone = build_backbone("convnext_atto", depths=(1, 1, 1, 1), dims=(8, 8, 8, 8))
+    model.head = nn.Linear(8, 3)
+    return model
+
+
+def test_custom_keys_multiply_rate_and_decay() -> None:
+    keys = {"head": {"lr_mult": 10.0}, "head.bias": {"decay_mult": 0.5}, "stages.1": {"lr_mult": 0.0, "decay_mult": 2}}
+    model = probe()
+    plain = {name: group for group in parameter_groups(model, 0.05, 0.5) for name in group.names}
+    groups = parameter_groups(model, 0.05, 0.5, custom_keys=keys)
+    found = {name: group for group in groups for name in group.names}
+    assert found.keys() == plain.keys()
+    assert (found["head.weight"].lr_scale, found["head.weight"].weight_decay) == (10.0, 0.05)
+    assert (found["head.bias"].lr_scale, found["head.bias"].weight_decay) == (1.0, 0.025)
+    for name, group in found.items():
+        if "stages.1" in name:
+            assert (group.lr_scale, group.weight_decay) == (0.0, 0.1)
+        elif "head" not in name:
+            assert (group.lr_scale, group.weight_decay) == (plain[name].lr_scale, plain[name].weight_decay)
+    assert groups[0].names == ["head.weight"]
+
+
+@pytest.mark.parametrize(
+    "keys, message",
+    [
+        ({"hed": {"lr_mult": 2}}, "'hed' is in no parameter's name"),
+        ({"head": {"lr": 2}}, r"custom_keys\['head'\].*: dict\(lr_mult=\.\.\., decay_mult=\.\.\.\) is needed"),
+        ({"head": {"lr_mult": -1}}, "factors from 0 up"),
+        ({"head": {}}, "is needed"),
+        (["head"], "a dict by part of a name is needed"),
+    ],
+)
+def test_custom_keys_that_do_nothing(keys: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parameter_groups(probe(), 0.05, custom_keys=keys)
