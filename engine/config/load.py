@@ -52,6 +52,8 @@ DERIVED_KEYS = {
 # Names of hooks in older configs. CheckpointHook is mmengine's own, from which a run cannot resume exactly.
 EMA_HOOK = "ModelEMAHook"
 RENAMED_HOOKS = {"CheckpointHook": "ResumableCheckpointHook", "KeepEMA": EMA_HOOK}
+COLOUR_CHANNELS = 3
+COLOUR_READERS = ("ClassificationTransform", "LoadCheckedImage", "LoadImageFromFile")  # steps of pipelines
 FROM_BACKBONE = re.compile(r"from_backbone(?:\[(\d)\])?")
 
 
@@ -181,6 +183,7 @@ def resolve(cfg: Config, stated_batch: int, launch: Launch, training: bool = Tru
     _set_hooks(cfg, notes)
     _set_classes(cfg, notes)
     _set_data(cfg, launch)
+    _check_image_channels(cfg)
     _set_channels(cfg.model)
     plan = _set_batch(cfg, stated_batch, launch, notes) if training else None
     _fit_to_launch(cfg, launch, notes)
@@ -254,6 +257,23 @@ def _check_backbone(cfg: Config) -> None:
     with MODELS.switch_scope_and_registry(cfg.get("default_scope")) as registry:
         if isinstance(name, str) and registry.get(name) is None:
             raise unknown_backbone(name)
+
+
+def _check_image_channels(cfg: Config) -> None:
+    """Refuse another number of image channels than the readers give; a reader of one's own may give any.
+
+    Raises:
+        ConfigError: If the backbone takes another number.
+    """
+    channels = (cfg.model.get("backbone") or {}).get("in_channels", COLOUR_CHANNELS)
+    steps = (node for _, dataset in _datasets(cfg) for node in _walk(dataset.get("pipeline")))
+    used = {step.get("type") for step in steps if "color_type" not in step}  # grey or unchanged, where it is stated
+    if channels != COLOUR_CHANNELS and not used.isdisjoint(COLOUR_READERS):
+        reader = next(name for name in COLOUR_READERS if name in used)
+        raise ConfigError(
+            f"model.backbone.in_channels={channels}: {reader} reads every image, grey ones too, as {COLOUR_CHANNELS} "
+            "channels of 8 bits; leave in_channels out, or give the pipelines a reader of your own (custom_imports)"
+        )
 
 
 def _walk(node: Any) -> Iterator[dict[str, Any]]:
