@@ -117,7 +117,8 @@ def begin_random_state(runner: ResumableRun) -> None:
 def restore_random_state(runner: ResumableRun, saved: Mapping[str, Any]) -> None:
     """Restore random states and unsynchronised statistics of this process.
 
-    With another number of processes than the checkpoint's, each is seeded by seed, rank and step instead.
+    With another number of processes than the checkpoint's, each is seeded by seed, rank and step instead; so is each
+    but the first one where all processes were saved with common random numbers.
 
     Args:
         runner: Runner at the step of the checkpoint, with its model on its device.
@@ -138,6 +139,14 @@ def restore_random_state(runner: ResumableRun, saved: Mapping[str, Any]) -> None
         for name, value in own["buffers"].items():
             buffers[name].copy_(value)
     RandomState.from_dict(own["random"]).restore()
+    # Where all are seeded alike, Python's generator stays alike: random erasing draws as often in each process.
+    if len(ranks) > 1 and ranks[0]["random"]["python"] == ranks[1]["random"]["python"]:
+        runner.logger.warning(
+            "saved by a version in which all processes drew the same random numbers: from now on each mixes, erases "
+            "and drops by its own, so the run differs from one without the stop"
+        )
+        if get_rank():
+            _seed_process_at(runner, runner.train_loop.iter)
 
 
 def _seed_process_at(runner: ResumableRun, step: int) -> None:
