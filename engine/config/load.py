@@ -13,7 +13,7 @@ import difflib
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -54,6 +54,7 @@ EMA_HOOK = "ModelEMAHook"
 RENAMED_HOOKS = {"CheckpointHook": "ResumableCheckpointHook", "KeepEMA": EMA_HOOK}
 COLOUR_CHANNELS = 3
 COLOUR_READERS = ("ClassificationTransform", "LoadCheckedImage", "LoadImageFromFile")  # steps of pipelines
+AMP_SETTINGS = ("dtype", "loss_scale", "use_fp64")  # arguments of AmpOptimWrapper alone
 FROM_BACKBONE = re.compile(r"from_backbone(?:\[(\d)\])?")
 
 
@@ -153,6 +154,8 @@ def load_config(
     options = options or {}
     before = _check_options(cfg, options)
     cfg.merge_from_dict(options)
+    if options.get("optim_wrapper.type") == "OptimWrapper":
+        _drop_amp_settings(cfg, kept=options)
     if "optim_wrapper.optimizer.lr" in options:
         stated = _stated_batch(cfg, path)  # a learning rate given together with a batch belongs to that batch
     cfg.setdefault("work_dir", str(Path("work_dirs") / Path(path).stem))
@@ -387,12 +390,18 @@ def _fit_to_launch(cfg: Config, launch: Launch, notes: list[str]) -> None:
             notes.append(f"SyncBN -> BN in {replaced} place{'s' if replaced > 1 else ''} ({where})")
     wrapper = registered_class(OPTIM_WRAPPERS, (cfg.get("optim_wrapper") or {}).get("type"))
     if launch.device == "cpu" and wrapper is not None and issubclass(wrapper, AmpOptimWrapper):
-        for key in ("dtype", "loss_scale", "use_fp64"):
-            cfg.optim_wrapper.pop(key, None)
+        _drop_amp_settings(cfg)
         cfg.optim_wrapper.type = "OptimWrapper"
         notes.append("mixed precision -> float32 (CPU)")
     cfg.setdefault("env_cfg", {}).dist_cfg = dict(backend="nccl" if launch.device == "cuda" else "gloo")
     cfg.launcher = "pytorch" if launch.processes > 1 else "none"
+
+
+def _drop_amp_settings(cfg: Config, kept: Collection[str] = ()) -> None:
+    """Take out what mixed precision alone has, but for the dotted keys in ``kept``, which are errors in float32."""
+    for key in AMP_SETTINGS:
+        if f"optim_wrapper.{key}" not in kept:
+            cfg.optim_wrapper.pop(key, None)
 
 
 def _replace_types(node: Any, table: dict[str, str]) -> int:

@@ -17,6 +17,7 @@ from engine.config.world import Launch
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 CLASSIFICATION = CONFIGS / "classification/convnext_tiny_in1k_300e.py"
+V2 = CONFIGS / "classification/convnextv2_atto_fcmae_ft_in1k.py"
 MASK = CONFIGS / "detection/mask_rcnn_convnext_tiny_coco_3x.py"
 CASCADE = CONFIGS / "detection/cascade_mask_rcnn_convnext_tiny_coco_3x.py"
 UPERNET = CONFIGS / "segmentation/upernet_convnext_tiny_ade20k_160k.py"
@@ -223,6 +224,15 @@ def test_mixed_precision_is_for_gpus(path: Path) -> None:
         on_gpu = load(path, launch)
         assert on_gpu.cfg.optim_wrapper.type == "AmpOptimWrapper"
         assert not any("precision" in note for note in on_gpu.notes)
+
+
+@pytest.mark.parametrize("launch", [Launch(), Launch(8, "cuda", 8)], ids=["cpu", "gpu"])
+def test_float32_by_the_type_alone_takes_the_dtype_of_the_recipe_out(launch: Launch) -> None:
+    wrapper = load_config(V2, {"optim_wrapper.type": "OptimWrapper"}, launch).cfg.optim_wrapper
+    assert wrapper.type == "OptimWrapper"
+    assert not {"dtype", "loss_scale", "use_fp64"} & wrapper.keys()
+    stated = {"optim_wrapper.type": "OptimWrapper", "optim_wrapper.dtype": "bfloat16"}
+    assert load_config(V2, stated, launch).cfg.optim_wrapper.dtype == "bfloat16", "a contradiction, refused when built"
 
 
 def test_options_of_mixed_precision_go_with_it() -> None:
