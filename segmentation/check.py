@@ -16,7 +16,9 @@ from engine.data.image_files import IMAGE_SUFFIXES, LABEL_MODES, ImageInfo
 from engine.data.orientation import Size
 from engine.data.paths import hidden_note, leads_outside, list_files
 from segmentation.data import IGNORE_INDEX, read_labels
+from segmentation.network_input import NetworkInput
 
+MAX_TRIED_PIXELS = 16_000_000  # of an image that is sent through the pipeline
 MIN_LABEL_FILES = 50  # inspected label images that are taken for all of them
 MAX_LISTED_CLASSES = 6
 MAX_IGNORED_FRACTION = 0.5  # of the pixels; more are worth a warning (ADE20K and Cityscapes: a tenth)
@@ -39,6 +41,8 @@ class LabelChecker(DatasetChecker):
         self._pixels: Counter[int] = Counter()  # of each stored value
         self._wrong_values: dict[str, list[int]] = {}  # by label file
         self._label_files = self._empty_files = 0
+        self._image_sizes: dict[Size, str] = {}  # an image of each size
+        self.network_input = NetworkInput(self.cfg, self.dataset, training=self.split == "train")
         self._read_label_settings()
         folders = [self._folder("img_path"), self._folder("seg_map_path")]
         suffixes = [self.dataset.get("img_suffix", ".jpg"), self.dataset.get("seg_map_suffix", ".png")]
@@ -109,6 +113,11 @@ class LabelChecker(DatasetChecker):
         super().check_file(file, info)
         if info.problem is not None:
             return
+        if file.role == "image":
+            size = self.size_as_read(info)
+            self._image_sizes[size] = file.path
+            if found := self.network_input.problem(size):
+                self.error(found[0], file.path, found[1], "enlarge or remove it, or resize or pad in the pipeline")
         if file.role == "labels":
             self._check_labels(file, info)
         other = self._unpaired.pop(file.key, None)
@@ -161,7 +170,8 @@ class LabelChecker(DatasetChecker):
         return index if 0 <= index < len(self.classes) else None
 
     def finish(self, complete: bool) -> None:
-        """Check the values of all labels together."""
+        """Check the sizes of all images and the values of all labels together."""
+        self._check_batches()
         if not self._label_files:
             return
         self._check_wrong_values()
@@ -175,6 +185,31 @@ class LabelChecker(DatasetChecker):
         if absent and self.split == "train" and complete and present - {IGNORE_INDEX, None}:
             problem = f"{len(absent)} of {len(self.classes)} classes have no pixel: {', '.join(absent[:5])}"
             self.warn("class without pixels", self._folder("seg_map_path"), problem, "check the order of classes")
+
+    def _check_batches(self) -> None:
+        """Check that images of a batch have one size after the transforms; ``SegDataPreProcessor`` stacks them."""
+        loader = self.cfg.get(f"{self.split}_dataloader") or {}
+        preprocessor = (self.cfg.get("model") or {}).get("data_preprocessor") or {}
+        padded = self.split == "train" and preprocessor.get("size_divisor")
+        if loader.get("batch_size", 1) < 2 or padded or "type" not in preprocessor:
+            return
+        sizes = (size for size in self._image_sizes if size[0] * size[1] < MAX_TRIED_PIXELS)
+        by_area = sorted(sizes, key=lambda size: (size[0] * size[1], size))
+        final: dict[Size, Size] = {}  # stored size of an image by its last size
+        for size in dict.fromkeys((*by_area[:2], *by_area[-2:])):
+            for seed in range(3):
+                try:
+                    last = self.network_input.after_pipeline(size, seed)
+                except Exception:  # a transform that needs more than a blank picture
+                    return
+                final.setdefault(self.network_input.padded(last) if self.split == "train" else last, size)
+        if len(final) > 1:
+            (one, first), (other, second) = list(final.items())[:2]
+            problem = f"becomes {one[0]} x {one[1]} pixels for the network, {self._image_sizes[second]} becomes "
+            problem += f"{other[0]} x {other[1]}: a batch of {loader['batch_size']} needs one size"
+            crop = "end the transforms with a RandomCrop of data_preprocessor.size, or set batch.per_gpu=1"
+            fix = crop if self.split == "train" else f"set {self.split}_dataloader.batch_size=1"
+            self.error("sizes in a batch", self._image_sizes[first], problem, fix)
 
     def _note_class_shares(self) -> None:
         """Note which classes cover most pixels: people see at once what no rule finds, such as 30 % poles."""

@@ -1,0 +1,90 @@
+"""Sizes of images as the network gets them: the pipeline of a data set is run on blank pictures of their sizes."""
+
+from __future__ import annotations
+
+import math
+from functools import cache, cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from mmcv.transforms import LoadAnnotations, LoadImageFromFile
+from mmengine.config import Config, ConfigDict
+from mmengine.dataset import Compose
+from mmengine.registry import MODELS, TRANSFORMS, DefaultScope
+
+from backbones.errors import ConfigError
+from engine.checkpoint.rng import seeded
+from engine.data.image_files import DamagedImageError
+from engine.data.orientation import Size
+
+SMALL_SIDE, LONG_RATIO = 128, 8  # images with a shorter side, or of a longer shape, may become too small
+
+
+class NetworkInput:
+    """The way of images from a data set to the network.
+
+    Args:
+        cfg: Resolved config of the run.
+        dataset: Config of the data set.
+        training: Whether it is trained on, for which images are padded otherwise.
+    """
+
+    def __init__(self, cfg: Config, dataset: ConfigDict, training: bool) -> None:
+        self.cfg, self.dataset, self.training = cfg, dataset, training
+
+    @cached_property
+    def min_side(self) -> int:
+        """Smallest side in pixels that the backbone takes, 0 where it does not say."""
+        backbone = dict((self.cfg.get("model") or {}).get("backbone") or {})
+        backbone.pop("weights", None)
+        if "type" not in backbone:
+            return 0
+        with MODELS.switch_scope_and_registry(self.cfg.get("default_scope")) as registry, torch.device("meta"):
+            known = registry.get(backbone["type"]) is not None
+            return getattr(registry.build(backbone), "min_image_side", 0) if known else 0
+
+    @cache  # noqa: B019 - lives as long as its check
+    def problem(self, size: Size) -> tuple[str, str] | None:
+        """Kind and description of the reason why an image of a width and height is too small, if it is."""
+        if (min(size) >= SMALL_SIDE and max(size) <= LONG_RATIO * min(size)) or not self.min_side:
+            return None
+        try:
+            width, height = self.padded(self.after_pipeline(size))
+        except DamagedImageError as error:  # training replaces such an image
+            return "damaged image", error.reason
+        except Exception:  # a transform that needs more than a blank picture
+            return None
+        needed = f"of which it needs {self.min_side} x {self.min_side}"
+        reached = f"reaches the network with {width} x {height} pixels, {needed}"
+        return ("image too small", reached) if min(width, height) < self.min_side else None
+
+    def after_pipeline(self, size: Size, seed: int = 0) -> Size:
+        """Width and height of an image of a size after the transforms, whose random choices follow from a seed."""
+        width, height = size
+        loading = (LoadImageFromFile, LoadAnnotations)
+        with DefaultScope.overwrite_default_scope(self.cfg.default_scope), seeded(seed):
+            with TRANSFORMS.switch_scope_and_registry(self.cfg.default_scope) as registry:
+                kept = [step for step in self.dataset.pipeline if not issubclass(registry.get(step.type), loading)]
+            if len(kept) == len(self.dataset.pipeline):
+                raise ConfigError("the pipeline does not load images by LoadImageFromFile")
+            sample: dict[str, Any] = Compose(kept)(
+                {
+                    **{"img": np.zeros((height, width, 3), np.uint8), "img_shape": (height, width), "img_path": ""},
+                    **{"gt_seg_map": np.zeros((height, width), np.uint8), "seg_fields": ["gt_seg_map"]},
+                    **{"ori_shape": (height, width), "img_id": 0, "scale_factor": (1.0, 1.0)},
+                }
+            )
+        height, width = sample["inputs"].shape[-2:]
+        return width, height
+
+    def padded(self, size: Size) -> Size:
+        """Width and height of an image after the padding by mmdet's or mmseg's data preprocessor."""
+        preprocessor = self.cfg.model.get("data_preprocessor") or {}
+        settings = preprocessor if self.training else preprocessor.get("test_cfg") or {}
+        divisor = preprocessor.get("pad_size_divisor") or settings.get("size_divisor") or 1
+        least = settings.get("size") or (0, 0)
+        width, height = (
+            math.ceil(max(side, floor) / divisor) * divisor for side, floor in zip(size, least[::-1], strict=True)
+        )
+        return width, height
