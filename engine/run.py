@@ -6,7 +6,6 @@ import copy
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
@@ -14,7 +13,7 @@ from mmengine.registry import HOOKS
 
 from backbones.errors import CheckpointError, ConfigError
 from engine.checkpoint.preemption import Stop, exiting_on_signals
-from engine.config.load import Resolved, load_config
+from engine.config.load import Resolved
 from engine.config.world import Launch
 from engine.data.preflight import check_before_test, check_before_training, check_data_paths
 from engine.planning.plan import TrainingPlan, training_plan
@@ -23,44 +22,12 @@ from engine.report.environment import environment
 from engine.report.recorder import command_line, record_run, report_test
 from engine.report.run_dir import write_json
 from engine.task import task_of
-from engine.training.batch_size_finder import measured_fit
 from engine.training.build import build_runner
 from engine.training.ema import ModelEMAHook
 from engine.training.runner import Runner
 from engine.visualize import RESULTS, draw_test_images, result_writer
 
 MAX_PICTURES = 8
-
-
-def chosen_batch(
-    text: str, config: str, options: dict[str, Any], launch: Launch, measure: bool = True
-) -> dict[str, Any]:
-    """The config option that ``--per-gpu-batch`` stands for.
-
-    Args:
-        text: Number of images, or ``auto`` to measure how many a GPU takes.
-        config: Path of the config file.
-        options: The other options, by dotted key.
-        launch: Processes and devices of the job.
-        measure: Whether a measurement may be started.
-
-    Returns:
-        ``batch.per_gpu`` and its value.
-
-    Raises:
-        UserError: If the text is neither, or nothing can be measured.
-    """
-    if "batch.per_gpu" in options:
-        raise ConfigError("--per-gpu-batch and --cfg-options batch.per_gpu say the same: give one of them")
-    if text.isdecimal():
-        return {"batch.per_gpu": int(text)}
-    if text != "auto":
-        raise ConfigError(f"--per-gpu-batch {text!r}: a number of images, or auto")
-    if not measure:
-        raise ConfigError("--per-gpu-batch auto trains on the GPU to find out, which a dry run does not: give a number")
-    resolved = load_config(config, {**options, "batch.per_gpu": None}, launch)
-    check_data_paths(resolved.cfg, ("train",))
-    return {"batch.per_gpu": measured_fit(resolved, launch)}
 
 
 def train(resolved: Resolved, launch: Launch, resume: bool, data_check: bool = True, trust: bool = False) -> None:

@@ -33,10 +33,11 @@ def main() -> None:
     if args.gpus is not None and not args.dry_run:
         parser.error("--gpus is for --dry-run; tools/dist_train.sh CONFIG GPUS trains on several")
 
+    from analysis.batch_size_finder import chosen_batch
     from engine.config.load import load_config, parse_options
     from engine.config.world import Launch
     from engine.planning.plan import dry_run
-    from engine.run import chosen_batch, train
+    from engine.run import train
 
     options = parse_options(args.cfg_options)
     if args.work_dir:

@@ -1,10 +1,9 @@
 """The training itself: the runner of all tasks and its loops, whose ``run_iter`` is one optimizer step.
 
 The runner's parts are the checkpoint manager, the preparation of the model, the data loaders and the log handlers.
-Weight averages, the progress bar and the search for the largest micro-batch that fits a GPU are here too.
+Weight averages and the progress bar are here too.
 """
 
-from engine.training.batch_size_finder import measured_fit
 from engine.training.build import build_runner
 from engine.training.checkpoint_manager import CheckpointManager
 from engine.training.ema import ModelEMAHook
@@ -22,5 +21,4 @@ __all__ = [
     "Runner",
     "ValidationLoop",
     "build_runner",
-    "measured_fit",
 ]

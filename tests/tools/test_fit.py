@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from analysis.batch_size_finder import Trial, largest_that_fits, measured_fit, micro_batches
 from backbones import UserError
 from engine.config.load import load_config
 from engine.config.world import Launch
-from engine.training.batch_size_finder import Trial, largest_that_fits, measured_fit, micro_batches
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TASKS = {

@@ -15,14 +15,46 @@ from mmengine.registry import DATASETS, FUNCTIONS, MODELS, DefaultScope
 
 from backbones.errors import ConfigError
 from engine.config.building import building
-from engine.config.load import Resolved, ema_settings
+from engine.config.load import Resolved, ema_settings, load_config
 from engine.config.world import Launch
+from engine.data.preflight import check_data_paths
 from engine.distributed.processes import start_processes, take_gpu
 from engine.optim.precision import losses_in_float32
 
 NUM_CANDIDATE_SAMPLES = 32  # the largest of them is used: image sizes vary in detection
 NUM_TRIAL_PASSES = 4  # two optimizer steps of two forward passes
 MAX_MEMORY_FRACTION = 0.92  # of the GPU's memory; the rest is for fragmentation and for larger images
+
+
+def chosen_batch(
+    text: str, config: str, options: dict[str, Any], launch: Launch, measure: bool = True
+) -> dict[str, Any]:
+    """The config option that ``--per-gpu-batch`` stands for.
+
+    Args:
+        text: Number of images, or ``auto`` to measure how many a GPU takes.
+        config: Path of the config file.
+        options: The other options, by dotted key.
+        launch: Processes and devices of the job.
+        measure: Whether a measurement may be started.
+
+    Returns:
+        ``batch.per_gpu`` and its value.
+
+    Raises:
+        UserError: If the text is neither, or nothing can be measured.
+    """
+    if "batch.per_gpu" in options:
+        raise ConfigError("--per-gpu-batch and --cfg-options batch.per_gpu say the same: give one of them")
+    if text.isdecimal():
+        return {"batch.per_gpu": int(text)}
+    if text != "auto":
+        raise ConfigError(f"--per-gpu-batch {text!r}: a number of images, or auto")
+    if not measure:
+        raise ConfigError("--per-gpu-batch auto trains on the GPU to find out, which a dry run does not: give a number")
+    resolved = load_config(config, {**options, "batch.per_gpu": None}, launch)
+    check_data_paths(resolved.cfg, ("train",))
+    return {"batch.per_gpu": measured_fit(resolved, launch)}
 
 
 def micro_batches(share: int, even: bool = False) -> list[int]:
