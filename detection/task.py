@@ -12,11 +12,13 @@ from mmdet.models.detectors import BaseDetector, TwoStageDetector
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import HorizontalBoxes
 from mmdet.structures.mask import BitmapMasks, PolygonMasks
+from mmengine.config import Config
 from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor, nn
 
 from backbones.errors import ConfigError
 from detection.results import coco_results
+from engine.config.datasets import inner_datasets, is_wrapper
 from engine.task import ClassLayer, ExportedNetwork, NamedClasses, Score, TaskSpec, image_meta, register_task
 
 DETECTOR_SHAPE = (800, 1280)  # of the papers' FLOPs, which they write "1280 x 800"
@@ -24,6 +26,7 @@ DETECTOR_SHAPE = (800, 1280)  # of the papers' FLOPs, which they write "1280 x 8
 # 1,000 proposals, each mask head the first 100 of them.
 PROPOSALS, MASK_PROPOSALS = 1000, 100
 DUMMY_OBJECTS = 8  # annotated in each made-up training image
+WITHOUT_MASKS = ("Mosaic", "MixUp")  # transforms of mmdet
 SCORE_THRESHOLD = 0.3  # of the detections that are drawn
 
 
@@ -117,6 +120,22 @@ def _pool_proposals(extractor: Any, features: Sequence[Tensor], proposals: int) 
     return torch.cat(pooled)
 
 
+def _check_training(cfg: Config, images: int) -> None:
+    """Refuse mmdet's mosaics and mixtures of images with masks: they keep the masks of one image for the boxes of all.
+
+    Raises:
+        ConfigError: With the transforms that mix masks too.
+    """
+    dataset = cfg.train_dataloader.dataset
+    mixing = [step["type"] for step in dataset.get("pipeline", []) if step["type"].rpartition(".")[2] in WITHOUT_MASKS]
+    loading = [step for inner in inner_datasets(dataset) for step in inner.get("pipeline", [])]
+    if mixing and is_wrapper(dataset) and any(step.get("with_mask") for step in loading):
+        raise ConfigError(
+            f"train_dataloader.dataset: {mixing[0]} loses masks: use CachedMosaic, CachedMixUp or CopyPaste, or a "
+            "detector without masks and LoadAnnotations with with_mask=False"
+        )
+
+
 DETECTION = register_task(
     TaskSpec(
         name="detection",
@@ -148,6 +167,7 @@ DETECTION = register_task(
         },
         draw_options={"pred_score_thr": SCORE_THRESHOLD},
         scale_sample=_scale_sample,
+        check_training=_check_training,
         result_formats={"coco": coco_results},
     )
 )

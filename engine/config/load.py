@@ -31,6 +31,7 @@ from engine.config.building import build, registered_class
 from engine.config.class_weights import set_class_weights
 from engine.config.classes import class_names, palette
 from engine.config.custom_imports import read_config
+from engine.config.datasets import inner_datasets, is_wrapper, set_pipeline
 from engine.config.environment import check_environment
 from engine.config.schema import check_settings, is_whole
 from engine.config.world import Launch
@@ -315,22 +316,29 @@ def _set_classes(cfg: Config, notes: list[str]) -> None:
         for node in _walk(cfg.get(key)):
             if "num_classes" in node:
                 node["num_classes"] = len(names)
+    for node in (node for _, dataset in _datasets(cfg) for node in _walk(dataset)):
+        if "num_classes" in node:
+            node["num_classes"] = len(names)
     background = max((layer.extra_rows for layer in task_of(cfg).class_layers.values()), default=0)
     set_class_weights(cfg.model, names, background, notes)
     for _, dataset in _datasets(cfg):
         # Only where they are drawn in colours: 21,841 of them take a while to print.
         colours = {"palette": palette(names)} if task_of(cfg).coloured_classes else {}
-        dataset.metainfo = dict(classes=names, **colours)
+        for inner in inner_datasets(dataset):
+            inner.metainfo = dict(classes=names, **colours)
 
 
 def _set_data(cfg: Config, launch: Launch) -> None:
     cores = max(1, (os.cpu_count() or 1) // launch.local_processes)
     for split, dataset in _datasets(cfg):
-        if cfg.get("data_root") is not None:
-            dataset.data_root = cfg.data_root
+        if is_wrapper(dataset) and split != "train":
+            raise ConfigError(f"{split}_dataloader.dataset.type={dataset.type!r}: wrappers are for training data alone")
+        for inner in inner_datasets(dataset) if cfg.get("data_root") is not None else ():
+            # Several data sets may lie in several places; one that is not wrapped is where the config says.
+            inner.data_root = inner.get("data_root", cfg.data_root) if is_wrapper(dataset) else cfg.data_root
         pipeline = cfg.get("train_pipeline" if split == "train" else "test_pipeline")
         if pipeline is not None:
-            dataset.pipeline = pipeline
+            set_pipeline(dataset, pipeline)
         loader = cfg[f"{split}_dataloader"]
         loader.num_workers = min(loader.num_workers, cores)
         loader.persistent_workers = loader.num_workers > 0

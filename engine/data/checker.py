@@ -20,6 +20,7 @@ from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
 from PIL import Image
 
 from backbones.errors import ConfigError
+from engine.config.datasets import inner_datasets
 from engine.data.findings import DataFinding
 from engine.data.image_files import ImageInfo, inspect_image
 from engine.data.orientation import SIDEWAYS_ORIENTATIONS, Size, applies_orientation
@@ -255,13 +256,14 @@ def build_checkers(cfg: Config, splits: Sequence[str]) -> list[DatasetChecker]:
     checkers: list[DatasetChecker] = []
     for split in splits:
         loader = cfg.get(f"{split}_dataloader")
-        if not loader or (split != "train" and any(other.dataset == loader.dataset for other in checkers)):
-            continue
-        with DATASETS.switch_scope_and_registry(cfg.get("default_scope")) as registry:
-            dataset_type = registry.get(loader.dataset.type)
-        if dataset_type is None:
-            raise ConfigError(f"{split}_dataloader.dataset.type={loader.dataset.type!r} is no type of data set")
-        checkers.append(DATA_CHECKERS.find(dataset_type)(split, loader.dataset, cfg))
+        for dataset in inner_datasets(loader.dataset) if loader else ():
+            if split != "train" and any(other.dataset == dataset for other in checkers):
+                continue
+            with DATASETS.switch_scope_and_registry(cfg.get("default_scope")) as registry:
+                dataset_type = registry.get(dataset.type)
+            if dataset_type is None:
+                raise ConfigError(f"{split}_dataloader.dataset.type={dataset.type!r} is no type of data set")
+            checkers.append(DATA_CHECKERS.find(dataset_type)(split, dataset, cfg))
     return checkers
 
 

@@ -12,6 +12,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dist import broadcast_object_list, is_main_process
 
 from backbones.errors import DataError, UserError
+from engine.config.datasets import inner_datasets
 from engine.config.fingerprint import make_fingerprint
 from engine.data.check import check_datasets
 from engine.data.checker import DAMAGE_KINDS
@@ -46,9 +47,12 @@ def check_data_paths(cfg: Config, splits: tuple[str, ...]) -> None:
 
 def dataset_paths(dataset: ConfigDict) -> list[Path]:
     """Files and folders that a data set reads, from its config."""
-    root = Path(dataset.get("data_root") or ".")
-    parts = [dataset.get("split"), dataset.get("ann_file"), *dataset.get("data_prefix", {}).values()]
-    return [root, *(root / part for part in parts if part)]
+    paths: list[Path] = []
+    for one in inner_datasets(dataset):
+        root = Path(one.get("data_root") or ".")
+        parts = [one.get("split"), one.get("ann_file"), *one.get("data_prefix", {}).values()]
+        paths += [root, *(root / part for part in parts if part)]
+    return paths
 
 
 def check_before_training(cfg: Config, logger: Logger, resume: bool) -> None:

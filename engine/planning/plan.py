@@ -17,6 +17,7 @@ from torch import nn
 from backbones.errors import ConfigError
 from engine.config.batch import BatchPlan
 from engine.config.building import build, registered_class
+from engine.config.datasets import is_wrapper
 from engine.config.load import Resolved
 from engine.config.schema import is_number
 from engine.config.world import Launch
@@ -196,7 +197,7 @@ def _schedule(cfg: Any, processes: int) -> Schedule:
     loop, loader = cfg.train_cfg, cfg.train_dataloader
     plan = Schedule(loop.get("max_epochs"), loop.get("max_iters"))
     name = cfg.get("classes")
-    known = TASK_SPECS.named_classes().get(name) if isinstance(name, str) else None
+    known = TASK_SPECS.named_classes().get(name) if isinstance(name, str) and not is_wrapper(loader.dataset) else None
     if known is None:
         return plan
     every = loader.dataset.get("every", 1)  # a study on a part of the data

@@ -26,6 +26,7 @@ from mmengine.runner import Runner
 
 from backbones.errors import UserError
 from engine.checkpoint.preemption import Stop
+from engine.config.datasets import inner_datasets
 from engine.config.load import Resolved, ema_settings
 from engine.planning.plan import TrainingPlan
 from engine.report.class_scores import CLASS_SCORES
@@ -203,7 +204,7 @@ def _about(cfg: Config, runner: Runner) -> dict[str, Any]:
         "model": str(cfg.model.type),
         "backbone": str(backbone.get("type", "")),
         "data": str(cfg.get("data_root") or ""),
-        "classes": len(cfg.train_dataloader.dataset.metainfo["classes"]),
+        "classes": len(inner_datasets(cfg.train_dataloader.dataset)[0].metainfo["classes"]),
         "optimizer": _plain(dict(cfg.optim_wrapper.optimizer)),
         "ema": None if ema is None else ema["decay"],
         "seed": runner.seed,

@@ -1,0 +1,48 @@
+"""Data sets inside of wrappers, such as ``ConcatDataset`` and ``MultiImageMixDataset``, in a config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from backbones.errors import ConfigError
+
+MIXING = "MultiImageMixDataset"  # mmdet's and mmseg's; it has a pipeline of its own, after those of its data sets
+
+
+def inner_datasets(dataset: Any) -> list[Any]:
+    """The data sets that read files: those inside of wrappers, or the data set itself."""
+    wrapped = [dataset["dataset"]] if "dataset" in dataset else dataset.get("datasets")
+    return [dataset] if wrapped is None else [one for inner in wrapped for one in inner_datasets(inner)]
+
+
+def is_wrapper(dataset: Any) -> bool:
+    """Whether a data set only wraps others."""
+    return "dataset" in dataset or "datasets" in dataset
+
+
+def set_pipeline(dataset: Any, pipeline: Any) -> None:
+    """Give a data set the pipeline of its split; inside of wrappers those alone that state none of their own.
+
+    Raises:
+        ConfigError: If a data set whose images are mixed states no pipeline that loads them.
+    """
+    if not is_wrapper(dataset):
+        dataset["pipeline"] = pipeline
+        return
+    for mixing in (one for one in _wrappers(dataset) if str(one["type"]).endswith(MIXING)):
+        mixing.setdefault("pipeline", pipeline)
+        if not all(one.get("pipeline") for one in inner_datasets(mixing)):
+            raise ConfigError(
+                f"train_dataloader.dataset: {MIXING} mixes what the pipeline of its inner data set loads: state one "
+                "there, such as pipeline=[dict(type='LoadCheckedImage'), dict(type='LoadAnnotations', with_bbox=True)]"
+            )
+    for one in inner_datasets(dataset):
+        one.setdefault("pipeline", pipeline)
+
+
+def _wrappers(dataset: Any) -> Iterator[Any]:
+    if is_wrapper(dataset):
+        yield dataset
+        for inner in [dataset["dataset"]] if "dataset" in dataset else dataset["datasets"]:
+            yield from _wrappers(inner)
