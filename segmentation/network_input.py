@@ -27,7 +27,7 @@ class NetworkInput:
     Args:
         cfg: Resolved config of the run.
         dataset: Config of the data set.
-        training: Whether it is trained on, for which images are padded otherwise.
+        training: Whether images are padded as in training, not as in testing.
     """
 
     def __init__(self, cfg: Config, dataset: ConfigDict, training: bool) -> None:
