@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.optim import LinearLR
+from mmengine.optim import CosineAnnealingLR, LinearLR, PolyLR
 from mmengine.registry import MODELS, PARAM_SCHEDULERS
 from torch import nn
 
@@ -63,6 +63,8 @@ class TrainingPlan:
         rows: Parameter groups; empty where another constructor makes them.
         frozen: Number of parameters that are not trained.
         memory: Estimated memory of one process.
+        falls_until: Step or epoch at which the decay of the rate ends; ``None`` if it is the end of the training, or
+            is not counted in the training's unit.
     """
 
     batch: BatchPlan
@@ -75,6 +77,7 @@ class TrainingPlan:
     rows: tuple[GroupRow, ...]
     frozen: int
     memory: Memory
+    falls_until: int | None = None
 
     def lines(self) -> list[str]:
         """The plan for people; the first line is the batch."""
@@ -84,7 +87,7 @@ class TrainingPlan:
         return [
             f"batch: {self.batch}",
             f"length: {self._length()}",
-            f"rate: {span}; {self._warm_up()}",
+            f"rate: {span}; {self._warm_up()}{self._end()}",
             f"precision: {self.precision}{clip}",
             f"memory: {self.memory}",
         ]
@@ -104,6 +107,14 @@ class TrainingPlan:
         if plan.steps_per_epoch is None:
             return f"{epochs}; steps per epoch are known when the data is read"
         return f"{epochs} of {plan.steps_per_epoch:,} steps = {plan.steps:,} steps ({known})"
+
+    def _end(self) -> str:
+        if self.falls_until is None:
+            return ""
+        unit, length = (
+            ("step", self.schedule.steps) if self.schedule.epochs is None else ("epoch", self.schedule.epochs)
+        )
+        return f"; NOTE: its decay ends at {unit} {self.falls_until:,}, the training at {length:,}"
 
     def _warm_up(self) -> str:
         if self.warm_up is None:
@@ -163,6 +174,7 @@ def training_plan(resolved: Resolved, launch: Launch) -> TrainingPlan:
         rows=tuple(rows),
         frozen=frozen,
         memory=estimate_memory(model, cfg, launch.processes, resolved.plan.per_process),
+        falls_until=_decay_end(schedulers, cfg.train_cfg),
     )
 
 
@@ -226,6 +238,22 @@ def _warm_up(schedulers: Sequence[Any], loop: Any) -> tuple[int, bool] | None:
             # mmengine's own is at the peak one step before its end.
             early = not by_epoch and not issubclass(kind, LinearWarmUpLR)
             return None if end is None else (int(end) - early, by_epoch)
+    return None
+
+
+def _decay_end(schedulers: Sequence[Any], loop: Any) -> int | None:
+    """Where a cosine or polynomial decay ends, if not with the training: its length does not follow the loop's."""
+    by_epoch = loop.get("max_epochs") is not None
+    length = loop.get("max_epochs" if by_epoch else "max_iters")
+    for one in schedulers:
+        kind = registered_class(PARAM_SCHEDULERS, one["type"])
+        if bool(one.get("by_epoch", True)) != by_epoch or kind not in (PolyLR, CosineAnnealingLR):
+            continue
+        period = one.get("T_max")
+        end = one.get("end") if period is None else one.get("begin", 0) + period
+        # The last value of a polynomial decay lies one step before its end, which is the training's or one later.
+        if end is not None and end not in (length, length + 1):
+            return int(end)
     return None
 
 

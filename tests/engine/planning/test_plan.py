@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mmengine.config import Config
 
 from backbones import UserError
 from engine.config.load import load_config
 from engine.config.world import Launch
-from engine.planning.plan import TrainingPlan, dry_run, training_plan
+from engine.planning.plan import TrainingPlan, _decay_end, dry_run, training_plan
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 CLASSIFICATION = CONFIGS / "classification/convnext_tiny_in1k_300e.py"
@@ -102,6 +103,26 @@ def test_the_warm_up_in_steps_ends_where_the_peak_is(kind: str, steps: int) -> N
     resolved = load_config(CLASSIFICATION, None, Launch())
     resolved.cfg.param_scheduler = [{"type": kind, "end": 500, "by_epoch": False}]
     assert line(training_plan(resolved, Launch()), "rate").endswith(f"linear warm-up over {steps} steps")
+
+
+def test_a_decay_that_does_not_end_with_the_training_is_said() -> None:
+    ade = CONFIGS / "segmentation/upernet_convnext_tiny_ade20k_160k.py"
+    shorter = {"train_cfg.max_iters": 80_000}
+    said = "NOTE: its decay ends at step 160,001, the training at 80,000"
+    assert said in line(plan(ade, **shorter), "rate")
+    assert "NOTE" not in line(plan(ade, **shorter, **{"param_scheduler.1.end": 80_001}), "rate")
+    v2 = CONFIGS / "classification/convnextv2_tiny_fcmae_ft_in1k.py"
+    assert "decay ends at epoch 300, the training at 100" in line(plan(v2, **{"train_cfg.max_epochs": 100}), "rate")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [one for part in ("classification", "detection", "segmentation") for one in sorted((CONFIGS / part).glob("*.py"))],
+    ids=lambda path: path.stem,
+)
+def test_the_decay_of_every_recipe_ends_with_its_training(path: Path) -> None:
+    cfg = Config.fromfile(path)
+    assert _decay_end(cfg.param_scheduler, cfg.train_cfg) is None
 
 
 def test_an_end_above_a_layer_s_rate_is_refused() -> None:
