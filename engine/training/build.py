@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from pathlib import Path
 
 from mmengine import Config
@@ -54,7 +53,10 @@ def build_runner(resolved: Resolved, launch: Launch, trust: bool = False) -> Run
 
 
 def _check_work_dir(cfg: Config) -> None:
-    with suppress(OSError):
+    try:
         Path(cfg.work_dir).mkdir(parents=True, exist_ok=True)
-    if not Path(cfg.work_dir).is_dir() or not os.access(cfg.work_dir, os.W_OK):
+        writable = os.access(cfg.work_dir, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
         raise MachineError(f"work_dir {cfg.work_dir!r} cannot be written: choose another with --work-dir")
