@@ -182,6 +182,7 @@ def resolve(cfg: Config, stated_batch: int, launch: Launch, training: bool = Tru
             raise ConfigError(f"config states no {key}: take it from a file in configs/_base_")
     check_settings(cfg)
     check_environment(cfg.get("env_cfg", {}))
+    _check_validation(cfg)
     _check_backbone(cfg)
     notes: list[str] = []
     _set_hooks(cfg, notes)
@@ -253,6 +254,16 @@ def _check_batch(batch: Any) -> None:
     for name in ("size", "per_gpu"):
         if not (is_whole(batch.get(name), -math.inf) or (name == "per_gpu" and batch.get(name) is None)):
             raise ConfigError(f"batch.{name}={batch.get(name)!r}: a whole number is needed")
+
+
+def _check_validation(cfg: Config) -> None:
+    for split in ("val", "test"):
+        keys = [f"{split}_{part}" for part in ("dataloader", "cfg", "evaluator")]
+        missing = [key for key in keys if cfg.get(key) is None]
+        if missing and len(missing) < len(keys):
+            raise ConfigError(
+                f"{missing[0]} is missing: {', '.join(keys)} belong together, state all or set all to None"
+            )
 
 
 def _check_backbone(cfg: Config) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.cli import add_launch_options
+from backbones.errors import MachineError
+from engine.cli import add_launch_options, run_tool
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,3 +37,24 @@ def test_names_in_any_script_are_printed_to_any_terminal() -> None:
         environment = {**os.environ, "PYTHONIOENCODING": encoding}
         ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True)
         assert (ended.returncode, ended.stdout, ended.stderr) == (0, expected, b"")
+
+
+def absent_logger() -> None:
+    try:
+        import absent_package_of_a_logger.client  # type: ignore[import-not-found]  # noqa: F401
+    except ImportError:
+        raise ImportError("advice of the logger's own") from None
+
+
+def broken_import() -> None:
+    raise ImportError("cannot import name 'x' from 'engine'")
+
+
+def test_an_absent_package_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run_tool(absent_logger)
+    assert stopped.value.code == MachineError.exit_code
+    line = "error: package 'absent_package_of_a_logger' is missing: pip install absent_package_of_a_logger, or remove"
+    assert capsys.readouterr().err.startswith(line)
+    with pytest.raises(ImportError, match="cannot import name"):
+        run_tool(broken_import)

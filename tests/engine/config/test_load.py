@@ -327,6 +327,9 @@ def test_options_as_they_are_typed() -> None:
         ({"classes": ()}, "at least one name"),
         ({"classes": ("a", "b", "a")}, "'a' stands twice"),
         ({"classes": None}, "states no classes"),
+        ({"val_evaluator": None}, "val_evaluator is missing: val_dataloader, val_cfg, val_evaluator belong together"),
+        ({"val_dataloader": None, "val_cfg": None}, "val_dataloader is missing"),
+        ({"test_cfg": None}, "test_cfg is missing"),
     ],
 )
 def test_a_wrong_setting_is_named(options: dict[str, Any], message: str) -> None:
