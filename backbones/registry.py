@@ -51,7 +51,8 @@ def register_backbone(name: str, build: Callable[..., Backbone]) -> None:
     def factory(frozen_stages: int = -1, **kwargs: Any) -> Backbone:
         # An explicit wrapper: mmengine refuses functools.partial objects, which have no __name__.
         network = build(**kwargs)
-        network.freeze_stages(frozen_stages)
+        if frozen_stages != -1:
+            network.freeze_stages(frozen_stages)
         return network
 
     factory.__name__ = name

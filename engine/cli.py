@@ -15,7 +15,10 @@ from engine.launch.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED
 from engine.launch.heartbeat import HEARTBEAT
 
 # Advice on the OpenMMLab packages' own code, of no use to who runs it; their other warnings tell of a wrong config.
-UNSHOWN_WARNINGS = r"(?s).*(deprecate|avg_non_ignore|(OMP|MKL)_NUM_THREADS|Detected call of .?scheduler\.step)"
+UNSHOWN_WARNINGS = (
+    r"(?s).*(deprecate|avg_non_ignore|shape of value will convert|For binary segmentation|(OMP|MKL)_NUM_THREADS|"
+    r"Detected call of .?scheduler\.step)"
+)
 
 
 def run_tool(main: Callable[[], None]) -> None:

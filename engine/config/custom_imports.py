@@ -52,7 +52,7 @@ def _bases(path: Path) -> list[Path]:
         return []
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and "_base_" in (ast.unparse(name) for name in node.targets):
-            stated = ast.literal_eval(node.value)
+            stated = eval(compile(ast.Expression(node.value), str(path), "eval"), {})  # a program, as mmengine takes it
             files = [path.parent / name for name in ([stated] if isinstance(stated, str) else stated)]
             return [file for file in files if file.is_file()]  # another library's (mmdet::...) is not a file
     return []

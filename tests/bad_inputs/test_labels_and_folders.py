@@ -18,7 +18,7 @@ from engine.config.world import Launch
 from engine.data.check import check_datasets
 from tests.bad_inputs.builders import CONFIG, DAMAGED, contents, encoded, pixels, refused
 
-HEIGHT, WIDTH = 24, 32
+HEIGHT, WIDTH = 36, 48
 CLASSES = ("wall", "sky", "tree")
 
 
@@ -62,8 +62,8 @@ def read_all(cfg: Any) -> None:
 
 
 MAX_LABEL_FILES: dict[str, tuple[Callable[[], bytes], str, str]] = {
-    "too wide": (lambda: encoded(labels(1, width=WIDTH + 1), "PNG"), "size of labels", "33 x 24"),
-    "turned": (lambda: encoded(labels(1, height=WIDTH, width=HEIGHT), "PNG"), "size of labels", "24 x 32"),
+    "too wide": (lambda: encoded(labels(1, width=WIDTH + 1), "PNG"), "size of labels", "49 x 36"),
+    "turned": (lambda: encoded(labels(1, height=WIDTH, width=HEIGHT), "PNG"), "size of labels", "36 x 48"),
     "one pixel": (lambda: encoded(labels(1, height=1, width=1), "PNG"), "size of labels", "1 x 1"),
     "RGB": (lambda: encoded(labels(1).convert("RGB"), "PNG"), "coloured labels", "one channel"),
     "RGBA": (lambda: encoded(labels(1).convert("RGBA"), "PNG"), "coloured labels", "one channel"),

@@ -260,4 +260,4 @@ def test_several_scales_and_flips(segmentor: Trained, tool: Any, tmp_path: Path)
 
 def test_a_format_of_another_task_is_an_error(classifier: Trained, tool: Any) -> None:
     ended = tool("test.py", classifier.config, classifier.checkpoint, "--format", "coco", *classifier.options())
-    assert (ended.code, ended.err) == (2, "error: --format coco: classification has none yet\n")
+    assert (ended.code, ended.err) == (2, "error: --format coco: classification has csv\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import nullcontext
+from decimal import Decimal
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -377,20 +378,20 @@ def test_a_run_leaves_its_load_reports(data: Path, tmp_path: Path) -> None:
 
 
 def test_trust_reaches_all_that_a_run_reads_and_ends_with_it(data: Path, tmp_path: Path) -> None:
-    """The files hold a path, which is no plain data: of the backbone, of the run itself, and of a test."""
+    """The files hold a decimal number, which is no plain data: of the backbone, of the run itself, and of a test."""
     folder, weights = tmp_path / "run", str(tmp_path / "weights.pth")
-    torch.save({"model": built(CLASSIFIER).backbone.state_dict(), "home": Path("home")}, weights)
+    torch.save({"model": built(CLASSIFIER).backbone.state_dict(), "home": Decimal(1)}, weights)
     begin = {"model__backbone__weights": weights}
     for resume in (False, True):
-        with pytest.raises(UserError, match=r"refers to pathlib"):
+        with pytest.raises(UserError, match=r"refers to decimal"):
             train(run(data, folder, epochs=1 + resume, **begin), Launch(), resume)
         train(run(data, folder, epochs=1 + resume, **begin), Launch(), resume, trust=True)
         saved = torch.load(folder / f"epoch_{1 + resume}.pth", weights_only=False)
-        torch.save(saved | {"home": Path("home")}, folder / f"epoch_{1 + resume}.pth")
+        torch.save(saved | {"home": Decimal(1)}, folder / f"epoch_{1 + resume}.pth")
         begin = {}  # what is refused in the second round is the checkpoint of the run
     assert [report["part"] for report in load_reports_of(folder)] == ["model"]
     for trust in (True, False):
-        with nullcontext() if trust else pytest.raises(UserError, match=r"refers to pathlib"):
+        with nullcontext() if trust else pytest.raises(UserError, match=r"refers to decimal"):
             run_test(run(data, tmp_path), Launch(), str(folder / "epoch_2.pth"), trust=trust)
 
 
