@@ -128,7 +128,6 @@ class TimmConvNet(TimmBackbone):
     Args:
         norm_eval: Keep batch norms in evaluation mode, for detection, whose two images per GPU are too few to estimate
             statistics.
-        frozen_stages: Argument of :meth:`~backbones.base.Backbone.freeze_stages`.
         init_std: Standard deviation of the initial weights, truncated at +-2, as in ConvNeXt, with all batch norms at
             1; ``None`` for timm's own initialisation.
         **options: Options of :class:`TimmBackbone`.
@@ -142,7 +141,6 @@ class TimmConvNet(TimmBackbone):
         timm_name: str,
         *,
         norm_eval: bool = False,
-        frozen_stages: int = -1,
         init_std: float | None = None,
         **options: Any,
     ) -> None:
@@ -165,7 +163,6 @@ class TimmConvNet(TimmBackbone):
         self.set_outputs([channels[stride] for stride in PYRAMID_STRIDES], PYRAMID_STRIDES, model.num_features)
         if init_std is not None:
             self._init_like_convnext(init_std)
-        self.freeze_stages(frozen_stages)
 
     def run_stem(self, x: Tensor) -> Tensor:
         """The layers before the first block: ``(N, 3, H, W) -> (N, C, H', W')``."""

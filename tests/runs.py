@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def small_run(work_dir: Path, steps: int, **checkpoint: Any) -> dict[str, Any]:
@@ -48,6 +51,20 @@ def forked(*jobs: Callable[[], None]) -> None:
     statuses = [os.waitpid(child, 0)[1] for child in children]
     if any(statuses):
         sys.exit(1)
+
+
+def run_as_program(script: str, folder: Path, timeout: float) -> None:
+    """Run a test file as a program on CPUs, with a folder as its argument, and show how it failed if it does.
+
+    Args:
+        script: Test file.
+        folder: Folder of its trainings.
+        timeout: Seconds.
+    """
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, script, str(folder)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0, done.stderr[-4000:]
 
 
 def continue_from(source: Path, target: Path, step: int) -> None:

@@ -35,8 +35,9 @@ def read_config(path: Path) -> Config:
 
 def _imported_modules(path: Path) -> list[str]:
     """Modules that a config file and its bases name, those of the bases first."""
-    names = [name for base in _bases(path) for name in _imported_modules(base)]
-    if "custom_imports" not in path.read_text(encoding="utf-8"):
+    text = path.read_text(encoding="utf-8")
+    names = [name for base in _bases(path, text) for name in _imported_modules(base)]
+    if "custom_imports" not in text:
         return names
     stated = Config.fromfile(str(path), import_custom_modules=False).get("custom_imports") or {}
     imports = stated.get("imports") if isinstance(stated, dict) else stated
@@ -46,11 +47,11 @@ def _imported_modules(path: Path) -> list[str]:
     return names + imports
 
 
-def _bases(path: Path) -> list[Path]:
+def _bases(path: Path, text: str) -> list[Path]:
     """Files that ``_base_`` of a Python config states; none of another format, which mmengine merges by itself."""
     if path.suffix != ".py":
         return []
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    for node in ast.parse(text).body:
         if isinstance(node, ast.Assign) and "_base_" in (ast.unparse(name) for name in node.targets):
             stated = eval(compile(ast.Expression(node.value), str(path), "eval"), {})  # a program, as mmengine takes it
             files = [path.parent / name for name in ([stated] if isinstance(stated, str) else stated)]

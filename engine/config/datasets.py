@@ -12,13 +12,18 @@ MIXING = "MultiImageMixDataset"  # mmdet's and mmseg's; it has a pipeline of its
 
 def inner_datasets(dataset: Any) -> list[Any]:
     """The data sets that read files: those inside of wrappers, or the data set itself."""
-    wrapped = [dataset["dataset"]] if "dataset" in dataset else dataset.get("datasets")
-    return [dataset] if wrapped is None else [one for inner in wrapped for one in inner_datasets(inner)]
+    if not is_wrapper(dataset):
+        return [dataset]
+    return [one for inner in _wrapped(dataset) for one in inner_datasets(inner)]
 
 
 def is_wrapper(dataset: Any) -> bool:
     """Whether a data set only wraps others."""
     return "dataset" in dataset or "datasets" in dataset
+
+
+def _wrapped(wrapper: Any) -> list[Any]:
+    return [wrapper["dataset"]] if "dataset" in wrapper else wrapper["datasets"]
 
 
 def set_pipeline(dataset: Any, pipeline: Any) -> None:
@@ -44,5 +49,5 @@ def set_pipeline(dataset: Any, pipeline: Any) -> None:
 def _wrappers(dataset: Any) -> Iterator[Any]:
     if is_wrapper(dataset):
         yield dataset
-        for inner in [dataset["dataset"]] if "dataset" in dataset else dataset["datasets"]:
+        for inner in _wrapped(dataset):
             yield from _wrappers(inner)

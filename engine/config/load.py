@@ -344,9 +344,10 @@ def _set_data(cfg: Config, launch: Launch) -> None:
     for split, dataset in _datasets(cfg):
         if is_wrapper(dataset) and split != "train":
             raise ConfigError(f"{split}_dataloader.dataset.type={dataset.type!r}: wrappers are for training data alone")
-        for inner in inner_datasets(dataset) if cfg.get("data_root") is not None else ():
-            # Several data sets may lie in several places; one that is not wrapped is where the config says.
-            inner.data_root = inner.get("data_root", cfg.data_root) if is_wrapper(dataset) else cfg.data_root
+        if cfg.get("data_root") is not None:
+            for inner in inner_datasets(dataset):
+                # Several data sets may lie in several places; one that is not wrapped is where the config says.
+                inner.data_root = inner.get("data_root", cfg.data_root) if is_wrapper(dataset) else cfg.data_root
         pipeline = cfg.get("train_pipeline" if split == "train" else "test_pipeline")
         if pipeline is not None:
             set_pipeline(dataset, pipeline)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from backbones.errors import ConfigError
+from engine.optim.schedules import as_plain
 
 # Settings that an optimizer reads anew in every step. Others decide what its state holds (such as amsgrad).
 CHANGEABLE = (
@@ -113,7 +114,7 @@ def _differences(
         if key in scheduled or key.startswith("initial_"):
             continue
         before = group.get(key)
-        if key not in group or _plain(before) != _plain(now):
+        if key not in group or as_plain(before) != as_plain(now):
             yield key, before, now
 
 
@@ -130,10 +131,6 @@ def _scaler_settings(wrapper: Any) -> dict[str, Any]:
     scaler = getattr(wrapper, "loss_scaler", None)
     state = scaler.state_dict() if scaler is not None else {}
     return {key: state[key] for key in SCALER_SETTINGS if key in state}
-
-
-def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list | tuple) else value
 
 
 def _short(value: Any) -> str:

@@ -41,7 +41,7 @@ class LinearWarmUpLR(LinearLR):
 
 def schedule_shapes(states: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What of schedulers' states a config states, without their position."""
-    return [{key: _plain(value) for key, value in one.items() if key not in POSITION_KEYS} for one in states]
+    return [{key: as_plain(value) for key, value in one.items() if key not in POSITION_KEYS} for one in states]
 
 
 def scheduled_settings(shapes: Sequence[Mapping[str, Any]]) -> set[str]:
@@ -55,9 +55,10 @@ def follows_scores(shapes: Sequence[Mapping[str, Any]]) -> bool:
     return any("monitor" in one for one in shapes)
 
 
-def _plain(value: Any) -> Any:
+def as_plain(value: Any) -> Any:
+    """A setting of a config or a state for comparisons: tuples as lists, mappings as dictionaries."""
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
+        return [as_plain(one) for one in value]
     return dict(value) if isinstance(value, Mapping) else value
 
 

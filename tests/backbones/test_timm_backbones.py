@@ -317,7 +317,9 @@ def test_norm_eval_keeps_the_statistics() -> None:
 
 @pytest.mark.parametrize(("frozen_stages", "names"), [(-1, ()), (0, ("stem",)), (2, ("stem", "s1", "s2"))])
 def test_frozen_stages_do_not_learn(frozen_stages: int, names: tuple[str, ...]) -> None:
-    network = relative("regnet", frozen_stages=frozen_stages, out_indices=FOUR).train()
+    network = relative("regnet", out_indices=FOUR)
+    network.freeze_stages(frozen_stages)
+    network.train()
     before = {name: value.clone() for name, value in network.named_buffers()}
     torch.stack([one.sum() for one in network(torch.randn(2, 3, 64, 64))]).sum().backward()
     for name, parameter in network.named_parameters():
@@ -329,7 +331,7 @@ def test_frozen_stages_do_not_learn(frozen_stages: int, names: tuple[str, ...]) 
 @pytest.mark.parametrize("frozen_stages", [-2, 5, 1.5, "1"])
 def test_wrong_frozen_stages(frozen_stages: Any) -> None:
     with pytest.raises(UserError, match=r"frozen_stages=\S+: a whole number from -1"):
-        relative("regnet", frozen_stages=frozen_stages)
+        relative("regnet").freeze_stages(frozen_stages)
 
 
 def test_initial_weights_of_convnext() -> None:

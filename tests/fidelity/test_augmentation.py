@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +16,13 @@ import numpy as np
 import pycocotools.mask
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import MODELS, TRANSFORMS, DefaultScope
 from PIL import Image
 
-import classification
-import detection
-import segmentation
-from engine.config.load import load_config
-from engine.config.world import Launch
 from tests.fidelity.pictures import labels, picture, summary
+from tests.fidelity.released_configs import ROOT, resolved
 
-ROOT = Path(__file__).resolve().parents[2]
-CLUSTER = Launch(processes=8, device="cuda", local_processes=8)
-TASKS = {"classification": classification, "detection": detection, "segmentation": segmentation}
 LEVEL = 0.1  # tolerance on uint8 levels; here both sides agree within 0.01
 NORMALISED = 0.005  # tolerance on normalised pixels, a quarter of a level; here both sides agree within 0.001
 
@@ -136,12 +127,6 @@ SEGMENTOR = {512: "upernet_convnext_tiny_ade20k_160k", 640: "upernet_convnext_xl
 RANDOM_STEPS = ("RandomResize", "RandomCrop", "RandomFlip", "PhotoMetricDistortion")
 
 
-@cache
-def resolved(task: str, name: str) -> Config:
-    assert task in TASKS
-    return load_config(ROOT / f"configs/{task}/{name}.py", None, CLUSTER).cfg
-
-
 def saved(image: np.ndarray, folder: Path, name: str = "picture") -> str:
     path = folder / f"{name}.png"
     Image.fromarray(image).save(path)
@@ -156,7 +141,7 @@ def seed_all(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", TRAIN_224)
 def test_classifiers_train_on_the_released_crops(seed: int, tmp_path: Path) -> None:
-    transform = TRANSFORMS.build(resolved("classification", CLASSIFICATION_224[0]).train_pipeline[0])
+    transform = TRANSFORMS.build(resolved(f"classification/{CLASSIFICATION_224[0]}").train_pipeline[0])
     seed_all(seed)
     pixels = transform({"img_path": saved(picture(375, 500), tmp_path)})["inputs"]
     assert pixels.shape == (3, 224, 224)
@@ -168,23 +153,23 @@ def test_classifiers_are_validated_on_the_released_crops(
     size: int, picture_size: tuple[int, int], tmp_path: Path
 ) -> None:
     name = {224: CLASSIFICATION_224, 384: CLASSIFICATION_384}[size][0]
-    transform = TRANSFORMS.build(resolved("classification", name).test_pipeline[0])
+    transform = TRANSFORMS.build(resolved(f"classification/{name}").test_pipeline[0])
     pixels = transform({"img_path": saved(picture(*picture_size), tmp_path)})["inputs"]
     assert summary(pixels.permute(1, 2, 0).numpy()) == pytest.approx(VALIDATION[size, picture_size], abs=LEVEL)
 
 
 @pytest.mark.parametrize("names", [CLASSIFICATION_224, CLASSIFICATION_384], ids=["224", "384"])
 def test_all_classifiers_have_one_augmentation(names: tuple[str, ...]) -> None:
-    first = resolved("classification", names[0])
+    first = resolved(f"classification/{names[0]}")
     for name in names[1:]:
-        cfg = resolved("classification", name)
+        cfg = resolved(f"classification/{name}")
         assert (cfg.train_pipeline, cfg.test_pipeline) == (first.train_pipeline, first.test_pipeline), name
-    at_224 = resolved("classification", CLASSIFICATION_224[0]).train_pipeline[0]
+    at_224 = resolved(f"classification/{CLASSIFICATION_224[0]}").train_pipeline[0]
     assert {**first.train_pipeline[0], "size": 224} == at_224
 
 
 def test_random_erasing_has_the_released_statistics() -> None:
-    cfg = resolved("classification", CLASSIFICATION_224[0])
+    cfg = resolved(f"classification/{CLASSIFICATION_224[0]}")
     preprocessor = MODELS.build(
         {
             "type": "ClassificationPreprocessor",
@@ -263,7 +248,7 @@ def as_batch(sample: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.usefixtures("mmdet_scope")
 @pytest.mark.parametrize("seed", DETECTION_TRAIN)
 def test_detectors_train_on_the_released_images(seed: int, tmp_path: Path) -> None:
-    cfg = resolved("detection", "cascade_mask_rcnn_convnext_tiny_coco_3x")
+    cfg = resolved("detection/cascade_mask_rcnn_convnext_tiny_coco_3x")
     shapes, pixels, boxes, masks = DETECTION_TRAIN[seed]
     preprocessor = MODELS.build(cfg.model.data_preprocessor)
     seed_all(seed)
@@ -284,7 +269,7 @@ def test_detectors_train_on_the_released_images(seed: int, tmp_path: Path) -> No
 @pytest.mark.usefixtures("mmdet_scope")
 @pytest.mark.parametrize("picture_size", DETECTION_TEST, ids=str)
 def test_detectors_are_tested_on_the_released_images(picture_size: tuple[int, int], tmp_path: Path) -> None:
-    cfg = resolved("detection", "cascade_mask_rcnn_convnext_tiny_coco_3x")
+    cfg = resolved("detection/cascade_mask_rcnn_convnext_tiny_coco_3x")
     size, padded, pixels = DETECTION_TEST[picture_size]
     sample = detection_sample(cfg.test_pipeline, picture_size, tmp_path)
     image = MODELS.build(cfg.model.data_preprocessor)(as_batch(sample))["inputs"][0].permute(1, 2, 0).numpy()
@@ -293,9 +278,9 @@ def test_detectors_are_tested_on_the_released_images(picture_size: tuple[int, in
 
 
 def test_all_detectors_have_one_augmentation() -> None:
-    first = resolved("detection", "cascade_mask_rcnn_convnext_tiny_coco_3x")
+    first = resolved("detection/cascade_mask_rcnn_convnext_tiny_coco_3x")
     for path in sorted((ROOT / "configs/detection").glob("*_coco_3x.py")):
-        cfg = resolved("detection", path.stem)
+        cfg = resolved(f"detection/{path.stem}")
         assert (cfg.train_pipeline, cfg.test_pipeline) == (first.train_pipeline, first.test_pipeline), path.stem
         assert [cfg.model.data_preprocessor[key] for key in ("mean", "std", "bgr_to_rgb", "pad_size_divisor")] == [
             first.model.data_preprocessor[key] for key in ("mean", "std", "bgr_to_rgb", "pad_size_divisor")
@@ -314,7 +299,7 @@ def segmentation_sample(size: tuple[int, int], folder: Path) -> dict[str, Any]:
 @pytest.mark.usefixtures("mmseg_scope")
 @pytest.mark.parametrize(("crop", "seed"), SEGMENTATION_TRAIN)
 def test_segmentors_train_on_the_released_crops(crop: int, seed: int, tmp_path: Path) -> None:
-    cfg = resolved("segmentation", SEGMENTOR[crop])
+    cfg = resolved(f"segmentation/{SEGMENTOR[crop]}")
     size, pixels, mean_label, ignored = SEGMENTATION_TRAIN[crop, seed]
     sample = segmentation_sample((512, 683), tmp_path)
     for step in cfg.train_pipeline:
@@ -334,7 +319,7 @@ def test_segmentors_train_on_the_released_crops(crop: int, seed: int, tmp_path: 
 @pytest.mark.usefixtures("mmseg_scope")
 @pytest.mark.parametrize(("crop", "picture_size"), SEGMENTATION_TEST)
 def test_segmentors_are_tested_on_the_released_images(crop: int, picture_size: tuple[int, int], tmp_path: Path) -> None:
-    cfg = resolved("segmentation", SEGMENTOR[crop])
+    cfg = resolved(f"segmentation/{SEGMENTOR[crop]}")
     size, pixels = SEGMENTATION_TEST[crop, picture_size]
     sample = Compose(cfg.test_pipeline)(segmentation_sample(picture_size, tmp_path))
     image = MODELS.build(cfg.model.data_preprocessor)(as_batch(sample))["inputs"][0].permute(1, 2, 0).numpy()
@@ -344,7 +329,7 @@ def test_segmentors_are_tested_on_the_released_images(crop: int, picture_size: t
 
 
 def test_a_crop_with_one_dominant_class_is_drawn_again() -> None:
-    cfg = resolved("segmentation", SEGMENTOR[512])
+    cfg = resolved(f"segmentation/{SEGMENTOR[512]}")
     step = next(dict(step) for step in cfg.train_pipeline if step.type == "RandomCrop") | {"crop_size": (256, 256)}
     with DefaultScope.overwrite_default_scope("mmseg"):
         crop = Compose([step])
@@ -364,11 +349,11 @@ def test_a_crop_with_one_dominant_class_is_drawn_again() -> None:
 
 @pytest.mark.parametrize("crop", SEGMENTOR)
 def test_all_segmentors_of_one_crop_have_one_augmentation(crop: int) -> None:
-    first = resolved("segmentation", SEGMENTOR[crop])
+    first = resolved(f"segmentation/{SEGMENTOR[crop]}")
     paths = sorted((ROOT / "configs/segmentation").glob("*_160k.py"))
     same = [path.stem for path in paths if ("in22k" in path.stem) == (crop == 640)]
     assert len(same) == {512: 6, 640: 5}[crop]
     for name in same:
-        cfg = resolved("segmentation", name)
+        cfg = resolved(f"segmentation/{name}")
         assert (cfg.train_pipeline, cfg.test_pipeline) == (first.train_pipeline, first.test_pipeline), name
         assert cfg.model.data_preprocessor == first.model.data_preprocessor, name

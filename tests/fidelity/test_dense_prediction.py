@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +12,14 @@ import pytest
 import torch
 from mmdet.registry import MODELS as DETECTION_MODELS
 from mmdet.registry import TASK_UTILS
-from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData
 from PIL import Image
 
 from detection.data import CocoInstances
-from engine.config.load import load_config
-from engine.config.world import Launch
+from tests.fidelity.released_configs import ROOT, resolved
 
-ROOT = Path(__file__).resolve().parents[2]
-CLUSTER = Launch(processes=8, device="cuda", local_processes=8)
 MASK, CASCADE = "detection/mask_rcnn_convnext_tiny_coco_3x", "detection/cascade_mask_rcnn_convnext_tiny_coco_3x"
 UPERNET = "segmentation/upernet_convnext_tiny_ade20k_160k"
 DENSE = sorted(
@@ -70,11 +65,6 @@ SETTINGS_OF_BOTH = {
     "test_cfg.rcnn.max_per_img": 100,
     "test_cfg.rcnn.mask_thr_binary": 0.5,
 }
-
-
-@cache
-def resolved(name: str) -> Config:
-    return load_config(ROOT / f"configs/{name}.py", None, CLUSTER).cfg
 
 
 def read(node: Any, key: str) -> Any:

@@ -6,8 +6,6 @@ The released networks were built and counted. Networks of 200 M parameters and m
 from __future__ import annotations
 
 import copy
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,11 +17,7 @@ from timm.layers import DropPath
 from torch import nn
 
 import engine.training.runner  # noqa: F401  (registers what the configs name)
-from engine.config.load import load_config
-from engine.config.world import Launch
-
-ROOT = Path(__file__).resolve().parents[2]
-CLUSTER = Launch(processes=8, device="cuda", local_processes=8)
+from tests.fidelity.released_configs import resolved
 
 PARAMETERS = {
     # facebookresearch/ConvNeXt: models/convnext.py, lines 52-202; heads of 1,000 and 21,841 classes.
@@ -95,11 +89,6 @@ LAYER_SCALE = {
     "detection/mask_rcnn_convnext_tiny_coco_3x": 1.0,
     "segmentation/upernet_convnext_tiny_ade20k_160k": 1.0,
 }
-
-
-@cache
-def resolved(name: str) -> Config:
-    return load_config(ROOT / f"configs/{name}.py", None, CLUSTER).cfg
 
 
 def built(cfg: Config, device: str) -> Any:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,9 +30,8 @@ import classification  # noqa: F401
 from engine.config.load import resolve
 from engine.config.world import Launch
 from engine.training.build import build_runner
-from tests.runs import continue_from, forked, small_run
+from tests.runs import continue_from, forked, run_as_program, small_run
 
-ROOT = Path(__file__).resolve().parents[3]
 IMAGES, GLOBAL, PER_GPU, STEPS, HALF = 16, 16, 4, 6, 3
 PATIENCE = 300  # seconds until something that hangs is ended
 DRAWS = ("mixing", "erased", "dropped")
@@ -180,10 +178,7 @@ def alone(folder: Path) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of all trainings."""
     folder = tmp_path_factory.mktemp("runs")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, __file__, str(folder)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE)
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_as_program(__file__, folder, PATIENCE)
     return folder
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -36,7 +35,7 @@ from engine.distributed.sharding import gather_whole, shard_model, shard_optimiz
 from engine.training.build import build_runner
 from engine.training.ema import ModelEMAHook
 from engine.training.model_preparation import compile_parts
-from tests.runs import continue_from, forked, small_run
+from tests.runs import continue_from, forked, run_as_program, small_run
 
 ROOT = Path(__file__).resolve().parents[3]
 IMAGES, GLOBAL, STEPS, HALF = 16, 8, 5, 3
@@ -270,10 +269,7 @@ def detection_batch() -> dict[str, Any]:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the work directories of all trainings."""
     folder = tmp_path_factory.mktemp("runs")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, __file__, str(folder)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE)
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_as_program(__file__, folder, PATIENCE)
     return folder
 
 
