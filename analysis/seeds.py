@@ -10,7 +10,8 @@ from typing import Any
 
 from backbones.errors import ConfigError, MachineError
 from engine.config.fingerprint import config_values, make_fingerprint
-from engine.config.load import load_config, parse_options
+from engine.config.load import load_config
+from engine.config.options import parse_options
 from engine.config.world import Launch
 from engine.launch.child import ChildProcess, interrupt_on_signals
 from engine.report.environment import ROOT

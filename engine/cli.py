@@ -78,7 +78,7 @@ def config_parser(description: str) -> argparse.ArgumentParser:
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
-    """Add ``--cfg-options``, which :func:`engine.config.load.parse_options` reads."""
+    """Add ``--cfg-options``, which :func:`engine.config.options.parse_options` reads."""
     parser.add_argument(
         "--cfg-options", nargs="+", metavar="KEY=VALUE", help="override settings, such as batch.size=64"
     )

@@ -178,7 +178,8 @@ def run_throughput(
 def run_loading(args: argparse.Namespace) -> "Output":
     """Measure the loading of a classifier's training images."""
     from backbones.errors import ConfigError
-    from engine.config.load import load_config, parse_options
+    from engine.config.load import load_config
+    from engine.config.options import parse_options
     from engine.data.preflight import check_data_paths
 
     if args.workers < 0:

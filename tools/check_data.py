@@ -23,7 +23,8 @@ def main() -> None:
     if args.workers is not None and args.workers < 1:
         parser.error("--workers: at least 1")
 
-    from engine.config.load import load_config, parse_options
+    from engine.config.load import load_config
+    from engine.config.options import parse_options
     from engine.data.check import check_datasets
     from engine.data.preflight import DATA_CHECK_FILE, check_data_paths
 

@@ -43,7 +43,7 @@ def main() -> None:
     from analysis.export.formats import EXPORT_FORMATS
     from analysis.export.source import source_from_config, source_from_name
     from backbones.errors import ConfigError
-    from engine.config.load import parse_options
+    from engine.config.options import parse_options
 
     is_config, shape = args.network.endswith(".py"), tuple(args.shape) if args.shape else None
     if args.out_indices and is_config:

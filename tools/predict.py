@@ -27,7 +27,8 @@ def main() -> None:
     args = parser.parse_args()
 
     from backbones.errors import printable
-    from engine.config.load import load_config, parse_options
+    from engine.config.load import load_config
+    from engine.config.options import parse_options
     from engine.config.world import Launch
     from engine.visualize import SkippedImagesError, find_images, load_predictor, predict_images
 

@@ -12,7 +12,8 @@ def main() -> None:
     """Resolve for the present machine and print."""
     args = config_parser("Print a resolved config.").parse_args()
 
-    from engine.config.load import load_config, parse_options
+    from engine.config.load import load_config
+    from engine.config.options import parse_options
 
     resolved = load_config(args.config, parse_options(args.cfg_options))
     print(resolved.cfg.pretty_text)

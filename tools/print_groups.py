@@ -19,7 +19,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print data instead of a table")
     args = parser.parse_args()
 
-    from engine.config.load import load_config, parse_options
+    from engine.config.load import load_config
+    from engine.config.options import parse_options
     from engine.config.world import Launch
     from engine.optim.param_groups import group_rows, group_table, groups_of_config
     from engine.planning.plan import build_on_meta

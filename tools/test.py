@@ -27,7 +27,8 @@ def main() -> None:
 
     from mmengine.dist import is_main_process
 
-    from engine.config.load import load_config, parse_options
+    from engine.config.load import load_config
+    from engine.config.options import parse_options
     from engine.config.world import Launch
     from engine.run import test
 

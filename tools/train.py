@@ -34,7 +34,8 @@ def main() -> None:
         parser.error("--gpus is for --dry-run; tools/dist_train.sh CONFIG GPUS trains on several")
 
     from analysis.batch_size_finder import chosen_batch
-    from engine.config.load import load_config, parse_options
+    from engine.config.load import load_config
+    from engine.config.options import parse_options
     from engine.config.world import Launch
     from engine.planning.plan import dry_run
     from engine.run import train

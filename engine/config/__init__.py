@@ -7,7 +7,8 @@ errors that name their place. Nothing here knows a model, a data set or a traini
 from engine.config.batch import BatchPlan
 from engine.config.building import build, building, registered_class
 from engine.config.classes import class_names
-from engine.config.load import Resolved, load_config, parse_options, resolve
+from engine.config.load import Resolved, load_config, resolve
+from engine.config.options import parse_options
 from engine.config.world import Launch
 
 __all__ = [

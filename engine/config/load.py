@@ -7,20 +7,17 @@ result resolves to itself.
 
 from __future__ import annotations
 
-import argparse
-import ast
 import difflib
 import math
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, ConfigDict
 from mmengine.optim import AmpOptimWrapper
 from mmengine.registry import MODELS, OPTIM_WRAPPERS
 
@@ -33,6 +30,7 @@ from engine.config.classes import class_names, palette
 from engine.config.custom_imports import read_config
 from engine.config.datasets import inner_datasets, is_wrapper, set_pipeline
 from engine.config.environment import check_environment
+from engine.config.options import check_options
 from engine.config.schema import check_settings, is_whole
 from engine.config.world import Launch
 from engine.task import task_of
@@ -45,11 +43,6 @@ RUNNER_KEYS = (
     *("randomness", "experiment_name", "custom_imports", "tta_model", "tta_pipeline", "find_unused_parameters", "task"),
 )
 REQUIRED_KEYS = ("model", "train_dataloader", "train_cfg", "optim_wrapper")  # for training; for a test, the first
-DERIVED_KEYS = {
-    "num_classes": "classes",
-    "accumulative_counts": "batch.size and batch.per_gpu",
-    "launcher": "the launch",
-}
 # Names of hooks in older configs. CheckpointHook is mmengine's own, from which a run cannot resume exactly.
 EMA_HOOK = "ModelEMAHook"
 RENAMED_HOOKS = {"CheckpointHook": "ResumableCheckpointHook", "KeepEMA": EMA_HOOK}
@@ -74,46 +67,6 @@ class Resolved:
     plan: BatchPlan | None
     notes: tuple[str, ...]
     changed: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
-
-
-def parse_options(options: list[str] | None) -> dict[str, Any]:
-    """Turn ``--cfg-options a.b=1 c=[2,3]`` into a flat mapping.
-
-    Args:
-        options: Texts ``key=value``. A value that is a Python literal with quotes is what it says; any other with a
-            bracket, a comma or a quote is a list or a tuple as mmengine's ``DictAction`` takes it; the rest is a
-            number, a truth value, ``None`` or text.
-
-    Raises:
-        ConfigError: If an option has no ``=``, or its brackets do not match.
-    """
-    parsed: dict[str, Any] = {}
-    action = DictAction([], "parsed")
-    for option in options or []:
-        key, equals, value = option.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--cfg-options {option!r}: write key=value, such as batch.size=64")
-        if set(value).isdisjoint("[(,'\""):
-            parsed[key] = _scalar(value)  # mmengine's action drops all blanks, which the name of a folder may have
-            continue
-        with suppress(ValueError, SyntaxError):
-            if not set(value).isdisjoint("'\""):  # DictAction drops quotes and blanks: "01" would become 1
-                parsed[key] = ast.literal_eval(value)
-                continue
-        found = argparse.Namespace()
-        try:
-            action(argparse.ArgumentParser(), found, [option])
-        except (AssertionError, IndexError, ValueError) as error:
-            raise ConfigError(f"--cfg-options {key!r}: the brackets or quotes of {value!r} do not match") from error
-        parsed |= found.parsed
-    return parsed
-
-
-def _scalar(text: str) -> int | float | bool | str | None:
-    for number in (int, float):
-        with suppress(ValueError):
-            return number(text)
-    return {"true": True, "false": False}.get(text.lower(), None if text == "None" else text)
 
 
 def ema_settings(cfg: Config) -> ConfigDict | None:
@@ -153,7 +106,7 @@ def load_config(
         raise ConfigError(f"config {str(path)!r} cannot be read: {_root_cause(error)}") from error
     stated = _stated_batch(cfg, path)
     options = options or {}
-    before = _check_options(cfg, options)
+    before = check_options(cfg, options)
     cfg.merge_from_dict(options)
     if options.get("optim_wrapper.type") == "OptimWrapper":
         _drop_amp_settings(cfg, kept=options)
@@ -206,29 +159,6 @@ def _stated_batch(cfg: Config, path: str | Path) -> int:
         raise ConfigError(f"config {str(path)!r} states no batch: add batch = dict(size=..., per_gpu=...)")
     _check_batch(cfg.batch)
     return int(cfg.batch.size)
-
-
-def _check_options(cfg: Config, options: dict[str, Any]) -> dict[str, Any]:
-    """Check that each option sets a key of a mapping that exists.
-
-    Returns:
-        The config's own value of each option; ``None`` where it has none.
-    """
-    before = {}
-    for key in options:
-        parent, _, leaf = key.rpartition(".")
-        node: Any = dict(cfg.items())
-        for part in parent.split(".") if parent else []:
-            if isinstance(node, list) and part.isdigit() and int(part) < len(node):
-                node = node[int(part)]
-            elif isinstance(node, dict) and part in node:
-                node = node[part]
-            else:
-                raise ConfigError(f"--cfg-options {key}: the config has no {parent!r}")
-        if leaf in DERIVED_KEYS:
-            raise ConfigError(f"--cfg-options {key}: it follows from {DERIVED_KEYS[leaf]}: change that instead")
-        before[key] = node.get(leaf) if isinstance(node, dict) else None
-    return before
 
 
 def _check_keys(cfg: Config) -> None:

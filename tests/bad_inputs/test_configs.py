@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from engine.config.load import load_config, parse_options
+from engine.config.load import load_config
+from engine.config.options import parse_options
 from engine.config.world import Launch
 from engine.planning.plan import dry_run
 from engine.training.build import build_runner

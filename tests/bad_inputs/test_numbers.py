@@ -28,7 +28,8 @@ from engine.checkpoint.state import restore_position
 from engine.checkpoint.store import cpu_copy, write_checkpoint
 from engine.config.batch import LR_RULES, plan_batch, scaled_lr
 from engine.config.classes import class_names
-from engine.config.load import load_config, parse_options
+from engine.config.load import load_config
+from engine.config.options import parse_options
 from engine.config.world import Launch
 from engine.data.check import evenly_spread
 from engine.data.paths import leads_outside

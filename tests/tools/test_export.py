@@ -13,7 +13,8 @@ from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
 
 from analysis.export.formats import EXPORT_FORMATS
-from engine.config.load import load_config, parse_options
+from engine.config.load import load_config
+from engine.config.options import parse_options
 from engine.config.world import Launch
 from tests.programs import Ended
 

@@ -12,7 +12,8 @@ import pytest
 from mmengine.config import Config
 
 from backbones import UserError
-from engine.config.load import Resolved, load_config, parse_options
+from engine.config.load import Resolved, load_config
+from engine.config.options import parse_options
 from engine.config.world import Launch
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
