@@ -60,6 +60,8 @@ def definitions(path: Path) -> dict[str, ast.AST]:
                 found.update({prefix + one.id: node for one in targets if isinstance(one, ast.Name)})
             if isinstance(node, ast.Import | ast.ImportFrom):
                 found.update({(alias.asname or alias.name): node for alias in node.names})
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":  # names of lazy packages
+                add(node.body, prefix)
 
     add(ast.parse(text(path)).body, "")
     return found

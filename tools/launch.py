@@ -10,8 +10,6 @@ from pathlib import Path
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.launch.job import LaunchConfig, launch  # noqa: E402
-
 
 def main() -> None:
     """Parse the arguments, run the job and exit with its exit code."""
@@ -25,7 +23,11 @@ def main() -> None:
     parser.add_argument("--grace", type=float, default=120, help="seconds to save for processes told to stop")
     parser.add_argument("program")
     parser.add_argument("arguments", nargs=argparse.REMAINDER)
-    code = launch(LaunchConfig(**vars(parser.parse_args())))
+    args = parser.parse_args()
+
+    from engine.launch.job import LaunchConfig, launch
+
+    code = launch(LaunchConfig(**vars(args)))
     # A thread of the launcher may be in a call of the store, where the interpreter's exit would abort the process.
     sys.stdout.flush()
     sys.stderr.flush()

@@ -14,7 +14,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from demo.dataset import make_digits, read_stamp
 from engine.cli import run_tool
 
 
@@ -29,6 +28,9 @@ def main() -> None:
         help="seed of the drawing and of the division into training and validation (%(default)s)",
     )
     args = parser.parse_args()
+
+    from demo.dataset import make_digits, read_stamp
+
     make_digits(args.root, seed=args.seed)
     stamp = read_stamp(args.root)
     assert stamp is not None, "make_digits returns only when the stamp is written"
