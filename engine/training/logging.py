@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
+
+from mmengine.registry import LOG_PROCESSORS
+from mmengine.runner import LogProcessor
 
 MAX_CONSOLE_LINES = 8
 # Beginnings and parts of messages in which mmengine talks about itself.
@@ -13,6 +17,23 @@ FILE_ONLY_PHRASES = (
     "Distributed training is not used, all SyncBatchNorm",
     "Exp name: ",
 )
+
+
+@LOG_PROCESSORS.register_module(name="LogProcessor", force=True)
+class ScoreLogProcessor(LogProcessor):
+    """mmengine's, but each validation shows its own scores.
+
+    mmengine shows the mean over the last ten values of whatever has ``loss`` in its name: right for steps, but a
+    ``val_loss`` would be that of ten validations. Its name is mmengine's, so that configs of all bases get this one.
+    """
+
+    def get_log_after_epoch(self, *args: Any, **kwargs: Any) -> tuple[dict, str]:
+        """Log of a validation or a test."""
+        smoothed, self.mean_pattern = self.mean_pattern, "$^"
+        try:
+            return super().get_log_after_epoch(*args, **kwargs)
+        finally:
+            self.mean_pattern = smoothed
 
 
 class ConsoleFilter(logging.Filter):

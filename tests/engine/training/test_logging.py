@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from mmengine.logging import MessageHub
+from mmengine.registry import LOG_PROCESSORS
 
 from engine.training.logging import MAX_CONSOLE_LINES, TolerantFileHandler, set_up_handlers
 
@@ -46,3 +49,17 @@ def test_a_full_disk_prints_no_stack_for_each_line(capsys: pytest.CaptureFixture
     logger.info("a line")
     assert console.getvalue() == "- a line\n"
     assert capsys.readouterr().err == ""
+
+
+def test_each_validation_shows_its_own_loss() -> None:
+    processor = LOG_PROCESSORS.build({"type": "LogProcessor", "by_epoch": False})
+    hub = MessageHub("own loss of a validation")
+    for loss in (4.0, 2.0):
+        hub.update_scalar("val/val_loss", loss)
+        hub.update_scalar("val/time", loss)
+    loop = SimpleNamespace(dataloader=[0, 0], max_epochs=2)
+    runner = SimpleNamespace(message_hub=hub, val_loop=loop, train_loop=loop, val_dataloader=[0, 0], iter=2)
+    tag, line = processor.get_log_after_epoch(runner, 2, "val")
+    assert (tag["val_loss"], tag["time"]) == (2.0, 3.0)
+    assert "val_loss: 2.0000" in line
+    assert processor.mean_pattern.match("loss")
