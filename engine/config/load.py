@@ -46,6 +46,7 @@ REQUIRED_KEYS = ("model", "train_dataloader", "train_cfg", "optim_wrapper")  # f
 # Names of hooks in older configs. CheckpointHook is mmengine's own, from which a run cannot resume exactly.
 EMA_HOOK = "ModelEMAHook"
 RENAMED_HOOKS = {"CheckpointHook": "ResumableCheckpointHook", "KeepEMA": EMA_HOOK}
+LOG_PROCESSOR = "ScoreLogProcessor"  # mmengine's LogProcessor shows the mean of ten validations for a ``val_loss``
 COLOUR_CHANNELS = 3
 COLOUR_READERS = ("ClassificationTransform", "LoadCheckedImage", "LoadImageFromFile")  # steps of pipelines
 AMP_SETTINGS = ("dtype", "loss_scale", "use_fp64")  # arguments of AmpOptimWrapper alone
@@ -244,6 +245,8 @@ def _set_hooks(cfg: Config, notes: list[str]) -> None:
     if cfg.get("default_hooks") is None:
         cfg.default_hooks = {}
     cfg.default_hooks.setdefault("checkpoint", dict(type=RENAMED_HOOKS["CheckpointHook"]))
+    cfg.log_processor = {"type": LOG_PROCESSOR, **(cfg.get("log_processor") or {})}
+    _replace_types(cfg.log_processor, {"LogProcessor": LOG_PROCESSOR})
     for former, name in RENAMED_HOOKS.items():
         if _replace_types([cfg.default_hooks, cfg.get("custom_hooks")], {former: name}):
             notes.append(f"hook {former} -> {name}")

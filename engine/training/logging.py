@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
 from mmengine.registry import LOG_PROCESSORS
 from mmengine.runner import LogProcessor
 
 MAX_CONSOLE_LINES = 8
+NOTHING = re.compile("$^")
 # Beginnings and parts of messages in which mmengine talks about itself.
 FILE_ONLY_PHRASES = (
     "The prefix is not set in metric class",
@@ -19,17 +21,19 @@ FILE_ONLY_PHRASES = (
 )
 
 
-@LOG_PROCESSORS.register_module(name="LogProcessor", force=True)
+@LOG_PROCESSORS.register_module()
 class ScoreLogProcessor(LogProcessor):
     """mmengine's, but each validation shows its own scores.
 
     mmengine shows the mean over the last ten values of whatever has ``loss`` in its name: right for steps, but a
-    ``val_loss`` would be that of ten validations. Its name is mmengine's, so that configs of all bases get this one.
+    ``val_loss`` would be that of ten validations. Configs that name mmengine's get this one.
     """
+
+    mean_pattern: re.Pattern[str]
 
     def get_log_after_epoch(self, *args: Any, **kwargs: Any) -> tuple[dict, str]:
         """Log of a validation or a test."""
-        smoothed, self.mean_pattern = self.mean_pattern, "$^"
+        smoothed, self.mean_pattern = self.mean_pattern, NOTHING
         try:
             return super().get_log_after_epoch(*args, **kwargs)
         finally:

@@ -265,6 +265,12 @@ def test_hooks_of_former_names_are_found(tmp_path: Path) -> None:
     assert load(tmp_path / "resolved.py").notes == ()
 
 
+@pytest.mark.parametrize("stated", [None, {}, {"type": "LogProcessor"}], ids=["none", "empty", "mmengine's"])
+def test_every_config_logs_the_scores_of_each_validation_alone(stated: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text(f"_base_ = [{str(CLASSIFICATION)!r}]\nlog_processor = {stated!r}\n")
+    assert load(tmp_path / "a.py").cfg.log_processor == {"type": "ScoreLogProcessor"}
+
+
 @pytest.mark.parametrize("hooks", [None, {"_delete_": True}, {"checkpoint": None}], ids=["none", "empty", "refused"])
 def test_a_config_without_a_checkpoint_hook_gets_one(hooks: Any, tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text(f"_base_ = [{str(CLASSIFICATION)!r}]\ndefault_hooks = {hooks!r}\n")

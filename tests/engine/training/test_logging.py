@@ -52,7 +52,7 @@ def test_a_full_disk_prints_no_stack_for_each_line(capsys: pytest.CaptureFixture
 
 
 def test_each_validation_shows_its_own_loss() -> None:
-    processor = LOG_PROCESSORS.build({"type": "LogProcessor", "by_epoch": False})
+    processor = LOG_PROCESSORS.build({"type": "ScoreLogProcessor", "by_epoch": False})
     hub = MessageHub("own loss of a validation")
     for loss in (4.0, 2.0):
         hub.update_scalar("val/val_loss", loss)
