@@ -7,12 +7,15 @@ without a scope: ``backbone=dict(type="convnext_tiny", ...)``.
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
+from inspect import Parameter
 from typing import Any
 
 from mmengine.registry import MODELS, Registry
 
+from backbones.arguments import parameters_of
 from backbones.base import Backbone
 from backbones.convnext import ConvNeXt
 from backbones.errors import ConfigError
@@ -24,6 +27,7 @@ from backbones.variants import (
     CONVNEXT_ISOTROPIC,
     CONVNEXT_V1,
     CONVNEXT_V2,
+    FORMER_ARGUMENTS,
     SWIN,
     VIT,
     IsotropicVariant,
@@ -56,8 +60,24 @@ def register_backbone(name: str, build: Callable[..., Backbone]) -> None:
         return network
 
     factory.__name__ = name
+    factory.__signature__, factory.own_arguments = _signature(build)  # type: ignore[attr-defined]
     MODELS.register_module(name=name, module=factory)
     BACKBONES.register_module(name=name, module=factory)
+
+
+def _signature(build: Callable[..., Backbone]) -> tuple[inspect.Signature, frozenset[str]]:
+    """Signature of a registered network, and the names of arguments that it sets itself, such as its depths."""
+    network, renames = build, {}
+    if isinstance(build, partial) and build.func is _build:
+        network, renames = build.args[0], FORMER_ARGUMENTS
+    found, is_open = parameters_of(network)
+    named = {name: one.replace(kind=Parameter.KEYWORD_ONLY) for name, one in found.items()}
+    named["frozen_stages"] = Parameter("frozen_stages", Parameter.KEYWORD_ONLY, default=-1)
+    for former, current in renames.items():
+        if current in found:
+            named[former] = named[current].replace(name=former)
+    others = [Parameter("others", Parameter.VAR_KEYWORD)] if is_open else []
+    return inspect.Signature([*named.values(), *others]), frozenset(getattr(network, "keywords", ()))
 
 
 def list_backbones() -> list[str]:
@@ -119,4 +139,4 @@ _TABLES = (
 for _network, _rows in _TABLES:
     _register(_network, _rows)
 for _name, _row in {**RESNET50_TO_TINY, **RESNET200_TO_BASE}.items():
-    register_backbone(_name, partial(_build, _row.build))
+    register_backbone(_name, partial(_build, _row.constructor()))

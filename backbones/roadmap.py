@@ -21,8 +21,9 @@ step; ``layer_scale_init_value`` adds it to any other row.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from timm.layers import DropPath
@@ -262,10 +263,14 @@ class RoadmapRow:
 
     def build(self, **options: Any) -> Backbone:
         """Build the network; that of the last step is a ConvNeXt."""
+        return self.constructor()(**options)
+
+    def constructor(self) -> Callable[..., Backbone]:
+        """What builds the network from its other arguments."""
         design = self.design
         if design.separate_downsampling:
-            return ConvNeXt(design.depths, design.dims, kernel_size=design.kernel_size, **options)
-        return RoadmapNet(design, **options)
+            return partial(ConvNeXt, design.depths, design.dims, kernel_size=design.kernel_size)
+        return partial(RoadmapNet, design)
 
 
 @dataclass(frozen=True)

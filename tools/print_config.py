@@ -12,6 +12,7 @@ def main() -> None:
     """Resolve for the present machine and print."""
     args = config_parser("Print a resolved config.").parse_args()
 
+    import engine.training  # noqa: F401 (registers the loops and hooks, whose arguments an option may drop)
     from engine.config.load import load_config
     from engine.config.options import parse_options
 

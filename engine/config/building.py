@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import difflib
-import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import mmengine.registry as registries
 from mmengine.registry import DefaultScope, Registry
 
+from backbones.arguments import parameters_of
 from backbones.errors import ConfigError, UserError, describe_error
 
 REGISTRIES: tuple[Registry, ...] = (
@@ -96,11 +96,13 @@ def _reason(place: str, settings: Mapping[str, Any], registry: Registry, error: 
     if built is None:
         with registry.switch_scope_and_registry(None) as scoped:
             known = [*scoped.module_dict, *(scoped.parent.module_dict if scoped.parent else ())]
-        return f"{place}: {name} is not in the {registry.name} registry{_nearest(name, known)}"
-    parameters = inspect.signature(built).parameters
+        return f"{place}: {name} is not in the {registry.name} registry{nearest(name, known)}"
+    parameters, is_open = parameters_of(built)
     unknown = sorted(settings.keys() - parameters.keys() - {"type", "_scope_"})
-    if unknown and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return f"{place}: {name} has no argument {unknown[0]!r}{_nearest(unknown[0], [*parameters])}"
+    if unknown and not is_open:
+        others = f" (nor {', '.join(unknown[1:])})" if unknown[1:] else ""
+        fix = f"; correct it, or leave out with _delete_=True beside type={name!r} what the base has for another type"
+        return f"{place}: {name} has no argument {unknown[0]!r}{others}{nearest(unknown[0], parameters)}{fix}"
     return f"{place}: {name}: {describe_error(error)}"
 
 
@@ -121,6 +123,7 @@ def registered_class(registry: Registry, kind: Any) -> Any:
     return None
 
 
-def _nearest(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=2)
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the two names that are most like it, if there are any."""
+    near = difflib.get_close_matches(name, [*known], n=2)
     return f"; nearest: {', '.join(near)}" if near else ""

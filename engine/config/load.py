@@ -11,7 +11,7 @@ import difflib
 import math
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from engine.config.classes import class_names, palette
 from engine.config.custom_imports import read_config
 from engine.config.datasets import inner_datasets, is_wrapper, set_pipeline
 from engine.config.environment import check_environment
-from engine.config.options import check_options
+from engine.config.options import check_options, drop_foreign_arguments
 from engine.config.schema import check_settings, is_whole
 from engine.config.world import Launch
 from engine.task import task_of
@@ -109,13 +109,13 @@ def load_config(
     options = options or {}
     before = check_options(cfg, options)
     cfg.merge_from_dict(options)
-    if options.get("optim_wrapper.type") == "OptimWrapper":
-        _drop_amp_settings(cfg, kept=options)
+    dropped = drop_foreign_arguments(cfg, options, before)
     if "optim_wrapper.optimizer.lr" in options:
         stated = _stated_batch(cfg, path)  # a learning rate given together with a batch belongs to that batch
     cfg.setdefault("work_dir", str(Path("work_dirs") / Path(path).stem))
     resolved = resolve(cfg, stated, launch or Launch.from_environment(), training)
-    return replace(resolved, changed={key: (before[key], value) for key, value in options.items()})
+    changed = {key: (before[key], value) for key, value in options.items()}
+    return replace(resolved, notes=(*dropped, *resolved.notes), changed=changed)
 
 
 def resolve(cfg: Config, stated_batch: int, launch: Launch, training: bool = True) -> Resolved:
@@ -343,18 +343,12 @@ def _fit_to_launch(cfg: Config, launch: Launch, notes: list[str]) -> None:
             notes.append(f"SyncBN -> BN in {replaced} place{'s' if replaced > 1 else ''} ({where})")
     wrapper = registered_class(OPTIM_WRAPPERS, (cfg.get("optim_wrapper") or {}).get("type"))
     if launch.device == "cpu" and wrapper is not None and issubclass(wrapper, AmpOptimWrapper):
-        _drop_amp_settings(cfg)
+        for key in AMP_SETTINGS:
+            cfg.optim_wrapper.pop(key, None)
         cfg.optim_wrapper.type = "OptimWrapper"
         notes.append("mixed precision -> float32 (CPU)")
     cfg.setdefault("env_cfg", {}).dist_cfg = dict(backend="nccl" if launch.device == "cuda" else "gloo")
     cfg.launcher = "pytorch" if launch.processes > 1 else "none"
-
-
-def _drop_amp_settings(cfg: Config, kept: Collection[str] = ()) -> None:
-    """Take out what mixed precision alone has, but for the dotted keys in ``kept``, which are errors in float32."""
-    for key in AMP_SETTINGS:
-        if f"optim_wrapper.{key}" not in kept:
-            cfg.optim_wrapper.pop(key, None)
 
 
 def _replace_types(node: Any, table: dict[str, str]) -> int:

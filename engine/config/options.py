@@ -9,14 +9,21 @@ from contextlib import suppress
 from typing import Any
 
 from mmengine.config import Config, DictAction
+from mmengine.registry import DefaultScope
 
+from backbones.arguments import parameters_of
 from backbones.errors import ConfigError
+from engine.config.building import REGISTRIES, nearest, registered_class
 
 DERIVED_KEYS = {
     "num_classes": "classes",
     "accumulative_counts": "batch.size and batch.per_gpu",
     "launcher": "the launch",
 }
+# Beside the arguments of the constructors, for mmengine's builders.
+BUILDER_KEYS = ("type", "_scope_", "constructor", "paramwise_cfg", "convert_to_iter_based", "priority")
+WEIGHT_SETTINGS = ("weights", "init_cfg")  # of a backbone of ours, and of mmdet and mmseg
+RATES = ("lr", "weight_decay")
 
 
 def parse_options(options: list[str] | None) -> dict[str, Any]:
@@ -70,16 +77,75 @@ def check_options(cfg: Config, options: Mapping[str, Any]) -> dict[str, Any]:
     """
     before = {}
     for key in options:
-        parent, _, leaf = key.rpartition(".")
-        node: Any = dict(cfg.items())
-        for part in parent.split(".") if parent else []:
-            if isinstance(node, list) and part.isdigit() and int(part) < len(node):
-                node = node[int(part)]
-            elif isinstance(node, dict) and part in node:
-                node = node[part]
-            else:
-                raise ConfigError(f"--cfg-options {key}: the config has no {parent!r}")
+        place, _, leaf = key.rpartition(".")
+        node = _node(cfg, place)
+        if node is None:
+            raise ConfigError(f"--cfg-options {key}: the config has no {place!r}")
         if leaf in DERIVED_KEYS:
             raise ConfigError(f"--cfg-options {key}: it follows from {DERIVED_KEYS[leaf]}: change that instead")
         before[key] = node.get(leaf) if isinstance(node, dict) else None
     return before
+
+
+def _node(cfg: Config, place: str) -> Any:
+    """The value under a dotted key, the config for an empty one; ``None`` if there is none."""
+    node: Any = dict(cfg.items())
+    for part in place.split(".") if place else []:
+        if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        elif isinstance(node, dict) and part in node:
+            node = node[part]
+        else:
+            return None
+    return node
+
+
+def drop_foreign_arguments(cfg: Config, options: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
+    """Where options changed a ``type``, take out the arguments of the former one that the new one does not take.
+
+    What a network of the tables sets itself, such as its depths, and weights of the former network go too.
+
+    Args:
+        cfg: Config after the options were merged; changed in place.
+        options: Options under dotted keys; what they state is kept.
+        before: The config's own values of the options, from :func:`check_options`.
+
+    Returns:
+        A line for each part that lost arguments, and for an optimizer with the rate of another.
+
+    Raises:
+        ConfigError: If the options state an argument that the new type does not take.
+    """
+    notes = []
+    for key, name in options.items():
+        place, _, leaf = key.rpartition(".")
+        node, former = _node(cfg, place), before[key]
+        built = _new_class(cfg, former, name) if leaf == "type" and name != former else None
+        if built is None or not isinstance(node, dict):  # an unknown name has an error of its own
+            continue
+        stated = {one.removeprefix(f"{place}.").split(".")[0] for one in options if one.startswith(f"{place}.")}
+        taken, is_open = parameters_of(built)
+        foreign = [one for one in node if not (is_open or one in taken or one in BUILDER_KEYS)]
+        if wrong := next((one for one in foreign if one in stated), None):
+            raise ConfigError(f"--cfg-options {place}.{wrong}: {name} has no argument {wrong!r}{nearest(wrong, taken)}")
+        kept = {*stated, *foreign}
+        own = [one for one in node if one in getattr(built, "own_arguments", ()) and one not in kept]
+        weights = [one for one in WEIGHT_SETTINGS if place == "model.backbone" and node.get(one) and one not in kept]
+        groups = {f"not of {name}": foreign, f"{name} has its own": own, f"of {former}": weights}
+        dropped = [f"{', '.join(names)} ({reason})" for reason, names in groups.items() if names]
+        for one in (*foreign, *own, *weights):
+            del node[one]
+        if dropped:
+            notes.append(f"{key} {former} -> {name}: left out {'; '.join(dropped)}")
+        rates = [f"{one}={node[one]}" for one in RATES if one in node and one not in stated]
+        if rates and place == "optim_wrapper.optimizer":
+            still = "; momentum is 0 unless stated" if "momentum" in taken.keys() - node.keys() else ""
+            notes.append(f"{place}: {', '.join(rates)} stated for {former}, give those of {name}{still}")
+    return notes
+
+
+def _new_class(cfg: Config, former: Any, name: Any) -> Any:
+    """What a new ``type`` stands for in the registry that knows the former one too; ``None`` if none does."""
+    with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
+        known = (registry for registry in REGISTRIES if registered_class(registry, former) is not None)
+        return next(filter(None, (registered_class(registry, name) for registry in known)), None)
