@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """Base class of errors that a user can fix; the message is one line that names the thing and the fix.
@@ -44,3 +47,9 @@ def describe_error(error: BaseException, max_length: int | None = None) -> str:
     """The class of an exception and the first line of its message."""
     kind = type(error).__name__
     return f"{kind}: {first_line(error, max_length)}" if str(error).strip() else kind
+
+
+def nearest(name: str, known: Iterable[str], count: int = 2, quoted: bool = False) -> str:
+    """The end of a message about an unknown name: ``; nearest: X, Y``, or nothing if no known name is like it."""
+    near = [repr(one) if quoted else one for one in difflib.get_close_matches(name, [*known], n=count)]
+    return f"; nearest: {', '.join(near)}" if near else ""

@@ -6,9 +6,10 @@ import os
 from collections import Counter
 from pathlib import Path
 
+from backbones.errors import nearest
 from classification.data import FolderDataset, class_folders, folder_difference, folder_fix, list_images
 from classification.decode import read_rgb
-from engine.data.checker import DATA_CHECKERS, PILLOW_MAX_PIXELS, DataFile, DatasetChecker, nearest_name_hint
+from engine.data.checker import DATA_CHECKERS, PILLOW_MAX_PIXELS, DataFile, DatasetChecker
 from engine.data.image_files import ImageInfo
 from engine.data.orientation import Size
 from engine.data.paths import hidden_note, is_hidden
@@ -64,10 +65,10 @@ class FolderChecker(DatasetChecker):
         if not folders:
             return
         for name in sorted(set(classes) - set(folders)) if not self._test_mode else ():
-            near = nearest_name_hint(name, folders)
+            near = nearest(name, folders, 1, quoted=True)
             self.error("class without a folder", f"{root}{os.sep}{name}", f"class {name!r} has no folder{near}", fix)
         for name in sorted(set(folders) - set(classes)):
-            near = nearest_name_hint(name, classes)
+            near = nearest(name, classes, 1, quoted=True)
             self.error("folder without a class", str(root / name), f"folder {name!r} is no class{near}", fix)
 
     def _list_class(self, root: Path, name: str, every: int) -> list[DataFile]:

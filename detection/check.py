@@ -12,13 +12,13 @@ from mmcv.transforms import LoadAnnotations
 from mmdet.datasets import CocoDataset
 from mmdet.registry import DATASETS
 
-from backbones.errors import DataError
+from backbones.errors import DataError, nearest
 from detection.annotations import category_ids, category_names
 from detection.data import OrderedCOCO
 from detection.left_out import CROWD, NO_AREA, LeftOut, count_left_out
 from engine.config.building import registered_class
 from engine.config.schema import is_number
-from engine.data.checker import DATA_CHECKERS, DataFile, DatasetChecker, nearest_name_hint, repeated
+from engine.data.checker import DATA_CHECKERS, DataFile, DatasetChecker, repeated
 from engine.data.paths import leads_outside
 
 BOX_TOLERANCE_PIXELS = 2.0  # by which a box may stick out of its image through rounding
@@ -123,7 +123,7 @@ class CocoChecker(DatasetChecker):
             category_ids(content["categories"], classes)
         except DataError as error:
             absent = [name for name in classes if name not in names.values()]
-            near = "".join(nearest_name_hint(name, list(names.values())) for name in absent[:1])
+            near = "".join(nearest(name, names.values(), 1, quoted=True) for name in absent[:1])
             self.error("classes", self.file, f"{error}{near}", "set classes to the categories' names, in any order")
         objects = Counter(row["category_id"] for row in content["annotations"])
         for number, name in names.items():

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -12,7 +11,7 @@ import mmengine.registry as registries
 from mmengine.registry import DefaultScope, Registry
 
 from backbones.arguments import parameters_of
-from backbones.errors import ConfigError, UserError, describe_error
+from backbones.errors import ConfigError, UserError, describe_error, nearest
 
 REGISTRIES: tuple[Registry, ...] = (
     *(registries.MODELS, registries.TASK_UTILS, registries.WEIGHT_INITIALIZERS, registries.FUNCTIONS),
@@ -100,9 +99,8 @@ def _reason(place: str, settings: Mapping[str, Any], registry: Registry, error: 
     parameters, is_open = parameters_of(built)
     unknown = sorted(settings.keys() - parameters.keys() - {"type", "_scope_"})
     if unknown and not is_open:
-        others = f" (nor {', '.join(unknown[1:])})" if unknown[1:] else ""
         fix = f"; correct it, or leave out with _delete_=True beside type={name!r} what the base has for another type"
-        return f"{place}: {name} has no argument {unknown[0]!r}{others}{nearest(unknown[0], parameters)}{fix}"
+        return f"{place}: {name} has no argument {', '.join(map(repr, unknown))}{nearest(unknown[0], parameters)}{fix}"
     return f"{place}: {name}: {describe_error(error)}"
 
 
@@ -121,9 +119,3 @@ def registered_class(registry: Registry, kind: Any) -> Any:
     with registry.switch_scope_and_registry(None) as scoped, suppress(RuntimeError):  # a dotted name of no module
         return scoped.get(kind)
     return None
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the two names that are most like it, if there are any."""
-    near = difflib.get_close_matches(name, [*known], n=2)
-    return f"; nearest: {', '.join(near)}" if near else ""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Set
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
-from mmengine.utils import import_modules_from_strings
+from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.utils import get_installed_path, import_modules_from_strings
 
 from backbones.errors import ConfigError
+
+_PACKAGED = "/.mim/configs"  # in the installed package of a library
 
 
 def read_config(path: Path) -> Config:
@@ -24,6 +28,7 @@ def read_config(path: Path) -> Config:
         ConfigError: If ``custom_imports`` is not ``dict(imports=[...])``.
         Exception: Whatever the file, or an import, raises.
     """
+    MODULE2PACKAGE["mmseg"] = "mmseg"  # not mmsegmentation: here the package is that of onedl-mmsegmentation
     cfg = Config.fromfile(str(path), import_custom_modules=False)
     names = list(dict.fromkeys(_imported_modules(path)))
     if names:
@@ -33,10 +38,32 @@ def read_config(path: Path) -> Config:
     return cfg
 
 
+def drop_library_variables(cfg: Config, path: Path, settings: Set[str]) -> list[str]:
+    """Take out the top-level keys of a library's bases that are no settings, such as ``crop_size``; a line says which.
+
+    They are variables of its files, or parts that its files enter into ``model`` themselves (``data_preprocessor``).
+    """
+    variables = sorted(_library_keys(path) & {*cfg} - settings)
+    for key in variables:
+        cfg.pop(key)
+    names = ", ".join(variables)
+    return [f"variables of a library's bases, which nothing reads from here on: {names}"] if variables else []
+
+
+def _library_keys(path: Path) -> set[str]:
+    """Top-level keys of a config's bases that have a ``model-index.yml`` above them, as those of mmdet and mmseg."""
+    found: set[str] = set()
+    for base in _bases(path, path.read_text(encoding="utf-8")):
+        is_library = any((folder / "model-index.yml").is_file() for folder in base.resolve().parents)
+        found |= {*Config.fromfile(str(base), import_custom_modules=False)} if is_library else _library_keys(base)
+    return found
+
+
 def _imported_modules(path: Path) -> list[str]:
     """Modules that a config file and its bases name, those of the bases first."""
     text = path.read_text(encoding="utf-8")
-    names = [name for base in _bases(path, text) for name in _imported_modules(base)]
+    bases = [base for base in _bases(path, text) if _PACKAGED not in str(base)]  # a library's import what is not here
+    names = [name for base in bases for name in _imported_modules(base)]
     if "custom_imports" not in text:
         return names
     stated = Config.fromfile(str(path), import_custom_modules=False).get("custom_imports") or {}
@@ -54,6 +81,6 @@ def _bases(path: Path, text: str) -> list[Path]:
     for node in ast.parse(text).body:
         if isinstance(node, ast.Assign) and "_base_" in (ast.unparse(name) for name in node.targets):
             stated = eval(compile(ast.Expression(node.value), str(path), "eval"), {})  # a program, as mmengine takes it
-            files = [path.parent / name for name in ([stated] if isinstance(stated, str) else stated)]
-            return [file for file in files if file.is_file()]  # another library's (mmdet::...) is not a file
+            names = [name.rpartition("::") for name in ([stated] if isinstance(stated, str) else stated)]
+            return [Path(get_installed_path(of) + _PACKAGED if of else path.parent, name) for of, _, name in names]
     return []

@@ -27,7 +27,7 @@ from engine.config.batch import BatchPlan, plan_batch, scaled_lr
 from engine.config.building import build, registered_class
 from engine.config.class_weights import set_class_weights
 from engine.config.classes import class_names, palette
-from engine.config.custom_imports import read_config
+from engine.config.custom_imports import drop_library_variables, read_config
 from engine.config.datasets import inner_datasets, is_wrapper, set_pipeline
 from engine.config.environment import check_environment
 from engine.config.options import check_options, drop_foreign_arguments
@@ -105,6 +105,7 @@ def load_config(
         raise ConfigError(f"config {str(path)!r} cannot be read: its _base_ files lead back to one another") from error
     except (Exception, SystemExit) as error:  # a config is a program: it may raise anything
         raise ConfigError(f"config {str(path)!r} cannot be read: {_root_cause(error)}") from error
+    unread = drop_library_variables(cfg, Path(path), {*RUNNER_KEYS, *DRIVERS})
     stated = _stated_batch(cfg, path)
     options = options or {}
     before = check_options(cfg, options)
@@ -115,7 +116,7 @@ def load_config(
     cfg.setdefault("work_dir", str(Path("work_dirs") / Path(path).stem))
     resolved = resolve(cfg, stated, launch or Launch.from_environment(), training)
     changed = {key: (before[key], value) for key, value in options.items()}
-    return replace(resolved, notes=(*dropped, *resolved.notes), changed=changed)
+    return replace(resolved, notes=(*unread, *dropped, *resolved.notes), changed=changed)
 
 
 def resolve(cfg: Config, stated_batch: int, launch: Launch, training: bool = True) -> Resolved:

@@ -12,8 +12,8 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import DefaultScope
 
 from backbones.arguments import parameters_of
-from backbones.errors import ConfigError
-from engine.config.building import REGISTRIES, nearest, registered_class
+from backbones.errors import ConfigError, nearest
+from engine.config.building import REGISTRIES, registered_class
 
 DERIVED_KEYS = {
     "num_classes": "classes",
@@ -103,12 +103,8 @@ def _node(cfg: Config, place: str) -> Any:
 def drop_foreign_arguments(cfg: Config, options: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
     """Where options changed a ``type``, take out the arguments of the former one that the new one does not take.
 
-    What a network of the tables sets itself, such as its depths, and weights of the former network go too.
-
-    Args:
-        cfg: Config after the options were merged; changed in place.
-        options: Options under dotted keys; what they state is kept.
-        before: The config's own values of the options, from :func:`check_options`.
+    What a network of the tables sets itself, such as its depths, and weights of the former network go too. The config
+    has the options already; ``before`` are its own values of them, from :func:`check_options`.
 
     Returns:
         A line for each part that lost arguments, and for an optimizer with the rate of another.
@@ -128,16 +124,16 @@ def drop_foreign_arguments(cfg: Config, options: Mapping[str, Any], before: Mapp
         foreign = [one for one in node if not (is_open or one in taken or one in BUILDER_KEYS)]
         if wrong := next((one for one in foreign if one in stated), None):
             raise ConfigError(f"--cfg-options {place}.{wrong}: {name} has no argument {wrong!r}{nearest(wrong, taken)}")
-        kept = {*stated, *foreign}
-        own = [one for one in node if one in getattr(built, "own_arguments", ()) and one not in kept]
-        weights = [one for one in WEIGHT_SETTINGS if place == "model.backbone" and node.get(one) and one not in kept]
+        rest = [one for one in node if one not in {*stated, *foreign}]
+        own = [one for one in rest if one in getattr(built, "own_arguments", ())]
+        weights = [one for one in rest if one in WEIGHT_SETTINGS and node[one] and place == "model.backbone"]
         groups = {f"not of {name}": foreign, f"{name} has its own": own, f"of {former}": weights}
         dropped = [f"{', '.join(names)} ({reason})" for reason, names in groups.items() if names]
         for one in (*foreign, *own, *weights):
             del node[one]
         if dropped:
             notes.append(f"{key} {former} -> {name}: left out {'; '.join(dropped)}")
-        rates = [f"{one}={node[one]}" for one in RATES if one in node and one not in stated]
+        rates = [f"{one}={node[one]}" for one in rest if one in RATES]
         if rates and place == "optim_wrapper.optimizer":
             still = "; momentum is 0 unless stated" if "momentum" in taken.keys() - node.keys() else ""
             notes.append(f"{place}: {', '.join(rates)} stated for {former}, give those of {name}{still}")

@@ -6,7 +6,6 @@ subclasses of the data set too.
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -279,9 +278,3 @@ def repeated(what: str, names: Iterable[Any]) -> list[str]:
     """A description such as ``image id 7 occurs 2 times`` of each name that occurs more than once."""
     counts = Counter(names).items()
     return [f"{what} {name!r} occurs {count} times".lstrip() for name, count in counts if count > 1]
-
-
-def nearest_name_hint(name: str, names: Sequence[str]) -> str:
-    """``; nearest: 'X'`` for the known name that is most similar to an unknown one, empty if none is similar."""
-    near = difflib.get_close_matches(name, names, n=1)
-    return f"; nearest: {near[0]!r}" if near else ""

@@ -114,8 +114,8 @@ def test_a_file_that_changes_the_type_is_told_what_does_not_fit(tmp_path: Path) 
     with pytest.raises(ConfigError) as caught:
         load(own)
     assert str(caught.value) == (
-        "config does not build: model.backbone: swin_tiny has no argument 'drop_path' (nor init_std, "
-        "layer_scale_init_value); nearest: drop_path_rate; correct it, or leave out with _delete_=True beside "
+        "config does not build: model.backbone: swin_tiny has no argument 'drop_path', 'init_std', "
+        "'layer_scale_init_value'; nearest: drop_path_rate; correct it, or leave out with _delete_=True beside "
         "type='swin_tiny' what the base has for another type"
     )
 
