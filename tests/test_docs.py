@@ -127,18 +127,25 @@ def test_the_newcomers_documents_are_linked_from_the_readme(name: str) -> None:
     assert f"]({name})" in text(ROOT / "README.md")
 
 
-def test_the_example_of_another_detector_builds(tmp_path: Path) -> None:
+@pytest.mark.parametrize("index", [0, 1], ids=["detector", "segmentor"])
+def test_the_example_of_another_model_builds(index: int, tmp_path: Path) -> None:
     from engine.config.load import load_config
     from engine.config.world import Launch
     from engine.planning.plan import training_plan
 
-    (block,) = re.findall(r"```python\n(_base_ = .*?)```", text(ROOT / "docs/ARCHITECTURE.md"), re.DOTALL)
+    blocks = re.findall(r"```python\n(_base_ = .*?)```", text(ROOT / "docs/ARCHITECTURE.md"), re.DOTALL)
+    assert len(blocks) == 2
     config = tmp_path / "example.py"
-    config.write_text(block.replace("../_base_", str(ROOT / "configs/_base_")), encoding="utf-8")
+    config.write_text(blocks[index].replace("../_base_", str(ROOT / "configs/_base_")), encoding="utf-8")
     launch = Launch.on_gpus(8)
     resolved = load_config(config, None, launch)
-    assert resolved.cfg.model.neck.in_channels == [192, 384, 768]
-    assert resolved.cfg.model.bbox_head.num_classes == 80
+    model = resolved.cfg.model
+    if index == 0:
+        assert model.neck.in_channels == [192, 384, 768]
+        assert model.bbox_head.num_classes == 80
+    else:
+        assert (model.decode_head.in_channels, model.decode_head.c1_in_channels) == (768, 96)
+        assert model.decode_head.num_classes == model.auxiliary_head.num_classes == 150
     assert training_plan(resolved, launch).rows
 
 
