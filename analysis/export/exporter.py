@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from math import inf
 from pathlib import Path
@@ -188,7 +188,8 @@ def _batches(
     generator = torch.Generator().manual_seed(0)
     for count, shape in zip(RANDOM_BATCHES, shapes):
         yield "random", torch.randn(count, 3, *shape, generator=generator)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (source.mean, source.std))
+    prepared = source.preprocessing
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (prepared.mean, prepared.std))
     for height, width in dict.fromkeys(shapes):
         resized = [np.array(photograph.resize((width, height))) for photograph in photographs]
         pixels = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2)
@@ -215,6 +216,8 @@ def _runs(source: ExportSource, shape: Shape) -> bool:
 def _write(source: ExportSource, name: str, path: Path, fixed: bool, notes: list[str]) -> tuple[SizeRange, SizeRange]:
     """Write for images of any size, or for the source's size if the exporter fails at that."""
     chosen = EXPORT_FORMATS[name]
+    if fixed and chosen.traced:
+        source = replace(source, preprocessing=source.preprocessing.for_size(source.shape))
     try:
         return chosen.write(source, path, fixed)
     except (UserError, OSError):

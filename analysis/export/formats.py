@@ -117,7 +117,9 @@ def _write_timm(source: ExportSource, path: Path, fixed: bool) -> tuple[SizeRang
             )
     outputs = shapes["head.fc.weight"][0] if "head.fc.weight" in shapes else 0
     model = f"timm.create_model({source.name!r}, num_classes={outputs})"
-    _save(tensors, path, {**source.metadata(), "layout": "timm", "model": model})
+    settings = {**source.preprocessing.timm_settings(source.shape), "architecture": source.name, "num_classes": outputs}
+    about = {**source.metadata(), "layout": "timm", "model": model, "pretrained_cfg": json.dumps(settings)}
+    _save(tensors, path, about)
     return source.input_sizes
 
 

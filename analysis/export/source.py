@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,9 @@ import torch
 from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
+from analysis.export.preprocessing import Preprocessing, assumed_preprocessing, preprocessing_of
 from backbones.base import Backbone
 from backbones.registry import build_backbone
 from backbones.variants import BASELINES
@@ -26,9 +26,10 @@ from engine.config.load import load_config
 from engine.config.world import Launch
 from engine.task import Shape, task_of
 
-# Some released ViT, BiT and EfficientNetV2 need 0.5 for both.
-ASSUMED_NORMALIZATION = (
-    "neither name nor checkpoint says how images were normalised: mean and deviation of ImageNet are written"
+# Some released ViT, BiT and EfficientNetV2 need 0.5 for mean and deviation.
+ASSUMED_PREPROCESSING = (
+    "neither name nor checkpoint says how images were prepared: size, crop, mean and deviation customary on ImageNet "
+    "are written"
 )
 SizeRange = tuple[int, int | None]  # smallest and largest number of pixels; None for unlimited
 
@@ -63,9 +64,7 @@ class ExportSource:
         outputs: Name of each output.
         shape: Default height and width in pixels.
         weights: Description of the weights: raw or averaged, and the name of the checkpoint.
-        mean: Mean per channel of pixels in [0, 1].
-        std: Standard deviation per channel of pixels in [0, 1].
-        colour: Order of the channels, ``RGB`` or ``BGR``.
+        preprocessing: What tests do with an image file before the network.
         classes: Names of the classes; empty if unknown.
         notes: Remarks for the user, one line each.
         prefix: Beginning of the network's tensor names that exported files leave out.
@@ -77,9 +76,7 @@ class ExportSource:
     outputs: tuple[str, ...]
     shape: Shape
     weights: str
-    mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN
-    std: tuple[float, ...] = IMAGENET_DEFAULT_STD
-    colour: str = "RGB"
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
     classes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     prefix: str = ""
@@ -99,15 +96,16 @@ class ExportSource:
         return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
 
     def metadata(self) -> dict[str, str]:
-        """Metadata of an exported file, as strings; lists are JSON."""
+        """Metadata of an exported file, as strings; lists and ``preprocessing`` are JSON."""
+        prepared = self.preprocessing.as_dict()
         return {
             "network": self.name,
             "kind": self.kind,
             "weights": self.weights,
             "input": "images (N, 3, H, W), float32: (pixel / 255 - mean) / std for each channel",
-            "colour": self.colour,
-            "mean": json.dumps([round(value, 6) for value in self.mean]),
-            "std": json.dumps([round(value, 6) for value in self.std]),
+            "preprocessing": json.dumps(prepared),
+            **{name: json.dumps(prepared[name]) for name in ("mean", "std")},
+            "colour": prepared["colour"],
             "size": json.dumps(self.shape),
             "outputs": json.dumps(self.outputs),
             "classes": json.dumps(self.classes),
@@ -146,14 +144,16 @@ def source_from_name(
     backbone.load_weights(content, checkpoint, averaged)
     side = BASELINES[name].image_size if name in BASELINES else DEFAULT_IMAGE_SIZE
     weights, size = _weights(checkpoint, averaged), shape or (side, side)
+    prepared, notes = assumed_preprocessing(size), [ASSUMED_PREPROCESSING]
     if out_indices is not None:
         outputs = tuple(f"stage{i}" for i in backbone.out_indices or ())
-        return ExportSource(name, "pyramid", backbone.eval(), outputs, size, weights, notes=(ASSUMED_NORMALIZATION,))
+        return ExportSource(name, "pyramid", backbone.eval(), outputs, size, weights, prepared, notes=tuple(notes))
     head, classes = None, file_classes(content)
-    notes: tuple[str, ...] = ("the checkpoint has no head: the pooled vector is exported", ASSUMED_NORMALIZATION)
     if found := find_head(content, checkpoint, averaged):
-        head, notes = nn.Linear(found[0].shape[1], found[0].shape[0]), (ASSUMED_NORMALIZATION,)
+        head = nn.Linear(found[0].shape[1], found[0].shape[0])
         head.load_state_dict(dict(zip(("weight", "bias"), found, strict=True)))
+    else:
+        notes.insert(0, "the checkpoint has no head: the pooled vector is exported")
     return ExportSource(
         name,
         "classifier",
@@ -161,8 +161,9 @@ def source_from_name(
         ("features",) if head is None else ("logits",),
         size,
         weights,
+        prepared,
         classes=classes if head is not None and len(classes) == head.out_features else (),
-        notes=notes,
+        notes=tuple(notes),
         prefix="backbone.",
     )
 
@@ -192,7 +193,11 @@ def source_from_config(
     cfg = load_config(path, options, Launch(), training=False).cfg
     size = shape or _tested_shape(cfg)
     model = _load_whole(cfg, checkpoint, averaged, trust)
-    found = task_of(cfg).export_wrapper(model)
+    found, prepared = task_of(cfg).export_wrapper(model), preprocessing_of(cfg, model, shape)
+    notes = [found.note] if found.note else []
+    if prepared.other_steps:
+        steps = ", ".join(prepared.other_steps)
+        notes.append(f"the file does not say how to prepare images in full, these steps are unknown here: {steps}")
     return ExportSource(
         cfg.model.backbone.type,
         found.kind,
@@ -200,9 +205,10 @@ def source_from_config(
         found.outputs,
         size,
         _weights(checkpoint, averaged),
-        prefix=found.prefix,
-        notes=(found.note,) if found.note else (),
-        **_settings(cfg, model),
+        prepared,
+        class_names(cfg.classes),
+        tuple(notes),
+        found.prefix,
     )
 
 
@@ -217,20 +223,6 @@ def _load_whole(cfg: Config, checkpoint: str, averaged: bool, trust: bool) -> Ba
 
 def _weights(checkpoint: str, averaged: bool) -> str:
     return f"{'averaged' if averaged else 'raw'} weights of {Path(checkpoint).name}"
-
-
-def _settings(cfg: Config, model: BaseModel) -> dict[str, Any]:
-    """Normalisation and classes of a config, for :class:`ExportSource`."""
-    preprocessing = cfg.model.get("data_preprocessor") or {}
-    # Without normalisation the pixels stay in [0, 255], as with mean 0 and deviation 1.
-    mean = getattr(model.data_preprocessor, "mean", torch.zeros(3))
-    std = getattr(model.data_preprocessor, "std", torch.ones(3))
-    return {
-        "mean": tuple((mean.flatten() / 255).tolist()),
-        "std": tuple((std.flatten() / 255).tolist()),
-        "colour": "RGB" if preprocessing.get("bgr_to_rgb") else task_of(cfg).channel_order,
-        "classes": class_names(cfg.classes),
-    }
 
 
 def _tested_shape(cfg: Config) -> Shape:

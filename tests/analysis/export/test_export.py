@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from analysis.export import formats as export_formats
 from analysis.export.exporter import OutputDifference, check_export, compare_outputs, export_network, load_photographs
 from analysis.export.formats import EXPORT_FORMATS, MatrixAdaptiveAvgPool
-from analysis.export.source import ASSUMED_NORMALIZATION, Classifier, ExportSource, source_from_config, source_from_name
+from analysis.export.preprocessing import Preprocessing
+from analysis.export.source import ASSUMED_PREPROCESSING, Classifier, ExportSource, source_from_config, source_from_name
 from backbones import UserError, build_backbone
 from backbones.convnext import ConvNeXt
 from backbones.isotropic import IsotropicConvNeXt
@@ -42,6 +43,7 @@ CONFIG = {
 SMALL = {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32)}
 SMALL_OPTIONS = {f"model.backbone.{name}": list(value) for name, value in SMALL.items()}
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
+PREPARED = Preprocessing(resize="exact", resize_to=(64, 96), mean=MEAN, std=STD)
 
 
 def shaken(network: nn.Module) -> nn.Module:
@@ -70,7 +72,7 @@ def source(kind: str, shape: tuple[int, int] = (64, 96)) -> ExportSource:
     network = shaken(networks[kind]())
     prefix = "backbone." if group == "classifier" else ""
     return ExportSource(
-        name, group, network, outputs, shape, "raw weights of x.pth", MEAN, STD, classes=tuple("abcde"), prefix=prefix
+        name, group, network, outputs, shape, "raw weights of x.pth", PREPARED, tuple("abcde"), prefix=prefix
     )
 
 
@@ -113,6 +115,8 @@ def assert_told(said: dict[str, str], one: ExportSource) -> None:
     assert (said["network"], said["kind"], said["weights"]) == (one.name, one.kind, "raw weights of x.pth")
     assert (json.loads(said["classes"]), json.loads(said["outputs"])) == (list("abcde"), list(one.outputs))
     assert (json.loads(said["mean"]), json.loads(said["std"]), said["colour"]) == ([*MEAN], [*STD], "RGB")
+    prepared = json.loads(said["preprocessing"])
+    assert (prepared["resize"], prepared["resize_to"], prepared["mean"]) == ("exact", [64, 96], [*MEAN])
     assert (json.loads(said["size"]), said["input"][:24]) == ([64, 96], "images (N, 3, H, W), flo")
 
 
@@ -249,6 +253,8 @@ def test_timm_loads_its_names_by_itself(kind: str, tmp_path: Path) -> None:
     said = told("timm", out)
     assert (said["layout"], said["model"]) == ("timm", f"timm.create_model({one.name!r}, num_classes=5)")
     assert_told(said, one)
+    settings = json.loads(said["pretrained_cfg"])
+    assert (settings["input_size"], settings["crop_mode"], settings["crop_pct"]) == ([3, 64, 96], "squash", 1.0)
     model = timm.create_model(one.name, num_classes=5, checkpoint_path=str(out)).eval()
     images = random_images(2, 64, 96)
     with torch.no_grad():
@@ -443,7 +449,7 @@ def test_photographs_are_normalised_as_the_metadata_says(tmp_path: Path) -> None
             seen.append(images)
             return images
 
-    one = ExportSource("odd", "pyramid", Watching(), ("stage0",), (32, 32), "raw weights of x.pth", MEAN, STD)
+    one = ExportSource("odd", "pyramid", Watching(), ("stage0",), (32, 32), "raw weights of x.pth", PREPARED)
     export_network(one, "safetensors", tmp_path / "x.safetensors", tmp_path)
     expected = (torch.tensor([0.2, 0.4, 0.8]) - torch.tensor(MEAN)) / torch.tensor(STD)
     torch.testing.assert_close(seen[-1], expected.view(1, 3, 1, 1).expand(1, 3, 69, 96))
@@ -456,7 +462,7 @@ def test_a_name_takes_any_checkpoint_and_finds_its_head(tmp_path: Path) -> None:
     images = random_images(2, 64, 64)
     for average in (False, True):
         one = source_from_name("convnext_atto", str(tmp_path / "timm.pth"), average, None, (64, 64))
-        assert (one.kind, one.outputs, one.notes) == ("classifier", ("logits",), (ASSUMED_NORMALIZATION,))
+        assert (one.kind, one.outputs, one.notes) == ("classifier", ("logits",), (ASSUMED_PREPROCESSING,))
         assert one.weights == f"{'averaged' if average else 'raw'} weights of timm.pth"
         with torch.no_grad():
             model.load_state_dict(averaged if average else model.state_dict())
@@ -494,10 +500,10 @@ def test_a_config_takes_the_weights_that_are_asked_for(checkpoints: dict[str, Pa
     path = str(checkpoints["classifier"])
     one = source_from_config(str(CONFIG["classifier"]), path, averaged, None, SMALL_OPTIONS)
     state = read_checkpoint(path)["state_dict"]
-    assert (one.name, one.kind, one.shape, one.colour) == ("convnext_atto", "classifier", (48, 48), "RGB")
+    assert (one.name, one.kind, one.shape, one.preprocessing.colour) == ("convnext_atto", "classifier", (48, 48), "RGB")
     assert (one.classes[3], len(one.classes)) == ("three", 10)
-    assert one.mean == pytest.approx((0.485, 0.456, 0.406))
-    assert one.std == pytest.approx((0.229, 0.224, 0.225))
+    assert one.preprocessing.mean == pytest.approx((0.485, 0.456, 0.406))
+    assert one.preprocessing.std == pytest.approx((0.229, 0.224, 0.225))
     assert torch.equal(one.tensors()["head.bias"], state["head.bias"] + averaged)
 
 
@@ -505,7 +511,7 @@ def test_a_detector_exports_the_pyramid_of_its_backbone(checkpoints: dict[str, P
     one = source_from_config(str(CONFIG["detector"]), str(checkpoints["detector"]), False, None, SMALL_OPTIONS)
     assert (one.kind, one.outputs, one.shape) == ("pyramid", ("stage0", "stage1", "stage2", "stage3"), (160, 160))
     assert one.notes == ("a detector: the pyramid of its backbone is exported, without neck and heads",)
-    assert (one.colour, one.mean) == ("RGB", pytest.approx((0.485, 0.456, 0.406)))
+    assert (one.preprocessing.colour, one.preprocessing.mean) == ("RGB", pytest.approx((0.485, 0.456, 0.406)))
     state = read_checkpoint(str(checkpoints["detector"]))["state_dict"]
     assert one.tensors().keys() == {name[9:] for name in state if name.startswith("backbone.")}
 
