@@ -16,7 +16,7 @@ from engine.checkpoint.preemption import Stop, exiting_on_signals
 from engine.config.load import Resolved
 from engine.config.world import Launch
 from engine.data.preflight import check_before_test, check_before_training, check_data_paths
-from engine.planning.plan import TrainingPlan, training_plan
+from engine.planning.plan import Review, TrainingPlan, training_plan
 from engine.report.class_scores import class_lines, collect_class_scores
 from engine.report.environment import environment
 from engine.report.recorder import command_line, record_run, report_test
@@ -30,7 +30,14 @@ from engine.visualize import RESULTS, draw_test_images, result_writer
 MAX_PICTURES = 8
 
 
-def train(resolved: Resolved, launch: Launch, resume: bool, data_check: bool = True, trust: bool = False) -> None:
+def train(
+    resolved: Resolved,
+    launch: Launch,
+    resume: bool,
+    data_check: bool = True,
+    trust: bool = False,
+    review: Review | None = None,
+) -> None:
     """Train, from the start or from the last checkpoint in the work directory.
 
     Args:
@@ -39,6 +46,7 @@ def train(resolved: Resolved, launch: Launch, resume: bool, data_check: bool = T
         resume: Whether to resume; a process that torchrun starts again resumes in any case.
         data_check: Whether to check the data before the first step.
         trust: Whether to execute code that checkpoints ask for (``--trust-checkpoint``).
+        review: What else is logged of the plan, such as the rates.
 
     Raises:
         UserError: If data is missing, weights cannot be loaded, or the config contradicts itself.
@@ -54,7 +62,7 @@ def train(resolved: Resolved, launch: Launch, resume: bool, data_check: bool = T
         runner = build_runner(resolved, launch, trust)
         if data_check:
             check_before_training(cfg, runner.logger, cfg.resume)
-        plan = _log_plan(plan, runner)
+        plan = _log_plan(plan, runner, review)
     try:
         with record_run(runner, resolved, plan):
             runner.train()  # builds the optimizer, loads or resumes, and runs the loop of engine.training.loops
@@ -63,12 +71,16 @@ def train(resolved: Resolved, launch: Launch, resume: bool, data_check: bool = T
         raise SystemExit(stop.exit_code) from None
 
 
-def _log_plan(plan: TrainingPlan, runner: Runner) -> TrainingPlan:
+def _log_plan(plan: TrainingPlan, runner: Runner, review: Review | None) -> TrainingPlan:
     """Complete the plan by the size of the training data, and log it."""
     loader = runner.train_loop.dataloader
     plan = plan.with_data(len(loader.dataset), len(loader))
     for line in plan.lines()[1:]:  # the first line, the batch, is logged by the builder of the runner
         runner.logger.info(line)
+    if review is not None and is_main_process():
+        for log, lines in zip((runner.logger.info, runner.logger.warning), review(runner.cfg, plan.schedule)):
+            for line in lines:
+                log(line)
     return plan
 
 

@@ -34,6 +34,7 @@ def main() -> None:
         parser.error("--gpus is for --dry-run; tools/dist_train.sh CONFIG GPUS trains on several")
 
     from analysis.batch_size_finder import chosen_batch
+    from analysis.schedules import review_schedules
     from engine.config.load import load_config
     from engine.config.options import parse_options
     from engine.config.world import Launch
@@ -48,9 +49,9 @@ def main() -> None:
         options |= chosen_batch(args.per_gpu_batch, args.config, options, launch, measure=not args.dry_run)
     resolved = load_config(args.config, options, launch)
     if not args.dry_run:
-        train(resolved, launch, args.resume, not args.no_data_check, args.trust_checkpoint)
+        train(resolved, launch, args.resume, not args.no_data_check, args.trust_checkpoint, review_schedules)
     elif os.environ.get("RANK", "0") == "0":
-        print("\n".join(dry_run(resolved, launch)))
+        print("\n".join(dry_run(resolved, launch, review_schedules)))
 
 
 if __name__ == "__main__":

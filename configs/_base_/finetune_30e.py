@@ -24,5 +24,5 @@ custom_hooks = [dict(type="ProgressBar")]
 
 train_cfg = dict(type="EpochLoop", max_epochs=30)
 param_scheduler = [
-    dict(type="CosineAnnealingLR", T_max=30, eta_min_ratio=1e-6 / 5e-5, by_epoch=True, convert_to_iter_based=True),
+    dict(type="CosineAnnealingLR", eta_min_ratio=1e-6 / 5e-5, by_epoch=True, convert_to_iter_based=True),
 ]

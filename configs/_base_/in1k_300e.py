@@ -6,5 +6,5 @@ custom_hooks = [dict(type="ProgressBar"), dict(type="ModelEMAHook", decay=0.9999
 train_cfg = dict(type="EpochLoop", max_epochs=300)
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-6, end=20, by_epoch=True, convert_to_iter_based=True),
-    dict(type="CosineAnnealingLR", begin=20, T_max=280, eta_min=1e-6, by_epoch=True, convert_to_iter_based=True),
+    dict(type="CosineAnnealingLR", begin=20, eta_min=1e-6, by_epoch=True, convert_to_iter_based=True),
 ]

@@ -9,5 +9,5 @@ custom_hooks = [dict(type="ProgressBar")]
 train_cfg = dict(type="EpochLoop", max_epochs=90)
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-6, end=5, by_epoch=True, convert_to_iter_based=True),
-    dict(type="CosineAnnealingLR", begin=5, T_max=85, eta_min=1e-6, by_epoch=True, convert_to_iter_based=True),
+    dict(type="CosineAnnealingLR", begin=5, eta_min=1e-6, by_epoch=True, convert_to_iter_based=True),
 ]

@@ -1,7 +1,8 @@
 """The paper's ADE20K schedule: 160k iterations of AdamW at global batch 16, linear decay, 1,500 of warm-up.
 
 The rate of step t is lr * (1 - t / 160,000), in the first 1,500 steps scaled by a warm-up that rises linearly to 1 at
-step 1,500: mmcv's policy. A schedule of mmengine reaches its last value one step before ``end``.
+step 1,500: mmcv's policy. A warm-up of mmengine reaches its last value one step before ``end``; the decay follows the
+length of the training.
 
 The experiment states the groups of stage-wise decay: 6 for ConvNeXt-T, 12 for the larger ones, as in the released code.
 Precision is float16; the experiments that were released in float32 say so.
@@ -17,5 +18,5 @@ optim_wrapper = dict(
 train_cfg = dict(type="IterationLoop", max_iters=160_000, val_interval=16_000)
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-6, end=1501, by_epoch=False),
-    dict(type="PolyLR", power=1.0, begin=0, end=160_001, eta_min=0.0, by_epoch=False),
+    dict(type="PolyDecayLR", power=1.0, by_epoch=False),
 ]

@@ -18,5 +18,5 @@ model = dict(backbone=dict(type="convnext_isotropic_small", drop_path_rate=0.1, 
 
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-6, end=50, by_epoch=True, convert_to_iter_based=True),
-    dict(type="CosineAnnealingLR", begin=50, T_max=250, eta_min=1e-6, by_epoch=True, convert_to_iter_based=True),
+    dict(type="CosineAnnealingLR", begin=50, eta_min=1e-6, by_epoch=True, convert_to_iter_based=True),
 ]

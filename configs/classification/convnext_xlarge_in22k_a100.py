@@ -21,5 +21,5 @@ optim_wrapper = dict(type="AmpOptimWrapper", dtype="bfloat16", clip_grad=dict(ma
 
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-6, end=20, by_epoch=True, convert_to_iter_based=True),
-    dict(type="CosineAnnealingLR", begin=20, T_max=70, eta_min=1e-6, by_epoch=True, convert_to_iter_based=True),
+    dict(type="CosineAnnealingLR", begin=20, eta_min=1e-6, by_epoch=True, convert_to_iter_based=True),
 ]

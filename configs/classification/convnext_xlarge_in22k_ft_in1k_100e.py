@@ -28,5 +28,5 @@ custom_hooks = [dict(type="ProgressBar"), dict(type="ModelEMAHook", decay=0.9999
 
 train_cfg = dict(max_epochs=100)
 param_scheduler = [
-    dict(type="CosineAnnealingLR", T_max=100, eta_min_ratio=1e-6 / 2e-4, by_epoch=True, convert_to_iter_based=True),
+    dict(type="CosineAnnealingLR", eta_min_ratio=1e-6 / 2e-4, by_epoch=True, convert_to_iter_based=True),
 ]

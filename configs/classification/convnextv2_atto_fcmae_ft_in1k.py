@@ -24,11 +24,5 @@ optim_wrapper = dict(optimizer=dict(lr=2e-4 * 1024 / 256, weight_decay=0.3))
 
 train_cfg = dict(type="EpochLoop", max_epochs=600)
 param_scheduler = [
-    dict(
-        type="CosineAnnealingLR",
-        T_max=600,
-        eta_min_ratio=1e-6 / 8e-4,
-        by_epoch=True,
-        convert_to_iter_based=True,
-    ),
+    dict(type="CosineAnnealingLR", eta_min_ratio=1e-6 / 8e-4, by_epoch=True, convert_to_iter_based=True),
 ]

@@ -28,7 +28,6 @@ param_scheduler = [
     dict(
         type="CosineAnnealingLR",
         begin=20,
-        T_max=80,
         eta_min_ratio=1e-6 / 2.5e-3,
         by_epoch=True,
         convert_to_iter_based=True,

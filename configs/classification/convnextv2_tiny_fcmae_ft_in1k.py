@@ -25,7 +25,6 @@ param_scheduler = [
     dict(
         type="CosineAnnealingLR",
         begin=40,
-        T_max=260,
         eta_min_ratio=1e-6 / 3.2e-3,
         by_epoch=True,
         convert_to_iter_based=True,

@@ -41,5 +41,5 @@ custom_hooks = [dict(type="ProgressBar"), dict(type="ModelEMAHook", decay=0.99)]
 train_cfg = dict(type="EpochLoop", max_epochs=10)
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-2, end=1, by_epoch=True, convert_to_iter_based=True),
-    dict(type="CosineAnnealingLR", begin=1, T_max=9, eta_min=1e-6, by_epoch=True, convert_to_iter_based=True),
+    dict(type="CosineAnnealingLR", begin=1, eta_min=1e-6, by_epoch=True, convert_to_iter_based=True),
 ]

@@ -23,6 +23,6 @@ optim_wrapper = dict(optimizer=dict(lr=5e-5))
 train_cfg = dict(type="IterationLoop", max_iters=20_000, val_interval=2_000)
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-6, end=2_001, by_epoch=False),
-    dict(type="CosineAnnealingLR", begin=2_000, T_max=18_000, eta_min=0.0, by_epoch=False),
+    dict(type="CosineAnnealingLR", begin=2_000, eta_min=0.0, by_epoch=False),
 ]
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=2_000))

@@ -25,12 +25,6 @@ optim_wrapper = dict(optimizer=dict(lr=3e-4))
 train_cfg = dict(type="IterationLoop", max_iters=90 * 14_197_122 // 2048)
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-6, end=10_001, by_epoch=False),
-    dict(
-        type="CosineAnnealingLR",
-        begin=10_000,
-        T_max=train_cfg["max_iters"] - 10_000,
-        eta_min=1e-6,
-        by_epoch=False,
-    ),
+    dict(type="CosineAnnealingLR", begin=10_000, eta_min=1e-6, by_epoch=False),
 ]
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=10_000))

@@ -52,5 +52,5 @@ optim_wrapper = dict(
 train_cfg = dict(type="EpochLoop", max_epochs=4, val_interval=2)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, end=31, by_epoch=False),
-    dict(type="CosineAnnealingLR", begin=0, T_max=4, eta_min=1e-5, by_epoch=True, convert_to_iter_based=True),
+    dict(type="CosineAnnealingLR", begin=0, eta_min=1e-5, by_epoch=True, convert_to_iter_based=True),
 ]

@@ -49,6 +49,6 @@ optim_wrapper = dict(
 train_cfg = dict(type="IterationLoop", max_iters=480, val_interval=240)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, end=31, by_epoch=False),
-    dict(type="PolyLR", power=1.0, begin=0, end=481, eta_min=0.0, by_epoch=False),
+    dict(type="PolyDecayLR", power=1.0, by_epoch=False),
 ]
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=240))

@@ -1,4 +1,4 @@
-"""A warm-up that mmengine lacks, and rates after a resume with another schedule.
+"""Schedules that mmengine lacks, schedules of unequal parameter groups, and rates after a resume with another schedule.
 
 The rates after such a resume are those that the schedule would have given from the start. mmengine restores with a
 scheduler's position its shape too: a training that goes on for longer, or at another rate, would stay on the old curve,
@@ -11,8 +11,12 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mmengine.optim import LinearLR
+from mmengine.optim import CosineAnnealingParamScheduler, LinearLR, PolyLR
+from mmengine.optim.scheduler import CosineRestartParamScheduler
+from mmengine.optim.scheduler.lr_scheduler import LRSchedulerMixin
 from mmengine.registry import PARAM_SCHEDULERS
+
+from engine.config.building import registered_class
 
 # What a scheduler's state holds beside its settings: its position, and what a schedule by metric has seen.
 POSITION_KEYS = (
@@ -37,6 +41,61 @@ class LinearWarmUpLR(LinearLR):
 
     def __init__(self, optimizer: Any, *, begin: int = 0, end: int, **settings: Any) -> None:
         super().__init__(optimizer, begin=begin, end=end + 1, **settings)
+
+
+@PARAM_SCHEDULERS.register_module()
+class GroupPolyLR(PolyLR):
+    """mmengine's ``PolyLR``, in which each parameter group ends at its own share of ``eta_min``."""
+
+    def _get_value(self) -> list[float]:
+        factor = (1 - 1 / (self.total_iters - self.last_step + 1)) ** self.power if self.last_step else 1.0
+        floors = (self.eta_min * base / (self.base_values[-1] or 1.0) for base in self.base_values)
+        groups = zip(self.optimizer.param_groups, floors, strict=True)
+        return [(group[self.param_name] - floor) * factor + floor for group, floor in groups]
+
+
+@PARAM_SCHEDULERS.register_module()
+class PolyDecayLR(GroupPolyLR):
+    """Polynomial decay in which ``end``, the training's unless stated, is the first step after it, as in mmcv.
+
+    mmengine's ``PolyLR`` is at its last value, often 0, one step earlier. For the arguments see there.
+    """
+
+    def __init__(self, optimizer: Any, *, begin: int = 0, end: int, **settings: Any) -> None:
+        super().__init__(optimizer, begin=begin, end=end + 1, **settings)
+
+
+def own_shares(settings: Any, wrapper: Any) -> Any:
+    """Schedules in which a lowest or highest value is that of the config's rate, and each group has its share of it.
+
+    So do ConvNeXt's released code (engine.py:41, utils.py:440) and timm (scheduler/scheduler.py:96): the whole curve is
+    scaled, and 0 stays 0. mmengine brings all groups to the same value, from below too.
+
+    Args:
+        settings: ``param_scheduler`` of a config.
+        wrapper: Optimizer wrapper; the settings are returned as they are if its groups are equal.
+    """
+    if not getattr(wrapper, "base_param_settings", None):  # the config's own values, the last of several groups
+        return settings
+    listed = settings if isinstance(settings, list | tuple) else [settings]
+    return [_own_share(one, wrapper.param_groups) for one in listed]
+
+
+def _own_share(one: Any, groups: Sequence[Mapping[str, Any]]) -> Any:
+    kind = registered_class(PARAM_SCHEDULERS, one.get("type")) if isinstance(one, Mapping) else None
+    if not isinstance(kind, type):
+        return one
+    name = "lr" if issubclass(kind, LRSchedulerMixin) else one.get("param_name")
+    values = [group.get(f"initial_{name}", group.get(name)) for group in groups]
+    if not values[-1] or len(set(values)) == 1:
+        return one
+    if kind is PolyLR:
+        return {**one, "type": GroupPolyLR}
+    if issubclass(kind, CosineAnnealingParamScheduler | CosineRestartParamScheduler) and one.get("eta_min"):
+        return {**one, "eta_min": None, "eta_min_ratio": one["eta_min"] / values[-1]}
+    if isinstance(one.get("eta_max"), int | float):  # OneCycleLR
+        return {**one, "eta_max": [one["eta_max"] * value / values[-1] for value in values]}
+    return one
 
 
 def schedule_shapes(states: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

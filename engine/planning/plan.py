@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.optim import CosineAnnealingLR, LinearLR, PolyLR
+from mmengine.optim import LinearLR
 from mmengine.registry import MODELS, PARAM_SCHEDULERS
 from torch import nn
 
@@ -47,6 +47,10 @@ class Schedule:
     assumed: str = ""
 
 
+# Facts and warnings about a config and its training's length; what computes them is above this package.
+Review = Callable[[Any, Schedule], tuple[list[str], list[str]]]
+
+
 @dataclass(frozen=True)
 class TrainingPlan:
     """A training in figures.
@@ -63,8 +67,6 @@ class TrainingPlan:
         rows: Parameter groups; empty where another constructor makes them.
         frozen: Number of parameters that are not trained.
         memory: Estimated memory of one process.
-        falls_until: Step or epoch at which the decay of the rate ends; ``None`` if it is the end of the training, or
-            is not counted in the training's unit.
     """
 
     batch: BatchPlan
@@ -77,7 +79,6 @@ class TrainingPlan:
     rows: tuple[GroupRow, ...]
     frozen: int
     memory: Memory
-    falls_until: int | None = None
 
     def lines(self) -> list[str]:
         """The plan for people; the first line is the batch."""
@@ -87,7 +88,7 @@ class TrainingPlan:
         return [
             f"batch: {self.batch}",
             f"length: {self._length()}",
-            f"rate: {span}; {self._warm_up()}{self._end()}",
+            f"rate: {span}; {self._warm_up()}",
             f"precision: {self.precision}{clip}",
             f"memory: {self.memory}",
         ]
@@ -107,14 +108,6 @@ class TrainingPlan:
         if plan.steps_per_epoch is None:
             return f"{epochs}; steps per epoch are known when the data is read"
         return f"{epochs} of {plan.steps_per_epoch:,} steps = {plan.steps:,} steps ({known})"
-
-    def _end(self) -> str:
-        if self.falls_until is None:
-            return ""
-        unit, length = (
-            ("step", self.schedule.steps) if self.schedule.epochs is None else ("epoch", self.schedule.epochs)
-        )
-        return f"; NOTE: its decay ends at {unit} {self.falls_until:,}, the training at {length:,}"
 
     def _warm_up(self) -> str:
         if self.warm_up is None:
@@ -160,8 +153,7 @@ def training_plan(resolved: Resolved, launch: Launch) -> TrainingPlan:
     lowest = min((row.rate for row in rows), default=peak)
     schedulers = cfg.get("param_scheduler") or []
     schedulers = [schedulers] if isinstance(schedulers, dict) else schedulers
-    _check_begins(schedulers, cfg.train_cfg)
-    _check_ends(schedulers, lowest)
+    _check_schedules(schedulers, cfg.train_cfg, peak)
     clip = cfg.optim_wrapper.get("clip_grad") or {}
     return TrainingPlan(
         batch=resolved.plan,
@@ -174,12 +166,16 @@ def training_plan(resolved: Resolved, launch: Launch) -> TrainingPlan:
         rows=tuple(rows),
         frozen=frozen,
         memory=estimate_memory(model, cfg, launch.processes, resolved.plan.per_process),
-        falls_until=_decay_end(schedulers, cfg.train_cfg),
     )
 
 
-def dry_run(resolved: Resolved, launch: Launch) -> list[str]:
+def dry_run(resolved: Resolved, launch: Launch, review: Review | None = None) -> list[str]:
     """All that a training would do, as lines of text.
+
+    Args:
+        resolved: Resolved config.
+        launch: Processes and devices of the job.
+        review: What else is said of the plan, such as the rates.
 
     Raises:
         ConfigError: As :func:`training_plan`.
@@ -188,6 +184,9 @@ def dry_run(resolved: Resolved, launch: Launch) -> list[str]:
     batch, *others = plan.lines()
     device = {"cuda": "GPU", "cpu": "CPU"}[launch.device]
     lines = [batch, f"device: {device}", *others, f"work directory: {cfg.work_dir}"]
+    if review is not None:
+        facts, problems = review(cfg, plan.schedule)
+        lines += [*facts, *(f"WARNING: {one}" for one in problems)]
     lines += [f"note: {note}" for note in resolved.notes]
     for split in ("train", "val"):
         if loader := cfg.get(f"{split}_dataloader"):
@@ -241,42 +240,26 @@ def _warm_up(schedulers: Sequence[Any], loop: Any) -> tuple[int, bool] | None:
     return None
 
 
-def _decay_end(schedulers: Sequence[Any], loop: Any) -> int | None:
-    """Where a cosine or polynomial decay ends, if not with the training: its length does not follow the loop's."""
-    by_epoch = loop.get("max_epochs") is not None
-    length = loop.get("max_epochs" if by_epoch else "max_iters")
-    for one in schedulers:
-        kind = registered_class(PARAM_SCHEDULERS, one["type"])
-        if bool(one.get("by_epoch", True)) != by_epoch or kind not in (PolyLR, CosineAnnealingLR):
-            continue
-        period = one.get("T_max")
-        end = one.get("end") if period is None else one.get("begin", 0) + period
-        # The last value of a polynomial decay lies one step before its end, which is the training's or one later.
-        if end is not None and end not in (length, length + 1):
-            return int(end)
-    return None
-
-
-def _check_begins(schedulers: Sequence[Any], loop: Any) -> None:
-    """Refuse a schedule that begins when training is over, as mmengine does with a message that names no setting."""
+def _check_schedules(schedulers: Sequence[Any], loop: Any, peak: float) -> None:
+    """Refuse a schedule that begins when training is over, which mmengine's message does not name, or never falls."""
     for index, one in enumerate(schedulers):
-        begin = one.get("begin", 0)
-        end = one.get("end", loop.get("max_epochs" if one.get("by_epoch", True) else "max_iters"))
+        begin, by_epoch = one.get("begin", 0), one.get("by_epoch", True)
+        end = one.get("end", loop.get("max_epochs" if by_epoch else "max_iters"))
         if is_number(begin) and is_number(end) and begin >= end:
             raise ConfigError(
                 f"param_scheduler.{index}: a schedule begins when training is over (begin={begin}, end={end}); with "
                 f"another length of training change both, such as --cfg-options param_scheduler.{index}.begin=0"
             )
-
-
-def _check_ends(schedulers: Sequence[Any], lowest: float) -> None:
-    """An end that is given as a rate is the same for all groups: those below it would rise instead of falling."""
-    for index, one in enumerate(schedulers):
-        end = one.get("eta_min")
-        if end and end >= lowest:
+        converted = one.get("convert_to_iter_based") and end is not None
+        if by_epoch and "max_iters" in loop and not converted and "Plateau" not in str(one["type"]):
             raise ConfigError(
-                f"param_scheduler.{index}.eta_min={end:g} is not below the lowest layer's peak rate {lowest:.3g}: that "
-                "layer would not fall; state eta_min_ratio, which is a share of each layer's own rate"
+                f"param_scheduler.{index}: it counts epochs, of which a training of max_iters has none: state "
+                "by_epoch=False, and its length in steps"
+            )
+        final = one.get("eta_min")
+        if one.get("param_name", "lr") == "lr" and is_number(final) and final >= peak:
+            raise ConfigError(
+                f"param_scheduler.{index}.eta_min={final:g} is not below the rate of {peak:g}: it would not fall"
             )
 
 

@@ -152,10 +152,8 @@ class CheckpointManager:
                 f"{', '.join(changes)}"
             )
         if changed and self._shapes:
-            runner.logger.info(
-                "the schedule differs from the checkpoint's: rates go on as if it had always been this one"
-            )
-            groups = runner.optim_wrapper.param_groups
+            groups = runner.optim_wrapper.param_groups  # with several of them, the last one has the config's own rate
+            before = groups[-1]["lr"]
             self._settings.reset_scheduled(groups, scheduled_settings(self._shapes))
             runner.param_schedulers = replay_schedules(
                 lambda: runner.build_param_scheduler(copy.deepcopy(runner.cfg.param_scheduler)),
@@ -163,6 +161,12 @@ class CheckpointManager:
                 self._settings.peaks,
                 steps=runner.iter,
                 epoch=len(runner.train_dataloader),
+            )
+            now = groups[-1]["lr"]
+            (runner.logger.warning if now > 1.01 * before else runner.logger.info)(
+                "the schedule differs from the checkpoint's: rates go on as if it had always been this one, at "
+                f"{now:.3g} in step {runner.iter + 1} after {before:.3g}; to stay there: --cfg-options "
+                f"param_scheduler=None optim_wrapper.optimizer.lr={before:.3g}"
             )
 
     def set_random_state(self) -> None:

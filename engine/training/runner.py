@@ -22,7 +22,7 @@ import engine.optim.param_groups
 import engine.training.ema
 import engine.training.loops
 import engine.training.progress
-import engine.training.validation  # noqa: F401  (these register what configs name)
+import engine.training.validation  # (these register what configs name)
 from backbones.errors import ConfigError, DataError
 from backbones.kernels.autotune import autotuner
 from engine.checkpoint.hook import ResumableCheckpointHook
@@ -224,9 +224,9 @@ class Runner(MMRunner):
         return built
 
     def build_param_scheduler(self, scheduler: Any) -> Any:
-        """Build the schedules."""
+        """Build the schedules; what they state is of the config's rate, of which each group has its share."""
         with building(self.cfg, "param_scheduler"):
-            return super().build_param_scheduler(scheduler)
+            return super().build_param_scheduler(engine.optim.schedules.own_shares(scheduler, self.optim_wrapper))
 
     def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
         """Bring the model to its device; for a training, in the form that ``env_cfg`` asks for."""

@@ -32,6 +32,7 @@ from mmengine.registry import (
 from torch import nn
 
 import engine.training.runner  # noqa: F401  (registers loops, hooks and the constructor)
+from analysis.schedules import build_schedules, rate_schedulers
 from backbones import UserError
 from engine.config.load import load_config
 from engine.config.world import Launch
@@ -88,20 +89,17 @@ def rates(cfg: Config, epoch_length: int, shrink: int = 1) -> list[float]:
 
     Ends are divided without the one step by which mmengine's lie behind the last value.
     """
-    parameter = nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.SGD([parameter], lr=cfg.optim_wrapper.optimizer.lr)
-    schedulers = []
-    for one in cfg.param_scheduler:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=cfg.optim_wrapper.optimizer.lr)
+    epochs = cfg.train_cfg.get("max_epochs")
+    steps = cfg.train_cfg.max_iters // shrink if epochs is None else epochs * epoch_length
+    scheduled = []
+    for place, one in rate_schedulers(cfg):
         options = dict(one)
         if not options.get("by_epoch", True):
-            options |= {key: options[key] // shrink for key in ("begin", "T_max") if key in options}
+            options |= {"begin": options["begin"] // shrink} if "begin" in options else {}
             options |= {"end": (options["end"] - 1) // shrink + 1} if "end" in options else {}
-        schedulers.append(
-            PARAM_SCHEDULERS.build(options, default_args=dict(optimizer=optimizer, epoch_length=epoch_length))
-        )
-    steps = (
-        cfg.train_cfg.max_iters // shrink if "max_iters" in cfg.train_cfg else cfg.train_cfg.max_epochs * epoch_length
-    )
+        scheduled.append((place, options))
+    schedulers = build_schedules(scheduled, optimizer, epochs, steps, epoch_length)
     seen = []
     for step in range(1, steps + 1):
         seen.append(optimizer.param_groups[0]["lr"])
@@ -226,7 +224,7 @@ def test_rates_rise_to_the_stated_one_and_end_low(path: Path) -> None:
     stated = cfg.optim_wrapper.optimizer.lr
     # A polynomial falls from step 0 on, also during the warm-up, and is below the stated rate when that ends.
     peak = stated
-    if cfg.param_scheduler[-1]["type"] == "PolyLR":
+    if cfg.param_scheduler[-1]["type"] == "PolyDecayLR":
         peak *= 1 - (cfg.param_scheduler[0]["end"] - 1) / cfg.train_cfg.max_iters
     assert max(curve) == pytest.approx(peak, rel=0.01)
     warm = any(one["type"] in ("LinearLR", "LinearWarmUpLR") for one in cfg.param_scheduler)
@@ -418,7 +416,7 @@ def test_segmentation_runs_160k_iterations_with_a_warm_up_of_1500() -> None:
     cfg = resolved(UPERNET)
     warm_up, fall = cfg.param_scheduler
     assert (warm_up.type, warm_up.get("begin", 0), warm_up.end) == ("LinearLR", 0, 1501)
-    assert (fall.type, fall.power, fall.begin, fall.end, fall.eta_min) == ("PolyLR", 1.0, 0, 160_001, 0.0)
+    assert fall == dict(type="PolyDecayLR", power=1.0, by_epoch=False)
     assert cfg.train_cfg.max_iters == 160_000
     curve = rates(cfg, epoch_length=1, shrink=100)
     assert len(curve) == 1600

@@ -29,7 +29,7 @@ EXPECTED_IN_DOCSTRING = ("top1", "box_ap", "miou", "miou_multi_scale")
 TASKS = {"mmengine": "classification", "mmdet": "detection", "mmseg": "segmentation"}
 HEADS = {"CascadeRoIHead": "cascade", "StandardRoIHead": "mask_rcnn"}
 WARM_UPS = ("LinearLR", "LinearWarmUpLR")
-SCHEDULES = {"CosineAnnealingLR": "cosine", "PolyLR": "poly", "MultiStepLR": "steps"}
+SCHEDULES = {"CosineAnnealingLR": "cosine", "PolyDecayLR": "poly", "MultiStepLR": "steps"}
 
 
 def walk(node: Any) -> Iterator[dict[str, Any]]:

@@ -16,11 +16,12 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.optim.optimizer import amp_optimizer_wrapper
-from mmengine.registry import DATASETS, MODELS, PARAM_SCHEDULERS
+from mmengine.registry import DATASETS, MODELS
 from timm.data.mixup import Mixup
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from analysis.schedules import build_schedules, rate_schedulers
 from classification.model import ImageClassifier
 from engine.config.load import load_config, resolve
 from engine.config.world import Launch
@@ -70,10 +71,11 @@ def test_rates_are_the_released_ones(name: str) -> None:
     lr, scale = cfg.optim_wrapper.optimizer.lr, cfg.optim_wrapper.get("paramwise_cfg", {}).get("decay_rate", 1.0) ** 12
     groups = [{"params": [nn.Parameter(torch.zeros(1))], "lr": lr * one} for one in (1.0, scale)]
     optimizer = torch.optim.SGD(groups)
-    context = dict(optimizer=optimizer, epoch_length=STEPS_PER_EPOCH)
-    schedulers = [PARAM_SCHEDULERS.build(dict(one), default_args=context) for one in cfg.param_scheduler]
+    epochs = cfg.train_cfg.max_epochs
+    steps = epochs * STEPS_PER_EPOCH
+    schedulers = build_schedules(rate_schedulers(cfg), optimizer, epochs, steps, STEPS_PER_EPOCH)
     rates = []
-    for _ in range(cfg.train_cfg.max_epochs * STEPS_PER_EPOCH):
+    for _ in range(steps):
         rates.append([group["lr"] for group in optimizer.param_groups])
         optimizer.step()
         for scheduler in schedulers:

@@ -50,10 +50,26 @@ def test_the_same_is_announced_by_the_training(tool: Any, digits: Path, tmp_path
     assert after["batch"] == "1 process x 2 images x 4 accumulation = global batch 8"
     assert before["length"] == "1 epoch; steps per epoch are known when the data is read"
     assert after["length"] == "1 epoch of 5 steps = 5 steps (40 images)"
-    ends = "linear warm-up over 5 steps (1 epoch); NOTE: its decay ends at epoch 9, the training at 1"
-    assert after["rate"].endswith(ends)
+    assert after["rate"].endswith("linear warm-up over 5 steps (1 epoch)")
+    assert re.search(r"^rates: 2.5e-06 in the first step, .* \(if an epoch has 100 steps\)$", dry.out, re.MULTILINE)
+    assert re.search(r"INFO - rates: 2.5e-06 in the first step, \S+ at most, \S+ in the last$", ended.out, re.MULTILINE)
+    assert "WARNING" not in dry.out
     for name in ("batch", "precision", "memory"):
         assert before[name] == after[name]
+
+
+def test_a_schedule_that_does_not_end_with_the_training_is_a_warning(tool: Any, digits: Path, tmp_path: Path) -> None:
+    options = ("--work-dir", tmp_path / "run", "--cfg-options", f"data_root={digits / 'imagenet'}", "batch.size=8")
+    shorter = (*options, "train_cfg.max_epochs=2", "train_dataloader.num_workers=0")
+    followed = tool("train.py", DIGITS, "--dry-run", *shorter)
+    assert followed.code == 0, followed.err
+    assert "WARNING" not in followed.out
+    said = "param_scheduler.1: it falls until epoch 10, and the training ends at 2: leave T_max and end out"
+    dry = tool("train.py", DIGITS, "--dry-run", *shorter, "param_scheduler.1.T_max=9")
+    assert f"WARNING: {said}" in dry.out
+    ended = tool("train.py", DIGITS, *shorter, "param_scheduler.1.T_max=9")
+    assert ended.code == 0, ended.err
+    assert f"WARNING - {said}" in ended.out
 
 
 def test_of_several_processes_one_speaks(tool: Any) -> None:

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mmengine.config import Config
 
 from backbones import UserError
 from engine.config.load import load_config
 from engine.config.world import Launch
-from engine.planning.plan import TrainingPlan, _decay_end, dry_run, training_plan
+from engine.planning.plan import TrainingPlan, dry_run, training_plan
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 CLASSIFICATION = CONFIGS / "classification/convnext_tiny_in1k_300e.py"
@@ -105,38 +104,41 @@ def test_the_warm_up_in_steps_ends_where_the_peak_is(kind: str, steps: int) -> N
     assert line(training_plan(resolved, Launch()), "rate").endswith(f"linear warm-up over {steps} steps")
 
 
-def test_a_decay_that_does_not_end_with_the_training_is_said() -> None:
-    ade = CONFIGS / "segmentation/upernet_convnext_tiny_ade20k_160k.py"
-    shorter = {"train_cfg.max_iters": 80_000}
-    said = "NOTE: its decay ends at step 160,001, the training at 80,000"
-    assert said in line(plan(ade, **shorter), "rate")
-    assert "NOTE" not in line(plan(ade, **shorter, **{"param_scheduler.1.end": 80_001}), "rate")
-    v2 = CONFIGS / "classification/convnextv2_tiny_fcmae_ft_in1k.py"
-    assert "decay ends at epoch 300, the training at 100" in line(plan(v2, **{"train_cfg.max_epochs": 100}), "rate")
-
-
-@pytest.mark.parametrize(
-    "path",
-    [one for part in ("classification", "detection", "segmentation") for one in sorted((CONFIGS / part).glob("*.py"))],
-    ids=lambda path: path.stem,
-)
-def test_the_decay_of_every_recipe_ends_with_its_training(path: Path) -> None:
-    cfg = Config.fromfile(path)
-    assert _decay_end(cfg.param_scheduler, cfg.train_cfg) is None
-
-
-def test_an_end_above_a_layer_s_rate_is_refused() -> None:
-    """1e-6 is a fiftieth of the fine-tuning rate; the stem's, under a decay of 0.7, is 2e-6 for T, 5e-7 for L."""
+def test_an_end_above_the_rate_is_refused() -> None:
+    """Of another layer's rate it is the layer's share, which is below it."""
     options = {
         "optim_wrapper.optimizer.lr": 5e-5,
         "optim_wrapper.paramwise_cfg": {"decay_rate": 0.7},
-        "param_scheduler": [{"type": "CosineAnnealingLR", "T_max": 30, "eta_min": 1e-6}],
+        "param_scheduler": [{"type": "CosineAnnealingLR", "eta_min": 1e-6}],
+        "model.backbone.type": "convnext_large",
     }
+    assert plan(CLASSIFICATION, **options).lowest < 1e-6
+    options["param_scheduler"] = [{"type": "CosineAnnealingLR", "eta_min": 5e-5}]
+    with pytest.raises(UserError, match=r"param_scheduler\.0\.eta_min=5e-05 is not below the rate of 5e-05"):
+        plan(CLASSIFICATION, **options)
+    options["param_scheduler"] = [
+        {"type": "CosineAnnealingParamScheduler", "param_name": "weight_decay", "eta_min": 0.4}
+    ]
     plan(CLASSIFICATION, **options)
-    with pytest.raises(UserError, match=r"param_scheduler\.0\.eta_min=1e-06 .* rate 4\.84e-07: .*eta_min_ratio"):
-        plan(CLASSIFICATION, **options, **{"model.backbone.type": "convnext_large"})
-    options["param_scheduler"] = [{"type": "CosineAnnealingLR", "T_max": 30, "eta_min_ratio": 0.02}]
-    plan(CLASSIFICATION, **options, **{"model.backbone.type": "convnext_large"})
+
+
+@pytest.mark.parametrize("schedule", [{}, {"end": 9}, {"by_epoch": True}, {"convert_to_iter_based": True}], ids=str)
+def test_epochs_of_a_training_that_has_none_are_refused(schedule: dict[str, Any]) -> None:
+    """mmengine counts epochs where nothing is stated, and the rate would stay what it is in the first step."""
+    with pytest.raises(UserError, match=r"param_scheduler\.0: it counts epochs.*state by_epoch=False"):
+        plan(UPERNET, **{"param_scheduler": [{"type": "LinearLR", **schedule}]})
+
+
+def test_schedules_that_move_in_a_training_of_steps() -> None:
+    by_score = {"type": "ReduceOnPlateauLR", "monitor": "mIoU", "rule": "greater"}
+    converted = {"type": "LinearLR", "end": 2, "by_epoch": True, "convert_to_iter_based": True}
+    plan(UPERNET, **{"param_scheduler": [by_score, converted, {"type": "PolyLR", "by_epoch": False}]})
+
+
+def test_a_review_is_a_part_of_the_dry_run() -> None:
+    resolved = load_config(DIGITS, None, Launch())
+    lines = dry_run(resolved, Launch(), lambda cfg, length: ([f"of {length.epochs}"], ["look"]))
+    assert lines.index("of 10") + 1 == lines.index("WARNING: look") < len(lines) - 5
 
 
 @pytest.mark.parametrize(
