@@ -46,7 +46,7 @@ def train(
         resume: Whether to resume; a process that torchrun starts again resumes in any case.
         data_check: Whether to check the data before the first step.
         trust: Whether to execute code that checkpoints ask for (``--trust-checkpoint``).
-        review: What else is logged of the plan, such as the rates.
+        review: Source of further facts and of warnings, such as the rates.
 
     Raises:
         UserError: If data is missing, weights cannot be loaded, or the config contradicts itself.

@@ -175,7 +175,7 @@ def dry_run(resolved: Resolved, launch: Launch, review: Review | None = None) ->
     Args:
         resolved: Resolved config.
         launch: Processes and devices of the job.
-        review: What else is said of the plan, such as the rates.
+        review: Source of further facts and of warnings, such as the rates.
 
     Raises:
         ConfigError: As :func:`training_plan`.
