@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from backbones.errors import MachineError, UserError
 from backbones.files import NO_SPACE_ERRNOS
+from backbones.packages import missing_package, missing_package_error
 from engine.launch.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED
 from engine.launch.heartbeat import HEARTBEAT
 
@@ -48,8 +49,8 @@ def run_tool(main: Callable[[], None]) -> None:
         if isinstance(raised, OSError) and raised.errno in NO_SPACE_ERRNOS:  # whatever was written: a log, a report
             where = f" for {str(raised.filename)!r}" if raised.filename else ""
             error = MachineError(f"{raised.strerror}{where}: make room and start again, a training with --resume")
-        if package := _missing_package(raised):
-            error = MachineError(f"package {package!r} is missing: pip install {package}, or remove what asks for it")
+        if package := missing_package(raised):
+            error = missing_package_error(package)
         if isinstance(error, UserError):
             HEARTBEAT.report_error(error, one_line(error))
             _print_error(f"error: {one_line(error)}")
@@ -58,15 +59,6 @@ def run_tool(main: Callable[[], None]) -> None:
             raise
         _print_error(f"lost another process: {str(error).splitlines()[0]}")
         sys.exit(EXIT_FAILED)
-
-
-def _missing_package(error: BaseException | None) -> str | None:
-    """Package whose absence led to an import error, such as that of an optional logger, with its own advice or none."""
-    while isinstance(error, ImportError):
-        if isinstance(error, ModuleNotFoundError) and error.name:
-            return error.name.partition(".")[0]
-        error = error.__cause__ or error.__context__
-    return None
 
 
 def config_parser(description: str) -> argparse.ArgumentParser:

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +19,7 @@ from torch import Tensor
 from analysis.export.formats import EXPORT_FORMATS, RunFunction
 from analysis.export.source import ExportSource, Shape, SizeRange
 from backbones.errors import ConfigError, DataError, MachineError, UserError, describe_error
+from backbones.packages import install_command, is_absent
 from engine.visualize import find_images
 
 MAX_RELATIVE_DIFFERENCE = 1e-3  # relative to the largest absolute output of the source
@@ -77,9 +77,9 @@ def check_export(name: str, out: Path, checkpoint: str) -> None:
         MachineError: If a package is not installed.
         ConfigError: If the file to write has the wrong suffix, or is the checkpoint or a folder.
     """
-    if missing := [package for package in EXPORT_FORMATS[name].packages if find_spec(package) is None]:
+    if missing := [package for package in EXPORT_FORMATS[name].packages if is_absent(package)]:
         raise MachineError(
-            f"--format {name} needs {', '.join(missing)}: install this project's extra with pip install -e '.[export]'"
+            f"--format {name} needs {', '.join(missing)}: install this project's extra, {install_command(missing[0])}"
         )
     suffix = EXPORT_FORMATS[name].suffix
     if out.suffix != suffix:

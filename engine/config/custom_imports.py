@@ -10,7 +10,8 @@ from mmengine.config import Config, ConfigDict
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.utils import get_installed_path, import_modules_from_strings
 
-from backbones.errors import ConfigError
+from backbones.errors import ConfigError, UserError, describe_error
+from backbones.packages import missing_package, missing_package_error
 
 _PACKAGED = "/.mim/configs"  # in the installed package of a library
 
@@ -25,7 +26,8 @@ def read_config(path: Path) -> Config:
         path: Config file.
 
     Raises:
-        ConfigError: If ``custom_imports`` is not ``dict(imports=[...])``.
+        ConfigError: If ``custom_imports`` is not ``dict(imports=[...])``, or a module in it is not found.
+        MachineError: If a package that a module imports is missing.
         Exception: Whatever the file, or an import, raises.
     """
     MODULE2PACKAGE["mmseg"] = "mmseg"  # not mmsegmentation: here the package is that of onedl-mmsegmentation
@@ -34,7 +36,10 @@ def read_config(path: Path) -> Config:
     if names:
         stated = cfg.get("custom_imports") or {}
         cfg.custom_imports = ConfigDict({**stated, "imports": names})
-        import_modules_from_strings(**cfg.custom_imports)
+        try:
+            import_modules_from_strings(**cfg.custom_imports)
+        except ImportError as error:
+            raise _import_failure(path, error, names) from error
     return cfg
 
 
@@ -57,6 +62,17 @@ def _library_keys(path: Path) -> set[str]:
         is_library = any((folder / "model-index.yml").is_file() for folder in base.resolve().parents)
         found |= {*Config.fromfile(str(base), import_custom_modules=False)} if is_library else _library_keys(base)
     return found
+
+
+def _import_failure(path: Path, error: ImportError, names: list[str]) -> UserError:
+    """Error that says why a module cannot be imported: mmengine says which."""
+    place, cause = f"config {str(path)!r}: custom_imports: {error}", error.__context__ or error
+    absent = f"{cause.name}." if isinstance(cause, ModuleNotFoundError) else "."
+    if any(f"{name}.".startswith(absent) for name in names):
+        return ConfigError(f"{place}: it is neither in this project's folder nor on PYTHONPATH")
+    if package := missing_package(error):
+        return missing_package_error(package, place)
+    return ConfigError(f"{place}: {describe_error(cause)}")
 
 
 def _imported_modules(path: Path) -> list[str]:

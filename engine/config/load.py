@@ -22,6 +22,7 @@ from mmengine.optim import AmpOptimWrapper
 from mmengine.registry import MODELS, OPTIM_WRAPPERS
 
 from backbones.errors import ConfigError, UserError, describe_error
+from backbones.packages import missing_package, missing_package_error
 from backbones.registry import unknown_backbone
 from engine.config.batch import BatchPlan, plan_batch, scaled_lr
 from engine.config.building import build, registered_class
@@ -104,6 +105,8 @@ def load_config(
     except RecursionError as error:
         raise ConfigError(f"config {str(path)!r} cannot be read: its _base_ files lead back to one another") from error
     except (Exception, SystemExit) as error:  # a config is a program: it may raise anything
+        if package := missing_package(error):
+            raise missing_package_error(package, f"config {str(path)!r}") from error
         raise ConfigError(f"config {str(path)!r} cannot be read: {_root_cause(error)}") from error
     unread = drop_library_variables(cfg, Path(path), {*RUNNER_KEYS, *DRIVERS})
     stated = _stated_batch(cfg, path)

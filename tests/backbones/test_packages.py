@@ -1,0 +1,70 @@
+"""Absent packages: which one an error is about, and the command that brings it."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+from backbones.packages import EXTRAS, install_command, is_absent, missing_package
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def raised(module: str) -> ImportError:
+    with pytest.raises(ImportError) as caught:
+        importlib.import_module(module)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "package, command",
+    [
+        ("wandb", "pip install wandb"),
+        ("cv2", "pip install opencv-python-headless"),
+        ("PIL", "pip install pillow"),
+        ("sklearn", "pip install scikit-learn"),
+        ("skimage", "pip install scikit-image"),
+        ("pytorch_grad_cam", "pip install grad-cam"),
+        ("yaml", "pip install pyyaml"),
+        ("onnxruntime", "pip install -e '.[export]'"),
+    ],
+)
+def test_the_name_to_install(package: str, command: str) -> None:
+    assert install_command(package) == command
+
+
+def test_the_extras_are_those_of_the_project() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    for extra, packages in EXTRAS.items():
+        stated = re.search(rf"^{extra} = \[(.*?)^\]", text, re.DOTALL | re.MULTILINE)
+        assert stated is not None
+        assert set(re.findall(r'"(\w+)>=', stated[1])) == {*packages}
+
+
+def test_the_package_that_an_error_is_about() -> None:
+    absent = raised("absent_package.inner.part")
+    assert missing_package(absent) == "absent_package"
+    for advice in (ImportError("run pip install something"), RuntimeError("needs something")):
+        advice.__context__ = absent
+        assert missing_package(advice) == "absent_package"
+    assert missing_package(RuntimeError("absent_package is not installed")) == "absent_package"
+    assert missing_package(ImportError("Package `absent_package` is not installed. Please run")) == "absent_package"
+
+
+def test_what_no_package_would_bring() -> None:
+    """A module that an installed package or this project lacks, a part of the standard library, other errors."""
+    assert missing_package(raised("torch.absent_module")) is None
+    assert missing_package(raised("backbones.absent_module")) is None
+    assert missing_package(raised("json.absent_module")) is None
+    with pytest.raises(ImportError) as caught:
+        from backbones import absent_name  # type: ignore[attr-defined]  # noqa: F401
+    assert missing_package(caught.value) is None
+    assert missing_package(RuntimeError("torch is not installed")) is None
+    other = ValueError("handled")
+    other.__context__ = raised("absent_package")  # it was caught, and something else went wrong
+    assert missing_package(other) is None
+    assert missing_package(None) is None
+    assert not is_absent("_winapi")
