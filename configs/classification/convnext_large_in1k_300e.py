@@ -19,4 +19,4 @@ model = dict(backbone=dict(type="convnext_large", drop_path_rate=0.5, layer_scal
 
 batch = dict(per_gpu=64)
 
-default_hooks = dict(checkpoint=dict(save_best="ema/top1", rule="greater"))
+default_hooks = dict(checkpoint=dict(save_best="ema/top1"))
