@@ -33,6 +33,20 @@ def parameters_of(build: Callable[..., Any]) -> tuple[dict[str, Parameter], bool
     return found, True
 
 
+def required_by(build: Callable[..., Any]) -> list[str]:
+    """Arguments that a class must be given; those of its base classes it may state itself, and of functions any may."""
+    signatures = _signatures(build) if inspect.isclass(build) else iter(())
+    own = next(signatures, inspect.Signature()).parameters.values()
+    return [one.name for one in own if one.default is Parameter.empty and one.kind not in _ANY]
+
+
+def named_in_constructors(build: Callable[..., Any]) -> set[str]:
+    """Texts in the code of the constructors of a class, such as an argument's name in ``kwargs.pop("name")``."""
+    bases = inspect.getmro(build) if inspect.isclass(build) else ()
+    codes = [getattr(inspect.unwrap(base.__init__), "__code__", None) for base in bases]  # type: ignore[misc]
+    return {text for code in codes if code for text in code.co_consts if isinstance(text, str)}
+
+
 def _signatures(build: Callable[..., Any]) -> Iterator[inspect.Signature]:
     """Signatures of a function, or of the constructors of a class and its bases in the order of resolution."""
     if not inspect.isclass(build):

@@ -51,5 +51,7 @@ def describe_error(error: BaseException, max_length: int | None = None) -> str:
 
 def nearest(name: str, known: Iterable[str], count: int = 2, quoted: bool = False) -> str:
     """The end of a message about an unknown name: ``; nearest: X, Y``, or nothing if no known name is like it."""
-    near = [repr(one) if quoted else one for one in difflib.get_close_matches(name, [*known], n=count)]
+    by_lower = {one.lower(): one for one in known}
+    found = [by_lower[one] for one in difflib.get_close_matches(name.lower(), by_lower, n=count)]
+    near = [repr(one) if quoted else one for one in found]
     return f"; nearest: {', '.join(near)}" if near else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
@@ -37,6 +38,7 @@ def train(
     data_check: bool = True,
     trust: bool = False,
     review: Review | None = None,
+    make_plan: Callable[[Resolved, Launch], TrainingPlan] = training_plan,
 ) -> None:
     """Train, from the start or from the last checkpoint in the work directory.
 
@@ -47,6 +49,7 @@ def train(
         data_check: Whether to check the data before the first step.
         trust: Whether to execute code that checkpoints ask for (``--trust-checkpoint``).
         review: Source of further facts and of warnings, such as the rates.
+        make_plan: Plans the training, and may check more than that, before anything is written.
 
     Raises:
         UserError: If data is missing, weights cannot be loaded, or the config contradicts itself.
@@ -55,10 +58,10 @@ def train(
     cfg = resolved.cfg
     cfg.resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
     with exiting_on_signals(None if cfg.resume else Path(cfg.work_dir)):
+        plan = make_plan(resolved, launch)
         check_data_paths(cfg, ("train", "val"))
         _check_weight_file("model.backbone.weights", cfg.model.get("backbone", {}).get("weights"))
         _check_weight_file("load_from", cfg.get("load_from"))
-        plan = training_plan(resolved, launch)
         runner = build_runner(resolved, launch, trust)
         if data_check:
             check_before_training(cfg, runner.logger, cfg.resume)

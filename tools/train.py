@@ -1,6 +1,7 @@
 """Train any config: ``python tools/train.py CONFIG [--work-dir DIR] [--resume] [--cfg-options k=v ...]``.
 
-``--dry-run`` prints what would be done, without reading data: ``python tools/train.py CONFIG --dry-run --gpus 32``.
+``--dry-run`` checks what a start checks and prints what would be done, with or without the data:
+``python tools/train.py CONFIG --dry-run --gpus 32``.
 """
 
 import os
@@ -23,7 +24,7 @@ def main() -> None:
         help="maximum images per process and forward pass, or 'auto' to measure it; the global batch stays",
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="print plan, data paths, parameter groups and memory; start nothing"
+        "--dry-run", action="store_true", help="check config and data, print plan, data paths and groups; start nothing"
     )
     parser.add_argument("--no-data-check", action="store_true", help="start without checking the data first")
     parser.add_argument("--gpus", type=int, metavar="N", help="with --dry-run: pretend to be launched on N GPUs")
@@ -34,11 +35,12 @@ def main() -> None:
         parser.error("--gpus is for --dry-run; tools/dist_train.sh CONFIG GPUS trains on several")
 
     from analysis.batch_size_finder import chosen_batch
+    from analysis.dry_run import dry_run
     from analysis.schedules import review_schedules
+    from analysis.start_check import checked_plan
     from engine.config.load import load_config
     from engine.config.options import parse_options
     from engine.config.world import Launch
-    from engine.planning.plan import dry_run
     from engine.run import train
 
     options = parse_options(args.cfg_options)
@@ -49,9 +51,10 @@ def main() -> None:
         options |= chosen_batch(args.per_gpu_batch, args.config, options, launch, measure=not args.dry_run)
     resolved = load_config(args.config, options, launch)
     if not args.dry_run:
-        train(resolved, launch, args.resume, not args.no_data_check, args.trust_checkpoint, review_schedules)
+        data_check, trust = not args.no_data_check, args.trust_checkpoint
+        train(resolved, launch, args.resume, data_check, trust, review_schedules, checked_plan)
     elif os.environ.get("RANK", "0") == "0":
-        print("\n".join(dry_run(resolved, launch, review_schedules)))
+        print("\n".join(dry_run(resolved, launch, data_check=not args.no_data_check)))
 
 
 if __name__ == "__main__":

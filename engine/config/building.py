@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import mmengine.registry as registries
 from mmengine.registry import DefaultScope, Registry
 
-from backbones.arguments import parameters_of
+from backbones.arguments import named_in_constructors, parameters_of, required_by
 from backbones.errors import ConfigError, UserError, describe_error, nearest
+from backbones.packages import missing_package, missing_package_error
 
 REGISTRIES: tuple[Registry, ...] = (
     *(registries.MODELS, registries.TASK_UTILS, registries.WEIGHT_INITIALIZERS, registries.FUNCTIONS),
@@ -22,9 +24,11 @@ REGISTRIES: tuple[Registry, ...] = (
 )
 # What constructors raise for an argument of the wrong name, kind or value.
 REFUSALS = (TypeError, ValueError, LookupError)
+TAKEN_BY_MMENGINE = ("type", "_scope_", "convert_to_iter_based", "epoch_length")  # before it calls a constructor
+UNEXPECTED_ARGUMENT = re.compile(r"unexpected keyword argument '(\w+)'")
 
 
-def build(registry: Registry, settings: Mapping[str, Any], place: str, scope: str | None = None) -> Any:
+def build(registry: Registry, settings: Mapping[str, Any], place: str, scope: str | None = None, **given: Any) -> Any:
     """Build a part of a config.
 
     Args:
@@ -32,15 +36,46 @@ def build(registry: Registry, settings: Mapping[str, Any], place: str, scope: st
         settings: The part: ``type`` and the arguments of its constructor.
         place: Dotted key of the part in the config, for error messages.
         scope: Default scope during the construction; ``None`` for the current one.
+        given: Arguments that the config does not state.
 
     Returns:
         The object.
 
     Raises:
         ConfigError: If a type, an argument's name or a value in it is wrong.
+        MachineError: If a package is missing.
     """
+    if given:
+        settings = {**given, **settings}
     with DefaultScope.overwrite_default_scope(scope), building({place: settings}, place):
+        if isinstance(settings, Mapping):
+            _known_class(registry, settings, place)
         return registry.build(settings)
+
+
+def check_arguments(registry: Registry, settings: Mapping[str, Any], place: str, *given: str) -> Any:
+    """Check the type and the names of the arguments of a part that cannot be built without data.
+
+    Args:
+        registry: Registry of the part's ``type``, in the present default scope.
+        settings: The part.
+        place: Dotted key of the part in the config, for error messages.
+        given: Arguments that the config does not state.
+
+    Returns:
+        The class or function.
+
+    Raises:
+        ConfigError: If the type or an argument is unknown, or an argument that must be stated is not.
+    """
+    built = _known_class(registry, settings, place)
+    parameters, is_open = parameters_of(built)
+    unknown = [key for key in _unknown(settings, parameters) if key not in named_in_constructors(built)]
+    if unknown and not is_open:
+        raise ConfigError(f"config does not build: {place}: {_no_argument(settings, unknown, parameters)}")
+    if missing := [name for name in required_by(built) if name not in (*settings, *given)]:
+        raise ConfigError(f"config does not build: {place}: {_name(settings)} needs the argument {missing[0]!r}")
+    return built
 
 
 @contextmanager
@@ -56,14 +91,18 @@ def building(cfg: Mapping[str, Any], *places: str) -> Iterator[None]:
 
     Raises:
         ConfigError: If a type, an argument's name or a value is wrong.
+        MachineError: If a package is missing.
     """
     try:
         yield
     except UserError:
         raise
     except Exception as error:  # a constructor may raise anything
+        package = missing_package(error)
         for place in places:
             found = _refused_part(cfg.get(place), place, error)
+            if found is not None and package:
+                raise missing_package_error(package, f"{found[0]}: {_name(found[1])}") from error
             if found is not None:
                 raise ConfigError(f"config does not build: {_reason(*found, error)}") from error
         if not isinstance(error, REFUSALS):
@@ -78,7 +117,7 @@ def _refused_part(node: Any, place: str, error: Exception) -> tuple[str, Mapping
     for key, inner in entries:
         if (found := _refused_part(inner, f"{place}.{key}", error)) is not None:
             return found
-    if isinstance(node, Mapping) and isinstance(name := node.get("type"), str):
+    if isinstance(node, Mapping) and (isinstance(name := node.get("type"), str) or callable(name)):
         known = [registry for registry in REGISTRIES if registered_class(registry, name) is not None]
         for registry in known or (REGISTRIES if isinstance(error, KeyError) else ()):
             try:
@@ -90,18 +129,45 @@ def _refused_part(node: Any, place: str, error: Exception) -> tuple[str, Mapping
 
 
 def _reason(place: str, settings: Mapping[str, Any], registry: Registry, error: Exception) -> str:
-    name = settings["type"]
-    built = registered_class(registry, name)
+    built = registered_class(registry, settings["type"])
     if built is None:
-        with registry.switch_scope_and_registry(None) as scoped:
-            known = [*scoped.module_dict, *(scoped.parent.module_dict if scoped.parent else ())]
-        return f"{place}: {name} is not in the {registry.name} registry{nearest(name, known)}"
+        return f"{place}: {_unregistered(registry, settings)}"
     parameters, is_open = parameters_of(built)
-    unknown = sorted(settings.keys() - parameters.keys() - {"type", "_scope_"})
-    if unknown and not is_open:
-        fix = f"; correct it, or leave out with _delete_=True beside type={name!r} what the base has for another type"
-        return f"{place}: {name} has no argument {', '.join(map(repr, unknown))}{nearest(unknown[0], parameters)}{fix}"
-    return f"{place}: {name}: {describe_error(error)}"
+    unknown = _unknown(settings, parameters)
+    said = UNEXPECTED_ARGUMENT.search(str(error))  # tells the one that is not known, where others may be taken too
+    if said and said[1] in unknown:
+        return f"{place}: {_no_argument(settings, [said[1]] if is_open else unknown, parameters)}"
+    return f"{place}: {_name(settings)}: {describe_error(error)}"
+
+
+def _known_class(registry: Registry, settings: Mapping[str, Any], place: str) -> Any:
+    built = registered_class(registry, settings.get("type"))
+    if built is None:
+        raise ConfigError(f"config does not build: {place}: {_unregistered(registry, settings)}")
+    return built
+
+
+def _unregistered(registry: Registry, settings: Mapping[str, Any]) -> str:
+    if not isinstance(name := settings.get("type"), str):
+        return "its type is missing"
+    with registry.switch_scope_and_registry(None) as scoped:
+        known = [*scoped.module_dict, *(scoped.parent.module_dict if scoped.parent else ())]
+    return f"{name} is not in the {registry.name} registry{nearest(name, known)}"
+
+
+def _unknown(settings: Mapping[str, Any], parameters: Iterable[str]) -> list[str]:
+    return sorted(settings.keys() - {*parameters, *TAKEN_BY_MMENGINE})
+
+
+def _no_argument(settings: Mapping[str, Any], unknown: list[str], parameters: Iterable[str]) -> str:
+    name = _name(settings)
+    fix = f"; correct it, or leave out with _delete_=True beside type={name!r} what the base has for another type"
+    return f"{name} has no argument {', '.join(map(repr, unknown))}{nearest(unknown[0], parameters)}{fix}"
+
+
+def _name(settings: Mapping[str, Any]) -> str:
+    kind = settings["type"]
+    return kind if isinstance(kind, str) else getattr(kind, "__name__", str(kind))
 
 
 def registered_class(registry: Registry, kind: Any) -> Any:

@@ -96,20 +96,42 @@ def _check_and_report(cfg: Config, logger: Logger, splits: tuple[str, ...], resu
         logger.info("data check: data and settings are those of the check before, %s", path)
         return None
     try:
-        result = _tolerate_damage(check_datasets(cfg, splits, seconds=MAX_INSPECTION_SECONDS))
+        result = check_for_a_minute(cfg, splits)
         result.write(path, fingerprint=fingerprint)
+        refuse_errors(result, str(path), "tests" if test else "trains")
     except UserError as error:
         return error
-    if result.errors:
-        count = len(result.errors)
-        others = f"the first of {count} errors in the data, all of them in {path}" if count > 1 else f"see {path}"
-        return DataError(f"{result.errors[0]} ({others}; --no-data-check {'tests' if test else 'trains'} all the same)")
     lines = result.finding_lines(str(path))
     for line in lines[:MAX_LOGGED_WARNINGS]:
         logger.warning(f"data check: {line}")  # mmengine's logger drops a second warning of one template
     for line in (*result.notes, result.summary()):
         logger.info("data check: %s", line)
     return None
+
+
+def check_for_a_minute(cfg: Config, splits: tuple[str, ...]) -> DataCheckResult:
+    """Check the data of a resolved config as a run does before it starts, for about a minute at most.
+
+    Raises:
+        UserError: If the data cannot be checked at all.
+    """
+    return _tolerate_damage(check_datasets(cfg, splits, seconds=MAX_INSPECTION_SECONDS))
+
+
+def refuse_errors(result: DataCheckResult, report: str, starts: str = "trains") -> None:
+    """Raise the first error of a check.
+
+    Args:
+        result: Result of the check.
+        report: Place of all errors.
+        starts: Verb for a run without the check.
+
+    Raises:
+        DataError: If there is one.
+    """
+    if count := len(result.errors):
+        others = f"the first of {count} errors in the data, all of them in {report}" if count > 1 else f"see {report}"
+        raise DataError(f"{result.errors[0]} ({others}; --no-data-check {starts} all the same)")
 
 
 def _tolerate_damage(result: DataCheckResult) -> DataCheckResult:

@@ -1,4 +1,4 @@
-"""Plan of a training in a few lines, before it begins; with all details, and without data, as a dry run."""
+"""Plan of a training in a few lines, before it begins and without data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,8 +20,7 @@ from engine.config.datasets import is_wrapper
 from engine.config.load import Resolved
 from engine.config.schema import is_number
 from engine.config.world import Launch
-from engine.data.preflight import dataset_paths
-from engine.optim.param_groups import GroupRow, LayerDecayConstructor, group_rows, group_table, groups_of_config
+from engine.optim.param_groups import GroupRow, LayerDecayConstructor, group_rows, groups_of_config
 from engine.optim.schedules import LinearWarmUpLR
 from engine.planning.memory import Memory, autocast_dtype, estimate_memory
 from engine.task import TASK_SPECS, task_of
@@ -167,41 +165,6 @@ def training_plan(resolved: Resolved, launch: Launch) -> TrainingPlan:
         frozen=frozen,
         memory=estimate_memory(model, cfg, launch.processes, resolved.plan.per_process),
     )
-
-
-def dry_run(resolved: Resolved, launch: Launch, review: Review | None = None) -> list[str]:
-    """All that a training would do, as lines of text.
-
-    Args:
-        resolved: Resolved config.
-        launch: Processes and devices of the job.
-        review: Source of further facts and of warnings, such as the rates.
-
-    Raises:
-        ConfigError: As :func:`training_plan`.
-    """
-    cfg, plan = resolved.cfg, training_plan(resolved, launch)
-    batch, *others = plan.lines()
-    device = {"cuda": "GPU", "cpu": "CPU"}[launch.device]
-    lines = [batch, f"device: {device}", *others, f"work directory: {cfg.work_dir}"]
-    if review is not None:
-        facts, problems = review(cfg, plan.schedule)
-        lines += [*facts, *(f"WARNING: {one}" for one in problems)]
-    lines += [f"note: {note}" for note in resolved.notes]
-    for split in ("train", "val"):
-        if loader := cfg.get(f"{split}_dataloader"):
-            lines += [f"{split} data: {_presence(path)}" for path in dataset_paths(loader.dataset)]
-    begins = {"backbone from": cfg.model.get("backbone", {}).get("weights"), "model from": cfg.get("load_from")}
-    lines += [f"{what}: {_presence(source)}" for what, source in begins.items() if source]
-    if plan.rows:
-        return [*lines, "", *group_table(plan.rows, plan.frozen)]
-    return [*lines, f"parameter groups: those of {cfg.optim_wrapper.get('constructor', 'the default constructor')}"]
-
-
-def _presence(source: str | Path) -> str:
-    if "://" in str(source):
-        return f"{source} (not looked up)"
-    return f"{source} ({'present' if Path(source).exists() else 'ABSENT'})"
 
 
 def _schedule(cfg: Any, processes: int) -> Schedule:

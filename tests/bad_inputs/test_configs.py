@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from analysis.dry_run import dry_run
 from engine.config.load import load_config
 from engine.config.options import parse_options
 from engine.config.world import Launch
-from engine.planning.plan import dry_run
 from engine.training.build import build_runner
 from tests.bad_inputs.builders import CONFIG, refused
 

@@ -9,10 +9,10 @@ import mmseg
 import pytest
 
 import engine.run  # noqa: F401  (registers the loops)
+from analysis.dry_run import dry_run
 from backbones.errors import ConfigError
 from engine.config.load import load_config
 from engine.config.world import Launch
-from engine.planning.plan import dry_run
 
 BASES = Path(__file__).resolve().parents[3] / "configs/_base_"
 PACKAGED = {library.__name__: f"{library.__path__[0]}/.mim/configs" for library in (mmdet, mmseg)}

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from analysis.dry_run import dry_run
 from backbones import UserError
 from engine.config.load import load_config
 from engine.config.world import Launch
-from engine.planning.plan import TrainingPlan, dry_run, training_plan
+from engine.planning.plan import TrainingPlan, training_plan
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 CLASSIFICATION = CONFIGS / "classification/convnext_tiny_in1k_300e.py"

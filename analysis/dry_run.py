@@ -1,0 +1,62 @@
+"""All that a training would do, in a few lines, without starting it: ``tools/train.py CONFIG --dry-run``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from analysis.schedules import review_schedules
+from analysis.start_check import checked_plan
+from engine.config.load import Resolved
+from engine.config.world import Launch
+from engine.data.preflight import check_for_a_minute, dataset_paths, refuse_errors
+from engine.optim.param_groups import group_table
+from engine.planning.plan import Review
+
+DATA_REPORT = "the output of tools/check_data.py CONFIG"
+
+
+def dry_run(
+    resolved: Resolved, launch: Launch, review: Review = review_schedules, data_check: bool = True
+) -> list[str]:
+    """Check all that a training checks before it starts, and describe it.
+
+    Data that is absent is listed as such; data that is there is checked, for about a minute at most.
+
+    Args:
+        resolved: Config that was resolved for training.
+        launch: Processes and devices of the job.
+        review: Source of further facts and of warnings, such as the rates.
+        data_check: Whether to check the data.
+
+    Returns:
+        Lines of text.
+
+    Raises:
+        UserError: As the training would, but for absent data and weights.
+    """
+    cfg, plan = resolved.cfg, checked_plan(resolved, launch)
+    batch, *others = plan.lines()
+    device = {"cuda": "GPU", "cpu": "CPU"}[launch.device]
+    lines = [batch, f"device: {device}", *others, f"work directory: {cfg.work_dir}"]
+    facts, problems = review(cfg, plan.schedule)
+    lines += [*facts, *(f"WARNING: {one}" for one in problems)]
+    lines += [f"note: {note}" for note in resolved.notes]
+    splits = [split for split in ("train", "val") if cfg.get(f"{split}_dataloader")]
+    paths = {split: dataset_paths(cfg[f"{split}_dataloader"].dataset) for split in splits}
+    lines += [f"{split} data: {_presence(path)}" for split in splits for path in paths[split]]
+    begins = {"backbone from": cfg.model.get("backbone", {}).get("weights"), "model from": cfg.get("load_from")}
+    lines += [f"{what}: {_presence(source)}" for what, source in begins.items() if source]
+    present = tuple(split for split in splits if all(path.exists() for path in paths[split]))
+    if data_check and present:
+        result = check_for_a_minute(cfg, present)
+        refuse_errors(result, DATA_REPORT)
+        lines += [f"data check: {line}" for line in result.to_lines(DATA_REPORT)]
+    if plan.rows:
+        return [*lines, "", *group_table(plan.rows, plan.frozen)]
+    return [*lines, f"parameter groups: those of {cfg.optim_wrapper.get('constructor', 'the default constructor')}"]
+
+
+def _presence(source: str | Path) -> str:
+    if "://" in str(source):
+        return f"{source} (not looked up)"
+    return f"{source} ({'present' if Path(source).exists() else 'ABSENT'})"
