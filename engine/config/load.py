@@ -47,6 +47,7 @@ REQUIRED_KEYS = ("model", "train_dataloader", "train_cfg", "optim_wrapper")  # f
 # Names of hooks in older configs. CheckpointHook is mmengine's own, from which a run cannot resume exactly.
 EMA_HOOK = "ModelEMAHook"
 RENAMED_HOOKS = {"CheckpointHook": "ResumableCheckpointHook", "KeepEMA": EMA_HOOK}
+RENAMED_LOOPS = {"EpochBasedTrainLoop": "EpochLoop", "IterBasedTrainLoop": "IterationLoop"}  # of mmengine -> ours
 LOG_PROCESSOR = "ScoreLogProcessor"  # mmengine's LogProcessor shows the mean of ten validations for a ``val_loss``
 COLOUR_CHANNELS = 3
 COLOUR_READERS = ("ClassificationTransform", "LoadCheckedImage", "LoadImageFromFile")  # steps of pipelines
@@ -245,7 +246,7 @@ def _datasets(cfg: Config) -> Iterator[tuple[str, ConfigDict]]:
 
 
 def _set_hooks(cfg: Config, notes: list[str]) -> None:
-    """Bring hooks to their present names; a config without a checkpoint hook gets one that can resume."""
+    """Bring hooks and loops to their present names; a config without a checkpoint hook gets one that can resume."""
     if cfg.get("default_hooks") is None:
         cfg.default_hooks = {}
     cfg.default_hooks.setdefault("checkpoint", dict(type=RENAMED_HOOKS["CheckpointHook"]))
@@ -254,6 +255,9 @@ def _set_hooks(cfg: Config, notes: list[str]) -> None:
     for former, name in RENAMED_HOOKS.items():
         if _replace_types([cfg.default_hooks, cfg.get("custom_hooks")], {former: name}):
             notes.append(f"hook {former} -> {name}")
+    for former, name in RENAMED_LOOPS.items():
+        if _replace_types(cfg.get("train_cfg"), {former: name}):
+            notes.append(f"loop {former} -> {name}")
 
 
 def _set_classes(cfg: Config, notes: list[str]) -> None:

@@ -36,7 +36,6 @@ MISTAKES: dict[tuple[str, str], tuple[str, ...]] = {
     # Loops
     ("classifier", "train_cfg.max_epoch=3"): ("train_cfg: EpochLoop has no argument 'max_epoch'", "max_epochs"),
     ("classifier", "train_cfg.type=EpochLop"): ("train_cfg: EpochLop is not in the loop", "EpochLoop"),
-    ("classifier", "train_cfg.type=EpochBasedTrainLoop"): ("train_cfg.type='EpochBased", "EpochLoop trains"),
     ("classifier", "train_cfg={'_delete_':True,'by_epoch':True}"): ("train_cfg.type is missing", "EpochLoop trains"),
     ("classifier", "train_cfg={'_delete_':True,'type':'EpochLoop'}"): (
         "train_cfg.max_epochs is missing",
@@ -166,6 +165,14 @@ def test_a_dry_run_and_a_start_refuse_alike(verdicts: Any, task: str, option: st
     for needle in MISTAKES[task, option]:
         assert needle in dry
     assert contents(tmp_path) == {}
+
+
+def test_a_loop_that_does_not_run_our_steps(tmp_path: Path) -> None:
+    with refused("train_cfg.type='EpochBasedTrainLoop': EpochLoop trains for a number of epochs"):
+        checked("classifier", tmp_path, lambda cfg: cfg.train_cfg.update(type="EpochBasedTrainLoop"))
+    resolved = load_config(CONFIG["classifier"], {"train_cfg.type": "EpochBasedTrainLoop"}, Launch())
+    assert resolved.cfg.train_cfg.type == "EpochLoop"
+    assert "loop EpochBasedTrainLoop -> EpochLoop" in resolved.notes
 
 
 @pytest.mark.parametrize("task", FORMAT)
