@@ -256,8 +256,7 @@ def _build_optimizer(cfg: Config) -> OptimWrapper:
     grouping = {"type": settings.get("constructor"), "paramwise_cfg": settings.get("paramwise_cfg")}
     if grouping["type"] is not None:
         check_arguments(OPTIM_WRAPPER_CONSTRUCTORS, grouping, "optim_wrapper.constructor", "optim_wrapper_cfg")
-    wrapper = {key: value for key, value in settings.items() if key not in ("constructor", "paramwise_cfg")}
-    kind = check_arguments(OPTIM_WRAPPERS, wrapper, "optim_wrapper")
+    kind = check_arguments(OPTIM_WRAPPERS, settings, "optim_wrapper")
     if issubclass(kind, AmpOptimWrapper) and not torch.cuda.is_available():  # a dry run for another machine
         settings = {key: settings[key] for key in settings.keys() - AMP_SETTINGS} | {"type": OptimWrapper}
     with building({"optim_wrapper": settings}, "optim_wrapper"):

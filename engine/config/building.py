@@ -24,7 +24,8 @@ REGISTRIES: tuple[Registry, ...] = (
 )
 # What constructors raise for an argument of the wrong name, kind or value.
 REFUSALS = (TypeError, ValueError, LookupError)
-TAKEN_BY_MMENGINE = ("type", "_scope_", "convert_to_iter_based", "epoch_length")  # before it calls a constructor
+# What mmengine and its builders take out of a part before they call its constructor.
+BUILDER_KEYS = ("type", "_scope_", "constructor", "paramwise_cfg", "convert_to_iter_based", "epoch_length", "priority")
 UNEXPECTED_ARGUMENT = re.compile(r"unexpected keyword argument '(\w+)'")
 
 
@@ -156,7 +157,7 @@ def _unregistered(registry: Registry, settings: Mapping[str, Any]) -> str:
 
 
 def _unknown(settings: Mapping[str, Any], parameters: Iterable[str]) -> list[str]:
-    return sorted(settings.keys() - {*parameters, *TAKEN_BY_MMENGINE})
+    return sorted(settings.keys() - {*parameters, *BUILDER_KEYS})
 
 
 def _no_argument(settings: Mapping[str, Any], unknown: list[str], parameters: Iterable[str]) -> str:

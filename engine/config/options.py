@@ -13,15 +13,13 @@ from mmengine.registry import DefaultScope
 
 from backbones.arguments import parameters_of
 from backbones.errors import ConfigError, nearest
-from engine.config.building import REGISTRIES, registered_class
+from engine.config.building import BUILDER_KEYS, REGISTRIES, registered_class
 
 DERIVED_KEYS = {
     "num_classes": "classes",
     "accumulative_counts": "batch.size and batch.per_gpu",
     "launcher": "the launch",
 }
-# Beside the arguments of the constructors, for mmengine's builders.
-BUILDER_KEYS = ("type", "_scope_", "constructor", "paramwise_cfg", "convert_to_iter_based", "priority")
 WEIGHT_SETTINGS = ("weights", "init_cfg")  # of a backbone of ours, and of mmdet and mmseg
 RATES = ("lr", "weight_decay")
 
