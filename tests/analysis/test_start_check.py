@@ -75,7 +75,7 @@ MISTAKES: dict[tuple[str, str], tuple[str, ...]] = {
     ("classifier", "param_scheduler.0.start_facter=0.1"): ("param_scheduler.0: LinearLR has no", "start_factor"),
     ("classifier", "param_scheduler.0.start_factor=2"): ("param_scheduler.0: LinearLR", "between 0 and 1"),
     ("classifier", "param_scheduler.1.T_maxx=9"): ("param_scheduler.1: CosineAnnealingLR has no", "T_max"),
-    ("segmentor", "param_scheduler.1.powr=0.9"): ("param_scheduler.1: PolyLR has no", "power"),
+    ("segmentor", "param_scheduler.1.powr=0.9"): ("param_scheduler.1: PolyDecayLR has no", "power"),
     ("segmentor", "param_scheduler.1.begin=481"): ("param_scheduler.1", "begin"),
     # Optimizer
     ("classifier", "optim_wrapper.type=OptimWraper"): ("optim_wrapper: OptimWraper", "OptimWrapper"),
