@@ -37,16 +37,14 @@ def review_schedules(cfg: Any, length: Schedule) -> tuple[list[str], list[str]]:
     """
     schedulers, peak = rate_schedulers(cfg), float(cfg.optim_wrapper.optimizer.lr)
     epoch, steps, note = length.steps_per_epoch, length.steps, ""
-    if epoch is None:  # long enough for what is counted in steps
-        positions = [
-            one.get(key, 0) for _, one in schedulers if not one.get("by_epoch", True) for key in ("begin", "end")
-        ]
-        epoch = MIN_EPOCH + 2 * max(positions, default=0)
-    if steps is None:
-        assert length.epochs is not None
-        steps, note = epoch * length.epochs, f" (if an epoch has {epoch:,} steps)"
     facts = []
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope")), building(cfg, "param_scheduler"):
+        if epoch is None:  # long enough for what is counted in steps
+            by_step = (one for _, one in schedulers if not one.get("by_epoch", True))
+            epoch = MIN_EPOCH + 2 * max((max(one.get("begin", 0), one.get("end", 0)) for one in by_step), default=0)
+        if steps is None:
+            assert length.epochs is not None
+            steps, note = epoch * length.epochs, f" (if an epoch has {epoch:,} steps)"
         if steps <= MAX_STEPS:
             first, highest, last = learning_rates(schedulers, peak, length.epochs, steps, epoch)
             facts = [f"rates: {first:.3g} in the first step, {highest:.3g} at most, {last:.3g} in the last{note}"]

@@ -170,6 +170,8 @@ def test_a_very_long_training_has_no_line_of_rates_but_its_warnings() -> None:
 def test_a_scheduler_that_does_not_build_is_named() -> None:
     with pytest.raises(ConfigError, match="param_scheduler"):
         review([COSINE | {"eta_mim": 0.1}])
+    with pytest.raises(ConfigError, match="param_scheduler"):
+        review([dict(type="PolyLR", by_epoch=False, end=None)], Schedule(12, None))
     with pytest.raises(ConfigError, match=r"param_scheduler.*CosineAnealingLR"):
         review([COSINE | {"type": "CosineAnealingLR"}])
 
