@@ -6,6 +6,7 @@ import copy
 import gc
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from mmengine.dist import all_reduce
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, FUNCTIONS, MODELS, DefaultScope
 
+from analysis.standing import check_untrained
 from backbones.errors import ConfigError
 from engine.config.building import building
 from engine.config.load import Resolved, ema_settings, load_config
@@ -27,7 +29,7 @@ MAX_MEMORY_FRACTION = 0.92  # of the GPU's memory; the rest is for fragmentation
 
 
 def chosen_batch(
-    text: str, config: str, options: dict[str, Any], launch: Launch, measure: bool = True
+    text: str, config: str, options: dict[str, Any], launch: Launch, measure: bool = True, resume: bool = True
 ) -> dict[str, Any]:
     """The config option that ``--per-gpu-batch`` stands for.
 
@@ -37,6 +39,7 @@ def chosen_batch(
         options: The other options, by dotted key.
         launch: Processes and devices of the job.
         measure: Whether a measurement may be started.
+        resume: Whether the training resumes; if not, its work directory may hold no other.
 
     Returns:
         ``batch.per_gpu`` and its value.
@@ -53,6 +56,8 @@ def chosen_batch(
     if not measure:
         raise ConfigError("--per-gpu-batch auto trains on the GPU to find out, which a dry run does not: give a number")
     resolved = load_config(config, {**options, "batch.per_gpu": None}, launch)
+    if not resume:
+        check_untrained(Path(resolved.cfg.work_dir))
     check_data_paths(resolved.cfg, ("train",))
     return {"batch.per_gpu": measured_fit(resolved, launch)}
 

@@ -155,7 +155,7 @@ def _command(
     if gpus > 1:
         launcher = ["bash", str(ROOT / "tools/dist_train.sh"), config, str(gpus)]
     more = ["--per-gpu-batch", per_gpu_batch] if per_gpu_batch else []
-    resume = ["--resume"] if (folder / "last_checkpoint").is_file() else []
+    resume = ["--resume"] if any(folder.glob("*.pth")) else []
     return [*launcher, "--work-dir", str(folder), *more, *resume, "--cfg-options", *options, f"{SEED_KEY}={seed}"]
 
 

@@ -23,6 +23,7 @@ from typing import IO, Any
 from backbones.errors import CheckpointError, ConfigError, MachineError
 from demo.report import collect_report, headline, score_table, write_demo_report
 from demo.steps import DemoStep
+from engine.checkpoint.store import last_checkpoint
 from engine.config.fingerprint import config_values, make_fingerprint
 from engine.launch.child import ChildProcess, interrupt_on_signals
 from engine.report.html import duration, memory
@@ -199,13 +200,6 @@ def step_fingerprint(step: DemoStep) -> str:
     config = config_values(step.config) if step.config else None
     inputs = [path.read_text() if path.is_file() else None for path in step.inputs]
     return make_fingerprint([command.arguments for command in step.commands], config, inputs)
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The last checkpoint of a training in its work directory; ``None`` if there is none."""
-    note = folder / "last_checkpoint"
-    # The file holds a full path, of which only the name is right if the folder was moved.
-    return folder / Path(note.read_text().strip()).name if note.is_file() else None
 
 
 def describe_progress(line: str) -> str | None:

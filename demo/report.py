@@ -28,7 +28,17 @@ from engine.report.html import (
     plot,
     table,
 )
-from engine.report.run_dir import finite, read_curves, read_json, read_json_lines, read_load_reports, scaled, write_json
+from engine.report.run_dir import (
+    CONFUSION,
+    TEST_FOLDER,
+    finite,
+    read_curves,
+    read_json,
+    read_json_lines,
+    read_load_reports,
+    scaled,
+    write_json,
+)
 from engine.task import Score
 
 TITLE = "One ConvNeXt, three tasks"
@@ -90,7 +100,7 @@ def collect_report(work_dir: Path, titles: Mapping[str, str], seed: int) -> dict
         "versions": versions(),
         "commit": commit_line(code_state()),
         "scores": _scores({step["name"]: step["metrics"] for step in steps}),
-        "confusion": read_json(work_dir / "classifier" / "confusion.json") or None,
+        "confusion": read_json(work_dir / "classifier" / TEST_FOLDER / CONFUSION) or None,
         "seconds": sum(step["seconds"] for step in steps),
         "steps": steps,
     }
@@ -125,7 +135,7 @@ def headline(name: str, metrics: Mapping[str, float]) -> str:
 def render_demo_report(report: dict[str, Any], work_dir: Path) -> str:
     """The page as one self-contained HTML document, with the drawn predictions in ``<step>/pictures``."""
     steps, confusion = {step["name"]: step for step in report["steps"]}, report["confusion"]
-    no_confusion = note("There is no classifier/confusion.json.")
+    no_confusion = note("There is no classifier/test/confusion.json.")
     sections = {
         "Scores on held-out data": _score_cards(report),
         "Curves": _curves(steps),

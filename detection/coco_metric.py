@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval.core import mask as coco_masks
+from mmdet.evaluation import CocoMetric
 from mmdet.registry import METRICS
 from mmengine.evaluator import BaseMetric
-from mmengine.logging import print_log
+from mmengine.logging import MMLogger, print_log
 
 from backbones.errors import ConfigError
 from detection.annotations import category_ids, fill_areas
@@ -152,6 +153,53 @@ class FastCocoMetric(BaseMetric):
             for name, row in zip(self.dataset_meta["classes"], values, strict=True):
                 valid = row[row > -1]
                 self.class_scores[name][f"{kind}_{stat}"] = round(float(valid.mean()), 4) if len(valid) else None
+
+
+@METRICS.register_module(name="CocoMetric", force=True)
+class ClassCocoMetric(CocoMetric):
+    """mmdet's ``CocoMetric``; with ``classwise=True`` it keeps the AP of each class, in place of printing a table.
+
+    Takes the arguments of ``CocoMetric``, and its name in configs.
+
+    Attributes:
+        class_scores: ``bbox_mAP``, ``segm_mAP``... in [0, 1] of each class, ``None`` for a class without objects; of
+            the last evaluation, in the main process. Empty without ``classwise``.
+    """
+
+    def __init__(self, *args: object, **settings: object) -> None:
+        super().__init__(*args, **settings)
+        self.class_scores: dict[str, dict[str, float | None]] = {}
+
+    def compute_metrics(self, results: list[Any]) -> dict[str, float]:
+        """Evaluate all images.
+
+        Args:
+            results: Ground truth and predictions of each image.
+
+        Returns:
+            Scores by name, as those of ``CocoMetric`` without ``classwise``.
+        """
+        if not self.classwise:
+            return dict(super().compute_metrics(results))
+        scores: dict[str, float] = {}
+        self.class_scores = {name: {} for name in self.dataset_meta["classes"]}
+        kinds, logger = self.metrics, MMLogger.get_current_instance()
+        logger.addFilter(_is_no_table)
+        try:
+            for kind in kinds:  # one by one: mmdet's names of the class scores are the same for boxes and masks
+                self.metrics = [kind]
+                scores |= super().compute_metrics(results)
+                for name in self.class_scores:
+                    if (value := scores.pop(f"{name}_precision", None)) is not None:
+                        self.class_scores[name][f"{kind}_mAP"] = None if np.isnan(value) else float(value)
+        finally:
+            self.metrics = kinds
+            logger.removeFilter(_is_no_table)
+        return scores
+
+
+def _is_no_table(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("\n+")
 
 
 def _count_objects(ground_truth: COCO, results: list[ImageDetections]) -> Counter[int]:

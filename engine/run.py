@@ -45,7 +45,7 @@ def train(
     Args:
         resolved: Resolved config.
         launch: Processes and devices of the job.
-        resume: Whether to resume; a process that torchrun starts again resumes in any case.
+        resume: Whether to resume; if not, checkpoints in the work directory may be replaced.
         data_check: Whether to check the data before the first step.
         trust: Whether to execute code that checkpoints ask for (``--trust-checkpoint``).
         review: Source of further facts and of warnings, such as the rates.
@@ -56,8 +56,8 @@ def train(
         SystemExit: After a request to stop, with the exit code of a run that was saved.
     """
     cfg = resolved.cfg
-    cfg.resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-    with exiting_on_signals(None if cfg.resume else Path(cfg.work_dir)):
+    cfg.resume = resume
+    with exiting_on_signals():
         plan = make_plan(resolved, launch)
         check_data_paths(cfg, ("train", "val"))
         _check_weight_file("model.backbone.weights", cfg.model.get("backbone", {}).get("weights"))
@@ -131,6 +131,10 @@ def test(
     if result_format:
         writer = result_writer(cfg, result_format, Path(cfg.work_dir) / name.replace("test", RESULTS))
         runner.test_loop.evaluator.metrics.append(writer)
+    for metric in runner.test_loop.evaluator.metrics:
+        if getattr(metric, "confusion_file", None):
+            file = Path(metric.confusion_file)  # in the work directory, where it is the training's
+            metric.confusion_file = str(Path(runner.work_dir) / f"{file.stem}{name.removeprefix('test')}{file.suffix}")
     metrics = {name: float(value) for name, value in runner.test().items()}
     if is_main_process():
         class_scores = collect_class_scores(runner.test_loop.evaluator)

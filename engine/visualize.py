@@ -66,6 +66,8 @@ def draw_test_images(runner: Runner, folder: Path, count: int) -> None:
     """
     dataset = runner.test_dataloader.dataset
     folder.mkdir(parents=True, exist_ok=True)
+    for earlier in folder.glob("[0-9]*.png"):
+        earlier.unlink()
     runner.visualizer.dataset_meta = {**dataset.metainfo, "classes": drawn_names(dataset.metainfo["classes"])}
     if line := write_drawn_names(dataset.metainfo["classes"], folder):
         runner.logger.warning(line)

@@ -15,7 +15,7 @@ def main() -> None:
     """Check the data, print a screen of findings at most and write all of them to a file."""
     parser = config_parser("Check the data of a config.")
     parser.add_argument("--full", action="store_true", help="decode every image and read the values of all labels")
-    parser.add_argument("--json", metavar="FILE", help="write every finding (default: data_check.json in the work_dir)")
+    parser.add_argument("--json", metavar="FILE", help="write every finding (default: check_data.json in the work_dir)")
     parser.add_argument("--splits", nargs="+", choices=["train", "val", "test"], default=["train", "val", "test"])
     parser.add_argument("--seconds", type=float, metavar="N", help="stop inspecting files after this time")
     parser.add_argument("--workers", type=int, metavar="N", help="number of processes (default: one for each core)")
@@ -26,13 +26,14 @@ def main() -> None:
     from engine.config.load import load_config
     from engine.config.options import parse_options
     from engine.data.check import check_datasets
-    from engine.data.preflight import DATA_CHECK_FILE, check_data_paths
+    from engine.data.preflight import check_data_paths
 
     cfg = load_config(args.config, parse_options(args.cfg_options), training=False).cfg
     splits = [split for split in args.splits if cfg.get(f"{split}_dataloader")]
     check_data_paths(cfg, tuple(splits))
     result = check_datasets(cfg, splits, args.full, args.seconds, args.workers, progress=True)
-    path = Path(args.json or Path(cfg.work_dir) / DATA_CHECK_FILE)
+    # Not data_check.json, which is that of a training.
+    path = Path(args.json or Path(cfg.work_dir) / "check_data.json")
     if result.findings or args.json:
         result.write(path, config=args.config, full=args.full)
     print("\n".join(result.to_lines(str(path))), flush=True)

@@ -14,7 +14,7 @@ def main() -> None:
     parser.add_argument("checkpoint")
     parser.add_argument("--tta", action="store_true", help="several scales and flips, where the config says how")
     parser.add_argument("--ema", action="store_true", help="evaluate the averaged weights of the checkpoint")
-    parser.add_argument("--work-dir", help="test.json and pictures (default: work_dirs/<config name>)")
+    parser.add_argument("--work-dir", help="results, and test/ for the log (default: work_dirs/<config name>)")
     parser.add_argument(
         "--format",
         help="also write predictions to files: csv for classification, coco (results format) for detection, "

@@ -37,6 +37,7 @@ def main() -> None:
     from analysis.batch_size_finder import chosen_batch
     from analysis.dry_run import dry_run
     from analysis.schedules import review_schedules
+    from analysis.standing import check_untrained, closing_lines, finished_lines, obstacles, resumes
     from analysis.start_check import checked_plan
     from engine.config.load import load_config
     from engine.config.options import parse_options
@@ -47,14 +48,24 @@ def main() -> None:
     if args.work_dir:
         options["work_dir"] = args.work_dir
     launch = Launch.from_environment() if args.gpus is None else Launch.on_gpus(args.gpus)
+    resume = resumes(args.resume)
     if args.per_gpu_batch:
-        options |= chosen_batch(args.per_gpu_batch, args.config, options, launch, measure=not args.dry_run)
+        options |= chosen_batch(args.per_gpu_batch, args.config, options, launch, not args.dry_run, resume)
     resolved = load_config(args.config, options, launch)
-    if not args.dry_run:
-        data_check, trust = not args.no_data_check, args.trust_checkpoint
-        train(resolved, launch, args.resume, data_check, trust, review_schedules, checked_plan)
-    elif os.environ.get("RANK", "0") == "0":
-        print("\n".join(dry_run(resolved, launch, data_check=not args.no_data_check)))
+    is_main, data_check = os.environ.get("RANK", "0") == "0", not args.no_data_check
+    lines = []
+    if args.dry_run:
+        notes = [] if resume else obstacles(Path(resolved.cfg.work_dir))
+        lines = (
+            dry_run(resolved, launch, data_check=data_check) + [f"note: {line}" for line in notes] if is_main else []
+        )
+    elif not resume or not (lines := finished_lines(resolved.cfg)):
+        if not resume:
+            check_untrained(Path(resolved.cfg.work_dir))
+        train(resolved, launch, resume, data_check, args.trust_checkpoint, review_schedules, checked_plan)
+        lines = closing_lines(resolved.cfg)
+    if is_main:
+        print("\n".join(lines))
 
 
 if __name__ == "__main__":

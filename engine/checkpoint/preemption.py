@@ -6,18 +6,13 @@ import signal
 import sys
 import time
 from contextlib import AbstractContextManager
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from mmengine.dist import is_main_process
-
-from engine.checkpoint.store import begin_run
 from engine.distributed.agreement import StopRequest
 from engine.launch.child import handle_signals
 from engine.launch.exit_codes import EXIT_INTERRUPTED, EXIT_SAVED
 
-NO_RUN_ID = "none"  # id of a training of which there is no checkpoint
 EXIT_CODES = {StopRequest.INTERRUPT: EXIT_INTERRUPTED, StopRequest.LEAVE: EXIT_SAVED}
 # The terminal and the launcher both send Ctrl-C: within this time they are one.
 REPEATED_INTERRUPT_SECONDS = 2.0
@@ -63,17 +58,10 @@ class Signals:
         self.stop_request = max(self.stop_request, StopRequest.INTERRUPT)
 
 
-def exiting_on_signals(begins: Path | None) -> AbstractContextManager[None]:
-    """Exit at a scheduler's signal inside of this context, before the first step, with the code of a saved run.
-
-    Args:
-        begins: Work directory of a new training, which must not resume from checkpoints of an earlier one when it is
-            started again. ``None`` for a run that resumes.
-    """
+def exiting_on_signals() -> AbstractContextManager[None]:
+    """Exit at a scheduler's signal inside of this context, before the first step, with the code of a saved run."""
 
     def leave(*_: Any) -> None:
-        if begins is not None and is_main_process():
-            begin_run(begins, NO_RUN_ID)
         print("asked to stop before the first step: start again with --resume", file=sys.stderr)
         raise SystemExit(EXIT_SAVED)
 

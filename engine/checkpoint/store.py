@@ -115,6 +115,13 @@ def checkpoints(
         yield position, file, wrong
 
 
+def last_checkpoint(folder: Path) -> Path | None:
+    """The last checkpoint of a training in its work directory; ``None`` if there is none."""
+    note = folder / LAST_CHECKPOINT
+    # The file holds a full path, of which only the name is right if the folder was moved.
+    return folder / Path(note.read_text(encoding="utf-8").strip()).name if note.is_file() else None
+
+
 def last_good(
     work_dir: Path,
     say: Callable[[str], None] = lambda line: None,

@@ -114,9 +114,12 @@ class ReplacedImagesHook(Hook):
         self._replaced: set[str] = set()
 
     def before_train(self, runner: Runner) -> None:
-        """Skip what an earlier run has written to the file."""
+        """Skip what an earlier start of the training has written to the file, and remove what another has."""
         dataset = runner.train_dataloader.dataset
         self._dataset = dataset if isinstance(dataset, FaultTolerantDataset) else None
+        if self._dataset is not None and not runner.is_resuming:
+            with suppress(OSError):
+                self._dataset.replaced_file.unlink()
         if self._dataset is not None and self._dataset.replaced_file.exists():
             self._position = self._dataset.replaced_file.stat().st_size
 

@@ -237,6 +237,7 @@ class NonFiniteGuard(Hook):
         had = [one["rank"] for one in ranks if one["found"] is not None and not _received(one["found"])]
         first = ranks[had[0] if had else 0]
         report = {
+            "run": runner.run_id,
             "step": runner.iter + 1,
             "epoch": runner.epoch + 1,
             "ranks": {"had_it": had, "received_it": [one["rank"] for one in ranks if one["rank"] not in had]},

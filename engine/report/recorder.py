@@ -31,7 +31,7 @@ from engine.config.load import Resolved, ema_settings
 from engine.planning.plan import TrainingPlan
 from engine.report.class_scores import CLASS_SCORES
 from engine.report.environment import code_diff, environment, read_text, without_secrets
-from engine.report.run_dir import DIFF, ENVIRONMENT, PLAN, STARTS, read_json, write_json
+from engine.report.run_dir import CONFUSION, DIFF, ENVIRONMENT, PLAN, STARTS, read_json, write_json
 from engine.report.training import write_training_report
 from engine.task import task_of
 
@@ -87,8 +87,12 @@ class RunRecorder(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Record the first step and the loaded weights."""
-        if not runner.is_resuming:
-            (self._folder / CLASS_SCORES).unlink(missing_ok=True)
+        with only_warning(self._runner.logger):
+            if not runner.is_resuming:  # of a training that left no checkpoint
+                for name in (CLASS_SCORES, CONFUSION):
+                    (self._folder / name).unlink(missing_ok=True)
+            if self._earlier or runner.iter:
+                _hide_later_curves(runner)
         self._update(from_step=runner.iter, resumed=runner.is_resuming, weights=runner.load_reports)
 
     def after_val_epoch(self, runner: Runner, metrics: Mapping[str, float] | None = None) -> None:
@@ -134,7 +138,7 @@ def only_warning(logger: logging.Logger) -> Iterator[None]:
 
 def report_test(runner: Runner) -> None:
     """Update the report of a training after a test in its work directory."""
-    folder = Path(runner.work_dir)
+    folder = Path(runner.cfg.work_dir)
     if is_main_process() and (folder / STARTS).is_file():
         with only_warning(runner.logger):
             write_training_report(folder)
@@ -165,17 +169,25 @@ def command_line(arguments: Sequence[str], environ: Mapping[str, str]) -> str:
     program, *words = arguments
     local = int(environ.get("LOCAL_WORLD_SIZE", 1))
     if LAUNCHER not in words or local < 2:
-        return without_secrets(shlex.join(["python", _from_here(program), *words]))
+        return without_secrets(shlex.join(["python", from_here(program), *words]))
     config, *words = [word for word, before in zip(words, ["", *words]) if LAUNCHER not in (word, before)]
     nodes = int(environ.get("WORLD_SIZE", local)) // local
     several = f"NNODES={nodes} NODE_RANK=... MASTER_ADDR=... " if nodes > 1 else ""
-    script = str(Path(_from_here(program)).with_name("dist_train.sh"))
+    script = str(Path(from_here(program)).with_name("dist_train.sh"))
     return several + without_secrets(shlex.join(["bash", script, config, str(local), *words]))
 
 
-def _from_here(path: str) -> str:
+def from_here(path: str) -> str:
+    """A path as it is typed in the current folder."""
     here = Path.cwd()
     return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
+
+
+def _hide_later_curves(runner: Runner) -> None:
+    """Let TensorBoard hide what was logged before of the steps that follow: they are done again."""
+    if backend := runner.visualizer.get_backend("TensorboardVisBackend"):
+        backend.experiment.close()  # the next value opens another file in the same folder, which begins with the step
+        backend.experiment.purge_step = runner.iter + 1
 
 
 def _beginning(runner: Runner, resolved: Resolved, plan: TrainingPlan) -> dict[str, Any]:

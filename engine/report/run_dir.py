@@ -23,6 +23,8 @@ ENVIRONMENT = "environment.json"
 PLAN = "plan.json"
 DIFF = "code.diff"
 REPORT = "report.html"
+CONFUSION = "confusion.json"  # of the last validation; that of a test is in its folder
+TEST_FOLDER = "test"  # of tests: their logs, resolved config and confusion
 EVENTS_FOLDER = "nonfinite"  # written by engine.nonfinite.report
 
 Points = list[tuple[int, float]]
@@ -59,7 +61,7 @@ def read_curves(folder: Path) -> dict[str, Points]:
     per_epoch = _steps_per_epoch(folder)
     begun = {start.get("folder"): start.get("from_step") for start in read_starts(folder)}
     curves: dict[str, dict[int, float]] = {}
-    for path in sorted(folder.glob("*/vis_data/scalars.json")):
+    for path in scalar_files(folder):
         step, first = 0, begun.get(path.parent.parent.name)
         if isinstance(first, int):
             curves = {name: {at: y for at, y in curve.items() if at <= first} for name, curve in curves.items()}
@@ -74,6 +76,13 @@ def read_curves(folder: Path) -> dict[str, Points]:
                 if (number := finite(value)) is not None:
                     curves.setdefault(name, {})[at] = number
     return {name: sorted(points.items()) for name, points in curves.items() if points}
+
+
+def scalar_files(folder: Path) -> list[Path]:
+    """The logged values of each start of the training that a folder holds; of all starts where there is no record."""
+    names = {start.get("folder") for start in read_starts(folder)}
+    files = sorted(folder.glob("*/vis_data/scalars.json"))
+    return [file for file in files if not names or file.parents[1].name in names]
 
 
 def read_starts(folder: Path) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any
 
 from backbones.files import atomic_write
+from engine.checkpoint.store import RUN_ID_FILE
 from engine.data.fault_tolerance import REPLACED_IMAGES_FILE
 from engine.data.preflight import DATA_CHECK_FILE
 from engine.report.class_scores import CLASS_SCORES, class_table, score_of, score_text
@@ -34,9 +35,11 @@ from engine.report.html import (
 )
 from engine.report.lettering import DRAWN_NAMES, name_legend
 from engine.report.run_dir import (
+    CONFUSION,
     EVENTS_FOLDER,
     REPORT,
     STARTS,
+    TEST_FOLDER,
     Points,
     best_point,
     finite,
@@ -45,6 +48,7 @@ from engine.report.run_dir import (
     read_json_lines,
     read_load_reports,
     read_starts,
+    scalar_files,
 )
 from engine.task import TASK_SPECS, Score, TaskSpec
 
@@ -65,8 +69,10 @@ def write_training_report(folder: Path) -> Path:
 
 def read_run(folder: Path) -> dict[str, Any]:
     """Read all data of the page from the work directory of a training."""
-    entries = [entry for path in folder.glob("*/vis_data/scalars.json") for entry in read_json_lines(path)]
+    entries = [entry for path in scalar_files(folder) for entry in read_json_lines(path)]
     times = [time for entry in entries if "lr" in entry and (time := finite(entry.get("time")))]
+    run = read_text(folder / RUN_ID_FILE)
+    tests = _read_tests(folder, run)
     return {
         "name": folder.resolve().name,
         "made": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -74,16 +80,37 @@ def read_run(folder: Path) -> dict[str, Any]:
         "curves": read_curves(folder),
         "step_seconds": median(times) if times else None,
         "gpu_memory_bytes": max((int(entry.get("memory", 0)) for entry in entries), default=0) * 2**20,
-        "tests": {name: read_json(folder / f"{name}.json") for name in TESTS if (folder / f"{name}.json").is_file()},
+        "tests": tests,
         "receipts": read_load_reports(folder / "weights.json"),
         "checkpoints": sorted(path.name for path in folder.glob("*.pth")),
         "replaced": [line for line in read_text(folder / REPLACED_IMAGES_FILE).splitlines() if line.strip()],
         "data_check": read_json(folder / DATA_CHECK_FILE),
-        "non_finite": _read_non_finite(folder / EVENTS_FOLDER),
-        "confusion": read_json(folder / "confusion.json"),
+        "non_finite": [event for event in _read_non_finite(folder / EVENTS_FOLDER) if event.get("run", run) == run],
+        "confusion": _read_confusion(folder, tests),
         "class_scores": read_json(folder / CLASS_SCORES),
         "pictures": sorted(path.name for path in (folder / "pictures").glob("*.png"))[:MAX_REPORT_PICTURES],
     }
+
+
+def _read_tests(folder: Path, run: str) -> dict[str, dict[str, Any]]:
+    """The results of tests; the label marks those with a checkpoint of another training than the folder's."""
+    tests = {}
+    for name, label in TESTS.items():
+        if (file := folder / f"{name}.json").is_file():
+            loaded = read_load_reports(file) or []
+            other = any(one.get("part") == "model" and one.get("run", run) != run for one in loaded)
+            label += " of another training" if other else ""
+            tests[name] = {**read_json(file), "label": label, "time": file.stat().st_mtime_ns}
+    return tests
+
+
+def _read_confusion(folder: Path, tests: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What was confused in the first of the tests, or else in the last validation."""
+    files = {test["label"]: folder / TEST_FOLDER / f"confusion{name[4:]}.json" for name, test in tests.items()}
+    for place, file in {**files, "last validation": folder / CONFUSION}.items():
+        if found := read_json(file):
+            return {**found, "place": place}
+    return {}
 
 
 def _read_non_finite(folder: Path) -> list[dict[str, Any]]:
@@ -101,7 +128,7 @@ def render_training_report(run: Mapping[str, Any], folder: Path) -> str:
         "Curves": _curves(run, last),
         "What to know": _events(run),
         "What is confused": _confusion(run["confusion"]),
-        "Predictions": _pictures(run["pictures"], folder),
+        "Predictions": _pictures(run, folder),
         "The training": _training(run, last),
         "Settings": _settings(last),
         "Weights": _weights(run),
@@ -160,7 +187,7 @@ def _scores(run: Mapping[str, Any], last: Mapping[str, Any]) -> str:
         return note("There was no validation yet.")
     averaged = any(name.startswith("ema/") for name in names)
     head = ["metric", "last", "best", *(["last, EMA", "best, EMA"] if averaged else [])]
-    head += [TESTS[name] for name in run["tests"]]
+    head += [test["label"] for test in run["tests"].values()]
     rows = []
     for name in plain:
         score = score_of(name, _tasks(last))
@@ -176,7 +203,7 @@ def _scores(run: Mapping[str, Any], last: Mapping[str, Any]) -> str:
 
 def _class_scores(run: Mapping[str, Any], last: Mapping[str, Any]) -> str:
     """The scores of each class in the tests, or, before a test, in the last validation."""
-    tests = {TESTS[name]: test["class_scores"] for name, test in run["tests"].items() if test.get("class_scores")}
+    tests = {test["label"]: test["class_scores"] for test in run["tests"].values() if test.get("class_scores")}
     validation = run["class_scores"]
     columns = tests or {name: scores for name, scores in validation.get("scores", {}).items() if scores}
     if not columns:
@@ -254,14 +281,17 @@ def _confusion(confusion: Mapping[str, Any]) -> str:
         return ""
     count = len(confusion.get("classes", []))
     if count > MAX_CONFUSION_CLASSES:
-        return note(f"{count:,} classes are too many for a page: see confusion.json")
-    return confusion_table(confusion)
+        return note(f"{count:,} classes are too many for a page: see {CONFUSION}")
+    return confusion_table(confusion) + note(f"In the {confusion['place']}.")
 
 
-def _pictures(names: Sequence[str], folder: Path) -> str:
-    cards = [f'<div class="card">{figure(folder / "pictures" / name, "")}</div>' for name in names]
+def _pictures(run: Mapping[str, Any], folder: Path) -> str:
+    cards = [f'<div class="card">{figure(folder / "pictures" / name, "")}</div>' for name in run["pictures"]]
     others = read_json(folder / "pictures" / DRAWN_NAMES)
     legend = note(f"{name_legend(others, len(others))}.") if others else ""
+    # A test without TTA draws all of them anew.
+    if drawn := [test for name, test in run["tests"].items() if not name.endswith("tta")]:
+        legend += note(f"In the {max(drawn, key=lambda test: test['time'])['label']}.")
     return f'<div class="gallery">{"".join(cards)}</div>{legend}' if cards else ""
 
 
@@ -311,8 +341,8 @@ def _weights(run: Mapping[str, Any]) -> str:
             for start, loaded in zip(starts[1:], resumed, strict=True)
         ),
         *(
-            f"{TESTS[name]} with: {load_report_line(test.get('receipts'), 'nothing loaded')}"
-            for name, test in run["tests"].items()
+            f"{test['label']} with: {load_report_line(test.get('receipts'), 'nothing loaded')}"
+            for test in run["tests"].values()
         ),
     ]
     return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"

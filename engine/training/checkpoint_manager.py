@@ -76,7 +76,8 @@ class CheckpointManager:
         starts_training = runner.is_training and not runner.is_resuming
         report = load_model(runner.model, checkpoint, filename, runner.averaged, classes, starts_training)
         runner.logger.info(str(report))
-        runner.load_reports.append({"part": "model", "line": str(report), **report.as_dict()})
+        run = getattr(checkpoint.get("meta"), "get", {}.get)("run")
+        runner.load_reports.append({"part": "model", "line": str(report), "run": run, **report.as_dict()})
         if runner.is_resuming:
             self._resumed = checkpoint.get("resume")
             self._checkpoint = {key: checkpoint[key] for key in ("meta", "param_schedulers") if key in checkpoint}

@@ -1,23 +1,30 @@
-"""What a run logs to the console, and what to its log file alone."""
+"""What a run logs to the console, what to its log file alone, and in which folders."""
 
 from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from mmengine.registry import LOG_PROCESSORS
 from mmengine.runner import LogProcessor
 
-MAX_CONSOLE_LINES = 8
+from engine.config.load import TEST_FOLDER
+
 NOTHING = re.compile("$^")
-# Beginnings and parts of messages in which mmengine talks about itself.
+TENSORBOARD_FOLDER = "tensorboard"
+# Beginnings and parts of messages in which mmengine talks about itself, and of its dumps of many lines.
 FILE_ONLY_PHRASES = (
     "The prefix is not set in metric class",
     '"FileClient" will be deprecated',
     '"HardDiskBackend" is the alias',
     "Distributed training is not used, all SyncBatchNorm",
     "Exp name: ",
+    "\nSystem environment:\n",
+    "Config:\n",
+    "Hooks will be executed in the following order:\n",
 )
 
 
@@ -41,14 +48,12 @@ class ScoreLogProcessor(LogProcessor):
 
 
 class ConsoleFilter(logging.Filter):
-    """Keeps dumps of many lines and mmengine's messages about itself off the console."""
+    """Keeps mmengine's dumps and its messages about itself off the console; tables of any length are shown."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether a record is shown."""
         message = record.getMessage()
-        if any(phrase in message for phrase in FILE_ONLY_PHRASES):
-            return False
-        return record.levelno >= logging.WARNING or message.count("\n") < MAX_CONSOLE_LINES
+        return not any(phrase in message for phrase in FILE_ONLY_PHRASES)
 
 
 class TolerantFileHandler(logging.FileHandler):
@@ -76,3 +81,25 @@ def set_up_handlers(logger: logging.Logger) -> None:
         logger.removeHandler(handler)
         handler.close()
         logger.addHandler(tolerant)
+
+
+def run_places(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Work directory and visualizer of a runner, so that a test leaves a training's files as they are.
+
+    A test has a folder of its own within the work directory, and no curves. TensorBoard gets one folder for all starts
+    of a training.
+
+    Args:
+        settings: Arguments of the runner.
+    """
+    folder, training = Path(settings["work_dir"]), settings.get("train_cfg") is not None
+    visualizer, backends = settings.get("visualizer"), []
+    for backend in (visualizer.get("vis_backends") or []) if isinstance(visualizer, dict) else []:
+        if not isinstance(backend, dict) or "TensorboardVisBackend" not in str(backend.get("type")):
+            backends.append(backend)
+        elif training:
+            backends.append({"save_dir": str(folder / TENSORBOARD_FOLDER), **backend})
+    return {
+        "work_dir": str(folder if training else folder / TEST_FOLDER),
+        "visualizer": {**visualizer, "vis_backends": backends} if isinstance(visualizer, dict) else visualizer,
+    }

@@ -17,8 +17,9 @@ import pytest
 
 import demo.process
 from backbones.errors import UserError
-from demo.process import Screen, describe_progress, last_checkpoint, run_demo
+from demo.process import Screen, describe_progress, run_demo
 from demo.steps import DETECTION_CONFIG, Command, DemoStep, demo_steps
+from engine.checkpoint.store import last_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -50,7 +50,8 @@ def work_dir(tmp_path: Path) -> Path:
     for name, metrics in METRICS.items():
         make_run(tmp_path / name, metrics, next(iter(metrics)))
     confusion = {"classes": [EVIL, "two"], "matrix": [[95, 5], [0, 100]]}
-    (tmp_path / "classifier" / "confusion.json").write_text(json.dumps(confusion))
+    (tmp_path / "classifier/test").mkdir()
+    (tmp_path / "classifier/test/confusion.json").write_text(json.dumps(confusion))
     return tmp_path
 
 
@@ -131,7 +132,7 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     words = "".join(page.lines)
     for name in TITLES:
         assert re.search(rf"Not finished: .*\b{name}\b", words)
-    assert "There is no classifier/confusion.json." in words
+    assert "There is no classifier/test/confusion.json." in words
     assert "There are no pictures in classifier/pictures." in words
     assert "There are no pictures in detector/pictures and detector_scratch/pictures." in words
     assert "No curves in the folder of segmentor." in words
@@ -143,7 +144,7 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
 def test_damaged_files_do_not_stop_the_report(work_dir: Path) -> None:
     (work_dir / "detector" / "pictures" / "000003.png").write_bytes(b"not a picture")
     (work_dir / "segmentor" / "pictures" / "000003.png").unlink()
-    (work_dir / "classifier" / "confusion.json").write_text("[1")
+    (work_dir / "classifier/test/confusion.json").write_text("[1")
     (work_dir / "segmentor" / "done.json").write_text("{")
     (work_dir / "segmentor" / "weights.json").write_text('{"receipts": [1, {"line": "one"}, {"line": "two"}]}')
     (work_dir / "detector" / "weights.json").write_text('{"receipts": {}}')
@@ -151,7 +152,7 @@ def test_damaged_files_do_not_stop_the_report(work_dir: Path) -> None:
     page, _ = page_of(work_dir)
     words = "".join(page.lines)
     assert words.count("from the trained backbone: no picture") == 2
-    assert "There is no classifier/confusion.json." in words
+    assert "There is no classifier/test/confusion.json." in words
     assert "Not finished: segmentor." in words
     for text in (
         "segmentor began with: one; then two.",

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from mmdet.registry import METRICS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.structures import InstanceData
 from PIL import Image
 from pycocotools import mask as masks
@@ -92,6 +95,33 @@ def test_results_of_the_test_data_have_the_ids_of_the_annotation_file(folder: Pa
     metric.process({}, given)
     assert metric.evaluate(2)["segm_mAP"] == 1.0
     assert not (folder / "images.json").exists()
+
+
+def test_mmdets_own_metric_keeps_the_scores_of_the_classes(folder: Path) -> None:
+    """As mmdet prints them in a table, of boxes and of masks, whose names are the same in its metrics."""
+    given = [sample(30, folder / "images/b.png", 0), sample(10, folder / "images/sub/a.png", 0)]
+    given[1]["pred_instances"]["masks"] &= False
+    logger = MMLogger.get_instance("classwise", log_level="INFO")
+    shown: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: shown.append(record.getMessage())
+    logger.addHandler(handler)
+    found = {}
+    for kind in ("CocoMetric", "plain"):
+        settings = dict(ann_file=str(folder / "a.json"), metric=["bbox", "segm"], classwise=kind == "CocoMetric")
+        metric = METRICS.build(dict(type="CocoMetric", **settings))
+        metric.dataset_meta = {"classes": CLASSES}
+        metric.process({}, given)
+        found[kind] = (metric.evaluate(2), metric.class_scores, metric.metrics)
+    assert found["CocoMetric"][0] == found["plain"][0]
+    assert found["plain"][1] == {}
+    scores = found["CocoMetric"][1]
+    assert list(scores) == list(CLASSES)
+    assert scores["dog"]["bbox_mAP"] == 1.0
+    assert scores["cat"] == {"bbox_mAP": 0.0, "segm_mAP": 0.0}
+    assert found["CocoMetric"][2] == ["bbox", "segm"]
+    assert not [line for line in shown if "category" in line], "the table of all metrics is enough"
+    assert [line for line in shown if "bbox_mAP_copypaste" in line]
 
 
 def test_results_of_other_images_come_with_a_list_of_them(folder: Path) -> None:

@@ -112,7 +112,7 @@ def test_a_training_leaves_a_config_checkpoints_and_curves(classifier: Trained) 
     assert [line["step"] for line in classifier.scalars() if "lr" in line] == [1, 2, 3, 4, 5]
     metrics = METRICS["classifier"]
     assert set(classifier.validation()) >= metrics | {f"ema/{name}" for name in metrics}
-    (events,) = folder.glob("*/vis_data/events.out.tfevents.*")
+    (events,) = folder.glob("tensorboard/events.out.tfevents.*")
     curves = EventAccumulator(str(events)).Reload()
     assert set(curves.Tags()["scalars"]) >= {"loss", "lr", "top1", "ema/top1"}
     assert [point.step for point in curves.Scalars("lr")] == [1, 2, 3, 4, 5]
@@ -186,6 +186,7 @@ def test_testing_finds_what_the_training_found(task: Trained, request: pytest.Fi
     for name, value in result["metrics"].items():
         assert value == pytest.approx(task.validation()[name], abs=1e-4)
         assert ended.out.count(f"\n{name}: ") == 1
+    assert not list(task.folder.glob("test/**/events.out.tfevents.*"))
     pictures = sorted((task.folder / "pictures").iterdir())
     assert [path.suffix for path in pictures] == [".png"] * (8 if "classification" in str(task.config) else 6)
     for picture in pictures:

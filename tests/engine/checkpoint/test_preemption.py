@@ -15,7 +15,6 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from engine.checkpoint.preemption import Signals, Stop, exiting_on_signals
-from engine.checkpoint.store import begin_run, last_good, write_checkpoint
 from engine.distributed.agreement import Agreement, StopRequest
 from engine.launch.exit_codes import EXIT_INTERRUPTED, EXIT_SAVED
 from engine.training.loops import EpochLoop
@@ -131,15 +130,10 @@ def test_all_learn_it_one_step_later(tmp_path: Path) -> None:
     assert [(tmp_path / str(rank)).read_text() for rank in range(3)] == [f"{learnt} [0, 1, 2]"] * 3
 
 
-@pytest.mark.parametrize("begins", [True, False])
-def test_told_to_leave_before_the_first_step(tmp_path: Path, begins: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    """What an earlier training has left in the folder is not taken for what this one has done."""
-    write_checkpoint({"meta": {"iter": 5, "run": "earlier"}}, tmp_path / "iter_5.pth")
-    begin_run(tmp_path, "earlier")
+def test_told_to_leave_before_the_first_step(capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as left, exiting_on_signals(tmp_path if begins else None):
+    with pytest.raises(SystemExit) as left, exiting_on_signals():
         os.kill(os.getpid(), signal.SIGTERM)
     assert left.value.code == EXIT_SAVED
     assert signal.getsignal(signal.SIGTERM) is before
     assert capsys.readouterr().err == "asked to stop before the first step: start again with --resume\n"
-    assert last_good(tmp_path) == (None if begins else tmp_path / "iter_5.pth")

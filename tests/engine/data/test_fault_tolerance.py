@@ -120,7 +120,7 @@ class Counting:
 
     def __init__(self, samples: FaultTolerantDataset, caplog: Any) -> None:
         loader = SimpleNamespace(dataset=samples)
-        self.runner = SimpleNamespace(train_dataloader=loader, logger=logging.getLogger("counting"))
+        self.runner = SimpleNamespace(train_dataloader=loader, logger=logging.getLogger("counting"), is_resuming=True)
         self.hook, self._caplog = ReplacedImagesHook(), caplog
         self.hook.before_train(self.runner)
 
@@ -173,6 +173,18 @@ def test_replaced_images_hook_ends_the_run_after_too_many(tmp_path: Path, caplog
     message = rf"16 of 1,500 training images cannot be read, listed in .*{REPLACED_IMAGES_FILE}"
     with pytest.raises(UserError, match=message):
         counting.step()
+
+
+def test_a_new_training_begins_a_new_list_and_a_resumed_one_goes_on(tmp_path: Path, caplog: Any) -> None:
+    samples = FaultTolerantDataset(Numbers(errors=damaged(3)), tmp_path)
+    samples[SeededIndex(3, 1)]
+    counting = Counting(samples, caplog)
+    assert len(entries(tmp_path)) == 1
+    counting.runner.is_resuming, counting.hook = False, ReplacedImagesHook()
+    counting.hook.before_train(counting.runner)
+    assert not (tmp_path / REPLACED_IMAGES_FILE).exists()
+    samples[SeededIndex(3, 1)]
+    assert len(counting.step()) == 1
 
 
 def test_replaced_images_hook_ignores_other_datasets(tmp_path: Path, caplog: Any) -> None:

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -48,6 +49,7 @@ class Runner:
         self.world_size, self.seed, self.load_reports = 1, 7, [{"part": "backbone", "line": "8/8 tensors"}]
         self.logger = logging.getLogger("record")
         self.hooks: list[Any] = []
+        self.visualizer = SimpleNamespace(get_backend=lambda name: None)
 
     def register_hook(self, hook: Any, priority: str) -> None:
         self.hooks.append(hook)

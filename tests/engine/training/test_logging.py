@@ -11,7 +11,7 @@ import pytest
 from mmengine.logging import MessageHub
 from mmengine.registry import LOG_PROCESSORS
 
-from engine.training.logging import MAX_CONSOLE_LINES, TolerantFileHandler, set_up_handlers
+from engine.training.logging import TolerantFileHandler, run_places, set_up_handlers
 
 
 def built(console: io.StringIO, file: Path | str) -> logging.Logger:
@@ -24,22 +24,35 @@ def built(console: io.StringIO, file: Path | str) -> logging.Logger:
     return logger
 
 
-def test_dumps_are_for_the_file_and_warnings_for_both(tmp_path: Path) -> None:
+def test_dumps_are_for_the_file_and_tables_for_both(tmp_path: Path) -> None:
     console = io.StringIO()
     logger = built(console, tmp_path / "run.log")
-    dump = "\n".join("line" for _ in range(MAX_CONSOLE_LINES + 1))
-    for message in ("a line", "Exp name: run", dump):
+    lines = "\n".join("line" for _ in range(40))
+    dumps = ["Exp name: run", f"Config:\n{lines}", f"\n---\nSystem environment:\n{lines}"]
+    dumps += [f"Hooks will be executed in the following order:\n{lines}"]
+    for message in ("a line", *dumps, f"per class results:\n{lines}"):
         logger.info(message)
-    logger.warning(dump)
     assert [handler.encoding for handler in logger.handlers if isinstance(handler, TolerantFileHandler)] == ["utf-8"]
     shown, kept = console.getvalue(), (tmp_path / "run.log").read_text()
-    assert [line for line in shown.splitlines() if line.startswith("- ")] == ["- a line", "- line"]
-    assert [line for line in kept.splitlines() if line.startswith("- ")] == [
-        "- a line",
-        "- Exp name: run",
-        "- line",
-        "- line",
-    ]
+    assert shown == f"- a line\n- per class results:\n{lines}\n"
+    assert kept == "".join(f"- {message}\n" for message in ("a line", *dumps, f"per class results:\n{lines}"))
+
+
+def test_a_test_has_its_own_folder_and_all_starts_of_a_training_one_for_their_curves() -> None:
+    local, curves = dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")
+    settings = {"work_dir": "run", "visualizer": dict(type="Visualizer", vis_backends=[local, curves])}
+    training = run_places(settings | {"train_cfg": {}})
+    assert training["work_dir"] == "run"
+    placed = {**curves, "save_dir": str(Path("run/tensorboard"))}
+    assert training["visualizer"] == dict(type="Visualizer", vis_backends=[local, placed])
+    own = dict(type="mmengine.TensorboardVisBackend", save_dir="elsewhere")
+    chosen = run_places({"work_dir": "run", "train_cfg": {}, "visualizer": dict(vis_backends=[own])})
+    assert chosen["visualizer"]["vis_backends"] == [own]
+    test = run_places(settings | {"train_cfg": None})
+    assert test["work_dir"] == str(Path("run/test"))
+    assert test["visualizer"]["vis_backends"] == [local]
+    assert "save_dir" not in curves, "the resolved config is dumped after this"
+    assert run_places({"work_dir": "run"})["visualizer"] is None
 
 
 def test_a_full_disk_prints_no_stack_for_each_line(capsys: pytest.CaptureFixture[str]) -> None:
