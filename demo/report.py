@@ -13,6 +13,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from engine.config.load import TEST_FOLDER
 from engine.report.environment import code_state, commit_line, machine, read_text, versions
 from engine.report.html import (
     CurveLine,
@@ -30,7 +31,6 @@ from engine.report.html import (
 )
 from engine.report.run_dir import (
     CONFUSION,
-    TEST_FOLDER,
     finite,
     read_curves,
     read_json,

@@ -155,16 +155,18 @@ class FastCocoMetric(BaseMetric):
                 self.class_scores[name][f"{kind}_{stat}"] = round(float(valid.mean()), 4) if len(valid) else None
 
 
-@METRICS.register_module(name="CocoMetric", force=True)
+@METRICS.register_module()
 class ClassCocoMetric(CocoMetric):
     """mmdet's ``CocoMetric``; with ``classwise=True`` it keeps the AP of each class, in place of printing a table.
 
-    Takes the arguments of ``CocoMetric``, and its name in configs.
+    Takes the arguments of ``CocoMetric``, in whose place it is used where a config names that.
 
     Attributes:
         class_scores: ``bbox_mAP``, ``segm_mAP``... in [0, 1] of each class, ``None`` for a class without objects; of
             the last evaluation, in the main process. Empty without ``classwise``.
     """
+
+    metrics: list[str]
 
     def __init__(self, *args: object, **settings: object) -> None:
         super().__init__(*args, **settings)

@@ -151,6 +151,7 @@ DETECTION = register_task(
         dummy_batch=_dummy_batch,
         export_wrapper=_export_wrapper,
         channel_order="BGR",
+        class_metrics={"CocoMetric": "ClassCocoMetric"},
         class_layers={
             "fc_cls": ClassLayer(extra_rows=1),  # the background is the last row since mmdet 2.0
             "fc_reg": ClassLayer(rows=4, scores=False),

@@ -131,10 +131,6 @@ def test(
     if result_format:
         writer = result_writer(cfg, result_format, Path(cfg.work_dir) / name.replace("test", RESULTS))
         runner.test_loop.evaluator.metrics.append(writer)
-    for metric in runner.test_loop.evaluator.metrics:
-        if getattr(metric, "confusion_file", None):
-            file = Path(metric.confusion_file)  # in the work directory, where it is the training's
-            metric.confusion_file = str(Path(runner.work_dir) / f"{file.stem}{name.removeprefix('test')}{file.suffix}")
     metrics = {name: float(value) for name, value in runner.test().items()}
     if is_main_process():
         class_scores = collect_class_scores(runner.test_loop.evaluator)

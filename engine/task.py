@@ -152,6 +152,8 @@ class TaskSpec:
         channel_order: Order of the colour channels in which the pipelines read images.
         class_layers: Layers that depend on the number of classes, by the last part of their names.
         named_classes: Known sets of classes by the name that a config uses.
+        class_metrics: Metrics that keep the scores of each class, by the name of the library's metric whose arguments
+            they take and in whose place they are used.
         coloured_classes: Whether pictures show each class in a colour of its own (the data set's ``palette``).
         sample_types: Classes of mmengine's data elements and of other objects in a batch; for the latter, the
             attributes that their constructors take, in order.
@@ -183,6 +185,7 @@ class TaskSpec:
     channel_order: Literal["RGB", "BGR"] = "RGB"
     class_layers: Mapping[str, ClassLayer] = field(default_factory=dict)
     named_classes: Mapping[str, NamedClasses] = field(default_factory=dict)
+    class_metrics: Mapping[str, str] = field(default_factory=dict)
     coloured_classes: bool = False
     sample_types: Mapping[type, tuple[str, ...]] = field(default_factory=dict)
     image_fields: Mapping[str, Any] = field(default_factory=dict)

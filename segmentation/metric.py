@@ -8,12 +8,11 @@ from mmseg.evaluation import IoUMetric
 from mmseg.registry import METRICS
 
 
-@METRICS.register_module(name=["ClassIoUMetric", "IoUMetric"], force=True)
+@METRICS.register_module()
 class ClassIoUMetric(IoUMetric):
     """mmseg's ``IoUMetric`` that keeps the scores of each class, in place of printing them as a table.
 
-    Takes the arguments of ``IoUMetric``, and its name in configs too: their scores of the classes are in the log, in
-    ``test.json`` and in the report as all others are.
+    Takes the arguments of ``IoUMetric``, in whose place it is used where a config names that.
 
     Attributes:
         class_scores: ``IoU`` and ``Acc`` of each class in percent, ``None`` for a class without pixels; of the last

@@ -46,6 +46,7 @@ RUNNER_KEYS = (
 REQUIRED_KEYS = ("model", "train_dataloader", "train_cfg", "optim_wrapper")  # for training; for a test, the first
 # Names of hooks in older configs. CheckpointHook is mmengine's own, from which a run cannot resume exactly.
 EMA_HOOK = "ModelEMAHook"
+TEST_FOLDER = "test"  # of tests, in the work directory of the training whose files stay as they are
 RENAMED_HOOKS = {"CheckpointHook": "ResumableCheckpointHook", "KeepEMA": EMA_HOOK}
 RENAMED_LOOPS = {"EpochBasedTrainLoop": "EpochLoop", "IterBasedTrainLoop": "IterationLoop"}  # of mmengine -> ours
 LOG_PROCESSOR = "ScoreLogProcessor"  # mmengine's LogProcessor shows the mean of ten validations for a ``val_loss``
@@ -301,7 +302,10 @@ def _set_data(cfg: Config, launch: Launch) -> None:
                 dataset = cfg[name.replace("evaluator", "dataloader")].dataset
                 node["ann_file"] = str(Path(dataset.data_root) / dataset.ann_file)
             if node.get("confusion_file"):
-                node["confusion_file"] = str(Path(cfg.work_dir) / Path(node["confusion_file"]).name)
+                folder = Path(cfg.work_dir) / (TEST_FOLDER if name == "test_evaluator" else "")
+                node["confusion_file"] = str(folder / Path(node["confusion_file"]).name)
+            if (metric := task_of(cfg).class_metrics.get(str(node.get("type")).rpartition(".")[2])) is not None:
+                node["type"] = metric
 
 
 def _set_channels(model: ConfigDict) -> None:

@@ -23,8 +23,7 @@ ENVIRONMENT = "environment.json"
 PLAN = "plan.json"
 DIFF = "code.diff"
 REPORT = "report.html"
-CONFUSION = "confusion.json"  # of the last validation; that of a test is in its folder
-TEST_FOLDER = "test"  # of tests: their logs, resolved config and confusion
+CONFUSION = "confusion.json"  # of the last validation; that of the last test is in the folder of tests
 EVENTS_FOLDER = "nonfinite"  # written by engine.nonfinite.report
 
 Points = list[tuple[int, float]]

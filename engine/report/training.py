@@ -15,6 +15,7 @@ from typing import Any
 
 from backbones.files import atomic_write
 from engine.checkpoint.store import RUN_ID_FILE
+from engine.config.load import TEST_FOLDER
 from engine.data.fault_tolerance import REPLACED_IMAGES_FILE
 from engine.data.preflight import DATA_CHECK_FILE
 from engine.report.class_scores import CLASS_SCORES, class_table, score_of, score_text
@@ -39,7 +40,6 @@ from engine.report.run_dir import (
     EVENTS_FOLDER,
     REPORT,
     STARTS,
-    TEST_FOLDER,
     Points,
     best_point,
     finite,
@@ -86,7 +86,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         "replaced": [line for line in read_text(folder / REPLACED_IMAGES_FILE).splitlines() if line.strip()],
         "data_check": read_json(folder / DATA_CHECK_FILE),
         "non_finite": [event for event in _read_non_finite(folder / EVENTS_FOLDER) if event.get("run", run) == run],
-        "confusion": _read_confusion(folder, tests),
+        "confusion": read_json(folder / TEST_FOLDER / CONFUSION) or read_json(folder / CONFUSION),
         "class_scores": read_json(folder / CLASS_SCORES),
         "pictures": sorted(path.name for path in (folder / "pictures").glob("*.png"))[:MAX_REPORT_PICTURES],
     }
@@ -102,15 +102,6 @@ def _read_tests(folder: Path, run: str) -> dict[str, dict[str, Any]]:
             label += " of another training" if other else ""
             tests[name] = {**read_json(file), "label": label, "time": file.stat().st_mtime_ns}
     return tests
-
-
-def _read_confusion(folder: Path, tests: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What was confused in the first of the tests, or else in the last validation."""
-    files = {test["label"]: folder / TEST_FOLDER / f"confusion{name[4:]}.json" for name, test in tests.items()}
-    for place, file in {**files, "last validation": folder / CONFUSION}.items():
-        if found := read_json(file):
-            return {**found, "place": place}
-    return {}
 
 
 def _read_non_finite(folder: Path) -> list[dict[str, Any]]:
@@ -282,7 +273,7 @@ def _confusion(confusion: Mapping[str, Any]) -> str:
     count = len(confusion.get("classes", []))
     if count > MAX_CONFUSION_CLASSES:
         return note(f"{count:,} classes are too many for a page: see {CONFUSION}")
-    return confusion_table(confusion) + note(f"In the {confusion['place']}.")
+    return confusion_table(confusion)
 
 
 def _pictures(run: Mapping[str, Any], folder: Path) -> str:

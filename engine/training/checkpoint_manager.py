@@ -76,7 +76,8 @@ class CheckpointManager:
         starts_training = runner.is_training and not runner.is_resuming
         report = load_model(runner.model, checkpoint, filename, runner.averaged, classes, starts_training)
         runner.logger.info(str(report))
-        run = getattr(checkpoint.get("meta"), "get", {}.get)("run")
+        meta = checkpoint.get("meta")
+        run = meta.get("run") if isinstance(meta, dict) else None
         runner.load_reports.append({"part": "model", "line": str(report), "run": run, **report.as_dict()})
         if runner.is_resuming:
             self._resumed = checkpoint.get("resume")

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mmdet.registry import METRICS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.logging import MMLogger
@@ -23,7 +22,7 @@ from pycocotools.coco import COCO
 
 import detection  # noqa: F401
 from backbones import UserError
-from detection.coco_metric import FastCocoMetric
+from detection.coco_metric import ClassCocoMetric, FastCocoMetric
 from detection.results import coco_results
 from detection.visualizer import DetectionVisualizer
 from engine.config.classes import palette
@@ -109,7 +108,7 @@ def test_mmdets_own_metric_keeps_the_scores_of_the_classes(folder: Path) -> None
     found = {}
     for kind in ("CocoMetric", "plain"):
         settings = dict(ann_file=str(folder / "a.json"), metric=["bbox", "segm"], classwise=kind == "CocoMetric")
-        metric = METRICS.build(dict(type="CocoMetric", **settings))
+        metric = ClassCocoMetric(**settings)
         metric.dataset_meta = {"classes": CLASSES}
         metric.process({}, given)
         found[kind] = (metric.evaluate(2), metric.class_scores, metric.metrics)

@@ -11,7 +11,6 @@ import torch
 from mmengine.config import Config
 from mmengine.structures import PixelData
 from mmseg.evaluation import IoUMetric
-from mmseg.registry import METRICS
 from mmseg.structures import SegDataSample
 from PIL import Image
 
@@ -62,11 +61,6 @@ def test_the_scores_are_those_of_mmseg_and_those_of_each_class_are_kept(settings
         iou = 100 * float(areas[0][index] / areas[1][index])
         assert ours.class_scores[name]["IoU"] == pytest.approx(iou, abs=0.005)
     assert ours.class_scores["car"]["IoU"] == (0.0 if "nan_to_num" in settings else None)
-
-
-def test_a_config_may_name_the_metric_as_mmseg_does() -> None:
-    built = METRICS.build(dict(type="IoUMetric", iou_metrics=["mIoU"]))
-    assert isinstance(built, ClassIoUMetric)
 
 
 @pytest.mark.parametrize("reduce", [False, True])

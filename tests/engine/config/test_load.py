@@ -109,6 +109,16 @@ def test_the_evaluator_reads_the_annotations_of_its_data_set(path: Path) -> None
 def test_the_confusion_matrix_goes_to_the_work_dir() -> None:
     cfg = load(CLASSIFICATION, work_dir="runs/a").cfg
     assert cfg.val_evaluator.confusion_file == str(Path("runs/a/confusion.json"))
+    assert cfg.test_evaluator.confusion_file == str(Path("runs/a/test/confusion.json"))
+
+
+def test_a_librarys_metric_is_the_one_that_keeps_the_scores_of_the_classes() -> None:
+    cfg = load(UPERNET, **{"val_evaluator.type": "mmseg.IoUMetric", "test_evaluator.type": "IoUMetric"}).cfg
+    assert (cfg.val_evaluator.type, cfg.test_evaluator.type) == ("ClassIoUMetric", "ClassIoUMetric")
+    settings = {"type": "CocoMetric", "metric": "bbox", "classwise": True, "ann_file": "a.json"}
+    cfg = load(MASK, val_evaluator=[settings]).cfg
+    assert cfg.val_evaluator[0].type == "ClassCocoMetric"
+    assert cfg.val_evaluator[0].classwise
 
 
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
