@@ -54,12 +54,10 @@ def main() -> None:
     resolved = load_config(args.config, options, launch)
     is_main, data_check = os.environ.get("RANK", "0") == "0", not args.no_data_check
     lines = []
-    if args.dry_run:
-        notes = [] if resume else obstacles(Path(resolved.cfg.work_dir))
-        lines = (
-            dry_run(resolved, launch, data_check=data_check) + [f"note: {line}" for line in notes] if is_main else []
-        )
-    elif not resume or not (lines := finished_lines(resolved.cfg)):
+    if args.dry_run and is_main:
+        lines = dry_run(resolved, launch, data_check=data_check)
+        lines += [] if resume else [f"note: {line}" for line in obstacles(Path(resolved.cfg.work_dir))]
+    elif not args.dry_run and not (resume and (lines := finished_lines(resolved.cfg))):
         if not resume:
             check_untrained(Path(resolved.cfg.work_dir))
         train(resolved, launch, resume, data_check, args.trust_checkpoint, review_schedules, checked_plan)
