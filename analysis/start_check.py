@@ -8,7 +8,8 @@ import multiprocessing
 import secrets
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,9 +38,10 @@ from mmengine.registry import (
     Registry,
 )
 from mmengine.runner import LogProcessor, Priority, TestLoop, ValLoop
+from mmengine.visualization import Visualizer
 from torch.utils.data import DataLoader
 
-from backbones.errors import ConfigError
+from backbones.errors import ConfigError, nearest
 from backbones.packages import DECODER_PACKAGES, LOGGER_PACKAGES, is_absent, missing_package_error
 from engine.config.building import build, building, check_arguments
 from engine.config.load import AMP_SETTINGS, Resolved
@@ -52,6 +54,11 @@ from engine.training.validation import check_monitored, expected_scores
 
 DEFAULT_HOOKS = ("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint")  # of mmengine
 LOOPS_OF_TRAINING = "EpochLoop trains for a number of epochs, IterationLoop for a number of steps"
+# Of mmengine's constructor of parameter groups, which ignores any other.
+GROUP_OPTIONS = (
+    *("custom_keys", "bias_lr_mult", "bias_decay_mult", "norm_decay_mult", "dwconv_decay_mult"),
+    *("flat_decay_mult", "dcn_offset_lr_mult", "bypass_duplicate"),
+)
 WRITING = ("output_dir", "outfile_prefix")  # arguments of metrics that make folders while they are built
 
 
@@ -98,7 +105,7 @@ def check_parts(cfg: Config) -> None:
         _build_visualizer(cfg)
         hooks = list(_build_hooks(cfg))
         _build(LOG_PROCESSORS, {"type": LogProcessor, **(cfg.get("log_processor") or {})}, "log_processor")
-        check_arguments(FUNCTIONS, {"type": Runner.set_randomness, **cfg.get("randomness", {})}, "randomness")
+        _check_randomness(cfg.get("randomness", {"seed": None}))
         _check_start_method(cfg)
         schedules = _build_schedules(cfg, _build_optimizer(cfg))
     loop = (
@@ -111,10 +118,10 @@ def check_parts(cfg: Config) -> None:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Context without warnings and log lines, which come when the training builds the same."""
+    """Context without warnings, log lines and prints, which come when the training builds the same."""
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -131,6 +138,8 @@ def _check_data(cfg: Config, split: str) -> None:
         check_arguments(DATASETS, dataset, inner)
         steps = dataset.get("pipeline")
         _build_steps(pipeline if steps == cfg.get(pipeline) else f"{inner}.pipeline", steps)
+    if not loader.get("sampler"):
+        raise ConfigError(f"{place}.sampler is missing: dict(type='DefaultSampler', shuffle={split == 'train'})")
     for key, given in (("sampler", ("dataset", "seed")), ("batch_sampler", ("sampler", "batch_size"))):
         if loader.get(key):
             check_arguments(DATA_SAMPLERS, loader[key], f"{place}.{key}", *given)
@@ -212,11 +221,10 @@ def _build_metrics(settings: Any, place: str) -> list[Any]:
 
 def _build_visualizer(cfg: Config) -> None:
     """Build the visualizer, which writes from its first use on; check that the packages of its loggers are there."""
-    if not cfg.get("visualizer"):
-        return
+    settings = cfg.get("visualizer") or {"type": Visualizer}
     # mmengine keeps visualizers by name, for hooks that ask for the newest.
-    _build(VISUALIZERS, copy.deepcopy(cfg.visualizer), "visualizer", name=secrets.token_hex(8), save_dir=cfg.work_dir)
-    backends = cfg.visualizer.get("vis_backends") or []
+    _build(VISUALIZERS, copy.deepcopy(settings), "visualizer", name=secrets.token_hex(8), save_dir=cfg.work_dir)
+    backends = settings.get("vis_backends") or []
     for index, one in enumerate([backends] if isinstance(backends, dict) else backends):
         place = f"visualizer.vis_backends.{index}"
         bases = check_arguments(VISBACKENDS, one, place, "save_dir").__mro__
@@ -239,6 +247,12 @@ def _build_hooks(cfg: Config) -> Iterator[Any]:
             raise ConfigError(f"{place}=None removes no hook: choose from {', '.join(DEFAULT_HOOKS)}")
 
 
+def _check_randomness(settings: Any) -> None:
+    check_arguments(FUNCTIONS, {"type": Runner.set_randomness, **settings}, "randomness")
+    if "seed" not in settings:
+        raise ConfigError("randomness.seed is missing: a whole number, or None for one that is drawn")
+
+
 def _check_start_method(cfg: Config) -> None:
     known = multiprocessing.get_all_start_methods()
     method = (cfg.env_cfg.get("mp_cfg") or {}).get("mp_start_method", known[0])
@@ -254,10 +268,13 @@ def _build_optimizer(cfg: Config) -> OptimWrapper:
     _build(OPTIMIZERS, settings["optimizer"], "optim_wrapper.optimizer", params=[weight])
     settings["optimizer"].pop("fused", None)  # refuses weights without memory
     grouping = {"type": settings.get("constructor"), "paramwise_cfg": settings.get("paramwise_cfg")}
+    if grouping["type"] in (None, "DefaultOptimWrapperConstructor"):
+        _check_group_options(settings.get("paramwise_cfg") or {})
     if grouping["type"] is not None:
         check_arguments(OPTIM_WRAPPER_CONSTRUCTORS, grouping, "optim_wrapper.constructor", "optim_wrapper_cfg")
     kind = check_arguments(OPTIM_WRAPPERS, settings, "optim_wrapper")
     if issubclass(kind, AmpOptimWrapper) and not torch.cuda.is_available():  # a dry run for another machine
+        _check_precision(settings)
         settings = {key: settings[key] for key in settings.keys() - AMP_SETTINGS} | {"type": OptimWrapper}
     with building({"optim_wrapper": settings}, "optim_wrapper"):
         built: OptimWrapper = build_optim_wrapper(build_on_meta(cfg), settings)
@@ -265,6 +282,26 @@ def _build_optimizer(cfg: Config) -> OptimWrapper:
         clip = {"type": built.clip_func, **built.clip_grad_kwargs}
         _build(FUNCTIONS, clip, "optim_wrapper.clip_grad", parameters=[weight])
     return built
+
+
+def _check_group_options(options: Any) -> None:
+    for name in options:
+        if name not in GROUP_OPTIONS:
+            known = f"choose from {', '.join(GROUP_OPTIONS)}"
+            raise ConfigError(
+                f"optim_wrapper.paramwise_cfg.{name}: nothing reads it{nearest(name, GROUP_OPTIONS)}; {known}"
+            )
+
+
+def _check_precision(settings: Any) -> None:
+    dtype, scale = settings.get("dtype"), settings.get("loss_scale", "dynamic")
+    if dtype not in (None, *AmpOptimWrapper.valid_dtypes):
+        known = ", ".join(AmpOptimWrapper.valid_dtypes)
+        raise ConfigError(
+            f"optim_wrapper.dtype={dtype!r}{nearest(str(dtype), AmpOptimWrapper.valid_dtypes)}; choose from {known}"
+        )
+    if scale != "dynamic" and not isinstance(scale, float | dict):
+        raise ConfigError(f"optim_wrapper.loss_scale={scale!r}: 'dynamic' or a number with a point is needed")
 
 
 def _build_schedules(cfg: Config, optimizer: OptimWrapper) -> list[Any]:

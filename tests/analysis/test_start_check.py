@@ -276,6 +276,37 @@ def test_a_metric_s_arguments_are_checked_without_its_file(tmp_path: Path) -> No
         checked("classifier", tmp_path, lambda cfg: cfg.update(val_evaluator=[cfg.val_evaluator, wrong]))
 
 
+@pytest.mark.parametrize(
+    "change, needle",
+    [
+        (lambda cfg: cfg.randomness.pop("seed"), "randomness.seed is missing"),
+        (lambda cfg: cfg.train_dataloader.pop("sampler"), "train_dataloader.sampler is missing: dict(type='DefaultS"),
+        (
+            lambda cfg: cfg.optim_wrapper.update(constructor=None, paramwise_cfg=dict(norm_decay=0)),
+            "optim_wrapper.paramwise_cfg.norm_decay: nothing reads it; nearest: norm_decay_mult",
+        ),
+        (
+            lambda cfg: cfg.param_scheduler.append(dict(type="ReduceOnPlateauLR", monitor="topp1")),
+            "ReduceOnPlateauLR.monitor='topp1' is no score of the validation: choose from top1",
+        ),
+    ],
+)
+def test_what_is_left_out_or_would_be_ignored(tmp_path: Path, change: Callable[[Any], object], needle: str) -> None:
+    with refused(needle):
+        checked("classifier", tmp_path, change)
+
+
+@pytest.mark.parametrize("visualizer", [None, dict(type="Visualizer")])
+def test_hooks_that_ask_for_the_visualizer(tmp_path: Path, visualizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Visualizer, "_instance_dict", type(Visualizer._instance_dict)())
+
+    def change(cfg: Any) -> None:
+        cfg.visualizer = visualizer
+        cfg.custom_hooks.append(dict(type="HookOfTest"))
+
+    checked("classifier", tmp_path, change)
+
+
 def test_wrapped_data_sets_are_checked_one_by_one(tmp_path: Path) -> None:
     def change(cfg: Any) -> None:
         inner = cfg.train_dataloader.dataset
@@ -292,9 +323,15 @@ def test_mixed_precision_is_checked_on_a_machine_without_gpu() -> None:
     options = {"optim_wrapper.type": "AmpOptimWrapper", "optim_wrapper.dtype": "float16"}
     cfg = load_config(CONFIG["classifier"], options, Launch.on_gpus(2)).cfg
     check_parts(cfg)
-    cfg.optim_wrapper.los_scale = 512.0
-    with refused("optim_wrapper: AmpOptimWrapper has no argument 'los_scale'; nearest: loss_scale"):
-        check_parts(cfg)
+    for key, value, needle in (
+        ("los_scale", 512.0, "AmpOptimWrapper has no argument 'los_scale'; nearest: loss_scale"),
+        ("dtype", "bfloat61", "optim_wrapper.dtype='bfloat61'; nearest: bfloat16"),
+        ("loss_scale", "dynamc", "optim_wrapper.loss_scale='dynamc': 'dynamic' or"),
+    ):
+        wrong = copy.deepcopy(cfg)
+        wrong.optim_wrapper[key] = value
+        with refused(needle):
+            check_parts(wrong)
 
 
 @pytest.mark.parametrize(
