@@ -6,6 +6,7 @@ from pathlib import Path
 
 from analysis.schedules import review_schedules
 from analysis.start_check import checked_plan
+from backbones.published import cached_file, is_published, nearest_published
 from engine.config.load import Resolved
 from engine.config.world import Launch
 from engine.data.preflight import check_for_a_minute, dataset_paths, refuse_errors
@@ -57,6 +58,9 @@ def dry_run(
 
 
 def _presence(source: str | Path) -> str:
-    if "://" in str(source):
-        return f"{source} (not looked up)"
-    return f"{source} ({'present' if Path(source).exists() else 'ABSENT'})"
+    hint = ""
+    if isinstance(source, str):  # of weights; data is in folders
+        if is_published(source):
+            return f"{source} ({'in the cache' if cached_file(source) else 'to be downloaded'})"
+        hint = nearest_published(source)
+    return f"{source} ({'present' if Path(source).exists() else f'ABSENT{hint}'})"

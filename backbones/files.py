@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,19 @@ def atomic_write(file: Path) -> Iterator[Path]:
         _sync(file.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Hold a lock that other processes wait for; it is released when the process ends, however it ends.
+
+    Args:
+        file: Empty file that stands for the lock, created with its folder and left there.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a") as holder:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        yield
 
 
 def remove_partial_files(folder: Path) -> None:

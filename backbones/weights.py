@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import logging
 import pickle
@@ -14,9 +13,8 @@ from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PosixPath, PurePosixPath, PureWindowsPath
+from pathlib import Path, PosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlparse
 
 import numpy as np
 import safetensors.torch
@@ -40,6 +38,7 @@ from backbones.layouts import (
     summarize_names,
     to_ours,
 )
+from backbones.published import FOLDER_FILES, fetch, is_published, is_url, nearest_published
 
 if TYPE_CHECKING:
     from backbones.base import Backbone
@@ -77,8 +76,6 @@ _RAW_KEYS = ("state_dict", "model", "module", "model_ema")
 _AVERAGED_KEYS = ("ema_state_dict", "model_ema", "state_dict_ema")
 _MAX_NESTING = 4
 MAX_KEYS_IN_MESSAGE = 8
-# File names in a folder of Hugging Face transformers.
-_FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 # Heads of classifiers other than ConvNeXt: ours and ViT, Swin and RegNet, ResNet, EfficientNet.
 _HEAD_WEIGHT = re.compile(r"(module\.)?(model\.)?(head|head\.fc|fc|classifier)\.weight")
 _OUTPUT_NORM = re.compile(r"norm[0-3]?\.(weight|bias)")
@@ -126,7 +123,8 @@ def read_checkpoint(source: str, trust: bool = False, in_place: bool = False) ->
 
     Args:
         source: Path of a ``torch.save`` or safetensors file (told apart by content), a folder written by Hugging
-            Face's ``save_pretrained``, or an ``http(s)``/``file`` URL, which is downloaded once into torch's cache.
+            Face's ``save_pretrained``, or what :func:`backbones.published.fetch` takes: an ``http(s)``/``file`` URL, a
+            name of timm, a repository of Hugging Face. A path that exists is a path.
         trust: Execute code that the file asks for (``--trust-checkpoint``), for old files with more than plain data.
         in_place: Map the tensors of a ``torch.save`` file into memory without verifying them, to read only what is
             beside them.
@@ -145,7 +143,7 @@ def read_checkpoint(source: str, trust: bool = False, in_place: bool = False) ->
         if _is_safetensors(path):
             content: Any = safetensors.torch.load_file(path)
         elif foreign := describe_weight_file(path):
-            again = f" (delete {path} to download it again)" if _is_url(source) else ""
+            again = f" (delete {path} to download it again)" if is_url(source) else ""
             raise CheckpointError(f"checkpoint {source!r} {foreign}{again}")
         elif is_torchscript(path):
             content = _read_torchscript(path, source, trust)
@@ -166,7 +164,7 @@ def read_checkpoint(source: str, trust: bool = False, in_place: bool = False) ->
     except OSError as error:  # a folder without permission, an address that does not answer
         raise CheckpointError(f"checkpoint {source!r} cannot be read: {first_line(error, 160)}") from error
     except Exception as error:  # torch and safetensors raise many kinds for a damaged archive
-        fix = f"; delete {path} to download it again" if _is_url(source) else ""
+        fix = f"; delete {path} to download it again" if is_url(source) else ""
         raise CheckpointError(f"checkpoint {source!r} cannot be read: it is damaged, or no checkpoint{fix}") from error
     if isinstance(content, nn.Module):  # TorchScript, or a whole model that is trusted
         content = content.state_dict()
@@ -226,30 +224,20 @@ def verify_checkpoint(path: Path, source: str) -> None:
         raise CheckpointError(f"checkpoint {source!r} is damaged: {damaged!r} in it is not what was written")
 
 
-def _is_url(source: str) -> bool:
-    return re.match(r"(https?|file)://", source) is not None
-
-
 def _local_file(source: str) -> Path:
-    """The file to read: one in a folder, or a download of a URL."""
-    if _is_url(source):
-        # Files of Hugging Face all have the same name: the URL distinguishes them.
-        digest = hashlib.sha256(source.encode()).hexdigest()[:8]
-        path = Path(torch.hub.get_dir(), "checkpoints", f"{digest}-{PurePosixPath(urlparse(source).path).name}")
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(source, str(path))
-        return path
+    """The file to read: one in a folder, or a download of what is published."""
+    if is_published(source):
+        return fetch(source)
     path = Path(source)
     if path.is_dir():
-        inside = [path / name for name in _FOLDER_FILES if (path / name).is_file()]
+        inside = [path / name for name in FOLDER_FILES if (path / name).is_file()]
         if not inside:
             raise CheckpointError(
-                f"checkpoint {source!r} does not exist: the folder has no {' and no '.join(_FOLDER_FILES)}"
+                f"checkpoint {source!r} does not exist: the folder has no {' and no '.join(FOLDER_FILES)}"
             )
         return inside[0]
     if not path.is_file():
-        raise CheckpointError(f"checkpoint {source!r} does not exist")
+        raise CheckpointError(f"checkpoint {source!r} does not exist{nearest_published(source)}")
     return path
 
 
@@ -536,10 +524,10 @@ def _target_file(source: str, target: str, layout: LayoutName) -> Path:
         if layout != "hf" or path.is_file():
             folder = ", or a folder for --to hf" if layout != "hf" else ""
             raise CheckpointError(f"cannot write {target!r}: give a name that ends in .safetensors or .pth{folder}")
-        path = path / _FOLDER_FILES[0]
+        path = path / FOLDER_FILES[0]
     elif path.is_dir():
         raise CheckpointError(f"cannot write {target!r}: it is a folder")
-    if path.exists() and not _is_url(source) and _local_file(source).samefile(path):
+    if path.exists() and not is_published(source) and _local_file(source).samefile(path):
         raise CheckpointError(f"cannot write {target!r}: it is the file that is read, choose another name")
     return path
 

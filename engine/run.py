@@ -13,6 +13,7 @@ from mmengine.dist import is_main_process
 from mmengine.registry import HOOKS
 
 from backbones.errors import CheckpointError, ConfigError
+from backbones.published import fetch, is_published, nearest_published
 from engine.checkpoint.preemption import Stop, exiting_on_signals
 from engine.config.load import Resolved
 from engine.config.world import Launch
@@ -150,9 +151,11 @@ def test(
 
 
 def _check_weight_file(key: str, source: str | None) -> None:
-    """Check early that a file exists, before data and model are built."""
-    if source and "://" not in source and not Path(source).exists():
-        raise CheckpointError(f"{key} {source!r} does not exist")
+    """Check early that a file exists, before data and model are built; fetch what is published."""
+    if source and is_published(source):
+        fetch(source)
+    elif source and not Path(source).exists():
+        raise CheckpointError(f"{key} {source!r} does not exist{nearest_published(source)}")
 
 
 def _without_training(cfg: ConfigDict) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from analysis.doctor.examination import CheckResult, Checks, DoctorOptions, bad, notice, ok
+from backbones.published import is_published
 from engine.config.load import load_config
 from engine.config.world import Launch
 from engine.data.preflight import BRING_DATA_HINT, dataset_paths
@@ -69,7 +70,7 @@ def check_config(config: str, launch: Launch) -> Iterator[CheckResult]:
         "load_from": resolved.cfg.get("load_from"),
     }
     for name, source in sources.items():
-        if source and "://" not in source and not Path(source).exists():
+        if source and not is_published(source) and not Path(source).exists():
             yield bad("weights", f"{name}: {source} is absent", "train or fetch it first, or set it to None")
     work_dir = Path(resolved.cfg.work_dir)
     yield from check_work_dir(work_dir)

@@ -90,7 +90,7 @@ def test_another_optimizer_says_whose_rate_it_has() -> None:
 @pytest.mark.parametrize(
     "path, options, dropped",
     [
-        (DIGITS, {"param_scheduler.1.type": "PolyLR"}, "T_max (not of PolyLR)"),
+        (DIGITS, {"param_scheduler.1.type": "ExponentialLR"}, "eta_min (not of ExponentialLR)"),
         (DIGITS, {"train_cfg.type": "IterationLoop", "train_cfg.max_iters": 9}, "max_epochs (not of IterationLoop)"),
         (UPERNET, {"model.decode_head.type": "FCNHead"}, "pool_scales (not of FCNHead)"),
         (UPERNET, {"model.decode_head.loss_decode.type": "DiceLoss"}, "class_weight (not of DiceLoss)"),
