@@ -64,7 +64,7 @@ class ExportSource:
         outputs: Name of each output.
         shape: Default height and width in pixels.
         weights: Description of the weights: raw or averaged, and the name of the checkpoint.
-        preprocessing: What tests do with an image file before the network.
+        preprocessing: Steps of a test from an image file to the network's input.
         classes: Names of the classes; empty if unknown.
         notes: Remarks for the user, one line each.
         prefix: Beginning of the network's tensor names that exported files leave out.
