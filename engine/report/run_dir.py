@@ -79,7 +79,7 @@ def read_curves(folder: Path) -> dict[str, Points]:
 
 def scalar_files(folder: Path) -> list[Path]:
     """The logged values of each start of the training that a folder holds; of all starts where there is no record."""
-    names = {start.get("folder") for start in read_starts(folder)}
+    names = {start["folder"] for start in read_starts(folder) if "folder" in start}
     files = sorted(folder.glob("*/vis_data/scalars.json"))
     return [file for file in files if not names or file.parents[1].name in names]
 

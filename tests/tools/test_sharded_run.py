@@ -26,6 +26,11 @@ val_dataloader = dict(num_workers=0)
 batch = dict(size=8, per_gpu=8)
 optim_wrapper = dict(optimizer=dict(lr=0.01), clip_grad=dict(max_norm=1.0))
 train_cfg = dict(max_epochs=3)
+# Of a length of its own: one that follows the training would differ in the run that is moved after 2 of 3 epochs.
+param_scheduler = [
+    dict(type="LinearLR", start_factor=1e-2, end=1, by_epoch=True, convert_to_iter_based=True),
+    dict(type="CosineAnnealingLR", begin=1, T_max=2, eta_min=1e-6, by_epoch=True, convert_to_iter_based=True),
+]
 default_hooks = dict(logger=dict(interval=1), checkpoint=dict(max_keep_ckpts=3))
 env_cfg = dict(sharded=True)
 """
