@@ -214,13 +214,13 @@ def test_asked_to_stop(train: Train, whole: Path, tmp_path: Path, by: str, momen
 
 @ONE_TASK
 def test_a_second_training_in_the_folder_of_the_first(train: Train, whole: Path, tmp_path: Path) -> None:
-    """It goes on where it was stopped, not where the first one has come to."""
+    """It is refused, and what the first one left stays as it is."""
     shutil.copytree(whole, tmp_path / "work")
-    for flags, before, until in ((), None, 3), (("--resume",), 3, 4), (("--resume",), 4, 6):
-        ended = train(tmp_path / "work", *flags, ASK_AT=str(until), ASK_BY="SIGTERM")
-        assert ended.code == EXIT_SAVED, ended.err
-        assert not before or f"resumed epoch: 0, iter: {before}" in ended.out
-        assert not before or "iter_14.pth, iter_15.pth in " in ended.out
+    before = {path: path.read_bytes() for path in (tmp_path / "work").glob("*.pth")}
+    ended = train(tmp_path / "work")
+    assert ended.code == 2, ended.out
+    assert "holds a training (iter_15.pth): go on with --resume" in ended.err
+    assert {path: path.read_bytes() for path in (tmp_path / "work").glob("*.pth")} == before
 
 
 @ONE_TASK
