@@ -20,17 +20,17 @@ def resumes(asked: bool) -> bool:
     return asked or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
-def obstacles(folder: Path) -> list[str]:
-    """Why a new training may not begin in a folder, in one line with the ways to go on; nothing if it may.
+def obstacle(folder: Path) -> str | None:
+    """Why a new training may not begin in a folder, in one line with the ways to go on; ``None`` if it may.
 
     What it would replace is checkpoints: a start that has left none, such as one that failed early, is no obstacle.
     """
     files = [file for file in folder.glob("*.pth") if CHECKPOINT_NAME.fullmatch(file.name) or _is_best(file)]
     if not files:
-        return []
+        return None
     newest = max(files, key=lambda file: file.stat().st_mtime_ns).name
     ways = "go on with --resume, or give another folder with --work-dir"
-    return [f"work directory {str(folder)!r} holds a training ({newest}): {ways}"]
+    return f"work directory {str(folder)!r} holds a training ({newest}): {ways}"
 
 
 def check_untrained(folder: Path) -> None:
@@ -39,12 +39,12 @@ def check_untrained(folder: Path) -> None:
     Raises:
         ConfigError: If it would replace checkpoints.
     """
-    for line in obstacles(folder):
+    if line := obstacle(folder):
         raise ConfigError(line)
 
 
-def finished_lines(cfg: Config) -> list[str]:
-    """What to say in place of resuming a training that is finished, in one line; nothing of one that is not.
+def finished_line(cfg: Config) -> str | None:
+    """What to say in place of resuming a training that is finished; ``None`` of one that is not.
 
     Args:
         cfg: Resolved config of the training, whose length may have been changed since.
@@ -56,9 +56,9 @@ def finished_lines(cfg: Config) -> list[str]:
     done, asked = schedule.get(unit), cfg.train_cfg.get(key)
     ended = last.get("outcome") == FINISHED and last.get("to_step") == last.get("of_steps")
     if not (ended and done and asked and asked <= done and _last(folder)):
-        return []
+        return None
     longer = f"to train longer: --resume --cfg-options train_cfg.{key}=N with N above {done}"
-    return [f"finished before, after {done} {unit if done > 1 else unit[:-1]}; {_results(folder)}; {longer}"]
+    return f"finished before, after {done} {unit if done > 1 else unit[:-1]}; {_results(folder)}; {longer}"
 
 
 def closing_lines(cfg: Config) -> list[str]:

@@ -44,6 +44,7 @@ from torch.utils.data import DataLoader
 from backbones.errors import ConfigError, nearest
 from backbones.packages import DECODER_PACKAGES, LOGGER_PACKAGES, is_absent, missing_package_error
 from engine.config.building import build, building, check_arguments
+from engine.config.datasets import all_datasets
 from engine.config.load import AMP_SETTINGS, Resolved
 from engine.config.schema import is_whole
 from engine.config.world import Launch
@@ -134,7 +135,7 @@ def _check_data(cfg: Config, split: str) -> None:
     if not loader:
         return
     pipeline = "train_pipeline" if split == "train" else "test_pipeline"
-    for inner, dataset in _datasets(loader.dataset, f"{place}.dataset"):
+    for inner, dataset in all_datasets(loader.dataset, f"{place}.dataset"):
         check_arguments(DATASETS, dataset, inner)
         steps = dataset.get("pipeline")
         _build_steps(pipeline if steps == cfg.get(pipeline) else f"{inner}.pipeline", steps)
@@ -161,15 +162,6 @@ def _build(registry: Registry, settings: Any, place: str, **given: Any) -> Any:
         if place in str(error):
             raise
         raise ConfigError(f"{place}: {error}") from error
-
-
-def _datasets(dataset: Any, place: str) -> Iterator[tuple[str, Any]]:
-    """A data set and those that it wraps, with their places in the config."""
-    yield place, dataset
-    if "dataset" in dataset:
-        yield from _datasets(dataset["dataset"], f"{place}.dataset")
-    for index, inner in enumerate(dataset.get("datasets", ())):
-        yield from _datasets(inner, f"{place}.datasets.{index}")
 
 
 def _build_steps(place: str, steps: Any) -> None:

@@ -37,7 +37,7 @@ def main() -> None:
     from analysis.batch_size_finder import chosen_batch
     from analysis.dry_run import dry_run
     from analysis.schedules import review_schedules
-    from analysis.standing import check_untrained, closing_lines, finished_lines, obstacles, resumes
+    from analysis.standing import check_untrained, closing_lines, finished_line, obstacle, resumes
     from analysis.start_check import checked_plan
     from engine.config.load import load_config
     from engine.config.options import parse_options
@@ -53,13 +53,18 @@ def main() -> None:
         options |= chosen_batch(args.per_gpu_batch, args.config, options, launch, not args.dry_run, resume)
     resolved = load_config(args.config, options, launch)
     is_main, data_check = os.environ.get("RANK", "0") == "0", not args.no_data_check
-    lines = []
-    if args.dry_run and is_main:
+    folder = Path(resolved.cfg.work_dir)
+    if args.dry_run and not is_main:
+        return
+    if args.dry_run:
         lines = dry_run(resolved, launch, data_check=data_check)
-        lines += [] if resume else [f"note: {line}" for line in obstacles(Path(resolved.cfg.work_dir))]
-    elif not args.dry_run and not (resume and (lines := finished_lines(resolved.cfg))):
+        if not resume and (line := obstacle(folder)):
+            lines.append(f"note: {line}")
+    elif resume and (line := finished_line(resolved.cfg)):
+        lines = [line]
+    else:
         if not resume:
-            check_untrained(Path(resolved.cfg.work_dir))
+            check_untrained(folder)
         train(resolved, launch, resume, data_check, args.trust_checkpoint, review_schedules, checked_plan)
         lines = closing_lines(resolved.cfg)
     if is_main:

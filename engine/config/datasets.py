@@ -10,20 +10,28 @@ from backbones.errors import ConfigError
 MIXING = "MultiImageMixDataset"  # mmdet's and mmseg's; it has a pipeline of its own, after those of its data sets
 
 
+def all_datasets(dataset: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """A data set and those that it wraps, outer ones first, each with its place in the config.
+
+    Args:
+        dataset: Settings of a data set.
+        place: Dotted key of it.
+    """
+    yield place, dataset
+    if "dataset" in dataset:
+        yield from all_datasets(dataset["dataset"], f"{place}.dataset")
+    for index, inner in enumerate(dataset.get("datasets", ())):
+        yield from all_datasets(inner, f"{place}.datasets.{index}")
+
+
 def inner_datasets(dataset: Any) -> list[Any]:
     """The data sets that read files: those inside of wrappers, or the data set itself."""
-    if not is_wrapper(dataset):
-        return [dataset]
-    return [one for inner in _wrapped(dataset) for one in inner_datasets(inner)]
+    return [one for _, one in all_datasets(dataset) if not is_wrapper(one)]
 
 
 def is_wrapper(dataset: Any) -> bool:
     """Whether a data set only wraps others."""
     return "dataset" in dataset or "datasets" in dataset
-
-
-def _wrapped(wrapper: Any) -> list[Any]:
-    return [wrapper["dataset"]] if "dataset" in wrapper else wrapper["datasets"]
 
 
 def set_pipeline(dataset: Any, pipeline: Any) -> None:
@@ -35,7 +43,8 @@ def set_pipeline(dataset: Any, pipeline: Any) -> None:
     if not is_wrapper(dataset):
         dataset["pipeline"] = pipeline
         return
-    for mixing in (one for one in _wrappers(dataset) if str(one["type"]).endswith(MIXING)):
+    wrappers = [one for _, one in all_datasets(dataset) if is_wrapper(one)]
+    for mixing in (one for one in wrappers if str(one["type"]).endswith(MIXING)):
         mixing.setdefault("pipeline", pipeline)
         if not all(one.get("pipeline") for one in inner_datasets(mixing)):
             raise ConfigError(
@@ -44,10 +53,3 @@ def set_pipeline(dataset: Any, pipeline: Any) -> None:
             )
     for one in inner_datasets(dataset):
         one.setdefault("pipeline", pipeline)
-
-
-def _wrappers(dataset: Any) -> Iterator[Any]:
-    if is_wrapper(dataset):
-        yield dataset
-        for inner in _wrapped(dataset):
-            yield from _wrappers(inner)

@@ -253,12 +253,11 @@ def _set_hooks(cfg: Config, notes: list[str]) -> None:
     cfg.default_hooks.setdefault("checkpoint", dict(type=RENAMED_HOOKS["CheckpointHook"]))
     cfg.log_processor = {"type": LOG_PROCESSOR, **(cfg.get("log_processor") or {})}
     _replace_types(cfg.log_processor, {"LogProcessor": LOG_PROCESSOR})
-    for former, name in RENAMED_HOOKS.items():
-        if _replace_types([cfg.default_hooks, cfg.get("custom_hooks")], {former: name}):
-            notes.append(f"hook {former} -> {name}")
-    for former, name in RENAMED_LOOPS.items():
-        if _replace_types(cfg.get("train_cfg"), {former: name}):
-            notes.append(f"loop {former} -> {name}")
+    hooks = [cfg.default_hooks, cfg.get("custom_hooks")]
+    for what, parts, renamed in (("hook", hooks, RENAMED_HOOKS), ("loop", cfg.get("train_cfg"), RENAMED_LOOPS)):
+        for former, name in renamed.items():
+            if _replace_types(parts, {former: name}):
+                notes.append(f"{what} {former} -> {name}")
 
 
 def _set_classes(cfg: Config, notes: list[str]) -> None:
