@@ -30,7 +30,8 @@ def read_config(path: Path) -> Config:
         MachineError: If a package that a module imports is missing.
         Exception: Whatever the file, or an import, raises.
     """
-    MODULE2PACKAGE["mmseg"] = "mmseg"  # not mmsegmentation: here the package is that of onedl-mmsegmentation
+    # A library is found by its own name: its distribution may have another one than mmengine lists, as those here have.
+    MODULE2PACKAGE.update({library: library for library in MODULE2PACKAGE})
     cfg = Config.fromfile(str(path), import_custom_modules=False)
     names = list(dict.fromkeys(_imported_modules(path)))
     if names:

@@ -248,6 +248,7 @@ BUSY_CHANNEL = """
 import sys, threading, time
 sys.path.insert(0, {tools!r})
 import launch
+import engine.launch.job
 from torch.distributed import TCPStore
 
 def end_while_a_thread_asks_the_store(job):
@@ -260,7 +261,7 @@ def end_while_a_thread_asks_the_store(job):
     print("the last line", file=sys.stderr)
     return 75
 
-launch.launch = end_while_a_thread_asks_the_store
+engine.launch.job.launch = end_while_a_thread_asks_the_store
 launch.main()
 """
 
