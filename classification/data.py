@@ -79,6 +79,10 @@ class FolderDataset(BaseDataset):
             raise DataError(f"{str(root)!r} holds no image of any class ({', '.join(IMAGE_SUFFIXES)})")
         return samples
 
+    def get_cat_ids(self, idx: int) -> list[int]:
+        """Label of an image in a list, for mmengine's ``ClassBalancedDataset``."""
+        return [self.get_data_info(idx)["gt_label"]]
+
 
 def class_folders(root: Path, classes: Sequence[str]) -> set[str]:
     """Names of the folders directly under ``root``, without hidden folders and dangling or circular symbolic links.

@@ -160,7 +160,7 @@ class CocoChecker(DatasetChecker):
         self._check_areas(counted)
         class_ids = {number for number, name in categories.items() if name in self.dataset.metainfo["classes"]}
         filters = {} if self.dataset.get("test_mode") else self.dataset.get("filter_cfg") or {}
-        counts = count_left_out(counted, images, class_ids, filters)
+        counts = count_left_out(counted, images, class_ids, filters, self.with_mask and self.split == "train")
         self._report_left_out(counts, filters)
         count, most = len(rows), MAX_BAD_BOX_FRACTION * len(rows)
         if not count and images:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -56,6 +56,9 @@ class CocoInstances(CocoDataset):
     """mmdet's COCO data set with categories in the order of the classes and file names confined to their folder."""
 
     COCOAPI = OrderedCOCO
+
+    def __init__(self, *args: Any, data_prefix: Mapping[str, str] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, data_prefix={"img": "", **(data_prefix or {})}, **kwargs)
 
     def parse_data_info(self, raw_data_info: dict[str, Any]) -> Any:
         """Read an image's entry of the annotation file.

@@ -1,7 +1,7 @@
 """Objects and images of an annotation file that mmdet leaves out, and why: it says nothing about them itself.
 
 The rules are those of ``CocoDataset.parse_data_info`` and ``CocoDataset.filter_data`` in mmdet/datasets/coco.py of
-mmdet 3.
+mmdet 3, and of its ``LoadAnnotations`` for masks that cannot be drawn.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from detection.annotations import MIN_POLYGON_VALUES
+
 CROWD = "crowds (iscrowd 1)"
 NO_AREA = "with an area of 0"
 MARKED = "marked with ignore"
 NO_BOX = "with a box of less than a pixel in the image"
+NO_MASK = "without a polygon of three points"
 IN_DROPPED_IMAGE = "in images that are left out"
 
 
@@ -66,6 +69,7 @@ def count_left_out(
     images: Mapping[int, Mapping[str, Any]],
     class_ids: Collection[int],
     filters: Mapping[str, Any],
+    with_mask: bool = False,
 ) -> LeftOut:
     """Count the objects and images that mmdet leaves out.
 
@@ -74,6 +78,7 @@ def count_left_out(
         images: Images by id.
         class_ids: Category ids of the classes.
         filters: ``filter_cfg`` of the data set; empty where images are not filtered, as in a validation.
+        with_mask: Whether masks are trained on.
     """
     ours = [one for one in objects if one["category_id"] in class_ids]
     with_object = {one["image_id"] for one in ours}
@@ -82,7 +87,7 @@ def count_left_out(
     counts = LeftOut(len(ours), len(images), small_images=len(small), empty_images=len(empty - small))
     kept = set()
     for one in ours:
-        reason = IN_DROPPED_IMAGE if one["image_id"] in small else _reason(one, images[one["image_id"]])
+        reason = IN_DROPPED_IMAGE if one["image_id"] in small else _reason(one, images[one["image_id"]], with_mask)
         if reason:
             counts.objects[reason] += 1
         else:
@@ -91,7 +96,7 @@ def count_left_out(
     return counts
 
 
-def _reason(one: Mapping[str, Any], image: Mapping[str, Any]) -> str | None:
+def _reason(one: Mapping[str, Any], image: Mapping[str, Any], with_mask: bool) -> str | None:
     """Why an object is left out, ``None`` for one that is trained on."""
     x, y, width, height = one["bbox"]
     inside = [min(x + width, image["width"]) - max(x, 0), min(y + height, image["height"]) - max(y, 0)]
@@ -102,4 +107,14 @@ def _reason(one: Mapping[str, Any], image: Mapping[str, Any]) -> str | None:
         return NO_BOX
     if area is not None and area <= 0:
         return NO_AREA
-    return CROWD if one.get("iscrowd") else None
+    if one.get("iscrowd"):
+        return CROWD
+    return NO_MASK if with_mask and _undrawable(one.get("segmentation")) else None
+
+
+def _undrawable(mask: Any) -> bool:
+    """Whether a mask is a list of polygons of which none has three whole points."""
+    if not isinstance(mask, list) or not mask:
+        return False
+    lengths = [len(polygon) for polygon in mask if isinstance(polygon, list)]
+    return not any(length >= MIN_POLYGON_VALUES and length % 2 == 0 for length in lengths)

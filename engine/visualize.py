@@ -174,7 +174,8 @@ def predict_images(
     if any(image.parent.samefile(out) for image in images):
         raise ConfigError(f"the drawings would overwrite the images in {str(out)!r}: choose another folder with --out")
     stems, task = Counter(image.stem for image in images), task_of(cfg)
-    names = {image: image.stem if stems[image.stem] == 1 else image.name for image in images}
+    full = {image.name for image in images}
+    names = {image: image.stem if stems[image.stem] == 1 and image.stem not in full else image.name for image in images}
     if line := write_drawn_names(cfg.test_dataloader.dataset.metainfo["classes"], out):
         print(line)
     writer = result_writer(cfg, result_format, out / RESULTS, names) if result_format else None

@@ -176,7 +176,7 @@ class LabelChecker(DatasetChecker):
             return
         self._check_wrong_values()
         self._check_ignored_zero(complete)
-        self._check_masks()
+        self._check_masks(complete)
         present = {self._class_of(value) for value in self._pixels}
         if present == {IGNORE_INDEX}:
             self.error("nothing labelled", self._folder("seg_map_path"), "no pixel is labelled", "check the labels")
@@ -254,11 +254,22 @@ class LabelChecker(DatasetChecker):
         report = self.error if complete or self._label_files >= MIN_LABEL_FILES else self.warn
         report("reduce_zero_label", self._folder("seg_map_path"), problem, LABEL_FIXES["ignored zero"])
 
-    def _check_masks(self) -> None:
-        """Check for masks of 0 and 255, as drawing programs store them: 255 means "not labelled"."""
+    def _check_masks(self, complete: bool) -> None:
+        """Check for one class: in masks of 0 and 255, as drawing programs store them, 255 means "not labelled"."""
         stored = {value for value in self._pixels if value != self.unlabelled}
         if stored == {0, IGNORE_INDEX}:
             problem = "all values are 0 and 255, which means 'not labelled': "
             problem += f"no other class than {self.classes[0]!r} is ever seen"
             fix = "store classes as 0, 1, 2..., the background of a mask as 0 and what it shows as 1"
             self.error("masks of 0 and 255", self._folder("seg_map_path"), problem, fix)
+            return
+        seen = {self._class_of(value) for value in self._pixels} - {IGNORE_INDEX}
+        if (
+            None not in seen
+            and len(seen) == 1
+            and self.split == "train"
+            and (complete or self._label_files >= MIN_LABEL_FILES)
+        ):
+            problem = f"all labelled pixels are {self.classes[seen.pop() or 0]!r}: there is nothing to tell apart"
+            fix = "label the rest as a class too, such as 'background', or export the labels again"
+            self.error("one class", self._folder("seg_map_path"), problem, fix)

@@ -60,6 +60,13 @@ class LabelPngDataset(BaseSegDataset):
             "seg_fields": [],
         }
 
+    def get_cat_ids(self, idx: int) -> list[int]:
+        """Classes in the labels of an image, for mmengine's ``ClassBalancedDataset``, which asks for all at first."""
+        values = np.unique(read_labels(self.get_data_info(idx)["seg_map_path"])).astype(int) - bool(
+            self.reduce_zero_label
+        )
+        return [value for value in values.tolist() if 0 <= value < len(self.metainfo["classes"])]
+
     @staticmethod
     def _stems(folder: str, suffix: str) -> set[str]:
         if not Path(folder).is_dir():

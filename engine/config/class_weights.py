@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from backbones.errors import ConfigError
+import numpy as np
+
+from backbones.errors import ConfigError, describe_error
 from engine.config.schema import is_number
 
 # ``class_weight`` of mmseg's and mmdet's losses; ``alpha`` of mmseg's focal loss where it is a list.
@@ -38,11 +42,20 @@ def _visit(node: Any, place: str, rows: int | None, names: Sequence[str], backgr
         return
     rows = node.get("num_classes", rows)
     for key, value in list(node.items()):
-        if key not in PER_CLASS_KEYS or not isinstance(value, list | tuple | Mapping):
+        if key not in PER_CLASS_KEYS or not isinstance(value, list | tuple | Mapping | str):
             _visit(value, f"{place}.{key}", rows, names, background, notes)
         elif rows is not None and not node.get("use_mask"):
             extra = 0 if node.get("use_sigmoid") else background
+            value = _read_weights(value, f"{place}.{key}") if isinstance(value, str) else value
             node[key] = _weights(value, f"{place}.{key}", names, extra, notes)
+
+
+def _read_weights(path: str, place: str) -> Any:
+    """Weights in a file, as mmseg reads it: an array of NumPy, or a list, here also a mapping, as JSON."""
+    try:
+        return np.load(path).tolist() if path.endswith(".npy") else json.loads(Path(path).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{place}={path!r} cannot be read as .npy or JSON: {describe_error(error)}") from error
 
 
 def _weights(value: Any, place: str, names: Sequence[str], extra: int, notes: list[str]) -> list[float] | None:
@@ -58,6 +71,8 @@ def _weights(value: Any, place: str, names: Sequence[str], extra: int, notes: li
             )
         value = [*(value.get(name, 1.0) for name in names), *[1.0] * extra]
     count = len(names) + extra
+    if not isinstance(value, list | tuple):
+        raise ConfigError(f"{place}: a list of {count} weights is needed, not {value!r}")
     if len(value) != count:
         whom = f"{len(names)} classes" + (" and the background" if extra else "")
         raise ConfigError(

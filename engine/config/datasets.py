@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
+
+from mmengine.registry import DATASETS
 
 from backbones.errors import ConfigError
 
@@ -53,3 +56,15 @@ def set_pipeline(dataset: Any, pipeline: Any) -> None:
             )
     for one in inner_datasets(dataset):
         one.setdefault("pipeline", pipeline)
+
+
+def set_test_mode(dataset: Any, scope: str | None) -> None:
+    """Have a data set keep all of its images, in place; one that takes no ``test_mode`` or states it is as it was."""
+    with DATASETS.switch_scope_and_registry(scope) as registry:
+        kind = registry.get(dataset["type"])
+    for base in (one for one in getattr(kind, "__mro__", ()) if "__init__" in vars(one)):
+        parameters = inspect.signature(base.__init__).parameters
+        if "test_mode" in parameters:
+            dataset.setdefault("test_mode", True)
+        if "test_mode" in parameters or "kwargs" not in parameters:
+            return

@@ -29,7 +29,7 @@ from engine.config.building import build, registered_class
 from engine.config.class_weights import set_class_weights
 from engine.config.classes import class_names, palette
 from engine.config.custom_imports import drop_library_variables, read_config
-from engine.config.datasets import inner_datasets, is_wrapper, set_pipeline
+from engine.config.datasets import inner_datasets, is_wrapper, set_pipeline, set_test_mode
 from engine.config.environment import check_environment
 from engine.config.options import check_options, drop_foreign_arguments
 from engine.config.schema import check_settings, is_whole
@@ -44,12 +44,14 @@ RUNNER_KEYS = (
     *("randomness", "experiment_name", "custom_imports", "tta_model", "tta_pipeline", "find_unused_parameters", "task"),
 )
 REQUIRED_KEYS = ("model", "train_dataloader", "train_cfg", "optim_wrapper")  # for training; for a test, the first
-# Names of hooks in older configs. CheckpointHook is mmengine's own, from which a run cannot resume exactly.
+# Names of hooks in older configs, and mmengine's own hooks from which a run cannot resume exactly.
 EMA_HOOK = "ModelEMAHook"
 TEST_FOLDER = "test"  # of tests, in the work directory of the training whose files stay as they are
-RENAMED_HOOKS = {"CheckpointHook": "ResumableCheckpointHook", "KeepEMA": EMA_HOOK}
+RENAMED_HOOKS = {f"{one}Hook": f"Resumable{one}Hook" for one in ("Checkpoint", "EarlyStopping")} | {"KeepEMA": EMA_HOOK}
 RENAMED_LOOPS = {"EpochBasedTrainLoop": "EpochLoop", "IterBasedTrainLoop": "IterationLoop"}  # of mmengine -> ours
 LOG_PROCESSOR = "ScoreLogProcessor"  # mmengine's LogProcessor shows the mean of ten validations for a ``val_loss``
+DATA_KEYS = ("_dataloader", "_pipeline")
+CHECKED_READERS = {"LoadImageFromFile": "LoadCheckedImage"}  # mmcv's reads the rest of a truncated file as grey
 COLOUR_CHANNELS = 3
 COLOUR_READERS = ("ClassificationTransform", "LoadCheckedImage", "LoadImageFromFile")  # steps of pipelines
 AMP_SETTINGS = ("dtype", "loss_scale", "use_fp64")  # arguments of AmpOptimWrapper alone
@@ -147,6 +149,8 @@ def resolve(cfg: Config, stated_batch: int, launch: Launch, training: bool = Tru
     notes: list[str] = []
     _set_hooks(cfg, notes)
     _set_classes(cfg, notes)
+    if count := _replace_types([value for key, value in cfg.items() if key.endswith(DATA_KEYS)], CHECKED_READERS):
+        notes.append(f"LoadImageFromFile -> LoadCheckedImage in {count} places: it refuses damaged images")
     _set_data(cfg, launch)
     _check_image_channels(cfg)
     _set_channels(cfg.model)
@@ -170,6 +174,8 @@ def _stated_batch(cfg: Config, path: str | Path) -> int:
 
 def _check_keys(cfg: Config) -> None:
     known = (*RUNNER_KEYS, *DRIVERS)
+    for key in [key for key in cfg if key.startswith("_")]:
+        cfg.pop(key)
     for key in cfg:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
@@ -285,6 +291,8 @@ def _set_data(cfg: Config, launch: Launch) -> None:
     for split, dataset in _datasets(cfg):
         if is_wrapper(dataset) and split != "train":
             raise ConfigError(f"{split}_dataloader.dataset.type={dataset.type!r}: wrappers are for training data alone")
+        if split != "train":
+            set_test_mode(dataset, cfg.get("default_scope"))
         if cfg.get("data_root") is not None:
             for inner in inner_datasets(dataset):
                 # Several data sets may lie in several places; one that is not wrapped is where the config says.

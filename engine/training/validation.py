@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 from mmengine.hooks import EarlyStoppingHook
-from mmengine.registry import LOOPS
+from mmengine.registry import HOOKS, LOOPS
 from mmengine.runner import ValLoop
 
 from backbones.errors import ConfigError
@@ -34,7 +34,9 @@ def check_monitored(runner: Any, scores: Collection[str] | None) -> None:
     monitored = [("default_hooks.checkpoint.save_best", best)] if best not in (None, "auto") else []
     hooks = (one for one in runner.hooks if isinstance(one, EarlyStoppingHook))
     schedules = (one for one in runner.param_schedulers or [] if hasattr(one, "monitor"))
-    monitored += [(f"{type(one).__name__}.monitor", one.monitor) for one in (*hooks, *schedules)]
+    monitored += [
+        (f"{type(one).__name__.removeprefix('Resumable')}.monitor", one.monitor) for one in (*hooks, *schedules)
+    ]
     for place, name in monitored:
         if scores is not None and name not in scores:
             known = f"choose from {', '.join(scores)}" if scores else "there is no validation"
@@ -52,6 +54,20 @@ def expected_scores(runner: Any) -> list[str] | None:
         names += [f"{metric.prefix}/{name}" if metric.prefix else name for name in own]
     averaged = any(isinstance(hook, ModelEMAHook) for hook in runner.hooks)
     return names + [f"ema/{name}" for name in names] * averaged
+
+
+@HOOKS.register_module()
+class ResumableEarlyStoppingHook(EarlyStoppingHook):
+    """mmengine's early stopping whose best score and count of validations without progress a resumed run keeps."""
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        """Add best score and count to the checkpoint, under the name of the score."""
+        checkpoint.setdefault("early_stopping", {})[self.monitor] = [float(self.best_score), self.wait_count]
+
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        """Restore them when a run is resumed."""
+        saved = checkpoint.get("early_stopping", {}) if runner.is_resuming else {}
+        self.best_score, self.wait_count = saved.get(self.monitor, (self.best_score, self.wait_count))
 
 
 @LOOPS.register_module()

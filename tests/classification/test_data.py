@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mmengine.dataset import ClassBalancedDataset
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
@@ -55,6 +56,12 @@ def test_folder_dataset_lists_images_in_sorted_order_from_any_depth(pets: Path) 
     found = dataset(pets)
     names = [Path(found.get_data_info(i)["img_path"]).name for i in range(len(found))]
     assert names == ["a.JPG", "b.png", "c.jpeg", "d.webp"]
+
+
+def test_folder_dataset_can_be_balanced(pets: Path) -> None:
+    balanced = ClassBalancedDataset(dataset(pets), oversample_thr=0.5)
+    names = [Path(balanced.get_data_info(i)["img_path"]).name for i in range(len(balanced))]
+    assert names == ["a.JPG", "b.png", "c.jpeg", "d.webp", "d.webp"]  # by the root of 0.5 / 0.25, rounded up
 
 
 def test_classification_transform_packs_a_sample(pets: Path) -> None:

@@ -281,6 +281,14 @@ def test_coco_instances_labels_follow_the_order_of_the_classes(annotations: Path
     assert 0 < seen < len(truth.getAnnIds())
 
 
+@pytest.mark.parametrize("prefix", [{}, {"data_prefix": None}, {"data_prefix": dict()}])
+def test_coco_instances_without_a_folder_of_images(prefix: dict[str, Any], annotations: Path) -> None:
+    found = CocoInstances(
+        ann_file=annotations.name, data_root=str(annotations.parent), metainfo=dict(classes=CLASSES), **prefix
+    )
+    assert Path(found.get_data_info(0)["img_path"]) == annotations.parent / "0.jpg"
+
+
 def test_coco_instances_drops_training_images_without_an_object(annotations: Path) -> None:
     found = CocoInstances(
         ann_file=str(annotations),

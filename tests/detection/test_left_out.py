@@ -16,7 +16,7 @@ import detection  # noqa: F401
 from detection.annotations import fill_areas
 from detection.coco_metric import FastCocoMetric
 from detection.data import CocoInstances
-from detection.left_out import CROWD, IN_DROPPED_IMAGE, MARKED, NO_AREA, NO_BOX, count_left_out
+from detection.left_out import CROWD, IN_DROPPED_IMAGE, MARKED, NO_AREA, NO_BOX, NO_MASK, count_left_out
 from engine.data.check import check_datasets
 from engine.data.findings import DataCheckResult
 
@@ -135,6 +135,26 @@ def test_a_training_without_an_object_is_an_error(
     folder = written(tmp_path, content([an_object(i, i, **fields) for i in range(1, 21)]))
     found = checked(folder, split, filter_cfg=dict(filter_empty_gt=False))
     assert [item.level for item in found.findings if item.kind == "no objects"] == level
+
+
+@pytest.mark.parametrize("mask", [[[]], [[2, 3, 12, 3]], [[2, 3, 12, 3, 12, 11, 2]]], ids=["empty", "line", "half"])
+def test_objects_whose_mask_cannot_be_drawn_are_left_out(mask: Any, tmp_path: Path) -> None:
+    """mmdet ignores them where masks are trained on, as of files for boxes that have empty polygons."""
+    data = content([an_object(i, i, **({"segmentation": mask} if i > 2 else {})) for i in range(1, 7)], images=6)
+    folder = written(tmp_path, data)
+    steps = [dict(type="LoadCheckedImage"), dict(type="mmdet.LoadAnnotations", with_bbox=True, with_mask=True)]
+    settings = dict(ann_file="a.json", data_root=str(folder), metainfo=dict(classes=CLASSES))
+    kept = CocoInstances(pipeline=steps, **settings)
+    used = sum(not flag for i in range(6) for flag in kept[i]["gt_ignore_flags"])
+    counts = count_left_out(data["annotations"], {one["id"]: one for one in data["images"]}, {1, 2}, {}, with_mask=True)
+    assert counts.objects == {NO_MASK: 4}
+    assert counts.total_objects - counts.objects.total() == used == 2
+    assert "2 of 6; not these: 4 without a polygon" in checked(folder, pipeline=steps).notes[0]
+    assert not checked(folder, pipeline=steps[:1]).notes
+    for row in data["annotations"]:
+        row["segmentation"] = mask
+    found = checked(written(folder, data), pipeline=steps)
+    assert [item.kind for item in found.errors] == ["no objects"]
 
 
 def test_areas_of_zero_are_not_blamed_on_the_boxes(tmp_path: Path) -> None:

@@ -57,6 +57,15 @@ def test_a_mask_s_background_does_not_become_the_only_class(tmp_path: Path, monk
     assert (level, kind) == ("error", "masks of 0 and 255")
 
 
+@pytest.mark.parametrize("values, reduce", [((1, 255), False), ((1,), False), ((2, 0), True), ((7, 1), False)])
+def test_one_class_in_all_labels_is_nothing_to_learn(values: tuple[int, ...], reduce: bool, tmp_path: Path) -> None:
+    (error,) = checked(rooms(tmp_path, *values), reduce, unlabelled=7).errors
+    assert error.kind == "one class"
+    assert "all labelled pixels are 'sky': there is nothing to tell apart" in str(error)
+    store(tmp_path / "labels/0.png", labels(*values, 3 if reduce else 2))
+    assert not checked(tmp_path, reduce, unlabelled=7).errors
+
+
 def kinds(found: DataCheckResult) -> list[tuple[str, str]]:
     return [(item.level, item.kind) for item in found.findings]
 

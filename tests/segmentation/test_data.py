@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mmengine.dataset import ClassBalancedDataset
 from mmengine.registry import DefaultScope
 from PIL import Image
 
@@ -42,6 +43,15 @@ def test_label_png_dataset_pairs_images_and_labels(rooms: Path) -> None:
     assert pairs == [
         (str(rooms / f"images/{stem}.jpg"), str(rooms / f"labels/{stem}.png")) for stem in ("a", "b", "deeper/c")
     ]
+
+
+@pytest.mark.parametrize("reduce, classes", [(False, [0, 2]), (True, [1])])
+def test_label_png_dataset_says_the_classes_of_an_image(reduce: bool, classes: list[int], rooms: Path) -> None:
+    Image.fromarray(np.array([[0, 2, 255, 0]], np.uint8)).save(rooms / "labels/a.png")
+    assert dataset(rooms, reduce_zero_label=reduce).get_cat_ids(0) == classes
+    Image.fromarray(np.array([[3, 0]], np.uint8)).save(rooms / "labels/a.png")
+    repeated = ClassBalancedDataset(dataset(rooms, reduce_zero_label=False), oversample_thr=1.0)
+    assert sorted(Path(repeated.get_data_info(i)["img_path"]).stem for i in range(len(repeated))) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(

@@ -212,16 +212,17 @@ def test_any_image_is_drawn(
     scene = Image.open(sorted((digits / "coco/val2017").glob("*.jpg"))[0])
     scene.convert("RGB").resize((200, 133)).save(images / "scene.jpg")
     scene.convert("L").save(images / "scene.png")
+    scene.convert("L").save(images / "scene.jpg.bmp")  # its name without the suffix is another image's
     scene.convert("RGBA").save(images / "Transparent.PNG")
     form = FORMATS.get(request.node.callspec.params["task"])
     more = ("--format", form) if form else ()
     ended = tool("predict.py", task.config, task.checkpoint, images, "--out", out, *more, *task.options()[2:])
     assert (ended.code, ended.err) == (0, ""), ended.err
     results = sorted(path.name for path in (out / "results").glob("*"))
-    labels = ["Transparent.png", "scene.jpg.png", "scene.png.png"]
+    labels = ["Transparent.png", "scene.jpg.bmp.png", "scene.jpg.png", "scene.png.png"]
     assert results == {"coco": ["bbox.json", "images.json", "segm.json"], "png": labels, None: []}[form]
     drawn = sorted(out.glob("*.png"))
-    assert [path.name for path in drawn] == ["Transparent.png", "scene.jpg.png", "scene.png.png"]
+    assert [path.name for path in drawn] == labels
     assert sorted(ended.out.splitlines()[1:]) == sorted(map(str, drawn))
     for picture in drawn:
         assert_drawn(picture)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from backbones.errors import ConfigError
@@ -25,8 +27,25 @@ def test_weights_by_name_are_a_list_in_the_order_of_the_classes() -> None:
     assert weights({"plate": 0.5}, background=1) == ([1.0, 0.5, 1.0], [])
     assert weights({"plate": 0.5}, background=1, use_sigmoid=True) == ([1.0, 0.5], [])
     assert weights([0.5, 2]) == ([0.5, 2], [])
-    assert weights("weights.npy") == ("weights.npy", [])
     assert weights(0.25, key="alpha") == (0.25, [])
+
+
+def test_weights_in_a_file_are_read_and_checked(tmp_path: Path) -> None:
+    array, listed = tmp_path / "weights.npy", tmp_path / "weights.json"
+    np.save(array, [0.5, 2.0])
+    listed.write_text('{"plate": 0.5}')
+    assert weights(str(array)) == ([0.5, 2.0], [])
+    assert weights(str(listed)) == ([1.0, 0.5], [])
+    np.save(array, [0.5, 2.0, 1.0])
+    with pytest.raises(ConfigError, match=r"class_weight has 3 weights for 2 classes"):
+        weights(str(array))
+    for content in ("0.5", '"plate"'):
+        listed.write_text(content)
+        with pytest.raises(ConfigError, match="a list of 2 weights is needed"):
+            weights(str(listed))
+    for path in (tmp_path / "absent.npy", Path("balanced"), Path(__file__)):
+        with pytest.raises(ConfigError, match=rf"{path.name}' cannot be read as .npy or JSON"):
+            weights(str(path))
 
 
 def test_weights_of_other_classes_are_left_out_and_said() -> None:

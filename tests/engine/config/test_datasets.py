@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from backbones.errors import ConfigError
+from engine.config.datasets import set_test_mode
 from engine.config.load import load_config
 from engine.config.world import Launch
 from engine.data.checker import build_checkers
@@ -73,3 +74,32 @@ def test_transforms_that_lose_masks_are_refused(kind: str, tmp_path: Path) -> No
 def test_a_wrapped_validation_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"val_dataloader\.dataset\.type='RepeatDataset': wrappers are for training"):
         resolved(dict(type="RepeatDataset", times=2, dataset=inner()), tmp_path, "val_dataloader")
+
+
+def test_images_that_are_evaluated_are_neither_dropped_nor_replaced(tmp_path: Path) -> None:
+    cfg = resolved(inner(), tmp_path, "val_dataloader").cfg
+    assert cfg.val_dataloader.dataset.test_mode
+    assert "test_mode" not in cfg.train_dataloader.dataset
+    assert not resolved(inner(test_mode=False), tmp_path, "val_dataloader").cfg.val_dataloader.dataset.test_mode
+    own = dict(type="RepeatDataset", times=2)  # takes no such argument
+    set_test_mode(own, "mmdet")
+    assert own == dict(type="RepeatDataset", times=2)
+
+
+def test_every_reader_of_images_refuses_damaged_ones(tmp_path: Path) -> None:
+    steps = [dict(type="LoadImageFromFile", imdecode_backend="pillow"), *LOADING[1:]]
+    resolution = resolved(inner(pipeline=steps), tmp_path)
+    found = resolution.cfg.train_dataloader.dataset.pipeline
+    assert found == resolution.cfg.train_pipeline  # the config's, from which the step of the data set's own is gone
+    mixed = resolved(dict(type="RepeatDataset", times=2, dataset=inner(pipeline=steps)), tmp_path)
+    (first, _) = mixed.cfg.train_dataloader.dataset.dataset.pipeline
+    assert first == dict(type="LoadCheckedImage", imdecode_backend="pillow")
+    assert "LoadImageFromFile -> LoadCheckedImage in 1 places: it refuses damaged images" in mixed.notes
+
+
+def test_a_name_that_begins_with_an_underscore_is_the_files_own(tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(f"_base_ = [{str(DIGITS)!r}]\n_ours = dict(size=8, per_gpu=8)\nbatch = _ours\n")
+    cfg = load_config(file, launch=Launch()).cfg
+    assert cfg.batch.size == 8
+    assert "_ours" not in cfg

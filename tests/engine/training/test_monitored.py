@@ -7,14 +7,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from mmengine.hooks import EarlyStoppingHook
 
 from backbones.errors import ConfigError
 from classification.metric import ClassificationMetric
 from detection.coco_metric import FastCocoMetric
 from engine.cli import run_tool
 from engine.training.ema import ModelEMAHook
-from engine.training.validation import check_monitored, expected_scores
+from engine.training.validation import ResumableEarlyStoppingHook, check_monitored, expected_scores
 from segmentation.metric import ClassIoUMetric
 
 
@@ -40,7 +39,7 @@ def test_the_metrics_of_the_tasks_say_their_scores() -> None:
 @pytest.mark.parametrize(
     ("followers", "place"),
     [
-        ({"hooks": [EarlyStoppingHook("accuracy", rule="greater")]}, r"EarlyStoppingHook\.monitor='accuracy'"),
+        ({"hooks": [ResumableEarlyStoppingHook("accuracy", rule="greater")]}, r"EarlyStoppingHook\.monitor='accuracy'"),
         ({"schedules": [SimpleNamespace(), SimpleNamespace(monitor="loss")]}, r"\.monitor='loss'"),
         ({"best": "mIoU"}, r"save_best='mIoU'"),
     ],
@@ -55,6 +54,23 @@ def test_a_score_that_no_metric_gives_is_an_error_before_the_first_step(follower
         check_monitored(without, expected_scores(without))
     check_monitored(one, None)  # a foreign metric says at the first validation
     check_monitored(one, ["accuracy", "loss", "mIoU"])
+
+
+def test_early_stopping_goes_on_counting_after_a_resume() -> None:
+    (hook, resumed, other, anew) = (ResumableEarlyStoppingHook(name) for name in ("mIoU", "mIoU", "mAcc", "mIoU"))
+    one = SimpleNamespace(train_loop=SimpleNamespace(), is_resuming=True)
+    for score in (30.0, 20.0, 10.0):
+        hook.after_val_epoch(one, {"mIoU": score})
+    checkpoint: dict[str, Any] = {}
+    for saved in (hook, other):
+        saved.before_save_checkpoint(one, checkpoint)
+    assert checkpoint == {"early_stopping": {"mIoU": [30.0, 2], "mAcc": [float("-inf"), 0]}}
+    resumed.after_load_checkpoint(one, checkpoint)
+    assert (resumed.best_score, resumed.wait_count) == (30.0, 2)
+    resumed.after_load_checkpoint(one, {})
+    assert (resumed.best_score, resumed.wait_count) == (30.0, 2)
+    anew.after_load_checkpoint(SimpleNamespace(is_resuming=False), checkpoint)  # load_from
+    assert (anew.best_score, anew.wait_count) == (float("-inf"), 0)
 
 
 def test_warnings_of_a_wrong_config_come_through(recwarn: pytest.WarningsRecorder) -> None:
