@@ -67,7 +67,8 @@ class ResumableEarlyStoppingHook(EarlyStoppingHook):
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """Restore them when a run is resumed."""
         saved = checkpoint.get("early_stopping", {}) if runner.is_resuming else {}
-        self.best_score, self.wait_count = saved.get(self.monitor, (self.best_score, self.wait_count))
+        if self.monitor in saved:
+            self.best_score, self.wait_count = saved[self.monitor]
 
 
 @LOOPS.register_module()
