@@ -263,13 +263,18 @@ def test_processes_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatc
 def test_hooks_of_former_names_are_found(tmp_path: Path) -> None:
     """As a run of before has them in its resolved config, which is still taken up."""
     options = {"default_hooks.checkpoint": {"type": "CheckpointHook", "interval": 3}}
-    options["custom_hooks"] = [{"type": "KeepEMA", "decay": 0.99}, {"type": "ProgressBar"}]
+    options["custom_hooks"] = [
+        *({"type": "KeepEMA", "decay": 0.99}, {"type": "ProgressBar"}, {"type": "EarlyStoppingHook", "monitor": "top1"})
+    ]
     resolved = load(CLASSIFICATION, **options)
     assert resolved.cfg.default_hooks.checkpoint.type == "ResumableCheckpointHook"
     assert resolved.cfg.default_hooks.checkpoint.interval == 3
-    assert [hook["type"] for hook in resolved.cfg.custom_hooks] == ["ModelEMAHook", "ProgressBar"]
-    assert resolved.notes[:2] == (
+    assert [hook["type"] for hook in resolved.cfg.custom_hooks] == [
+        *("ModelEMAHook", "ProgressBar", "ResumableEarlyStoppingHook")
+    ]
+    assert resolved.notes[:3] == (
         "hook CheckpointHook -> ResumableCheckpointHook",
+        "hook EarlyStoppingHook -> ResumableEarlyStoppingHook",
         "hook KeepEMA -> ModelEMAHook",
     )
     resolved.cfg.dump(tmp_path / "resolved.py")
