@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config
 from torch import Tensor
 
-from backbones.errors import ConfigError
+from backbones.errors import ConfigError, DataError
+from classification.data import class_folders, folder_fix
 from classification.model import ImageClassifier
 from classification.results import prediction_table
 from engine.config.classes import class_names
@@ -52,6 +54,20 @@ def _check_training(cfg: Config, images: int) -> None:
         raise ConfigError(f"{images} images per process: mixup pairs them, so it has to be even")
 
 
+def _folder_names(dataset: Mapping[str, Any]) -> Sequence[str]:
+    """Names of the class folders of a data set, sorted as text.
+
+    Raises:
+        DataError: If the folder is absent or holds no class folders.
+    """
+    root = Path(dataset.get("data_root") or "", dataset.get("split") or "")
+    if not root.is_dir():
+        raise DataError(f"classes: no folder {str(root)!r} to take their names from: set data_root, or state classes")
+    if not (names := sorted(class_folders(root, ()))):
+        raise DataError(f"classes: {str(root)!r} has no folders to take their names from: {folder_fix(root)}")
+    return names
+
+
 def _imagenet_names(subset: str) -> Sequence[str]:
     """WordNet ids of ``imagenet-1k`` or ``imagenet-22k``, which are the names of ImageNet's folders."""
     from timm.data import ImageNetInfo
@@ -75,6 +91,7 @@ CLASSIFICATION = register_task(
             "imagenet-22k": NamedClasses(partial(_imagenet_names, "imagenet-22k"), 14_197_122),
         },
         result_formats={"csv": prediction_table},
+        data_classes=_folder_names,
         check_training=_check_training,
     )
 )

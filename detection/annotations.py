@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pycocotools import mask as coco_masks
@@ -38,6 +40,27 @@ def category_ids(categories: Sequence[dict[str, Any]], names: Sequence[str]) -> 
             f"it has {len(ids)}: {', '.join(list(ids)[:5])}..."
         )
     return [ids[name] for name in names]
+
+
+def names_in_file(dataset: Mapping[str, Any]) -> list[str]:
+    """Class names of a data set: the categories of its annotation file, in the order of their ids.
+
+    Args:
+        dataset: Settings of the data set, with ``data_root`` and ``ann_file``.
+
+    Raises:
+        DataError: If the file is absent, no JSON, or has no categories with id and name.
+    """
+    path = Path(dataset.get("data_root") or "", dataset.get("ann_file") or "")
+    if not path.is_file():
+        raise DataError(
+            f"classes: no file {str(path)!r} to take their names from: set data_root and ann_file, or classes"
+        )
+    try:
+        names = category_names(json.loads(path.read_text(encoding="utf-8"))["categories"])
+        return [names[number] for number in sorted(names)]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise DataError(f"classes: {str(path)!r} has no list of categories with id and name: state classes") from error
 
 
 def fill_areas(content: dict[str, Any]) -> int:

@@ -124,9 +124,14 @@ class FastCocoMetric(BaseMetric):
         entries = _to_entries(results, ids)
         statistics: dict[str, np.ndarray] = {}
         counts = _count_objects(ground_truth, results)
+        objects = ground_truth.dataset["annotations"]
+        without_masks = bool(objects) and not any(one.get("segmentation") for one in objects)
         self.class_scores = {name: {} for name in self.dataset_meta["classes"]}
         detections = COCO({**ground_truth.dataset, "annotations": entries})
         for kind in self.metrics:
+            if kind == "segm" and without_masks:
+                print_log(f"{self.annotation_file} has boxes alone: no mask AP", "current")
+                continue
             if not entries:
                 print_log(f"no {kind} detections at all: AP is 0", "current", logging.WARNING)
                 statistics[kind] = np.zeros(12)

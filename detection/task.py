@@ -17,8 +17,10 @@ from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor, nn
 
 from backbones.errors import ConfigError
+from detection.annotations import names_in_file
+from detection.coco_metric import IOU_TYPES
 from detection.results import coco_results
-from engine.config.datasets import inner_datasets, is_wrapper
+from engine.config.datasets import inner_datasets, is_wrapper, mappings
 from engine.task import ClassLayer, ExportedNetwork, NamedClasses, Score, TaskSpec, image_meta, register_task
 
 DETECTOR_SHAPE = (800, 1280)  # of the papers' FLOPs, which they write "1280 x 800"
@@ -26,6 +28,9 @@ DETECTOR_SHAPE = (800, 1280)  # of the papers' FLOPs, which they write "1280 x 8
 # 1,000 proposals, each mask head the first 100 of them.
 PROPOSALS, MASK_PROPOSALS = 1000, 100
 DUMMY_OBJECTS = 8  # annotated in each made-up training image
+FROM_MODEL = "from_model"  # masks are loaded if the model has a head for them
+# Parts of mmdet, besides those under the key mask_head, that give masks.
+MASKED = ("RTMDetIns", "MaskFormer", "Mask2Former", "PanopticFPN", "SOLO", "YOLACT", "CondInst")
 WITHOUT_MASKS = ("Mosaic", "MixUp")  # transforms of mmdet
 SCORE_THRESHOLD = 0.3  # of the detections that are drawn
 
@@ -120,6 +125,21 @@ def _pool_proposals(extractor: Any, features: Sequence[Tensor], proposals: int) 
     return torch.cat(pooled)
 
 
+def _complete_config(cfg: Config, notes: list[str]) -> None:
+    """Let pipelines (``with_mask="from_model"``) and evaluators without a ``metric`` follow the model's heads."""
+    masks = any(
+        (key.endswith("mask_head") and head is not None)
+        or (key == "type" and any(kind in str(head) for kind in MASKED))
+        for node in mappings(cfg.model)
+        for key, head in node.items()
+    )
+    for node in mappings(dict(cfg)):
+        if node.get("with_mask") == FROM_MODEL:
+            node["with_mask"] = masks
+        if str(node.get("type")).rpartition(".")[2] == "FastCocoMetric":
+            node.setdefault("metric", IOU_TYPES if masks else IOU_TYPES[:1])
+
+
 def _check_training(cfg: Config, images: int) -> None:
     """Refuse mmdet's mosaics and mixtures of images with masks: they keep the masks of one image for the boxes of all.
 
@@ -168,6 +188,8 @@ DETECTION = register_task(
         },
         draw_options={"pred_score_thr": SCORE_THRESHOLD},
         scale_sample=_scale_sample,
+        complete_config=_complete_config,
+        data_classes=names_in_file,
         check_training=_check_training,
         result_formats={"coco": coco_results},
     )

@@ -163,6 +163,9 @@ class TaskSpec:
         result_formats: Formats in which predictions are written to files, by name. Each returns a metric without scores
             that writes them; gets the resolved config, an existing folder, and the names of the pictures by the path
             of the image, ``None`` for the images of the test data.
+        drivers: Names of the task's own settings at the top level of a config, which ``complete_config`` copies.
+        complete_config: Fills in, in place, what follows from other settings; gets the config, and a list for notes.
+        data_classes: Returns the class names that the files of a data set tell; gets the data set's settings.
         check_training: Raises ConfigError where a training would learn nothing, or fail with a number of images per
             process.
     """
@@ -194,6 +197,9 @@ class TaskSpec:
     result_formats: Mapping[str, Callable[[Config, Path, Mapping[Path, str] | None], BaseMetric]] = field(
         default_factory=dict
     )
+    drivers: tuple[str, ...] = ()
+    complete_config: Callable[[Config, list[str]], None] = lambda cfg, notes: None
+    data_classes: Callable[[Mapping[str, Any]], Sequence[str]] = lambda dataset: ()
     check_training: Callable[[Config, int], None] = lambda cfg, per_process: None
 
 
@@ -222,6 +228,10 @@ class TaskRegistry(dict[str, TaskSpec]):
     def named_classes(self) -> dict[str, NamedClasses]:
         """The known sets of classes of all tasks, by name."""
         return {name: classes for spec in self.values() for name, classes in spec.named_classes.items()}
+
+    def drivers(self) -> list[str]:
+        """Names of the settings at the top level of configs that the tasks add."""
+        return [name for spec in self.values() for name in spec.drivers]
 
     def sample_types(self) -> dict[type, tuple[str, ...]]:
         """The classes of objects in the batches of all tasks, with the attributes that their constructors take."""

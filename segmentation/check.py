@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ MIN_IGNORED_FRACTION = 0.01  # of the pixels; less may be borders between object
 LABEL_FIXES = {
     "32 bits": "save the class numbers with 8 bits: Image.fromarray(labels.astype('uint8'))",
     "colour": "store class numbers in one channel (grey or palette), not colours",
-    "one too high": "set reduce_zero_label=True in the data set and in LoadLabels",
-    "ignored zero": "set reduce_zero_label=False in the data set and in LoadLabels, or store 'not labelled' as 0",
+    "one too high": "set reduce_zero_label=True in the config",
+    "ignored zero": "set reduce_zero_label=False in the config, or store 'not labelled' as 0",
 }
 
 
@@ -60,6 +60,9 @@ class LabelChecker(DatasetChecker):
         step: Mapping[str, Any] = next(iter(self.pipeline_steps(LoadAnnotations)), {})
         self.reduce = bool(self.dataset.get("reduce_zero_label", False))
         self.unlabelled = step.get("unlabelled")
+        stated_values: Sequence[int] = step.get("label_values") or ()
+        self.values = stated_values or range(int(self.reduce), len(self.classes) + int(self.reduce))
+        self.ignored = {IGNORE_INDEX, self.unlabelled, *([0] if self.reduce else [])} - set(stated_values)
         stated = step.get("reduce_zero_label")
         if stated is not None and bool(stated) != self.reduce:
             problem = f"reduce_zero_label is {self.reduce} of the data set and {stated} of {step['type']}"
@@ -164,10 +167,9 @@ class LabelChecker(DatasetChecker):
 
     def _class_of(self, value: int) -> int | None:
         """Class index of a stored value, 255 for "not labelled", ``None`` for a value without a meaning."""
-        if value in (IGNORE_INDEX, self.unlabelled) or (self.reduce and value == 0):
+        if value in self.ignored:
             return IGNORE_INDEX
-        index = value - int(self.reduce)
-        return index if 0 <= index < len(self.classes) else None
+        return self.values.index(value) if value in self.values else None
 
     def finish(self, complete: bool) -> None:
         """Check the sizes of all images and the values of all labels together."""
@@ -236,7 +238,7 @@ class LabelChecker(DatasetChecker):
         classes = len(self.classes)
         setting = f"{classes} classes, reduce_zero_label={self.reduce}"
         found = {value for values in self._wrong_values.values() for value in values}
-        fix = "check classes, or set unlabelled of LoadLabels"
+        fix = "check classes, or set unlabelled in the config"
         if not self.reduce and found == {classes} and 0 not in self._pixels:
             fix = f"values count from 1: {LABEL_FIXES['one too high']}"
         for path, values in sorted(self._wrong_values.items()):
@@ -257,10 +259,10 @@ class LabelChecker(DatasetChecker):
     def _check_masks(self, complete: bool) -> None:
         """Check for one class: in masks of 0 and 255, as drawing programs store them, 255 means "not labelled"."""
         stored = {value for value in self._pixels if value != self.unlabelled}
-        if stored == {0, IGNORE_INDEX}:
+        if stored == {0, IGNORE_INDEX} and IGNORE_INDEX in self.ignored:
             problem = "all values are 0 and 255, which means 'not labelled': "
             problem += f"no other class than {self.classes[0]!r} is ever seen"
-            fix = "store classes as 0, 1, 2..., the background of a mask as 0 and what it shows as 1"
+            fix = "store classes as 0, 1, 2..., or set label_values=(0, 255) in the config, with two classes"
             self.error("masks of 0 and 255", self._folder("seg_map_path"), problem, fix)
             return
         seen = {self._class_of(value) for value in self._pixels} - {IGNORE_INDEX}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from mmseg.registry import DATASETS, TRANSFORMS
 from PIL import Image, UnidentifiedImageError
 
 from backbones.errors import ConfigError, DataError, first_line
+from engine.config.schema import is_whole
 from engine.data.image_files import PILLOW_ERRORS, DamagedImageError, read_image_bytes, undecodable_reason
 from engine.data.paths import leads_outside, list_files
 
@@ -86,13 +88,34 @@ class LoadLabels(LoadAnnotations):
 
     Args:
         num_classes: Number of classes, set from the config's ``classes``.
-        reduce_zero_label: Whether 0 is ignored and the other values are lowered by 1.
+        reduce_zero_label: Whether 0 is ignored and the other values are lowered by 1; ``None`` for what the data set
+            says.
         unlabelled: Stored value that means "not labelled", like 255; ``None`` for no other value.
+        label_values: Stored value of each class where they are not 0, 1, 2..., such as (0, 255) for masks.
+
+    Raises:
+        ConfigError: If the label values are not one for each class.
     """
 
-    def __init__(self, num_classes: int, reduce_zero_label: bool, unlabelled: int | None = None) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        reduce_zero_label: bool | None = None,
+        unlabelled: int | None = None,
+        label_values: Sequence[int] | None = None,
+    ) -> None:
         super().__init__(reduce_zero_label=reduce_zero_label, imdecode_backend="pillow")
-        self.num_classes, self.unlabelled = num_classes, unlabelled
+        self.num_classes, self.unlabelled, self.stated_reduce = num_classes, unlabelled, reduce_zero_label
+        self.label_values = label_values
+        if label_values is not None:
+            whole = all(is_whole(value, 0, IGNORE_INDEX) for value in label_values)
+            if not whole or not num_classes == len(set(label_values)) == len(label_values) or reduce_zero_label:
+                raise ConfigError(
+                    f"label_values={tuple(label_values)}: needs {num_classes} different numbers from 0 to 255, one for "
+                    "each class, and no reduce_zero_label"
+                )
+            if unlabelled in label_values:
+                raise ConfigError(f"unlabelled={unlabelled} is a class in label_values={tuple(label_values)}")
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Load ``seg_map_path`` as ``gt_seg_map``, (H, W), uint8.
@@ -106,7 +129,7 @@ class LoadLabels(LoadAnnotations):
         if "ori_shape" in results and labels.shape != tuple(results["ori_shape"]):
             sizes = [f"{width} x {height}" for height, width in (labels.shape, results["ori_shape"])]
             raise DataError(f"{path}: the labels are {sizes[0]}, their image is {sizes[1]} pixels large")
-        if self.unlabelled is not None:
+        if self.unlabelled is not None and self.label_values is None:
             labels[labels == self.unlabelled - int(bool(self.reduce_zero_label))] = IGNORE_INDEX
         wrong = np.unique(labels[(labels >= self.num_classes) & (labels != IGNORE_INDEX)])
         if len(wrong):
@@ -118,6 +141,8 @@ class LoadLabels(LoadAnnotations):
         """Read the labels; mmseg's own reading truncates 16-bit values to 8 bits silently."""
         path = results["seg_map_path"]
         labels = read_labels(path, self.backend_args)
+        if self.stated_reduce is None:
+            self.reduce_zero_label = bool(results["reduce_zero_label"])
         if self.reduce_zero_label != results["reduce_zero_label"]:
             raise ConfigError(
                 f"reduce_zero_label is {results['reduce_zero_label']} of the data set and {self.reduce_zero_label} of "
@@ -127,6 +152,8 @@ class LoadLabels(LoadAnnotations):
             if not 0 <= value <= IGNORE_INDEX:
                 raise self._wrong_value(path, int(value))
         labels = labels.astype(np.uint8)
+        if self.label_values is not None:
+            labels = self._classes_of(labels, path)
         if self.reduce_zero_label:
             labels = np.where((labels == 0) | (labels == IGNORE_INDEX), IGNORE_INDEX, labels - 1).astype(np.uint8)
         if results.get("label_map") is not None:
@@ -135,6 +162,15 @@ class LoadLabels(LoadAnnotations):
             labels = table[labels]
         results["gt_seg_map"] = labels
         results["seg_fields"].append("gt_seg_map")
+
+    def _classes_of(self, labels: np.ndarray, path: str) -> np.ndarray:
+        values = list(self.label_values or ())
+        known = {*values, IGNORE_INDEX, self.unlabelled}
+        if wrong := [int(value) for value in np.unique(labels) if int(value) not in known]:
+            raise DataError(f"{path}: label value {wrong[0]} stands for no class (label_values={tuple(values)})")
+        table = np.full(IGNORE_INDEX + 1, IGNORE_INDEX, np.uint8)
+        table[values] = range(len(values))
+        return table[labels]
 
     def _wrong_value(self, path: str, stored: int) -> DataError:
         return DataError(

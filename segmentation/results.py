@@ -17,34 +17,42 @@ class LabelPngs(BaseMetric):
     """Writes the predicted class of each pixel as a grey PNG of the image's size; gives no score.
 
     A class is stored as in the labels of the data set: class ``i`` as ``i + 1`` with ``reduce_zero_label``, as in
-    ADE20K, else as ``i``; in 16 bits where 8 do not suffice.
+    ADE20K, or as its number in ``label_values``, else as ``i``; in 16 bits where 8 do not suffice.
 
     Args:
         folder: Output folder.
         dataset: Resolved config of the data set, whose folders, suffixes and ``reduce_zero_label`` hold.
         images: Names of the files without suffix, by the path of the image; ``None`` for the names of the labels in
             the data set.
+        values: Stored value of each class, if the config has ``label_values``.
     """
 
     default_prefix = "results"
 
-    def __init__(self, folder: Path, dataset: Mapping[str, Any], images: Mapping[Path, str] | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        dataset: Mapping[str, Any],
+        images: Mapping[Path, str] | None,
+        values: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
         self.folder, self.images = folder, images
         self.image_folder = os.path.join(dataset.get("data_root") or "", dataset["data_prefix"].get("img_path") or "")
         self.image_suffix = dataset.get("img_suffix", ".jpg")
         suffix = dataset.get("seg_map_suffix", ".png")
         self.suffix = suffix if suffix.lower().endswith(".png") else os.path.splitext(suffix)[0] + ".png"
-        self.offset = int(bool(dataset.get("reduce_zero_label", False)))
-        self.dtype = np.uint8 if len(dataset["metainfo"]["classes"]) + self.offset <= 256 else np.uint16
+        offset, classes = int(bool(dataset.get("reduce_zero_label", False))), len(dataset["metainfo"]["classes"])
+        stored = values or range(offset, classes + offset)
+        self.stored = np.array(stored, np.uint8 if max(stored) < 256 else np.uint16)
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         """Write the labels of a batch."""
         for sample in data_samples:
-            labels = sample["pred_sem_seg"]["data"].squeeze(0).cpu().numpy() + self.offset
+            labels = self.stored[sample["pred_sem_seg"]["data"].squeeze(0).cpu().numpy()]
             path = self.folder / f"{self._name(sample['img_path'])}{self.suffix}"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(labels.astype(self.dtype)).save(path)
+            Image.fromarray(labels).save(path)
             self.results.append(path.name)  # mmengine warns of an evaluation without results
 
     def _name(self, path: str) -> str:
@@ -65,4 +73,4 @@ def label_pngs(cfg: Config, folder: Path, images: Mapping[Path, str] | None) -> 
         folder: Output folder, which exists.
         images: Names of the images that are predicted, by path; ``None`` for those of the test data.
     """
-    return LabelPngs(folder, cfg.test_dataloader.dataset, images)
+    return LabelPngs(folder, cfg.test_dataloader.dataset, images, cfg.get("label_values"))

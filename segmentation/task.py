@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,9 +16,11 @@ from torch import Tensor, nn
 
 from backbones.errors import ConfigError
 from engine.config.classes import class_names
+from engine.config.datasets import inner_datasets, mappings
 from engine.task import ClassLayer, ExportedNetwork, NamedClasses, Score, TaskSpec, image_meta, register_task
 from segmentation.results import label_pngs
 
+LABEL_SETTINGS = ("reduce_zero_label", "unlabelled", "label_values")  # of ``LoadLabels``
 SEGMENTOR_SHAPE = (512, 2048)  # of the papers' FLOPs, which they write "2048 x 512"
 
 
@@ -92,6 +95,37 @@ def _heads(model: EncoderDecoder) -> list[nn.Module]:
     return [model.decode_head, *(auxiliary if isinstance(auxiliary, nn.ModuleList) else [auxiliary])]
 
 
+def _complete_config(cfg: Config, notes: list[str]) -> None:
+    """Copy :data:`LABEL_SETTINGS` from the top level to data sets and pipelines that state none."""
+    loaders = [cfg[key] for key in ("train_dataloader", "val_dataloader", "test_dataloader") if cfg.get(key)]
+    datasets = [one for loader in loaders for one in inner_datasets(loader.dataset)]
+    steps = [node for node in mappings(dict(cfg)) if str(node.get("type")).rpartition(".")[2] == "LoadLabels"]
+    for name in LABEL_SETTINGS:
+        places = [*datasets, *steps] if name == "reduce_zero_label" else steps
+        if (value := cfg.get(name)) is None:
+            continue
+        if not places:
+            raise ConfigError(f"{name}={value!r}: no pipeline loads labels by LoadLabels, which knows it")
+        for place in places:
+            if place.get(name) is None:
+                place[name] = value
+            elif place[name] != value:
+                notes.append(f"{name}={place[name]} of {place['type']} goes before {name}={value} of the config")
+    notes[:] = dict.fromkeys(notes)
+
+
+def _no_names(dataset: Mapping[str, Any]) -> Sequence[str]:
+    """Class names of label images, which hold none.
+
+    Raises:
+        ConfigError: In every case.
+    """
+    raise ConfigError(
+        "config states no classes: label images hold numbers alone; state the names in the order of the numbers, "
+        "classes=(...), or a text file with one name per line, classes='classes.txt'"
+    )
+
+
 def _check_training(cfg: Config, images: int) -> None:
     """Refuse heads whose loss is constant: one class, or the softmax of one score.
 
@@ -137,6 +171,9 @@ SEGMENTATION = register_task(
         sample_types={SegDataSample: ()},
         image_fields={"reduce_zero_label": False, "seg_fields": []},
         scale_sample=_scale_sample,
+        drivers=LABEL_SETTINGS,
+        complete_config=_complete_config,
+        data_classes=_no_names,
         check_training=_check_training,
         result_formats={"png": label_pngs},
     )

@@ -1,6 +1,7 @@
 """Draw predictions: ``python tools/predict.py CONFIG CHECKPOINT IMAGE_OR_FOLDER [--out DIR]``."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -27,6 +28,7 @@ def main() -> None:
     args = parser.parse_args()
 
     from backbones.errors import printable
+    from engine.checkpoint.model_weights import recorded_classes
     from engine.config.load import load_config
     from engine.config.options import parse_options
     from engine.config.world import Launch
@@ -34,7 +36,8 @@ def main() -> None:
 
     images = find_images(args.images)
     launch = Launch.from_environment()
-    cfg = load_config(args.config, parse_options(args.cfg_options), launch).cfg
+    known = partial(recorded_classes, args.checkpoint, args.trust_checkpoint)
+    cfg = load_config(args.config, parse_options(args.cfg_options), launch, known_classes=known).cfg
     model, visualizer = load_predictor(cfg, args.checkpoint, args.ema, launch.device, args.trust_checkpoint)
     out = args.out or Path(cfg.work_dir) / "predictions"
     try:

@@ -1,6 +1,7 @@
 """Evaluate a checkpoint: ``python tools/test.py CONFIG CHECKPOINT [--tta] [--ema] [--cfg-options k=v ...]``."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -27,6 +28,7 @@ def main() -> None:
 
     from mmengine.dist import is_main_process
 
+    from engine.checkpoint.model_weights import recorded_classes
     from engine.config.load import load_config
     from engine.config.options import parse_options
     from engine.config.world import Launch
@@ -36,7 +38,8 @@ def main() -> None:
     if args.work_dir:
         options["work_dir"] = args.work_dir
     launch = Launch.from_environment()
-    resolved = load_config(args.config, options, launch, training=False)
+    known = partial(recorded_classes, args.checkpoint, args.trust_checkpoint)
+    resolved = load_config(args.config, options, launch, training=False, known_classes=known)
     options_of_test = (args.ema, args.tta, args.trust_checkpoint, args.format, not args.no_data_check)
     metrics = test(resolved, launch, args.checkpoint, *options_of_test)
     if is_main_process():

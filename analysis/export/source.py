@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from backbones.base import Backbone
 from backbones.registry import build_backbone
 from backbones.variants import BASELINES
 from backbones.weights import find_head, read_checkpoint
-from engine.checkpoint.model_weights import LOADER_SETTINGS, file_classes, load_model
+from engine.checkpoint.model_weights import LOADER_SETTINGS, file_classes, load_model, recorded_classes
 from engine.config.building import build
 from engine.config.classes import class_names
 from engine.config.load import load_config
@@ -190,7 +191,8 @@ def source_from_config(
         ConfigError: If the config is wrong.
         CheckpointError: If the checkpoint cannot be read or does not fit the model.
     """
-    cfg = load_config(path, options, Launch(), training=False).cfg
+    known = partial(recorded_classes, checkpoint, trust)
+    cfg = load_config(path, options, Launch(), training=False, known_classes=known).cfg
     size = shape or _tested_shape(cfg)
     model = _load_whole(cfg, checkpoint, averaged, trust)
     found, prepared = task_of(cfg).export_wrapper(model), preprocessing_of(cfg, model, shape)

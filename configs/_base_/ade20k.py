@@ -10,9 +10,10 @@ custom_hooks = [dict(type="ProgressBar")]
 
 classes = "ade20k"
 data_root = "data/ade/ADEChallengeData2016"
+reduce_zero_label = True  # stored 0 is "not labelled", class i is stored as i + 1
 train_pipeline = [
     dict(type="LoadCheckedImage"),
-    dict(type="LoadLabels", num_classes="from_classes", reduce_zero_label=True),
+    dict(type="LoadLabels", num_classes="from_classes"),
     dict(type="RandomResize", scale=(2048, 512), ratio_range=(0.5, 2.0), keep_ratio=True),
     dict(type="RandomCrop", crop_size=(512, 512), cat_max_ratio=0.75),
     dict(type="RandomFlip", prob=0.5),
@@ -22,7 +23,7 @@ train_pipeline = [
 test_pipeline = [
     dict(type="LoadCheckedImage"),
     dict(type="Resize", scale=(2048, 512), keep_ratio=True),
-    dict(type="LoadLabels", num_classes="from_classes", reduce_zero_label=True),
+    dict(type="LoadLabels", num_classes="from_classes"),
     dict(type="PackSegInputs"),
 ]
 tta_pipeline = [
@@ -33,7 +34,7 @@ tta_pipeline = [
             # 0.5 to 1.75 of the size that one-scale testing has, not of the original image.
             [dict(type="Resize", scale=(4 * side, side), keep_ratio=True) for side in range(256, 897, 128)],
             [dict(type="RandomFlip", prob=0.0), dict(type="RandomFlip", prob=1.0)],
-            [dict(type="LoadLabels", num_classes="from_classes", reduce_zero_label=True)],
+            [dict(type="LoadLabels", num_classes="from_classes")],
             [dict(type="PackSegInputs")],
         ],
     ),
@@ -45,7 +46,6 @@ train_dataloader = dict(
         type="LabelPngDataset",
         img_suffix=".jpg",
         seg_map_suffix=".png",
-        reduce_zero_label=True,
         data_prefix=dict(img_path="images/training", seg_map_path="annotations/training"),
     ),
 )
@@ -57,12 +57,8 @@ val_dataloader = dict(
         type="LabelPngDataset",
         img_suffix=".jpg",
         seg_map_suffix=".png",
-        reduce_zero_label=True,
         data_prefix=dict(img_path="images/validation", seg_map_path="annotations/validation"),
     ),
 )
-test_dataloader = val_dataloader
 val_evaluator = dict(type="ClassIoUMetric", iou_metrics=["mIoU"])
-test_evaluator = val_evaluator
 val_cfg = dict(type="ValidationLoop")
-test_cfg = dict()

@@ -12,7 +12,7 @@ classes = "coco"
 data_root = "data/coco"
 train_pipeline = [
     dict(type="LoadCheckedImage"),
-    dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
+    dict(type="LoadAnnotations", with_bbox=True, with_mask="from_model"),
     dict(type="RandomFlip", prob=0.5),
     dict(
         type="RandomChoice",
@@ -52,7 +52,7 @@ train_pipeline = [
 test_pipeline = [
     dict(type="LoadCheckedImage"),
     dict(type="CheckedResize", scale=(1333, 800), keep_ratio=True),
-    dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
+    dict(type="LoadAnnotations", with_bbox=True, with_mask="from_model"),
     dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
 ]
 train_dataloader = dict(
@@ -77,8 +77,5 @@ val_dataloader = dict(
         test_mode=True,
     ),
 )
-test_dataloader = val_dataloader
 val_evaluator = dict(type="FastCocoMetric", ann_file="set from the data loader")
-test_evaluator = val_evaluator
 val_cfg = dict(type="ValidationLoop")
-test_cfg = dict()

@@ -10,8 +10,5 @@ val_dataloader = dict(
     collate_fn=dict(type="default_collate"),
     dataset=dict(type="FolderDataset", split="val", test_mode=True),
 )
-test_dataloader = val_dataloader
 val_evaluator = dict(type="ClassificationMetric", confusion_file="confusion.json")
-test_evaluator = val_evaluator
 val_cfg = dict(type="ValidationLoop")
-test_cfg = dict()

@@ -28,14 +28,14 @@ model = dict(
 )
 train_pipeline = [
     dict(type="LoadCheckedImage"),
-    dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
+    dict(type="LoadAnnotations", with_bbox=True, with_mask="from_model"),
     dict(type="CheckedResize", scale=(160, 160), keep_ratio=True),
     dict(type="PackDetInputs"),
 ]
 test_pipeline = [
     dict(type="LoadCheckedImage"),
     dict(type="CheckedResize", scale=(160, 160), keep_ratio=True),
-    dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
+    dict(type="LoadAnnotations", with_bbox=True, with_mask="from_model"),
     dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
 ]
 train_dataloader = dict(num_workers=1)

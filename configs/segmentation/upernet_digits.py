@@ -22,13 +22,13 @@ model = dict(
 )
 train_pipeline = [
     dict(type="LoadCheckedImage"),
-    dict(type="LoadLabels", num_classes="from_classes", reduce_zero_label=True),
+    dict(type="LoadLabels", num_classes="from_classes"),
     dict(type="RandomCrop", crop_size=(128, 128)),
     dict(type="PackSegInputs"),
 ]
 test_pipeline = [
     dict(type="LoadCheckedImage"),
-    dict(type="LoadLabels", num_classes="from_classes", reduce_zero_label=True),
+    dict(type="LoadLabels", num_classes="from_classes"),
     dict(type="PackSegInputs"),
 ]
 # Tested at the size they have, at several scales around it.

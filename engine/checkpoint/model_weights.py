@@ -169,6 +169,11 @@ def file_classes(checkpoint: Mapping[str, Any]) -> tuple[str, ...]:
     return next((tuple(names) for names in lists if all(isinstance(name, str) for name in names)), ())
 
 
+def recorded_classes(source: str, trust: bool = False) -> tuple[str, ...]:
+    """Class names in a checkpoint file, see :func:`file_classes`; ``trust`` executes code that it asks for."""
+    return file_classes(read_checkpoint(source, trust))
+
+
 def _tensors(
     checkpoint: Mapping[str, Any], source: str, averaged: bool, expected: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:

@@ -7,8 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mmengine.config import Config
+
 from backbones.errors import ConfigError
-from engine.task import TASK_SPECS
+from engine.config.datasets import inner_datasets
+from engine.task import TASK_SPECS, task_of
+
+FROM_DATA = "from_data"
 
 
 def class_names(classes: str | Sequence[str]) -> tuple[str, ...]:
@@ -35,6 +40,24 @@ def class_names(classes: str | Sequence[str]) -> tuple[str, ...]:
     if twice:
         raise ConfigError(f"classes: {twice[0]!r} stands twice")
     return names
+
+
+def fill_classes(cfg: Config) -> None:
+    """Replace ``classes`` that are absent or ``"from_data"``, in place, by what the training data says.
+
+    Raises:
+        UserError: If the data is not there, has no names, or several data sets have different ones.
+    """
+    if cfg.get("classes") not in (None, FROM_DATA):
+        return
+    loader = cfg.get("train_dataloader")
+    found = [tuple(task_of(cfg).data_classes(one)) for one in inner_datasets(loader.dataset)] if loader else []
+    if len(set(found)) != 1 or not found[0]:
+        why = "the training data sets have different ones" if len(set(found)) > 1 else "the data tells none"
+        raise ConfigError(
+            f"config states no classes, and {why}: a tuple of names, a file with one name per line, or a known set"
+        )
+    cfg.classes = found[0]
 
 
 def palette(names: Sequence[str]) -> list[tuple[int, int, int]]:

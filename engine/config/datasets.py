@@ -1,11 +1,13 @@
-"""Data sets inside of wrappers, such as ``ConcatDataset`` and ``MultiImageMixDataset``, in a config."""
+"""Data sets in a config: inside of wrappers, such as ``ConcatDataset``; where they lie; those of a test."""
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterator
 from typing import Any
 
+from mmengine.config import Config
 from mmengine.registry import DATASETS
 
 from backbones.errors import ConfigError
@@ -25,6 +27,14 @@ def all_datasets(dataset: Any, place: str = "") -> Iterator[tuple[str, Any]]:
         yield from all_datasets(dataset["dataset"], f"{place}.dataset")
     for index, inner in enumerate(dataset.get("datasets", ())):
         yield from all_datasets(inner, f"{place}.datasets.{index}")
+
+
+def mappings(node: Any) -> Iterator[Any]:
+    """All mappings in a config value, outer ones first."""
+    if isinstance(node, dict):
+        yield node
+    for value in list(node.values()) if isinstance(node, dict) else node if isinstance(node, list | tuple) else ():
+        yield from mappings(value)
 
 
 def inner_datasets(dataset: Any) -> list[Any]:
@@ -68,3 +78,32 @@ def set_test_mode(dataset: Any, scope: str | None) -> None:
             dataset.setdefault("test_mode", True)
         if "test_mode" in parameters or "kwargs" not in parameters:
             return
+
+
+def set_data_root(split: str, dataset: Any, root: str | None, notes: list[str]) -> None:
+    """Give a data set, or those inside of a wrapper, the config's ``data_root`` where they state none of their own."""
+    for one in inner_datasets(dataset) if root is not None else ():
+        if one.get("data_root") is None:
+            one["data_root"] = root
+        elif one["data_root"] != root:
+            notes.append(f"{split} data is in its own data_root {one['data_root']!r}, not in the config's {root!r}")
+
+
+def carry_to_test(cfg: Config, fallback: Config | None = None) -> None:
+    """Test on the validation data where a config, changed in place, states no test or only what differs (no type).
+
+    Args:
+        cfg: Config.
+        fallback: Config whose test is taken if there is no validation.
+    """
+    for part in ("dataloader", "evaluator"):
+        val, test = cfg.get(f"val_{part}"), cfg.get(f"test_{part}", {})
+        stated = test.get("dataset") or {} if part == "dataloader" and isinstance(test, dict) else test
+        if isinstance(val, dict | list) and isinstance(test, dict) and "type" not in stated:
+            merged = Config({"test": copy.deepcopy(val)})
+            merged.merge_from_dict({"test": test})
+            cfg[f"test_{part}"] = merged.test
+            cfg.setdefault("test_cfg", {})
+    for key in ("test_dataloader", "test_evaluator", "test_cfg"):
+        if fallback is not None and key in fallback:
+            cfg.setdefault(key, fallback[key])

@@ -7,11 +7,12 @@ result resolves to itself.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,22 @@ from backbones.registry import unknown_backbone
 from engine.config.batch import BatchPlan, plan_batch, scaled_lr
 from engine.config.building import build, registered_class
 from engine.config.class_weights import set_class_weights
-from engine.config.classes import class_names, palette
+from engine.config.classes import FROM_DATA, class_names, fill_classes, palette
 from engine.config.custom_imports import drop_library_variables, read_config
-from engine.config.datasets import inner_datasets, is_wrapper, set_pipeline, set_test_mode
+from engine.config.datasets import (
+    carry_to_test,
+    inner_datasets,
+    is_wrapper,
+    mappings,
+    set_data_root,
+    set_pipeline,
+    set_test_mode,
+)
 from engine.config.environment import check_environment
 from engine.config.options import check_options, drop_foreign_arguments
 from engine.config.schema import check_settings, is_whole
 from engine.config.world import Launch
-from engine.task import task_of
+from engine.task import TASK_SPECS, task_of
 
 DRIVERS = ("classes", "data_root", "batch", "train_pipeline", "test_pipeline")
 RUNNER_KEYS = (
@@ -85,6 +94,7 @@ def load_config(
     options: dict[str, Any] | None = None,
     launch: Launch | None = None,
     training: bool = True,
+    known_classes: Callable[[], Sequence[str]] | None = None,
 ) -> Resolved:
     """Read a config file, apply options and resolve it for a launch.
 
@@ -93,6 +103,7 @@ def load_config(
         options: Overrides under dotted keys.
         launch: Processes and device; those of this process if not given.
         training: Whether to resolve for training: the global batch has to divide among the processes.
+        known_classes: Returns the class names of a checkpoint, for a config that takes them from the data.
 
     Raises:
         ConfigError: If the file cannot be read, or a setting is wrong.
@@ -115,9 +126,18 @@ def load_config(
     unread = drop_library_variables(cfg, Path(path), {*RUNNER_KEYS, *DRIVERS})
     stated = _stated_batch(cfg, path)
     options = options or {}
-    before = check_options(cfg, options)
+    completed = copy.deepcopy(cfg)
+    carry_to_test(completed)
+    before = check_options(completed, options)
     cfg.merge_from_dict(options)
     dropped = drop_foreign_arguments(cfg, options, before)
+    carry_to_test(cfg, completed)
+    for key in options.keys() & {"data_root", *TASK_SPECS.drivers()}:
+        for node in mappings(dict(cfg)):  # a resolved config has copies of the former value
+            if key in node and node[key] == before[key]:
+                del node[key]
+    if known_classes is not None and cfg.get("classes") in (None, FROM_DATA):
+        cfg.classes = tuple(known_classes()) or None
     if "optim_wrapper.optimizer.lr" in options:
         stated = _stated_batch(cfg, path)  # a learning rate given together with a batch belongs to that batch
     cfg.setdefault("work_dir", str(Path("work_dirs") / Path(path).stem))
@@ -148,6 +168,10 @@ def resolve(cfg: Config, stated_batch: int, launch: Launch, training: bool = Tru
     _check_backbone(cfg)
     notes: list[str] = []
     _set_hooks(cfg, notes)
+    for split, dataset in _datasets(cfg):
+        set_data_root(split, dataset, cfg.get("data_root"), notes)
+    fill_classes(cfg)
+    task_of(cfg).complete_config(cfg, notes)
     _set_classes(cfg, notes)
     if count := _replace_types([value for key, value in cfg.items() if key.endswith(DATA_KEYS)], CHECKED_READERS):
         notes.append(f"LoadImageFromFile -> LoadCheckedImage in {count} places: it refuses damaged images")
@@ -173,7 +197,7 @@ def _stated_batch(cfg: Config, path: str | Path) -> int:
 
 
 def _check_keys(cfg: Config) -> None:
-    known = (*RUNNER_KEYS, *DRIVERS)
+    known = (*RUNNER_KEYS, *DRIVERS, *TASK_SPECS.drivers())
     for key in [key for key in cfg if key.startswith("_")]:
         cfg.pop(key)
     for key in cfg:
@@ -224,7 +248,7 @@ def _check_image_channels(cfg: Config) -> None:
         ConfigError: If the backbone takes another number.
     """
     channels = (cfg.model.get("backbone") or {}).get("in_channels", COLOUR_CHANNELS)
-    steps = (node for _, dataset in _datasets(cfg) for node in _walk(dataset.get("pipeline")))
+    steps = (node for _, dataset in _datasets(cfg) for node in mappings(dataset.get("pipeline")))
     used = {step.get("type") for step in steps if "color_type" not in step}  # grey or unchanged, where it is stated
     if channels != COLOUR_CHANNELS and not used.isdisjoint(COLOUR_READERS):
         reader = next(name for name in COLOUR_READERS if name in used)
@@ -232,17 +256,6 @@ def _check_image_channels(cfg: Config) -> None:
             f"model.backbone.in_channels={channels}: {reader} reads every image, grey ones too, as {COLOUR_CHANNELS} "
             "channels of 8 bits; leave in_channels out, or give the pipelines a reader of your own (custom_imports)"
         )
-
-
-def _walk(node: Any) -> Iterator[dict[str, Any]]:
-    """Yield all mappings in a config value, outer ones first."""
-    if isinstance(node, dict):
-        yield node
-        for value in list(node.values()):
-            yield from _walk(value)
-    elif isinstance(node, list | tuple):
-        for value in node:
-            yield from _walk(value)
 
 
 def _datasets(cfg: Config) -> Iterator[tuple[str, ConfigDict]]:
@@ -267,14 +280,9 @@ def _set_hooks(cfg: Config, notes: list[str]) -> None:
 
 
 def _set_classes(cfg: Config, notes: list[str]) -> None:
-    if cfg.get("classes") is None:
-        raise ConfigError("config states no classes: a tuple of names, a file with one name per line, or a known set")
     names = class_names(cfg.classes)
-    for key in ("model", "train_pipeline", "test_pipeline", "tta_pipeline"):
-        for node in _walk(cfg.get(key)):
-            if "num_classes" in node:
-                node["num_classes"] = len(names)
-    for node in (node for _, dataset in _datasets(cfg) for node in _walk(dataset)):
+    parts = [cfg.get(key) for key in ("model", "train_pipeline", "test_pipeline", "tta_pipeline")]
+    for node in mappings([*parts, *(dataset for _, dataset in _datasets(cfg))]):
         if "num_classes" in node:
             node["num_classes"] = len(names)
     background = max((layer.extra_rows for layer in task_of(cfg).class_layers.values()), default=0)
@@ -293,10 +301,6 @@ def _set_data(cfg: Config, launch: Launch) -> None:
             raise ConfigError(f"{split}_dataloader.dataset.type={dataset.type!r}: wrappers are for training data alone")
         if split != "train":
             set_test_mode(dataset, cfg.get("default_scope"))
-        if cfg.get("data_root") is not None:
-            for inner in inner_datasets(dataset):
-                # Several data sets may lie in several places; one that is not wrapped is where the config says.
-                inner.data_root = inner.get("data_root", cfg.data_root) if is_wrapper(dataset) else cfg.data_root
         pipeline = cfg.get("train_pipeline" if split == "train" else "test_pipeline")
         if pipeline is not None:
             set_pipeline(dataset, pipeline)
@@ -304,7 +308,7 @@ def _set_data(cfg: Config, launch: Launch) -> None:
         loader.num_workers = min(loader.num_workers, cores)
         loader.persistent_workers = loader.num_workers > 0
     for name in ("val_evaluator", "test_evaluator"):
-        for node in _walk(cfg.get(name)):
+        for node in mappings(cfg.get(name)):
             if "ann_file" in node and cfg.get(name.replace("evaluator", "dataloader")):
                 dataset = cfg[name.replace("evaluator", "dataloader")].dataset
                 node["ann_file"] = str(Path(dataset.data_root) / dataset.ann_file)
@@ -318,7 +322,7 @@ def _set_data(cfg: Config, launch: Launch) -> None:
 def _set_channels(model: ConfigDict) -> None:
     """Replace ``from_backbone`` by the channels of the backbone's outputs, ``from_backbone[i]`` by one of them."""
     channels: tuple[int, ...] | None = None
-    for node in _walk(model):
+    for node in mappings(model):
         for key, value in node.items():
             match = FROM_BACKBONE.fullmatch(value) if isinstance(value, str) else None
             if not match:
@@ -371,7 +375,7 @@ def _fit_to_launch(cfg: Config, launch: Launch, notes: list[str]) -> None:
 
 
 def _replace_types(node: Any, table: dict[str, str]) -> int:
-    matches = [item for item in _walk(node) if item.get("type") in table]
+    matches = [item for item in mappings(node) if item.get("type") in table]
     for item in matches:
         item["type"] = table[item["type"]]
     return len(matches)

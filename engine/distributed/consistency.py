@@ -87,7 +87,7 @@ def check_same_data(split: str, described: Sequence[dict[str, Any]]) -> None:
         for rank, one in enumerate(described):
             ranks.setdefault(one.get(key), []).append(rank)
         if len(ranks) > 1:
-            unit = {"batches": "{} batches", "samples": "{} samples", "names": "other files (digest {})"}[key]
+            unit = {"batches": "{} batches", "samples": "{} samples", "names": "other files (digest {})"}.get(key, "{}")
             who = "; ".join(f"{_ranks(some)}: {unit.format(value)}" for value, some in ranks.items())
             raise DataError(f"{split} data differs between the processes ({who}): every machine needs the same files")
 

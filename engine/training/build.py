@@ -6,12 +6,15 @@ import os
 from pathlib import Path
 
 from mmengine import Config
+from mmengine.dist import all_gather_object
 
 from backbones.errors import MachineError
 from engine.checkpoint.model_weights import LOADER_SETTINGS
 from engine.config.building import building
+from engine.config.fingerprint import make_fingerprint
 from engine.config.load import Resolved
 from engine.config.world import Launch
+from engine.distributed.consistency import check_same_data
 from engine.distributed.processes import start_processes
 from engine.launch.heartbeat import HEARTBEAT
 from engine.training.runner import Runner
@@ -38,6 +41,8 @@ def build_runner(resolved: Resolved, launch: Launch, trust: bool = False) -> Run
     """
     start_processes(launch)
     cfg = resolved.cfg
+    taken = {"classes": f"classes {cfg.get('classes')}"[:80] + f" (digest {make_fingerprint(cfg.get('classes'))[:8]})"}
+    check_same_data("training", all_gather_object(taken))  # each process may have taken them from its own files
     settings = cfg.get("env_cfg", {})
     _check_work_dir(cfg)
     compile_patience = COMPILE_PATIENCE_SECONDS if settings.get("compile") else 0.0

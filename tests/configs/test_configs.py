@@ -245,7 +245,8 @@ def test_a_config_says_how_it_is_run(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     docstring = ast.get_docstring(ast.parse(text)) or ""
     name = re.escape(str(path.relative_to(ROOT)))
-    program = "python tools/train.py" if "digits" in path.stem else "bash tools/dist_train.sh"
+    alone = "digits" in path.stem or path.parent.name == "examples"
+    program = "python tools/train.py" if alone else "bash tools/dist_train.sh"
     assert re.search(rf"^    (python \S+ && )?{program} {name}", docstring, re.MULTILINE)
     assert docstring.partition("\n")[0].endswith(".")
     assert SHORTEST <= len(text.splitlines()) <= LONGEST

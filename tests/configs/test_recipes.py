@@ -23,7 +23,7 @@ TABLES = yaml.safe_load((ROOT / "tests/data/recipes.yaml").read_text(encoding="u
 RECIPES = {name: (table["cite"], {**table["all"], **own}) for table in TABLES for name, own in table["runs"].items()}
 # No source prints these runs: the demo's, the small sizes of V1, and the ablations on a subset that its source leaves
 # open ("ConvNeXt-XL on 128 A100").
-WITHOUT_SOURCE = re.compile(r"digits|convnext_(atto|femto|pico|nano)_in1k_300e|_ablation")
+WITHOUT_SOURCE = re.compile(r"digits|own_data|convnext_(atto|femto|pico|nano)_in1k_300e|_ablation")
 CLUSTER = Launch(processes=16, device="cuda", local_processes=8)
 EXPECTED_IN_DOCSTRING = ("top1", "box_ap", "miou", "miou_multi_scale")
 TASKS = {"mmengine": "classification", "mmdet": "detection", "mmseg": "segmentation"}

@@ -250,6 +250,17 @@ def test_fast_coco_metric_of_boxes_only(annotations: Path, truth: COCO) -> None:
     assert set(metric.evaluate(IMAGES)) == {f"bbox_{name}" for name in COCO_STATS}
 
 
+def test_data_without_masks_has_no_mask_ap(annotations: Path, truth: COCO, tmp_path: Path) -> None:
+    content = json.loads(annotations.read_text())
+    for one in content["annotations"]:
+        del one["segmentation"]
+    boxes_alone = tmp_path / "boxes.json"
+    boxes_alone.write_text(json.dumps(content))
+    scores = evaluated(boxes_alone, perfect(truth), CLASSES)
+    assert set(scores) == {f"bbox_{name}" for name in COCO_STATS}
+    assert scores["bbox_mAP"] == 1
+
+
 def test_category_ids_refuses_an_unknown_class(annotations: Path, truth: COCO) -> None:
     message = r"1 of 2 are no category of the annotation file \('hare'\.\.\.\); it has 4: cat, dog, newt, owl"
     with pytest.raises(UserError, match=message):

@@ -78,6 +78,8 @@ def test_label_checker_of_sound_labels(tmp_path: Path) -> None:
     assert "wall 20%" in found.notes[0]
     assert checked(rooms(tmp_path / "plain", 0, 1, 2, 255), reduce=False).findings == []
     assert checked(rooms(tmp_path / "other", 0, 1, 2, 77), reduce=False, unlabelled=77).findings == []
+    found = checked(rooms(tmp_path / "values", 0, 100, 255, 7), reduce=False, unlabelled=7, label_values=(0, 100, 255))
+    assert found.findings == []
 
 
 @pytest.mark.parametrize(
@@ -87,7 +89,7 @@ def test_label_checker_of_sound_labels(tmp_path: Path) -> None:
         ((0, 1, 2, 3, 4), True, "label value", "check classes, or set unlabelled"),
         ((1, 2, 3), False, "label value", "values count from 1: set reduce_zero_label=True"),
         ((0, 1, 2), True, "reduce_zero_label", "set reduce_zero_label=False"),
-        ((0, 255), False, "masks of 0 and 255", "store classes as 0, 1, 2"),
+        ((0, 255), False, "masks of 0 and 255", "store classes as 0, 1, 2..., or set label_values=(0, 255)"),
         ((255,), False, "nothing labelled", "check the labels"),
         ((0,), True, "nothing labelled", "check the labels"),
     ],

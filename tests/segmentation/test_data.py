@@ -110,6 +110,19 @@ def test_load_labels_unlabelled_is_another_value(tmp_path: Path, reduce: bool) -
     assert loaded(stored, tmp_path, reduce, unlabelled=99).tolist() == [[0, IGNORE_INDEX], [IGNORE_INDEX, 2]]
 
 
+def test_load_labels_classes_can_have_any_values(tmp_path: Path) -> None:
+    stored = np.array([[0, 255], [38, 9]])
+    assert loaded(stored, tmp_path, False, unlabelled=9, label_values=(38, 0, 255)).tolist() == [[1, 2], [0, 255]]
+    assert loaded(stored, tmp_path, False, unlabelled=9, label_values=(38, 0, 200)).tolist() == [[1, 255], [0, 255]]
+    with pytest.raises(UserError, match=r"label value 9 stands for no class \(label_values=\(38, 0, 255\)\)"):
+        loaded(stored, tmp_path, False, label_values=(38, 0, 255))
+    for reduce, values in ((False, (0, 1)), (False, (0, 1, 1)), (False, (0, 1, 256)), (True, (0, 1, 2))):
+        with pytest.raises(UserError, match="needs 3 different numbers from 0 to 255, one for each class, and no red"):
+            loaded(stored, tmp_path, reduce, label_values=values)
+    with pytest.raises(UserError, match="unlabelled=1 is a class in label_values"):
+        loaded(stored, tmp_path, False, unlabelled=1, label_values=(0, 1, 2))
+
+
 def test_load_labels_refuses_coloured_labels(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"labels\.png: a label image has one channel.*not 3"):
         loaded(np.zeros((4, 5, 3)), tmp_path, reduce=False)

@@ -63,16 +63,19 @@ def test_the_scores_are_those_of_mmseg_and_those_of_each_class_are_kept(settings
     assert ours.class_scores["car"]["IoU"] == (0.0 if "nan_to_num" in settings else None)
 
 
-@pytest.mark.parametrize("reduce", [False, True])
-def test_labels_are_stored_as_the_data_set_stores_them(reduce: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("reduce, values", [(False, None), (True, None), (False, (0, 255, 38, 7))])
+def test_labels_are_stored_as_the_data_set_stores_them(
+    reduce: bool, values: tuple[int, ...] | None, tmp_path: Path
+) -> None:
     labels = np.arange(4).repeat(6).reshape(4, 6)
     cfg = config(tmp_path, reduce_zero_label=reduce, img_suffix="_leftImg8bit.png", seg_map_suffix="_labels.png")
+    cfg.label_values = values
     writer = label_pngs(cfg, tmp_path / "out", None)
     writer.process(None, [sample(str(tmp_path / "images/city/a_leftImg8bit.png"), labels)])
     assert writer.evaluate(1) == {}
     with Image.open(tmp_path / "out/city/a_labels.png") as image:
         assert image.mode == "L"
-        assert np.array_equal(np.asarray(image), labels + reduce)
+        assert np.array_equal(np.asarray(image), np.take(values, labels) if values else labels + reduce)
 
 
 def test_labels_of_other_images_have_the_names_of_their_pictures(tmp_path: Path) -> None:
