@@ -6,6 +6,7 @@ import argparse
 import io
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 
@@ -15,6 +16,7 @@ from backbones.packages import missing_package, missing_package_error
 from engine.launch.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED
 from engine.launch.heartbeat import HEARTBEAT
 
+UNCHECKED = "--no-data-check"
 # Advice on the OpenMMLab packages' own code, of no use to who runs it; their other warnings tell of a wrong config.
 UNSHOWN_WARNINGS = (
     r"(?s).*(deprecate|avg_non_ignore|shape of value will convert|For binary segmentation|(OMP|MKL)_NUM_THREADS|"
@@ -56,7 +58,13 @@ def run_tool(main: Callable[[], None]) -> None:
             _print_error(f"error: {one_line(error)}")
             sys.exit(error.exit_code)
         if not HEARTBEAT.report_error(error):
-            raise
+            if UNCHECKED not in sys.argv:
+                raise
+            traceback.print_exc()
+            _print_error(
+                f"the data was not checked ({UNCHECKED}): python tools/check_data.py says what is wrong with it"
+            )
+            sys.exit(EXIT_FAILED)
         _print_error(f"lost another process: {str(error).splitlines()[0]}")
         sys.exit(EXIT_FAILED)
 

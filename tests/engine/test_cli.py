@@ -58,3 +58,16 @@ def test_an_absent_package_is_one_line(capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().err.startswith(line)
     with pytest.raises(ImportError, match="cannot import name"):
         run_tool(broken_import)
+
+
+@pytest.mark.parametrize("options", [[], ["--no-data-check"]])
+def test_an_unexpected_error_without_the_data_check_points_to_it(options: list[str]) -> None:
+    program = "from engine.cli import run_tool; run_tool(lambda: [][0])"
+    ended = subprocess.run([sys.executable, "-c", program, *options], cwd=ROOT, capture_output=True, text=True)
+    *_, error, last = ["", *ended.stderr.splitlines()]
+    assert ended.returncode == 1
+    if options:
+        assert error == "IndexError: list index out of range"
+        assert last.startswith("the data was not checked (--no-data-check): python tools/check_data.py")
+    else:
+        assert last == "IndexError: list index out of range"
