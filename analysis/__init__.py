@@ -5,4 +5,8 @@ Nothing below imports this package. Importing it imports nothing else, so that t
 another sub-package needs is broken.
 """
 
+from convnext_dense import refuse_namesakes
+
+refuse_namesakes("backbones", "engine", "classification", "detection", "segmentation")
+
 __all__ = ()

@@ -11,7 +11,8 @@ from backbones.errors import MachineError
 # Import name -> what to install, where that is another name.
 INSTALL_NAMES = {
     "cityscapesscripts": "cityscapesScripts",
-    "cv2": "opencv-python-headless",
+    # opencv-python puts its files over these; uninstalled, it takes them away, and the name of this one stays listed.
+    "cv2": "--force-reinstall --no-deps 'opencv-python-headless<4.13'",
     "distutils": "setuptools",
     "git": "gitpython",
     "google": "protobuf",
@@ -78,9 +79,12 @@ def missing_package(error: BaseException | None) -> str | None:
         error: Error, with those that led to it.
 
     Returns:
-        The name; ``None`` if the error has another cause, such as a module that an installed package lacks.
+        The name, also that of OpenCV if it cannot be loaded, as its GUI build without libGL; ``None`` if the error has
+        another cause, such as a module that an installed package lacks.
     """
     while isinstance(error, ImportError | RuntimeError):
+        if isinstance(error, ImportError) and error.name == "cv2":
+            return "cv2"
         said = _NOT_INSTALLED.match(str(error))
         name = error.name if isinstance(error, ModuleNotFoundError) else said and said[1]
         if name:
@@ -97,7 +101,5 @@ def missing_package_error(package: str, place: str = "") -> MachineError:
         package: Name by which it is imported.
         place: Part that asks for it, such as a dotted key of a config.
     """
-    where = f"{place}: " if place else ""
-    return MachineError(
-        f"{where}package {package!r} is missing: {install_command(package)}, or remove what asks for it"
-    )
+    where, state = f"{place}: " if place else "", "is missing" if is_absent(package) else "cannot be loaded"
+    return MachineError(f"{where}package {package!r} {state}: {install_command(package)}, or remove what asks for it")

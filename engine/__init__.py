@@ -4,6 +4,10 @@
 the tools, ``engine.visualize`` draws predictions. docs/ARCHITECTURE.md says what lies where.
 """
 
+from convnext_dense import refuse_namesakes
+
+refuse_namesakes("backbones")
+
 __all__ = [
     "checkpoint",
     "config",

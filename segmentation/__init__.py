@@ -7,7 +7,11 @@ and ours (``custom_imports`` in the configs).
 import contextlib
 import io
 
-from engine import mmcv_ops
+from convnext_dense import refuse_namesakes
+
+refuse_namesakes("backbones", "engine")
+
+from engine import mmcv_ops  # noqa: E402
 
 mmcv_ops.install()
 

@@ -17,6 +17,8 @@ import torch
 
 from analysis.doctor.examination import CheckResult, Checks, DoctorOptions, bad, notice, ok
 from backbones.kernels.cpu import native
+from backbones.packages import install_command, is_absent
+from convnext_dense import PACKAGES
 from engine import mmcv_ops
 from engine.report.environment import ROOT, code_state, commit_line
 
@@ -31,6 +33,8 @@ def software_checks(options: DoctorOptions) -> Checks:
     return {
         "python": lambda: check_python(sys.version_info[:3]),
         "packages": lambda: check_packages(*requirements(), installed_versions()),
+        "OpenCV": lambda: check_opencv(distributions_with("cv2"), is_absent("cv2")),
+        "names": lambda: check_names({name: distributions_with(name) for name in PACKAGES}),
         "operators": lambda: (result for device in devices for result in check_operators(device)),
         "torch.compile": lambda: check_compile(compiler(os.environ), importlib.util.find_spec("triton")),
         "CPU inference": lambda: check_inference(native.reason_missing()),
@@ -98,6 +102,36 @@ def check_packages(
         found = f"{len(differ)} of those that others bring differ from requirements.txt: {names}{more}"
         yield notice("packages", found, INSTALL_PINS)
     yield ok("packages", f"{len(pins) - len(others)} of {len(pins)} as in requirements.txt")
+
+
+def distributions_with(package: str) -> list[str]:
+    """Names of the installed distributions that have a package of this name, without this project's own."""
+    found = importlib.metadata.packages_distributions().get(package, ())
+    return sorted({name for name in found if name != "convnext-dense"})
+
+
+def check_opencv(found: list[str], absent: bool) -> Iterator[CheckResult]:
+    """Which builds of OpenCV are listed as installed, each with its files in the same place, and whether they are."""
+    gui = [name for name in found if not name.endswith("-headless")]
+    fix = f"pip uninstall -y {' '.join(found)}; {install_command('cv2')}"
+    if absent:
+        yield bad("OpenCV", "its files are not there", install_command("cv2"))
+    elif len(found) > 1:
+        yield bad("OpenCV", f"{len(found)} builds lie over each other in one folder: {', '.join(found)}", fix)
+    elif gui:
+        yield notice("OpenCV", f"{gui[0]} is the build with windows, which needs libGL", fix)
+    else:
+        yield ok("OpenCV", " ".join(found) or "not by pip")
+
+
+def check_names(found: Mapping[str, list[str]]) -> Iterator[CheckResult]:
+    """Distributions that have packages of the same names as this project's, by package."""
+    for package, names in found.items():
+        if names:
+            fix = f"pip uninstall {' '.join(names)}, or an environment of this project's own"
+            yield bad("names", f"{', '.join(names)} has a package {package!r}, as this project has", fix)
+    if not any(found.values()):
+        yield ok("names", "no other package that is installed has a name of this project's")
 
 
 def _age(found: str, pin: str) -> str:

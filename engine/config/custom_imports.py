@@ -12,6 +12,7 @@ from mmengine.utils import get_installed_path, import_modules_from_strings
 
 from backbones.errors import ConfigError, UserError, describe_error
 from backbones.packages import missing_package, missing_package_error
+from convnext_dense import PACKAGES, refuse_namesakes
 
 _PACKAGED = "/.mim/configs"  # in the installed package of a library
 
@@ -28,12 +29,14 @@ def read_config(path: Path) -> Config:
     Raises:
         ConfigError: If ``custom_imports`` is not ``dict(imports=[...])``, or a module in it is not found.
         MachineError: If a package that a module imports is missing.
+        ImportError: If another module has the name of a package of this project.
         Exception: Whatever the file, or an import, raises.
     """
     # A library is found by its own name: its distribution may have another one than mmengine lists, as those here have.
     MODULE2PACKAGE.update({library: library for library in MODULE2PACKAGE})
     cfg = Config.fromfile(str(path), import_custom_modules=False)
     names = list(dict.fromkeys(_imported_modules(path)))
+    refuse_namesakes(*(name for name in names if name in PACKAGES))
     if names:
         stated = cfg.get("custom_imports") or {}
         cfg.custom_imports = ConfigDict({**stated, "imports": names})
@@ -70,7 +73,11 @@ def _import_failure(path: Path, error: ImportError, names: list[str]) -> UserErr
     place, cause = f"config {str(path)!r}: custom_imports: {error}", error.__context__ or error
     absent = f"{cause.name}." if isinstance(cause, ModuleNotFoundError) else "."
     if any(f"{name}.".startswith(absent) for name in names):
-        return ConfigError(f"{place}: it is neither in this project's folder nor on PYTHONPATH")
+        parts = absent.split(".")
+        ours = f"; {parts[0]!r} is this project's, and a module of yours needs another name"
+        return ConfigError(
+            f"{place}: it is neither in this project's folder nor on PYTHONPATH{ours if parts[0] in PACKAGES else ''}"
+        )
     if package := missing_package(error):
         return missing_package_error(package, place)
     return ConfigError(f"{place}: {describe_error(cause)}")

@@ -36,9 +36,12 @@ from analysis.doctor.software import (
     check_code,
     check_compile,
     check_inference,
+    check_names,
+    check_opencv,
     check_operators,
     check_packages,
     check_python,
+    distributions_with,
     requirements,
 )
 from analysis.doctor.trial import TRIAL_TASKS, ProgramEnd, task_result, trial, trial_programs
@@ -106,6 +109,38 @@ def test_the_pins_and_ranges_are_those_of_the_files() -> None:
     assert "torch" in ranges
     assert "ruff" not in ranges
     assert all(ranges[name].contains(pins[name]) for name in ranges)
+
+
+GUI, HEADLESS = "opencv-python", "opencv-python-headless"
+
+
+@pytest.mark.parametrize(
+    "found, absent, level, words",
+    [
+        ([HEADLESS], False, "ok", "opencv-python-headless"),
+        (
+            [GUI, HEADLESS],
+            False,
+            "bad",
+            f"2 builds lie over each other in one folder: {GUI}, {HEADLESS}; pip uninstall",
+        ),
+        ([GUI], False, "note", "needs libGL; pip uninstall -y opencv-python; pip install --force-reinstall"),
+        ([HEADLESS], True, "bad", "its files are not there; pip install --force-reinstall"),
+        ([], False, "ok", "not by pip"),
+    ],
+)
+def test_builds_of_opencv(found: list[str], absent: bool, level: str, words: str) -> None:
+    one(check_opencv(found, absent), level, "OpenCV", words)
+
+
+def test_only_one_opencv_is_installed_here() -> None:
+    assert distributions_with("cv2") == [HEADLESS]
+
+
+def test_names_that_another_package_has() -> None:
+    assert distributions_with("torch") == ["torch"]
+    one(check_names({"engine": [], "demo": []}), "ok", "names")
+    one(check_names({"engine": ["other"], "demo": []}), "bad", "'engine'", "pip uninstall other")
 
 
 def test_operators_of_this_installation() -> None:

@@ -23,7 +23,7 @@ def raised(module: str) -> ImportError:
     "package, command",
     [
         ("wandb", "pip install wandb"),
-        ("cv2", "pip install opencv-python-headless"),
+        ("cv2", "pip install --force-reinstall --no-deps 'opencv-python-headless<4.13'"),
         ("PIL", "pip install pillow"),
         ("sklearn", "pip install scikit-learn"),
         ("skimage", "pip install scikit-image"),

@@ -1,0 +1,143 @@
+"""What an installation brings, and another module under the name of one of this project's packages.
+
+Fast and without a network: setuptools is asked for the metadata, and Python is started beside the other module.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parents[1]
+TOOL = [str(ROOT / "tools/train.py"), str(ROOT / "configs/classification/digits.py"), "--dry-run"]
+WITHIN = "from backbones.registry import list_backbones; assert 'convnext_tiny' in list_backbones()"
+
+
+def python(folder: Path, *arguments: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Python in a folder; this project is found last, as an editable install puts it behind ``path``."""
+    places = [str(place) for place in (path, ROOT) if place is not None]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=180)
+
+
+def last_line(result: subprocess.CompletedProcess[str]) -> str:
+    assert result.returncode == 1, result.stdout + result.stderr
+    return result.stderr.strip().splitlines()[-1]
+
+
+def stand_in() -> dict[str, str]:
+    """Name and version of the empty package that is installed in the place of the GUI build of OpenCV."""
+    text = (ROOT / "tools/opencv_stand_in/pyproject.toml").read_text()
+    return dict(re.findall(r'^(name|version) = "(.+)"$', text, re.MULTILINE))
+
+
+def test_an_installation_brings_the_stand_in_and_not_the_windows_of_opencv(tmp_path: Path) -> None:
+    pytest.importorskip("setuptools")
+    for name in ("setup.py", "pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, tmp_path)
+    result = python(tmp_path, "setup.py", "-q", "egg_info")
+    assert result.returncode == 0, result.stderr
+    needed = [
+        Requirement(line)
+        for line in (tmp_path / "convnext_dense.egg-info/requires.txt").read_text().split("\n[")[0].splitlines()
+        if line
+    ]
+    assert {one.name: one.url for one in needed if one.url} == {
+        "opencv-python": (tmp_path / "tools/opencv_stand_in").as_uri()
+    }
+    assert {"torch", "onedl-mmcv", "opencv-python-headless"} <= {one.name for one in needed}
+
+
+def test_the_stand_in_satisfies_whoever_asks_for_the_windows() -> None:
+    assert stand_in()["name"] == "opencv-python"
+    version, label = stand_in()["version"].split("+")
+    pins = re.findall(r"^opencv-python-headless==(\S+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    assert label == "headless"
+    assert version == max(pins)
+    asked = [
+        Requirement(need)
+        for one in importlib.metadata.distributions()
+        for need in one.requires or ()
+        if Requirement(need).name == "opencv-python"
+    ]
+    assert asked
+    assert all(need.specifier.contains(stand_in()["version"]) for need in asked)
+
+
+@pytest.mark.parametrize(
+    "package, importing",
+    [
+        ("backbones", "import engine"),
+        ("engine", "import classification"),
+        ("engine", "import detection"),
+        ("engine", "import segmentation"),
+        ("engine", "import demo"),
+        ("segmentation", "import analysis"),
+    ],
+)
+def test_a_file_beside_a_script_that_hides_a_package(tmp_path: Path, package: str, importing: str) -> None:
+    other, script = tmp_path / f"{package}.py", tmp_path / "mine.py"
+    other.write_text("")
+    script.write_text(importing)
+    for result in (python(tmp_path, "mine.py"), python(tmp_path, "-c", importing)):
+        line = last_line(result)
+        assert line.startswith(f"ImportError: 'import {package}' finds {str(other)!r} instead of this project's")
+        assert str(ROOT / package) in line
+        assert line.endswith("rename it, or start Python where its folder is not on the path")
+
+
+def test_an_installed_package_that_hides_one_of_ours(tmp_path: Path) -> None:
+    other = tmp_path / "site-packages/engine"
+    other.mkdir(parents=True)
+    (other / "__init__.py").write_text("")
+    line = last_line(python(tmp_path, "-c", "import detection", path=other.parent))
+    assert f"'import engine' finds {str(other / '__init__.py')!r}" in line
+    assert line.endswith("uninstall the package that brought it, or use an environment of your own for this project")
+
+
+def test_a_package_of_ours_that_a_config_names(tmp_path: Path) -> None:
+    (tmp_path / "classification.py").write_text("")
+    code = (
+        "from pathlib import Path; from engine.config.custom_imports import read_config; "
+        f"read_config(Path({str(ROOT / 'configs/classification/digits.py')!r}))"
+    )
+    assert str(tmp_path / "classification.py") in last_line(python(tmp_path, "-c", code))
+
+
+def test_a_module_that_was_imported_before(tmp_path: Path) -> None:
+    (tmp_path / "engine.py").write_text("")
+    assert "'import engine' finds" in last_line(python(tmp_path, "-c", "import engine, classification"))
+
+
+def test_names_that_do_not_matter_where_they_are(tmp_path: Path) -> None:
+    """Packages that are not imported, folders of data, and whatever lies beside the config of a tool."""
+    for name in ("engine", "analysis", "demo"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('imported')")
+    (tmp_path / "detection/images").mkdir(parents=True)
+    for arguments in (["-c", WITHIN], TOOL):
+        result = python(tmp_path, *arguments, path=tmp_path)
+        assert result.returncode == 0, result.stderr
+    for file in tmp_path.glob("*.py"):
+        file.unlink()
+    result = python(tmp_path, "-c", "import detection; print(detection.__file__)")
+    assert result.stdout.strip() == str(ROOT / "detection/__init__.py"), result.stderr
+
+
+def test_a_module_of_ones_own_below_a_name_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "detection").mkdir()
+    (tmp_path / "detection/mine.py").write_text("")
+    config = tmp_path / "config.py"
+    config.write_text(f"_base_ = {TOOL[1]!r}\ncustom_imports = dict(imports=['detection.mine'])\n")
+    result = python(tmp_path, TOOL[0], str(config), "--dry-run", path=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "'detection' is this project's, and a module of yours needs another name" in result.stderr
