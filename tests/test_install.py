@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -40,21 +41,22 @@ def stand_in() -> dict[str, str]:
     return dict(re.findall(r'^(name|version) = "(.+)"$', text, re.MULTILINE))
 
 
-def test_an_installation_brings_the_stand_in_and_not_the_windows_of_opencv(tmp_path: Path) -> None:
-    pytest.importorskip("setuptools")
-    for name in ("setup.py", "pyproject.toml", "README.md"):
-        shutil.copy(ROOT / name, tmp_path)
-    result = python(tmp_path, "setup.py", "-q", "egg_info")
+def test_an_editable_install_needs_the_stand_in_and_is_a_place_on_the_path(tmp_path: Path) -> None:
+    for name in ("setup.py", "pyproject.toml", "README.md", "convnext_dense.py", "engine/__init__.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    result = python(tmp_path, "-c", "import setuptools.build_meta as backend; backend.build_editable('.')")
     assert result.returncode == 0, result.stderr
-    needed = [
-        Requirement(line)
-        for line in (tmp_path / "convnext_dense.egg-info/requires.txt").read_text().split("\n[")[0].splitlines()
-        if line
-    ]
-    assert {one.name: one.url for one in needed if one.url} == {
-        "opencv-python": (tmp_path / "tools/opencv_stand_in").as_uri()
-    }
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        text = {Path(name).name: archive.read(name).decode() for name in archive.namelist()}
+    needed = [Requirement(line) for line in re.findall(r"^Requires-Dist: (.*)$", text["METADATA"], re.MULTILINE)]
+    addresses = {one.name: one.url for one in needed if one.url}
+    assert addresses == {"opencv-python": (tmp_path / "tools/opencv_stand_in").as_uri()}
     assert {"torch", "onedl-mmcv", "opencv-python-headless"} <= {one.name for one in needed}
+    # A finder, which is asked after the path, would lose to a folder called "detection" where Python starts.
+    assert [value.strip() for name, value in text.items() if name.endswith(".pth")] == [str(tmp_path)]
+    assert not any(name.endswith(".py") for name in text)
 
 
 def test_the_stand_in_satisfies_whoever_asks_for_the_windows() -> None:

@@ -34,7 +34,7 @@ def software_checks(options: DoctorOptions) -> Checks:
         "python": lambda: check_python(sys.version_info[:3]),
         "packages": lambda: check_packages(*requirements(), installed_versions()),
         "OpenCV": lambda: check_opencv(distributions_with("cv2"), is_absent("cv2")),
-        "names": lambda: check_names({name: distributions_with(name) for name in PACKAGES}),
+        "names": lambda: check_namesakes({name: distributions_with(name) for name in PACKAGES}),
         "operators": lambda: (result for device in devices for result in check_operators(device)),
         "torch.compile": lambda: check_compile(compiler(os.environ), importlib.util.find_spec("triton")),
         "CPU inference": lambda: check_inference(native.reason_missing()),
@@ -124,7 +124,7 @@ def check_opencv(found: list[str], absent: bool) -> Iterator[CheckResult]:
         yield ok("OpenCV", " ".join(found) or "not by pip")
 
 
-def check_names(found: Mapping[str, list[str]]) -> Iterator[CheckResult]:
+def check_namesakes(found: Mapping[str, list[str]]) -> Iterator[CheckResult]:
     """Distributions that have packages of the same names as this project's, by package."""
     for package, names in found.items():
         if names:

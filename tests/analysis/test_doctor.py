@@ -36,7 +36,7 @@ from analysis.doctor.software import (
     check_code,
     check_compile,
     check_inference,
-    check_names,
+    check_namesakes,
     check_opencv,
     check_operators,
     check_packages,
@@ -139,8 +139,8 @@ def test_only_one_opencv_is_installed_here() -> None:
 
 def test_names_that_another_package_has() -> None:
     assert distributions_with("torch") == ["torch"]
-    one(check_names({"engine": [], "demo": []}), "ok", "names")
-    one(check_names({"engine": ["other"], "demo": []}), "bad", "'engine'", "pip uninstall other")
+    one(check_namesakes({"engine": [], "demo": []}), "ok", "names")
+    one(check_namesakes({"engine": ["other"], "demo": []}), "bad", "'engine'", "pip uninstall other")
 
 
 def test_operators_of_this_installation() -> None:
