@@ -59,16 +59,17 @@ class Stage(nn.Sequential):
         return run_recomputed(self, x, recomputed)
 
 
-def run_recomputed(blocks: nn.Module, x: Tensor, recomputed: Set[nn.Module]) -> Tensor:
+def run_recomputed(blocks: nn.Module, x: Tensor, recomputed: Set[nn.Module], *context: object) -> Tensor:
     """Run blocks in their order, some with gradient checkpointing.
 
     Args:
         blocks: Container of blocks.
         x: Map or tokens, ``(N, ...)``.
         recomputed: Blocks whose activations are not saved but recomputed in the backward pass.
+        context: What each block gets beside the map.
     """
     for block in blocks.children():
-        x = checkpoint(block, x, use_reentrant=False) if block in recomputed else block(x)
+        x = checkpoint(block, x, *context, use_reentrant=False) if block in recomputed else block(x, *context)
     return x
 
 

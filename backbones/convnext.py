@@ -16,10 +16,11 @@ from math import ceil
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from backbones.base import PYRAMID_STRIDES, Backbone, Group, Stage
+from backbones.base import PYRAMID_STRIDES, Backbone, Group, Stage, run_recomputed
 from backbones.errors import ConfigError
 from backbones.kernels.dispatch import run_block, run_downsample
 from backbones.layers import GRN, LayerNorm2d, check_kernel_size, drop_path_rates, init_trunc_normal, layer_scale
+from backbones.masked import LAYOUTS, MaskedForm, MaskedLayout
 
 STEM_STRIDE = 4
 BLOCKS_PER_GROUP = 3
@@ -87,26 +88,35 @@ class Block(nn.Module):
         self.gamma = layer_scale(dim, layer_scale_init_value)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
-        out = run_block(self, x)
-        return self.forward_mlp(x, self.forward_dwconv_norm(x)) if out is None else out
+    def forward(self, x: Tensor, layout: MaskedLayout | None = None) -> Tensor:
+        """Compute ``(N, C, H, W) -> (N, C, H, W)``.
 
-    def forward_dwconv_norm(self, x: Tensor) -> Tensor:
+        Args:
+            x: Map; in ``layout``, if that is given.
+            layout: How maps hold the visible part of images in a masked autoencoder.
+        """
+        out = run_block(self, x, layout)
+        return self.forward_mlp(x, self.forward_dwconv_norm(x, layout), layout) if out is None else out
+
+    def forward_dwconv_norm(self, x: Tensor, layout: MaskedLayout | None = None) -> Tensor:
         """First half, convolution and norm: ``(N, C, H, W) -> (N, H, W, C)``."""
-        return self.norm(self.dwconv(x).permute(0, 2, 3, 1))
+        y = self.dwconv(x) if layout is None else layout.pack(self.dwconv(layout.unpack(x)))
+        return self.norm(y.permute(0, 2, 3, 1))
 
-    def forward_mlp(self, x: Tensor, y: Tensor) -> Tensor:
+    def forward_mlp(self, x: Tensor, y: Tensor, layout: MaskedLayout | None = None) -> Tensor:
         """Second half, MLP and residual: output ``(N, C, H, W)``.
 
         Args:
             x: Input of the block, ``(N, C, H, W)``.
             y: Output of the first half, ``(N, H, W, C)``.
+            layout: How maps hold the visible part of images.
         """
-        return x + self.drop_path(self.forward_branch(y))
+        return x + self.drop_path(self.forward_branch(y, layout))
 
-    def forward_branch(self, y: Tensor) -> Tensor:
+    def forward_branch(self, y: Tensor, layout: MaskedLayout | None = None) -> Tensor:
         """MLP and layer scale: ``(N, H, W, C) -> (N, C, H, W)``, the residual branch before stochastic depth."""
-        y = self.pwconv2(self.grn(self.act(self.pwconv1(y))))
+        y = self.act(self.pwconv1(y))
+        y = self.pwconv2(self.grn(y) if layout is None else layout.normalize(self.grn, y))
         if self.gamma is not None:
             y = self.gamma * y
         return y.permute(0, 3, 1, 2)
@@ -190,6 +200,40 @@ class ConvNeXt(Backbone):
         )
         self.add_norms(dims)
         self.apply(partial(init_trunc_normal, std=init_std))
+
+    def forward(
+        self, x: Tensor, visible: Tensor | None = None, form: MaskedForm = "packed"
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Compute features.
+
+        Args:
+            x: Batch of normalised images, ``(N, in_channels, H, W)``.
+            visible: Numbers of the visible 32 x 32 units of each image, row by row, int64 ``(N, V)``, in a masked
+                autoencoder.
+            form: Layout of the maps with ``visible``; the result is the same.
+
+        Returns:
+            As :meth:`backbones.base.Backbone.forward`; with ``visible`` the last stage's map without norm,
+            ``(N, C, H // 32, W // 32)``, zero at hidden units.
+
+        Raises:
+            ConfigError: If an image is smaller than ``min_image_side``, or ``weights`` were requested and never loaded.
+        """
+        return super().forward(x) if visible is None else self._encode_visible(self.prepare(x), visible, form)
+
+    def _encode_visible(self, x: Tensor, visible: Tensor, form: MaskedForm) -> Tensor:
+        """The last stage's map of the visible units."""
+        unit = PYRAMID_STRIDES[-1]
+        grid = (x.shape[2] // unit, x.shape[3] // unit)
+        # What is left over beyond the last whole unit is cut off.
+        x = LAYOUTS[form](visible, grid, unit).pack(x[..., : grid[0] * unit, : grid[1] * unit])
+        for stage, stride in enumerate(PYRAMID_STRIDES):
+            layout = LAYOUTS[form](visible, grid, unit // stride)
+            x = self.downsample_layers[stage](x)
+            x = run_recomputed(
+                self.stages[stage], x, self.recomputed_blocks() if self.is_recomputing() else set(), layout
+            )
+        return layout.unpack(x)
 
     def run_stage(self, stage: int, x: Tensor) -> Tensor:
         """Stem or downsampling, and the blocks of a stage: ``(N, C, H, W) -> (N, C', H', W')``."""

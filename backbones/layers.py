@@ -50,9 +50,16 @@ class GRN(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1, 1, 1, channels))
         self.beta = nn.Parameter(torch.zeros(1, 1, 1, channels))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Normalise a map.
+
+        Args:
+            x: Map, ``(N, H, W, C)``.
+            visible: Positions whose response counts, bool ``(N, H, W, 1)``; all without it.
+        """
         precise = torch.promote_types(x.dtype, torch.float32)
-        factors = self.factors(torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=precise))
+        counted = x if visible is None else torch.where(visible, x, x.new_zeros(()))
+        factors = self.factors(torch.linalg.vector_norm(counted, dim=(1, 2), keepdim=True, dtype=precise))
         return torch.addcmul(self.beta, x, factors).to(x.dtype)
 
     def factors(self, response: Tensor) -> Tensor:

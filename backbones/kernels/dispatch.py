@@ -13,17 +13,19 @@ from backbones.kernels.cpu.block import run_cpu_block
 from backbones.kernels.cpu.downsample import run_cpu_downsample
 from backbones.kernels.cuda.block import run_cuda_block
 from backbones.kernels.protocol import BlockForm, BlockLayers, DownsampleForm
+from backbones.masked import MaskedLayout
 
 BLOCK_FORMS: tuple[BlockForm, ...] = (run_cuda_block, run_cpu_block)
 DOWNSAMPLE_FORMS: tuple[DownsampleForm, ...] = (run_cpu_downsample,)
 
 
-def run_block(block: BlockLayers, x: Tensor) -> Tensor | None:
+def run_block(block: BlockLayers, x: Tensor, layout: MaskedLayout | None = None) -> Tensor | None:
     """Compute a ConvNeXt block in the form that is fastest on this device.
 
     Args:
         block: A block of ConvNeXt V1 or V2.
-        x: Map, ``(N, C, H, W)``.
+        x: Map, ``(N, C, H, W)``; in ``layout``, if that is given.
+        layout: How maps hold the visible part of images in a masked autoencoder.
 
     Returns:
         The block's output ``(N, C, H, W)``, or ``None`` where its plain steps are to be taken: on other devices, for
@@ -34,7 +36,7 @@ def run_block(block: BlockLayers, x: Tensor) -> Tensor | None:
         MachineError: If a form was forced that this machine cannot run.
     """
     for form in () if isinstance(x, Proxy) else BLOCK_FORMS:
-        if (out := form(block, x)) is not None:
+        if (out := form(block, x, layout)) is not None:
             return out
     return None
 

@@ -9,6 +9,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from backbones.layers import GRN
+from backbones.masked import MaskedLayout
 
 # The forms of an operation: C code in one pass, fused operators or kernels, PyTorch's operators one after another.
 NATIVE_FORM, FUSED_FORM, PLAIN_FORM = "native", "fused", "plain"
@@ -29,21 +30,27 @@ class BlockLayers(Protocol):
     gamma: nn.Parameter | None
     drop_path: DropPath
 
-    def forward_dwconv_norm(self, x: Tensor) -> Tensor:
+    def forward_dwconv_norm(self, x: Tensor, layout: MaskedLayout | None = None) -> Tensor:
         """Depthwise convolution and norm: ``(N, C, H, W) -> (N, H, W, C)``."""
 
-    def forward_branch(self, y: Tensor) -> Tensor:
+    def forward_branch(self, y: Tensor, layout: MaskedLayout | None = None) -> Tensor:
         """MLP and layer scale, before stochastic depth: ``(N, H, W, C) -> (N, C, H, W)``."""
 
-    def forward_mlp(self, x: Tensor, y: Tensor) -> Tensor:
+    def forward_mlp(self, x: Tensor, y: Tensor, layout: MaskedLayout | None = None) -> Tensor:
         """The block's output from its input ``(N, C, H, W)`` and the normalised map ``(N, H, W, C)``."""
 
 
 class BlockForm(Protocol):
     """A function that computes a block faster on one type of device."""
 
-    def __call__(self, block: BlockLayers, x: Tensor) -> Tensor | None:
-        """Output for a map ``(N, C, H, W)``; ``None`` where the plain steps are to be taken."""
+    def __call__(self, block: BlockLayers, x: Tensor, layout: MaskedLayout | None = None) -> Tensor | None:
+        """Output for a map ``(N, C, H, W)``; ``None`` where the plain steps are to be taken.
+
+        Args:
+            block: A block of ConvNeXt V1 or V2.
+            x: Map; in ``layout``, if that is given.
+            layout: How maps hold the visible part of images in a masked autoencoder.
+        """
 
 
 class DownsampleForm(Protocol):

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from backbones.kernels.cpu.linear import column_sums, input_gradient, linear, weight_gradient
 from backbones.layers import GRN
+from backbones.masked import PackedLayout
 
 # Hidden values of one piece of a map. On a Zen 5 with 1 MB of level-2 cache for each core and 32 MB of level 3, 8 MB is
 # best of 2 to 20: with less the overhead of calls dominates, with more the caches overflow, and the C library returns
@@ -86,12 +87,14 @@ class Steps:
         products: Weights of the convolution and the two products; the backward pass uses those of the forward pass.
         eps: Epsilon of the norm.
         grn: Response normalisation, if the block has one.
+        layout: Layout of the maps, if they hold the visible units of images alone.
     """
 
     weights: Weights
     products: Products
     eps: float
     grn: GRN | None
+    layout: PackedLayout | None = None
 
     def forward(self, x: Tensor, factors: Tensor | None, saved: list[Tensor] | None = None) -> Tensor:
         """Output of the block.
@@ -109,7 +112,8 @@ class Steps:
         wide = dtype if weights.gamma is None else torch.promote_types(dtype, weights.gamma.dtype)
         out = torch.empty(x.shape, dtype=torch.promote_types(x.dtype, wide))
         for images in self._groups(x):
-            y = _depthwise(x[images].to(dtype), products.conv, products.conv_bias)
+            whole = self._unpack(x[images].to(dtype), images)
+            y = self._pack(_depthwise(whole, products.conv, products.conv_bias), images)
             if saved is not None:
                 saved.append(y)
             for rows in self._rows(x):
@@ -149,15 +153,24 @@ class Steps:
                 if factors is not None:
                     grad_branch = grad_branch * factors[images]
                 self._backward_mlp(y[:, rows], next(remaining), grad_branch, sums, grad_dwconv[:, rows])
-            maps = grad_dwconv.permute(0, 3, 1, 2)
+            whole = self._unpack(grad_dwconv, images)
             if needed[1]:
-                inputs = x[images].to(dtype).permute(0, 3, 1, 2)
+                inputs = self._unpack(x[images].to(dtype), images).permute(0, 3, 1, 2)
+                maps = whole.permute(0, 3, 1, 2)
                 sums.add(conv=depthwise_weight_gradient(inputs, maps, rotated.shape[-1]))
             if needed[2]:
                 sums.add(conv_bias=column_sums(grad_dwconv))
             if grad_x is not None:
-                torch.add(grad_out[images], _depthwise(grad_dwconv, rotated), out=grad_x[images])
+                torch.add(grad_out[images], self._pack(_depthwise(whole, rotated), images), out=grad_x[images])
         return grad_x, sums.gradients(self.weights, needed[1:])
+
+    def _unpack(self, x: Tensor, images: slice) -> Tensor:
+        """Whole maps ``(n, H, W, C)`` of some images."""
+        return x if self.layout is None else self.layout.of_images(images).unpack_rows(x)
+
+    def _pack(self, x: Tensor, images: slice) -> Tensor:
+        """Maps ``(n, H', W', C)`` of some images in their layout."""
+        return x if self.layout is None else self.layout.of_images(images).pack_rows(x)
 
     def _groups(self, x: Tensor) -> Iterator[slice]:
         """Slices of the images of a map: as many as fit into a piece, but at least one."""

@@ -45,39 +45,48 @@ from backbones.kernels.cpu.linear import has_few_rows, reorder_weight
 from backbones.kernels.cpu.weight_cache import weight_cache
 from backbones.kernels.protocol import FUSED_FORM, NATIVE_FORM, PLAIN_FORM, BlockLayers, draw_drop_path, is_unmodified
 from backbones.layers import GRN
+from backbones.masked import MaskedLayout, PackedLayout
 
 BLOCK_OPERATION = "cpu_block"
 # Classes of a block's layers, in the order of :func:`_weights`.
 LAYER_CLASSES = ((nn.Conv2d,), (nn.LayerNorm,), (nn.Linear,), (nn.GELU,), (GRN, nn.Identity), (nn.Linear,))
 
 
-def run_cpu_block(block: BlockLayers, x: Tensor) -> Tensor | None:
+def run_cpu_block(block: BlockLayers, x: Tensor, layout: MaskedLayout | None = None) -> Tensor | None:
     """Output of a block, ``(N, C, H, W) -> (N, C, H, W)``; ``None`` where its plain steps are to be taken.
+
+    Args:
+        block: A block of ConvNeXt V1 or V2.
+        x: Map; in ``layout``, if that is given.
+        layout: How maps hold the visible part of images; packed ones have the fused form.
 
     Raises:
         ConfigError: If a form was forced that does not exist.
         MachineError: If a form was forced that this machine cannot run.
     """
-    if x.device.type != "cpu" or x.ndim != 4 or is_observed(x):
+    if x.device.type != "cpu" or x.ndim != 4 or is_observed(x) or not isinstance(layout, PackedLayout | None):
         return None
     dtype = compute_dtype(x)
     weights = None if dtype is None or autotuner.forced(BLOCK_OPERATION) == PLAIN_FORM else _weights(block, dtype)
     if dtype is None or weights is None:
         return None
-    form = _select_form(block, x, dtype, weights)
+    form = _select_form(block, x, dtype, weights, layout)
     if form == PLAIN_FORM:
         return None
     if not torch.is_grad_enabled() or not any(one is not None and one.requires_grad for one in (x, *weights)):
-        return _inference(block, x, dtype, weights, _cached_layout(block, x, dtype, weights, form))
+        return _inference(block, x, dtype, weights, _cached_layout(block, x, dtype, weights, form), layout)
     assert isinstance(block, nn.Module)
     weight_cache.discard(block)
-    out: Tensor = _Training.apply(block, _drop_path_factors(block, x, dtype), dtype, x, *weights)
+    out: Tensor = _Training.apply(block, _drop_path_factors(block, x, dtype), dtype, layout, x, *weights)
     return out
 
 
-def _select_form(block: BlockLayers, x: Tensor, dtype: torch.dtype, weights: Weights) -> str:
+def _select_form(
+    block: BlockLayers, x: Tensor, dtype: torch.dtype, weights: Weights, layout: PackedLayout | None
+) -> str:
     """Name of the form for an input ``(N, C, H, W)``."""
-    has_native = not (torch.is_grad_enabled() or block.training) and native.supports_block(weights, dtype)
+    idle = torch.is_grad_enabled() or block.training or layout is not None
+    has_native = not idle and native.supports_block(weights, dtype)
     hidden, channels = weights.first.shape
     static = (channels, hidden, weights.conv.shape[-1], int(weights.grn_gamma is not None), torch.get_num_threads())
     key = TuningKey(BLOCK_OPERATION, cpu_name(), str(dtype), static, x.numel().bit_length() - 1)
@@ -85,7 +94,7 @@ def _select_form(block: BlockLayers, x: Tensor, dtype: torch.dtype, weights: Wei
         return _forced_form(autotuner.predict(key, (NATIVE_FORM, FUSED_FORM, PLAIN_FORM)), has_native)
     if x.numel() * hidden * 2 < MIN_MULTIPLY_ADDS:
         return PLAIN_FORM
-    if torch.is_grad_enabled() or block.training or not autotuner.measures():
+    if idle or not autotuner.measures():
         return FUSED_FORM if has_avx512() else PLAIN_FORM
     return autotuner.select(key, _candidates(block, x, dtype, weights, has_native), x)
 
@@ -149,20 +158,25 @@ def _drop_path_factors(block: BlockLayers, x: Tensor, dtype: torch.dtype) -> Ten
 
 
 def _inference(
-    block: BlockLayers, x: Tensor, dtype: torch.dtype, weights: Weights, layout: Products | native.PackedBlock
+    block: BlockLayers,
+    x: Tensor,
+    dtype: torch.dtype,
+    weights: Weights,
+    laid_out: Products | native.PackedBlock,
+    layout: PackedLayout | None = None,
 ) -> Tensor:
     """The block without a backward pass."""
     rows = _channels_last(x)
-    if isinstance(layout, native.PackedBlock):
+    if isinstance(laid_out, native.PackedBlock):
         result = rows.dtype if block.gamma is None else torch.float32
-        return native.run_native_block(rows.to(result), layout, block.norm.eps, _grn(block)).permute(0, 3, 1, 2)
+        return native.run_native_block(rows.to(result), laid_out, block.norm.eps, _grn(block)).permute(0, 3, 1, 2)
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         factors = _drop_path_factors(block, x, dtype)
-        return _steps(block, weights, layout).forward(rows, factors).permute(0, 3, 1, 2)
+        return _steps(block, weights, laid_out, layout).forward(rows, factors).permute(0, 3, 1, 2)
 
 
-def _steps(block: BlockLayers, weights: Weights, products: Products) -> Steps:
-    return Steps(weights, products, block.norm.eps, _grn(block))
+def _steps(block: BlockLayers, weights: Weights, products: Products, layout: PackedLayout | None) -> Steps:
+    return Steps(weights, products, block.norm.eps, _grn(block), layout)
 
 
 def _grn(block: BlockLayers) -> GRN | None:
@@ -207,14 +221,21 @@ class _Training(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, block: BlockLayers, factors: Tensor | None, dtype: torch.dtype, x: Tensor, *parameters: Tensor | None
+        ctx: Any,
+        block: BlockLayers,
+        factors: Tensor | None,
+        dtype: torch.dtype,
+        layout: PackedLayout | None,
+        x: Tensor,
+        *parameters: Tensor | None,
     ) -> Tensor:
-        ctx.block, ctx.dtype, ctx.autocast = block, dtype, torch.is_autocast_enabled("cpu")
+        ctx.block, ctx.dtype, ctx.layout, ctx.autocast = block, dtype, layout, torch.is_autocast_enabled("cpu")
         weights, saved = Weights(*parameters), list[Tensor]()  # type: ignore[arg-type]
         with torch.autocast("cpu", enabled=False):
             products, rows = Products.of(weights, dtype), _channels_last(x)
             kept, scale = _kept_images(factors)
-            out = _steps(block, weights, products).forward(rows if kept is None else rows[kept], scale, saved)
+            steps = _steps(block, weights, products, _layout_of(layout, kept))
+            out = steps.forward(rows if kept is None else rows[kept], scale, saved)
             if kept is not None:
                 out = _scatter(out, kept, rows)
         ctx.save_for_backward(x, factors, *parameters, *products, *saved)
@@ -225,19 +246,20 @@ class _Training(torch.autograd.Function):
         x, factors, *rest = ctx.saved_tensors
         first, last = len(Weights._fields), len(Weights._fields) + len(Products._fields)
         weights, products, saved = Weights(*rest[:first]), Products(*rest[first:last]), rest[last:]
-        needed = ctx.needs_input_grad[3:]
+        needed = ctx.needs_input_grad[4:]
         if torch.is_grad_enabled():
-            return None, None, None, *_differentiable_grads(ctx, grad_out, factors, (x, *weights), needed)
+            return None, None, None, None, *_differentiable_grads(ctx, grad_out, factors, (x, *weights), needed)
         with torch.autocast("cpu", enabled=False):
             kept, scale = _kept_images(factors)
             rows, grad_rows = _channels_last(x), _channels_last(grad_out)
             parts = (rows, grad_rows) if kept is None else (rows[kept], grad_rows[kept])
-            grad_x, grads = _steps(ctx.block, weights, products).backward(parts[0], saved, parts[1], scale, needed)
+            steps = _steps(ctx.block, weights, products, _layout_of(ctx.layout, kept))
+            grad_x, grads = steps.backward(parts[0], saved, parts[1], scale, needed)
             if grad_x is None:
-                return None, None, None, None, *grads
+                return None, None, None, None, None, *grads
             if kept is not None:
                 grad_x = _scatter(grad_x, kept, grad_rows)
-        return None, None, None, grad_x.to(x.dtype).permute(0, 3, 1, 2), *grads
+        return None, None, None, None, grad_x.to(x.dtype).permute(0, 3, 1, 2), *grads
 
 
 def _kept_images(factors: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -246,6 +268,11 @@ def _kept_images(factors: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         return None, None
     kept = factors.flatten().nonzero().flatten()
     return (None, factors) if len(kept) == len(factors) else (kept, factors[kept])
+
+
+def _layout_of(layout: PackedLayout | None, kept: Tensor | None) -> PackedLayout | None:
+    """The layout of the images that are kept."""
+    return layout if layout is None or kept is None else layout.of_images(kept)
 
 
 def _scatter(part: Tensor, kept: Tensor, rows: Tensor) -> Tensor:
@@ -262,7 +289,7 @@ def _differentiable_grads(
     x = inputs[0]
     assert x is not None
     with torch.enable_grad(), torch.autocast("cpu", ctx.dtype, enabled=ctx.autocast):
-        branch = ctx.block.forward_branch(ctx.block.forward_dwconv_norm(x))
+        branch = ctx.block.forward_branch(ctx.block.forward_dwconv_norm(x, ctx.layout), ctx.layout)
         out = x + (branch if factors is None else branch * factors)
     wanted = [one for one, need in zip(inputs, needed, strict=True) if need and one is not None]
     found = iter(torch.autograd.grad(out, wanted, grad_out, create_graph=True))

@@ -22,20 +22,27 @@ from backbones.kernels.cuda.launch import FLOATS, HAS_TRITON
 from backbones.kernels.cuda.mlp import mlp
 from backbones.kernels.protocol import FUSED_FORM, PLAIN_FORM, BlockLayers, draw_drop_path, is_unmodified
 from backbones.layers import GRN
+from backbones.masked import MaskedLayout, PackedLayout
 
 HALVES = ("dwconv_norm", "mlp")
 Forms = Mapping[str, Callable[..., Tensor]]
 
 
-def run_cuda_block(block: BlockLayers, x: Tensor) -> Tensor | None:
+def run_cuda_block(block: BlockLayers, x: Tensor, layout: MaskedLayout | None = None) -> Tensor | None:
     """Output of a block, ``(N, C, H, W) -> (N, C, H, W)``, each half in its faster form; ``None`` off the GPU.
+
+    Args:
+        block: A block of ConvNeXt V1 or V2.
+        x: Map; in ``layout``, if that is given.
+        layout: How maps hold the visible part of images; the MLP of packed ones is that of any map.
 
     Raises:
         ConfigError: If a form was forced that does not exist.
     """
-    if not _is_responsible(x):
+    if not _is_responsible(x) or not isinstance(layout, PackedLayout | None):
         return None
-    y = _fused_dwconv_norm(block, x) if _is_dwconv_norm_fused(block, x) else block.forward_dwconv_norm(x)
+    fused = layout is None and _is_dwconv_norm_fused(block, x)
+    y = _fused_dwconv_norm(block, x) if fused else block.forward_dwconv_norm(x, layout)
     return _fused_mlp(block, x, y) if _is_mlp_fused(block, x, y) else block.forward_mlp(x, y)
 
 

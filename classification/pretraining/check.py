@@ -1,0 +1,40 @@
+"""Data check of folders of images without labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from backbones.errors import DataError
+from classification.decode import read_rgb
+from classification.pretraining.data import UnlabelledImages, chosen_images
+from engine.data.checker import DATA_CHECKERS, PILLOW_MAX_PIXELS, DataFile, DatasetChecker
+from engine.data.orientation import Size
+from engine.data.paths import hidden_note
+
+
+@DATA_CHECKERS.register(UnlabelledImages)
+class UnlabelledChecker(DatasetChecker):
+    """Checks an :class:`~classification.pretraining.data.UnlabelledImages`: that its images can be read."""
+
+    max_pixels = PILLOW_MAX_PIXELS
+
+    def read_size(self, path: str, role: str = "image") -> Size:
+        """Width and height of an image file as the transform reads it."""
+        return read_rgb(path).size
+
+    def list_files(self) -> list[DataFile]:
+        """List the images."""
+        dataset, others, unreadable, hidden = self.dataset, list[str](), list[OSError](), list[str]()
+        part = (dataset.get("hold_out", 0), dataset.get("held_out", False))
+        root = Path(dataset.data_root) / dataset.get("split", "")
+        try:
+            paths = chosen_images(dataset.data_root, dataset.get("split", ""), *part, others, unreadable, hidden)
+        except DataError as error:
+            self.error("no images", str(root), str(error), "bring the images")
+            return []
+        self.notes += hidden_note(f"the {self.split} data", hidden)
+        for error in unreadable:
+            self.error("folder", str(error.filename), f"cannot be read ({error.strerror})", "give read permission")
+        for path in others:
+            self.warn("no image", path, "is not read", "remove it, or give it the suffix of its format")
+        return [DataFile(path) for path in paths[:: dataset.get("every", 1)]]

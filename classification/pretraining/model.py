@@ -1,0 +1,209 @@
+"""The fully convolutional masked autoencoder of ConvNeXt V2 (Woo et al., 2023, section 3)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from mmengine.logging import print_log
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+from mmengine.structures import BaseDataElement
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
+
+from backbones.convnext import Block, ConvNeXt
+from backbones.errors import ConfigError
+from backbones.layers import GRN, init_trunc_normal
+from backbones.masked import LAYOUTS, MaskedForm, hidden_mask
+from engine.config.building import build
+
+INIT_STD = 0.02  # of weights and mask token
+PATCH_EPS = 1e-6  # added to the variance of a patch
+WITHOUT_GRN = (
+    "this ConvNeXt has no response normalisation, without which its features collapse in masked pre-training "
+    "(ConvNeXt V2, section 3.3): a convnextv2_* gains more"
+)
+PREPROCESSOR = {
+    "type": "ImgDataPreprocessor",
+    "mean": [255 * value for value in IMAGENET_DEFAULT_MEAN],
+    "std": [255 * value for value in IMAGENET_DEFAULT_STD],
+}
+
+
+@MODELS.register_module()
+class MaskedAutoencoder(BaseModel):
+    """A ConvNeXt that sees a part of each image, and a decoder that predicts the rest.
+
+    Units of 32 x 32 pixels are hidden. The encoder computes the visible ones as a sparse convolutional network would
+    (:mod:`backbones.masked`); 1 x 1 convolution, mask token at hidden units, blocks of V2 and another 1 x 1 convolution
+    make 32 * 32 * 3 pixels of each unit from it. Names of layers are those of the released pre-training, whose files
+    load whole; the initial standard deviation is 0.02 throughout, where the released code has 1 by a default of timm's
+    (facebookresearch/ConvNeXt-V2 models/fcmae.py, lines 70-92, whose NaN in fine-tuning its issue 64 reports).
+
+    Args:
+        backbone: Config of a ConvNeXt; one without response normalisation (V1) works with a warning.
+        mask_ratio: Fraction of the units that is hidden; 0.6 in the paper (Figure 2 and section 3).
+        decoder_dim: Channels of the decoder.
+        decoder_depth: Blocks of the decoder.
+        normalize_patches: Whether targets are normalised by mean and unbiased variance of their patch.
+        form: Layout of the encoder's maps: ``packed`` computes the visible units alone, ``dense`` whole maps with zeros
+            in them. The results differ by rounding.
+        data_preprocessor: Config of the normalisation; that of ImageNet by default.
+
+    Raises:
+        ConfigError: If the backbone is no ConvNeXt of four stages, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        backbone: dict[str, Any],
+        mask_ratio: float = 0.6,
+        decoder_dim: int = 512,
+        decoder_depth: int = 1,
+        normalize_patches: bool = True,
+        form: MaskedForm = "packed",
+        data_preprocessor: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(data_preprocessor or PREPROCESSOR)
+        if not 0 < mask_ratio < 1:
+            raise ConfigError(f"model.mask_ratio={mask_ratio}: a fraction between 0 and 1 is needed, such as 0.6")
+        if form not in LAYOUTS:
+            raise ConfigError(f"model.form={form!r}: choose from {', '.join(LAYOUTS)}")
+        if decoder_dim < 1 or decoder_depth < 1:
+            raise ConfigError(f"model.decoder_dim={decoder_dim}, decoder_depth={decoder_depth}: at least 1 is needed")
+        network = build(MODELS, {**backbone, "out_indices": None}, "model.backbone")
+        if not isinstance(network, ConvNeXt):
+            raise ConfigError(
+                f"model.backbone.type={backbone.get('type')!r}: masked pre-training needs a ConvNeXt or ConvNeXt V2, "
+                "such as convnextv2_tiny"
+            )
+        if not isinstance(network.stages[0][0].grn, GRN):
+            print_log(WITHOUT_GRN, "current", logging.WARNING)
+        network.norm = nn.Identity()  # of the pooled vector, which nothing uses here
+        self.backbone = network
+        self.mask_ratio, self.form, self.normalize_patches = mask_ratio, form, normalize_patches
+        self.unit = network.strides[-1]
+        channels = network.downsample_layers[0][0].in_channels
+        self.proj = nn.Conv2d(network.num_features, decoder_dim, 1)
+        self.mask_token = nn.Parameter(torch.zeros(1, decoder_dim, 1, 1))
+        blocks = (Block(decoder_dim, layer_scale_init_value=0, use_grn=True) for _ in range(decoder_depth))
+        self.decoder = nn.Sequential(*blocks)
+        self.pred = nn.Conv2d(decoder_dim, self.unit**2 * channels, 1)
+        for part in (self.proj, self.decoder, self.pred):
+            part.apply(partial(init_trunc_normal, std=INIT_STD))
+        nn.init.normal_(self.mask_token, std=INIT_STD)
+
+    def split_units(self, order: Tensor) -> tuple[Tensor, Tensor]:
+        """Numbers of the visible and of the hidden units, each ascending, int64 ``(N, V)`` and ``(N, units - V)``.
+
+        ``V`` is ``int(units * (1 - mask_ratio))``, as released: 19 of 49 at a ratio of 0.6.
+
+        Args:
+            order: Random order of the units of each image, int64 ``(N, units)``; the first ``V`` are visible.
+
+        Raises:
+            ConfigError: If no unit would be visible.
+        """
+        units = order.shape[1]
+        count = int(units * (1 - self.mask_ratio))
+        if not count:
+            raise ConfigError(f"model.mask_ratio={self.mask_ratio}: all of {units} units would be hidden; take larger images")
+        return order[:, :count].sort(1).values, order[:, count:].sort(1).values
+
+    def forward(self, inputs: Tensor, data_samples: Any = None, mode: str = "tensor") -> Any:
+        """Reconstruct images ``(N, C, H, W)``, of which what is left over beyond whole units is ignored.
+
+        Args:
+            inputs: Normalised images.
+            data_samples: ``order``, a random order of the units, int64 ``(N, units)``, and ``img_path``; in ``tensor``
+                mode units are in the order of reading without it.
+            mode: ``tensor`` returns the predicted pixels of all units, ``(N, unit * unit * C, rows, columns)``,
+                ``loss`` the mean squared error over the hidden units, ``predict`` an element per image with ``loss``,
+                ``hidden`` (bool, ``(rows, columns)``), ``image`` and ``reconstruction`` (uint8 ``(C, H, W)``) and
+                ``img_path``.
+        """
+        grid = (inputs.shape[-2] // self.unit, inputs.shape[-1] // self.unit)
+        if data_samples is None:
+            order = torch.arange(grid[0] * grid[1], device=inputs.device).expand(len(inputs), -1)
+        else:
+            order = data_samples["order"]
+        visible, hidden = self.split_units(order)
+        pixels = self.decode(self.backbone(inputs, visible, self.form), hidden_mask(visible, grid))
+        if mode == "tensor":
+            return pixels
+        target, mean, std = self._targets(inputs)
+        found = pixels.permute(0, 2, 3, 1).flatten(1, 2).float()
+        errors = (_rows(found, hidden) - _rows(target, hidden)).square().mean(-1)
+        if mode == "loss":
+            return {"loss": errors.mean()}
+        return self._predictions(inputs, found * std + mean, hidden, errors.mean(1), data_samples["img_path"])
+
+    def decode(self, features: Tensor, hidden: Tensor) -> Tensor:
+        """Predicted pixels, ``(N, unit * unit * C, rows, columns)``.
+
+        Args:
+            features: Output of the encoder, ``(N, channels, rows, columns)``.
+            hidden: Whether each unit is hidden, bool ``(N, rows, columns)``.
+        """
+        x = self.proj(features)
+        x = torch.where(hidden.unsqueeze(1), self.mask_token.to(x.dtype), x)
+        return self.pred(self.decoder(x.contiguous(memory_format=torch.channels_last)))
+
+    def _targets(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Pixels of each unit, ``(N, units, unit * unit * C)``, and their mean and standard deviation, or 0 and 1."""
+        target = self.to_patches(images).float()
+        if not self.normalize_patches:
+            return target, target.new_zeros(()), target.new_ones(())
+        variance, mean = torch.var_mean(target, -1, keepdim=True)
+        std = (variance + PATCH_EPS).sqrt()
+        return (target - mean) / std, mean, std
+
+    def to_patches(self, images: Tensor) -> Tensor:
+        """Pixels of each unit in the order row, column, channel: ``(N, C, H, W) -> (N, units, unit * unit * C)``."""
+        rows, columns = images.shape[-2] // self.unit, images.shape[-1] // self.unit
+        whole = images[..., : rows * self.unit, : columns * self.unit]
+        blocks = whole.unflatten(3, (columns, self.unit)).unflatten(2, (rows, self.unit))
+        return blocks.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+    def to_images(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Images ``(N, C, rows * unit, columns * unit)``, the reverse of :meth:`to_patches`.
+
+        Args:
+            patches: Pixels of each unit, ``(N, units, unit * unit * C)``.
+            grid: Rows and columns of units.
+        """
+        blocks = patches.unflatten(2, (self.unit, self.unit, -1)).unflatten(1, grid)
+        return blocks.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+    def _predictions(
+        self, inputs: Tensor, patches: Tensor, hidden: Tensor, losses: Tensor, paths: Sequence[str]
+    ) -> list[BaseDataElement]:
+        grid = (inputs.shape[-2] // self.unit, inputs.shape[-1] // self.unit)
+        masks = torch.zeros(patches.shape[:2], dtype=torch.bool, device=hidden.device).scatter(1, hidden, True)
+        return [
+            BaseDataElement(
+                metainfo={"img_path": path}, image=image, reconstruction=predicted, hidden=mask, loss=float(loss)
+            )
+            for path, image, predicted, mask, loss in zip(
+                paths,
+                self._as_bytes(inputs),
+                self._as_bytes(self.to_images(patches, grid)),
+                masks.unflatten(1, grid).cpu(),
+                losses,
+                strict=True,
+            )
+        ]
+
+    def _as_bytes(self, images: Tensor) -> Tensor:
+        """Normalised images ``(N, C, H, W)`` as they were read, uint8, on the CPU."""
+        raw = images * self.data_preprocessor.std + self.data_preprocessor.mean
+        return raw.round().clamp(0, 255).to(torch.uint8).cpu()
+
+
+def _rows(patches: Tensor, units: Tensor) -> Tensor:
+    """The patches ``(N, V, D)`` of some units ``(N, V)``, of all ``(N, units, D)``."""
+    return patches.gather(1, units.unsqueeze(2).expand(-1, -1, patches.shape[2]))

@@ -1,0 +1,42 @@
+"""Masked pre-training of ConvNeXt V2 (FCMAE): the settings of the paper's Table 8 that all sizes share."""
+
+custom_imports = dict(imports=["classification.pretraining"], allow_failed_imports=False)
+default_scope = "mmengine"
+visualizer = dict(
+    type="ReconstructionVisualizer",
+    vis_backends=[dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")],
+)
+classes = ("image",)
+model = dict(type="MaskedAutoencoder", mask_ratio=0.6, decoder_dim=512, decoder_depth=1)
+train_pipeline = [dict(type="MaskedImageTransform", size=224, training=True, scale=(0.2, 1.0))]
+test_pipeline = [dict(type="MaskedImageTransform", size=224)]
+
+train_dataloader = dict(
+    num_workers=10,
+    pin_memory=True,
+    drop_last=True,
+    sampler=dict(type="DefaultSampler", shuffle=True),
+    collate_fn=dict(type="default_collate"),
+    dataset=dict(type="UnlabelledImages"),
+)
+val_dataloader = dict(
+    batch_size=64,
+    num_workers=10,
+    pin_memory=True,
+    sampler=dict(type="DefaultSampler", shuffle=False),
+    collate_fn=dict(type="default_collate"),
+    dataset=dict(type="UnlabelledImages", test_mode=True),
+)
+test_dataloader = val_dataloader
+val_evaluator = dict(type="ReconstructionLoss")
+test_evaluator = val_evaluator
+val_cfg = dict(type="ValidationLoop")
+test_cfg = dict()
+
+optim_wrapper = dict(
+    type="OptimWrapper",
+    constructor="LayerDecayConstructor",
+    optimizer=dict(type="AdamW", lr=2.4e-3, betas=(0.9, 0.95), weight_decay=0.05),
+)
+batch = dict(size=4096, per_gpu=64, lr_rule="linear")
+custom_hooks = [dict(type="ProgressBar")]
