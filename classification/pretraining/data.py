@@ -105,7 +105,7 @@ class MaskedImageTransform:
 
     def __init__(self, size: int, training: bool = False, scale: tuple[float, float] = (0.2, 1.0), **crop: Any) -> None:
         if not is_whole(size, 1) or size % UNIT:
-            raise ConfigError(f"MaskedImageTransform.size={size!r}: a multiple of {UNIT}, the side of a unit, is needed")
+            raise ConfigError(f"MaskedImageTransform.size={size!r}: a multiple of {UNIT} is needed, the side of a unit")
         self.training, self.units = training, (size // UNIT) ** 2
         self.load = ClassificationTransform(size, training, scale=scale, **crop).load
 

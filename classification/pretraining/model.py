@@ -111,7 +111,7 @@ class MaskedAutoencoder(BaseModel):
         units = order.shape[1]
         count = int(units * (1 - self.mask_ratio))
         if not count:
-            raise ConfigError(f"model.mask_ratio={self.mask_ratio}: all of {units} units would be hidden; take larger images")
+            raise ConfigError(f"model.mask_ratio={self.mask_ratio} hides all of {units} units: take larger images")
         return order[:, :count].sort(1).values, order[:, count:].sort(1).values
 
     def forward(self, inputs: Tensor, data_samples: Any = None, mode: str = "tensor") -> Any:

@@ -1,6 +1,6 @@
 """Masked pre-training on the embedded digits, without their labels.
 
-    python tools/make_digits.py && python tools/train.py configs/pretraining/digits.py
+python tools/make_digits.py && python tools/train.py configs/pretraining/digits.py
 """
 
 _base_ = ["../_base_/fcmae.py", "../_base_/runtime.py"]
