@@ -1,4 +1,4 @@
-"""Masked pre-training of ConvNeXt V2 (FCMAE): the settings of the paper's Table 8 that all sizes share."""
+"""Masked pre-training of ConvNeXt V2 (FCMAE): model, images and optimizer, as in the paper's Table 8."""
 
 custom_imports = dict(imports=["classification.pretraining"], allow_failed_imports=False)
 default_scope = "mmengine"
@@ -36,7 +36,8 @@ test_cfg = dict()
 optim_wrapper = dict(
     type="OptimWrapper",
     constructor="LayerDecayConstructor",
+    # Only vectors and biases go without decay in the released pre-training (main_pretrain.py, line 178).
+    paramwise_cfg=dict(custom_keys=dict(grn=dict(decay_mult=1.0))),
     optimizer=dict(type="AdamW", lr=2.4e-3, betas=(0.9, 0.95), weight_decay=0.05),
 )
-batch = dict(size=4096, per_gpu=64, lr_rule="linear")
 custom_hooks = [dict(type="ProgressBar")]

@@ -18,5 +18,5 @@ optim_wrapper = dict(optimizer=dict(lr=1e-3))
 train_cfg = dict(type="EpochLoop", max_epochs=10)
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-2, end=1, by_epoch=True, convert_to_iter_based=True),
-    dict(type="CosineAnnealingLR", begin=1, T_max=9, eta_min=0.0, by_epoch=True, convert_to_iter_based=True),
+    dict(type="CosineAnnealingLR", begin=1, eta_min=0.0, by_epoch=True, convert_to_iter_based=True),
 ]
