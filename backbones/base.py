@@ -66,7 +66,7 @@ def run_recomputed(blocks: nn.Module, x: Tensor, recomputed: Set[nn.Module], *co
         blocks: Container of blocks.
         x: Map or tokens, ``(N, ...)``.
         recomputed: Blocks whose activations are not saved but recomputed in the backward pass.
-        context: What each block gets beside the map.
+        context: Further arguments of each block.
     """
     for block in blocks.children():
         x = checkpoint(block, x, *context, use_reentrant=False) if block in recomputed else block(x, *context)

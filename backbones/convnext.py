@@ -93,7 +93,7 @@ class Block(nn.Module):
 
         Args:
             x: Map; in ``layout``, if that is given.
-            layout: How maps hold the visible part of images in a masked autoencoder.
+            layout: Arrangement of the visible units of images in maps, in a masked autoencoder.
         """
         out = run_block(self, x, layout)
         return self.forward_mlp(x, self.forward_dwconv_norm(x, layout), layout) if out is None else out
@@ -109,7 +109,7 @@ class Block(nn.Module):
         Args:
             x: Input of the block, ``(N, C, H, W)``.
             y: Output of the first half, ``(N, H, W, C)``.
-            layout: How maps hold the visible part of images.
+            layout: Arrangement of the visible units in maps.
         """
         return x + self.drop_path(self.forward_branch(y, layout))
 
@@ -219,7 +219,9 @@ class ConvNeXt(Backbone):
         Raises:
             ConfigError: If an image is smaller than ``min_image_side``, or ``weights`` were requested and never loaded.
         """
-        return super().forward(x) if visible is None else self._encode_visible(self.prepare(x), visible, form)
+        # torch.fx passes a proxy for every argument, also for those that are left out.
+        masked = isinstance(visible, Tensor)
+        return self._encode_visible(self.prepare(x), visible, form) if masked else super().forward(x)
 
     def _encode_visible(self, x: Tensor, visible: Tensor, form: MaskedForm) -> Tensor:
         """The last stage's map of the visible units."""

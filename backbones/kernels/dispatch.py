@@ -25,7 +25,7 @@ def run_block(block: BlockLayers, x: Tensor, layout: MaskedLayout | None = None)
     Args:
         block: A block of ConvNeXt V1 or V2.
         x: Map, ``(N, C, H, W)``; in ``layout``, if that is given.
-        layout: How maps hold the visible part of images in a masked autoencoder.
+        layout: Arrangement of the visible units of images in maps, in a masked autoencoder.
 
     Returns:
         The block's output ``(N, C, H, W)``, or ``None`` where its plain steps are to be taken: on other devices, for

@@ -49,7 +49,7 @@ class BlockForm(Protocol):
         Args:
             block: A block of ConvNeXt V1 or V2.
             x: Map; in ``layout``, if that is given.
-            layout: How maps hold the visible part of images in a masked autoencoder.
+            layout: Arrangement of the visible units of images in maps, in a masked autoencoder.
         """
 
 

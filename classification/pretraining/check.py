@@ -33,8 +33,8 @@ class UnlabelledChecker(DatasetChecker):
             self.error("no images", str(root), str(error), "bring the images")
             return []
         self.notes += hidden_note(f"the {self.split} data", hidden)
-        for error in unreadable:
-            self.error("folder", str(error.filename), f"cannot be read ({error.strerror})", "give read permission")
+        for one in unreadable:
+            self.error("folder", str(one.filename), f"cannot be read ({one.strerror})", "give read permission")
         for path in others:
             self.warn("no image", path, "is not read", "remove it, or give it the suffix of its format")
         return [DataFile(path) for path in paths[:: dataset.get("every", 1)]]

@@ -30,7 +30,7 @@ class UnlabelledImages(BaseDataset):
         every: Use every n-th of the images, for studies on a part of the data.
         metainfo: Not used; configs give it to every data set.
         pipeline: Configs of the transforms; the first one receives ``img_path``.
-        test_mode: As in mmengine.
+        test_mode: Argument of mmengine.
 
     Raises:
         ConfigError: If ``hold_out`` or ``every`` is no such number.

@@ -81,9 +81,9 @@ class MaskedAutoencoder(BaseModel):
                 f"model.backbone.type={backbone.get('type')!r}: masked pre-training needs a ConvNeXt or ConvNeXt V2, "
                 "such as convnextv2_tiny"
             )
-        if not isinstance(network.stages[0][0].grn, GRN):
+        if not any(isinstance(module, GRN) for module in network.modules()):
             print_log(WITHOUT_GRN, "current", logging.WARNING)
-        network.norm = nn.Identity()  # of the pooled vector, which nothing uses here
+        network.add_module("norm", nn.Identity())  # of the pooled vector, which nothing uses here
         self.backbone = network
         self.mask_ratio, self.form, self.normalize_patches = mask_ratio, form, normalize_patches
         self.unit = network.strides[-1]
@@ -185,15 +185,13 @@ class MaskedAutoencoder(BaseModel):
         grid = (inputs.shape[-2] // self.unit, inputs.shape[-1] // self.unit)
         masks = torch.zeros(patches.shape[:2], dtype=torch.bool, device=hidden.device).scatter(1, hidden, True)
         return [
-            BaseDataElement(
-                metainfo={"img_path": path}, image=image, reconstruction=predicted, hidden=mask, loss=float(loss)
-            )
+            BaseDataElement(metainfo={"img_path": path}, image=image, reconstruction=predicted, hidden=mask, loss=loss)
             for path, image, predicted, mask, loss in zip(
                 paths,
                 self._as_bytes(inputs),
                 self._as_bytes(self.to_images(patches, grid)),
                 masks.unflatten(1, grid).cpu(),
-                losses,
+                losses.tolist(),
                 strict=True,
             )
         ]

@@ -10,10 +10,11 @@ from mmengine.registry import VISUALIZERS
 from mmengine.structures import BaseDataElement
 from mmengine.visualization import Visualizer
 
+from classification.visualizer import FONT_SIZE
 from engine.report.lettering import Lettering, letter
 
 MIN_PANEL_SIDE = 224  # pixels; smaller images are enlarged
-GAP, CAPTION_HEIGHT, FONT_SIZE = 4, 24, 15  # pixels
+GAP, CAPTION_HEIGHT = 4, 24  # pixels
 HIDDEN_COLOUR = 128
 TITLES = ("image", "what the encoder sees", "prediction", "prediction at hidden places")
 

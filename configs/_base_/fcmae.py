@@ -6,7 +6,8 @@ visualizer = dict(
     type="ReconstructionVisualizer",
     vis_backends=[dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")],
 )
-classes = ("image",)
+classes = ("image",)  # of no meaning: nothing is classified
+data_root = "data/imagenet"
 model = dict(type="MaskedAutoencoder", mask_ratio=0.6, decoder_dim=512, decoder_depth=1)
 train_pipeline = [dict(type="MaskedImageTransform", size=224, training=True, scale=(0.2, 1.0))]
 test_pipeline = [dict(type="MaskedImageTransform", size=224)]
@@ -17,7 +18,7 @@ train_dataloader = dict(
     drop_last=True,
     sampler=dict(type="DefaultSampler", shuffle=True),
     collate_fn=dict(type="default_collate"),
-    dataset=dict(type="UnlabelledImages"),
+    dataset=dict(type="UnlabelledImages", split="train"),
 )
 val_dataloader = dict(
     batch_size=64,
@@ -25,7 +26,7 @@ val_dataloader = dict(
     pin_memory=True,
     sampler=dict(type="DefaultSampler", shuffle=False),
     collate_fn=dict(type="default_collate"),
-    dataset=dict(type="UnlabelledImages", test_mode=True),
+    dataset=dict(type="UnlabelledImages", split="val", test_mode=True),
 )
 test_dataloader = val_dataloader
 val_evaluator = dict(type="ReconstructionLoss")

@@ -1,10 +1,5 @@
 """The schedule of FCMAE on ImageNet-1K: batch 4,096, 1,600 epochs with 40 of warm-up, cosine to 0 (Table 8)."""
 
-data_root = "data/imagenet"
-train_dataloader = dict(dataset=dict(split="train"))
-val_dataloader = dict(dataset=dict(split="val"))
-test_dataloader = val_dataloader
-
 batch = dict(size=4096, per_gpu=64, lr_rule="linear")
 train_cfg = dict(type="EpochLoop", max_epochs=1600)
 param_scheduler = [

@@ -17,16 +17,16 @@ from backbones import build_backbone
 from engine.config.load import load_config
 from engine.config.world import Launch
 from engine.planning.memory import autocast_dtype
+from engine.task import task_of
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLES = yaml.safe_load((ROOT / "tests/data/recipes.yaml").read_text(encoding="utf-8"))
 RECIPES = {name: (table["cite"], {**table["all"], **own}) for table in TABLES for name, own in table["runs"].items()}
-# No source prints these runs: the demo's, the small sizes of V1, and the ablations on a subset that its source leaves
-# open ("ConvNeXt-XL on 128 A100").
-WITHOUT_SOURCE = re.compile(r"digits|own_data|convnext_(atto|femto|pico|nano)_in1k_300e|_ablation")
+# No source prints these runs: the demo's, those of one's own data, V1's small sizes, and the ablations on a subset
+# that its source leaves open ("ConvNeXt-XL on 128 A100").
+WITHOUT_SOURCE = re.compile(r"digits|own_(data|images)|convnext_(atto|femto|pico|nano)_in1k_300e|_ablation")
 CLUSTER = Launch(processes=16, device="cuda", local_processes=8)
 EXPECTED_IN_DOCSTRING = ("top1", "box_ap", "miou", "miou_multi_scale")
-TASKS = {"mmengine": "classification", "mmdet": "detection", "mmseg": "segmentation"}
 HEADS = {"CascadeRoIHead": "cascade", "StandardRoIHead": "mask_rcnn"}
 WARM_UPS = ("LinearLR", "LinearWarmUpLR")
 SCHEDULES = {"CosineAnnealingLR": "cosine", "PolyDecayLR": "poly", "MultiStepLR": "steps"}
@@ -126,7 +126,7 @@ def preprocessing(key: str) -> Callable[[Config], Any]:
 
 
 READ: dict[str, Callable[[Config], Any]] = {
-    "task": lambda cfg: TASKS[cfg.default_scope],
+    "task": lambda cfg: task_of(cfg).name,
     "network": lambda cfg: cfg.model.backbone.type,
     "heads": lambda cfg: HEADS[cfg.model.roi_head.type],
     "classes": classes,
@@ -166,6 +166,9 @@ READ: dict[str, Callable[[Config], Any]] = {
     "clip": lambda cfg: cfg.optim_wrapper.get("clip_grad", {}).get("max_norm"),
     "precision": precision,
     "ema": ema,
+    "area": lambda cfg: cfg.train_pipeline[0]["scale"],
+    "mask_ratio": lambda cfg: cfg.model.mask_ratio,
+    "decoder": lambda cfg: [cfg.model.decoder_depth, cfg.model.decoder_dim],
 }
 
 

@@ -89,10 +89,17 @@ def label_maps(cfg: Config) -> dict[str, Any]:
     return {"inputs": pixels, "data_samples": samples}
 
 
+def masked_images(cfg: Config) -> dict[str, Any]:
+    pixels = torch.randint(0, 256, (IMAGES, 3, SIDE, SIDE), dtype=torch.uint8)
+    order = torch.stack([torch.randperm((SIDE // 32) ** 2) for _ in range(IMAGES)])
+    return {"inputs": pixels, "data_samples": {"order": order, "img_path": ["image"] * IMAGES}}
+
+
 BATCH: dict[str, Callable[[Config], dict[str, Any]]] = {
     "classification": images,
     "detection": instances,
     "segmentation": label_maps,
+    "pretraining": masked_images,
 }
 
 

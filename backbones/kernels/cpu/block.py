@@ -58,7 +58,7 @@ def run_cpu_block(block: BlockLayers, x: Tensor, layout: MaskedLayout | None = N
     Args:
         block: A block of ConvNeXt V1 or V2.
         x: Map; in ``layout``, if that is given.
-        layout: How maps hold the visible part of images; packed ones have the fused form.
+        layout: Arrangement of the visible units in maps; packed ones have the fused form.
 
     Raises:
         ConfigError: If a form was forced that does not exist.

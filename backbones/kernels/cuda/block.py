@@ -34,7 +34,7 @@ def run_cuda_block(block: BlockLayers, x: Tensor, layout: MaskedLayout | None = 
     Args:
         block: A block of ConvNeXt V1 or V2.
         x: Map; in ``layout``, if that is given.
-        layout: How maps hold the visible part of images; the MLP of packed ones is that of any map.
+        layout: Arrangement of the visible units in maps; the MLP of packed ones is that of any map.
 
     Raises:
         ConfigError: If a form was forced that does not exist.

@@ -14,6 +14,7 @@ import backbones
 from backbones.convnext import Block, Downsampling
 from backbones.kernels import dispatch, run_block, run_downsample
 from backbones.kernels.protocol import draw_drop_path, is_unmodified
+from backbones.masked import MaskedLayout
 
 X = torch.randn(2, 8, 6, 6)
 
@@ -29,10 +30,10 @@ def test_model_files_import_the_dispatch_alone() -> None:
 def test_the_first_form_with_a_result_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    def absent(layer: nn.Module, x: Tensor) -> None:
+    def absent(layer: nn.Module, x: Tensor, layout: MaskedLayout | None = None) -> None:
         asked.append("absent")
 
-    def zeros(layer: nn.Module, x: Tensor) -> Tensor:
+    def zeros(layer: nn.Module, x: Tensor, layout: MaskedLayout | None = None) -> Tensor:
         asked.append("zeros")
         return torch.zeros_like(x)
 

@@ -24,6 +24,7 @@ from backbones.kernels.cpu.autograd import depthwise_weight_gradient
 from backbones.kernels.cpu.block import run_cpu_block
 from backbones.kernels.cpu.weight_cache import sample, weight_cache
 from backbones.kernels.cuda.block import run_cuda_block
+from backbones.masked import MaskedLayout
 
 CHANNELS = 16
 DRAWS = 96
@@ -59,8 +60,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     run_native = native.run_native_block
     outputs: list[Tensor] = []
 
-    def noting(block: Block, x: Tensor) -> Tensor | None:
-        result = run_cpu_block(block, x)
+    def noting(block: Block, x: Tensor, layout: MaskedLayout | None = None) -> Tensor | None:
+        result = run_cpu_block(block, x, layout)
         if result is not None:
             made_natively = any(result.data_ptr() == one.data_ptr() for one in outputs)
             noted.append("native" if made_natively else "fused")
