@@ -87,7 +87,7 @@ class MaskedAutoencoder(BaseModel):
         self.backbone = network
         self.mask_ratio, self.form, self.normalize_patches = mask_ratio, form, normalize_patches
         self.unit = network.strides[-1]
-        channels = network.downsample_layers[0][0].in_channels
+        channels = network.get_parameter("downsample_layers.0.0.weight").shape[1]
         self.proj = nn.Conv2d(network.num_features, decoder_dim, 1)
         self.mask_token = nn.Parameter(torch.zeros(1, decoder_dim, 1, 1))
         blocks = (Block(decoder_dim, layer_scale_init_value=0, use_grn=True) for _ in range(decoder_depth))
