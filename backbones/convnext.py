@@ -220,8 +220,9 @@ class ConvNeXt(Backbone):
             ConfigError: If an image is smaller than ``min_image_side``, or ``weights`` were requested and never loaded.
         """
         # torch.fx passes a proxy for every argument, also for those that are left out.
-        masked = isinstance(visible, Tensor)
-        return self._encode_visible(self.prepare(x), visible, form) if masked else super().forward(x)
+        if isinstance(visible, Tensor):
+            return self._encode_visible(self.prepare(x), visible, form)
+        return super().forward(x)
 
     def _encode_visible(self, x: Tensor, visible: Tensor, form: MaskedForm) -> Tensor:
         """The last stage's map of the visible units."""
