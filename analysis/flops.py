@@ -30,6 +30,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from analysis.flop_rules import OperatorCounter
+from backbones.channels import image_channels
 from backbones.errors import ConfigError, first_line
 from backbones.registry import build_backbone
 from engine.config.building import build
@@ -172,7 +173,7 @@ def _count_built(
             warnings.simplefilter("ignore")  # the libraries' advice on losses, of no use here
             model = build().eval()
             try:
-                return count_model(name, model, torch.zeros(1, 3, *shape), run, parts(model))
+                return count_model(name, model, torch.zeros(1, image_channels(model), *shape), run, parts(model))
             except (RuntimeError, AssertionError) as error:
                 failures.append(error)
     reason = first_line(failures[-1])

@@ -1,12 +1,14 @@
-"""What a file is that was given for weights or for an image and is neither, told by its first bytes."""
+"""What a file is that was given for weights or for an image and is neither, and whether an image is complete."""
 
 from __future__ import annotations
 
 import re
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 SIGNATURE_BYTES = 512  # enough for all signatures
+_PPM_HEADER = re.compile(rb"P([56])(?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)+(\d+)\s")
 
 # Signature, a regular expression of the file's first bytes -> what the file is, and what to do.
 _SIGNATURES: tuple[tuple[bytes, str], ...] = (
@@ -28,7 +30,11 @@ _SIGNATURES: tuple[tuple[bytes, str], ...] = (
     ),
     (rb"....TFL3", "is a TensorFlow Lite model: take the PyTorch weights of the network"),
     (rb"GGUF", "is a GGUF file of llama.cpp: take the PyTorch weights of the network"),
-    (rb"\x93NUMPY", "is a NumPy array (.npy)"),
+    (rb"\x93NUMPY", "is a NumPy array (.npy): images in arrays are read where the pipeline's reader states channels"),
+    (
+        rb"II[*+]\0|MM\0[*+]",
+        "is a TIFF of 32-bit pixels or many bands (set model.backbone.in_channels to their number), or a damaged one",
+    ),
     (rb"\x1f\x8b|BZh[1-9]|\xfd7zXZ\0|\x28\xb5\x2f\xfd|7z\xbc\xaf\x27\x1c|Rar!", "is a compressed file: unpack it"),
     (rb"%PDF-", "is a PDF document"),
     (rb"8BPS", "is a Photoshop file: export it as PNG"),
@@ -74,3 +80,57 @@ def is_torchscript(path: Path) -> bool:
         return False
     with zipfile.ZipFile(path) as archive:
         return any(name.count("/") == 1 and name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def truncation(head: bytes, tail: bytes, size: int, read_all: Callable[[], bytes]) -> str | None:
+    """Whether a file ends before its picture does, as far as that shows without decoding.
+
+    Args:
+        head: First bytes of the file.
+        tail: Last bytes of the file.
+        size: Length of the file in bytes.
+        read_all: Returns the whole file; called for the few files without an end marker in the last bytes.
+
+    Returns:
+        Description of the truncation, or ``None`` if there is none.
+    """
+    if head.startswith(b"\xff\xd8"):
+        # Cameras and disks add zeros after the end marker; a marker elsewhere is searched in the whole file.
+        ended = tail.rstrip(b"\0").endswith(b"\xff\xd9") or _jpeg_ends(read_all())
+        return None if ended else f"is cut off after {size:,} bytes: the end marker of a JPEG is absent"
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        ended = b"IEND\xaeB`\x82" in tail or b"IEND\xaeB`\x82" in read_all()
+        return None if ended else f"is cut off after {size:,} bytes: the end chunk of a PNG is absent"
+    if head.startswith((b"GIF87a", b"GIF89a")):
+        ended = tail.rstrip(b"\0").endswith(b"\0;")
+        return None if ended else f"is cut off after {size:,} bytes: the end marker of a GIF is absent"
+    expected = _stated_length(head)
+    return f"is cut off: {size:,} of {expected:,} bytes" if expected > size else None
+
+
+def _jpeg_ends(content: bytes) -> bool:
+    """Whether the end marker follows the first scan; a thumbnail before the scan has an end marker of its own."""
+    place = 2
+    while content[place : place + 1] == b"\xff":
+        marker = content[place + 1 : place + 2]
+        if marker == b"\xff":
+            place += 1
+            continue
+        if marker == b"\xda":
+            return content.find(b"\xff\xd9", place) >= 0
+        place += 2 + int.from_bytes(content[place + 2 : place + 4], "big")
+    return False
+
+
+def _stated_length(head: bytes) -> int:
+    """Length in bytes that the header of a WebP, BMP or PPM file states, 0 for other formats."""
+    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
+        return int.from_bytes(head[4:8], "little") + 8
+    if head.startswith(b"BM") and len(head) >= 34 and int.from_bytes(head[30:34], "little") == 0:
+        width, height = (int.from_bytes(head[at : at + 4], "little", signed=True) for at in (18, 22))
+        bits = int.from_bytes(head[28:30], "little")
+        return int.from_bytes(head[10:14], "little") + abs(height) * ((abs(width) * bits + 31) // 32 * 4)
+    if match := _PPM_HEADER.match(head):
+        width, height, max_value = (int(match[i]) for i in (2, 3, 4))
+        return match.end() + width * height * (3 if match[1] == b"6" else 1) * (2 if max_value > 255 else 1)
+    return 0

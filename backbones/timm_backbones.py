@@ -23,6 +23,7 @@ from timm.models.swin_transformer import SwinTransformerBlock, window_partition,
 from torch import Tensor, nn
 
 from backbones.base import PYRAMID_STRIDES, STAGE_INDICES, Backbone, Group
+from backbones.channels import COLOUR_CHANNELS
 from backbones.isotropic import quarter_bounds, quarter_groups
 from backbones.layers import init_trunc_normal
 
@@ -43,6 +44,7 @@ class TimmBackbone(Backbone):
         drop_path_rate: Probability of stochastic depth in the last block, growing linearly from 0 in the first.
         grad_checkpointing: Blocks to recompute in the backward pass, see :class:`backbones.base.Backbone`.
         weights: Path or URL of a checkpoint, loaded by ``init_weights``.
+        in_channels: Channels of the images.
     """
 
     def __init__(
@@ -53,15 +55,17 @@ class TimmBackbone(Backbone):
         drop_path_rate: float = 0.0,
         grad_checkpointing: bool | float | Sequence[int] = False,
         weights: str | None = None,
+        in_channels: int = COLOUR_CHANNELS,
     ) -> None:
         super().__init__(out_indices, drop_path_rate, grad_checkpointing, weights)
+        self.in_channels = in_channels
         self.timm_name, self.timm_options = timm_name, dict(timm_options or {})
         self.drop_path_rate = drop_path_rate
         self.described_as = f"this {timm_name}"
 
     def build_timm(self, **options: Any) -> Any:
         """Build timm's model without a classifier and without downloading anything."""
-        options = {**options, **self.timm_options, "drop_path_rate": self.drop_path_rate}
+        options = {**options, **self.timm_options, "drop_path_rate": self.drop_path_rate, "in_chans": self.in_channels}
         return timm.create_model(self.timm_name, pretrained=False, num_classes=0, **options)
 
     def adopt(self, model: nn.Module, names: Sequence[str], layer: int, stage: int | None) -> None:

@@ -22,6 +22,7 @@ import torch
 from mmengine.logging import HistoryBuffer, print_log
 from torch import Tensor, nn
 
+from backbones.channels import adapt_input_layer
 from backbones.errors import CheckpointError, first_line
 from backbones.file_kinds import describe_weight_file, is_torchscript
 from backbones.files import atomic_write
@@ -93,6 +94,7 @@ class LoadReport:
         unexpected: Names of tensors in the file that this network does not have (heads, necks).
         layout: Layout that was recognised; empty where the file has the network's own names.
         head: Result of loading the classifier's head; ``None`` where there is no classifier.
+        adapted: Mapping of the first layer to another number of image channels; empty without one.
     """
 
     source: str
@@ -102,10 +104,12 @@ class LoadReport:
     unexpected: tuple[str, ...] = field(default=())
     layout: str = ""
     head: str | None = None
+    adapted: str = ""
 
     def __str__(self) -> str:
         line = f"{self.loaded}/{self.total} backbone tensors loaded from {self.source}"
         line += f" ({self.layout} layout)" if self.layout else ""
+        line += f", {self.adapted}" if self.adapted else ""
         line += f", new: {summarize_names(self.missing)}" if self.missing else ""
         line += " (weight 1, bias 0)" if self.missing and all(map(_OUTPUT_NORM.fullmatch, self.missing)) else ""
         line += f", skipped: {summarize_names(self.unexpected)}" if self.unexpected else ""
@@ -344,6 +348,7 @@ def load_backbone_weights(
     matched = _match_names(network, network_tensors(checkpoint, source, averaged), source)
     expected = network.state_dict()
     missing = [name for name in expected if name not in matched.tensors]
+    adapted = adapt_input_layer(matched.tensors, expected)
     lost = [
         name
         for name in missing
@@ -366,6 +371,7 @@ def load_backbone_weights(
         missing=tuple(missing),
         unexpected=(*(matched.names[name] for name in matched.tensors if name not in expected), *matched.others),
         layout=matched.layout,
+        adapted=adapted,
     )
     print_log(str(report), logger="current", level=logging.INFO)
     return report

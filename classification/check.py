@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from collections import Counter
 from pathlib import Path
+from typing import Any
+
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from backbones.errors import nearest
 from classification.data import FolderDataset, class_folders, folder_difference, folder_fix, list_images
 from classification.decode import read_rgb
+from classification.model import MAX_BYTE
 from engine.data.checker import DATA_CHECKERS, PILLOW_MAX_PIXELS, DataFile, DatasetChecker
-from engine.data.image_files import ImageInfo
+from engine.data.image_files import ImageInfo, image_suffixes, read_bands
 from engine.data.orientation import Size
 from engine.data.paths import hidden_note, is_hidden
 
@@ -25,7 +29,13 @@ class FolderChecker(DatasetChecker):
 
     def read_size(self, path: str, role: str = "image") -> Size:
         """Width and height of an image file as :class:`~classification.data.ClassificationTransform` reads it."""
-        return read_rgb(path).size
+        return read_rgb(path).size if self.channels is None else read_bands(path, self.channels).shape[1::-1]
+
+    def pixel_statistics(self) -> tuple[float, float]:
+        """Largest mean and deviation by which :class:`~classification.model.ImageClassifier` normalises pixels."""
+        settings: dict[str, Any] = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "max_value": MAX_BYTE}
+        settings |= self.cfg.model.get("data_preprocessor") or {}
+        return max(settings["mean"]) * settings["max_value"], max(settings["std"]) * settings["max_value"]
 
     def list_files(self) -> list[DataFile]:
         """Compare folders with classes, and list the images."""
@@ -74,7 +84,7 @@ class FolderChecker(DatasetChecker):
     def _list_class(self, root: Path, name: str, every: int) -> list[DataFile]:
         others: list[str] = []
         unreadable: list[OSError] = []
-        images = sorted(list_images(root / name, others, unreadable, self._hidden))
+        images = sorted(list_images(root / name, others, unreadable, self._hidden, image_suffixes(self.channels)))
         for error in unreadable:
             self.error("unreadable folder", str(error.filename), f"cannot be read: {error.strerror}", "grant access")
         for path in others:

@@ -17,15 +17,17 @@ from mmengine.registry import DATASETS, TRANSFORMS
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
-from torchvision.transforms import ColorJitter
+from torchvision.transforms import ColorJitter, InterpolationMode, functional
 
+from backbones.channels import stated_channels
 from backbones.errors import ConfigError, DataError
 from classification import augment
 from classification.decode import Crop, read_crop, read_rgb
 from engine.config.schema import is_whole
-from engine.data.image_files import IMAGE_SUFFIXES
+from engine.data.image_files import IMAGE_SUFFIXES, image_suffixes, read_bands
 from engine.data.paths import is_hidden, list_files
 
+BICUBIC = InterpolationMode.BICUBIC
 CROP_ASPECT_RATIOS = (3 / 4, 4 / 3)  # range of width over height of the random crop
 
 
@@ -58,7 +60,7 @@ class FolderDataset(BaseDataset):
     ) -> None:
         if not is_whole(every, 1):
             raise ConfigError(f"dataset.every={every}: 10 takes every tenth image of a class, 1 takes all")
-        self.split, self.every = split, every
+        self.split, self.every, self.suffixes = split, every, image_suffixes(stated_channels(pipeline))
         super().__init__(data_root=data_root, metainfo=metainfo, pipeline=pipeline, test_mode=test_mode)
 
     def load_data_list(self) -> list[dict[str, Any]]:
@@ -71,12 +73,12 @@ class FolderDataset(BaseDataset):
             raise DataError(f"{str(root)!r}: {difference}: {folder_fix(root)}")
         samples, folders = [], class_folders(root, classes)
         for label, name in enumerate(classes):
-            images = sorted(list_images(root / name)) if name in folders else []
+            images = sorted(list_images(root / name, suffixes=self.suffixes)) if name in folders else []
             if not images and not self.test_mode:
-                raise DataError(f"{str(root / name)!r} holds no image ({', '.join(IMAGE_SUFFIXES)})")
+                raise DataError(f"{str(root / name)!r} holds no image ({', '.join(self.suffixes)})")
             samples += [{"img_path": image, "gt_label": label} for image in images[:: self.every]]
         if not samples:
-            raise DataError(f"{str(root)!r} holds no image of any class ({', '.join(IMAGE_SUFFIXES)})")
+            raise DataError(f"{str(root)!r} holds no image of any class ({', '.join(self.suffixes)})")
         return samples
 
     def get_cat_ids(self, idx: int) -> list[int]:
@@ -132,6 +134,7 @@ def list_images(
     others: list[str] | None = None,
     unreadable: list[OSError] | None = None,
     hidden: list[str] | None = None,
+    suffixes: tuple[str, ...] = IMAGE_SUFFIXES,
 ) -> list[str]:
     """Paths of the images in a folder, at any depth and behind links, unsorted, without hidden files and folders.
 
@@ -140,16 +143,19 @@ def list_images(
         others: List that receives the paths of files without an image suffix.
         unreadable: List that receives the errors of folders that cannot be read.
         hidden: List that receives the paths of hidden files and folders.
+        suffixes: Suffixes of images, in lower case.
     """
     files = list_files(str(folder), [] if hidden is None else hidden, unreadable)
     if others is not None:
-        others += [path for path in files if not path.lower().endswith(IMAGE_SUFFIXES)]
-    return [path for path in files if path.lower().endswith(IMAGE_SUFFIXES)]
+        others += [path for path in files if not path.lower().endswith(suffixes)]
+    return [path for path in files if path.lower().endswith(suffixes)]
 
 
 @TRANSFORMS.register_module()
 class ClassificationTransform:
     """Load ``img_path`` as ``inputs``, a uint8 tensor ``(3, size, size)`` that the model normalises on its device.
+
+    With a number of ``channels`` it is a float32 tensor ``(channels, size, size)`` with the values of the file.
 
     Args:
         size: Side of the network's input in pixels.
@@ -160,9 +166,10 @@ class ClassificationTransform:
         scale: Range of the random crop's area, as fractions of the image.
         flip: Probability of a horizontal flip.
         color_jitter: Strength of random changes of brightness, contrast and saturation, after RandAugment; 0 for none.
+        channels: Number of channels; ``None`` for colours, which RandAugment and the jitter need.
 
     Raises:
-        ConfigError: If a number is out of range.
+        ConfigError: If a number is out of range, or colours are changed where there are none.
     """
 
     def __init__(
@@ -174,7 +181,10 @@ class ClassificationTransform:
         scale: tuple[float, float] = (0.08, 1.0),
         flip: float = 0.5,
         color_jitter: float = 0.0,
+        channels: int | None = None,
     ) -> None:
+        if channels is not None and (rand_augment or color_jitter):
+            raise ConfigError("ClassificationTransform.channels: rand_augment and color_jitter are for colours")
         for name, value, valid, expected in (
             ("size", size, is_whole(size, 1), "a whole number from 1 up"),
             ("crop_ratio", crop_ratio, 0 < crop_ratio <= 1, "a fraction above 0, 1 at most"),
@@ -185,7 +195,9 @@ class ClassificationTransform:
             if not valid:
                 raise ConfigError(f"ClassificationTransform.{name}={value!r}: {expected} is needed")
         self.load: Callable[[str], Tensor]
-        if training:
+        if channels is not None:
+            self.load = BandsCrop(size, channels, training, crop_ratio, scale, flip)
+        elif training:
             self.load = AugmentedCrop(size, rand_augment, scale, flip, color_jitter)
         else:
             self.load = CenterCrop(size, crop_ratio)
@@ -223,6 +235,49 @@ class CenterCrop:
         return pixels
 
 
+def random_crop(picture: Tensor, scale: tuple[float, float]) -> Crop:
+    """Random crop of an image ``(C, H, W)``, of at least one pixel, where timm's may be empty."""
+    top, left, height, width = RandomResizedCropAndInterpolation.get_params(picture, scale, CROP_ASPECT_RATIOS)
+    height, width = max(height, 1), max(width, 1)
+    return min(top, picture.shape[1] - height), min(left, picture.shape[2] - width), height, width
+
+
+class BandsCrop:
+    """Loads a crop of an image of any number of channels: a random one, flipped at random, or the centre.
+
+    Args:
+        size: Side of the output in pixels.
+        channels: Number of channels.
+        training: Whether the crop is random.
+        crop_ratio: Fraction of the resized image that the centre crop keeps; 1.0 resizes the whole image to the square.
+        scale: Range of the random crop's area, as fractions of the image.
+        flip: Probability of a horizontal flip.
+    """
+
+    def __init__(
+        self, size: int, channels: int, training: bool, crop_ratio: float, scale: tuple[float, float], flip: float
+    ) -> None:
+        self.size, self.channels, self.training = size, channels, training
+        self.crop_ratio, self.scale, self.flip = crop_ratio, scale, flip
+
+    def __call__(self, path: str) -> Tensor:
+        """Load an image file as ``(channels, size, size)``, float32."""
+        image = read_bands(path, self.channels)
+        pixels = torch.from_numpy(image.reshape(*image.shape[:2], self.channels)).permute(2, 0, 1).float()
+        if self.training:
+            crop = functional.resized_crop(pixels, *random_crop(pixels, self.scale), self.square, BICUBIC)
+            return functional.hflip(crop) if torch.rand(1) < self.flip else crop
+        if self.crop_ratio == 1.0:
+            return functional.resize(pixels, self.square, BICUBIC)
+        resized = functional.resize(pixels, [math.floor(self.size / self.crop_ratio)], BICUBIC)
+        return functional.center_crop(resized, self.square)
+
+    @property
+    def square(self) -> list[int]:
+        """Height and width of the output."""
+        return [self.size, self.size]
+
+
 class AugmentedCrop:
     """Loads a random crop of an image file, flipped and augmented with the same random choices as in timm's loader.
 
@@ -247,10 +302,8 @@ class AugmentedCrop:
         self.jitter = augment.PillowOp(ColorJitter(*[color_jitter] * 3)) if color_jitter else None
 
     def choose_crop(self, picture: Tensor) -> Crop:
-        """Random crop of an image ``(3, H, W)``, of at least one pixel, where timm's may be empty."""
-        top, left, height, width = RandomResizedCropAndInterpolation.get_params(picture, self.scale, CROP_ASPECT_RATIOS)
-        height, width = max(height, 1), max(width, 1)
-        return min(top, picture.shape[1] - height), min(left, picture.shape[2] - width), height, width
+        """Random crop of an image ``(3, H, W)``."""
+        return random_crop(picture, self.scale)
 
     def __call__(self, path: str) -> Tensor:
         """Load an image file as ``(3, size, size)``, uint8, contiguous, which is fast to collate."""

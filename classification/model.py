@@ -22,9 +22,29 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 
 from backbones.base import Backbone
+from backbones.channels import COLOUR_CHANNELS
 from backbones.errors import CheckpointError, ConfigError
 from backbones.weights import find_head, read_checkpoint
 from engine.config.building import build
+
+MAX_BYTE = 255.0  # largest pixel value of 8 bits
+
+
+def _with_statistics(settings: dict[str, Any], channels: int) -> dict[str, Any]:
+    """Settings of the preprocessor with mean and deviation for so many channels: for grey the averages of ImageNet's.
+
+    Raises:
+        ConfigError: If they are not stated, and the channels are neither colours nor grey.
+    """
+    if channels == COLOUR_CHANNELS or ("mean" in settings and "std" in settings):
+        return settings
+    if channels > 1:
+        raise ConfigError(
+            f"model.backbone.in_channels={channels}: state model.data_preprocessor mean and std with {channels} values "
+            "each, as fractions of its max_value (255 by default, 1 to state them in the units of the pixels)"
+        )
+    averages = (sum(values) / COLOUR_CHANNELS for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    return {**dict(zip(("mean", "std"), ((value,) for value in averages), strict=True)), **settings}
 
 
 @MODELS.register_module()
@@ -33,8 +53,9 @@ class ClassificationPreprocessor(BaseDataPreprocessor):
 
     Args:
         num_classes: Length of the targets.
-        mean: Per-channel mean in [0, 1].
-        std: Per-channel standard deviation in [0, 1].
+        mean: Mean of each channel, or one for all, as a fraction of ``max_value``.
+        std: Standard deviation of each channel, or one for all, as a fraction of ``max_value``.
+        max_value: Pixel value to which mean and deviation are relative: 255 for 8 bits, 65535 for 16 bits.
         erasing: Probability of random erasing.
         mixup: Alpha of mixup; 0 for none.
         cutmix: Alpha of cutmix; 0 for none.
@@ -49,6 +70,7 @@ class ClassificationPreprocessor(BaseDataPreprocessor):
         num_classes: int,
         mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN,
         std: tuple[float, ...] = IMAGENET_DEFAULT_STD,
+        max_value: float = MAX_BYTE,
         erasing: float = 0.0,
         mixup: float = 0.0,
         cutmix: float = 0.0,
@@ -64,8 +86,8 @@ class ClassificationPreprocessor(BaseDataPreprocessor):
             if not 0 <= value <= most:
                 raise ConfigError(f"data_preprocessor.{name}={value}: a number from 0 to {most} is needed")
         self.num_classes, self.label_smoothing = num_classes, label_smoothing
-        self.register_buffer("mean", 255 * torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", max_value * torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", max_value * torch.tensor(std).view(-1, 1, 1), persistent=False)
         self.erasing = erasing
         self.mix = (
             Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes) if mixup or cutmix else None
@@ -75,7 +97,8 @@ class ClassificationPreprocessor(BaseDataPreprocessor):
         """Prepare a batch.
 
         Args:
-            data: ``inputs`` uint8 ``(N, 3, H, W)``, ``label`` ``(N,)``, ``img_path``.
+            data: ``inputs`` uint8 ``(N, 3, H, W)``, float32 with another number of channels, ``label`` ``(N,)``,
+                ``img_path``.
             training: Apply erasing and mixup, and return soft targets.
 
         Returns:
@@ -125,6 +148,7 @@ class ImageClassifier(BaseModel):
         data_preprocessor: dict[str, Any] | None = None,
     ) -> None:
         settings = {"type": "ClassificationPreprocessor", "num_classes": num_classes, **(data_preprocessor or {})}
+        settings = _with_statistics(settings, backbone.get("in_channels", COLOUR_CHANNELS))
         super().__init__(build(MODELS, settings, "model.data_preprocessor"))
         self.backbone = MODELS.build(backbone)
         self.head = nn.Linear(self.backbone.num_features, num_classes)

@@ -10,13 +10,20 @@ from mmdet.datasets import CocoDataset
 from mmdet.datasets.api_wrappers import COCO
 from mmdet.datasets.samplers import AspectRatioBatchSampler
 from mmdet.datasets.transforms import Resize
-from mmdet.registry import DATA_SAMPLERS, DATASETS, TRANSFORMS
+from mmdet.models.data_preprocessors import DetDataPreprocessor
+from mmdet.registry import DATA_SAMPLERS, DATASETS, MODELS, TRANSFORMS
 from torch.utils.data import Sampler
 
+from backbones.channels import ChannelStatistics
 from backbones.errors import DataError
 from detection.annotations import category_ids, fill_areas
 from engine.data.image_files import DamagedImageError
 from engine.data.paths import leads_outside
+
+
+@MODELS.register_module()
+class AnyChannelsDetDataPreprocessor(ChannelStatistics, DetDataPreprocessor):
+    """mmdet's ``DetDataPreprocessor`` with mean and deviation of any number of channels."""
 
 
 @TRANSFORMS.register_module()

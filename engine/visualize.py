@@ -20,16 +20,18 @@ from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from torch import nn
 
+from backbones.bands import as_picture
+from backbones.channels import stated_channels
 from backbones.errors import ConfigError, DataError, MachineError, UserError, describe_error
 from backbones.files import NO_SPACE_ERRNOS
 from backbones.weights import read_checkpoint
 from engine.checkpoint.model_weights import LOADER_SETTINGS, load_model
 from engine.config.building import build
 from engine.data.checker import build_checkers
-from engine.data.image_files import IMAGE_SUFFIXES, PILLOW_ERRORS, DamagedImageError
+from engine.data.image_files import IMAGE_SUFFIXES, PILLOW_ERRORS, DamagedImageError, read_bands
 from engine.data.paths import hidden_note, is_hidden
 from engine.report.lettering import drawn_names, write_drawn_names
-from engine.task import TaskSpec, task_of
+from engine.task import task_of
 
 MAX_REASON = 160  # characters of a library's message about an image
 # What an image, or its size, can raise on the way to its drawing; errors of the code itself are not among them.
@@ -71,10 +73,10 @@ def draw_test_images(runner: Runner, folder: Path, count: int) -> None:
     runner.visualizer.dataset_meta = {**dataset.metainfo, "classes": drawn_names(dataset.metainfo["classes"])}
     if line := write_drawn_names(dataset.metainfo["classes"], folder):
         runner.logger.warning(line)
-    collate, task = runner.test_dataloader.collate_fn, task_of(runner.cfg)
+    collate = runner.test_dataloader.collate_fn
     for index in np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int)).tolist():
         sample = predict(runner.model, dataset[index], collate)
-        _draw(task, runner.visualizer, sample, folder / f"{index:06d}.png", truth=True)
+        _draw(runner.cfg, runner.visualizer, sample, folder / f"{index:06d}.png", truth=True)
 
 
 @torch.no_grad()
@@ -187,7 +189,7 @@ def predict_images(
                 raise DamagedImageError.of(image, f"{errors[0].problem}; {errors[0].fix}")
             item = pipeline({"img_path": str(image), "img_id": index, **copy.deepcopy(task.image_fields)})
             sample = predict(model, item, collate)
-            _draw(task, visualizer, sample, target, truth=False)
+            _draw(cfg, visualizer, sample, target, truth=False)
         except IMAGE_ERRORS as error:
             skipped[image] = _reason(error)
             continue
@@ -215,26 +217,28 @@ def _reason(error: Exception) -> str:
     return f"cannot be predicted: {describe_error(error, MAX_REASON)}"
 
 
-def find_images(path: Path) -> list[Path]:
-    """The image at a path, or all images in a folder, without its subfolders and hidden files.
+def find_images(path: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[Path]:
+    """The image at a path, or all images of some suffixes in a folder, without its subfolders and hidden files.
 
     Raises:
         DataError: If there is none.
     """
     if path.is_file():
         return [path]
-    found = sorted(p for p in path.glob("*") if p.suffix.lower() in IMAGE_SUFFIXES) if path.is_dir() else []
+    found = sorted(p for p in path.glob("*") if p.suffix.lower() in suffixes) if path.is_dir() else []
     images = [image for image in found if not is_hidden(image.name)]
     for line in hidden_note(str(path), [str(image) for image in found if is_hidden(image.name)]):
         print(line)
     if not images:
-        raise DataError(f"{str(path)!r} is neither an image nor a folder with images ({', '.join(IMAGE_SUFFIXES)})")
+        raise DataError(f"{str(path)!r} is neither an image nor a folder with images ({', '.join(suffixes)})")
     return images
 
 
-def _draw(task: TaskSpec, visualizer: Any, sample: BaseDataElement, target: Path, truth: bool) -> None:
+def _draw(cfg: Config, visualizer: Any, sample: BaseDataElement, target: Path, truth: bool) -> None:
     """Draw a sample on its image, (H, W, 3); a small image is enlarged to a size at which labels can be read."""
-    image, sample = mmcv.imread(sample.img_path, channel_order="rgb"), sample.cpu()
+    task, channels = task_of(cfg), stated_channels(cfg.test_dataloader.dataset.get("pipeline"))
+    path, sample = sample.img_path, sample.cpu()
+    image = as_picture(read_bands(path, channels)) if channels else mmcv.imread(path, channel_order="rgb")
     height, width = image.shape[:2]
     factor = round(MIN_PICTURE_SIDE / min(height, width))
     if factor > 1:

@@ -12,7 +12,7 @@ from mmcv.transforms import LoadAnnotations
 from mmseg.datasets import BaseSegDataset
 
 from engine.data.checker import DATA_CHECKERS, DataFile, DatasetChecker, orientation_cause, repeated
-from engine.data.image_files import IMAGE_SUFFIXES, LABEL_MODES, ImageInfo
+from engine.data.image_files import LABEL_MODES, ImageInfo, image_suffixes
 from engine.data.orientation import Size
 from engine.data.paths import hidden_note, leads_outside, list_files
 from segmentation.data import IGNORE_INDEX, read_labels
@@ -78,7 +78,7 @@ class LabelChecker(DatasetChecker):
             if not stems[-1]:
                 self.error("no files", folder, f"holds no {suffix} file", f"bring the {role}, or set their suffix")
             for name in sorted(names):
-                if name.lower().endswith(IMAGE_SUFFIXES) and not name.endswith(suffix):
+                if name.lower().endswith(image_suffixes(self.channels)) and not name.endswith(suffix):
                     path = os.path.join(folder, name)
                     self.warn(f"other {role}", path, f"is not read: {role} end in {suffix}", "convert or rename it")
         for own, other, kind, partner in (

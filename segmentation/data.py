@@ -11,15 +11,22 @@ from typing import Any
 import numpy as np
 from mmseg.datasets import BaseSegDataset
 from mmseg.datasets.transforms import LoadAnnotations
-from mmseg.registry import DATASETS, TRANSFORMS
+from mmseg.models.data_preprocessor import SegDataPreProcessor
+from mmseg.registry import DATASETS, MODELS, TRANSFORMS
 from PIL import Image, UnidentifiedImageError
 
+from backbones.channels import ChannelStatistics
 from backbones.errors import ConfigError, DataError, first_line
 from engine.config.schema import is_whole
 from engine.data.image_files import PILLOW_ERRORS, DamagedImageError, read_image_bytes, undecodable_reason
 from engine.data.paths import leads_outside, list_files
 
 IGNORE_INDEX = 255  # label of pixels that are not labelled
+
+
+@MODELS.register_module()
+class AnyChannelsSegDataPreProcessor(ChannelStatistics, SegDataPreProcessor):
+    """mmseg's ``SegDataPreProcessor`` with mean and deviation of any number of channels."""
 
 
 @DATASETS.register_module()

@@ -13,6 +13,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose
 from mmengine.registry import MODELS, TRANSFORMS, DefaultScope
 
+from backbones.channels import COLOUR_CHANNELS, stated_channels
 from backbones.errors import ConfigError
 from engine.checkpoint.rng import seeded
 from engine.data.image_files import DamagedImageError
@@ -68,9 +69,11 @@ class NetworkInput:
                 kept = [step for step in self.dataset.pipeline if not issubclass(registry.get(step.type), loading)]
             if len(kept) == len(self.dataset.pipeline):
                 raise ConfigError("the pipeline does not load images by LoadImageFromFile")
+            channels = stated_channels(self.dataset.pipeline) or COLOUR_CHANNELS
+            blank = np.zeros((height, width, channels)[: 2 + (channels > 1)], np.uint8)
             sample: dict[str, Any] = Compose(kept)(
                 {
-                    **{"img": np.zeros((height, width, 3), np.uint8), "img_shape": (height, width), "img_path": ""},
+                    **{"img": blank, "img_shape": (height, width), "img_path": ""},
                     **{"gt_seg_map": np.zeros((height, width), np.uint8), "seg_fields": ["gt_seg_map"]},
                     **{"ori_shape": (height, width), "img_id": 0, "scale_factor": (1.0, 1.0)},
                 }

@@ -62,7 +62,7 @@ def main() -> None:
     print(f"{source.kind} of {source.name}, {source.weights}: gives {', '.join(source.outputs)}")
     done = export_network(source, args.format, out, args.images, args.shape is not None, lambda d: print(table(d)))
     heights, widths = map(words, done.input_sizes)
-    print(f"takes normalised images (N, 3, H, W): any N, H {heights}, W {widths}")
+    print(f"takes normalised images (N, {source.channels}, H, W): any N, H {heights}, W {widths}")
     for note in done.notes:
         print(note)
     for path in done.files:

@@ -27,17 +27,20 @@ def main() -> None:
     add_trust_option(parser)
     args = parser.parse_args()
 
+    from backbones.channels import stated_channels
     from backbones.errors import printable
     from engine.checkpoint.model_weights import recorded_classes
     from engine.config.load import load_config
     from engine.config.options import parse_options
     from engine.config.world import Launch
+    from engine.data.image_files import image_suffixes
     from engine.visualize import SkippedImagesError, find_images, load_predictor, predict_images
 
-    images = find_images(args.images)
     launch = Launch.from_environment()
     known = partial(recorded_classes, args.checkpoint, args.trust_checkpoint)
     cfg = load_config(args.config, parse_options(args.cfg_options), launch, known_classes=known).cfg
+    suffixes = image_suffixes(stated_channels(cfg.test_dataloader.dataset.get("pipeline")))
+    images = find_images(args.images, suffixes)
     model, visualizer = load_predictor(cfg, args.checkpoint, args.ema, launch.device, args.trust_checkpoint)
     out = args.out or Path(cfg.work_dir) / "predictions"
     try:

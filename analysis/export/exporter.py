@@ -18,6 +18,7 @@ from torch import Tensor
 
 from analysis.export.formats import EXPORT_FORMATS, RunFunction
 from analysis.export.source import ExportSource, Shape, SizeRange
+from backbones.channels import COLOUR_CHANNELS
 from backbones.errors import ConfigError, DataError, MachineError, UserError, describe_error
 from backbones.packages import install_command, is_absent
 from engine.visualize import find_images
@@ -187,12 +188,13 @@ def _batches(
     """Batches of random images and of photographs at each of the shapes."""
     generator = torch.Generator().manual_seed(0)
     for count, shape in zip(RANDOM_BATCHES, shapes):
-        yield "random", torch.randn(count, 3, *shape, generator=generator)
+        yield "random", torch.randn(count, source.channels, *shape, generator=generator)
     prepared = source.preprocessing
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (prepared.mean, prepared.std))
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (prepared.mean, prepared.std))
     for height, width in dict.fromkeys(shapes):
         resized = [np.array(photograph.resize((width, height))) for photograph in photographs]
-        pixels = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2)
+        colours = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2)
+        pixels = colours[:, [channel % COLOUR_CHANNELS for channel in range(source.channels)]]
         yield "photographs", ((pixels / 255 - mean) / std).contiguous()
 
 
@@ -207,7 +209,7 @@ def _other_shape(shape: Shape, input_sizes: tuple[SizeRange, SizeRange]) -> Shap
 
 def _runs(source: ExportSource, shape: Shape) -> bool:
     try:
-        source.run(torch.zeros(1, 3, *shape))
+        source.run(torch.zeros(1, source.channels, *shape))
     except (RuntimeError, AssertionError, ValueError):
         return False
     return True

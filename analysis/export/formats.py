@@ -155,7 +155,7 @@ def _write_onnx(source: ExportSource, path: Path, fixed: bool) -> tuple[SizeRang
     with _quietly():
         program = torch.onnx.export(
             _portable(source.network),
-            (torch.zeros(EXAMPLE_BATCH_SIZE, 3, *source.shape),),
+            (torch.zeros(EXAMPLE_BATCH_SIZE, source.channels, *source.shape),),
             dynamo=True,
             opset_version=ONNX_OPSET,
             input_names=["images"],
@@ -183,7 +183,7 @@ def _open_onnx(source: ExportSource, path: Path) -> RunFunction:
 
 
 def _write_torch_export(source: ExportSource, path: Path, fixed: bool) -> tuple[SizeRange, SizeRange]:
-    example = torch.zeros(EXAMPLE_BATCH_SIZE, 3, *source.shape)
+    example = torch.zeros(EXAMPLE_BATCH_SIZE, source.channels, *source.shape)
     dynamic = dict.fromkeys((0,) if fixed else (0, 2, 3), Dim.DYNAMIC)
     with _quietly():
         program = torch.export.export(source.network, (example,), dynamic_shapes=(dynamic,))

@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmengine.model import BaseModel
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from backbones.channels import COLOUR_CHANNELS, configured_channels, stated_channels
 from engine.task import Shape, task_of
 
 CLASSIFICATION_CROP_RATIO = 0.875  # of 224 pixels in 256, the custom on ImageNet
@@ -36,7 +37,7 @@ class Preprocessing:
             neighbours, as in OpenCV.
         crop: Height and width of the central crop.
         crop_ratio: ``crop`` over the resized shorter side, as stated.
-        colour: Order of the channels, ``RGB`` or ``BGR``.
+        colour: Order of the channels, ``RGB`` or ``BGR``, or ``as in the files`` for another number than three.
         mean: Mean per channel of pixels in [0, 1], which is subtracted.
         std: Standard deviation per channel of pixels in [0, 1], by which it is divided.
         pad_multiple: Height and width are then padded to multiples of this, below and at the right.
@@ -69,10 +70,10 @@ class Preprocessing:
         return {**asdict(self), **{name: [round(x, 6) for x in getattr(self, name)] for name in ("mean", "std")}}
 
     def timm_settings(self, shape: Shape) -> dict[str, Any]:
-        """The same in the words of timm's ``pretrained_cfg``, for a classifier of RGB images of a size, (H, W)."""
+        """The same in the words of timm's ``pretrained_cfg``, for a classifier of images of a size, (H, W)."""
         squash = self.resize == "exact"
         return {
-            "input_size": (3, *shape),
+            "input_size": (len(self.mean), *shape),
             "interpolation": self.interpolation,
             "crop_pct": 1.0 if squash else self.crop_ratio,
             "crop_mode": "squash" if squash else "center",
@@ -128,9 +129,10 @@ def _of_step(step: Mapping[str, Any], shape: Shape | None) -> dict[str, Any] | N
     name = step["type"]
     if name == "ClassificationTransform":
         size = shape or (step["size"], step["size"])
-        return classification_resize(size, step.get("crop_ratio", CLASSIFICATION_CROP_RATIO))
+        resized = classification_resize(size, step.get("crop_ratio", CLASSIFICATION_CROP_RATIO))
+        return {**resized, "exif_rotation": step.get("channels") == 1}
     if name in READERS and step.get("imdecode_backend", "cv2") == "cv2":
-        return {"exif_rotation": step.get("color_type", "color") == "color"}
+        return {"exif_rotation": step.get("color_type", "color") == "color" and step.get("channels", 1) == 1}
     if name in RESIZES and step.get("scale") is not None and step.get("backend", "cv2") == "cv2":
         scale, kept = step["scale"], step.get("keep_ratio", False)
         width, height = (scale, scale) if isinstance(scale, int) else scale  # the library writes width first
@@ -144,12 +146,15 @@ def _of_preprocessor(cfg: Config, model: BaseModel) -> tuple[dict[str, Any], lis
     """Colours, normalisation and padding of the model's preprocessor; settings of its tests that are not described."""
     settings, module = cfg.model.get("data_preprocessor") or {}, model.data_preprocessor
     # Without normalisation the pixels stay in [0, 255], as with mean 0 and deviation 1.
-    mean, std = getattr(module, "mean", torch.zeros(3)), getattr(module, "std", torch.ones(3))
+    channels = configured_channels(cfg.model)
+    mean, std = getattr(module, "mean", torch.zeros(1)), getattr(module, "std", torch.ones(1))
     tested = getattr(module, "test_cfg", {"size_divisor": getattr(module, "pad_size_divisor", 1)}) or {}
+    colour = "RGB" if settings.get("bgr_to_rgb") else task_of(cfg).channel_order
+    as_stored = channels != COLOUR_CHANNELS or stated_channels(cfg.test_dataloader.dataset.get("pipeline"))
     found = {
-        "colour": "RGB" if settings.get("bgr_to_rgb") else task_of(cfg).channel_order,
-        "mean": tuple((mean.flatten() / 255).tolist()),
-        "std": tuple((std.flatten() / 255).tolist()),
+        "colour": "as in the files" if as_stored else colour,
+        "mean": tuple((mean.flatten().expand(channels) / 255).tolist()),
+        "std": tuple((std.flatten().expand(channels) / 255).tolist()),
         "pad_multiple": tested.get("size_divisor") or 1,
         "pad_value": getattr(module, "pad_value", 0),
     }

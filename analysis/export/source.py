@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from analysis.export.preprocessing import Preprocessing, assumed_preprocessing, preprocessing_of
 from backbones.base import Backbone
+from backbones.channels import image_channels
 from backbones.registry import build_backbone
 from backbones.variants import BASELINES
 from backbones.weights import find_head, read_checkpoint
@@ -83,6 +84,11 @@ class ExportSource:
     prefix: str = ""
 
     @property
+    def channels(self) -> int:
+        """Number of channels of the images."""
+        return image_channels(self.network)
+
+    @property
     def input_sizes(self) -> tuple[SizeRange, SizeRange]:
         """Ranges of height and width that the network accepts."""
         smallest = max(
@@ -91,7 +97,7 @@ class ExportSource:
         return (smallest, None), (smallest, None)
 
     def run(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Run the network on normalised images ``(N, 3, H, W)``; a single output is a tuple of one."""
+        """Run the network on normalised images ``(N, C, H, W)``; a single output is a tuple of one."""
         with torch.no_grad():
             outputs = self.network(images)
         return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
@@ -103,7 +109,7 @@ class ExportSource:
             "network": self.name,
             "kind": self.kind,
             "weights": self.weights,
-            "input": "images (N, 3, H, W), float32: (pixel / 255 - mean) / std for each channel",
+            "input": f"images (N, {self.channels}, H, W), float32: (pixel / 255 - mean) / std for each channel",
             "preprocessing": json.dumps(prepared),
             **{name: json.dumps(prepared[name]) for name in ("mean", "std")},
             "colour": prepared["colour"],

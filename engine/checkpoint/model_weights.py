@@ -21,6 +21,7 @@ from mmengine.runner.checkpoint import get_torchvision_models
 from torch import Tensor, nn
 
 from backbones.base import Backbone
+from backbones.channels import adapt_input_layer
 from backbones.errors import CheckpointError
 from backbones.layouts import check_finite, check_float_tensor, find_convnext
 from backbones.weights import network_tensors, read_checkpoint
@@ -109,16 +110,17 @@ def load_model(
     tensors, layout = _rename_backbone(_tensors(checkpoint, source, averaged, expected), model, expected, source)
     unexpected = _remove_normalization(tensors, model, source)
     kept = _missing_counters(tensors, expected)
-    head = None
+    head, adapted = None, ""
     if training:
+        adapted = adapt_input_layer(tensors, expected)
         changed_names, head = _changed_heads(tensors, expected, task_of_model(model).class_layers)
         kept |= changed_names
     _check_names(tensors, expected, kept, source)
     _check_values(tensors, expected, kept, source)
-    remark = _compare_classes(file_classes(checkpoint), classes, source)
+    remarks = (adapted, _compare_classes(file_classes(checkpoint), classes, source))
     model.load_state_dict({name: expected[name] if name in kept else tensors[name] for name in expected})
     missing = tuple(name for name in expected if name in kept)
-    loaded, total = len(expected) - len(missing), len(expected)
+    loaded, total, remark = len(expected) - len(missing), len(expected), ", ".join(filter(None, remarks))
     return ModelLoadReport(source, layout, loaded, total, missing, unexpected, head, averaged, remark)
 
 

@@ -27,6 +27,7 @@ from backbones.packages import missing_package, missing_package_error
 from backbones.registry import unknown_backbone
 from engine.config.batch import BatchPlan, plan_batch, scaled_lr
 from engine.config.building import build, registered_class
+from engine.config.channels import set_image_channels
 from engine.config.class_weights import set_class_weights
 from engine.config.classes import FROM_DATA, class_names, fill_classes, palette
 from engine.config.custom_imports import drop_library_variables, read_config
@@ -61,8 +62,6 @@ RENAMED_LOOPS = {"EpochBasedTrainLoop": "EpochLoop", "IterBasedTrainLoop": "Iter
 LOG_PROCESSOR = "ScoreLogProcessor"  # mmengine's LogProcessor shows the mean of ten validations for a ``val_loss``
 DATA_KEYS = ("_dataloader", "_pipeline")
 CHECKED_READERS = {"LoadImageFromFile": "LoadCheckedImage"}  # mmcv's reads the rest of a truncated file as grey
-COLOUR_CHANNELS = 3
-COLOUR_READERS = ("ClassificationTransform", "LoadCheckedImage", "LoadImageFromFile")  # steps of pipelines
 AMP_SETTINGS = ("dtype", "loss_scale", "use_fp64")  # arguments of AmpOptimWrapper alone
 FROM_BACKBONE = re.compile(r"from_backbone(?:\[(\d)\])?")
 
@@ -176,7 +175,7 @@ def resolve(cfg: Config, stated_batch: int, launch: Launch, training: bool = Tru
     if count := _replace_types([value for key, value in cfg.items() if key.endswith(DATA_KEYS)], CHECKED_READERS):
         notes.append(f"LoadImageFromFile -> LoadCheckedImage in {count} places: it refuses damaged images")
     _set_data(cfg, launch)
-    _check_image_channels(cfg)
+    set_image_channels(cfg, notes)
     _set_channels(cfg.model)
     plan = _set_batch(cfg, stated_batch, launch, notes) if training else None
     _fit_to_launch(cfg, launch, notes)
@@ -239,23 +238,6 @@ def _check_backbone(cfg: Config) -> None:
     with MODELS.switch_scope_and_registry(cfg.get("default_scope")) as registry:
         if isinstance(name, str) and registry.get(name) is None:
             raise unknown_backbone(name)
-
-
-def _check_image_channels(cfg: Config) -> None:
-    """Refuse another number of image channels than the readers give; a reader of one's own may give any.
-
-    Raises:
-        ConfigError: If the backbone takes another number.
-    """
-    channels = (cfg.model.get("backbone") or {}).get("in_channels", COLOUR_CHANNELS)
-    steps = (node for _, dataset in _datasets(cfg) for node in mappings(dataset.get("pipeline")))
-    used = {step.get("type") for step in steps if "color_type" not in step}  # grey or unchanged, where it is stated
-    if channels != COLOUR_CHANNELS and not used.isdisjoint(COLOUR_READERS):
-        reader = next(name for name in COLOUR_READERS if name in used)
-        raise ConfigError(
-            f"model.backbone.in_channels={channels}: {reader} reads every image, grey ones too, as {COLOUR_CHANNELS} "
-            "channels of 8 bits; leave in_channels out, or give the pipelines a reader of your own (custom_imports)"
-        )
 
 
 def _datasets(cfg: Config) -> Iterator[tuple[str, ConfigDict]]:

@@ -101,6 +101,11 @@ class _Inspection:
     file: DataFile
     decode: bool
     values: bool
+    channels: int | None
+
+    def run(self) -> ImageInfo:
+        """Inspect the file."""
+        return inspect_image(self.file.path, self.decode, self.values, self.channels)
 
 
 def _group(checker: DatasetChecker, file: DataFile) -> str:
@@ -119,7 +124,9 @@ def _plan_inspections(number: int, checker: DatasetChecker, files: list[DataFile
     values_left = len(files) if full else MAX_LABEL_FILES
     for file in (files[i] for i in evenly_spread(len(files))):
         needs_values = checker.needs_values(file)
-        yield _Inspection(number, file, full, needs_values and values_left > 0)
+        channels = checker.channels if file.role == "image" else None
+        decode = full or channels is not None
+        yield _Inspection(number, file, decode, needs_values and values_left > 0, channels)
         values_left -= needs_values
 
 
@@ -131,7 +138,7 @@ def _inspect_all(
         for item in inspections:
             if limit is not None and time.monotonic() > limit:
                 return
-            yield item, inspect_image(item.file.path, item.decode, item.values)
+            yield item, item.run()
         return
     # Forked processes need no imports; they live for this call and touch neither GPU nor process group.
     pool = ProcessPoolExecutor(workers, mp_context=get_context("fork"))
@@ -153,7 +160,7 @@ def _inspect_all(
 
 
 def _inspect_chunk(chunk: Sequence[_Inspection]) -> list[ImageInfo]:
-    return [inspect_image(item.file.path, item.decode, item.values) for item in chunk]
+    return [item.run() for item in chunk]
 
 
 def _images_shared_by(train: DatasetChecker, other: DatasetChecker) -> list[DataFinding]:

@@ -18,6 +18,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
 from PIL import Image
 
+from backbones.channels import stated_channels
 from backbones.errors import ConfigError
 from engine.config.datasets import inner_datasets
 from engine.data.findings import DataFinding
@@ -27,6 +28,8 @@ from engine.data.orientation import SIDEWAYS_ORIENTATIONS, Size, applies_orienta
 LARGE_IMAGE_PIXELS = 50_000_000  # larger images are worth a warning
 MIN_IMAGE_SIDE = 8  # pixels; smaller images are worth a warning
 OPENCV_MAX_PIXELS = 2**30  # OpenCV refuses to decode more
+# Standard deviations from the mean, and between the values of an image, that tell of mean and std for other values.
+MAX_DEVIATIONS, MIN_DEVIATIONS = 50.0, 0.05
 PILLOW_MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**29)  # Pillow refuses to decode more
 DAMAGES = ("missing", "empty", "truncated", "damaged", "no", "unreadable")
 DAMAGE_KINDS = tuple(f"{damage} {role}" for damage in DAMAGES for role in ("image", "labels"))
@@ -34,6 +37,7 @@ DAMAGE_FIXES = {
     "missing": "bring the file, or remove its entry",
     "unreadable": "fix its permissions or the disk",
     "no": "convert it to an image, or remove it",
+    "channels": "save it with the channels of the others, remove it, or set in_channels",
 }
 FORMATS_BY_SUFFIX = {
     ".jpg": ("JPEG", "MPO"),
@@ -95,6 +99,7 @@ class DatasetChecker:
 
     Attributes:
         findings: Problems found so far.
+        channels: Number of channels that the pipeline reads; ``None`` for colour images.
         notes: Facts worth a line that are neither right nor wrong.
         path_by_digest: First image of each content, by :attr:`engine.data.image_files.ImageInfo.digest`.
         path_by_real_path: Images by the path that is comparable between splits.
@@ -104,6 +109,7 @@ class DatasetChecker:
 
     def __init__(self, split: str, dataset: ConfigDict, cfg: Config) -> None:
         self.split, self.dataset, self.cfg = split, dataset, cfg
+        self.channels = stated_channels(dataset.get("pipeline"))
         self.findings: list[DataFinding] = []
         self.notes: list[str] = []
         self.path_by_digest: dict[int, str] = {}
@@ -115,6 +121,11 @@ class DatasetChecker:
         with TRANSFORMS.switch_scope_and_registry(self.cfg.get("default_scope")) as registry:
             height, width = registry.build(step).transform({"img_path": path})["img"].shape[:2]
         return width, height
+
+    def pixel_statistics(self) -> tuple[float, float]:
+        """Largest mean and deviation by which pixels are normalised, in their units; a deviation of 0 for none."""
+        settings = self.cfg.model.get("data_preprocessor") or {}
+        return max(settings.get("mean") or (0,)), max(settings.get("std") or (0,))
 
     @cache  # noqa: B019 - a checker lives as long as its check
     def turns(self, image_format: str, role: str = "image") -> bool:
@@ -177,7 +188,7 @@ class DatasetChecker:
     def image_errors(self, path: str) -> list[DataFinding]:
         """Errors of one image file by itself, which is decoded: damage, or a size that is refused."""
         before = len(self.findings)
-        DatasetChecker.check_file(self, DataFile(path), inspect_image(path, decode=True))
+        DatasetChecker.check_file(self, DataFile(path), inspect_image(path, True, channels=self.channels))
         return [finding for finding in self.findings[before:] if finding.level == "error"]
 
     def finish(self, complete: bool) -> None:
@@ -203,13 +214,18 @@ class DatasetChecker:
         if info.bits > 16:
             problem = "has 32-bit pixels, whose black and white are not known"
             self.error("32-bit image", file.path, problem, "convert it to 8 bits per channel")
+        if self.channels is not None:
+            (mean, std), (low, high) = self.pixel_statistics(), info.values
+            if std and ((high - mean) / std > MAX_DEVIATIONS or 0 < (high - low) / std < MIN_DEVIATIONS):
+                problem = f"has values from {low:g} to {high:g}, normalised by mean {mean:g} and deviation {std:g}"
+                self.warn("other values", file.path, problem, "state mean and std for the values in the files")
         formats = FORMATS_BY_SUFFIX.get(os.path.splitext(file.path)[1].lower(), (info.format,))
         found = {
             "16-bit image": 8 < info.bits <= 16,
             "other colours": info.mode not in ("RGB", "L", "P", "1", "RGBA", "LA", "PA") and info.bits <= 8,
             "transparency": info.transparent,
             "several frames": info.frames > 1 and info.format != "MPO",
-            "name of another format": info.format not in formats,
+            "name of another format": info.format not in ("", *formats),
             "EXIF orientation": info.orientation != 1 and not self.turns(info.format),
         }
         for kind in (kind for kind in found if found[kind]):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,8 +19,9 @@ from mmengine import fileio
 from mmengine.registry import TRANSFORMS
 from PIL import Image, UnidentifiedImageError
 
+from backbones.bands import ChannelCountError, decode_bands
 from backbones.errors import DataError, first_line, printable
-from backbones.file_kinds import SIGNATURE_BYTES, describe_content
+from backbones.file_kinds import SIGNATURE_BYTES, describe_content, truncation
 from engine.data.orientation import ORIENTATION_TAG, SIDEWAYS_ORIENTATIONS, Size
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
@@ -30,7 +30,6 @@ LABEL_MODES = ("L", "P", "1", "I;16", "I")  # Pillow's modes of one channel of w
 MAX_LABEL_VALUES = 300  # distinct values kept of one label image
 # Exceptions of Pillow's readers for damaged files.
 PILLOW_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError, Image.DecompressionBombError)
-PPM_HEADER = re.compile(rb"P([56])(?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)+(\d+)\s")
 
 
 class DamagedImageError(DataError):
@@ -67,6 +66,7 @@ class ImageInfo:
         frames: Number of pictures; 2 stands for more than one.
         transparent: Whether there is an alpha channel or a transparent colour.
         value_counts: Number of pixels of each value, for a label image whose values were asked for.
+        values: Smallest and largest value of an image with a stated number of channels.
     """
 
     problem: tuple[str, str] | None = None
@@ -79,6 +79,7 @@ class ImageInfo:
     frames: int = 1
     transparent: bool = False
     value_counts: dict[int, int] | None = None
+    values: tuple[float, float] = (0, 255)
 
     @property
     def upright_size(self) -> Size:
@@ -111,20 +112,57 @@ def read_image_bytes(path: str, backend_args: dict[str, Any] | None = None) -> b
     return content
 
 
+def read_bands(path: str, channels: int, backend_args: dict[str, Any] | None = None) -> np.ndarray:
+    """Read an image of any number of channels, see :func:`backbones.bands.decode_bands`.
+
+    Raises:
+        DamagedImageError: If the file is missing, truncated or cannot be decoded.
+        DataError: If it has another number of channels.
+    """
+    content = read_image_bytes(path, backend_args)
+    try:
+        return decode_bands(content, channels)
+    except ChannelCountError as error:
+        raise DataError(f"{printable(path)}: {error}") from error
+    except (ValueError, MemoryError, cv2.error) as error:
+        raise DamagedImageError.of(path, first_line(error)) from error
+
+
+def image_suffixes(channels: int | None) -> tuple[str, ...]:
+    """Suffixes of the files that are read as images of a number of channels, ``None`` for colour images."""
+    return IMAGE_SUFFIXES if channels is None else (*IMAGE_SUFFIXES, ".npy")
+
+
 @TRANSFORMS.register_module()
 class LoadCheckedImage(LoadImageFromFile):
     """mmcv's ``LoadImageFromFile`` that refuses a truncated file and says in one line what is wrong with it.
 
     Registered in mmengine's root registry, so that configs of mmdet and mmseg find it by this name.
+
+    Args:
+        channels: Number of channels, read with the values of the file; ``None`` for colours of 8 bits.
+        **settings: Arguments of ``LoadImageFromFile``.
     """
+
+    def __init__(self, channels: int | None = None, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.channels = channels
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Load ``img_path``.
 
         Raises:
             DamagedImageError: If the file is missing, truncated or cannot be decoded.
+            DataError: If it has another number of channels than stated.
         """
         path = results["img_path"]
+        channels, backend_args = self.channels, self.backend_args
+        image = self._read_colours(path) if channels is None else read_bands(path, channels, backend_args)
+        results["img"] = image.astype(np.float32) if self.to_float32 else image
+        results["img_shape"] = results["ori_shape"] = image.shape[:2]
+        return results
+
+    def _read_colours(self, path: str) -> np.ndarray:
         content = read_image_bytes(path, self.backend_args)
         try:
             image = mmcv.imfrombytes(content, flag=self.color_type, backend=self.imdecode_backend)
@@ -132,9 +170,7 @@ class LoadCheckedImage(LoadImageFromFile):
             raise DamagedImageError.of(path, f"cannot be decoded: {first_line(error)}") from error
         if image is None:
             raise DamagedImageError.of(path, undecodable_reason(content, "damaged, of 32-bit pixels, or no image"))
-        results["img"] = image.astype(np.float32) if self.to_float32 else image
-        results["img_shape"] = results["ori_shape"] = image.shape[:2]
-        return results
+        return image
 
 
 def missing_reason(path: str) -> str:
@@ -155,71 +191,39 @@ def undecodable_reason(content: bytes, guess: str = "damaged, or no image") -> s
     return f"cannot be decoded: it {known or f'is {guess}'}"
 
 
-def truncation(head: bytes, tail: bytes, size: int, read_all: Callable[[], bytes]) -> str | None:
-    """Whether a file ends before its picture does, as far as that shows without decoding.
-
-    Args:
-        head: First bytes of the file.
-        tail: Last bytes of the file.
-        size: Length of the file in bytes.
-        read_all: Returns the whole file; called for the few files without an end marker in the last bytes.
-
-    Returns:
-        Description of the truncation, or ``None`` if there is none.
-    """
-    if head.startswith(b"\xff\xd8"):
-        # Cameras and disks add zeros after the end marker; a marker elsewhere is searched in the whole file.
-        ended = tail.rstrip(b"\0").endswith(b"\xff\xd9") or _jpeg_ends(read_all())
-        return None if ended else f"is cut off after {size:,} bytes: the end marker of a JPEG is absent"
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        ended = b"IEND\xaeB`\x82" in tail or b"IEND\xaeB`\x82" in read_all()
-        return None if ended else f"is cut off after {size:,} bytes: the end chunk of a PNG is absent"
-    if head.startswith((b"GIF87a", b"GIF89a")):
-        ended = tail.rstrip(b"\0").endswith(b"\0;")
-        return None if ended else f"is cut off after {size:,} bytes: the end marker of a GIF is absent"
-    expected = _stated_length(head)
-    return f"is cut off: {size:,} of {expected:,} bytes" if expected > size else None
-
-
-def _jpeg_ends(content: bytes) -> bool:
-    """Whether the end marker follows the first scan; a thumbnail before the scan has an end marker of its own."""
-    place = 2
-    while content[place : place + 1] == b"\xff":
-        marker = content[place + 1 : place + 2]
-        if marker == b"\xff":
-            place += 1
-            continue
-        if marker == b"\xda":
-            return content.find(b"\xff\xd9", place) >= 0
-        place += 2 + int.from_bytes(content[place + 2 : place + 4], "big")
-    return False
-
-
-def _stated_length(head: bytes) -> int:
-    """Length in bytes that the header of a WebP, BMP or PPM file states, 0 for other formats."""
-    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
-        return int.from_bytes(head[4:8], "little") + 8
-    if head.startswith(b"BM") and len(head) >= 34 and int.from_bytes(head[30:34], "little") == 0:
-        width, height = (int.from_bytes(head[at : at + 4], "little", signed=True) for at in (18, 22))
-        bits = int.from_bytes(head[28:30], "little")
-        return int.from_bytes(head[10:14], "little") + abs(height) * ((abs(width) * bits + 31) // 32 * 4)
-    if match := PPM_HEADER.match(head):
-        width, height, max_value = (int(match[i]) for i in (2, 3, 4))
-        return match.end() + width * height * (3 if match[1] == b"6" else 1) * (2 if max_value > 255 else 1)
-    return 0
-
-
-def inspect_image(path: str, decode: bool = False, values: bool = False) -> ImageInfo:
+def inspect_image(path: str, decode: bool = False, values: bool = False, channels: int | None = None) -> ImageInfo:
     """Read header, beginning and end of an image file.
 
     Args:
         path: Image file.
         decode: Whether to decode the pixels too, which finds damage inside the file.
         values: Whether to count the values of a label image, which decodes it.
+        channels: Number of channels as which the image is read, and decoded; ``None`` for colour images.
 
     Returns:
         Properties of the image. Damage is part of them and never raised.
     """
+    info = _inspect_header(path, decode and channels is None, values)
+    damage = (info.problem or ("",))[0].partition(" ")[0]  # what Pillow does not know may be an image of many bands
+    return info if channels is None or damage not in ("", "no", "damaged") else _inspect_bands(path, channels, info)
+
+
+def _inspect_bands(path: str, channels: int, info: ImageInfo) -> ImageInfo:
+    try:
+        image = read_bands(path, channels)
+    except DamagedImageError as error:
+        return ImageInfo(("damaged image", error.reason))
+    except DataError as error:
+        return ImageInfo(("channels of image", str(error).removeprefix(f"{printable(path)}: ")))
+    if info.problem or channels > 1:  # Pillow sees the first of the pages that hold the bands
+        info = replace(info, size=image.shape[1::-1], frames=1)
+    digest = int.from_bytes(hashlib.blake2b(image.data, digest_size=8).digest(), "big")
+    extremes = float(image.min()), float(image.max())
+    bands = replace(info, problem=None, digest=digest, values=extremes)
+    return replace(bands, mode="RGB", bits=8, transparent=False)  # nothing is converted, nothing to warn about
+
+
+def _inspect_header(path: str, decode: bool, values: bool) -> ImageInfo:
     try:
         with open(path, "rb") as file:
             return _inspect_file(file, decode, values)

@@ -27,6 +27,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode  # the class has no public name
 
 from backbones.base import Backbone
+from backbones.channels import image_channels
 from backbones.errors import ConfigError, first_line
 from engine.checkpoint.state import LOCAL_BATCH_NORMS
 from engine.config.building import registered_class
@@ -231,7 +232,8 @@ def activation_bytes(model: nn.Module, images: int, shape: Shape, dtype: torch.d
             model.to_empty(device=device)
         meter = LiveStorages()
         with meter, _autocast(dtype), _recomputing(model, meter) as (inputs, recomputed):
-            kept = task_of_model(model).activation_forward(model, torch.empty(images, 3, *shape, device=device))
+            pixels = torch.empty(images, image_channels(model), *shape, device=device)
+            kept = task_of_model(model).activation_forward(model, pixels)
         count = meter.bytes + max(recomputed, default=0)  # by now autocast has dropped its copies of the weights
         del kept, inputs
     return count

@@ -132,9 +132,9 @@ def test_folder_checker_reports_that_most_images_are_not_read(pets: Path) -> Non
 def test_folder_checker_of_an_unreadable_folder(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Root may read any folder, so the refusal is simulated."""
 
-    def refused(folder: Path, others: list[str], unreadable: list[OSError], hidden: list[str]) -> list[str]:
+    def refused(folder: Path, others: list[str], unreadable: list[OSError], *more: Any) -> list[str]:
         unreadable.append(PermissionError(13, "Permission denied", str(folder / "deep")))
-        return list_images(folder, others, unreadable, hidden)
+        return list_images(folder, others, unreadable, *more)
 
     list_images = check.list_images
     monkeypatch.setattr(check, "list_images", refused)

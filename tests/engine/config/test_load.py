@@ -426,15 +426,9 @@ def test_an_absent_file_names_the_nearest(monkeypatch: pytest.MonkeyPatch) -> No
         load_config("configs/detection/mask_rcnn_convnext_tiny_coco.py")
 
 
-@pytest.mark.parametrize("channels", [1, 4, 5])
-@pytest.mark.parametrize("path", [CLASSIFICATION, MASK, UPERNET], ids=lambda path: path.stem)
-def test_channels_that_the_readers_do_not_give(path: Path, channels: int) -> None:
-    options = {"model.backbone.in_channels": channels}
-    with pytest.raises(UserError, match=f"in_channels={channels}: .* reads every image, grey ones too, as 3 channels"):
-        load(path, **options)
-    assert load(path, **{"model.backbone.in_channels": 3}).cfg.model.backbone.in_channels == 3
-
-
 def test_channels_of_a_reader_of_one_s_own() -> None:
     options = {f"{name}_pipeline": [{"type": "ReadBands"}] for name in ("train", "test")}
-    assert load(UPERNET, **options, **{"model.backbone.in_channels": 5}).cfg.model.backbone.in_channels == 5
+    options |= {f"model.data_preprocessor.{name}": [1.0] * 5 for name in ("mean", "std")}
+    cfg = load(UPERNET, **options, **{"model.backbone.in_channels": 5}).cfg
+    assert cfg.model.backbone.in_channels == 5
+    assert list(cfg.train_dataloader.dataset.pipeline[0]) == ["type"]

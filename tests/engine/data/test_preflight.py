@@ -121,7 +121,7 @@ def test_evenly_spread_covers_any_prefix_evenly(count: int) -> None:
 
 
 def test_check_datasets_reports_a_killed_process(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(path: str, decode: bool, values: bool) -> ImageInfo:
+    def killed(path: str, decode: bool, values: bool, channels: Any = None) -> ImageInfo:
         import os
 
         os._exit(9)

@@ -1,0 +1,92 @@
+"""``model.backbone.in_channels`` other than 3: what reads and normalises the images follows it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import MODELS
+
+from backbones.channels import COLOUR_CHANNELS, configured_channels
+from backbones.errors import ConfigError
+from engine.config.datasets import mappings
+from engine.config.schema import is_whole
+
+CHANNEL_READERS = ("ClassificationTransform", "LoadCheckedImage")  # steps of pipelines with an argument "channels"
+# Changes of colours, which are for three channels: steps, and settings of steps.
+COLOUR_STEPS = {
+    *("PhotoMetricDistortion", "YOLOXHSVRandomAug", "ColorTransform", "Color", "RandAugment", "AutoAugment", "CLAHE"),
+    *("AutoContrast", "Brightness", "Contrast", "Equalize", "Invert", "Posterize", "Sharpness", "Solarize"),
+    *("SolarizeAdd", "AdjustGamma", "RGB2Gray", "AutoAugmentPolicy", "ColorJitter", "RandomGrayscale"),
+}
+COLOUR_SETTINGS = ("rand_augment", "color_jitter")
+ANY_CHANNELS = "AnyChannels"  # beginning of the names of data preprocessors for any number of mean values
+
+
+def set_image_channels(cfg: Config, notes: list[str]) -> None:
+    """Make pipelines read the backbone's number of channels, and normalise them; a reader of one's own stays.
+
+    Raises:
+        ConfigError: If a pipeline, or mean and deviation, are for another number.
+    """
+    if not is_whole(channels := configured_channels(cfg.model), 1):
+        raise ConfigError(f"model.backbone.in_channels={channels!r}: a whole number from 1 up is needed")
+    parts = {key: cfg[key] for key in cfg if key.endswith(("_dataloader", "_pipeline")) and cfg[key]}
+    stated = {step.get("channels") for step in mappings(parts) if step.get("type") in CHANNEL_READERS} - {None}
+    if wrong := stated - {channels}:
+        raise ConfigError(f"pipelines with channels={min(wrong)}: model.backbone.in_channels is {channels}")
+    if channels == COLOUR_CHANNELS and not stated:
+        return
+    left_out: dict[str, None] = {}  # in the order in which they are found
+    for key, part in parts.items():
+        cfg[key] = _read(part, channels, left_out)
+    if cfg.model.get("data_preprocessor"):
+        _set_statistics(cfg.model.data_preprocessor, channels, notes)
+        _set_preprocessor(cfg.model.data_preprocessor, cfg.get("default_scope"))
+    if left_out:
+        notes.append(f"{', '.join(left_out)}: left out, for colours alone, with in_channels={channels}")
+
+
+def _read(node: Any, channels: int, left_out: dict[str, None]) -> Any:
+    """A part of a pipeline that reads images of so many channels, without what changes colours."""
+    if isinstance(node, list | tuple):
+        left_out.update(dict.fromkeys(one["type"] for one in node if _is_colour_step(one)))
+        return type(node)(_read(one, channels, left_out) for one in node if not _is_colour_step(one))
+    if not isinstance(node, dict):
+        return node
+    for key, value in node.items():
+        node[key] = _read(value, channels, left_out)
+    if node.get("type") not in CHANNEL_READERS:
+        return node
+    left_out.update(dict.fromkeys(key for key in COLOUR_SETTINGS if node.pop(key, None)))
+    kept = {key: value for key, value in node.items() if key not in ("color_type", "imdecode_backend")}
+    return ConfigDict({**kept, "channels": channels})
+
+
+def _is_colour_step(step: Any) -> bool:
+    return isinstance(step, dict) and str(step.get("type")).rpartition(".")[2] in COLOUR_STEPS
+
+
+def _set_statistics(preprocessor: Any, channels: int, notes: list[str]) -> None:
+    for key in ("bgr_to_rgb", "rgb_to_bgr"):
+        if preprocessor.get(key):
+            preprocessor[key] = False
+    for key in ("mean", "std"):
+        values = preprocessor.get(key)
+        if values is None or len(values) in (1, channels):
+            continue
+        if channels > 1 or len(values) != COLOUR_CHANNELS:
+            raise ConfigError(
+                f"model.data_preprocessor.{key} has {len(values)} values for images of {channels} channels: state mean "
+                f"and std with {channels} values each, for the pixels as they are in the files"
+            )
+        preprocessor[key] = [round(sum(values) / COLOUR_CHANNELS, 4)]
+        notes.append(f"data_preprocessor.{key} of grey images: {preprocessor[key][0]}, the average of the colours'")
+
+
+def _set_preprocessor(preprocessor: Any, scope: str | None) -> None:
+    """Choose the data preprocessor for any number of values; mmengine's allow 1 or 3."""
+    name = f"{ANY_CHANNELS}{preprocessor.get('type')}"
+    with MODELS.switch_scope_and_registry(scope) as registry:
+        if len(preprocessor.get("mean") or ()) > 1 and registry.get(name) is not None:
+            preprocessor.type = name
