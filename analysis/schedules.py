@@ -12,14 +12,13 @@ from mmengine.optim.scheduler.lr_scheduler import LRSchedulerMixin
 from mmengine.registry import PARAM_SCHEDULERS, DefaultScope
 
 from engine.config.building import building, registered_class
+from engine.optim.schedules import Placed, stated_schedules
 from engine.planning.plan import Schedule
 
 MAX_STEPS = 1_000_000  # that are gone through for the rates, in 5 s
 MIN_EPOCH = 100  # steps of an epoch where they are not known; the rates of schedules in epochs hardly depend on them
 FOLLOW = "leave T_max and end out, and it ends with the training"
 LAST_CUT = 11 / 12  # of a training: OpenMMLab's schedules of COCO, such as 33 of 36 epochs
-
-Placed = tuple[str, Mapping[str, Any]]  # a scheduler's place in the config and its settings
 
 
 def review_schedules(cfg: Any, length: Schedule) -> tuple[list[str], list[str]]:
@@ -53,14 +52,12 @@ def review_schedules(cfg: Any, length: Schedule) -> tuple[list[str], list[str]]:
 
 def rate_schedulers(cfg: Any) -> list[Placed]:
     """The schedulers of a resolved config that change the learning rate, with classes as types."""
-    stated = cfg.get("param_scheduler") or []
-    single = isinstance(stated, Mapping)
     found: list[Placed] = []
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
-        for index, one in enumerate([stated] if single else stated):
+        for place, one in stated_schedules(cfg):
             kind = registered_class(PARAM_SCHEDULERS, one["type"]) or one["type"]
             if isinstance(kind, str) or _is_a(kind, LRSchedulerMixin) or one.get("param_name") == "lr":
-                found.append(("param_scheduler" if single else f"param_scheduler.{index}", {**one, "type": kind}))
+                found.append((place, {**one, "type": kind}))
     return found
 
 

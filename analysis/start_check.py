@@ -48,6 +48,7 @@ from engine.config.datasets import all_datasets
 from engine.config.load import AMP_SETTINGS, Resolved
 from engine.config.schema import is_whole
 from engine.config.world import Launch
+from engine.optim.schedules import stated_schedules
 from engine.planning.plan import TrainingPlan, build_on_meta, training_plan
 from engine.training.loops import EpochLoop, IterationLoop
 from engine.training.runner import Runner
@@ -297,11 +298,10 @@ def _check_precision(settings: Any) -> None:
 
 
 def _build_schedules(cfg: Config, optimizer: OptimWrapper) -> list[Any]:
-    schedules, built = cfg.get("param_scheduler") or [], []
-    for index, one in enumerate([schedules] if isinstance(schedules, dict) else schedules):
+    built = []
+    for place, one in stated_schedules(cfg):
         # As mmengine has it: a loop of steps is one epoch; the steps of a loop of epochs are known with the data.
         end = cfg.train_cfg.get("max_epochs", 1) if one.get("by_epoch", True) else cfg.train_cfg.get("max_iters")
         ends = {} if end is None else {"end": end}
-        place = f"param_scheduler.{index}"
         built.append(_build(PARAM_SCHEDULERS, one, place, optimizer=optimizer, epoch_length=1, **ends))
     return built

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,8 @@ def predict_images(
         data_check: Whether to skip images in which the data check finds an error.
 
     Yields:
-        The file of each drawing: ``<name>.png``, or ``<name with suffix>.png`` for images that share a name.
+        The file of each drawing: ``<name>.png``, or ``<name with suffix>.png`` for images that share a name, with the
+            folders before it for those of the same name in several.
 
     Raises:
         SkippedImagesError: At the end, if images were skipped because they cannot be read or predicted.
@@ -175,9 +177,7 @@ def predict_images(
     _make_folder(out)
     if any(image.parent.samefile(out) for image in images):
         raise ConfigError(f"the drawings would overwrite the images in {str(out)!r}: choose another folder with --out")
-    stems, task = Counter(image.stem for image in images), task_of(cfg)
-    full = {image.name for image in images}
-    names = {image: image.stem if stems[image.stem] == 1 and image.stem not in full else image.name for image in images}
+    names, task = _drawing_names(images), task_of(cfg)
     if line := write_drawn_names(cfg.test_dataloader.dataset.metainfo["classes"], out):
         print(line)
     writer = result_writer(cfg, result_format, out / RESULTS, names) if result_format else None
@@ -202,6 +202,22 @@ def predict_images(
         raise SkippedImagesError(skipped, len(images))
 
 
+def _drawing_names(images: Sequence[Path]) -> dict[Path, str]:
+    """A name for each image's drawing that no other has."""
+    stems, whole = (Counter(getattr(image, part) for image in images) for part in ("stem", "name"))
+    common = os.path.commonpath([image.absolute().parent for image in images])
+    names: dict[Path, str] = {}
+    for image in images:
+        if whole[image.name] > 1:
+            name = "_".join(image.absolute().relative_to(common).parts)
+        else:
+            name = image.stem if stems[image.stem] == 1 and image.stem not in whole else image.name
+        while name in names.values():
+            name += "_"
+        names[image] = name
+    return names
+
+
 def _reason(error: Exception) -> str:
     """Why an image was skipped, in one line.
 
@@ -217,12 +233,16 @@ def _reason(error: Exception) -> str:
     return f"cannot be predicted: {describe_error(error, MAX_REASON)}"
 
 
-def find_images(path: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[Path]:
-    """The image at a path, or all images of some suffixes in a folder, without its subfolders and hidden files.
+def find_images(paths: Iterable[Path], suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[Path]:
+    """Images at paths: files, and all images of some suffixes in folders, without their subfolders and hidden files.
 
     Raises:
-        DataError: If there is none.
+        DataError: If there is none at a path.
     """
+    return list(dict.fromkeys(image for path in paths for image in _images_at(path, suffixes)))
+
+
+def _images_at(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
     if path.is_file():
         return [path]
     found = sorted(p for p in path.glob("*") if p.suffix.lower() in suffixes) if path.is_dir() else []

@@ -1,4 +1,4 @@
-"""Draw predictions: ``python tools/predict.py CONFIG CHECKPOINT IMAGE_OR_FOLDER [--out DIR]``."""
+"""Draw predictions: ``python tools/predict.py CONFIG CHECKPOINT IMAGE_OR_FOLDER... [--out DIR]``."""
 
 import sys
 from functools import partial
@@ -13,7 +13,7 @@ def main() -> None:
     """Parse, build, draw one picture for each image; list those that were skipped and exit with code 2 for them."""
     parser = config_parser("Draw the predictions of a checkpoint.")
     parser.add_argument("checkpoint")
-    parser.add_argument("images", type=Path, help="an image or a folder with images")
+    parser.add_argument("images", type=Path, nargs="+", help="images, or folders with images")
     parser.add_argument(
         "--out", type=Path, help="folder of the drawings (default: work_dirs/<config name>/predictions)"
     )

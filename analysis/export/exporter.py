@@ -174,7 +174,7 @@ def load_photographs(path: Path | None) -> list[Image.Image]:
     if path is None:
         return [Image.fromarray(image) for image in load_sample_images().images]
     photographs = []
-    for file in find_images(path)[:MAX_PHOTOGRAPHS]:
+    for file in find_images([path])[:MAX_PHOTOGRAPHS]:
         try:
             photographs.append(Image.open(file).convert("RGB"))
         except OSError as error:

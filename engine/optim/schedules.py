@@ -24,6 +24,16 @@ POSITION_KEYS = (
     *("best", "num_bad_epochs", "cooldown_counter"),
 )
 
+Placed = tuple[str, Any]  # a schedule's place in the config and its settings
+
+
+def stated_schedules(cfg: Mapping[str, Any]) -> list[Placed]:
+    """The schedules of a config, of which a single one may stand without a list."""
+    stated = cfg.get("param_scheduler") or []
+    if isinstance(stated, Mapping):
+        return [("param_scheduler", stated)]
+    return [(f"param_scheduler.{index}", one) for index, one in enumerate(stated)]
+
 
 @PARAM_SCHEDULERS.register_module()
 class LinearWarmUpLR(LinearLR):

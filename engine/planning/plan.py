@@ -21,7 +21,7 @@ from engine.config.load import Resolved
 from engine.config.schema import is_number
 from engine.config.world import Launch
 from engine.optim.param_groups import GroupRow, LayerDecayConstructor, group_rows, groups_of_config
-from engine.optim.schedules import LinearWarmUpLR
+from engine.optim.schedules import LinearWarmUpLR, Placed, stated_schedules
 from engine.planning.memory import Memory, autocast_dtype, estimate_memory
 from engine.task import TASK_SPECS, task_of
 
@@ -149,16 +149,15 @@ def training_plan(resolved: Resolved, launch: Launch) -> TrainingPlan:
         rows = group_rows(model, groups_of_config(model, cfg.optim_wrapper), peak)
     frozen = sum(param.numel() for param in model.parameters() if not param.requires_grad)
     lowest = min((row.rate for row in rows), default=peak)
-    schedulers = cfg.get("param_scheduler") or []
-    schedulers = [schedulers] if isinstance(schedulers, dict) else schedulers
-    _check_schedules(schedulers, cfg.train_cfg, peak)
+    schedules = stated_schedules(cfg)
+    _check_schedules(schedules, cfg.train_cfg, peak)
     clip = cfg.optim_wrapper.get("clip_grad") or {}
     return TrainingPlan(
         batch=resolved.plan,
         schedule=_schedule(cfg, launch.processes),
         peak=peak,
         lowest=lowest,
-        warm_up=_warm_up(schedulers, cfg.train_cfg),
+        warm_up=_warm_up(schedules, cfg.train_cfg),
         precision=_precision(cfg.optim_wrapper),
         clip=clip.get("max_norm", clip.get("clip_value")),
         rows=tuple(rows),
@@ -190,8 +189,8 @@ def _completed(plan: Schedule, images: int, steps_per_epoch: int, assumed: str) 
     return replace(plan, steps=steps, steps_per_epoch=steps_per_epoch, images=images, assumed=assumed)
 
 
-def _warm_up(schedulers: Sequence[Any], loop: Any) -> tuple[int, bool] | None:
-    for one in schedulers:
+def _warm_up(schedules: Sequence[Placed], loop: Any) -> tuple[int, bool] | None:
+    for _, one in schedules:
         kind = registered_class(PARAM_SCHEDULERS, one["type"])
         linear = isinstance(kind, type) and issubclass(kind, LinearLR)
         if linear and one.get("begin", 0) == 0 and one.get("start_factor", 1 / 3) < 1:
@@ -203,27 +202,25 @@ def _warm_up(schedulers: Sequence[Any], loop: Any) -> tuple[int, bool] | None:
     return None
 
 
-def _check_schedules(schedulers: Sequence[Any], loop: Any, peak: float) -> None:
+def _check_schedules(schedules: Sequence[Placed], loop: Any, peak: float) -> None:
     """Refuse a schedule that begins when training is over, which mmengine's message does not name, or never falls."""
-    for index, one in enumerate(schedulers):
+    for place, one in schedules:
         begin, by_epoch = one.get("begin", 0), one.get("by_epoch", True)
         end = one.get("end", loop.get("max_epochs" if by_epoch else "max_iters"))
         if is_number(begin) and is_number(end) and begin >= end:
             raise ConfigError(
-                f"param_scheduler.{index}: a schedule begins when training is over (begin={begin}, end={end}); with "
-                f"another length of training change both, such as --cfg-options param_scheduler.{index}.begin=0"
+                f"{place}: a schedule begins when training is over (begin={begin}, end={end}); with "
+                f"another length of training change both, such as --cfg-options {place}.begin=0"
             )
         converted = one.get("convert_to_iter_based") and end is not None
         if by_epoch and "max_iters" in loop and not converted and "Plateau" not in str(one["type"]):
             raise ConfigError(
-                f"param_scheduler.{index}: it counts epochs, of which a training of max_iters has none: state "
+                f"{place}: it counts epochs, of which a training of max_iters has none: state "
                 "by_epoch=False, and its length in steps"
             )
         final = one.get("eta_min")
         if one.get("param_name", "lr") == "lr" and is_number(final) and final >= peak:
-            raise ConfigError(
-                f"param_scheduler.{index}.eta_min={final:g} is not below the rate of {peak:g}: it would not fall"
-            )
+            raise ConfigError(f"{place}.eta_min={final:g} is not below the rate of {peak:g}: it would not fall")
 
 
 def _precision(optim_wrapper: Mapping[str, Any]) -> str:

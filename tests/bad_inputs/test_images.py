@@ -123,7 +123,7 @@ def test_predicting_names_it(tasks: Any, harm: str, tmp_path: Path) -> None:
     path.parent.mkdir()
     HARM[harm][0](path)
     with refused(path.parent if harm != "nothing" else path):
-        list(predict_images(tasks["classifier"].cfg, None, None, find_images(path), tmp_path / "out"))
+        list(predict_images(tasks["classifier"].cfg, None, None, find_images([path]), tmp_path / "out"))
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -140,7 +140,7 @@ def test_predicting_goes_on_after_any_image(tasks: Any, task: str, tmp_path: Pat
 
     monkeypatch.setattr("engine.visualize.predict", fails)
     with DefaultScope.overwrite_default_scope(cfg.default_scope), pytest.raises(SkippedImagesError) as caught:
-        list(predict_images(cfg, None, None, find_images(folder), tmp_path / "out"))
+        list(predict_images(cfg, None, None, find_images([folder]), tmp_path / "out"))
     assert [path.name for path in caught.value.skipped] == ["a.png", "b.png", "c.png"]
     assert caught.value.skipped[folder / "b.png"].startswith("cannot be decoded")
     assert caught.value.skipped[folder / "c.png"] == (
@@ -169,7 +169,7 @@ def test_errors_that_are_not_the_image_s_end_it(tasks: Any, tmp_path: Path, monk
 
     monkeypatch.setattr("engine.visualize.predict", fails)
     with pytest.raises(type(error)) as caught:
-        list(predict_images(tasks["classifier"].cfg, None, None, find_images(tmp_path / "in"), tmp_path / "out"))
+        list(predict_images(tasks["classifier"].cfg, None, None, find_images([tmp_path / "in"]), tmp_path / "out"))
     assert caught.value is error
 
 

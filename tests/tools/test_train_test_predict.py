@@ -229,11 +229,29 @@ def test_any_image_is_drawn(
 
 
 def test_one_image_is_drawn_under_the_work_directory(classifier: Trained, tool: Any, tmp_path: Path) -> None:
-    image = next((classifier.data / "val").glob("*/*.png"))
+    image = sorted((classifier.data / "val").glob("*/*.png"))[0]
     where = classifier.options(f"work_dir={tmp_path / 'work'}")[2:]
     ended = tool("predict.py", classifier.config, classifier.checkpoint, image, *where)
     assert ended.code == 0, ended.err
     assert_drawn(tmp_path / "work/predictions" / image.name)
+
+
+def test_images_of_one_name_in_several_folders_have_drawings_of_their_own(
+    classifier: Trained, tool: Any, tmp_path: Path
+) -> None:
+    given = sorted((classifier.data / "val").glob("*/*.png"))[0]
+    images = [tmp_path / name for name in ("in/a/0.png", "in/b/0.png", "in/1.png", "a_0.png", "b/0.jpg")]
+    for image in images:
+        image.parent.mkdir(parents=True, exist_ok=True)
+        image.write_bytes(given.read_bytes())
+    drawn = tmp_path / "drawn"
+    where = [*(tmp_path / "in/a", *images), "--out", drawn, "--format", "csv", *classifier.options()[2:]]
+    ended = tool("predict.py", classifier.config, classifier.checkpoint, *where)
+    assert ended.code == 0, ended.err
+    names = ["0.jpg.png", "1.png", "a_0.png", "in_a_0.png.png", "in_b_0.png.png"]
+    assert sorted(file.name for file in drawn.glob("*.png")) == names
+    (table,) = (drawn / "results").glob("*.csv")
+    assert len(table.read_text().splitlines()) == 1 + len(images)
 
 
 def test_the_averaged_weights_are_tested_on_request(classifier: Trained, tool: Any) -> None:
