@@ -230,10 +230,10 @@ def activation_bytes(model: nn.Module, images: int, shape: Shape, dtype: torch.d
     with nullcontext() if dtype is None else _pretending():
         if dtype is not None:
             model.to_empty(device=device)
-        meter = LiveStorages()
+        meter, channels = LiveStorages(), image_channels(model)
         with meter, _autocast(dtype), _recomputing(model, meter) as (inputs, recomputed):
-            pixels = torch.empty(images, image_channels(model), *shape, device=device)
-            kept = task_of_model(model).activation_forward(model, pixels)
+            # No name holds the images: autocast lets go of them once it has its copy.
+            kept = task_of_model(model).activation_forward(model, torch.empty(images, channels, *shape, device=device))
         count = meter.bytes + max(recomputed, default=0)  # by now autocast has dropped its copies of the weights
         del kept, inputs
     return count

@@ -19,7 +19,7 @@ from mmengine.visualization import Visualizer
 from analysis import start_check
 from analysis.dry_run import dry_run
 from analysis.start_check import check_parts, checked_plan
-from backbones import UserError
+from backbones import UserError, packages
 from backbones.packages import LOGGER_PACKAGES
 from classification.data import FolderDataset
 from engine import run
@@ -341,7 +341,8 @@ def test_mixed_precision_is_checked_on_a_machine_without_gpu() -> None:
 def test_loggers_whose_package_is_absent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logger: str, package: str
 ) -> None:
-    monkeypatch.setattr(start_check, "is_absent", package.__eq__)
+    for place in (start_check, packages):
+        monkeypatch.setattr(place, "is_absent", package.__eq__)
     with refused(f"visualizer.vis_backends.0: {logger}: package {package!r} is missing: pip install {package}"):
         checked("classifier", tmp_path, lambda cfg: cfg.visualizer.update(vis_backends=[dict(type=logger)]))
 
@@ -353,7 +354,8 @@ def test_other_packages_that_parts_ask_for(tmp_path: Path, monkeypatch: pytest.M
             tmp_path,
             lambda cfg: cfg.update(custom_hooks=[dict(type="HookOfTest", package="absent_package")]),
         )
-    monkeypatch.setattr(start_check, "is_absent", "turbojpeg".__eq__)
+    for place in (start_check, packages):
+        monkeypatch.setattr(place, "is_absent", "turbojpeg".__eq__)
     step = dict(type="mmcv.LoadImageFromFile", imdecode_backend="turbojpeg")
     with refused(
         "val_dataloader.dataset.pipeline.0.imdecode_backend: package 'turbojpeg' is missing: pip install PyTurboJPEG"

@@ -261,6 +261,6 @@ def test_the_error_knows_its_file_apart() -> None:
 def test_hidden_files_are_not_predicted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.JPG").write_bytes(encoded(Image.fromarray(pixels()), "JPEG"))
     (tmp_path / "._a.JPG").write_bytes(b"finder")
-    assert find_images(tmp_path) == [tmp_path / "a.JPG"]
+    assert find_images([tmp_path]) == [tmp_path / "a.JPG"]
     assert "1 hidden files and folders" in capsys.readouterr().out
-    assert find_images(tmp_path / "._a.JPG") == [tmp_path / "._a.JPG"]
+    assert find_images([tmp_path / "._a.JPG"]) == [tmp_path / "._a.JPG"]
