@@ -71,10 +71,10 @@ class LabelPngDataset(BaseSegDataset):
 
     def get_cat_ids(self, idx: int) -> list[int]:
         """Classes in the labels of an image, for mmengine's ``ClassBalancedDataset``, which asks for all at first."""
-        values = np.unique(read_labels(self.get_data_info(idx)["seg_map_path"])).astype(int) - bool(
-            self.reduce_zero_label
-        )
-        return [value for value in values.tolist() if 0 <= value < len(self.metainfo["classes"])]
+        steps = (step for step in self.pipeline.transforms if isinstance(step, LoadLabels))
+        load = next(steps, None) or LoadLabels(len(self.metainfo["classes"]))
+        values: list[int] = np.unique(load(self.get_data_info(idx))["gt_seg_map"]).tolist()
+        return [value for value in values if value != IGNORE_INDEX]
 
     @staticmethod
     def _stems(folder: str, suffix: str) -> set[str]:

@@ -45,11 +45,20 @@ def test_label_png_dataset_pairs_images_and_labels(rooms: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("reduce, classes", [(False, [0, 2]), (True, [1])])
-def test_label_png_dataset_says_the_classes_of_an_image(reduce: bool, classes: list[int], rooms: Path) -> None:
+@pytest.mark.parametrize(
+    "reduce, load, classes",
+    [
+        *((False, {}, [0, 2]), (True, {}, [1]), (False, {"unlabelled": 2}, [0])),
+        (False, {"label_values": [255, 2, 0]}, [0, 1, 2]),
+    ],
+)
+def test_label_png_dataset_says_the_classes_of_an_image(
+    reduce: bool, load: dict[str, Any], classes: list[int], rooms: Path
+) -> None:
     Image.fromarray(np.array([[0, 2, 255, 0]], np.uint8)).save(rooms / "labels/a.png")
-    assert dataset(rooms, reduce_zero_label=reduce).get_cat_ids(0) == classes
-    Image.fromarray(np.array([[3, 0]], np.uint8)).save(rooms / "labels/a.png")
+    steps = [LoadLabels(len(CLASSES), **load)]
+    assert dataset(rooms, reduce_zero_label=reduce, pipeline=steps).get_cat_ids(0) == classes
+    Image.fromarray(np.array([[2, 0]], np.uint8)).save(rooms / "labels/a.png")
     repeated = ClassBalancedDataset(dataset(rooms, reduce_zero_label=False), oversample_thr=1.0)
     assert sorted(Path(repeated.get_data_info(i)["img_path"]).stem for i in range(len(repeated))) == ["a", "b", "c"]
 
