@@ -8,9 +8,12 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from mmcv.transforms import LoadAnnotations
 from mmdet.datasets import CocoDataset
 from mmdet.registry import DATASETS
+from mmdet.structures.bbox import HorizontalBoxes
+from mmdet.structures.mask import BitmapMasks
 
 from backbones.errors import DataError, nearest
 from detection.annotations import category_ids, category_names
@@ -19,6 +22,7 @@ from detection.left_out import CROWD, NO_AREA, LeftOut, count_left_out
 from engine.config.building import registered_class
 from engine.config.schema import is_number
 from engine.data.checker import DATA_CHECKERS, DataFile, DatasetChecker, repeated
+from engine.data.orientation import Size
 from engine.data.paths import leads_outside
 
 BOX_TOLERANCE_PIXELS = 2.0  # by which a box may stick out of its image through rounding
@@ -57,6 +61,26 @@ class CocoChecker(DatasetChecker):
             for image in images.values()
             if not leads_outside(self.folder, image["file_name"])
         ]
+
+    @property
+    def filters(self) -> Mapping[str, Any]:
+        """Settings by which the data set leaves images out of training."""
+        return {} if self.dataset.get("test_mode") else self.dataset.get("filter_cfg") or {}
+
+    def is_used(self, size: Size) -> bool:
+        """Whether the filter of small images keeps those of a width and height."""
+        least: float = self.filters.get("min_size", 0)
+        return min(size) >= least
+
+    def blank_annotations(self, size: Size) -> dict[str, Any]:
+        """One object of class 0 that covers the image."""
+        width, height = size
+        return {
+            "gt_bboxes": HorizontalBoxes([[0.0, 0.0, width, height]]),
+            "gt_bboxes_labels": np.zeros(1, np.int64),
+            "gt_ignore_flags": np.zeros(1, bool),
+            "gt_masks": BitmapMasks(np.ones((1, height, width), np.uint8), height, width),
+        }
 
     def _place(self, kind: str, item: Any) -> str:
         """Place of an entry in the annotation file."""
@@ -159,9 +183,8 @@ class CocoChecker(DatasetChecker):
                 self._check_mask(row, image)
         self._check_areas(counted)
         class_ids = {number for number, name in categories.items() if name in self.dataset.metainfo["classes"]}
-        filters = {} if self.dataset.get("test_mode") else self.dataset.get("filter_cfg") or {}
-        counts = count_left_out(counted, images, class_ids, filters, self.with_mask and self.split == "train")
-        self._report_left_out(counts, filters)
+        counts = count_left_out(counted, images, class_ids, self.filters, self.with_mask and self.split == "train")
+        self._report_left_out(counts)
         count, most = len(rows), MAX_BAD_BOX_FRACTION * len(rows)
         if not count and images:
             self.error("no objects", self.file, "has no annotation", "bring the objects, or another file")
@@ -192,7 +215,7 @@ class CocoChecker(DatasetChecker):
             fix = "state it, or use CocoInstances, which computes it"
             self.error("area field", self._place("annotation", row), "has no area", fix)
 
-    def _report_left_out(self, counts: LeftOut, filters: Mapping[str, Any]) -> None:
+    def _report_left_out(self, counts: LeftOut) -> None:
         """Report objects and images that are not trained on: a warning where they are many, a note in any case."""
         total = counts.total_objects
         crowds, without_area = counts.objects[CROWD], counts.objects[NO_AREA]
@@ -212,7 +235,7 @@ class CocoChecker(DatasetChecker):
             if count > max(1, MAX_LEFT_OUT_FRACTION * counts.total_images):
                 which = f"{count:,} of {counts.total_images:,} images {problem} and are left out"
                 self.warn(kind, self.file, which, fix)
-        self.notes += counts.lines(self.split, filters.get("min_size", 0))
+        self.notes += counts.lines(self.split, self.filters.get("min_size", 0))
 
     def _check_box(self, row: dict[str, Any], image: dict[str, Any]) -> str:
         """Check a box: it is ``whole``, ``outside`` (it sticks out), ``dropped``, ``no area`` or ``wrong``."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mmcv.transforms import LoadAnnotations
 from mmseg.datasets import BaseSegDataset
 
@@ -16,7 +17,6 @@ from engine.data.image_files import LABEL_MODES, ImageInfo, image_suffixes
 from engine.data.orientation import Size
 from engine.data.paths import hidden_note, leads_outside, list_files
 from segmentation.data import IGNORE_INDEX, read_labels
-from segmentation.network_input import NetworkInput
 
 MAX_TRIED_PIXELS = 16_000_000  # of an image that is sent through the pipeline
 MIN_LABEL_FILES = 50  # inspected label images that are taken for all of them
@@ -42,7 +42,6 @@ class LabelChecker(DatasetChecker):
         self._wrong_values: dict[str, list[int]] = {}  # by label file
         self._label_files = self._empty_files = 0
         self._image_sizes: dict[Size, str] = {}  # an image of each size
-        self.network_input = NetworkInput(self.cfg, self.dataset, training=self.split == "train")
         self._read_label_settings()
         folders = [self._folder("img_path"), self._folder("seg_map_path")]
         suffixes = [self.dataset.get("img_suffix", ".jpg"), self.dataset.get("seg_map_suffix", ".png")]
@@ -107,6 +106,10 @@ class LabelChecker(DatasetChecker):
         height, width = read_labels(path).shape
         return width, height
 
+    def blank_annotations(self, size: Size) -> dict[str, Any]:
+        """Labels of class 0."""
+        return {"gt_seg_map": np.zeros(size[::-1], np.uint8), "seg_fields": ["gt_seg_map"]}
+
     def needs_values(self, file: DataFile) -> bool:
         """Whether the file is a label image."""
         return file.role == "labels"
@@ -117,10 +120,7 @@ class LabelChecker(DatasetChecker):
         if info.problem is not None:
             return
         if file.role == "image":
-            size = self.size_as_read(info)
-            self._image_sizes[size] = file.path
-            if found := self.network_input.problem(size):
-                self.error(found[0], file.path, found[1], "enlarge or remove it, or resize or pad in the pipeline")
+            self._image_sizes[self.size_as_read(info)] = file.path
         if file.role == "labels":
             self._check_labels(file, info)
         other = self._unpaired.pop(file.key, None)

@@ -10,7 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from typing import Any, Literal
 
 from mmcv.transforms import LoadImageFromFile
@@ -23,6 +23,7 @@ from backbones.errors import ConfigError
 from engine.config.datasets import inner_datasets
 from engine.data.findings import DataFinding
 from engine.data.image_files import ImageInfo, inspect_image
+from engine.data.network_input import NetworkInput
 from engine.data.orientation import SIDEWAYS_ORIENTATIONS, Size, applies_orientation
 
 LARGE_IMAGE_PIXELS = 50_000_000  # larger images are worth a warning
@@ -132,6 +133,19 @@ class DatasetChecker:
         """Whether the pipeline turns images of a format by their EXIF orientation."""
         return applies_orientation(partial(self.read_size, role=role), image_format)
 
+    @cached_property
+    def network_input(self) -> NetworkInput:
+        """The way of the images to the network."""
+        return NetworkInput(self.cfg, self.dataset, self.split == "train", self.blank_annotations)
+
+    def is_used(self, size: Size) -> bool:
+        """Whether the data set uses images of a width and height."""
+        return True
+
+    def blank_annotations(self, size: Size) -> dict[str, Any]:
+        """What the pipeline's transforms need besides a blank picture of a width and height, loaded."""
+        return {}
+
     def size_as_read(self, info: ImageInfo, role: str = "image") -> Size:
         """Width and height of an inspected image as the pipeline reads it."""
         sideways = info.orientation in SIDEWAYS_ORIENTATIONS
@@ -209,6 +223,9 @@ class DatasetChecker:
             self.warn("huge image", file.path, size, "a smaller copy loads faster")
         elif min(width, height) < MIN_IMAGE_SIDE:
             self.warn("tiny image", file.path, f"is {width} x {height}", "remove it if it shows nothing")
+        found = self.network_input.problem(size_as_read) if self.is_used(size_as_read) else None
+        if found is not None:
+            self.error(found[0], file.path, found[1], "enlarge or remove it, or resize or pad in the pipeline")
 
     def _check_pixels(self, file: DataFile, info: ImageInfo) -> None:
         if info.bits > 16:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache, cached_property
 from typing import Any
 
@@ -29,10 +30,13 @@ class NetworkInput:
         cfg: Resolved config of the run.
         dataset: Config of the data set.
         training: Whether images are padded as in training, not as in testing.
+        annotations: Function from a width and height to what the transforms of the task need besides a picture.
     """
 
-    def __init__(self, cfg: Config, dataset: ConfigDict, training: bool) -> None:
-        self.cfg, self.dataset, self.training = cfg, dataset, training
+    def __init__(
+        self, cfg: Config, dataset: ConfigDict, training: bool, annotations: Callable[[Size], dict[str, Any]]
+    ) -> None:
+        self.cfg, self.dataset, self.training, self.annotations = cfg, dataset, training, annotations
 
     @cached_property
     def min_side(self) -> int:
@@ -49,6 +53,8 @@ class NetworkInput:
     def problem(self, size: Size) -> tuple[str, str] | None:
         """Kind and description of the reason why an image of a width and height is too small, if it is."""
         if (min(size) >= SMALL_SIDE and max(size) <= LONG_RATIO * min(size)) or not self.min_side:
+            return None
+        if self.training and self.cfg.model.get("data_preprocessor", {}).get("batch_augments"):  # some pad or resize
             return None
         try:
             width, height = self.padded(self.after_pipeline(size))
@@ -73,9 +79,8 @@ class NetworkInput:
             blank = np.zeros((height, width, channels)[: 2 + (channels > 1)], np.uint8)
             sample: dict[str, Any] = Compose(kept)(
                 {
-                    **{"img": blank, "img_shape": (height, width), "img_path": ""},
-                    **{"gt_seg_map": np.zeros((height, width), np.uint8), "seg_fields": ["gt_seg_map"]},
-                    **{"ori_shape": (height, width), "img_id": 0, "scale_factor": (1.0, 1.0)},
+                    **{"img": blank, "img_shape": (height, width), "img_path": "an image", "img_id": 0},
+                    **{"ori_shape": (height, width), "scale_factor": (1.0, 1.0), **self.annotations(size)},
                 }
             )
         height, width = sample["inputs"].shape[-2:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ import pytest
 from mmengine.config import Config
 from PIL import Image
 
+import detection  # noqa: F401
 import segmentation  # noqa: F401
 from backbones.errors import ConfigError
 from engine.config.load import load_config
 from engine.config.world import Launch
 from engine.data.check import check_datasets
-from segmentation.network_input import NetworkInput
+from engine.data.network_input import NetworkInput
 from tests.bad_inputs.builders import CONFIG
 
 CLASSES = ("wall", "sky")
@@ -47,7 +49,7 @@ def resolved(root: Path, **options: Any) -> Config:
 
 def errors(cfg: Config) -> list[tuple[str, str, str]]:
     found = check_datasets(cfg, ("train", "val")).errors
-    return [(item.kind, item.split, Path(item.file).name) for item in found]
+    return sorted((item.kind, item.split, Path(item.file).name) for item in found)
 
 
 def test_a_small_image_is_named_wherever_it_is(tmp_path: Path) -> None:
@@ -58,12 +60,59 @@ def test_a_small_image_is_named_wherever_it_is(tmp_path: Path) -> None:
     assert errors(cfg) == []
     cfg.model.data_preprocessor.size = (16, 16)
     cfg.train_dataloader.dataset.pipeline[2].crop_size = (30, 30)
-    assert errors(cfg) == [("image too small", "train", f"00{i}.jpg") for i in (0, 2, 1, 3)]
+    assert errors(cfg) == [("image too small", "train", f"00{i}.jpg") for i in range(4)]
 
 
 def test_classification_takes_images_of_any_size(tmp_path: Path) -> None:
     cfg = load_config(CONFIG["classifier"], {"data_root": str(tmp_path)}, Launch()).cfg
-    assert NetworkInput(cfg, cfg.val_dataloader.dataset, training=False).problem((3, 2)) is None
+    assert NetworkInput(cfg, cfg.val_dataloader.dataset, False, no_annotations).problem((3, 2)) is None
+
+
+def no_annotations(size: tuple[int, int]) -> dict[str, Any]:
+    return {}
+
+
+def photographs(folder: Path, *sizes: tuple[int, int]) -> Config:
+    """A detector's config, without padding, of images of sizes (width, height), each with an object, in both splits."""
+    (folder / "annotations").mkdir(parents=True)
+    for seed, split in enumerate(("train2017", "val2017")):
+        (folder / split).mkdir()
+        images, objects = [], []
+        for number, (width, height) in enumerate(sizes, 1):
+            noise = np.random.default_rng(100 * seed + number).integers(0, 255, (height, width, 3), np.uint8)
+            Image.fromarray(noise).save(folder / split / f"{number}.png")
+            images.append({"id": number, "file_name": f"{number}.png", "width": width, "height": height})
+            polygon = [0, 0, width, 0, width, height, 0, height]
+            objects.append(
+                {"id": number, "image_id": number, "category_id": 1, "iscrowd": 0, "area": width * height}
+                | {"bbox": [0, 0, width, height], "segmentation": [polygon]}
+            )
+        content = {"images": images, "annotations": objects, "categories": [{"id": 1, "name": "cat"}]}
+        (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    options = {"data_root": str(folder), "classes": ("cat",), "model.data_preprocessor.pad_size_divisor": 1}
+    return load_config(CONFIG["detector"], options, Launch()).cfg
+
+
+def test_a_detector_names_what_is_too_small_for_it(tmp_path: Path) -> None:
+    """Images are resized to a longer side of 160 pixels; training leaves out those with a side below 32."""
+    cfg = photographs(tmp_path, (60, 40), (100, 18), (300, 50), (400, 1))
+    assert errors(cfg) == [
+        ("damaged image", "val", "4.png"),
+        ("image too small", "train", "3.png"),
+        ("image too small", "val", "2.png"),
+        ("image too small", "val", "3.png"),
+    ]
+    (small,) = (one for one in check_datasets(cfg, ("train", "val")).errors if one.file.endswith("val2017/2.png"))
+    assert small.problem == "reaches the network with 160 x 29 pixels, of which it needs 32 x 32"
+    cfg.model.data_preprocessor.pad_size_divisor = 32
+    assert errors(cfg) == [("damaged image", "val", "4.png")]
+
+
+def test_augmentations_of_a_batch_may_enlarge_it(tmp_path: Path) -> None:
+    cfg = photographs(tmp_path, (60, 40), (300, 50))
+    assert errors(cfg) == [("image too small", split, "2.png") for split in ("train", "val")]
+    cfg.model.data_preprocessor.batch_augments = [dict(type="BatchFixedSizePad", size=(160, 160))]
+    assert errors(cfg) == [("image too small", "val", "2.png")]
 
 
 PLAIN = [dict(type="LoadCheckedImage"), dict(type="LoadLabels", num_classes=2, reduce_zero_label=True)]
@@ -106,4 +155,4 @@ def test_images_of_a_validation_batch_need_one_size(tmp_path: Path) -> None:
 def test_a_pipeline_that_loads_images_otherwise_is_not_judged(tmp_path: Path) -> None:
     cfg = load_config(CONFIG["classifier"], {"data_root": str(tmp_path)}, Launch()).cfg
     with pytest.raises(ConfigError, match="LoadImageFromFile"):
-        NetworkInput(cfg, cfg.val_dataloader.dataset, training=False).after_pipeline((40, 40))
+        NetworkInput(cfg, cfg.val_dataloader.dataset, False, no_annotations).after_pipeline((40, 40))
