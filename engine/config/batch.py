@@ -89,6 +89,21 @@ def scaled_lr(lr: float, stated: int, actual: int, rule: str) -> float:
     return lr * LR_RULES[rule](actual / stated)
 
 
+def micro_batch_size(images: int, parts: int) -> int:
+    """Number of images of each of ``parts`` micro-batches.
+
+    Raises:
+        ConfigError: If the images do not divide, as the last ones of an epoch may not.
+    """
+    size, rest = divmod(images, parts)
+    if rest:
+        raise ConfigError(
+            f"the last {images} images of an epoch do not divide into {parts} accumulation steps: drop them with "
+            "train_dataloader.drop_last=True"
+        )
+    return size
+
+
 class MicroBatches(list[Any]):
     """The collated micro-batches of one optimizer step."""
 
@@ -105,11 +120,6 @@ def micro_batch_collate(samples: Sequence[Any], parts: int, collate: str) -> Mic
     Raises:
         ConfigError: If the samples do not divide, as the last ones of an epoch may not.
     """
-    size, rest = divmod(len(samples), parts)
-    if rest or not size:
-        raise ConfigError(
-            f"the last {len(samples)} images of an epoch do not divide into {parts} accumulation steps: drop them with "
-            "train_dataloader.drop_last=True"
-        )
+    size = micro_batch_size(len(samples), parts)
     inner = FUNCTIONS.get(collate)
     return MicroBatches(inner(samples[i : i + size]) for i in range(0, len(samples), size))

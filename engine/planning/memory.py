@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from math import prod
+from math import ceil, prod
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ from backbones.base import Backbone
 from backbones.channels import image_channels
 from backbones.errors import ConfigError, first_line
 from engine.checkpoint.state import LOCAL_BATCH_NORMS
+from engine.config.batch import BatchPlan, micro_batch_size
 from engine.config.building import registered_class
 from engine.config.load import ema_settings
 from engine.optim.tensors import tensors_in
@@ -38,6 +39,10 @@ from engine.task import Shape, task_of_model
 _GIB = 2**30
 _FLOAT32_BYTES = 4
 ANY_SHAPE = (256, 256)  # of images whose size the config does not tell: only the layers' own refusals count
+
+
+_SINGLE = "normalises over the batch and gets one value per channel"
+_OTHER_NORM = "a norm_cfg such as dict(type='GN', num_groups=32)"
 
 
 class SingleValueError(ConfigError):
@@ -58,6 +63,7 @@ class Memory:
         images: Number of images of that pass.
         shape: Height and width of the images in pixels; ``None`` where the config does not state it.
         reason: Reason why the activations are not counted.
+        pooled: Name of a batch normalisation that gets one value per channel of each image; empty without one.
     """
 
     parameters: int
@@ -69,6 +75,7 @@ class Memory:
     images: int
     shape: Shape | None
     reason: str = ""
+    pooled: str = ""
 
     @property
     def total(self) -> int:
@@ -86,6 +93,25 @@ class Memory:
             parts.append(f"activations of {pictures} {gib(self.activations)}")
         text = f"about {gib(self.total)} GiB per process: {' + '.join(parts)}"
         return text if self.activations is not None else f"{text}; activations not counted: {self.reason}"
+
+
+def check_last_batch(memory: Memory, images: int, batch: BatchPlan) -> None:
+    """Refuse a last batch of an epoch that does not divide, or brings a batch normalisation one value per channel.
+
+    Args:
+        memory: Estimate of the training.
+        images: Number of training images.
+        batch: Processes, micro-batch and accumulation of a step.
+
+    Raises:
+        ConfigError: With the ways out.
+    """
+    last = ceil(images / batch.processes) % (batch.per_process * batch.accumulation)
+    if micro_batch_size(last, batch.accumulation) == 1 and memory.pooled:
+        raise SingleValueError(
+            f"the last batch of an epoch has 1 of {images:,} images per pass: {memory.pooled} {_SINGLE}: set "
+            f"train_dataloader.drop_last=True, use another batch.size, or {_OTHER_NORM}"
+        )
 
 
 _PART_LABELS = {"moments": "optimizer's moments", "averages": "averaged weights", "buckets": "exchange of gradients"}
@@ -116,7 +142,7 @@ def estimate_memory(model: nn.Module, cfg: Config, processes: int, images: int) 
     averaged = ema_settings(cfg) is not None
     shape = training_shape(cfg)
     activations, reason = None, "the config does not tell the size of the training images"
-    with _refusing_single_values(model, images):
+    with _refusing_single_values(model, images) as pooled:
         try:
             found = activation_bytes(model, images, shape or ANY_SHAPE, autocast_dtype(cfg.optim_wrapper))
             activations = found if shape is not None else None
@@ -137,31 +163,38 @@ def estimate_memory(model: nn.Module, cfg: Config, processes: int, images: int) 
         images=images,
         shape=shape,
         reason=reason,
+        pooled=next(iter(pooled), ""),
     )
 
 
 @contextmanager
-def _refusing_single_values(model: nn.Module, images: int) -> Iterator[None]:
+def _refusing_single_values(model: nn.Module, images: int) -> Iterator[list[str]]:
     """Refuse, by forward hooks, batch normalisation over a single value per channel: it has no variance.
 
     Statistics that are shared by processes are of more values; a training of one process has none of these.
+
+    Yields:
+        Names of the layers that get one value per channel of each image, which is one in all for a single image.
 
     Raises:
         SingleValueError: With the name of the layer.
     """
 
     def check(name: str, layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        if layer.training and arguments[0].numel() == arguments[0].shape[1]:
+        values = arguments[0].numel() // arguments[0].shape[1]
+        if layer.training and values == 1:
             raise SingleValueError(
-                f"batch of {images} per process: {name} normalises over the batch and gets one value per channel: use "
-                "a batch.per_gpu of 2 or more (and a batch.size that holds it), or a norm_cfg such as dict(type='GN', "
-                "num_groups=32)"
+                f"batch of {images} per process: {name} {_SINGLE}: use a batch.per_gpu of 2 or more (and a batch.size "
+                f"that holds it), or {_OTHER_NORM}"
             )
+        if layer.training and values == images:
+            pooled.append(name)
 
+    pooled: list[str] = []
     layers = {name: one for name, one in model.named_modules() if isinstance(one, LOCAL_BATCH_NORMS)}
     hooks = [one.register_forward_pre_hook(partial(check, name)) for name, one in layers.items()]
     try:
-        yield
+        yield pooled
     finally:
         for hook in hooks:
             hook.remove()

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from mmengine.optim import LinearLR
-from mmengine.registry import MODELS, PARAM_SCHEDULERS
+from mmengine.registry import DATA_SAMPLERS, MODELS, PARAM_SCHEDULERS
 from torch import nn
 
 from backbones.errors import ConfigError
@@ -22,7 +22,7 @@ from engine.config.schema import is_number
 from engine.config.world import Launch
 from engine.optim.param_groups import GroupRow, LayerDecayConstructor, group_rows, groups_of_config
 from engine.optim.schedules import LinearWarmUpLR, Placed, stated_schedules
-from engine.planning.memory import Memory, autocast_dtype, estimate_memory
+from engine.planning.memory import Memory, autocast_dtype, check_last_batch, estimate_memory
 from engine.task import TASK_SPECS, task_of
 
 
@@ -65,6 +65,7 @@ class TrainingPlan:
         rows: Parameter groups; empty where another constructor makes them.
         frozen: Number of parameters that are not trained.
         memory: Estimated memory of one process.
+        remainder: Whether the last batch of an epoch holds the images that are left, however few.
     """
 
     batch: BatchPlan
@@ -77,6 +78,7 @@ class TrainingPlan:
     rows: tuple[GroupRow, ...]
     frozen: int
     memory: Memory
+    remainder: bool = False
 
     def lines(self) -> list[str]:
         """The plan for people; the first line is the batch."""
@@ -92,7 +94,13 @@ class TrainingPlan:
         ]
 
     def with_data(self, images: int, steps_per_epoch: int) -> TrainingPlan:
-        """The same plan once the data has been read."""
+        """The same plan once the data has been read.
+
+        Raises:
+            ConfigError: If the last batch of an epoch does not divide, or is too small for a batch normalisation.
+        """
+        if self.remainder:
+            check_last_batch(self.memory, images, self.batch)
         return replace(self, schedule=_completed(self.schedule, images, steps_per_epoch, ""))
 
     def _length(self) -> str:
@@ -163,7 +171,14 @@ def training_plan(resolved: Resolved, launch: Launch) -> TrainingPlan:
         rows=tuple(rows),
         frozen=frozen,
         memory=estimate_memory(model, cfg, launch.processes, resolved.plan.per_process),
+        remainder=_has_remainder(cfg.train_dataloader),
     )
+
+
+def _has_remainder(loader: Any) -> bool:
+    """Whether the last batch of an epoch holds the images that are left; a sampler that skips has no epochs."""
+    endless = hasattr(registered_class(DATA_SAMPLERS, loader.sampler.get("type")), "skip")
+    return not (endless or loader.get("drop_last", False) or "batch_sampler" in loader)
 
 
 def _schedule(cfg: Any, processes: int) -> Schedule:

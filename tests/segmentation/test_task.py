@@ -61,3 +61,33 @@ def test_classes_of_one_s_own_do_not_get_the_weights_of_the_digits() -> None:
     assert sum("'background', none of the classes" in note for note in resolved.notes) == 2
     own = load_config(DIGITS, {}, Launch()).cfg.model.decode_head.loss_decode
     assert own.class_weight == [0.1, *[1.0] * 10]
+
+
+EPOCHS = {"train_dataloader.sampler": dict(type="DefaultSampler", shuffle=True)}
+
+
+@pytest.mark.parametrize(
+    "images, options, refused",
+    [
+        (9, {}, True),
+        (8, {}, False),
+        (10, {}, False),
+        (9, {"train_dataloader.drop_last": True}, False),
+        (9, {"train_dataloader.sampler": dict(type="InfiniteSampler", shuffle=True)}, False),
+        (10, {"batch.per_gpu": 2}, True),
+    ],
+    ids=["one left", "none left", "two left", "dropped", "endless", "one in each of two passes"],
+)
+def test_the_last_batch_of_an_epoch_is_not_too_small(images: int, options: dict[str, Any], refused: bool) -> None:
+    found = plan(**{"batch.size": 4, "batch.per_gpu": 4, **EPOCHS, **options})
+    if not refused:
+        assert found.with_data(images, 2).schedule.images == images
+        return
+    with pytest.raises(ConfigError, match=rf"1 of {images} images per pass: decode_head\.psp.*drop_last=True"):
+        found.with_data(images, 2)
+
+
+def test_the_last_batch_of_an_epoch_divides_or_is_refused_before_training() -> None:
+    found = plan(**{"batch.size": 4, "batch.per_gpu": 2, **EPOCHS})
+    with pytest.raises(ConfigError, match="the last 3 images of an epoch do not divide into 2 accumulation steps"):
+        found.with_data(11, 3)
