@@ -154,10 +154,13 @@ def read_checkpoint(source: str, trust: bool = False, in_place: bool = False) ->
         else:
             if not in_place:
                 verify_checkpoint(path, source)
-            with torch.serialization.safe_globals(_PLAIN_DATA), warnings.catch_warnings():
+            # Newer versions of torch believe a name that ends in .safetensors; they map files into memory by name only.
+            renamed = path.suffix == ".safetensors"
+            with torch.serialization.safe_globals(_PLAIN_DATA), warnings.catch_warnings(), path.open("rb") as file:
                 # About a file that is then refused in one line.
                 warnings.filterwarnings("ignore", "Detected pickle protocol")
-                content = torch.load(path, map_location="cpu", weights_only=not trust, mmap=True if in_place else None)
+                mmap = True if in_place and not renamed else None
+                content = torch.load(file if renamed else path, map_location="cpu", weights_only=not trust, mmap=mmap)
     except CheckpointError:
         raise
     except pickle.UnpicklingError as error:

@@ -141,10 +141,11 @@ def test_norms_of_the_networks_on_a_gpu(name: str, half: torch.dtype) -> None:
 
 @pytest.mark.parametrize("half", HALVES, ids=str)
 def test_losses_of_a_classifier_on_a_gpu(half: torch.dtype) -> None:
+    with torch.device("meta"):
+        backbone = dict(type="convnext_atto", depths=(1, 1, 1, 1), dims=(8, 8, 16, 16))
+        model = classification.model.ImageClassifier(backbone, 5)
     with pretended_gpu(half) as watch:
-        with torch.device("cuda"):
-            backbone = dict(type="convnext_atto", depths=(1, 1, 1, 1), dims=(8, 8, 16, 16))
-            model = classification.model.ImageClassifier(backbone, 5)
+        model = model.to_empty(device="cuda")
         loss = model(torch.empty(2, 3, 32, 32, device="cuda"), torch.empty(2, 5, device="cuda"), "loss")["loss"]
     assert loss.dtype == torch.float32
     assert watch.dtypes["_log_softmax"] == {torch.float32}
