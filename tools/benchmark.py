@@ -1,4 +1,4 @@
-"""Speed beside other libraries: ``python tools/benchmark.py {network,model,loading,detection,checkpointing} ...``.
+"""Speed in turns: ``python tools/benchmark.py {network,model,loading,detection,checkpointing,fcmae} ...``.
 
 All sides take turns in one process. Exit code 1 if two sides compute different things; nothing is measured then.
 """
@@ -31,7 +31,7 @@ DETECTION_WORK = ("evaluation", "masks", "step")
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Measure speed beside other libraries, in turns.")
-    commands = parser.add_subparsers(required=True, metavar="{network,model,loading,detection,checkpointing}")
+    commands = parser.add_subparsers(required=True, metavar="{network,model,loading,detection,checkpointing,fcmae}")
 
     def add(name: str, run: object, summary: str, rounds: int) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
@@ -62,6 +62,9 @@ def parse() -> argparse.Namespace:
     add_checkpointing_options(
         add("checkpointing", run_checkpointing, "time and memory of recomputing a share of the blocks", 5)
     )
+    fcmae = add("fcmae", run_fcmae, "a step of masked pre-training, visible units alone against whole maps", 5)
+    fcmae.add_argument("name", metavar="NAME", help="a registered ConvNeXt, such as convnextv2_tiny")
+    add_step_options(fcmae)
     return parser.parse_args()
 
 
@@ -103,10 +106,15 @@ def add_checkpointing_options(command: argparse.ArgumentParser) -> None:
         default=("eager", "compiled"),
         help="the blocks' own choice for the device, plain PyTorch blocks, torch.compile",
     )
+    add_step_options(command)
+    command.add_argument("--plot", metavar="FILE", type=Path, help="plot time and memory against the share")
+
+
+def add_step_options(command: argparse.ArgumentParser) -> None:
+    """Add the options that describe one training step."""
     command.add_argument("--batch", type=int, default=8, metavar="N", help="images of a step")
     command.add_argument("--size", type=int, default=224, metavar="N", help="side in pixels")
     add_device_options(command)
-    command.add_argument("--plot", metavar="FILE", type=Path, help="plot time and memory against the share")
 
 
 def main() -> None:
@@ -228,13 +236,27 @@ def run_detection(args: argparse.Namespace) -> "Output":
 def run_checkpointing(args: argparse.Namespace) -> "Output":
     """Measure gradient checkpointing and compilation."""
     from analysis.benchmark.checkpointing import measure_checkpointing
+
+    result = measure_checkpointing(step_request(args), args.shares, args.modes)
+    print(result.as_text())
+    return result.as_dict(), result.plot() if args.plot else None
+
+
+def run_fcmae(args: argparse.Namespace) -> "Output":
+    """Measure masked pre-training in its two layouts."""
+    from analysis.benchmark.masked import measure_masked
+
+    result = measure_masked(step_request(args))
+    print(result.as_text())
+    return result.as_dict(), None
+
+
+def step_request(args: argparse.Namespace) -> "BenchmarkRequest":
+    """The training step that the options of :func:`add_step_options` describe."""
     from analysis.benchmark.request import BenchmarkRequest
 
     device, shape = chosen_device(args), (args.size, args.size)
-    request = BenchmarkRequest(args.name, True, args.batch, shape, args.dtype, device, rounds=args.rounds)
-    result = measure_checkpointing(request, args.shares, args.modes)
-    print(result.as_text())
-    return result.as_dict(), result.plot() if args.plot else None
+    return BenchmarkRequest(args.name, True, args.batch, shape, args.dtype, device, rounds=args.rounds)
 
 
 def print_new_command(command: str) -> NoReturn:

@@ -1,37 +1,34 @@
 """Time and memory of a training step with gradient checkpointing and ``torch.compile``.
 
-Memory is the peak of a step above what is held before it (the weights): on a GPU of PyTorch's allocator, on a CPU of
-the resident size. Each setting is measured in a fresh process, since a process does not return all its memory. Times
-are taken in turns in one process.
+Memory is the peak of a step above what is held before it (the weights), of each setting in a fresh process. Times are
+taken in turns in one process.
 """
 
 from __future__ import annotations
 
-import ctypes
-import multiprocessing
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 
+from analysis.benchmark.memory import check_memory_is_told, memory_apart
 from analysis.benchmark.networks import PLAIN_FORMS
 from analysis.benchmark.request import BenchmarkRequest, benchmark_environment, check_benchmark_request
 from analysis.benchmark.timing import DTYPES, Speedup, autocast, quartiles, synchronize, take_turns, warm_up
 from backbones.base import Backbone
-from backbones.errors import ConfigError, MachineError
+from backbones.errors import ConfigError
 from backbones.kernels.autotune import autotuner
 from backbones.registry import build_backbone
 
 # The blocks' own choice for the device; plain PyTorch blocks; torch.compile.
 EXECUTION_MODES = ("eager", "plain", "compiled")
-_KIB, _MIB = 2**10, 2**20
+_MIB = 2**20
 _ROW = "{:26} {:>7} {:>9} {:>17} {:>18} {:>11} {:>7}"
 
 
@@ -149,8 +146,7 @@ def measure_checkpointing(
     check_benchmark_request(request)
     if wrong := [share for share in shares if not 0 <= share <= 1]:
         raise ConfigError(f"--shares {wrong[0]}: between 0 and 1")
-    if request.device == "cpu" and sys.platform != "linux":
-        raise MachineError("memory on CPU is measured on Linux alone; take --device cuda")
+    check_memory_is_told(request.device)
     settings = [CheckpointingSetting(float(share), mode) for mode in modes for share in shares]
     memory = {setting: _memory_apart(request, setting) for setting in settings}
     networks = {setting: _network(request, setting) for setting in settings}
@@ -187,29 +183,10 @@ def _step(network: Backbone, request: BenchmarkRequest, setting: CheckpointingSe
     return step
 
 
+def _built_step(request: BenchmarkRequest, setting: CheckpointingSetting) -> Callable[[], None]:
+    return _step(_network(request, setting), request, setting)
+
+
 def _memory_apart(request: BenchmarkRequest, setting: CheckpointingSetting) -> int:
     """Memory of a step, measured in a fresh process."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_memory, (request, setting, torch.get_num_threads()))
-
-
-def _memory(request: BenchmarkRequest, setting: CheckpointingSetting, threads: int) -> int:
-    torch.set_num_threads(threads)
-    step = _step(_network(request, setting), request, setting)
-    step()  # memory that stays allocated after the first step, such as the compiler's, does not count
-    if request.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step()
-        return torch.cuda.max_memory_allocated() - before
-    ctypes.CDLL(None).malloc_trim(0)  # otherwise freed memory would count
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak
-    before = _resident("VmRSS")
-    step()
-    return _resident("VmHWM") - before
-
-
-def _resident(field: str) -> int:
-    """Resident size of this process in bytes: at present (``VmRSS``) or at its peak (``VmHWM``)."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) * _KIB for line in lines if line.startswith(f"{field}:"))
+    return memory_apart(partial(_built_step, request, setting), request.device)

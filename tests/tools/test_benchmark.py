@@ -57,6 +57,19 @@ def test_checkpointing(tool: Any, tmp_path: Path) -> None:
     assert picture.exists()
 
 
+def test_masked_pre_training(tool: Any, tmp_path: Path) -> None:
+    data = tmp_path / "data.json"
+    arguments = ["--batch", "2", "--size", "96", "--rounds", "1", "--threads", "1", "--device", "cpu"]
+    ended = tool("benchmark.py", "fcmae", "convnextv2_atto", *arguments, "--json", str(data))
+    assert ended.code == 0, ended.err
+    assert "x faster than dense" in ended.out
+    found = json.loads(data.read_text())
+    assert 0 < found["largest_difference"] < 1e-4
+    assert found["flops_ratio"] < 0.6
+    assert [side["name"] for side in found["sides"]] == ["packed", "packed, plain blocks", "dense"]
+    assert {"ratio", "memory_ratio"} < set(found)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_loading(tool: Any, digits: Path, tmp_path: Path, workers: int) -> None:
     written = tmp_path / "data.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from analysis.benchmark.checkpointing import (
     CheckpointingSetting,
     measure_checkpointing,
 )
+from analysis.benchmark.memory import step_memory
 from analysis.benchmark.request import BenchmarkRequest
 from backbones import UserError, build_backbone
 
@@ -67,7 +69,8 @@ def test_every_setting_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_memory_grows_with_the_images() -> None:
     def measured(batch: int) -> int:
         request = BenchmarkRequest("convnext_atto", True, batch, (96, 96), rounds=1)
-        return checkpointing._memory(request, CheckpointingSetting(0.0, "plain"), torch.get_num_threads())
+        build = partial(checkpointing._built_step, request, CheckpointingSetting(0.0, "plain"))
+        return step_memory(build, "cpu", torch.get_num_threads())
 
     few, many = measured(2), measured(16)
     assert many > few + 8 * MIB
