@@ -101,6 +101,11 @@ def _robust(label: str, network: str | None, side: int, params: str, flops: str,
     return _image(label, network, side, params, flops, *quoted.split())
 
 
+def _released(label: str, network: str, side: int, params: str, flops: str, top1: str, run: str) -> PaperRow:
+    """A row of V2, whose last column is the training that stands for the number."""
+    return _image(label, network, side, params, flops, top1, f"classification/{network}_{run}")
+
+
 def _under(group: str, *rows: PaperRow) -> tuple[PaperRow, ...]:
     return tuple(replace(row, group=group) for row in rows)
 
@@ -341,30 +346,30 @@ ON_A100 = PaperTable(
 V2 = PaperTable(
     "v2",
     "ConvNeXt V2, fine-tuned on ImageNet-1K",
-    ("top-1",),
+    ("top-1", "config"),
     _under(
         "FCMAE pre-trained on ImageNet-1K",
-        _image("ConvNeXt V2-A", "convnextv2_atto", 224, "3.7", "0.55", "76.7"),
-        _image("ConvNeXt V2-F", "convnextv2_femto", 224, "5.2", "0.78", "78.5"),
-        _image("ConvNeXt V2-P", "convnextv2_pico", 224, "9.1", "1.37", "80.3"),
-        _image("ConvNeXt V2-N", "convnextv2_nano", 224, "15.6", "2.45", "81.9"),
-        _image("ConvNeXt V2-T", "convnextv2_tiny", 224, "28.6", "4.47", "83.0"),
-        _image("ConvNeXt V2-B", "convnextv2_base", 224, "89", "15.4", "84.9"),
-        _image("ConvNeXt V2-L", "convnextv2_large", 224, "198", "34.4", "85.8"),
-        _image("ConvNeXt V2-H", "convnextv2_huge", 224, "660", "115", "86.3"),
+        _released("ConvNeXt V2-A", "convnextv2_atto", 224, "3.7", "0.55", "76.7", "fcmae_ft_in1k"),
+        _released("ConvNeXt V2-F", "convnextv2_femto", 224, "5.2", "0.78", "78.5", "fcmae_ft_in1k"),
+        _released("ConvNeXt V2-P", "convnextv2_pico", 224, "9.1", "1.37", "80.3", "fcmae_ft_in1k"),
+        _released("ConvNeXt V2-N", "convnextv2_nano", 224, "15.6", "2.45", "81.9", "fcmae_ft_in1k"),
+        _released("ConvNeXt V2-T", "convnextv2_tiny", 224, "28.6", "4.47", "83.0", "fcmae_ft_in1k"),
+        _released("ConvNeXt V2-B", "convnextv2_base", 224, "89", "15.4", "84.9", "fcmae_ft_in1k"),
+        _released("ConvNeXt V2-L", "convnextv2_large", 224, "198", "34.4", "85.8", "fcmae_ft_in1k"),
+        _released("ConvNeXt V2-H", "convnextv2_huge", 224, "660", "115", "86.3", "fcmae_ft_in1k"),
     )
     + _under(
         "fine-tuned on ImageNet-22K in between",
-        _image("ConvNeXt V2-N", "convnextv2_nano", 224, "15.6", "2.45", "82.1"),
-        _image("ConvNeXt V2-N", "convnextv2_nano", 384, "15.6", "7.21", "83.4"),
-        _image("ConvNeXt V2-T", "convnextv2_tiny", 224, "28.6", "4.47", "83.9"),
-        _image("ConvNeXt V2-T", "convnextv2_tiny", 384, "28.6", "13.1", "85.1"),
-        _image("ConvNeXt V2-B", "convnextv2_base", 224, "89", "15.4", "86.8"),
-        _image("ConvNeXt V2-B", "convnextv2_base", 384, "89", "45.2", "87.7"),
-        _image("ConvNeXt V2-L", "convnextv2_large", 224, "198", "34.4", "87.3"),
-        _image("ConvNeXt V2-L", "convnextv2_large", 384, "198", "101.1", "88.2"),
-        _image("ConvNeXt V2-H", "convnextv2_huge", 384, "660", "337.9", "88.7"),
-        _image("ConvNeXt V2-H", "convnextv2_huge", 512, "660", "600.8", "88.9"),
+        _released("ConvNeXt V2-N", "convnextv2_nano", 224, "15.6", "2.45", "82.1", "in22k_ft_in1k_224"),
+        _released("ConvNeXt V2-N", "convnextv2_nano", 384, "15.6", "7.21", "83.4", "in22k_ft_in1k_384"),
+        _released("ConvNeXt V2-T", "convnextv2_tiny", 224, "28.6", "4.47", "83.9", "in22k_ft_in1k_224"),
+        _released("ConvNeXt V2-T", "convnextv2_tiny", 384, "28.6", "13.1", "85.1", "in22k_ft_in1k_384"),
+        _released("ConvNeXt V2-B", "convnextv2_base", 224, "89", "15.4", "86.8", "in22k_ft_in1k_224"),
+        _released("ConvNeXt V2-B", "convnextv2_base", 384, "89", "45.2", "87.7", "in22k_ft_in1k_384"),
+        _released("ConvNeXt V2-L", "convnextv2_large", 224, "198", "34.4", "87.3", "in22k_ft_in1k_224"),
+        _released("ConvNeXt V2-L", "convnextv2_large", 384, "198", "101.1", "88.2", "in22k_ft_in1k_384"),
+        _released("ConvNeXt V2-H", "convnextv2_huge", 384, "660", "337.9", "88.7", "in22k_ft_in1k_384"),
+        _released("ConvNeXt V2-H", "convnextv2_huge", 512, "660", "600.8", "88.9", "in22k_ft_in1k_512"),
     ),
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -153,3 +154,11 @@ def test_repeated_headings_stay_apart_in_the_data() -> None:
 def test_an_unknown_table_is_one_line() -> None:
     with pytest.raises(UserError, match=r"no table '2\.6': choose from 2\.1, .*v2, all"):
         compare_table("2.6")
+
+
+def test_every_number_of_v2_has_its_training() -> None:
+    for row in TABLES["v2"].rows:
+        top1, config = row.quoted
+        text = (Path(__file__).resolve().parents[3] / f"configs/{config}.py").read_text()
+        assert f'type="{row.network}"' in text
+        assert f"at {row.shape[0]} x {row.shape[1]}: {top1} % top-1" in text
