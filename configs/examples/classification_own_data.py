@@ -21,15 +21,15 @@ _val = dict(split="val")
 _test = _val  # or a folder of its own: dict(split="test")
 classes = ("ant", "bee")  # the names of the folders; "from_data" takes them from there, sorted
 
-# The network and the weights that it begins with: a file in any layout, see docs/weights.md. None begins with nothing,
-# which needs many images, more epochs and a rate of about 1e-3.
+# The network and the weights it begins with: a file in any layout, or a name, such as "convnext_tiny.fb_in1k", that
+# timm downloads; see docs/weights.md. None begins with nothing, which needs many images and more epochs.
 _network = "convnext_tiny"
 _weights = None
 
 _size = 224  # pixels of a side of what the network sees; a multiple of 32
 _batch = 32  # images in a step
 _epochs = 30
-_rate = 2e-4  # learning rate of the head, for this batch
+_rate = 2e-4 if _weights else 1e-3  # learning rate of the head for a batch of 32; it follows the batch
 
 model = dict(backbone=dict(type=_network, weights=_weights, drop_path_rate=0.1, layer_scale_init_value=1.0))
 train_pipeline = [
@@ -48,9 +48,9 @@ val_dataloader = dict(dataset=_val)
 test_dataloader = dict(dataset=_test)
 
 batch = dict(size=_batch, per_gpu=_batch, lr_rule="linear")
-optim_wrapper = dict(optimizer=dict(lr=_rate, weight_decay=0.05))
+optim_wrapper = dict(optimizer=dict(lr=_rate * _batch / 32, weight_decay=0.05))
 train_cfg = dict(max_epochs=_epochs)
 param_scheduler = [
-    dict(type="LinearLR", start_factor=0.01, end=1, by_epoch=True, convert_to_iter_based=True),
-    dict(type="CosineAnnealingLR", begin=1, eta_min=0.0, by_epoch=True, convert_to_iter_based=True),
+    dict(type="LinearLR", start_factor=0.01, end=50, by_epoch=False),  # warm-up, in steps
+    dict(type="CosineAnnealingLR", eta_min=0.0, by_epoch=True, convert_to_iter_based=True),  # down to 0
 ]

@@ -16,15 +16,15 @@ _test = _val  # or dict(ann_file=..., data_prefix=dict(img=...))
 classes = ("cat", "dog")  # names of categories; "from_data" takes all of the training file
 _masks = True  # False: boxes alone, for data without "segmentation"
 
-# The network and the weights that it begins with: a file in any layout, see docs/weights.md. None begins with nothing,
-# which needs thousands of images.
+# The network and the weights it begins with: a file in any layout, or a name, such as "convnext_tiny.fb_in1k", that
+# timm downloads; see docs/weights.md. None begins with nothing, which needs thousands of images.
 _network = "convnext_tiny"
 _weights = None
 
 _size = (1024, 640)  # images are scaled to fit: pixels of the longer and of the shorter side
 _batch = 4  # images in a step
 _epochs = 24
-_rate = 1e-4  # learning rate of the heads, for this batch
+_rate = 1e-4  # learning rate of the heads for a batch of 4; it follows the batch
 
 model = dict(
     backbone=dict(type=_network, weights=_weights, drop_path_rate=0.2),
@@ -49,10 +49,10 @@ optim_wrapper = dict(
     type="AmpOptimWrapper",
     constructor="LayerDecayConstructor",
     paramwise_cfg=dict(decay_rate=0.95, decay_type="layer"),
-    optimizer=dict(type="AdamW", lr=_rate, betas=(0.9, 0.999), weight_decay=0.05),
+    optimizer=dict(type="AdamW", lr=_rate * _batch / 4, betas=(0.9, 0.999), weight_decay=0.05),
 )
 train_cfg = dict(type="EpochLoop", max_epochs=_epochs)
 param_scheduler = [
-    dict(type="LinearLR", start_factor=0.01, end=1, by_epoch=True, convert_to_iter_based=True),
-    dict(type="CosineAnnealingLR", begin=1, eta_min=0.0, by_epoch=True, convert_to_iter_based=True),
+    dict(type="LinearLR", start_factor=0.01, end=100, by_epoch=False),  # warm-up, in steps
+    dict(type="CosineAnnealingLR", eta_min=0.0, by_epoch=True, convert_to_iter_based=True),  # down to 0
 ]

@@ -20,7 +20,8 @@ reduce_zero_label = False  # True: 0 is "not labelled" too, and the classes coun
 unlabelled = None  # another number that means "not labelled"
 label_values = None  # the numbers of the classes where they are not 0, 1, 2...: (0, 255) for masks of a drawing program
 
-# The network and the weights that it begins with: a file in any layout, see docs/weights.md. None begins with nothing.
+# The network and the weights it begins with: a file in any layout, or a name, such as "convnext_tiny.fb_in1k", that
+# timm downloads; see docs/weights.md. None begins with nothing, which needs thousands of images.
 _network = "convnext_tiny"
 _weights = None
 
@@ -28,7 +29,7 @@ _size = (1024, 512)  # images are scaled to fit: pixels of the longer and of the
 _crop = 384  # pixels of a side of what the network sees; at most the shorter side
 _batch = 4  # images in a step, at least 2
 _epochs = 40
-_rate = 1e-4  # learning rate of the heads, for this batch
+_rate = 1e-4  # learning rate of the heads for a batch of 4; it follows the batch
 
 model = dict(
     data_preprocessor=dict(size=(_crop, _crop)),
@@ -37,6 +38,8 @@ model = dict(
 )
 _base_.train_pipeline[2]["scale"] = _base_.test_pipeline[1]["scale"] = _size
 _base_.train_pipeline[3]["crop_size"] = (_crop, _crop)
+_scales = [(_size[0] * quarters // 4, _size[1] * quarters // 4) for quarters in range(2, 8)]  # of a test with --tta
+_base_.tta_pipeline[1]["transforms"][0] = [dict(type="Resize", scale=scale, keep_ratio=True) for scale in _scales]
 train_dataloader = dict(sampler=dict(type="DefaultSampler"), drop_last=True, dataset=dict(**_suffixes, **_train))
 val_dataloader = dict(dataset=dict(**_suffixes, **_val))
 test_dataloader = dict(dataset=_test)
@@ -46,10 +49,10 @@ optim_wrapper = dict(
     type="AmpOptimWrapper",
     constructor="LayerDecayConstructor",
     paramwise_cfg=dict(decay_rate=0.9, decay_type="stage", num_groups=6),
-    optimizer=dict(type="AdamW", lr=_rate, betas=(0.9, 0.999), weight_decay=0.05),
+    optimizer=dict(type="AdamW", lr=_rate * _batch / 4, betas=(0.9, 0.999), weight_decay=0.05),
 )
 train_cfg = dict(type="EpochLoop", max_epochs=_epochs)
 param_scheduler = [
-    dict(type="LinearLR", start_factor=0.01, end=1, by_epoch=True, convert_to_iter_based=True),
-    dict(type="PolyLR", power=1.0, begin=1, eta_min=0.0, by_epoch=True, convert_to_iter_based=True),
+    dict(type="LinearLR", start_factor=0.01, end=100, by_epoch=False),  # warm-up, in steps
+    dict(type="PolyLR", power=1.0, eta_min=0.0, by_epoch=True, convert_to_iter_based=True),  # down to 0
 ]

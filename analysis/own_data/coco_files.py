@@ -1,0 +1,131 @@
+"""Objects in COCO's format: the annotation files, their folders of images, categories, masks and sizes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
+from statistics import median
+from typing import Any
+
+from analysis.own_data.splits import Findings, Request, choose_splits, common_start, sample_evenly, split_of
+from backbones.errors import DataError
+from detection.annotations import category_names
+from engine.data.image_files import IMAGE_SUFFIXES
+from engine.data.paths import list_files
+
+LISTS = ("images", "annotations", "categories")
+MAX_LOOKED_UP = 100  # images of an annotation file whose folder is looked up
+SHORT_SIDES, MAX_LONG_SIDE = (320, 800), 1333  # mmdet's customary size is the upper end
+OTHER_FORMATS = {".xml": "Pascal VOC", ".txt": "YOLO", ".csv": "a table"}
+
+
+def find_coco_files(request: Request) -> Findings:
+    """Find the annotation files and image folders of a detection data set.
+
+    Args:
+        request: What the command line says.
+
+    Raises:
+        DataError: If there is no annotation file with objects, or its images are not there.
+    """
+    paths = sorted(os.path.relpath(path, request.data) for path in list_files(str(request.data), []))
+    contents = _annotation_files(request.data, paths)
+    chosen = choose_splits(list(contents), request)
+    folders_of = defaultdict(list)  # of images, by file name
+    for path in paths:
+        if path.lower().endswith(IMAGE_SUFFIXES):
+            folders_of[PurePath(path).name].append(path)
+    settings: dict[str, Any] = {}
+    facts = []
+    for split, file in chosen.items():
+        content = contents[file]
+        folder, missing = _image_folder(content["images"], folders_of, split, file)
+        settings[f"_{split}"] = {"ann_file": file, "data_prefix": {"img": folder}}
+        facts.append(f"{split}: {file!r}, {len(content['images']):,} images in {folder or '.'!r}, {_objects(content)}")
+        if missing:
+            facts.append(f"{split}: some images are not there, such as {missing!r}: check_data names them all")
+    train = contents[chosen["train"]]
+    settings["classes"] = tuple(request.classes or _classes([contents[file] for file in chosen.values()], facts))
+    settings["_masks"] = all(_without_mask(contents[file]) == 0 for file in chosen.values())
+    if sizes := [(one["width"], one["height"]) for one in train["images"] if one.get("width") and one.get("height")]:
+        settings["_size"] = _training_size(sizes)
+    return Findings(settings, len(train["images"]), facts)
+
+
+def _annotation_files(data: Path, paths: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Content of the annotation files with objects, by path; those of keypoints only if there are no others."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in paths:
+        if not path.lower().endswith(".json"):
+            continue
+        try:
+            content = json.loads((data / path).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        lists = isinstance(content, dict) and all(isinstance(content.get(key), list) for key in LISTS)
+        if lists and any("bbox" in one for one in content["annotations"][:MAX_LOOKED_UP] if isinstance(one, dict)):
+            found[path] = content
+    plain = {path: one for path, one in found.items() if not any("keypoints" in kind for kind in one["categories"])}
+    if not found:
+        suffixes = Counter(PurePath(path).suffix.lower() for path in paths)
+        others = [f"{suffixes[end]} {end} ({name}?)" for end, name in OTHER_FORMATS.items() if suffixes[end]]
+        there = f"; there are {', '.join(others)}: convert them to COCO's format" if others else ""
+        raise DataError(f"{str(data)!r} has no .json file with images, annotations with boxes, and categories{there}")
+    return plain or found
+
+
+def _image_folder(
+    images: Sequence[Mapping[str, Any]], folders_of: Mapping[str, Sequence[str]], split: str, file: str
+) -> tuple[str, str | None]:
+    """The folder that holds most images of an annotation file, and an image that is not there."""
+    votes: Counter[str] = Counter()
+    names = [str(one.get("file_name")) for one in sample_evenly(images, MAX_LOOKED_UP)]
+    for name in names:
+        plain = PurePath(name).as_posix()
+        for path in folders_of.get(PurePath(name).name, ()):
+            if path == plain or path.endswith(f"/{plain}"):
+                votes[path[: -len(plain)].rstrip("/")] += 1
+    if not votes:
+        raise DataError(f"{file}: its images are not in the folder, such as {(names or ['none'])[0]!r}: bring them")
+    near = os.path.dirname(file)
+
+    def rank(folder: str) -> tuple[int, bool, int, int]:
+        together = common_start(PurePath(folder).parts, PurePath(near).parts)
+        return votes[folder], split_of(folder) == split, together, -len(folder)
+
+    best = max(votes, key=rank)
+    there = {path for paths in folders_of.values() for path in paths}
+    missing = [name for name in names if PurePath(best, name).as_posix() not in there]
+    return best, missing[0] if missing else None
+
+
+def _objects(content: Mapping[str, Any]) -> str:
+    counts = len(content["annotations"]), len({one.get("image_id") for one in content["annotations"]})
+    lacking = _without_mask(content)
+    masks = "with masks" if not lacking else "boxes alone" if lacking == counts[0] else f"{lacking:,} without mask"
+    return f"{counts[0]:,} objects in {counts[1]:,} of them ({masks})"
+
+
+def _without_mask(content: Mapping[str, Any]) -> int:
+    return sum(not one.get("segmentation") for one in content["annotations"])
+
+
+def _classes(contents: Sequence[Mapping[str, Any]], facts: list[str]) -> list[str]:
+    """Names of the categories in the order of their ids, without one that only holds the others, as Roboflow writes."""
+    categories = contents[0]["categories"]
+    used = {one.get("category_id") for content in contents for one in content["annotations"]}
+    above = {one.get("supercategory") for one in categories}
+    names = category_names(categories)
+    idle = [number for number in sorted(names) if number not in used and names[number] in above and len(names) > 1]
+    facts += [f"category {names[number]!r} has no objects and others below it: left out" for number in idle]
+    return [names[number] for number in sorted(names) if number not in idle]
+
+
+def _training_size(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Longer and shorter side to which images are scaled: the usual size within mmdet's customary ones."""
+    short, ratio = median(min(size) for size in sizes), median(max(size) / min(size) for size in sizes)
+    short = min(max(short, SHORT_SIDES[0]), SHORT_SIDES[1], MAX_LONG_SIDE / ratio)
+    return round(short * ratio), round(short)

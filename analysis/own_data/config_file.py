@@ -1,0 +1,180 @@
+"""The task's example of ``configs/examples/`` with other values at its top: a config for data of one's own."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from analysis.own_data.class_folders import find_class_folders
+from analysis.own_data.coco_files import find_coco_files
+from analysis.own_data.label_images import find_label_images
+from analysis.own_data.splits import Findings, Request
+from backbones.errors import ConfigError, DataError, UserError
+from engine.config.load import load_config
+from engine.config.world import Launch
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "configs/examples"
+MAX_LINE = 120
+MAX_EPOCHS = 100
+STEPS_PER_EPOCH = 10  # at least; a smaller batch makes more
+
+
+class Habits(NamedTuple):
+    """How the data of a task is found and how long it is trained.
+
+    Attributes:
+        find: Looks at a folder.
+        min_batch: Smallest batch.
+        min_steps: Steps of a training, unless that takes more than a hundred epochs; a choice, as are the examples'.
+    """
+
+    find: Callable[[Request], Findings]
+    min_batch: int
+    min_steps: int
+
+
+HABITS = {
+    "classification": Habits(find_class_folders, 8, 1000),
+    "detection": Habits(find_coco_files, 2, 3000),
+    "segmentation": Habits(find_label_images, 2, 3000),
+}
+
+
+def new_config(task: str, out: Path, request: Request) -> list[str]:
+    """Look at a folder of data and write a config for it.
+
+    Args:
+        task: Name of the task.
+        out: File to write, which may not exist.
+        request: What the command line says.
+
+    Returns:
+        What was found and written, one line each.
+
+    Raises:
+        UserError: If the data is not such as the task needs, something cannot be told, or the config is wrong.
+    """
+    if out.suffix != ".py":
+        raise ConfigError(f"--out {str(out)!r}: a config is a .py file")
+    if out.exists():
+        raise ConfigError(f"--out {str(out)!r} exists: name another file, or remove it")
+    if not request.data.is_dir():
+        raise DataError(f"--data {str(request.data)!r} is no folder")
+    example = (EXAMPLES / f"{task}_own_data.py").read_text(encoding="utf-8")
+    found = HABITS[task].find(request)
+    values = {"data_root": str(request.data), **found.settings, **request.settings}
+    values |= _length(task, found.images, {**_assigned(example), **request.settings}, request.settings)
+    text = fill_in(example, {**values, "_base_": [_base(base, out) for base in _assigned(example)["_base_"]]})
+    text = text.replace(f"configs/examples/{task}_own_data.py", str(out))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        out.write_text(text, encoding="utf-8")
+        load_config(out, None, Launch())
+    except UnicodeEncodeError as error:
+        out.unlink(missing_ok=True)
+        raise DataError(f"a name in {str(request.data)!r} is not UTF-8: rename {error.object!r}") from error
+    except UserError:
+        out.unlink()
+        raise
+    return [*found.facts, *_summary(out, _assigned(text), found.images)]
+
+
+def fill_in(example: str, values: Mapping[str, Any]) -> str:
+    """Text of a config with other values for the variables at its top; comments stay.
+
+    Args:
+        example: Text of a config.
+        values: Values by the names of the variables, each assigned once at the top level.
+    """
+    lines = example.splitlines()
+    for node in reversed(ast.parse(example).body):
+        if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Name):
+            continue
+        name, start, end = node.targets[0].id, node.lineno - 1, node.end_lineno or node.lineno
+        if name in values:
+            # Columns count bytes in the syntax tree.
+            comment = lines[end - 1].encode()[node.value.end_col_offset :].decode()
+            comment = "" if comment.strip() == "" or isinstance(node.value, ast.Name) else comment
+            lines[start:end] = [f"{line}" for line in _written(name, values[name], comment)]
+    return "\n".join(lines) + "\n"
+
+
+def _written(name: str, value: Any, comment: str) -> list[str]:
+    """Lines that assign a value; a long list has several."""
+    line = f"{name} = {_literal(value)}"
+    if len(line + comment) <= MAX_LINE:
+        return [line + comment]
+    if len(line) <= MAX_LINE:
+        return [comment.strip(), line]
+    if not isinstance(value, list | tuple):
+        return [line]
+    rows, row = [], "   "
+    for item in map(_literal, value):
+        if len(row) + len(item) + 2 > MAX_LINE:
+            rows.append(row)
+            row = "   "
+        row += f" {item},"
+    return [
+        f"{name} = {'[' if isinstance(value, list) else '('}{comment}",
+        *rows,
+        row,
+        "]" if isinstance(value, list) else ")",
+    ]
+
+
+def _literal(value: Any) -> str:
+    """Python code for a value, in the style of the configs: double quotes, ``dict(...)``."""
+    if isinstance(value, Mapping):
+        return f"dict({', '.join(f'{key}={_literal(one)}' for key, one in value.items())})"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, list | tuple):
+        inner = ", ".join(map(_literal, value)) + ("," if len(value) == 1 and isinstance(value, tuple) else "")
+        return f"[{inner}]" if isinstance(value, list) else f"({inner})"
+    return repr(value)
+
+
+def _assigned(text: str) -> dict[str, Any]:
+    """Values of the variables at the top of a config that are plain data."""
+    found = {}
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            try:
+                found[node.targets[0].id] = ast.literal_eval(node.value)
+            except ValueError:
+                continue
+    return found
+
+
+def _base(base: str, out: Path) -> str:
+    """Path of a base for a config in another folder: relative inside of this tree, else whole."""
+    path, folder = (EXAMPLES / base).resolve(), out.resolve().parent
+    return os.path.relpath(path, folder) if folder.is_relative_to(EXAMPLES.parents[1]) else str(path)
+
+
+def _length(task: str, images: int, values: Mapping[str, Any], stated: Mapping[str, Any]) -> dict[str, Any]:
+    """Batch and epochs for a number of training images, where they are not stated."""
+    batch, habits = int(values["_batch"]), HABITS[task]
+    while "_batch" not in stated and batch > habits.min_batch and images < STEPS_PER_EPOCH * batch:
+        batch //= 2
+    epochs = min(MAX_EPOCHS, max(int(values["_epochs"]), -(-habits.min_steps * batch // max(images, 1))))
+    return {"_batch": batch, "_epochs": stated.get("_epochs", epochs)}
+
+
+def _summary(out: Path, values: Mapping[str, Any], images: int) -> list[str]:
+    batch, epochs = values["_batch"], values["_epochs"]
+    length = f"{epochs} epochs of {images // batch:,} steps, batch {batch}"
+    lines = [f"wrote {out}: {values['_network']}, images of {values['_size']} pixels, {length}"]
+    if values["_weights"] is None:
+        lines.append(
+            "it begins with no weights; with those of ImageNet it learns far more from few images: set _weights, such "
+            "as to 'convnext_tiny.fb_in1k', which timm downloads (docs/weights.md)"
+        )
+    commands = ("check_data.py {}", "train.py {} --dry-run", "train.py {}")
+    file = str(out) if re.fullmatch(r"[\w./-]+", str(out)) else f"'{out}'"
+    return [*lines, "next:", *(f"    python tools/{command.format(file)}" for command in commands)]

@@ -1,0 +1,241 @@
+"""Images and label images: their folders and suffixes, and what the numbers in the labels mean."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from statistics import median
+from typing import Any
+
+from analysis.own_data.splits import Findings, Request, choose_splits, common_start, sample_evenly, split_of
+from backbones.errors import ConfigError, DataError
+from engine.data.image_files import IMAGE_SUFFIXES, LABEL_MODES, inspect_image
+from engine.data.paths import list_files
+from segmentation.data import IGNORE_INDEX
+
+NAME_FILES = ("classes.txt", "labels.txt", "names.txt", "codes.txt", "label_names.txt")
+UNLABELLED_NAMES = ("unlabelled", "unlabeled", "void", "ignore", "not labelled")
+MIN_PAIRED = 0.9  # of the files of two folders that belong together
+MAX_OPENED = 3  # files of a folder that tell whether it holds labels
+MAX_READ = 300  # label images whose values are counted
+MAX_CLASS_VALUES = 64  # in a label image; a grey photograph has more
+CROPS = (128, 192, 256, 320, 384, 448, 512)
+SHORT_SIDES = (256, 512)  # of images as they are scaled; the upper end is ADE20K's
+MAX_RATIO = 4  # of the longer side to the shorter
+
+
+@dataclass(frozen=True)
+class LabelledFolder:
+    """A folder of images, that of their label images, and the suffixes that pair them.
+
+    Attributes:
+        images: Folder of the images, in the data folder.
+        labels: Folder of the label images.
+        suffixes: Ends of the names of images and of labels.
+        stems: Names without suffix.
+    """
+
+    images: str
+    labels: str
+    suffixes: tuple[str, str]
+    stems: frozenset[str]
+
+
+def find_label_images(request: Request) -> Findings:
+    """Find images, labels, and what the numbers in the labels mean.
+
+    Args:
+        request: What the command line says.
+
+    Raises:
+        DataError: If there are no images with label images of one channel.
+        ConfigError: If there are other class names than numbers in the labels.
+    """
+    found = {pair.images: pair for pair in _merged(_pairs(request.data))}
+    if not found:
+        raise DataError(
+            f"{str(request.data)!r} has no folder of images with one of label images: one channel, the same names but "
+            "for the suffix, one suffix for all images and one for all labels"
+        )
+    chosen = {split: found[name] for split, name in choose_splits(list(found), request).items()}
+    train = chosen["train"]
+    odd = [pair for pair in chosen.values() if pair.suffixes != train.suffixes]
+    if odd:
+        raise DataError(
+            f"suffixes {odd[0].suffixes} in {odd[0].images!r} and {train.suffixes} in {train.images!r}: rename"
+        )
+    settings: dict[str, Any] = {
+        f"_{split}": {"data_prefix": {"img_path": pair.images, "seg_map_path": pair.labels}}
+        for split, pair in chosen.items()
+    }
+    settings["_suffixes"] = {"img_suffix": train.suffixes[0], "seg_map_suffix": train.suffixes[1]}
+    facts = [
+        f"{split}: {len(pair.stems):,} images in {pair.images!r}, labels in {pair.labels!r}"
+        for split, pair in chosen.items()
+    ]
+    settings |= _meaning(_stored_values(request.data, list(chosen.values()), facts), request)
+    settings |= _sizes(request.data, train)
+    return Findings(settings, len(train.stems), facts)
+
+
+def _pairs(data: Path) -> list[LabelledFolder]:
+    """Each folder of label images with the folder of images whose names fit best."""
+    groups: dict[tuple[str, str], list[str]] = defaultdict(list)  # names by folder and extension
+    for path in list_files(str(data), []):
+        folder, name = os.path.split(os.path.relpath(path, data))
+        if name.lower().endswith(IMAGE_SUFFIXES):
+            groups[folder, os.path.splitext(name)[1]].append(name)
+    labels = {key for key, names in groups.items() if _are_labels(data / key[0], names)}
+    found = []
+    for key in sorted(labels):
+        fits = [
+            fit for other in sorted(groups.keys() - labels) if (fit := _fit(other, groups[other], key, groups[key]))
+        ]
+        if fits:
+            found.append(max(fits, key=lambda fit: _nearness(fit.images, fit.labels)))
+    return found
+
+
+def _are_labels(folder: Path, names: Sequence[str]) -> bool:
+    for name in sample_evenly(sorted(names), MAX_OPENED):
+        info = inspect_image(str(folder / name), values=True)
+        few = len(info.value_counts or ()) <= MAX_CLASS_VALUES
+        if info.problem or info.mode not in LABEL_MODES or info.format == "JPEG" or not few:
+            return False
+    return True
+
+
+def _fit(image_key: tuple[str, str], images: Sequence[str], label_key: tuple[str, str], labels: Sequence[str]) -> Any:
+    """The pair of two folders if most of their names are the same but for suffixes, else ``None``."""
+    for image_end in dict.fromkeys((image_key[1], _common_end(images))):
+        for label_end in dict.fromkeys((label_key[1], _common_end(labels))):
+            stems = {name.removesuffix(image_end) for name in images}
+            both = stems & {name.removesuffix(label_end) for name in labels}
+            if len(both) >= MIN_PAIRED * max(len(images), len(labels)):
+                return LabelledFolder(image_key[0], label_key[0], (image_end, label_end), frozenset(both))
+    return None
+
+
+def _common_end(names: Sequence[str]) -> str:
+    """What all names end with, from a separator on, such as ``_mask.png``."""
+    backwards = [name[::-1] for name in names]
+    first = min(backwards)
+    end = first[: common_start(first, max(backwards))][::-1]
+    starts = [end.find(mark) for mark in "_-. " if mark in end]
+    return end[min(starts) :] if starts else end
+
+
+def _nearness(images: str, labels: str) -> tuple[bool, int]:
+    one, other = PurePath(images).parts, PurePath(labels).parts
+    return split_of(images) == split_of(labels), sum(part in other for part in one)
+
+
+def _merged(pairs: Sequence[LabelledFolder]) -> list[LabelledFolder]:
+    """Pairs of sub-folders of the same name, such as cities, taken as one of the folders above, up to the splits."""
+    merged: dict[tuple[str, str, tuple[str, str]], set[str]] = defaultdict(set)
+    for pair in pairs:
+        images, labels, below = PurePath(pair.images), PurePath(pair.labels), PurePath()
+        while (
+            len(images.parts) > 1 and len(labels.parts) > 1 and images.name == labels.name and not split_of(images.name)
+        ):
+            images, labels, below = images.parent, labels.parent, PurePath(images.name) / below
+        merged[str(images), str(labels), pair.suffixes] |= {(below / stem).as_posix() for stem in pair.stems}
+    if len(merged) < len(pairs) and len(merged) == 1:  # the sub-folders are the splits
+        return list(pairs)
+    return [LabelledFolder(*key, frozenset(stems)) for key, stems in merged.items()]
+
+
+def _paths(data: Path, pair: LabelledFolder) -> list[tuple[str, str]]:
+    """Image and labels of each pair."""
+    return [
+        (str(data / pair.images / (stem + pair.suffixes[0])), str(data / pair.labels / (stem + pair.suffixes[1])))
+        for stem in sorted(pair.stems)
+    ]
+
+
+def _stored_values(data: Path, pairs: Sequence[LabelledFolder], facts: list[str]) -> list[int]:
+    """The values of some hundred label images, sorted; a line says how common they are."""
+    counts: Counter[int] = Counter()
+    paths = [label for pair in pairs for _, label in _paths(data, pair)]
+    sample = sample_evenly(paths, MAX_READ)
+    for path in sample:
+        counts.update(inspect_image(path, values=True).value_counts or {})
+    total = max(1, sum(counts.values()))
+    shares = ", ".join(f"{value} ({counts[value] / total:.1%})" for value in sorted(counts)[:MAX_CLASS_VALUES])
+    facts.append(f"values in {len(sample):,} of {len(paths):,} labels: {shares}")
+    return sorted(counts)
+
+
+def _meaning(values: Sequence[int], request: Request) -> dict[str, Any]:
+    """Class names and label settings for the values that are stored."""
+    known = [value for value in values if value not in (IGNORE_INDEX, request.unlabelled)]
+    masks = list(values) == [0, IGNORE_INDEX] and request.unlabelled is None
+    names = request.classes or _names_in_file(request.data)
+    unlabelled = request.unlabelled
+    if names and unlabelled is None and not masks:
+        names, unlabelled = _without_unlabelled(names)
+        known = [value for value in known if value != unlabelled]
+    if masks:
+        known = [0, IGNORE_INDEX]
+    if not names:
+        names = _asked_names(known, request)
+    if unlabelled is None and known == list(range(1, len(names) + 1)):
+        unlabelled = 0
+    elif unlabelled is None and 1 < len(names) == len(known) - 1:
+        unlabelled = _asked_number(known, names, request)
+        known = [value for value in known if value != unlabelled]
+    settings: dict[str, Any] = {"classes": tuple(names), "reduce_zero_label": unlabelled == 0}
+    if unlabelled not in (None, 0, IGNORE_INDEX):
+        settings["unlabelled"] = unlabelled
+    first, last = int(unlabelled == 0), len(names) - 1 + int(unlabelled == 0)
+    if all(first <= value <= last for value in known):
+        return settings
+    if len(known) == len(names):  # any numbers
+        return {**settings, "reduce_zero_label": False, "label_values": tuple(known), "unlabelled": unlabelled}
+    raise ConfigError(
+        f"{len(names)} class names for {len(known)} values in the labels ({', '.join(map(str, known[:20]))}): name all "
+        "of them in order by --classes, and the number that means 'not labelled' by --unlabelled"
+    )
+
+
+def _names_in_file(data: Path) -> tuple[str, ...]:
+    path = next((data / name for name in NAME_FILES if (data / name).is_file()), None)
+    lines = path.read_text(encoding="utf-8").splitlines() if path else []
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+def _without_unlabelled(names: Sequence[str]) -> tuple[tuple[str, ...], int | None]:
+    """Names without a first or last one that means "not labelled", and its number."""
+    for index in (0, len(names) - 1):
+        if names[index].lower() in UNLABELLED_NAMES:
+            return tuple(name for i, name in enumerate(names) if i != index), index
+    return tuple(names), None
+
+
+def _asked_names(values: Sequence[int], request: Request) -> tuple[str, ...]:
+    question = f"Which classes are the values {', '.join(map(str, values[:20]))} (names in order, with commas)?"
+    answer = request.answer(question, "--classes NAME,NAME... or --classes FILE")
+    return tuple(name.strip() for name in answer.split(",") if name.strip())
+
+
+def _asked_number(values: Sequence[int], names: Sequence[str], request: Request) -> int:
+    question = f"{len(names)} names for {len(values)} values: which number means 'not labelled'?"
+    answer = request.answer(question, "--unlabelled N")
+    if answer not in map(str, values):
+        raise ConfigError(f"{answer!r} is no value in the labels: {', '.join(map(str, values[:20]))}")
+    return int(answer)
+
+
+def _sizes(data: Path, train: LabelledFolder) -> dict[str, Any]:
+    """Size to which images are scaled, and the crop that the network sees."""
+    infos = [inspect_image(image) for image, _ in sample_evenly(_paths(data, train), MAX_READ)]
+    sizes = [info.size for info in infos if info.problem is None]
+    if not sizes:
+        return {}
+    short, ratio = median(min(size) for size in sizes), median(max(size) / min(size) for size in sizes)
+    side = round(min(max(short, SHORT_SIDES[0]), SHORT_SIDES[1]))
+    crop = max(size for size in CROPS if size <= max(side, CROPS[0]))
+    return {"_size": (round(side * min(ratio, MAX_RATIO)), side), "_crop": crop}
