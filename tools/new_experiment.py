@@ -29,6 +29,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, metavar="N", help="images in a step (default: by the number of images)")
     parser.add_argument("--epochs", type=int, metavar="N", help="length (default: by the number of images)")
     args = parser.parse_args()
+    for name in ("batch", "epochs"):
+        if vars(args)[name] is not None and vars(args)[name] < 1:
+            parser.error(f"--{name}: at least 1")
 
     from analysis.own_data import Request, new_config
     from engine.config.classes import class_names

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import timm
+
 from analysis.own_data.class_folders import find_class_folders
 from analysis.own_data.coco_files import find_coco_files
 from analysis.own_data.label_images import find_label_images
@@ -171,9 +173,11 @@ def _summary(out: Path, values: Mapping[str, Any], images: int) -> list[str]:
     length = f"{epochs} epochs of {images // batch:,} steps, batch {batch}"
     lines = [f"wrote {out}: {values['_network']}, images of {values['_size']} pixels, {length}"]
     if values["_weights"] is None:
+        published = timm.list_models(f"{values['_network']}.*", pretrained=True)
+        such = f", such as to {published[0]!r}, which timm downloads" if published else ""
         lines.append(
-            "it begins with no weights; with those of ImageNet it learns far more from few images: set _weights, such "
-            "as to 'convnext_tiny.fb_in1k', which timm downloads (docs/weights.md)"
+            "it begins with no weights; with those of ImageNet it learns far more from few images: set _weights"
+            f"{such} (docs/weights.md)"
         )
     commands = ("check_data.py {}", "train.py {} --dry-run", "train.py {}")
     file = str(out) if re.fullmatch(r"[\w./-]+", str(out)) else f"'{out}'"

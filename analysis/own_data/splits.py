@@ -100,7 +100,7 @@ def choose_splits(found: Sequence[str], request: Request) -> dict[str, str]:
     rest = [one for one in found if one not in chosen.values()]
     unnamed = [one for one in rest if split_of(one) is None]
     for split in SPLITS:
-        fits = [one for one in rest if split_of(one) == split]
+        fits = [one for one in rest if split_of(one) == split and one not in chosen.values()]
         if split in chosen or (split == "test" and len(fits) != 1):
             continue
         if split == "val" and not fits and not unnamed and "test" not in chosen:
