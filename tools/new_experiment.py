@@ -20,8 +20,8 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="config to write, such as configs/my.py"
     )
-    for split in ("train", "val", "test"):
-        parser.add_argument(f"--{split}", metavar="NAME", help=f"{split} folder or annotation file, inside of --data")
+    for option in ("--train", "--val", "--test"):
+        parser.add_argument(option, metavar="NAME", help="folder or annotation file of this split, inside of --data")
     parser.add_argument("--classes", metavar="NAME,NAME...|FILE", help="class names in order, or a file of them")
     parser.add_argument("--unlabelled", type=int, metavar="N", help='number in label images that means "not labelled"')
     parser.add_argument("--network", metavar="NAME", help="backbone (default: convnext_tiny)")

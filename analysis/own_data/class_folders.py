@@ -10,7 +10,7 @@ from backbones.errors import DataError
 from classification.data import class_folders, list_images
 from engine.data.image_files import inspect_image
 
-MAX_DEPTH = 3  # of the folder that holds the splits, below the data folder
+MAX_LEVELS = 3  # of the folder that holds the splits, below the data folder
 MAX_MEASURED = 200  # images whose size is read
 INPUT_SIDES = (64, 96, 128, 160, 192, 224)  # sides of the network's input; small images are not enlarged
 
@@ -19,7 +19,7 @@ def find_class_folders(request: Request) -> Findings:
     """Find the splits and classes of a classification data set.
 
     Args:
-        request: What the command line says.
+        request: Settings of the command line.
 
     Raises:
         DataError: If there are no class folders in a folder for each split.
@@ -49,7 +49,7 @@ def _split_folders(request: Request) -> list[Path]:
     if "train" in request.splits and (request.data / request.splits["train"]).is_dir():
         return _with_folders((request.data / request.splits["train"]).parent)
     level = [request.data]
-    for _ in range(MAX_DEPTH):
+    for _ in range(MAX_LEVELS):
         for folder in level:
             splits = _with_folders(folder)
             if any(split_of(one.name) == "train" for one in splits) or _hold_the_same(splits):

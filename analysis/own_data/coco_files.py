@@ -18,7 +18,7 @@ from engine.data.paths import list_files
 
 LISTS = ("images", "annotations", "categories")
 MAX_LOOKED_UP = 100  # images of an annotation file whose folder is looked up
-SHORT_SIDES, MAX_LONG_SIDE = (320, 800), 1333  # mmdet's customary size is the upper end
+DETECTION_SIDES, MAX_LONG_SIDE = (320, 800), 1333  # mmdet's customary size is the upper end
 OTHER_FORMATS = {".xml": "Pascal VOC", ".txt": "YOLO", ".csv": "a table"}
 
 
@@ -26,7 +26,7 @@ def find_coco_files(request: Request) -> Findings:
     """Find the annotation files and image folders of a detection data set.
 
     Args:
-        request: What the command line says.
+        request: Settings of the command line.
 
     Raises:
         DataError: If there is no annotation file with objects, or its images are not there.
@@ -127,5 +127,5 @@ def _classes(contents: Sequence[Mapping[str, Any]], facts: list[str]) -> list[st
 def _training_size(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
     """Longer and shorter side to which images are scaled: the usual size within mmdet's customary ones."""
     short, ratio = median(min(size) for size in sizes), median(max(size) / min(size) for size in sizes)
-    short = min(max(short, SHORT_SIDES[0]), SHORT_SIDES[1], MAX_LONG_SIDE / ratio)
+    short = min(max(short, DETECTION_SIDES[0]), DETECTION_SIDES[1], MAX_LONG_SIDE / ratio)
     return round(short * ratio), round(short)

@@ -30,7 +30,7 @@ class Habits(NamedTuple):
     """How the data of a task is found and how long it is trained.
 
     Attributes:
-        find: Looks at a folder.
+        find: Function that looks at a folder.
         min_batch: Smallest batch.
         min_steps: Steps of a training, unless that takes more than a hundred epochs; a choice, as are the examples'.
     """
@@ -53,7 +53,7 @@ def new_config(task: str, out: Path, request: Request) -> list[str]:
     Args:
         task: Name of the task.
         out: File to write, which may not exist.
-        request: What the command line says.
+        request: Settings of the command line.
 
     Returns:
         What was found and written, one line each.

@@ -23,7 +23,7 @@ MAX_OPENED = 3  # files of a folder that tell whether it holds labels
 MAX_READ = 300  # label images whose values are counted
 MAX_CLASS_VALUES = 64  # in a label image; a grey photograph has more
 CROPS = (128, 192, 256, 320, 384, 448, 512)
-SHORT_SIDES = (256, 512)  # of images as they are scaled; the upper end is ADE20K's
+SCENE_SIDES = (256, 512)  # of images as they are scaled; the upper end is ADE20K's
 MAX_RATIO = 4  # of the longer side to the shorter
 
 
@@ -48,7 +48,7 @@ def find_label_images(request: Request) -> Findings:
     """Find images, labels, and what the numbers in the labels mean.
 
     Args:
-        request: What the command line says.
+        request: Settings of the command line.
 
     Raises:
         DataError: If there are no images with label images of one channel.
@@ -236,6 +236,6 @@ def _sizes(data: Path, train: LabelledFolder) -> dict[str, Any]:
     if not sizes:
         return {}
     short, ratio = median(min(size) for size in sizes), median(max(size) / min(size) for size in sizes)
-    side = round(min(max(short, SHORT_SIDES[0]), SHORT_SIDES[1]))
+    side = round(min(max(short, SCENE_SIDES[0]), SCENE_SIDES[1]))
     crop = max(size for size in CROPS if size <= max(side, CROPS[0]))
     return {"_size": (round(side * min(ratio, MAX_RATIO)), side), "_crop": crop}

@@ -14,7 +14,7 @@ from backbones.errors import DataError
 SPLITS = {"train": "training", "val": "validation", "test": "a test"}
 # Beginnings of a word in the name of a folder or file: train2017, trainannot, Validierung, dev, _test.
 SPLIT_WORDS = {"train": r"tra?in|trn", "val": r"val|dev", "test": r"test|tst"}
-MAX_LISTED = 6
+MAX_QUOTED = 6
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Findings:
     Attributes:
         settings: Values for the settings of the task's example, by name.
         images: Number of training images.
-        facts: What a person should know, one line each.
+        facts: Findings in words, one line each.
     """
 
     settings: dict[str, Any]
@@ -82,7 +82,7 @@ def choose_splits(found: Sequence[str], request: Request) -> dict[str, str]:
 
     Args:
         found: Their paths in the data folder.
-        request: What was stated, and whom to ask.
+        request: Settings of the command line, and the one to ask.
 
     Returns:
         One for ``train`` and ``val``, and for ``test`` if there is one. Without validation data the test is both.
@@ -125,8 +125,8 @@ def _ask_which(split: str, fits: Sequence[str], request: Request) -> str:
 
 def listed(names: Sequence[str]) -> str:
     """Names in quotes, the first six of many."""
-    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
-    return ", ".join(map(repr, names[:MAX_LISTED])) + more
+    more = f" and {len(names) - MAX_QUOTED} more" if len(names) > MAX_QUOTED else ""
+    return ", ".join(map(repr, names[:MAX_QUOTED])) + more
 
 
 def common_start(one: Sequence[Any], other: Sequence[Any]) -> int:

@@ -13,8 +13,15 @@ import pytest
 from tests.own_data import objects, photographs, scenes
 
 SHORT = ("--network", "convnext_atto", "--batch", 2, "--epochs", 1)
-# An untrained detector finds a hundred objects in any image: few do here.
-FEW = ["model.test_cfg.rpn.max_per_img=20", "model.test_cfg.rcnn.max_per_img=2", "model.train_cfg.rcnn.sampler.num=32"]
+# An untrained detector finds a hundred objects in any image, a segmentor's head is wide: less of both is enough here.
+SMALL: dict[str, list[str]] = {
+    "classification": [],
+    "detection": [
+        *("model.test_cfg.rpn.max_per_img=20", "model.test_cfg.rcnn.max_per_img=2"),
+        "model.train_cfg.rcnn.sampler.num=32",
+    ],
+    "segmentation": ["model.decode_head.channels=8", "model.auxiliary_head.channels=8"],
+}
 DATA: dict[str, tuple[Callable[[Path], Path], tuple[str, ...], str, str]] = {
     # Data, what has to be said, an image, and a score.
     "classification": (photographs, ("--train", "Übung"), "Prüfung/ant hill", "top1"),
@@ -33,8 +40,8 @@ def test_from_a_folder_to_a_result(task: str, tool: Any, tmp_path: Path) -> None
     assert start == ["tools/train.py", str(config)]
     assert dry == [*start, "--dry-run"]
     assert check == ["tools/check_data.py", str(config)]
-    few = ("--cfg-options", *FEW) if task == "detection" else ()
-    place = ("--work-dir", folder, *few)
+    small = ("--cfg-options", *SMALL[task]) if SMALL[task] else ()
+    place = ("--work-dir", folder, *small)
     for command in (check[1:], dry[1:], [*start[1:], *place]):
         name = "check_data.py" if command == check[1:] else "train.py"
         ended = tool(name, *command)
@@ -43,7 +50,7 @@ def test_from_a_folder_to_a_result(task: str, tool: Any, tmp_path: Path) -> None
     ended = tool("test.py", config, weights, *place)
     assert ended.code == 0, ended.err
     assert score in json.loads((folder / "test.json").read_text())["metrics"]
-    ended = tool("predict.py", config, weights, data / images, "--out", tmp_path / "seen", *few)
+    ended = tool("predict.py", config, weights, data / images, "--out", tmp_path / "seen", *small)
     assert ended.code == 0, ended.err
     assert any((tmp_path / "seen").iterdir())
 
