@@ -45,11 +45,15 @@ class Request:
             option: Option of the command line that says the same.
 
         Raises:
-            DataError: If there is nobody to ask.
+            DataError: If there is nobody to ask, or no answer.
         """
-        if self.ask is None:
+        try:
+            answer = self.ask(f"{question} ").strip() if self.ask else ""
+        except EOFError:
+            answer = ""
+        if not answer:
             raise DataError(f"{question} Say it by {option}")
-        return self.ask(f"{question} ").strip()
+        return answer
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,8 @@ def test_on_a_terminal_it_is_asked() -> None:
 
     assert choose_splits(("a", "b"), Request(Path("data"), ask=ask)) == {"train": "b", "val": "a"}
     assert asked == ["Which is for training: 'a', 'b'? "]
+    with pytest.raises(UserError, match=r"training: 'a', 'b'\? Say it by --train"):
+        choose_splits(("a", "b"), Request(Path("data"), ask=lambda question: ""))
     with pytest.raises(UserError, match="'b' is none of 'c', 'd'"):
         choose_splits(("c", "d"), Request(Path("data"), ask=ask))
 
