@@ -43,7 +43,7 @@ class ProbeResult:
         knn: Top-1 accuracy in per cent of the weighted vote of k neighbours, for each k.
         linear: Top-1 accuracy in per cent of the linear classifier.
         weight_decay: Weight decay of the linear classifier, chosen on a fifth of the training images.
-        weights: What was loaded into the backbone, in words.
+        weights: Report in words of the weights that were loaded.
     """
 
     train_images: int

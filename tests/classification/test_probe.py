@@ -28,9 +28,12 @@ def test_a_vote_is_weighted_by_similarity() -> None:
     assert knn_accuracy(near, labels, val, truth, 3) == 0.0
 
 
-def test_a_linear_classifier_needs_no_equal_scales() -> None:
-    train, val = clusters(90, 0.1, 0), clusters(60, 0.1, 1)
-    assert linear_accuracy(*train, *val, 1e-3) == 100.0
+def test_the_scale_of_a_feature_does_not_matter_to_a_linear_classifier() -> None:
+    (train, labels), (val, truth) = clusters(90, 0.5, 0), clusters(300, 0.5, 1)
+    scales = torch.tensor([1e-3, 1.0, 1e3, 1.0])
+    plain = linear_accuracy(train, labels, val, truth, 0.1)
+    assert 50 < plain < 100
+    assert linear_accuracy(train * scales, labels, val * scales, truth, 0.1) == pytest.approx(plain, abs=0.5)
 
 
 def test_noise_gets_more_weight_decay_than_a_signal() -> None:
