@@ -45,7 +45,8 @@ from backbones.errors import ConfigError, nearest
 from backbones.packages import DECODER_PACKAGES, LOGGER_PACKAGES, is_absent, missing_package_error
 from engine.config.building import build, building, check_arguments
 from engine.config.datasets import all_datasets
-from engine.config.load import AMP_SETTINGS, Resolved
+from engine.config.load import Resolved
+from engine.config.precision import AMP_SETTINGS
 from engine.config.schema import is_whole
 from engine.config.world import Launch
 from engine.optim.schedules import stated_schedules

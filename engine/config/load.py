@@ -19,14 +19,13 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
-from mmengine.optim import AmpOptimWrapper
-from mmengine.registry import MODELS, OPTIM_WRAPPERS
+from mmengine.registry import MODELS
 
 from backbones.errors import ConfigError, UserError, describe_error
 from backbones.packages import missing_package, missing_package_error
 from backbones.registry import unknown_backbone
 from engine.config.batch import BatchPlan, plan_batch, scaled_lr
-from engine.config.building import build, registered_class
+from engine.config.building import build
 from engine.config.channels import set_image_channels
 from engine.config.class_weights import set_class_weights
 from engine.config.classes import FROM_DATA, class_names, fill_classes, palette
@@ -42,6 +41,7 @@ from engine.config.datasets import (
 )
 from engine.config.environment import check_environment
 from engine.config.options import check_options, drop_foreign_arguments
+from engine.config.precision import fit_precision
 from engine.config.schema import check_settings, is_whole
 from engine.config.world import Launch
 from engine.task import TASK_SPECS, task_of
@@ -62,7 +62,6 @@ RENAMED_LOOPS = {"EpochBasedTrainLoop": "EpochLoop", "IterBasedTrainLoop": "Iter
 LOG_PROCESSOR = "ScoreLogProcessor"  # mmengine's LogProcessor shows the mean of ten validations for a ``val_loss``
 DATA_KEYS = ("_dataloader", "_pipeline")
 CHECKED_READERS = {"LoadImageFromFile": "LoadCheckedImage"}  # mmcv's reads the rest of a truncated file as grey
-AMP_SETTINGS = ("dtype", "loss_scale", "use_fp64")  # arguments of AmpOptimWrapper alone
 FROM_BACKBONE = re.compile(r"from_backbone(?:\[(\d)\])?")
 
 
@@ -346,12 +345,7 @@ def _fit_to_launch(cfg: Config, launch: Launch, notes: list[str]) -> None:
         if replaced:
             where = "one process" if launch.processes == 1 else "CPU"
             notes.append(f"SyncBN -> BN in {replaced} place{'s' if replaced > 1 else ''} ({where})")
-    wrapper = registered_class(OPTIM_WRAPPERS, (cfg.get("optim_wrapper") or {}).get("type"))
-    if launch.device == "cpu" and wrapper is not None and issubclass(wrapper, AmpOptimWrapper):
-        for key in AMP_SETTINGS:
-            cfg.optim_wrapper.pop(key, None)
-        cfg.optim_wrapper.type = "OptimWrapper"
-        notes.append("mixed precision -> float32 (CPU)")
+    fit_precision(cfg, launch.device, notes)
     cfg.setdefault("env_cfg", {}).dist_cfg = dict(backend="nccl" if launch.device == "cuda" else "gloo")
     cfg.launcher = "pytorch" if launch.processes > 1 else "none"
 

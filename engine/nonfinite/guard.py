@@ -29,6 +29,7 @@ from backbones.errors import MachineError, UserError
 from engine.checkpoint.rng import RandomState
 from engine.checkpoint.store import cpu_copy, write_checkpoint
 from engine.config.environment import NonFinitePolicy
+from engine.config.precision import CpuAmpOptimWrapper
 from engine.distributed.sharding import gather_whole, unwrapped
 from engine.launch.exit_codes import EXIT_NONFINITE
 from engine.nonfinite.batch_codec import describe_samples, encode
@@ -290,7 +291,7 @@ class NonFiniteGuard(Hook):
     def _precision(self) -> str | None:
         """The dtype of mixed precision; ``None`` without."""
         wrapper = self._runner.optim_wrapper
-        if not isinstance(wrapper, AmpOptimWrapper):
+        if not isinstance(wrapper, AmpOptimWrapper | CpuAmpOptimWrapper):
             return None
         dtype = wrapper.cast_dtype or torch.get_autocast_dtype(get_device())
         return str(dtype).removeprefix("torch.")

@@ -33,6 +33,7 @@ from engine.checkpoint.state import LOCAL_BATCH_NORMS
 from engine.config.batch import BatchPlan, micro_batch_size
 from engine.config.building import registered_class
 from engine.config.load import ema_settings
+from engine.config.precision import CpuAmpOptimWrapper
 from engine.optim.tensors import tensors_in
 from engine.task import Shape, task_of_model
 
@@ -214,9 +215,10 @@ def moments_of(optimizer: Mapping[str, Any]) -> int:
 def autocast_dtype(optim_wrapper: Mapping[str, Any]) -> torch.dtype | None:
     """The dtype of mixed precision, ``None`` for float32."""
     wrapper = registered_class(OPTIM_WRAPPERS, optim_wrapper.get("type"))
-    if wrapper is None or not issubclass(wrapper, AmpOptimWrapper):
+    if wrapper is None or not issubclass(wrapper, AmpOptimWrapper | CpuAmpOptimWrapper):
         return None
-    return torch.bfloat16 if optim_wrapper.get("dtype") == "bfloat16" else torch.float16
+    wide = wrapper is CpuAmpOptimWrapper or optim_wrapper.get("dtype") == "bfloat16"
+    return torch.bfloat16 if wide else torch.float16
 
 
 def training_shape(cfg: Config) -> Shape | None:

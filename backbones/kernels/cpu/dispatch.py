@@ -46,6 +46,12 @@ def has_avx512() -> bool:
     return "AVX512" in torch.backends.cpu.get_cpu_capability()
 
 
+@cache
+def has_bfloat16() -> bool:
+    """Whether the processor has instructions for products in bfloat16: AVX512_BF16, AMX, or those of Armv8.6."""
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(f"{cpu_info('flags')} {cpu_info('Features')}".split())
+
+
 def compute_dtype(x: Tensor) -> torch.dtype | None:
     """Precision of products with this input; ``None`` where no form supports it."""
     autocast = torch.is_autocast_enabled("cpu")
