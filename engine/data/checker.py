@@ -22,13 +22,12 @@ from backbones.channels import stated_channels
 from backbones.errors import ConfigError
 from engine.config.datasets import inner_datasets
 from engine.data.findings import DataFinding
-from engine.data.image_files import ImageInfo, inspect_image
+from engine.data.image_files import OPENCV_MAX_PIXELS, ImageInfo, inspect_image
 from engine.data.network_input import NetworkInput
 from engine.data.orientation import SIDEWAYS_ORIENTATIONS, Size, applies_orientation
 
 LARGE_IMAGE_PIXELS = 50_000_000  # larger images are worth a warning
 MIN_IMAGE_SIDE = 8  # pixels; smaller images are worth a warning
-OPENCV_MAX_PIXELS = 2**30  # OpenCV refuses to decode more
 # Standard deviations from the mean, and between the values of an image, that tell of mean and std for other values.
 MAX_DEVIATIONS, MIN_DEVIATIONS = 50.0, 0.05
 PILLOW_MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**29)  # Pillow refuses to decode more

@@ -27,6 +27,7 @@ from engine.data.orientation import ORIENTATION_TAG, SIDEWAYS_ORIENTATIONS, Size
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 HEAD_BYTES, TAIL_BYTES = 65536, 4096  # read from a file whose pixels are not needed
 LABEL_MODES = ("L", "P", "1", "I;16", "I")  # Pillow's modes of one channel of whole numbers
+OPENCV_MAX_PIXELS = 2**30  # OpenCV refuses to decode more
 MAX_LABEL_VALUES = 300  # distinct values kept of one label image
 # Exceptions of Pillow's readers for damaged files.
 PILLOW_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError, Image.DecompressionBombError)
@@ -278,14 +279,14 @@ def _unlimited_pixels() -> Iterator[None]:
 def _image_info(image: Image.Image, head: bytes, size: int, digest: int, decode: bool, values: bool) -> ImageInfo:
     if image.format == "TIFF" and (reason := _tiff_truncation(image, size)):
         return ImageInfo(("truncated image", reason))
-    value_counts = None
+    value_counts, readable = None, image.width * image.height <= OPENCV_MAX_PIXELS  # decoding more may take all memory
     frames = 2 if getattr(image, "is_animated", False) else 1
     mode, transparent = image.mode, "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa")
-    if values and mode in LABEL_MODES:
+    if values and mode in LABEL_MODES and readable:
         labels, pixels = np.unique(np.asarray(image), return_counts=True)
         kept = slice(MAX_LABEL_VALUES)
         value_counts = dict(zip(labels[kept].astype(int).tolist(), pixels[kept].tolist(), strict=True))
-    elif decode or values:
+    elif (decode or values) and readable:
         image.load()
     return ImageInfo(
         digest=digest,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -191,3 +192,14 @@ def test_backslashes_in_the_name_of_a_missing_file(tmp_path: Path) -> None:
         with pytest.raises(DamagedImageError, match="backslashes"):
             load(path)
     assert inspect_image(str(tmp_path / "b.png")).problem == ("missing image", "is missing")
+
+
+@pytest.mark.parametrize("values", [False, True])
+def test_an_image_that_every_reader_refuses_for_its_size_is_not_decoded(tmp_path: Path, values: bool) -> None:
+    """A PNG of 60,000 x 60,000 grey pixels by its header, of which hardly any follow."""
+    path = tmp_path / "a.png"
+    content = saved(tmp_path, "a.png", Image.new("L", (8, 8))).read_bytes()
+    header = b"IHDR" + (60_000).to_bytes(4, "big") * 2 + content[24:29]
+    path.write_bytes(content[:12] + header + zlib.crc32(header).to_bytes(4, "big") + content[33:])
+    seen = inspect_image(str(path), decode=True, values=values)
+    assert (seen.problem, seen.size) == (None, (60_000, 60_000))

@@ -21,9 +21,9 @@ from backbones.errors import DataError, UserError
 from engine.data import check as data_check
 from engine.data import preflight
 from engine.data.check import check_datasets, evenly_spread
-from engine.data.checker import DAMAGE_KINDS, OPENCV_MAX_PIXELS, PILLOW_MAX_PIXELS, DataFile, DatasetChecker
+from engine.data.checker import DAMAGE_KINDS, PILLOW_MAX_PIXELS, DataFile, DatasetChecker
 from engine.data.findings import DataCheckResult, DataFinding
-from engine.data.image_files import ImageInfo
+from engine.data.image_files import OPENCV_MAX_PIXELS, ImageInfo
 from engine.data.paths import leads_outside
 from engine.data.preflight import DATA_CHECK_FILE, check_before_test, check_before_training, data_fingerprint
 
