@@ -141,10 +141,12 @@ def _complete_config(cfg: Config, notes: list[str]) -> None:
 
 
 def _check_training(cfg: Config, images: int) -> None:
-    """Refuse mmdet's mosaics and mixtures of images with masks: they keep the masks of one image for the boxes of all.
+    """Refuse a mask head without masks, and mmdet's mosaics and mixtures of images with masks.
+
+    Those transforms keep the masks of one image for the boxes of all.
 
     Raises:
-        ConfigError: With the transforms that mix masks too.
+        ConfigError: With the setting that loads masks, or the transforms that mix them too.
     """
     dataset = cfg.train_dataloader.dataset
     mixing = [step["type"] for step in dataset.get("pipeline", []) if step["type"].rpartition(".")[2] in WITHOUT_MASKS]
@@ -153,6 +155,13 @@ def _check_training(cfg: Config, images: int) -> None:
         raise ConfigError(
             f"train_dataloader.dataset: {mixing[0]} loses masks: use CachedMosaic, CachedMixUp or CopyPaste, or a "
             "detector without masks and LoadAnnotations with with_mask=False"
+        )
+    boxes_alone = [step for step in loading if step["type"].rpartition(".")[2] == "LoadAnnotations"]
+    boxes_alone = [step for step in boxes_alone if not step.get("with_mask")]
+    if boxes_alone and (cfg.model.get("roi_head") or {}).get("mask_head"):
+        raise ConfigError(
+            "train_dataloader.dataset: LoadAnnotations loads no masks, which model.roi_head.mask_head learns from: "
+            f"state with_mask={FROM_MODEL!r}, or model.roi_head.mask_head=None for boxes alone"
         )
 
 

@@ -71,6 +71,13 @@ def test_transforms_that_lose_masks_are_refused(kind: str, tmp_path: Path) -> No
         training_plan(found, Launch())
 
 
+def test_a_mask_head_without_masks_is_refused(tmp_path: Path) -> None:
+    boxes = [dict(type="LoadCheckedImage"), dict(type="LoadAnnotations", with_bbox=True)]
+    found = resolved(dict(type="ConcatDataset", datasets=[inner(), inner(pipeline=boxes)]), tmp_path)
+    with pytest.raises(ConfigError, match=r"loads no masks, which model\.roi_head\.mask_head learns from"):
+        training_plan(found, Launch())
+
+
 def test_a_wrapped_validation_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"val_dataloader\.dataset\.type='RepeatDataset': wrappers are for training"):
         resolved(dict(type="RepeatDataset", times=2, dataset=inner()), tmp_path, "val_dataloader")
