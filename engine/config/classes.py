@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,25 @@ def fill_classes(cfg: Config) -> None:
             f"config states no classes, and {why}: a tuple of names, a file with one name per line, or a known set"
         )
     cfg.classes = found[0]
+
+
+def check_own_names(dataset: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Refuse the ``metainfo`` of a data set that names other classes than the config, or in another order.
+
+    One with the colours of :func:`palette` is of a resolved config, whose classes were changed since.
+
+    Raises:
+        ConfigError: With the setting that holds for all data sets.
+    """
+    meta = dataset.get("metainfo") or {}
+    stated = meta.get("classes")
+    if stated is None or [tuple(one) for one in meta.get("palette") or ()] == palette(class_names(stated)):
+        return
+    if class_names(stated) != tuple(names):
+        raise ConfigError(
+            f"{dataset['type']}: metainfo.classes={stated!r} is not the config's classes ({', '.join(names[:5])}...): "
+            "name them once, as classes=(...) at the top of the config, for all data sets, heads and scores"
+        )
 
 
 def palette(names: Sequence[str]) -> list[tuple[int, int, int]]:

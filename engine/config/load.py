@@ -28,7 +28,7 @@ from engine.config.batch import BatchPlan, plan_batch, scaled_lr
 from engine.config.building import build
 from engine.config.channels import set_image_channels
 from engine.config.class_weights import set_class_weights
-from engine.config.classes import FROM_DATA, class_names, fill_classes, palette
+from engine.config.classes import FROM_DATA, check_own_names, class_names, fill_classes, palette
 from engine.config.custom_imports import drop_library_variables, read_config
 from engine.config.datasets import (
     carry_to_test,
@@ -272,6 +272,8 @@ def _set_classes(cfg: Config, notes: list[str]) -> None:
         # Only where they are drawn in colours: 21,841 of them take a while to print.
         colours = {"palette": palette(names)} if task_of(cfg).coloured_classes else {}
         for inner in inner_datasets(dataset):
+            if colours:
+                check_own_names(inner, names)
             inner.metainfo = dict(classes=names, **colours)
 
 
