@@ -39,10 +39,10 @@ def _export_wrapper(model: ImageClassifier) -> ExportedNetwork:
 
 
 def _check_training(cfg: Config, images: int) -> None:
-    """Refuse one class, and an odd number of images per process where mixup or cutmix pairs them.
+    """Refuse targets that are always the same, and an odd number of images where mixup or cutmix pairs them.
 
     Raises:
-        ConfigError: If there is one class, or the number is odd and images are mixed.
+        ConfigError: If there is one class, all labels are smoothed away, or the number is odd and images are mixed.
     """
     if len(names := class_names(cfg.classes)) == 1:
         raise ConfigError(
@@ -50,6 +50,11 @@ def _check_training(cfg: Config, images: int) -> None:
             "for all other images"
         )
     mixing = cfg.model.get("data_preprocessor") or {}
+    if mixing.get("label_smoothing", 0) >= 1:
+        raise ConfigError(
+            f"model.data_preprocessor.label_smoothing={mixing['label_smoothing']}: the targets would be the same for "
+            "every image, and nothing would be learnt: give less than 1, such as 0.1"
+        )
     if images % 2 and (mixing.get("mixup") or mixing.get("cutmix")):
         raise ConfigError(f"{images} images per process: mixup pairs them, so it has to be even")
 

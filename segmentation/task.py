@@ -127,7 +127,7 @@ def _no_names(dataset: Mapping[str, Any]) -> Sequence[str]:
 
 
 def _check_training(cfg: Config, images: int) -> None:
-    """Refuse heads whose loss is constant: one class, or the softmax of one score.
+    """Refuse heads whose loss is constant: one class, the softmax of one score, or a weight of 0.
 
     Raises:
         ConfigError: With the ways out.
@@ -140,6 +140,11 @@ def _check_training(cfg: Config, images: int) -> None:
                 continue
             losses = head.get("loss_decode") or []
             losses = losses if isinstance(losses, list | tuple) else [losses]
+            if place == "decode_head" and losses and not any(loss.get("loss_weight", 1.0) for loss in losses):
+                raise ConfigError(
+                    "model.decode_head.loss_decode: loss_weight is 0, and the head that is tested would learn nothing: "
+                    "give it a weight, such as 1.0"
+                )
             sigmoid = any(loss.get("use_sigmoid") or loss.get("loss_type") == "binary" for loss in losses)
             if one_class or (head.get("out_channels") == 1 and not sigmoid):
                 what = "there is one class" if one_class else "out_channels=1 with a softmax"

@@ -155,6 +155,8 @@ def training_plan(resolved: Resolved, launch: Launch) -> TrainingPlan:
     rows: list[GroupRow] = []
     if cfg.optim_wrapper.get("constructor") == LayerDecayConstructor.__name__:
         rows = group_rows(model, groups_of_config(model, cfg.optim_wrapper), peak)
+    if rows and not any(row.rate for row in rows):
+        raise ConfigError("optim_wrapper.paramwise_cfg: the rate of every group is 0, and nothing would be learnt")
     frozen = sum(param.numel() for param in model.parameters() if not param.requires_grad)
     lowest = min((row.rate for row in rows), default=peak)
     schedules = stated_schedules(cfg)

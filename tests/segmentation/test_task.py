@@ -91,3 +91,23 @@ def test_the_last_batch_of_an_epoch_divides_or_is_refused_before_training() -> N
     found = plan(**{"batch.size": 4, "batch.per_gpu": 2, **EPOCHS})
     with pytest.raises(ConfigError, match="the last 3 images of an epoch do not divide into 2 accumulation steps"):
         found.with_data(11, 3)
+
+
+def test_a_decode_head_without_weight_is_refused() -> None:
+    weightless = {"model.decode_head.loss_decode.loss_weight": 0.0}
+    with pytest.raises(ConfigError, match=r"decode_head\.loss_decode: loss_weight is 0"):
+        plan(**weightless)
+    assert plan(**{"model.auxiliary_head.loss_decode.loss_weight": 0.0}).memory.activations
+
+
+def test_names_in_a_data_set_s_metainfo_are_not_ignored(tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    text = f"_base_ = [{str(DIGITS)!r}]\nclasses = ('field', 'road')\n"
+    file.write_text(f"{text}val_dataloader = dict(dataset=dict(metainfo=dict(classes=('road', 'field'))))\n")
+    with pytest.raises(ConfigError, match=r"metainfo\.classes=.*'road', 'field'.*name them once"):
+        load_config(file, launch=Launch())
+    file.write_text(text)
+    again = tmp_path / "resolved.py"
+    load_config(file, launch=Launch()).cfg.dump(again)
+    changed = load_config(again, {"classes": ["field", "street"]}, Launch()).cfg
+    assert changed.train_dataloader.dataset.metainfo.classes == ("field", "street")

@@ -36,6 +36,22 @@ def test_a_classifier_of_one_class_is_refused() -> None:
         plan(DIGITS, classes=["cat"])
 
 
+def test_labels_that_are_smoothed_away_are_refused() -> None:
+    with pytest.raises(UserError, match=r"label_smoothing=1\.0: the targets would be the same"):
+        plan(DIGITS, **{"model.data_preprocessor.label_smoothing": 1.0})
+
+
+def test_rates_that_are_all_zero_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    keys = "{'head': dict(lr_mult=%s), 'backbone': dict(lr_mult=0.0)}"
+    own = f"optim_wrapper = dict(paramwise_cfg=dict(custom_keys={keys}))"
+    file.write_text(f"_base_ = [{str(DIGITS)!r}]\n{own % 0.0}\n")
+    with pytest.raises(UserError, match="the rate of every group is 0"):
+        plan(file)
+    file.write_text(f"_base_ = [{str(DIGITS)!r}]\n{own % 1.0}\n")
+    assert plan(file).rows
+
+
 def test_a_study_on_a_part_of_the_data_counts_the_part() -> None:
     found = plan(CONFIGS / "classification/convnext_tiny_in1k_subset_ablation.py")
     assert "(128,116 images if the data is 1/10 of imagenet-1k)" in line(found, "length")
