@@ -43,7 +43,7 @@ def main() -> None:
     request = Request(
         data=args.data,
         splits={split: vars(args)[split] for split in ("train", "val", "test") if vars(args)[split]},
-        classes=tuple(name.strip() for name in names) if names else None,
+        classes=tuple(name.strip() for name in names if name.strip()) or None,
         unlabelled=args.unlabelled,
         settings={name: value for name, value in settings.items() if value is not None},
         ask=input if sys.stdin.isatty() else None,

@@ -65,8 +65,7 @@ def _annotation_files(data: Path, paths: Sequence[str]) -> dict[str, dict[str, A
             content = json.loads((data / path).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        lists = isinstance(content, dict) and all(isinstance(content.get(key), list) for key in LISTS)
-        if lists and any("bbox" in one for one in content["annotations"][:MAX_LOOKED_UP] if isinstance(one, dict)):
+        if _is_annotation_file(content):
             found[path] = content
     plain = {path: one for path, one in found.items() if not any("keypoints" in kind for kind in one["categories"])}
     if not found:
@@ -75,6 +74,14 @@ def _annotation_files(data: Path, paths: Sequence[str]) -> dict[str, dict[str, A
         there = f"; there are {', '.join(others)}: convert them to COCO's format" if others else ""
         raise DataError(f"{str(data)!r} has no .json file with images, annotations with boxes, and categories{there}")
     return plain or found
+
+
+def _is_annotation_file(content: Any) -> bool:
+    lists = [content.get(key) for key in LISTS] if isinstance(content, dict) else [None]
+    if not all(isinstance(one, list) and all(isinstance(entry, dict) for entry in one) for one in lists):
+        return False
+    named = all({"id", "name"} <= entry.keys() for entry in content["categories"])
+    return named and any("bbox" in entry for entry in content["annotations"])
 
 
 def _image_folder(

@@ -138,6 +138,9 @@ def test_annotation_files_of_any_names(masks: bool, tmp_path: Path) -> None:
     data = objects(tmp_path / "Meine Tiere", masks)
     (data / "notes.json").write_text("[]")
     (data / "broken.json").write_text("{")
+    for name, categories in (("a", [{"name": "x"}]), ("b", [3])):
+        content = {"images": [], "annotations": [{"bbox": [0, 0, 1, 1]}], "categories": categories}
+        (data / f"{name}.json").write_text(json.dumps(content))
     cfg, said, _ = written("detection", data, splits={"train": "Lehre (final).json"})
     assert cfg.classes == ("red kite", "Füchse")  # by their ids
     assert cfg.train_dataloader.dataset.data_prefix.img == "Bilder Lehre"
