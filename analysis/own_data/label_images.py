@@ -12,13 +12,14 @@ from typing import Any
 
 from analysis.own_data.splits import Findings, Request, choose_splits, common_start, sample_evenly, split_of
 from backbones.errors import ConfigError, DataError
+from engine.config.classes import class_names
 from engine.data.image_files import IMAGE_SUFFIXES, LABEL_MODES, inspect_image
 from engine.data.paths import list_files
 from segmentation.data import IGNORE_INDEX
 
 NAME_FILES = ("classes.txt", "labels.txt", "names.txt", "codes.txt", "label_names.txt")
 UNLABELLED_NAMES = ("unlabelled", "unlabeled", "void", "ignore", "not labelled")
-MIN_PAIRED = 0.9  # of the files of two folders that belong together
+MIN_PAIRED = 0.5  # of the files of two folders that belong together
 MAX_OPENED = 3  # files of a folder that tell whether it holds labels
 MAX_READ = 300  # label images whose values are counted
 MAX_CLASS_VALUES = 64  # in a label image; a grey photograph has more
@@ -36,12 +37,14 @@ class LabelledFolder:
         labels: Folder of the label images.
         suffixes: Ends of the names of images and of labels.
         stems: Names without suffix.
+        alone: Number of images and labels without partner.
     """
 
     images: str
     labels: str
     suffixes: tuple[str, str]
     stems: frozenset[str]
+    alone: int
 
 
 def find_label_images(request: Request) -> Findings:
@@ -72,10 +75,10 @@ def find_label_images(request: Request) -> Findings:
         for split, pair in chosen.items()
     }
     settings["_suffixes"] = {"img_suffix": train.suffixes[0], "seg_map_suffix": train.suffixes[1]}
-    facts = [
-        f"{split}: {len(pair.stems):,} images in {pair.images!r}, labels in {pair.labels!r}"
-        for split, pair in chosen.items()
-    ]
+    facts = []
+    for split, pair in chosen.items():
+        lost = f", files without partner: {pair.alone:,} (check_data names them)" if pair.alone else ""
+        facts.append(f"{split}: {len(pair.stems):,} images in {pair.images!r}, labels in {pair.labels!r}{lost}")
     settings |= _meaning(_stored_values(request.data, list(chosen.values()), facts), request)
     settings |= _sizes(request.data, train)
     return Findings(settings, len(train.stems), facts)
@@ -115,7 +118,8 @@ def _fit(image_key: tuple[str, str], images: Sequence[str], label_key: tuple[str
             stems = {name.removesuffix(image_end) for name in images}
             both = stems & {name.removesuffix(label_end) for name in labels}
             if len(both) >= MIN_PAIRED * max(len(images), len(labels)):
-                return LabelledFolder(image_key[0], label_key[0], (image_end, label_end), frozenset(both))
+                alone = len(images) + len(labels) - 2 * len(both)
+                return LabelledFolder(image_key[0], label_key[0], (image_end, label_end), frozenset(both), alone)
     return None
 
 
@@ -136,16 +140,17 @@ def _nearness(images: str, labels: str) -> tuple[bool, int]:
 def _merged(pairs: Sequence[LabelledFolder]) -> list[LabelledFolder]:
     """Pairs of sub-folders of the same name, such as cities, taken as one of the folders above, up to the splits."""
     merged: dict[tuple[str, str, tuple[str, str]], set[str]] = defaultdict(set)
+    alone: Counter[tuple[str, str, tuple[str, str]]] = Counter()
     for pair in pairs:
         images, labels, below = PurePath(pair.images), PurePath(pair.labels), PurePath()
-        while (
-            len(images.parts) > 1 and len(labels.parts) > 1 and images.name == labels.name and not split_of(images.name)
-        ):
+        while images.parent.name and labels.parent.name and images.name == labels.name and not split_of(images.name):
             images, labels, below = images.parent, labels.parent, PurePath(images.name) / below
-        merged[str(images), str(labels), pair.suffixes] |= {(below / stem).as_posix() for stem in pair.stems}
+        key = str(images), str(labels), pair.suffixes
+        merged[key] |= {(below / stem).as_posix() for stem in pair.stems}
+        alone[key] += pair.alone
     if len(merged) < len(pairs) and len(merged) == 1:  # the sub-folders are the splits
         return list(pairs)
-    return [LabelledFolder(*key, frozenset(stems)) for key, stems in merged.items()]
+    return [LabelledFolder(*key, frozenset(stems), alone[key]) for key, stems in merged.items()]
 
 
 def _paths(data: Path, pair: LabelledFolder) -> list[tuple[str, str]]:
@@ -172,6 +177,8 @@ def _stored_values(data: Path, pairs: Sequence[LabelledFolder], facts: list[str]
 def _meaning(values: Sequence[int], request: Request) -> dict[str, Any]:
     """Class names and label settings for the values that are stored."""
     known = [value for value in values if value not in (IGNORE_INDEX, request.unlabelled)]
+    if values and values[-1] > IGNORE_INDEX:
+        raise DataError(f"labels hold the number {values[-1]}: those of classes are at most 254, 255 is 'not labelled'")
     masks = list(values) == [0, IGNORE_INDEX] and request.unlabelled is None
     names = request.classes or _names_in_file(request.data)
     unlabelled = request.unlabelled
@@ -203,8 +210,7 @@ def _meaning(values: Sequence[int], request: Request) -> dict[str, Any]:
 
 def _names_in_file(data: Path) -> tuple[str, ...]:
     path = next((data / name for name in NAME_FILES if (data / name).is_file()), None)
-    lines = path.read_text(encoding="utf-8").splitlines() if path else []
-    return tuple(line.strip() for line in lines if line.strip())
+    return class_names(str(path)) if path else ()
 
 
 def _without_unlabelled(names: Sequence[str]) -> tuple[tuple[str, ...], int | None]:

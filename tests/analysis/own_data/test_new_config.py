@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from mmengine.config import Config
 from PIL import Image
@@ -282,6 +283,22 @@ def test_labels_that_are_not_usable(tmp_path: Path) -> None:
     for path in coloured.rglob("*_Maske.png"):
         Image.open(path).convert("RGB").save(path)
     refused("segmentation", coloured, r"no folder of images with one of label images: one channel", classes=("a", "b"))
+
+
+def test_a_few_files_without_partner_are_counted(tmp_path: Path) -> None:
+    data = scenes(tmp_path / "data")
+    picture(data / "train set/Fotos/Allee.JPG", 0)
+    _, said, _ = written("segmentation", data, classes=("a", "b", "c"))
+    assert said[0].endswith("labels in 'train set/Masken', files without partner: 1 (check_data names them)")
+
+
+def test_numbers_and_names_that_cannot_be_read(tmp_path: Path) -> None:
+    data = scenes(tmp_path / "data")
+    (data / "classes.txt").write_bytes("Straße\na\nb".encode("latin-1"))
+    refused("segmentation", data, r"classes\.txt")
+    for path in data.rglob("*_Maske.png"):
+        Image.fromarray(np.full((72, 96), 1000, np.uint16)).save(path)
+    refused("segmentation", data, r"labels hold the number 1000: those of classes are at most 254", classes=("a", "b"))
 
 
 def test_names_and_numbers_are_asked_on_a_terminal(tmp_path: Path) -> None:
