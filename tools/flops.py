@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.cli import run_tool
+from engine.cli import add_config_options, run_tool
 
 if TYPE_CHECKING:
     from analysis.flops import Count
@@ -29,12 +29,20 @@ def main() -> None:
         help="image in pixels (default: 224 224; a classifier's test size; detectors 800 1280; segmentors 512 2048)",
     )
     parser.add_argument("--json", action="store_true", help="print plain data instead")
+    add_config_options(parser)
     args = parser.parse_args()
 
     from analysis.flops import count_backbone, count_config
+    from backbones.errors import ConfigError
+    from engine.config.options import parse_options
 
     shape = tuple(args.shape) if args.shape else None
-    count = (count_config if args.network.endswith(".py") else count_backbone)(args.network, shape)
+    if args.network.endswith(".py"):
+        count = count_config(args.network, shape, parse_options(args.cfg_options))
+    elif args.cfg_options:
+        raise ConfigError(f"--cfg-options overrides a config's settings; {args.network} is a registered backbone")
+    else:
+        count = count_backbone(args.network, shape)
     print(json.dumps(count.as_dict(), indent=2) if args.json else describe(count))
     if count.heavy:
         print(f"error: the FLOPs are too low, no rule counts {', '.join(count.heavy)}", file=sys.stderr)

@@ -334,3 +334,13 @@ def test_the_tool_turns_a_mistake_into_one_line() -> None:
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith("error: unknown backbone 'convnext_tinny'")
     assert result.stderr.count("\n") == 1
+
+
+def test_options_are_a_config_s() -> None:
+    config = "configs/pretraining/fcmae_digits.py"
+    shown = run_tool(config, "--cfg-options", "model.form=dense")
+    assert shown.returncode == 0, shown.stderr
+    assert "encoder (dense, 60 % hidden) and decoder" in shown.stdout
+    refused = run_tool("convnext_atto", "--cfg-options", "model.form=dense")
+    assert refused.returncode == 2
+    assert "--cfg-options overrides a config's settings" in refused.stderr

@@ -77,6 +77,14 @@ model = dict(backbone=dict(drop_path_rate=0.5))
 train_cfg = dict(max_epochs=2)
 param_scheduler = [dict(type="MultiStepLR", milestones=[1], by_epoch=True, convert_to_iter_based=True)]
 """,
+    "autoencoder": """
+_base_ = {configs!r} + "/pretraining/fcmae_digits.py"
+data_root = {data!r} + "/imagenet"
+batch = dict(size=8)
+model = dict(backbone=dict(drop_path_rate=0.5))
+train_cfg = dict(max_epochs=3)
+param_scheduler = [dict(type="CosineAnnealingLR", T_max=3, by_epoch=True, convert_to_iter_based=True)]
+""",
     "segmentor": """
 _base_ = {configs!r} + "/segmentation/upernet_digits.py"
 data_root = {data!r} + "/ade"
