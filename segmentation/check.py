@@ -133,7 +133,13 @@ class LabelChecker(DatasetChecker):
 
     def _check_pair(self, labels_path: str, labels: ImageInfo, image_path: str, image: ImageInfo) -> None:
         labels_size, image_size = self.size_as_read(labels, "labels"), self.size_as_read(image)
+        if labels.orientation != 1:
+            problem = f"has EXIF orientation {labels.orientation}, which is not applied to labels"
+            self.warn(
+                "EXIF orientation of labels", labels_path, problem, "save them without the tag, as the image is seen"
+            )
         if labels_size == image_size:
+            self.check_turned(image_path, image)
             return
         why, fix = orientation_cause(image, image_size, labels_size)
         sizes = ["{} x {}".format(*size) for size in (labels_size, image_size)]

@@ -207,6 +207,12 @@ class DatasetChecker:
     def finish(self, complete: bool) -> None:
         """Check what only all files together show; ``complete`` if all were inspected and all values counted."""
 
+    def check_turned(self, path: str, info: ImageInfo) -> None:
+        """Warn of an image that is turned without a change of its size: its annotations may be of the stored one."""
+        if info.orientation != 1 and info.size == info.upright_size and self.turns(info.format):
+            problem = f"is turned by its EXIF orientation {info.orientation}; its size does not tell if its annotations"
+            self.warn("turned image", path, f"{problem} are", "look at one; save images as annotated, without the tag")
+
     def _check_size(self, file: DataFile, info: ImageInfo) -> None:
         width, height = info.size
         size_as_read = self.size_as_read(info)
@@ -215,6 +221,8 @@ class DatasetChecker:
             why, fix = orientation_cause(info, size_as_read, file.stated_size)
             fix = fix or "fix the annotations, or bring their image"
             self.error("image size", file.path, f"is {size_as_read[0]} x {size_as_read[1]}{why}, {stated}", fix)
+        elif file.stated_size is not None:
+            self.check_turned(file.path, info)
         size = f"has {width * height / 1e6:,.0f} megapixels"
         if width * height > self.max_pixels:
             self.error("huge image", file.path, f"{size}, which are refused", "make it smaller")

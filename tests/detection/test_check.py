@@ -209,6 +209,15 @@ def test_coco_checker_refuses_crowds_alone(tmp_path: Path) -> None:
     assert kinds(checked(write(tmp_path, data))) == [("error", "crowds")]
 
 
+def test_a_turned_image_whose_size_tells_nothing_of_its_boxes(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    path = write(tmp_path, content()) / "images/1.jpg"
+    Image.open(path).save(path, exif=exif)
+    (item,) = checked(tmp_path).findings
+    assert (item.level, item.kind, item.file) == ("warning", "turned image", str(path))
+
+
 def test_coco_checker_names_exif_orientation_as_the_cause(tmp_path: Path) -> None:
     write(tmp_path, content())
     exif = Image.Exif()

@@ -66,6 +66,20 @@ def test_one_class_in_all_labels_is_nothing_to_learn(values: tuple[int, ...], re
     assert not checked(tmp_path, reduce, unlabelled=7).errors
 
 
+def test_an_image_that_is_turned_without_a_change_of_size(tmp_path: Path) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 3
+    path = rooms(tmp_path, 1, 2) / "images/0.jpg"
+    Image.open(path).save(path, exif=turned)
+    (found,) = (item for item in checked(tmp_path).findings if item.kind == "turned image")
+    assert found.file == str(path)
+    assert "is turned by its EXIF orientation 3" in found.problem
+    labels_path = tmp_path / "labels/1.png"
+    Image.open(labels_path).save(labels_path, exif=turned)
+    (found,) = (item for item in checked(tmp_path).findings if item.kind == "EXIF orientation of labels")
+    assert found.file == str(labels_path)
+
+
 def kinds(found: DataCheckResult) -> list[tuple[str, str]]:
     return [(item.level, item.kind) for item in found.findings]
 
