@@ -215,7 +215,7 @@ class LabelChecker(DatasetChecker):
             (one, first), (other, second) = list(final.items())[:2]
             problem = f"becomes {one[0]} x {one[1]} pixels for the network, {self._image_sizes[second]} becomes "
             problem += f"{other[0]} x {other[1]}: a batch of {loader['batch_size']} needs one size"
-            crop = "end the transforms with a RandomCrop of data_preprocessor.size, or set batch.per_gpu=1"
+            crop = "end with a RandomCrop of data_preprocessor.size, or without batch norms set batch.per_gpu=1"
             fix = crop if self.split == "train" else f"set {self.split}_dataloader.batch_size=1"
             self.error("sizes in a batch", self._image_sizes[first], problem, fix)
 
