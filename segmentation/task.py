@@ -18,6 +18,7 @@ from backbones.errors import ConfigError
 from engine.config.classes import class_names
 from engine.config.datasets import inner_datasets, mappings
 from engine.task import ClassLayer, ExportedNetwork, NamedClasses, Score, TaskSpec, image_meta, register_task
+from segmentation.data import IGNORE_INDEX
 from segmentation.results import label_pngs
 
 LABEL_SETTINGS = ("reduce_zero_label", "unlabelled", "label_values")  # of ``LoadLabels``
@@ -127,7 +128,7 @@ def _no_names(dataset: Mapping[str, Any]) -> Sequence[str]:
 
 
 def _check_training(cfg: Config, images: int) -> None:
-    """Refuse heads whose loss is constant: one class, the softmax of one score, or a weight of 0.
+    """Refuse heads whose loss is constant, by one class, a softmax of one score or a weight of 0, or ignores a class.
 
     Raises:
         ConfigError: With the ways out.
@@ -140,6 +141,11 @@ def _check_training(cfg: Config, images: int) -> None:
                 continue
             losses = head.get("loss_decode") or []
             losses = losses if isinstance(losses, list | tuple) else [losses]
+            if head.get("ignore_index", IGNORE_INDEX) != IGNORE_INDEX:
+                raise ConfigError(
+                    f"model.{place}.ignore_index={head['ignore_index']}: pixels without a label are loaded and padded "
+                    f"as {IGNORE_INDEX}, so leave it out; a stored value that is not to count is unlabelled=N at the top"
+                )
             if place == "decode_head" and losses and not any(loss.get("loss_weight", 1.0) for loss in losses):
                 raise ConfigError(
                     "model.decode_head.loss_decode: loss_weight is 0, and the head that is tested would learn nothing: "

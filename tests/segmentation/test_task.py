@@ -100,6 +100,11 @@ def test_a_decode_head_without_weight_is_refused() -> None:
     assert plan(**{"model.auxiliary_head.loss_decode.loss_weight": 0.0}).memory.activations
 
 
+def test_a_head_that_ignores_another_value_than_the_labels_hold_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"decode_head\.ignore_index=0: .* as 255, so leave it out"):
+        plan(**{"model.decode_head.ignore_index": 0})
+
+
 def test_names_in_a_data_set_s_metainfo_are_not_ignored(tmp_path: Path) -> None:
     file = tmp_path / "own.py"
     text = f"_base_ = [{str(DIGITS)!r}]\nclasses = ('field', 'road')\n"
