@@ -144,7 +144,7 @@ def _check_training(cfg: Config, images: int) -> None:
             if head.get("ignore_index", IGNORE_INDEX) != IGNORE_INDEX:
                 raise ConfigError(
                     f"model.{place}.ignore_index={head['ignore_index']}: pixels without a label are loaded and padded "
-                    f"as {IGNORE_INDEX}, so leave it out; a stored value that is not to count is unlabelled=N at the top"
+                    f"as {IGNORE_INDEX}, so leave it out; for another value state unlabelled=N at the top"
                 )
             if place == "decode_head" and losses and not any(loss.get("loss_weight", 1.0) for loss in losses):
                 raise ConfigError(
