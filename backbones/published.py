@@ -183,6 +183,6 @@ def _why_unreachable(endpoint: str, offline: bool) -> str:
 def _unreachable(source: str, repository: str, revision: str | None, file: str, reason: str) -> CheckpointError:
     of = f" --revision {revision}" if revision else ""
     return CheckpointError(
-        f"checkpoint {source!r} is not in the cache, and Hugging Face does not give it ({reason}): where there is a "
-        f"network run 'hf download {repository} {file}{of} --local-dir DIR', and give weights=DIR/{file}"
+        f"checkpoint {source!r} is no file here, not in the cache, and Hugging Face does not give it ({reason}): where "
+        f"there is a network run 'hf download {repository} {file}{of} --local-dir DIR', and give weights=DIR/{file}"
     )

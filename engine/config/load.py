@@ -312,8 +312,10 @@ def _set_channels(model: ConfigDict) -> None:
                 continue
             if channels is None:
                 with torch.device("meta"):
-                    backbone = build(MODELS, {**model.backbone, "weights": None}, "model.backbone")
-                channels = backbone.out_channels
+                    unloaded = {name: one for name, one in model.backbone.items() if name != "weights"}
+                    channels = getattr(build(MODELS, unloaded, "model.backbone"), "out_channels", None)
+                if channels is None:
+                    raise ConfigError(f"{key}={value!r}: {model.backbone.type} does not say its channels, give numbers")
             node[key] = list(channels) if match[1] is None else channels[int(match[1])]
 
 

@@ -95,6 +95,10 @@ def test_a_variable_of_the_library_may_be_set_again_and_a_misspelt_key_stays_an_
     }.items():
         with pytest.raises(ConfigError, match=f"unknown top-level key '{wrong}'; {hint}"):
             load_config(config(tmp_path, bases, f"{text}\n{wrong} = dict()"), launch=Launch())
+    own_base = tmp_path / "base.py"
+    own_base.write_text("trian_cfg = dict()\n")
+    with pytest.raises(ConfigError, match="unknown top-level key 'trian_cfg'; did you mean 'train_cfg'"):
+        load_config(config(tmp_path, [*bases, str(own_base)], text), launch=Launch())
     with pytest.raises(ConfigError, match="unknown top-level key 'norm_cfg'"):
         load_config(config(tmp_path, bases, text), {"norm_cfg": 1}, Launch())
 

@@ -109,6 +109,11 @@ def test_other_parts(path: Path, options: dict[str, Any], dropped: str | None) -
         assert resolved.cfg.param_scheduler[1].convert_to_iter_based
 
 
+def test_a_network_that_does_not_say_its_channels() -> None:
+    with pytest.raises(ConfigError, match=r"^in_channels='from_backbone': mmdet\.ResNet does not say its channels"):
+        load(MASK, **{"model.backbone.type": "mmdet.ResNet", "model.backbone.depth": 50})
+
+
 def test_a_file_that_changes_the_type_is_told_what_does_not_fit(tmp_path: Path) -> None:
     own = derived(MASK, tmp_path, 'model = dict(backbone=dict(type="swin_tiny", drop_path=0.1))')
     with pytest.raises(ConfigError) as caught:
