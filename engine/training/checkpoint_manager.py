@@ -30,6 +30,7 @@ from engine.nonfinite.guard import NonFiniteError, RollBack
 from engine.optim.resumption import OptimizerSettings, check_optimizer
 from engine.optim.schedules import follows_scores, replay_schedules, schedule_shapes, scheduled_settings
 from engine.report.run_dir import write_json
+from engine.training.validation import drop_former_scores
 
 if TYPE_CHECKING:
     from engine.training.runner import Runner
@@ -80,6 +81,7 @@ class CheckpointManager:
         run = meta.get("run") if isinstance(meta, dict) else None
         runner.load_reports.append({"part": "model", "line": str(report), "run": run, **report.as_dict()})
         if runner.is_resuming:
+            drop_former_scores(runner, checkpoint)
             self._resumed = checkpoint.get("resume")
             self._checkpoint = {key: checkpoint[key] for key in ("meta", "param_schedulers") if key in checkpoint}
             runner.run_id = checkpoint["meta"].get("run", runner.run_id)

@@ -56,6 +56,20 @@ def expected_scores(runner: Any) -> list[str] | None:
     return names + [f"ema/{name}" for name in names] * averaged
 
 
+def drop_former_scores(runner: Any, checkpoint: dict[str, Any]) -> None:
+    """Drop the logged scores of a checkpoint, in place: what a resumed run no longer computes, it would log anew.
+
+    Args:
+        runner: Runner that resumes; a line says if the checkpoint has averaged weights and the run has none.
+        checkpoint: Content of the checkpoint.
+    """
+    scalars = checkpoint["message_hub"].get("log_scalars", {})
+    for name in [name for name in scalars if name.startswith("val/")]:
+        del scalars[name]
+    if "ema_state_dict" in checkpoint and not any(isinstance(hook, ModelEMAHook) for hook in runner.hooks):
+        runner.logger.warning("the averaged weights of the checkpoint end here: custom_hooks have no ModelEMAHook")
+
+
 @HOOKS.register_module()
 class ResumableEarlyStoppingHook(EarlyStoppingHook):
     """mmengine's early stopping whose best score and count of validations without progress a resumed run keeps."""

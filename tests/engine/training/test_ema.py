@@ -185,6 +185,17 @@ def test_an_interrupted_run_goes_on_where_it_was(whole: Runner, tmp_path: Path) 
         assert ours == pytest.approx(theirs), name
 
 
+def test_a_run_resumed_without_averages_shows_no_scores_of_them(tmp_path: Path) -> None:
+    run(tmp_path, 1)
+    resumed = run(tmp_path, 2, resume=True, ema=False)
+    scalars = resumed.message_hub.log_scalars
+    weight = float(read_checkpoint(str(tmp_path / "epoch_2.pth"))["state_dict"]["line.weight"])
+    assert scalars["val/weight"].data[0][-1] == pytest.approx(weight)
+    assert "val/ema/weight" not in scalars
+    log = max(tmp_path.glob("*/*.log")).read_text()
+    assert "the averaged weights of the checkpoint end here: custom_hooks have no ModelEMAHook" in log
+
+
 def test_a_new_run_from_a_checkpoint_starts_new_averages(whole: Runner, tmp_path: Path) -> None:
     cfg = config(tmp_path / "second", 1)
     cfg.load_from = str(Path(whole.work_dir) / "epoch_3.pth")
