@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
+from mmengine.model import ImgDataPreprocessor
 from mmengine.registry import MODELS
 
 from backbones.channels import COLOUR_CHANNELS, configured_channels
 from backbones.errors import ConfigError
 from engine.config.datasets import mappings
-from engine.config.schema import is_whole
+from engine.config.schema import is_number, is_whole
 
 CHANNEL_READERS = ("ClassificationTransform", "LoadCheckedImage")  # steps of pipelines with an argument "channels"
 # Changes of colours, which are for three channels: steps, and settings of steps.
@@ -27,7 +28,7 @@ def set_image_channels(cfg: Config, notes: list[str]) -> None:
     """Make pipelines read the backbone's number of channels, and normalise them; a reader of one's own stays.
 
     Raises:
-        ConfigError: If a pipeline, or mean and deviation, are for another number.
+        ConfigError: If a pipeline, or mean and deviation, are for another number, or the latter for other pixel values.
     """
     if not is_whole(channels := configured_channels(cfg.model), 1):
         raise ConfigError(f"model.backbone.in_channels={channels!r}: a whole number from 1 up is needed")
@@ -35,6 +36,7 @@ def set_image_channels(cfg: Config, notes: list[str]) -> None:
     stated = {step.get("channels") for step in mappings(parts) if step.get("type") in CHANNEL_READERS} - {None}
     if wrong := stated - {channels}:
         raise ConfigError(f"pipelines with channels={min(wrong)}: model.backbone.in_channels is {channels}")
+    _check_statistics(cfg, colours=channels == COLOUR_CHANNELS and not stated)
     if channels == COLOUR_CHANNELS and not stated:
         return
     left_out: dict[str, None] = {}  # in the order in which they are found
@@ -45,6 +47,21 @@ def set_image_channels(cfg: Config, notes: list[str]) -> None:
         _set_preprocessor(cfg.model.data_preprocessor, cfg.get("default_scope"))
     if left_out:
         notes.append(f"{', '.join(left_out)}: left out, for colours alone, with in_channels={channels}")
+
+
+def _check_statistics(cfg: Config, colours: bool) -> None:
+    """Refuse deviations that divide by 0, and those of pixels from 0 to 1 where colours are read from 0 to 255."""
+    settings = cfg.model.get("data_preprocessor") or {}
+    std = [value for value in settings.get("std") or () if is_number(value)]
+    if any(value <= 0 for value in std):
+        raise ConfigError(f"model.data_preprocessor.std={list(settings['std'])}: all have to be above 0")
+    with MODELS.switch_scope_and_registry(cfg.get("default_scope")) as registry:
+        kind = registry.get(settings.get("type")) if std and colours and settings.get("type") else None
+    if isinstance(kind, type) and issubclass(kind, ImgDataPreprocessor) and max(std) < 1:
+        raise ConfigError(
+            f"model.data_preprocessor.std={list(settings['std'])} is for pixels from 0 to 1, and they are read from 0 to "
+            "255: multiply mean and std by 255"
+        )
 
 
 def _read(node: Any, channels: int, left_out: dict[str, None]) -> Any:

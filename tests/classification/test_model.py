@@ -50,6 +50,13 @@ def test_other_statistics() -> None:
     torch.testing.assert_close(plain(data)["inputs"], data["inputs"].float())
 
 
+@pytest.mark.parametrize("which", ["mean", "std"])
+def test_statistics_of_bytes_are_refused(which: str) -> None:
+    with pytest.raises(UserError, match=r"are fractions of max_value=255\.0, up to 1: divide them by 255\.0"):
+        ClassificationPreprocessor(CLASSES, **{which: (123.7, 116.3, 103.5)})  # type: ignore[arg-type]
+    ClassificationPreprocessor(CLASSES, max_value=1.0, **{which: (123.7, 116.3, 103.5)})  # type: ignore[arg-type]
+
+
 def test_validation_passes_labels_and_paths_on() -> None:
     data = batch()
     prepared = ClassificationPreprocessor(CLASSES, mixup=0.8, erasing=1.0, label_smoothing=0.1)(data)

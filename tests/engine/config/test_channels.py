@@ -58,6 +58,18 @@ def test_three_channels_change_nothing() -> None:
     assert not load(SEGMENTOR, 3).cfg.model.data_preprocessor.type.startswith("AnyChannels")
 
 
+@pytest.mark.parametrize("path", [DETECTOR, SEGMENTOR], ids=lambda path: path.parent.name)
+def test_statistics_for_pixels_from_0_to_1_are_refused(path: Path) -> None:
+    std = "model__data_preprocessor__std"
+    with pytest.raises(ConfigError, match=r"std=\[0\.229, 0\.224, 0\.225\] is for pixels from 0 to 1"):
+        load(path, 3, **{std: [0.229, 0.224, 0.225]})
+    load(path, 3, **{std: [1.0, 1.0, 1.0]})
+    load(path, 5, **{**statistics(5), std: [0.2] * 5})  # bands may have any values
+    for channels in (3, 5):
+        with pytest.raises(ConfigError, match=r"std=\[.*\]: all have to be above 0"):
+            load(path, channels, **{**statistics(channels), std: [0.0] + [1.0] * (channels - 1)})
+
+
 def test_what_changes_colours_is_left_out_and_said() -> None:
     segmentor, classifier = load(SEGMENTOR, 4, **statistics(4)), load(CLASSIFIER, 4)
     assert "PhotoMetricDistortion" not in [step.type for step in steps_of(segmentor.cfg)]
