@@ -18,6 +18,7 @@ from engine.planning.plan import Schedule
 MAX_STEPS = 1_000_000  # that are gone through for the rates, in 5 s
 MIN_EPOCH = 100  # steps of an epoch where they are not known; the rates of schedules in epochs hardly depend on them
 FOLLOW = "leave T_max and end out, and it ends with the training"
+WARM_UP_SHARE = 10  # a tenth of the training, where a warm-up is advised
 LAST_CUT = 11 / 12  # of a training: OpenMMLab's schedules of COCO, such as 33 of 36 epochs
 
 
@@ -174,7 +175,8 @@ def _unlike_training(span: _Span, others: Sequence[_Span]) -> str:
         return f"its cut of the rate at {unit} {span.last:,} {where}: {fix} follows its length"
     if span.last > length + span.slack:
         what = "it rises" if span.rises else "it falls"
-        fix = "shorten it" if span.rises else FOLLOW
+        shorter = int(span.begin + max(1, (length - span.begin) // WARM_UP_SHARE))
+        fix = f"--cfg-options {span.place}.end={shorter} shortens it" if span.rises else FOLLOW
         return f"{what} until {unit} {span.last:,}, and the training ends at {length:,}: {fix}"
     if span.rises or stop >= length or any(abs(one.begin - stop) <= 1 for one in others):
         return ""

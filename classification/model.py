@@ -87,8 +87,8 @@ class ClassificationPreprocessor(BaseDataPreprocessor):
                 raise ConfigError(f"data_preprocessor.{name}={value}: a number from 0 to {most} is needed")
         if max_value > 1 and max(*mean, *std) > 1:
             raise ConfigError(
-                f"data_preprocessor: mean={tuple(mean)}, std={tuple(std)} are fractions of max_value={max_value}, up to 1: "
-                f"divide them by {max_value}"
+                f"data_preprocessor: mean={tuple(mean)}, std={tuple(std)} are fractions of max_value={max_value}, up "
+                f"to 1: divide them by {max_value}"
             )
         self.num_classes, self.label_smoothing = num_classes, label_smoothing
         self.register_buffer("mean", max_value * torch.tensor(mean).view(-1, 1, 1), persistent=False)

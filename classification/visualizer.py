@@ -13,6 +13,7 @@ from mmengine.visualization import Visualizer
 from engine.report.lettering import Lettering, letter
 
 MIN_CAPTIONED_SIDE = 320  # pixels; smaller images are enlarged
+MAX_ENLARGED_SIDE = 4096  # pixels, of an enlarged image
 LINE_HEIGHT = 22  # pixels
 FONT_SIZE = 15  # pixels
 
@@ -44,7 +45,8 @@ class ClassificationVisualizer(Visualizer):
         Returns:
             Picture with the classes below the image, RGB, uint8.
         """
-        scale = max(1.0, MIN_CAPTIONED_SIDE / min(image.shape[:2]))
+        sides = image.shape[:2]
+        scale = max(1.0, min(MIN_CAPTIONED_SIDE / min(sides), MAX_ENLARGED_SIDE / max(sides)))
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
         classes = self.dataset_meta["classes"]
         lines: list[tuple[str, tuple[int, int, int]]] = []

@@ -118,6 +118,9 @@ class FastCocoMetric(BaseMetric):
         if self._ground_truth is None:
             content = COCO.load_json(self.annotation_file)
             fill_areas(content)
+            # COCO's matching takes an annotation of id 0 for none; nothing refers to these numbers.
+            for number, annotation in enumerate(content["annotations"], 1):
+                annotation["id"] = number
             self._ground_truth = COCO(content)
         ground_truth = self._ground_truth
         ids = category_ids(ground_truth.dataset["categories"], self.dataset_meta["classes"])

@@ -38,6 +38,7 @@ MAX_REASON = 160  # characters of a library's message about an image
 # What an image, or its size, can raise on the way to its drawing; errors of the code itself are not among them.
 IMAGE_ERRORS = (*PILLOW_ERRORS, RuntimeError, MemoryError, cv2.error)
 RESULTS = "results"  # folder of predictions as files
+MAX_ENLARGED_SIDE = 4096  # pixels, of an enlarged image
 MIN_PICTURE_SIDE = 480  # pixels; smaller images are enlarged by an integer factor
 
 
@@ -250,7 +251,11 @@ def _images_at(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
     for line in hidden_note(str(path), [str(image) for image in found if is_hidden(image.name)]):
         print(line)
     if not images:
-        raise DataError(f"{str(path)!r} is neither an image nor a folder with images ({', '.join(suffixes)})")
+        inside = path.is_dir() and any(one.is_dir() for one in path.iterdir())
+        raise DataError(
+            f"{str(path)!r} is neither an image nor a folder with images ({', '.join(suffixes)})"
+            + (f"; give those of its subfolders: {path}/*" if inside else "")
+        )
     return images
 
 
@@ -260,7 +265,7 @@ def _draw(cfg: Config, visualizer: Any, sample: BaseDataElement, target: Path, t
     path, sample = sample.img_path, sample.cpu()
     image = as_picture(read_bands(path, channels)) if channels else mmcv.imread(path, channel_order="rgb")
     height, width = image.shape[:2]
-    factor = round(MIN_PICTURE_SIDE / min(height, width))
+    factor = min(round(MIN_PICTURE_SIDE / min(height, width)), MAX_ENLARGED_SIDE // max(height, width))
     if factor > 1:
         task.scale_sample(sample, factor)
         image = cv2.resize(image, (factor * width, factor * height), interpolation=cv2.INTER_CUBIC)

@@ -34,7 +34,7 @@ def main() -> None:
     from engine.config.options import parse_options
     from engine.config.world import Launch
     from engine.data.image_files import image_suffixes
-    from engine.visualize import SkippedImagesError, find_images, load_predictor, predict_images
+    from engine.visualize import RESULTS, SkippedImagesError, find_images, load_predictor, predict_images
 
     launch = Launch.from_environment()
     known = partial(recorded_classes, args.checkpoint, args.trust_checkpoint)
@@ -46,6 +46,8 @@ def main() -> None:
     try:
         for target in predict_images(cfg, model, visualizer, images, out, args.format, not args.no_data_check):
             print(target)
+        if args.format:
+            print(f"--format {args.format}: in {printable(out / RESULTS)}")
     except SkippedImagesError as error:
         if len(images) > 1:
             for image, reason in error.skipped.items():

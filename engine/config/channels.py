@@ -59,8 +59,8 @@ def _check_statistics(cfg: Config, colours: bool) -> None:
         kind = registry.get(settings.get("type")) if std and colours and settings.get("type") else None
     if isinstance(kind, type) and issubclass(kind, ImgDataPreprocessor) and max(std) < 1:
         raise ConfigError(
-            f"model.data_preprocessor.std={list(settings['std'])} is for pixels from 0 to 1, and they are read from 0 to "
-            "255: multiply mean and std by 255"
+            f"model.data_preprocessor.std={list(settings['std'])} is for pixels from 0 to 1, and they are read from 0 "
+            "to 255: multiply mean and std by 255"
         )
 
 

@@ -33,7 +33,7 @@ def parse_options(options: list[str] | None) -> dict[str, Any]:
             number, a truth value, ``None`` or text.
 
     Raises:
-        ConfigError: If an option has no ``=``, or its brackets do not match.
+        ConfigError: If an option has no ``=``, is a variable of a file (``_name``), or its brackets do not match.
     """
     parsed: dict[str, Any] = {}
     action = DictAction([], "parsed")
@@ -41,6 +41,12 @@ def parse_options(options: list[str] | None) -> dict[str, Any]:
         key, equals, value = option.partition("=")
         if not equals or not key:
             raise ConfigError(f"--cfg-options {option!r}: write key=value, such as batch.size=64")
+        if key.startswith("_"):
+            raise ConfigError(
+                f"--cfg-options {key}: a variable inside of the file, which has used its value by now: change it "
+                "there, or give a setting, such as model.backbone.type, train_cfg.max_epochs, batch.size, "
+                "optim_wrapper.optimizer.lr"
+            )
         if set(value).isdisjoint("[(,'\""):
             parsed[key] = _scalar(value)  # mmengine's action drops all blanks, which the name of a folder may have
             continue
@@ -51,8 +57,9 @@ def parse_options(options: list[str] | None) -> dict[str, Any]:
         found = argparse.Namespace()
         try:
             action(argparse.ArgumentParser(), found, [option])
-        except (AssertionError, IndexError, ValueError) as error:
-            raise ConfigError(f"--cfg-options {key!r}: the brackets or quotes of {value!r} do not match") from error
+        except (AssertionError, IndexError, ValueError, RecursionError) as error:
+            form = "write a mapping as {'type':'Name'}, or in the config" if "dict(" in value else "they do not match"
+            raise ConfigError(f"--cfg-options {key!r}: the brackets or quotes of {value!r}: {form}") from error
         parsed |= found.parsed
     return parsed
 

@@ -95,7 +95,8 @@ def test_a_schedule_that_ends_with_the_training_is_no_problem(schedule: Any) -> 
         ),
         (
             [dict(type="LinearLR", end=901, by_epoch=False)],
-            "param_scheduler.0: it rises until step 901, and the training ends at 600: shorten it",
+            "param_scheduler.0: it rises until step 901, and the training ends at 600: --cfg-options "
+            "param_scheduler.0.end=60 shortens it",
         ),
         (
             [dict(type="MultiStepLR", milestones=[27, 33])],

@@ -159,8 +159,8 @@ def test_without_a_network_the_line_to_fetch_it_by_hand(reason: str, hub: Hub, m
     with pytest.raises(CheckpointError) as caught:
         fetch("hf://a/b@v1")
     assert str(caught.value) == (
-        f"checkpoint 'hf://a/b@v1' is no file here, not in the cache, and Hugging Face does not give it ({reason}): where "
-        "there is a network run 'hf download a/b model.safetensors --revision v1 --local-dir DIR', and give "
+        f"checkpoint 'hf://a/b@v1' is no file here, not in the cache, and Hugging Face does not give it ({reason}): "
+        "where there is a network run 'hf download a/b model.safetensors --revision v1 --local-dir DIR', and give "
         "weights=DIR/model.safetensors"
     )
     assert hub.requests == []

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 from mmengine.registry import DATASETS, DefaultScope
+from mmengine.structures import BaseDataElement
 from PIL import Image
 
 from backbones.errors import ConfigError
+from classification.visualizer import ClassificationVisualizer
 from engine.config.load import load_config
 from engine.config.world import Launch
 from engine.data.check import check_datasets
@@ -132,7 +134,7 @@ def test_predicting_goes_on_after_any_image(tasks: Any, task: str, tmp_path: Pat
     cfg, folder = tasks[task].cfg, tmp_path / "in"
     folder.mkdir()
     for name in ("a.png", "c.png"):
-        (folder / name).write_bytes(encoded(Image.fromarray(pixels()), "PNG"))
+        (folder / name).write_bytes(encoded(Image.fromarray(pixels(40, 64)), "PNG"))
     (folder / "b.png").write_bytes(DAMAGED["noise inside.png"][0]())
 
     def fails(model: Any, item: Any, collate: Any) -> Any:
@@ -146,6 +148,21 @@ def test_predicting_goes_on_after_any_image(tasks: Any, task: str, tmp_path: Pat
     assert caught.value.skipped[folder / "c.png"] == (
         "cannot be predicted: RuntimeError: Kernel size can't be greater than actual input size"
     )
+
+
+def test_a_folder_of_folders_says_what_to_give(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/1.png").write_bytes(encoded(Image.fromarray(pixels()), "PNG"))
+    with refused(f"{tmp_path!s}", f"give those of its subfolders: {tmp_path}/*"):
+        find_images([tmp_path])
+
+
+def test_a_picture_of_a_narrow_image_stays_small(tmp_path: Path) -> None:
+    sample = BaseDataElement(gt_label=0, scores=torch.tensor([0.9, 0.1]))
+    drawer = ClassificationVisualizer()
+    drawer.dataset_meta = {"classes": ("a", "b")}
+    drawn = drawer.add_datasample("1", np.zeros((2, 3000, 3), np.uint8), sample)
+    assert max(drawn.shape) <= 4096
 
 
 def test_large_images_have_the_limits_of_the_check(tasks: Any, tmp_path: Path, monkeypatch: Any) -> None:

@@ -143,6 +143,16 @@ def test_fast_coco_metric_equals_pycocotools(annotations: Path, truth: COCO, wob
         assert ours == pytest.approx(theirs[: len(COCO_STATS)], abs=0.5e-4 + 1e-9)  # four decimals are reported
 
 
+def test_an_annotation_of_id_0_counts_like_any_other(annotations: Path, truth: COCO, tmp_path: Path) -> None:
+    """COCO's matching takes 0 for "no object"; the numbers of annotations stand for nothing."""
+    content = json.loads(annotations.read_text())
+    for number, one in enumerate(content["annotations"]):
+        one["id"] = number
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    found = detections(truth, 1.0)
+    assert evaluated(tmp_path / "a.json", found, CLASSES) == evaluated(annotations, found, CLASSES)
+
+
 def test_fast_coco_metric_statistics_equal_pycocotools(annotations: Path, truth: COCO) -> None:
     found = detections(truth, 2.0)
     metric = FastCocoMetric(str(annotations))

@@ -12,6 +12,7 @@ import engine.training  # noqa: F401  (registers the loops)
 from backbones.errors import ConfigError
 from backbones.registry import BACKBONES, list_backbones
 from engine.config.load import Resolved, load_config
+from engine.config.options import parse_options
 from engine.config.world import Launch
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
@@ -29,6 +30,19 @@ def derived(path: Path, folder: Path, text: str) -> Path:
     config = folder / "own.py"
     config.write_text(f"_base_ = [{str(path)!r}]\n{text}\n")
     return config
+
+
+@pytest.mark.parametrize(
+    "option, line",
+    [
+        ("_batch=4", "--cfg-options _batch: a variable inside of the file, which has used its value by now"),
+        ("custom_hooks=[dict(type='A',b=2)]", "write a mapping as {'type':'Name'}, or in the config"),
+    ],
+)
+def test_options_that_nothing_would_read(option: str, line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_options([option])
+    assert line in str(caught.value)
 
 
 @pytest.mark.parametrize("path", [MASK, UPERNET], ids=lambda path: path.stem)
