@@ -11,9 +11,9 @@ from mmengine.structures import BaseDataElement
 from mmengine.visualization import Visualizer
 
 from engine.report.lettering import Lettering, letter
+from engine.visualize import MAX_ENLARGED_SIDE
 
 MIN_CAPTIONED_SIDE = 320  # pixels; smaller images are enlarged
-MAX_ENLARGED_SIDE = 4096  # pixels, of an enlarged image
 LINE_HEIGHT = 22  # pixels
 FONT_SIZE = 15  # pixels
 

@@ -39,6 +39,8 @@ def main() -> None:
     names = args.classes.split(",") if args.classes else ()
     if args.classes and Path(args.classes).is_file():
         names = class_names(args.classes)
+    if args.weights and Path(args.weights).is_file():
+        args.weights = str(Path(args.weights).resolve())  # as the data's folder: the config may be used from anywhere
     settings = {f"_{name}": vars(args)[name] for name in ("network", "weights", "batch", "epochs")}
     request = Request(
         data=args.data,

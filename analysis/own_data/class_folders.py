@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
@@ -33,6 +34,7 @@ def find_class_folders(request: Request) -> Findings:
         images[split] = sum(counts.values())
         few = ", ".join(f"{one} {count:,}" for one, count in sorted(counts.items(), key=lambda item: item[1])[:3])
         facts.append(f"{split}: {name!r}, {images[split]:,} images of {len(classes)} classes (the fewest: {few})")
+    facts += _unused(request.data, list(chosen.values()))
     if not images["train"]:
         raise DataError(f"{str(request.data / chosen['train'])!r} holds no image in its class folders")
     side = _usual_side(request.data / chosen["train"], classes)
@@ -42,6 +44,15 @@ def find_class_folders(request: Request) -> Findings:
         **{f"_{split}": {"split": name} for split, name in chosen.items()},
     }
     return Findings(settings, images["train"], facts)
+
+
+def _unused(data: Path, chosen: list[str]) -> Iterator[str]:
+    """Lines about folders with images beside those of the splits."""
+    for folder in _subfolders((data / chosen[0]).parent):
+        name = folder.relative_to(data).as_posix()
+        if name not in chosen and (count := len(list_images(folder))):
+            advice = f"--test {name!r} tests on them" if _subfolders(folder) else "tools/predict.py predicts them"
+            yield f"not used: {name!r}, {count:,} images: {advice}"
 
 
 def _split_folders(request: Request) -> list[Path]:

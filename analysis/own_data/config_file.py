@@ -170,7 +170,7 @@ def _length(task: str, images: int, values: Mapping[str, Any], stated: Mapping[s
 
 def _summary(out: Path, values: Mapping[str, Any], images: int) -> list[str]:
     batch, epochs = values["_batch"], values["_epochs"]
-    length = f"{epochs} epochs of {images // batch:,} steps, batch {batch}"
+    length = f"{epochs} epoch{'s' * (epochs != 1)} of {images // batch:,} steps, batch {batch}"
     lines = [f"wrote {out}: {values['_network']}, images of {values['_size']} pixels, {length}"]
     if values["_weights"] is None:
         published = timm.list_models(f"{values['_network']}.*", pretrained=True)

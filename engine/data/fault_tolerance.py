@@ -32,8 +32,8 @@ PROCESS_ERRNOS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # the process is ou
 
 
 def max_replaced_images(dataset_size: int) -> int:
-    """Number of damaged files above which a training ends: 10, or 1 % of the data set's images where that is more."""
-    return max(MIN_REPLACEABLE_IMAGES, round(MAX_REPLACED_FRACTION * dataset_size))
+    """Number of damaged files above which a training ends: 10, or 1 % where that is more, but no more than half."""
+    return min(max(MIN_REPLACEABLE_IMAGES, round(MAX_REPLACED_FRACTION * dataset_size)), dataset_size // 2)
 
 
 class FaultTolerantDataset:

@@ -74,6 +74,15 @@ def drop_former_scores(runner: Any, checkpoint: dict[str, Any]) -> None:
 class ResumableEarlyStoppingHook(EarlyStoppingHook):
     """mmengine's early stopping whose best score and count of validations without progress a resumed run keeps."""
 
+    def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+        """End the training where the score has not improved, and say how to go on."""
+        super().after_val_epoch(runner, metrics)
+        if runner.train_loop.stop_training:
+            runner.logger.info(
+                f"early stopping: {self.monitor} was best at {self.best_score:.4g}, {self.wait_count} validations ago; "
+                f"--resume with a patience of more than {self.patience} goes on"
+            )
+
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """Add best score and count to the checkpoint, under the name of the score."""
         checkpoint.setdefault("early_stopping", {})[self.monitor] = [float(self.best_score), self.wait_count]

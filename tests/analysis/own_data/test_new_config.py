@@ -115,6 +115,18 @@ def test_class_folders_of_any_names(tmp_path: Path) -> None:
     assert f"    python tools/train.py {config}" in text
 
 
+def test_images_that_are_not_used_are_said(tmp_path: Path) -> None:
+    data = photographs(tmp_path / "data", ("train", "val", "rest"))
+    for number in range(3):
+        picture(data / f"unsorted/{number}.jpg", number)
+    (data / "notes").mkdir()
+    _, said, _ = written("classification", data)
+    assert [line for line in said if line.startswith("not used")] == [
+        "not used: 'rest', 8 images: --test 'rest' tests on them",
+        "not used: 'unsorted', 3 images: tools/predict.py predicts them",
+    ]
+
+
 def test_a_set_within_folders_and_with_a_test(tmp_path: Path) -> None:
     photographs(tmp_path / "data/download/Set 1", ("Train", "valid", "TEST"))
     cfg, _, _ = written("classification", tmp_path / "data", classes=("ant hill", "Käfer groß"))

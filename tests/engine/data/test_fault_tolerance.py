@@ -166,6 +166,7 @@ def test_replaced_images_hook_ends_the_run_after_too_many(tmp_path: Path, caplog
     counting = Counting(samples, caplog)
     assert max_replaced_images(1500) == 15
     assert max_replaced_images(40) == 10
+    assert max_replaced_images(10) == 5
     for i in range(0, 30, 2):
         samples[SeededIndex(i, 1)]
     assert len(counting.step()) == 15

@@ -58,7 +58,7 @@ def test_a_score_that_no_metric_gives_is_an_error_before_the_first_step(follower
 
 def test_early_stopping_goes_on_counting_after_a_resume() -> None:
     (hook, resumed, other, anew) = (ResumableEarlyStoppingHook(name) for name in ("mIoU", "mIoU", "mAcc", "mIoU"))
-    one = SimpleNamespace(train_loop=SimpleNamespace(), is_resuming=True)
+    one = SimpleNamespace(train_loop=SimpleNamespace(stop_training=False), is_resuming=True)
     for score in (30.0, 20.0, 10.0):
         hook.after_val_epoch(one, {"mIoU": score})
     checkpoint: dict[str, Any] = {}
@@ -71,6 +71,19 @@ def test_early_stopping_goes_on_counting_after_a_resume() -> None:
     assert (resumed.best_score, resumed.wait_count) == (30.0, 2)
     anew.after_load_checkpoint(SimpleNamespace(is_resuming=False), checkpoint)  # load_from
     assert (anew.best_score, anew.wait_count) == (float("-inf"), 0)
+
+
+def test_early_stopping_says_why_and_how_to_go_on() -> None:
+    said: list[str] = []
+    logger = SimpleNamespace(info=said.append)
+    one = SimpleNamespace(train_loop=SimpleNamespace(stop_training=False), logger=logger)
+    hook = ResumableEarlyStoppingHook("mIoU", patience=2)
+    for score in (30.0, 20.0, 10.0):
+        assert not said
+        hook.after_val_epoch(one, {"mIoU": score})
+    assert said[-1] == (
+        "early stopping: mIoU was best at 30, 2 validations ago; --resume with a patience of more than 2 goes on"
+    )
 
 
 def test_warnings_of_a_wrong_config_come_through(recwarn: pytest.WarningsRecorder) -> None:
