@@ -43,7 +43,7 @@ WRONG_FILES = {
     "no optimizer": ("a.py", BASE + "optim_wrapper = None", "states no optim_wrapper"),
     "no length": ("a.py", BASE + "train_cfg = None", "states no train_cfg"),
     "no batch": ("a.py", BASE + "batch = None", "states no batch"),
-    "no classes": ("a.py", BASE + "classes = None", "states no classes"),
+    "no classes": ("a.py", BASE + "classes = None", "to take their names from: set data_root, or state classes"),
     "a class at the top": ("a.py", BASE + "class Helper: pass", "unknown top-level key 'Helper'"),
     "a hook that is a function": ("a.py", BASE + "custom_hooks = [print]", "custom_hooks=[<built-in"),
 }
@@ -205,7 +205,7 @@ UNBUILDABLE = {
     "model.data_preprocessor.erasing=2": "erasing=2",
     "model.data_preprocessor.mixup=-1": "mixup=-1",
     "model.data_preprocessor.label_smoothing=nan": "label_smoothing=nan",
-    "model.data_preprocessor.mean=(1,2)": "ClassificationPreprocessor: RuntimeError",
+    "model.data_preprocessor.mean=(0.1,0.2)": "mean has 2 values for images of 3 channels",
     "optim_wrapper.paramwise_cfg.decay_rate=2": "decay_rate=2",
     "optim_wrapper.paramwise_cfg.decay_rate=nan": "decay_rate=nan",
     "optim_wrapper.paramwise_cfg.typo=1": "typo",

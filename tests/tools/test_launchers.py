@@ -56,7 +56,8 @@ def room(tmp_path: Path) -> Path:
     tools.mkdir(parents=True)
     for script in (*TOOLS.glob("*.sh"), TOOLS / "launch.py"):
         shutil.copy(script, tools)
-    (tools.parent / "engine").symlink_to(TOOLS.parent / "engine")
+    for name in ("engine", "convnext_dense.py"):
+        (tools.parent / name).symlink_to(TOOLS.parent / name)
     for name in ("train.py", "test.py"):
         (tools / name).write_text(PROGRAM)
     return tools.parent
