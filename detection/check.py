@@ -155,9 +155,8 @@ class CocoChecker(DatasetChecker):
                 problem = f"category {name!r} is none of the classes: its {objects[number]:,} objects are background"
                 self.warn("category without a class", self.file, problem, "add it to classes if it should be found")
         for number, name in names.items():
-            if name in classes and not objects[number]:
-                effect = "it cannot be learnt" if self.split == "train" else "it has no AP, and no part in the mean"
-                self.warn("class without objects", self.file, f"class {name!r} has no object", effect)
+            if name in classes and not objects[number] and self.split == "train":
+                self.warn("class without objects", self.file, f"class {name!r} has no object", "it cannot be learnt")
         return names
 
     def _check_annotations(

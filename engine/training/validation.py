@@ -57,17 +57,18 @@ def expected_scores(runner: Any) -> list[str] | None:
 
 
 def drop_former_scores(runner: Any, checkpoint: dict[str, Any]) -> None:
-    """Drop the logged scores of a checkpoint, in place: what a resumed run no longer computes, it would log anew.
+    """Drop the scores of averaged weights of a checkpoint, in place, if the run has none: it would log them anew.
 
     Args:
-        runner: Runner that resumes; a line says if the checkpoint has averaged weights and the run has none.
+        runner: Runner that resumes; a line says that the averages end.
         checkpoint: Content of the checkpoint.
     """
+    if "ema_state_dict" not in checkpoint or any(isinstance(hook, ModelEMAHook) for hook in runner.hooks):
+        return
     scalars = checkpoint["message_hub"].get("log_scalars", {})
-    for name in [name for name in scalars if name.startswith("val/")]:
+    for name in [name for name in scalars if name.startswith("val/ema/")]:
         del scalars[name]
-    if "ema_state_dict" in checkpoint and not any(isinstance(hook, ModelEMAHook) for hook in runner.hooks):
-        runner.logger.warning("the averaged weights of the checkpoint end here: custom_hooks have no ModelEMAHook")
+    runner.logger.warning("the averaged weights of the checkpoint end here: custom_hooks have no ModelEMAHook")
 
 
 @HOOKS.register_module()
