@@ -78,7 +78,7 @@ class ResumableEarlyStoppingHook(EarlyStoppingHook):
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
         """End the training where the score has not improved, and say how to go on."""
         super().after_val_epoch(runner, metrics)
-        if runner.train_loop.stop_training:
+        if self.wait_count >= self.patience:  # not by its other limits, nor by another hook
             runner.logger.info(
                 f"early stopping: {self.monitor} was best at {self.best_score:.4g}, {self.wait_count} validations ago; "
                 f"--resume with a patience of more than {self.patience} goes on"

@@ -86,6 +86,16 @@ def test_early_stopping_says_why_and_how_to_go_on() -> None:
     )
 
 
+def test_another_end_than_by_patience_is_not_explained_by_it() -> None:
+    said: list[str] = []
+    one = SimpleNamespace(train_loop=SimpleNamespace(stop_training=False), logger=SimpleNamespace(info=said.append))
+    ResumableEarlyStoppingHook("mIoU", patience=2, stopping_threshold=20.0, rule="greater").after_val_epoch(
+        one, {"mIoU": 30.0}
+    )
+    assert one.train_loop.stop_training
+    assert not any("patience" in line for line in said)
+
+
 def test_warnings_of_a_wrong_config_come_through(recwarn: pytest.WarningsRecorder) -> None:
     """Those of mmengine, mmdet and mmseg about their own code do not."""
 
