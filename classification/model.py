@@ -34,13 +34,8 @@ def _with_statistics(settings: dict[str, Any], channels: int) -> dict[str, Any]:
     """Settings of the preprocessor with mean and deviation for so many channels: for grey the averages of ImageNet's.
 
     Raises:
-        ConfigError: If they are for another number, or not stated where the channels are neither colours nor grey.
+        ConfigError: If they are not stated, and the channels are neither colours nor grey.
     """
-    for name in ("mean", "std"):
-        if len(settings.get(name, ())) not in (0, 1, channels):
-            raise ConfigError(
-                f"model.data_preprocessor.{name} has {len(settings[name])} values for images of {channels} channels"
-            )
     if channels == COLOUR_CHANNELS or ("mean" in settings and "std" in settings):
         return settings
     if channels > 1:

@@ -36,31 +36,45 @@ def set_image_channels(cfg: Config, notes: list[str]) -> None:
     stated = {step.get("channels") for step in mappings(parts) if step.get("type") in CHANNEL_READERS} - {None}
     if wrong := stated - {channels}:
         raise ConfigError(f"pipelines with channels={min(wrong)}: model.backbone.in_channels is {channels}")
-    _check_statistics(cfg, colours=channels == COLOUR_CHANNELS and not stated)
-    if channels == COLOUR_CHANNELS and not stated:
+    colours = channels == COLOUR_CHANNELS and not stated
+    _check_statistics(cfg, channels, colours)
+    if colours:
         return
     left_out: dict[str, None] = {}  # in the order in which they are found
     for key, part in parts.items():
         cfg[key] = _read(part, channels, left_out)
     if cfg.model.get("data_preprocessor"):
         _set_statistics(cfg.model.data_preprocessor, channels, notes)
-        _set_preprocessor(cfg.model.data_preprocessor, cfg.get("default_scope"))
+        _set_preprocessor(cfg.model.data_preprocessor, cfg)
     if left_out:
         notes.append(f"{', '.join(left_out)}: left out, for colours alone, with in_channels={channels}")
 
 
-def _check_statistics(cfg: Config, colours: bool) -> None:
-    """Refuse deviations that divide by 0, and those of pixels from 0 to 1 where colours are read from 0 to 255."""
+def _check_statistics(cfg: Config, channels: int, colours: bool) -> None:
+    """Refuse mean and deviation for another number of channels, of 0, or of 0 to 1 where colours are of 0 to 255."""
     settings = cfg.model.get("data_preprocessor") or {}
-    std = [value for value in settings.get("std") or () if is_number(value)]
+    for key in ("mean", "std"):
+        values = settings.get(key)
+        if values is None:
+            continue
+        if not isinstance(values, list | tuple) or not all(map(is_number, values)):
+            raise ConfigError(
+                f"model.data_preprocessor.{key}={values!r}: a list of numbers, one per channel, is needed"
+            )
+        averaged = channels == 1 and len(values) == COLOUR_CHANNELS
+        if len(values) not in (1, channels) and not averaged:
+            raise ConfigError(
+                f"model.data_preprocessor.{key} has {len(values)} values for images of {channels} channels: state mean "
+                f"and std with {channels} values each, for the pixels as they are in the files"
+            )
+    std = settings.get("std") or ()
     if any(value <= 0 for value in std):
-        raise ConfigError(f"model.data_preprocessor.std={list(settings['std'])}: all have to be above 0")
-    with MODELS.switch_scope_and_registry(cfg.get("default_scope")) as registry:
-        kind = registry.get(settings.get("type")) if std and colours and settings.get("type") else None
+        raise ConfigError(f"model.data_preprocessor.std={list(std)}: all have to be above 0")
+    kind = _preprocessor_class(settings.get("type"), cfg) if std and colours else None
     if isinstance(kind, type) and issubclass(kind, ImgDataPreprocessor) and max(std) < 1:
         raise ConfigError(
-            f"model.data_preprocessor.std={list(settings['std'])} is for pixels from 0 to 1, and they are read from 0 "
-            "to 255: multiply mean and std by 255"
+            f"model.data_preprocessor.std={list(std)} is for pixels from 0 to 1, and they are read from 0 to 255: "
+            "multiply mean and std by 255"
         )
 
 
@@ -88,22 +102,19 @@ def _set_statistics(preprocessor: Any, channels: int, notes: list[str]) -> None:
     for key in ("bgr_to_rgb", "rgb_to_bgr"):
         if preprocessor.get(key):
             preprocessor[key] = False
-    for key in ("mean", "std"):
-        values = preprocessor.get(key)
-        if values is None or len(values) in (1, channels):
-            continue
-        if channels > 1 or len(values) != COLOUR_CHANNELS:
-            raise ConfigError(
-                f"model.data_preprocessor.{key} has {len(values)} values for images of {channels} channels: state mean "
-                f"and std with {channels} values each, for the pixels as they are in the files"
-            )
-        preprocessor[key] = [round(sum(values) / COLOUR_CHANNELS, 4)]
-        notes.append(f"data_preprocessor.{key} of grey images: {preprocessor[key][0]}, the average of the colours'")
+    for key in ("mean", "std") if channels == 1 else ():
+        if len(values := preprocessor.get(key) or ()) == COLOUR_CHANNELS:
+            preprocessor[key] = [round(sum(values) / COLOUR_CHANNELS, 4)]
+            notes.append(f"data_preprocessor.{key} of grey images: {preprocessor[key][0]}, the average of the colours'")
 
 
-def _set_preprocessor(preprocessor: Any, scope: str | None) -> None:
+def _set_preprocessor(preprocessor: Any, cfg: Config) -> None:
     """Choose the data preprocessor for any number of values; mmengine's allow 1 or 3."""
     name = f"{ANY_CHANNELS}{preprocessor.get('type')}"
-    with MODELS.switch_scope_and_registry(scope) as registry:
-        if len(preprocessor.get("mean") or ()) > 1 and registry.get(name) is not None:
-            preprocessor.type = name
+    if len(preprocessor.get("mean") or ()) > 1 and _preprocessor_class(name, cfg) is not None:
+        preprocessor.type = name
+
+
+def _preprocessor_class(name: str | None, cfg: Config) -> Any:
+    with MODELS.switch_scope_and_registry(cfg.get("default_scope")) as registry:
+        return registry.get(name) if name else None

@@ -70,6 +70,15 @@ def test_statistics_for_pixels_from_0_to_1_are_refused(path: Path) -> None:
             load(path, channels, **{**statistics(channels), std: [0.0] + [1.0] * (channels - 1)})
 
 
+@pytest.mark.parametrize("path", [CLASSIFIER, DETECTOR, SEGMENTOR], ids=lambda path: path.parent.name)
+def test_statistics_of_no_or_other_channels_are_refused(path: Path) -> None:
+    for key in BOTH:
+        with pytest.raises(ConfigError, match=rf"data_preprocessor\.{key}=58: a list of numbers, one per channel"):
+            load(path, 3, **{f"model__data_preprocessor__{key}": 58})
+        with pytest.raises(ConfigError, match=rf"{key} has 2 values for images of 3 channels"):
+            load(path, 3, **{f"model__data_preprocessor__{key}": [0.5, 0.5]})
+
+
 def test_what_changes_colours_is_left_out_and_said() -> None:
     segmentor, classifier = load(SEGMENTOR, 4, **statistics(4)), load(CLASSIFIER, 4)
     assert "PhotoMetricDistortion" not in [step.type for step in steps_of(segmentor.cfg)]
