@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,14 @@ from engine.data.orientation import Size
 from engine.data.paths import hidden_note, is_hidden
 
 MIN_CLASS_IMAGES = 2  # fewer training images of a class are worth a warning
+
+
+def report_unread(checker: DatasetChecker, others: Sequence[str], unreadable: Sequence[OSError]) -> None:
+    """Report what :func:`classification.data.list_images` has not read: files without an image suffix, and folders."""
+    for error in unreadable:
+        checker.error("unreadable folder", str(error.filename), f"cannot be read: {error.strerror}", "grant access")
+    for path in others:
+        checker.warn("no image by its name", path, "is not read", "convert it to JPEG or PNG, or remove it")
 
 
 @DATA_CHECKERS.register(FolderDataset)
@@ -85,10 +94,7 @@ class FolderChecker(DatasetChecker):
         others: list[str] = []
         unreadable: list[OSError] = []
         images = sorted(list_images(root / name, others, unreadable, self._hidden, image_suffixes(self.channels)))
-        for error in unreadable:
-            self.error("unreadable folder", str(error.filename), f"cannot be read: {error.strerror}", "grant access")
-        for path in others:
-            self.warn("no image by its name", path, "is not read", "convert it to JPEG or PNG, or remove it")
+        report_unread(self, others, unreadable)
         if not images and self._test_mode:
             self._warn_unscored(root, name)
         elif not images:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from backbones.errors import DataError
+from classification.check import report_unread
 from classification.decode import read_rgb
 from classification.pretraining.data import UnlabelledImages, chosen_images
 from engine.data.checker import DATA_CHECKERS, PILLOW_MAX_PIXELS, DataFile, DatasetChecker
@@ -33,8 +34,5 @@ class UnlabelledChecker(DatasetChecker):
             self.error("no images", str(root), str(error), "bring the images")
             return []
         self.notes += hidden_note(f"the {self.split} data", hidden)
-        for one in unreadable:
-            self.error("folder", str(one.filename), f"cannot be read ({one.strerror})", "give read permission")
-        for path in others:
-            self.warn("no image", path, "is not read", "remove it, or give it the suffix of its format")
+        report_unread(self, others, unreadable)
         return [DataFile(path) for path in paths[:: dataset.get("every", 1)]]
