@@ -30,20 +30,21 @@ def find_class_folders(request: Request) -> Findings:
     classes = list(request.classes or sorted(class_folders(request.data / chosen["train"], ())))
     facts, images = [], {}
     for split, name in chosen.items():
-        counts = {one: len(list_images(request.data / name / one)) for one in classes}
-        images[split] = sum(counts.values())
+        paths = {one: sorted(list_images(request.data / name / one)) for one in classes}
+        counts = {one: len(found) for one, found in paths.items()}
+        images[split] = [path for found in paths.values() for path in found]
         few = ", ".join(f"{one} {count:,}" for one, count in sorted(counts.items(), key=lambda item: item[1])[:3])
-        facts.append(f"{split}: {name!r}, {images[split]:,} images of {len(classes)} classes (the fewest: {few})")
+        facts.append(f"{split}: {name!r}, {len(images[split]):,} images of {len(classes)} classes (the fewest: {few})")
     facts += _unused(request.data, list(chosen.values()))
     if not images["train"]:
         raise DataError(f"{str(request.data / chosen['train'])!r} holds no image in its class folders")
-    side = _usual_side(request.data / chosen["train"], classes)
+    side = _usual_side(images["train"])
     settings = {
         "classes": tuple(classes),
         "_size": next((size for size in INPUT_SIDES if size >= side), INPUT_SIDES[-1]),
         **{f"_{split}": {"split": name} for split, name in chosen.items()},
     }
-    return Findings(settings, images["train"], facts)
+    return Findings(settings, len(images["train"]), facts)
 
 
 def _unused(data: Path, chosen: list[str]) -> Iterator[str]:
@@ -89,9 +90,8 @@ def _hold_the_same(folders: list[Path]) -> bool:
     return len(names) > 1 and 2 * len(set.intersection(*names)) > min(map(len, names))
 
 
-def _usual_side(folder: Path, classes: list[str]) -> float:
+def _usual_side(paths: list[str]) -> float:
     """Median of the shorter sides of some images, in pixels."""
-    paths = [path for name in classes for path in sorted(list_images(folder / name))]
     found = [inspect_image(path) for path in sample_evenly(paths, MAX_MEASURED)]
     sides = [min(info.size) for info in found if info.problem is None]
     return median(sides) if sides else INPUT_SIDES[-1]

@@ -102,7 +102,7 @@ def fill_in(example: str, values: Mapping[str, Any]) -> str:
             # Columns count bytes in the syntax tree.
             comment = lines[end - 1].encode()[node.value.end_col_offset :].decode()
             comment = "" if comment.strip() == "" or isinstance(node.value, ast.Name) else comment
-            lines[start:end] = [f"{line}" for line in _written(name, values[name], comment)]
+            lines[start:end] = _written(name, values[name], comment)
     return "\n".join(lines) + "\n"
 
 
