@@ -208,14 +208,16 @@ def _drawing_names(images: Sequence[Path]) -> dict[Path, str]:
     stems, whole = (Counter(getattr(image, part) for image in images) for part in ("stem", "name"))
     common = os.path.commonpath([image.absolute().parent for image in images])
     names: dict[Path, str] = {}
+    taken: set[str] = set()
     for image in images:
         if whole[image.name] > 1:
             name = "_".join(image.absolute().relative_to(common).parts)
         else:
             name = image.stem if stems[image.stem] == 1 and image.stem not in whole else image.name
-        while name in names.values():
+        while name in taken:
             name += "_"
         names[image] = name
+        taken.add(name)
     return names
 
 

@@ -133,8 +133,7 @@ class LabelChecker(DatasetChecker):
 
     def _check_pair(self, labels_path: str, labels: ImageInfo, image_path: str, image: ImageInfo) -> None:
         labels_size, image_size = self.size_as_read(labels, "labels"), self.size_as_read(image)
-        left = 1 if self.turns(labels.format, "labels") else labels.orientation  # of it, after reading
-        if left not in (1, 1 if self.turns(image.format) else image.orientation):
+        if self.orientation_left(labels, "labels") not in (1, self.orientation_left(image)):
             problem = f"has EXIF orientation {labels.orientation}, which is not applied to labels"
             self.warn(
                 "EXIF orientation of labels", labels_path, problem, "save them without the tag, as the image is seen"

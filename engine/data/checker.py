@@ -132,6 +132,10 @@ class DatasetChecker:
         """Whether the pipeline turns images of a format by their EXIF orientation."""
         return applies_orientation(partial(self.read_size, role=role), image_format)
 
+    def orientation_left(self, info: ImageInfo, role: str = "image") -> int:
+        """EXIF orientation that an inspected image still has after the pipeline has read it, 1 for none."""
+        return 1 if info.orientation == 1 or self.turns(info.format, role) else info.orientation
+
     @cached_property
     def network_input(self) -> NetworkInput:
         """The way of the images to the network."""
@@ -209,7 +213,7 @@ class DatasetChecker:
 
     def check_turned(self, path: str, info: ImageInfo) -> None:
         """Warn of an image that is turned without a change of its size: its annotations may be of the stored one."""
-        if info.orientation != 1 and info.size == info.upright_size and self.turns(info.format):
+        if info.orientation != self.orientation_left(info) and info.size == info.upright_size:
             problem = f"is turned by its EXIF orientation {info.orientation}; its size does not tell if its annotations"
             self.warn("turned image", path, f"{problem} are", "look at one; save images as annotated, without the tag")
 
@@ -250,7 +254,7 @@ class DatasetChecker:
             "transparency": info.transparent,
             "several frames": info.frames > 1 and info.format != "MPO",
             "name of another format": info.format not in ("", *formats),
-            "EXIF orientation": info.orientation != 1 and not self.turns(info.format),
+            "EXIF orientation": self.orientation_left(info) != 1,
         }
         for kind in (kind for kind in found if found[kind]):
             problem, fix = PIXEL_WARNINGS[kind]
