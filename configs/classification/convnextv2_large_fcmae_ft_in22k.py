@@ -10,9 +10,17 @@ up for by accumulation.
 
 _base_ = [
     "../_base_/classification.py",
-    "../_base_/fcmae_in22k.py",
+    "../_base_/imagenet_training.py",
     "../_base_/in22k_90e.py",
     "../_base_/runtime.py",
 ]
 
-model = dict(backbone=dict(type="convnextv2_large", drop_path_rate=0.1))
+model = dict(backbone=dict(type="convnextv2_large", drop_path_rate=0.1), head_init_scale=0.001)
+
+# 2.5e-4 for 256 images, in float16 as the released fine-tuning.
+optim_wrapper = dict(
+    type="AmpOptimWrapper",
+    dtype="float16",
+    paramwise_cfg=dict(decay_rate=0.8, decay_type="layer"),
+    optimizer=dict(lr=2.5e-4 * 4096 / 256),
+)
