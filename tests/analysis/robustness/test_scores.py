@@ -1,0 +1,91 @@
+"""Scores against sums by hand, and every wrong input of the mean corruption error by name."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from analysis.robustness import mean_corruption_error
+from analysis.robustness.scores import (
+    ALEXNET_ERRORS,
+    calibration_bins,
+    expected_calibration_error,
+    mean_error,
+    performance_under_corruption,
+    shape_bias,
+)
+from backbones.errors import ConfigError
+
+
+def alexnet() -> dict[str, list[float]]:
+    return {name: [error] * 5 for name, error in ALEXNET_ERRORS.items()}
+
+
+def test_alexnet_has_100_and_a_perfect_network_0() -> None:
+    assert mean_corruption_error(alexnet()) == pytest.approx(100)
+    assert mean_corruption_error({name: [0.0] * 5 for name in ALEXNET_ERRORS}) == 0
+    assert len(ALEXNET_ERRORS) == 15
+
+
+def test_each_corruption_is_divided_by_its_own_error_before_the_mean() -> None:
+    errors = alexnet()
+    errors["brightness"] = [0.1, 0.2, 0.3, 0.4, 0.5]
+    assert mean_corruption_error(errors) == pytest.approx((14 * 100 + 100 * 0.3 / 0.564592) / 15)
+    # ResNet-50 of torchvision (V1) has an mCE of 76.7: halving all errors halves it, whatever the corruption.
+    assert mean_corruption_error({name: [e / 2 for e in five] for name, five in errors.items()}) == pytest.approx(
+        mean_corruption_error(errors) / 2
+    )
+
+
+def test_the_plain_error_is_not_divided() -> None:
+    errors = {"a": [0.1, 0.2, 0.3, 0.4, 0.5], "b": [0.5] * 5}
+    assert mean_error(errors, ("a", "b")) == pytest.approx(40)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"snow": None}, "corruption 'snow' missing"),
+        ({"snow": None, "fog": None}, "corruption 'snow' and 1 others missing"),
+        ({"sno": [0.1] * 5}, "corruption 'sno' is unknown.*nearest: snow"),
+        ({"speckle_noise": [0.1] * 5}, "corruption 'speckle_noise' is unknown"),
+        ({"fog": [0.1] * 4}, "corruption 'fog' has 4 values"),
+        ({"fog": []}, "corruption 'fog' has 0 values"),
+        ({"fog": [0.1, 0.1, 53.2, 0.1, 0.1]}, "corruption 'fog', severity 3: 53.2 is no fraction"),
+        ({"fog": [0.1, 0.1, 0.1, 0.1, -0.1]}, "corruption 'fog', severity 5: -0.1"),
+        ({"fog": [math.nan] * 5}, "corruption 'fog', severity 1: nan"),
+        ({"fog": [None] * 5}, "corruption 'fog', severity 1: None"),
+        ({"fog": "12345"}, "corruption 'fog', severity 1: '1'"),
+    ],
+)
+def test_a_wrong_input_is_named(change: dict[str, list[float] | None], message: str) -> None:
+    errors = {name: five for name, five in (alexnet() | change).items() if five is not None}
+    with pytest.raises(ConfigError, match=message):
+        mean_corruption_error(errors)
+
+
+def test_performance_under_corruption_is_relative_to_the_clean_one() -> None:
+    # Fewer severities of a noise count as fewer sets, as in the practice of segmentation.
+    found = performance_under_corruption({"fog": [30, 20, 10, 10, 10], "shot_noise": [20, 12, 8]}, clean=40)
+    assert found.mean == pytest.approx(15)
+    assert found.relative == pytest.approx(37.5)
+    assert performance_under_corruption({"fog": [0.0] * 5}, clean=0).relative is None
+    with pytest.raises(ConfigError, match="corruption 'fog' has no score"):
+        performance_under_corruption({"fog": []}, clean=1)
+    with pytest.raises(ConfigError, match="no corruption has a score"):
+        performance_under_corruption({}, clean=1)
+
+
+def test_calibration_by_hand() -> None:
+    # Bins of a fifth: (0.6, 0.8] holds two at 0.7, half right; (0.8, 1] one at 1.0, right; the edge 0.8 belongs below.
+    bins = calibration_bins([0.7, 0.7, 1.0], [True, False, True], bins=5)
+    assert [(one.count, one.accuracy) for one in bins] == [(2, 0.5), (1, 1.0)]
+    assert expected_calibration_error(bins) == pytest.approx(100 * (2 * 0.2 + 0) / 3)
+    assert [one.count for one in calibration_bins([0.8, 0.81, 0.0], [True] * 3, bins=5)] == [1, 1, 1]
+    assert expected_calibration_error([]) == 0
+
+
+def test_shape_bias_counts_decided_images_alone() -> None:
+    assert shape_bias(30, 10) == 75
+    assert shape_bias(0, 0) is None
