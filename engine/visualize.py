@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import mmcv
@@ -20,6 +20,7 @@ from mmengine.registry import FUNCTIONS, MODELS, VISUALIZERS, init_default_scope
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from torch import nn
+from torch.utils.data import DataLoader
 
 from backbones.bands import as_picture
 from backbones.channels import stated_channels
@@ -32,6 +33,7 @@ from engine.data.checker import build_checkers
 from engine.data.image_files import IMAGE_SUFFIXES, PILLOW_ERRORS, DamagedImageError, read_bands
 from engine.data.paths import hidden_note, is_hidden
 from engine.report.lettering import drawn_names, write_drawn_names
+from engine.report.run_dir import DRAWN_AFTER, write_json
 from engine.task import task_of
 
 MAX_REASON = 160  # characters of a library's message about an image
@@ -65,20 +67,49 @@ def draw_test_images(runner: Runner, folder: Path, count: int) -> None:
 
     Args:
         runner: Runner that has tested; its model holds the weights.
-        folder: Folder for the pictures, ``000012.png`` and so on, named by the index in the data set.
+        folder: Folder for the pictures, see :func:`write_pictures`.
         count: Number of pictures.
     """
-    dataset = runner.test_dataloader.dataset
+    write_pictures(runner, folder, predict_evenly(runner.model, runner.test_dataloader, count), runner.test_dataloader)
+
+
+def predict_evenly(model: nn.Module, loader: DataLoader, count: int) -> dict[int, BaseDataElement]:
+    """Predictions of images that are spread evenly over the data of a loader, by their index.
+
+    Args:
+        model: Model; one that is sharded needs the call in all processes.
+        loader: Data loader.
+        count: Number of images.
+    """
+    dataset: Any = loader.dataset
+    chosen = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int)).tolist()
+    return {index: predict(model, dataset[index], loader.collate_fn) for index in chosen}
+
+
+def write_pictures(
+    runner: Runner, folder: Path, samples: Mapping[int, BaseDataElement], loader: DataLoader, step: int | None = None
+) -> None:
+    """Draw predictions beside the truth, in place of what was drawn in a folder before.
+
+    Args:
+        runner: Runner whose visualizer draws.
+        folder: Folder for the pictures, ``000012.png`` and so on, named by the index in the data set.
+        samples: Predictions by index.
+        loader: Loader of their data.
+        step: Optimizer step after which a validation predicted them; ``None`` for a test.
+    """
+    meta = cast(Any, loader.dataset).metainfo
+    names = meta["classes"]
     folder.mkdir(parents=True, exist_ok=True)
-    for earlier in folder.glob("[0-9]*.png"):
-        earlier.unlink()
-    runner.visualizer.dataset_meta = {**dataset.metainfo, "classes": drawn_names(dataset.metainfo["classes"])}
-    if line := write_drawn_names(dataset.metainfo["classes"], folder):
+    for earlier in (*folder.glob("[0-9]*.png"), folder / DRAWN_AFTER):
+        earlier.unlink(missing_ok=True)
+    runner.visualizer.dataset_meta = {**meta, "classes": drawn_names(names)}
+    if line := write_drawn_names(names, folder):
         runner.logger.warning(line)
-    collate = runner.test_dataloader.collate_fn
-    for index in np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int)).tolist():
-        sample = predict(runner.model, dataset[index], collate)
+    for index, sample in samples.items():
         _draw(runner.cfg, runner.visualizer, sample, folder / f"{index:06d}.png", truth=True)
+    if step is not None:
+        write_json(folder / DRAWN_AFTER, {"step": step})
 
 
 @torch.no_grad()

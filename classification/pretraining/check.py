@@ -9,6 +9,7 @@ from classification.check import report_unread
 from classification.decode import read_rgb
 from classification.pretraining.data import UnlabelledImages, chosen_images
 from engine.data.checker import DATA_CHECKERS, PILLOW_MAX_PIXELS, DataFile, DatasetChecker
+from engine.data.image_files import read_bands
 from engine.data.orientation import Size
 from engine.data.paths import hidden_note
 
@@ -21,12 +22,12 @@ class UnlabelledChecker(DatasetChecker):
 
     def read_size(self, path: str, role: str = "image") -> Size:
         """Width and height of an image file as the transform reads it."""
-        return read_rgb(path).size
+        return read_rgb(path).size if self.channels is None else read_bands(path, self.channels).shape[1::-1]
 
     def list_files(self) -> list[DataFile]:
         """List the images."""
         dataset, others, unreadable, hidden = self.dataset, list[str](), list[OSError](), list[str]()
-        part = (dataset.get("hold_out", 0), dataset.get("held_out", False))
+        part = (dataset.get("hold_out", 0), dataset.get("held_out", False), self.channels)
         root = Path(dataset.data_root) / dataset.get("split", "")
         try:
             paths = chosen_images(dataset.data_root, dataset.get("split", ""), *part, others, unreadable, hidden)

@@ -7,15 +7,22 @@ from typing import Any
 
 import torch
 from mmengine.dataset import BaseDataset
-from mmengine.registry import DATASETS, TRANSFORMS
+from mmengine.model import ImgDataPreprocessor
+from mmengine.registry import DATASETS, MODELS, TRANSFORMS
 
 from backbones.base import PYRAMID_STRIDES
+from backbones.channels import ChannelStatistics, stated_channels
 from backbones.errors import ConfigError, DataError
 from classification.data import ClassificationTransform, list_images
 from engine.config.schema import is_whole
-from engine.data.image_files import IMAGE_SUFFIXES
+from engine.data.image_files import image_suffixes
 
 UNIT = PYRAMID_STRIDES[-1]  # pixels
+
+
+@MODELS.register_module()
+class AnyChannelsImgDataPreprocessor(ChannelStatistics, ImgDataPreprocessor):
+    """mmengine's ``ImgDataPreprocessor`` with mean and deviation of any number of channels."""
 
 
 @DATASETS.register_module()
@@ -53,11 +60,12 @@ class UnlabelledImages(BaseDataset):
         if not is_whole(hold_out, 0) or hold_out == 1 or (held_out and not hold_out):
             raise ConfigError(f"dataset.hold_out={hold_out}: 20 holds out every twentieth image, 0 holds out none")
         self.split, self.hold_out, self.held_out, self.every = split, hold_out, held_out, every
+        self.channels = stated_channels(pipeline)
         super().__init__(data_root=data_root, metainfo=metainfo, pipeline=pipeline, test_mode=test_mode)
 
     def load_data_list(self) -> list[dict[str, Any]]:
         """List the images in sorted order."""
-        paths = chosen_images(self.data_root, self.split, self.hold_out, self.held_out)
+        paths = chosen_images(self.data_root, self.split, self.hold_out, self.held_out, self.channels)
         return [{"img_path": path} for path in paths[:: self.every]]
 
 
@@ -66,11 +74,22 @@ def chosen_images(
     split: str,
     hold_out: int,
     held_out: bool,
+    channels: int | None = None,
     others: list[str] | None = None,
     unreadable: list[OSError] | None = None,
     hidden: list[str] | None = None,
 ) -> list[str]:
-    """Sorted paths of the images of a :class:`UnlabelledImages`; the lists are those of ``list_images``.
+    """Sorted paths of the images of a :class:`UnlabelledImages`.
+
+    Args:
+        data_root: Folder.
+        split: Its sub-folder.
+        hold_out: Every n-th image is held out.
+        held_out: Whether these are wanted, or the others.
+        channels: Number of channels that are read; ``None`` for colour images.
+        others: Like the next two, a list that :func:`classification.data.list_images` fills.
+        unreadable: For folders that cannot be read.
+        hidden: For hidden files and folders.
 
     Raises:
         DataError: If there is no folder, or no image for this part.
@@ -78,17 +97,20 @@ def chosen_images(
     root = Path(data_root) / split
     if not root.is_dir():
         raise DataError(f"no image folder {str(root)!r}: put the images there, or set data_root")
-    images = sorted(list_images(root, others, unreadable, hidden))
+    suffixes = image_suffixes(channels)
+    images = sorted(list_images(root, others, unreadable, hidden, suffixes))
     chosen = [path for number, path in enumerate(images) if not hold_out or (number % hold_out == 0) == held_out]
     if not chosen:
         part = f", of which every {hold_out}th is held out" if hold_out else ""
-        raise DataError(f"{str(root)!r} holds {len(images)} images ({', '.join(IMAGE_SUFFIXES)}){part}: too few")
+        raise DataError(f"{str(root)!r} holds {len(images)} images ({', '.join(suffixes)}){part}: too few")
     return chosen
 
 
 @TRANSFORMS.register_module()
 class MaskedImageTransform:
     """Load ``img_path`` as ``inputs``, uint8 ``(3, size, size)``, with a random ``order`` of its 32 x 32 units.
+
+    With a number of ``channels`` they are float32 ``(channels, size, size)``, with the values of the file.
 
     The order is drawn where the crop is, so that both depend only on the seed of the run, the epoch and the image. A
     test has the same order for the same image, whatever the seed: losses of validations can be compared.

@@ -123,8 +123,8 @@ class MaskedAutoencoder(BaseModel):
                 mode units are in the order of reading without it.
             mode: ``tensor`` returns the predicted pixels of all units, ``(N, unit * unit * C, rows, columns)``,
                 ``loss`` the mean squared error over the hidden units, ``predict`` an element per image with ``loss``,
-                ``hidden`` (bool, ``(rows, columns)``), ``image`` and ``reconstruction`` (uint8 ``(C, H, W)``) and
-                ``img_path``.
+                ``hidden`` (bool, ``(rows, columns)``), ``image`` and ``reconstruction`` (``(C, H, W)``, values as in
+                the files) and ``img_path``.
         """
         grid = (inputs.shape[-2] // self.unit, inputs.shape[-1] // self.unit)
         if data_samples is None:
@@ -188,18 +188,18 @@ class MaskedAutoencoder(BaseModel):
             BaseDataElement(metainfo={"img_path": path}, image=image, reconstruction=predicted, hidden=mask, loss=loss)
             for path, image, predicted, mask, loss in zip(
                 paths,
-                self._as_bytes(inputs),
-                self._as_bytes(self.to_images(patches, grid)),
-                masks.unflatten(1, grid).cpu(),
+                self._as_read(inputs),
+                self._as_read(self.to_images(patches, grid)),
+                masks.unflatten(1, grid),
                 losses.tolist(),
                 strict=True,
             )
         ]
 
-    def _as_bytes(self, images: Tensor) -> Tensor:
-        """Normalised images ``(N, C, H, W)`` as they were read, uint8, on the CPU."""
-        raw = images * self.data_preprocessor.std + self.data_preprocessor.mean
-        return raw.round().clamp(0, 255).to(torch.uint8).cpu()
+    def _as_read(self, images: Tensor) -> Tensor:
+        """Normalised images ``(N, C, H, W)`` with the values that the files have."""
+        read: Tensor = images.float() * self.data_preprocessor.std + self.data_preprocessor.mean
+        return read
 
 
 def _rows(patches: Tensor, units: Tensor) -> Tensor:

@@ -1,17 +1,29 @@
-"""Pictures of what a masked autoencoder reconstructs."""
+"""Pictures of what a masked autoencoder reconstructs, after each validation and in a test."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-from mmengine.registry import VISUALIZERS
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS, VISUALIZERS
+from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from mmengine.visualization import Visualizer
+from torch import Tensor
 
+from backbones.bands import as_picture
+from backbones.channels import COLOUR_CHANNELS
+from backbones.errors import ConfigError
+from classification.model import MAX_BYTE
 from classification.visualizer import FONT_SIZE
+from engine.config.schema import is_whole
 from engine.report.lettering import Lettering, letter
+from engine.report.recorder import only_warning
+from engine.visualize import predict_evenly, write_pictures
 
 MIN_PANEL_SIDE = 224  # pixels; smaller images are enlarged
 GAP, CAPTION_HEIGHT = 4, 24  # pixels
@@ -46,9 +58,8 @@ class ReconstructionVisualizer(Visualizer):
         Returns:
             Picture, RGB, uint8.
         """
-        predicted = data_sample.reconstruction.permute(1, 2, 0).numpy()
+        crop, predicted = _as_pictures(data_sample.image, data_sample.reconstruction)
         height, width = predicted.shape[:2]
-        crop = data_sample.image.permute(1, 2, 0).numpy()[:height, :width]
         rows, columns = data_sample.hidden.shape
         hidden = np.kron(data_sample.hidden.numpy(), np.ones((height // rows, width // columns), bool))[..., None]
         panels = (crop, np.where(hidden, np.uint8(HIDDEN_COLOUR), crop), predicted, np.where(hidden, predicted, crop))
@@ -65,3 +76,47 @@ class ReconstructionVisualizer(Visualizer):
         if out_file:
             cv2.imwrite(out_file, picture[..., ::-1])
         return picture
+
+
+@HOOKS.register_module()
+class ReconstructionHook(Hook):
+    """Draws reconstructions of held-out images after each validation, which the report of the run shows.
+
+    The images and their masks are the same every time; the weights are the raw ones.
+
+    Args:
+        count: Number of images, spread evenly over the validation data.
+
+    Raises:
+        ConfigError: If it is no number of images.
+    """
+
+    def __init__(self, count: int = 8) -> None:
+        if not is_whole(count, 1):
+            raise ConfigError(f"ReconstructionHook.count={count!r}: a number of images is needed, such as 8")
+        self.count = count
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Predict in all processes, which a sharded model needs, and draw in the main one."""
+        samples = predict_evenly(runner.model, runner.val_dataloader, self.count)
+        if is_main_process():
+            with only_warning(runner.logger):
+                folder = Path(runner.work_dir) / "pictures"
+                write_pictures(runner, folder, samples, runner.val_dataloader, runner.iter)
+
+
+def _as_pictures(image: Tensor, predicted: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """An image and its prediction, of the values in the file, as RGB pictures in which a value has one colour.
+
+    Colours of 8 bits are as in the file; other values are scaled, see :func:`backbones.bands.as_picture`.
+
+    Args:
+        image: ``(C, H, W)``.
+        predicted: ``(C, H', W')``, of which the rest of the image is left out.
+    """
+    height, width = predicted.shape[1:]
+    both = np.concatenate([one[:, :height, :width].permute(1, 2, 0).float().numpy() for one in (image, predicted)], 1)
+    if both.shape[2] == COLOUR_CHANNELS and both[:, :width].max() < MAX_BYTE + 1:
+        both = both.round().clip(0, MAX_BYTE).astype(np.uint8)
+    picture = as_picture(both)
+    return picture[:, :width], picture[:, width:]

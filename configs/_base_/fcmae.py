@@ -8,7 +8,17 @@ visualizer = dict(
 )
 classes = ("image",)  # of no meaning: nothing is classified
 data_root = "data/imagenet"
-model = dict(type="MaskedAutoencoder", mask_ratio=0.6, decoder_dim=512, decoder_depth=1)
+model = dict(
+    type="MaskedAutoencoder",
+    mask_ratio=0.6,
+    decoder_dim=512,
+    decoder_depth=1,
+    data_preprocessor=dict(
+        type="ImgDataPreprocessor",
+        mean=[123.675, 116.28, 103.53],
+        std=[58.395, 57.12, 57.375],
+    ),
+)
 train_pipeline = [dict(type="MaskedImageTransform", size=224, training=True, scale=(0.2, 1.0))]
 test_pipeline = [dict(type="MaskedImageTransform", size=224)]
 
@@ -41,4 +51,4 @@ optim_wrapper = dict(
     paramwise_cfg=dict(custom_keys=dict(grn=dict(decay_mult=1.0))),
     optimizer=dict(type="AdamW", lr=2.4e-3, betas=(0.9, 0.95), weight_decay=0.05),
 )
-custom_hooks = [dict(type="ProgressBar")]
+custom_hooks = [dict(type="ProgressBar"), dict(type="ReconstructionHook")]

@@ -13,7 +13,8 @@ from backbones.errors import ConfigError
 from engine.config.datasets import mappings
 from engine.config.schema import is_number, is_whole
 
-CHANNEL_READERS = ("ClassificationTransform", "LoadCheckedImage")  # steps of pipelines with an argument "channels"
+# Steps of pipelines with an argument "channels".
+CHANNEL_READERS = ("ClassificationTransform", "LoadCheckedImage", "MaskedImageTransform")
 # Changes of colours, which are for three channels: steps, and settings of steps.
 COLOUR_STEPS = {
     *("PhotoMetricDistortion", "YOLOXHSVRandomAug", "ColorTransform", "Color", "RandAugment", "AutoAugment", "CLAHE"),

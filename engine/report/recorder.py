@@ -99,7 +99,10 @@ class RunRecorder(Hook):
         """Update the report, so that a run that is killed later has this one."""
         with only_warning(self._runner.logger):
             scores = getattr(runner.val_loop, "class_scores", {})
-            write_json(self._folder / CLASS_SCORES, {"step": runner.iter, "scores": scores})
+            if any(scores.values()):
+                write_json(self._folder / CLASS_SCORES, {"step": runner.iter, "scores": scores})
+            else:
+                (self._folder / CLASS_SCORES).unlink(missing_ok=True)
         self._update(to_step=runner.iter, seconds=self._seconds())
 
     def end(self, error: BaseException | None) -> None:

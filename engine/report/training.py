@@ -37,6 +37,7 @@ from engine.report.html import (
 from engine.report.lettering import DRAWN_NAMES, name_legend
 from engine.report.run_dir import (
     CONFUSION,
+    DRAWN_AFTER,
     EVENTS_FOLDER,
     REPORT,
     STARTS,
@@ -280,8 +281,10 @@ def _pictures(run: Mapping[str, Any], folder: Path) -> str:
     cards = [f'<div class="card">{figure(folder / "pictures" / name, "")}</div>' for name in run["pictures"]]
     others = read_json(folder / "pictures" / DRAWN_NAMES)
     legend = note(f"{name_legend(others, len(others))}.") if others else ""
-    # A test without TTA draws all of them anew.
-    if drawn := [test for name, test in run["tests"].items() if not name.endswith("tta")]:
+    # A validation draws all of them anew, and a test without TTA.
+    if step := read_json(folder / "pictures" / DRAWN_AFTER).get("step"):
+        legend += note(f"In the validation after step {_steps(step)}.")
+    elif drawn := [test for name, test in run["tests"].items() if not name.endswith("tta")]:
         legend += note(f"In the {max(drawn, key=lambda test: test['time'])['label']}.")
     return f'<div class="gallery">{"".join(cards)}</div>{legend}' if cards else ""
 

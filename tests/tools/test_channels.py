@@ -17,6 +17,7 @@ TASKS = {
     "classification": (CONFIGS / "classification" / "digits.py", "epoch_1.pth"),
     "detection": (CONFIGS / "detection" / "mask_rcnn_digits.py", "epoch_1.pth"),
     "segmentation": (CONFIGS / "segmentation" / "upernet_digits.py", "iter_2.pth"),
+    "pretraining": (CONFIGS / "pretraining" / "fcmae_digits.py", "epoch_1.pth"),
 }
 MEAN, STD = [9000.0, 7000.0, 5000.0, 3000.0, 1000.0], [4000.0] * 5
 SETTINGS = {
@@ -52,6 +53,7 @@ test_pipeline = [
 ]
 """,
 }
+SETTINGS["pretraining"] = SETTINGS["classification"] + "model.update(decoder_dim=16)\n"
 
 
 def write_image(path: Path, channels: int, seed: int, side: int = 64) -> str:
@@ -112,12 +114,14 @@ WRITERS = {
     "classification": write_classification,
     "detection": write_detection,
     "segmentation": write_segmentation,
+    "pretraining": write_classification,
 }
 
 
 def write_config(path: Path, task: str, channels: int, data: Path) -> Path:
     scale = ", max_value=1" if task == "classification" else ""
-    statistics = f"model.update(data_preprocessor=dict(mean={MEAN}, std={STD}{scale}))" if channels == 5 else ""
+    values = f"mean={MEAN[:channels]}, std={STD[:channels]}{scale}"
+    statistics = f"model.update(data_preprocessor=dict({values}))" if channels > 3 else ""
     settings = SETTINGS[task].replace("SUFFIX", "png" if channels == 1 else "tif")
     path.write_text(
         f'_base_ = ["{TASKS[task][0]}"]\nmodel = dict()\n{settings}\n'
@@ -153,13 +157,26 @@ def test_other_numbers_of_channels_through_the_tools(task: str, channels: int, t
     assert drawn.code == 0, drawn.err
     picture = np.asarray(Image.open(drawn.out.splitlines()[-1]).convert("RGB"))[:300, :300]
     assert picture.std() > 20
-    if channels == 1 and task == "classification":
+    if channels == 1 and task in ("classification", "pretraining"):
         assert np.array_equal(picture[..., 0], picture[..., 1])
     counted = tool("flops.py", config)
     assert counted.code == 0, counted.err
     exported = tool("export.py", config, checkpoint, "--format", "onnx", "--out", tmp_path / "network.onnx")
     assert exported.code == 0, exported.err
     assert f"takes normalised images (N, {channels}, H, W)" in exported.out
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_a_classifier_begins_with_a_pre_training_of_as_many_channels(channels: int, tool: Any, tmp_path: Path) -> None:
+    write_classification(tmp_path / "data", channels)
+    weights, backbone = tmp_path / "pretraining" / "epoch_1.pth", "model.backbone.type=convnextv2_atto"
+    for task, options in (("pretraining", []), ("classification", [f"model.backbone.weights={weights}"])):
+        config = write_config(tmp_path / f"{task}.py", task, channels, tmp_path / "data")
+        ended = tool("train.py", config, "--work-dir", tmp_path / task, "--cfg-options", backbone, *options)
+        assert ended.code == 0, ended.err
+    (report,) = json.loads((tmp_path / "classification" / "weights.json").read_text())["receipts"]
+    assert (report["adapted"], report["fresh"]) == ("", ["norm.weight", "norm.bias"])
+    assert len(list((tmp_path / "pretraining" / "pictures").glob("*.png"))) == 4  # of the validation
 
 
 def test_pages_of_rows_and_values_beyond_the_statistics(tool: Any, tmp_path: Path) -> None:
