@@ -6,6 +6,7 @@ released sets, which were saved as JPEG and drew other random numbers: scores on
 """
 
 from analysis.robustness.corruptions.table import (
+    BAR_CORRUPTIONS,
     CORRUPTIONS,
     DENSE_CORRUPTIONS,
     EXTRA_CORRUPTIONS,
@@ -13,4 +14,4 @@ from analysis.robustness.corruptions.table import (
     image_seed,
 )
 
-__all__ = ["CORRUPTIONS", "DENSE_CORRUPTIONS", "EXTRA_CORRUPTIONS", "corrupt", "image_seed"]
+__all__ = ["BAR_CORRUPTIONS", "CORRUPTIONS", "DENSE_CORRUPTIONS", "EXTRA_CORRUPTIONS", "corrupt", "image_seed"]

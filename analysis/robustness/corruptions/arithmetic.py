@@ -101,6 +101,11 @@ def unpacked(pixels: Array) -> Array:
     return np.stack(channels, axis=-1).astype(np.uint32)
 
 
+def clamped(index: Array, size: int) -> Array:
+    """Indices moved to the nearest one of a row of ``size``: ``a a | a b c | c c``."""
+    return np.clip(index, 0, size - 1)
+
+
 def mirrored(index: Array, size: int) -> Array:
     """Indices folded into a row of ``size`` that is repeated as ``c b a | a b c | c b a``."""
     index = np.mod(index, 2 * size)

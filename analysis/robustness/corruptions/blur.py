@@ -148,7 +148,7 @@ def motion_blurred(image: Pixels, radius: int, sigma: float, degrees: float) -> 
 def zoom_blur(image: Pixels, severity: int, rng: Generator) -> Pixels:
     """Mean of the image and of it enlarged about its centre (lines 231-243, 346-360).
 
-    Factors: 1 to 1.11 and 1 to 1.16 in steps of .01, 1 to 1.20 and 1.26 of .02, 1 to 1.30 of .03. The image itself
+    Factors: 1 to 1.11 and 1 to 1.15 in steps of .01, 1 to 1.20 and 1 to 1.24 of .02, 1 to 1.30 of .03. The image itself
     counts twice. Enlarging is bilinear between the outermost pixels, as SciPy's ``zoom`` of order 1.
     """
     factors = np.arange(1, *_ZOOMS[severity - 1])

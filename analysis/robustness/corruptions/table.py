@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.random import PCG64, Generator
 
-from analysis.robustness.corruptions import blur, digital, noise, weather
+from analysis.robustness.corruptions import bar, blur, digital, noise, weather
 from analysis.robustness.corruptions.arithmetic import Pixels
 from analysis.robustness.scores import SEVERITIES
 from backbones.errors import ConfigError, DataError, nearest, printable
@@ -37,13 +37,27 @@ _EXTRA: dict[str, Corruption] = {
     "spatter": weather.spatter,
     "saturate": digital.saturate,
 }
+_BAR: dict[str, Corruption] = {
+    "blue_noise_sample": bar.blue_noise_sample,
+    "brownish_noise": bar.brownish_noise,
+    "caustic_refraction": bar.caustic_refraction,
+    "checkerboard_cutout": bar.checkerboard_cutout,
+    "cocentric_sine_waves": bar.cocentric_sine_waves,
+    "inverse_sparkles": bar.inverse_sparkles,
+    "perlin_noise": bar.perlin_noise,
+    "plasma_noise": bar.plasma_noise,
+    "single_frequency_greyscale": bar.single_frequency_greyscale,
+    "sparkles": bar.sparkles,
+}
 _IN_PLACE: dict[str, Corruption] = {"elastic_transform_in_place": digital.elastic_transform_in_place}
-_FUNCTIONS = _COMMON | _EXTRA | _IN_PLACE
+_FUNCTIONS = _COMMON | _EXTRA | _BAR | _IN_PLACE
 
 CORRUPTIONS = tuple(_COMMON)
 """The 15 of ImageNet-C, in the order of its paper."""
 EXTRA_CORRUPTIONS = tuple(_EXTRA)
 """The 4 that ImageNet-C holds out."""
+BAR_CORRUPTIONS = tuple(_BAR)
+"""The 10 of ImageNet-C-bar."""
 DENSE_CORRUPTIONS = tuple("elastic_transform_in_place" if name == "elastic_transform" else name for name in _COMMON)
 """The 15 of detection and segmentation benchmarks: their elastic transform leaves objects where their labels are."""
 

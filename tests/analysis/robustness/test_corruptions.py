@@ -3,10 +3,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.robustness.corruptions import CORRUPTIONS, DENSE_CORRUPTIONS, EXTRA_CORRUPTIONS, corrupt, image_seed
+from analysis.robustness.corruptions import (
+    BAR_CORRUPTIONS,
+    CORRUPTIONS,
+    DENSE_CORRUPTIONS,
+    EXTRA_CORRUPTIONS,
+    corrupt,
+    image_seed,
+)
 from backbones.errors import ConfigError, DataError
 
-ALL = list(dict.fromkeys((*CORRUPTIONS, *EXTRA_CORRUPTIONS, *DENSE_CORRUPTIONS)))
+ALL = list(dict.fromkeys((*CORRUPTIONS, *EXTRA_CORRUPTIONS, *BAR_CORRUPTIONS, *DENSE_CORRUPTIONS)))
 
 
 def photograph(height: int = 64, width: int = 64) -> np.ndarray:
