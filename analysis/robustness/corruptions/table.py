@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.random import PCG64, Generator
 
-from analysis.robustness.corruptions import bar, blur, digital, noise, weather
+from analysis.robustness.corruptions import bar, blur, digital, frost, noise, weather
 from analysis.robustness.corruptions.arithmetic import Pixels
 from analysis.robustness.scores import SEVERITIES
 from backbones.errors import ConfigError, DataError, nearest, printable
@@ -24,6 +24,7 @@ _COMMON: dict[str, Corruption] = {
     "motion_blur": blur.motion_blur,
     "zoom_blur": blur.zoom_blur,
     "snow": weather.snow,
+    "frost": frost.frost,
     "fog": weather.fog,
     "brightness": weather.brightened,
     "contrast": digital.lowered_contrast,
