@@ -4,30 +4,38 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mmengine.registry import DATASETS
+
 from analysis.schedules import review_schedules
 from analysis.start_check import checked_plan
-from backbones.published import cached_file, is_published, nearest_published
+from analysis.starting_weights import starting_weights
+from engine.config.building import build
 from engine.config.load import Resolved
 from engine.config.world import Launch
 from engine.data.preflight import check_for_a_minute, dataset_paths, refuse_errors
 from engine.optim.param_groups import group_table
-from engine.planning.plan import Review
+from engine.planning.plan import Review, epoch_steps
 
 DATA_REPORT = "the output of tools/check_data.py CONFIG"
 
 
 def dry_run(
-    resolved: Resolved, launch: Launch, review: Review = review_schedules, data_check: bool = True
+    resolved: Resolved,
+    launch: Launch,
+    review: Review = review_schedules,
+    data_check: bool = True,
+    trust: bool = False,
 ) -> list[str]:
     """Check all that a training checks before it starts, and describe it.
 
-    Data that is absent is listed as such; data that is there is checked, for about a minute at most.
+    Data that is absent is listed as such; data that is there is checked, for about a minute at most, and counted.
 
     Args:
         resolved: Config that was resolved for training.
         launch: Processes and devices of the job.
         review: Source of further facts and of warnings, such as the rates.
         data_check: Whether to check the data.
+        trust: Whether to execute code that checkpoints ask for (``--trust-checkpoint``).
 
     Returns:
         Lines of text.
@@ -36,31 +44,31 @@ def dry_run(
         UserError: As the training would, but for absent data and weights.
     """
     cfg, plan = resolved.cfg, checked_plan(resolved, launch)
+    weights = starting_weights(cfg, trust)
+    splits = [split for split in ("train", "val") if cfg.get(f"{split}_dataloader")]
+    paths = {split: dataset_paths(cfg[f"{split}_dataloader"].dataset) for split in splits}
+    present = tuple(split for split in splits if all(path.exists() for path in paths[split]))
+    checked = []
+    if data_check and present:
+        result = check_for_a_minute(cfg, present)
+        refuse_errors(result, DATA_REPORT)
+        checked = [f"data check: {line}" for line in result.to_lines(DATA_REPORT)]
+        if "train" in present:
+            loader = cfg.train_dataloader
+            images = len(build(DATASETS, loader.dataset, "train_dataloader.dataset", cfg.get("default_scope")))
+            plan = plan.with_data(images, epoch_steps(loader, images, launch.processes))
     batch, *others = plan.lines()
     device = {"cuda": "GPU", "cpu": "CPU"}[launch.device]
     lines = [batch, f"device: {device}", *others, f"work directory: {cfg.work_dir}"]
     facts, problems = review(cfg, plan.schedule)
     lines += [*facts, *(f"WARNING: {one}" for one in problems)]
     lines += [f"note: {note}" for note in resolved.notes]
-    splits = [split for split in ("train", "val") if cfg.get(f"{split}_dataloader")]
-    paths = {split: dataset_paths(cfg[f"{split}_dataloader"].dataset) for split in splits}
     lines += [f"{split} data: {_presence(path)}" for split in splits for path in paths[split]]
-    begins = {"backbone from": cfg.model.get("backbone", {}).get("weights"), "model from": cfg.get("load_from")}
-    lines += [f"{what}: {_presence(source)}" for what, source in begins.items() if source]
-    present = tuple(split for split in splits if all(path.exists() for path in paths[split]))
-    if data_check and present:
-        result = check_for_a_minute(cfg, present)
-        refuse_errors(result, DATA_REPORT)
-        lines += [f"data check: {line}" for line in result.to_lines(DATA_REPORT)]
+    lines += [*weights, *checked]
     if plan.rows:
         return [*lines, "", *group_table(plan.rows, plan.frozen)]
     return [*lines, f"parameter groups: those of {cfg.optim_wrapper.get('constructor', 'the default constructor')}"]
 
 
-def _presence(source: str | Path) -> str:
-    hint = ""
-    if isinstance(source, str):  # of weights; data is in folders
-        if is_published(source):
-            return f"{source} ({'in the cache' if cached_file(source) else 'to be downloaded'})"
-        hint = nearest_published(source)
-    return f"{source} ({'present' if Path(source).exists() else f'ABSENT{hint}'})"
+def _presence(path: Path) -> str:
+    return f"{path} ({'present' if path.exists() else 'ABSENT'})"

@@ -95,7 +95,7 @@ def check_parts(cfg: Config) -> None:
         MachineError: If a package is missing.
     """
     cfg = copy.deepcopy(cfg)
-    with DefaultScope.overwrite_default_scope(cfg.get("default_scope")), _silence():
+    with DefaultScope.overwrite_default_scope(cfg.get("default_scope")), silence():
         for split in ("train", "val", "test"):
             _check_data(cfg, split)
             _check_loop(cfg, split)
@@ -120,7 +120,7 @@ def check_parts(cfg: Config) -> None:
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Context without warnings, log lines and prints, which come when the training builds the same."""
     logging.disable(logging.WARNING)
     try:

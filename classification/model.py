@@ -164,7 +164,12 @@ class ImageClassifier(BaseModel):
         self.head_init_scale, self.head_mapping = head_init_scale, head_mapping
 
     def init_weights(self) -> None:
-        """Load ``backbone.weights``, and the head in that file if it fits.
+        """Initialise the parts that do so themselves; see :meth:`load_pretrained`."""
+        self.load_pretrained()
+        super().init_weights()
+
+    def load_pretrained(self) -> None:
+        """Load ``backbone.weights``, and the head in that file if it fits; once only.
 
         Raises:
             CheckpointError: If the file cannot be read or does not fit the backbone.
@@ -174,7 +179,6 @@ class ImageClassifier(BaseModel):
             self._load_weights(self.backbone, self.backbone.weights)
         elif not self.is_init and self.head_mapping is not None:
             raise ConfigError("head_mapping takes rows of the head in model.backbone.weights: give that file")
-        super().init_weights()
 
     def _load_weights(self, backbone: Backbone, source: str) -> None:
         """Load backbone and head from one reading of the file."""

@@ -57,7 +57,7 @@ def main() -> None:
     if args.dry_run and not is_main:
         return
     if args.dry_run:
-        lines = dry_run(resolved, launch, data_check=data_check)
+        lines = dry_run(resolved, launch, data_check=data_check, trust=args.trust_checkpoint)
         if not resume and (line := obstacle(folder)):
             lines.append(f"note: {line}")
     elif resume and (line := finished_line(resolved.cfg)):

@@ -13,7 +13,7 @@ from mmengine.optim import LinearLR
 from mmengine.registry import DATA_SAMPLERS, MODELS, PARAM_SCHEDULERS
 from torch import nn
 
-from backbones.errors import ConfigError
+from backbones.errors import ConfigError, DataError
 from engine.config.batch import BatchPlan
 from engine.config.building import build, registered_class
 from engine.config.datasets import is_wrapper
@@ -98,7 +98,10 @@ class TrainingPlan:
 
         Raises:
             ConfigError: If the last batch of an epoch does not divide, or is too small for a batch normalisation.
+            DataError: If the images are not enough for one step.
         """
+        if not steps_per_epoch:
+            raise DataError(f"{images} training images are not enough for one step: use a smaller batch.size")
         if self.remainder:
             check_last_batch(self.memory, images, self.batch)
         return replace(self, schedule=_completed(self.schedule, images, steps_per_epoch, ""))
@@ -127,15 +130,19 @@ class TrainingPlan:
         return f"linear warm-up over {length * self.schedule.steps_per_epoch:,} steps ({epochs})"
 
 
-def build_on_meta(cfg: Any) -> nn.Module:
-    """Build the model of a resolved config without memory and without weights.
+def build_on_meta(cfg: Any, weights: bool = False) -> nn.Module:
+    """Build the model of a resolved config without memory.
+
+    Args:
+        cfg: Resolved config.
+        weights: Whether the model keeps the file that its backbone would load; it does not run before that.
 
     Raises:
         ConfigError: If a part or an argument does not exist.
     """
     settings = copy.deepcopy(cfg.model)
-    if settings.get("backbone", {}).get("weights"):
-        settings.backbone.weights = None  # a network that was promised weights does not run without them
+    if not weights and settings.get("backbone", {}).get("weights"):
+        settings.backbone.weights = None
     with torch.device("meta"):
         model: nn.Module = build(MODELS, settings, "model", cfg.default_scope)
     return model
@@ -192,11 +199,22 @@ def _schedule(cfg: Any, processes: int) -> Schedule:
         return plan
     every = loader.dataset.get("every", 1)  # a study on a part of the data
     images = known.images // every
+    steps = epoch_steps(loader, images, processes)
+    return _completed(plan, images, steps, f" if the data is {'all' if every == 1 else f'1/{every}'} of {name}")
+
+
+def epoch_steps(loader: Any, images: int, processes: int) -> int:
+    """Optimizer steps of an epoch.
+
+    Args:
+        loader: Settings of the training's data loader.
+        images: Number of training images.
+        processes: World size.
+    """
     share = math.ceil(images / processes)
     # The batches of one process: AspectRatioBatches gives full ones alone.
     full = loader.get("drop_last", False) or "batch_sampler" in loader
-    steps = share // loader.batch_size if full else math.ceil(share / loader.batch_size)
-    return _completed(plan, images, steps, f" if the data is {'all' if every == 1 else f'1/{every}'} of {name}")
+    return int(share // loader.batch_size if full else math.ceil(share / loader.batch_size))
 
 
 def _completed(plan: Schedule, images: int, steps_per_epoch: int, assumed: str) -> Schedule:
