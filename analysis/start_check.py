@@ -148,8 +148,9 @@ def _check_data(cfg: Config, split: str) -> None:
             check_arguments(DATA_SAMPLERS, loader[key], f"{place}.{key}", *given)
     if collate := loader.get("collate_fn"):
         check_arguments(FUNCTIONS, collate, f"{place}.collate_fn")
-        if inner := collate.get("collate"):  # of one micro-batch
-            check_arguments(FUNCTIONS, {"type": inner}, f"{place}.collate_fn")
+        if collate.get("type") == "micro_batch_collate":
+            inner = collate["collate"]  # of one micro-batch
+            check_arguments(FUNCTIONS, inner if isinstance(inner, dict) else {"type": inner}, f"{place}.collate_fn")
     apart = {"dataset", "sampler", "batch_sampler", "collate_fn", "worker_init_fn"}
     apart |= {"num_batch_per_epoch"} if split != "train" else set()
     others = {key: value for key, value in loader.items() if key not in apart}

@@ -48,10 +48,9 @@ def _load_backbones(model: nn.Module, trust: bool) -> Iterator[object]:
     backbones = backbones_of(model)
     for backbone in backbones:
         backbone.trust_weights = trust
-        if not hasattr(model, "load_pretrained"):
-            backbone.init_weights()
-    if hasattr(model, "load_pretrained"):
-        model.load_pretrained()
+    own: Any = getattr(model, "load_pretrained", None)
+    for load in [own] if own else [backbone.init_weights for backbone in backbones]:
+        load()
     yield from filter(None, (backbone.load_report for backbone in backbones))
 
 

@@ -9,6 +9,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 from backbones.errors import MachineError, UserError
 from backbones.files import NO_SPACE_ERRNOS
@@ -16,6 +17,7 @@ from backbones.packages import missing_package, missing_package_error
 from engine.launch.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED
 from engine.launch.heartbeat import HEARTBEAT
 
+TOOLS = Path(__file__).resolve().parents[1] / "tools"
 UNCHECKED = "--no-data-check"
 # Advice on the OpenMMLab packages' own code, of no use to who runs it; their other warnings tell of a wrong config.
 UNSHOWN_WARNINGS = (
@@ -32,6 +34,8 @@ def run_tool(main: Callable[[], None]) -> None:
     :mod:`engine.launch.heartbeat`.
     """
     HEARTBEAT.start()
+    # Python puts the folder of the program on the path, where a library's "import tables" would find a program of ours.
+    sys.path[:] = [place for place in sys.path if Path(place or ".").resolve() != TOOLS]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 shows any name

@@ -6,7 +6,7 @@ micro-batches, so that schedules, logs, averages and checkpoints count optimizer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any
@@ -109,17 +109,42 @@ class MicroBatches(list[Any]):
 
 
 @FUNCTIONS.register_module()
-def micro_batch_collate(samples: Sequence[Any], parts: int, collate: str) -> MicroBatches:
+def micro_batch_collate(samples: Sequence[Any], parts: int, collate: Any) -> MicroBatches:
     """Collate the samples of one optimizer step into ``parts`` micro-batches of equal size.
 
     Args:
         samples: Samples of the dataset.
         parts: Number of micro-batches (accumulation steps).
-        collate: Registered name of the function that collates one micro-batch.
+        collate: Registered name of the function that collates one micro-batch, the function, or ``type`` and
+            arguments of one.
 
     Raises:
         ConfigError: If the samples do not divide, as the last ones of an epoch may not.
     """
     size = micro_batch_size(len(samples), parts)
-    inner = FUNCTIONS.get(collate)
-    return MicroBatches(inner(samples[i : i + size]) for i in range(0, len(samples), size))
+    options = dict(collate) if isinstance(collate, Mapping) else {"type": collate}
+    kind = options.pop("type")
+    inner = FUNCTIONS.get(kind) if isinstance(kind, str) else kind
+    return MicroBatches(inner(samples[i : i + size], **options) for i in range(0, len(samples), size))
+
+
+def collate_settings(collate: Any, parts: int) -> dict[str, Any]:
+    """The ``collate_fn`` of a training's data loader.
+
+    Args:
+        collate: What the config states: a registered name or a function, or ``type`` and arguments of one. Of a config
+            that was resolved before, what it stated is in ``micro_batch_collate``.
+        parts: Number of micro-batches of a step.
+
+    Raises:
+        ConfigError: If it is neither.
+    """
+    stated = collate if isinstance(collate, Mapping) else {"type": collate}
+    if not isinstance(kind := stated.get("type"), str) and not callable(kind):
+        raise ConfigError(f"train_dataloader.collate_fn={collate!r}: dict(type=NAME) is needed")
+    if kind == micro_batch_collate.__name__:
+        return collate_settings(stated.get("collate"), parts)
+    if parts == 1:
+        return dict(stated)
+    inner = kind if len(stated) == 1 else dict(stated)
+    return {"type": micro_batch_collate.__name__, "parts": parts, "collate": inner}

@@ -24,7 +24,7 @@ from mmengine.registry import MODELS
 from backbones.errors import ConfigError, UserError, describe_error
 from backbones.packages import missing_package, missing_package_error
 from backbones.registry import unknown_backbone
-from engine.config.batch import BatchPlan, plan_batch, scaled_lr
+from engine.config.batch import BatchPlan, collate_settings, plan_batch, scaled_lr
 from engine.config.building import build
 from engine.config.channels import set_image_channels
 from engine.config.class_weights import set_class_weights
@@ -333,13 +333,7 @@ def _set_batch(cfg: Config, stated: int, launch: Launch, notes: list[str]) -> Ba
     loader = cfg.train_dataloader
     loader.batch_size = plan.per_process * plan.accumulation
     cfg.optim_wrapper.accumulative_counts = plan.accumulation
-    collate = loader.get("collate_fn", dict(type="pseudo_collate"))
-    inner = collate.get("collate", collate["type"])
-    loader.collate_fn = (
-        dict(type="micro_batch_collate", parts=plan.accumulation, collate=inner)
-        if plan.accumulation > 1
-        else dict(type=inner)
-    )
+    loader.collate_fn = collate_settings(loader.get("collate_fn", "pseudo_collate"), plan.accumulation)
     return plan
 
 

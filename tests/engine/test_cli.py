@@ -71,3 +71,12 @@ def test_an_unexpected_error_without_the_data_check_points_to_it(options: list[s
         assert last.startswith("the data was not checked (--no-data-check): python tools/check_data.py")
     else:
         assert last == "IndexError: list index out of range"
+
+
+def test_a_library_finds_no_program_of_ours_under_its_own_name() -> None:
+    program = (
+        "import sys; sys.path[:] = ['tools', {tools!r}, *sys.path]; from engine.cli import run_tool\n"
+        "from importlib.util import find_spec; run_tool(lambda: print(find_spec('tables'), find_spec('engine').name))"
+    ).format(tools=str(ROOT / "tools"))
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert ended.stdout == "None engine\n", ended.stderr

@@ -15,16 +15,19 @@ import torch
 import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.registry import FUNCTIONS
 from PIL import Image
 from torch import Tensor
 
 import classification  # noqa: F401  (registers its parts)
+from analysis.start_check import check_parts
 from backbones import UserError
 from backbones.weights import read_checkpoint
-from engine.config.batch import MicroBatches, micro_batch_collate, plan_batch, scaled_lr
-from engine.config.load import resolve
+from engine.config.batch import MicroBatches, collate_settings, micro_batch_collate, plan_batch, scaled_lr
+from engine.config.load import load_config, resolve
 from engine.config.world import Launch
 from engine.training.build import build_runner
+from tests.bad_inputs.builders import CONFIG
 
 GLOBAL, IMAGES, EPOCHS = 16, 48, 2
 STEPS = EPOCHS * IMAGES // GLOBAL
@@ -87,6 +90,48 @@ def test_micro_batches_keep_order_and_collate_like_one_batch() -> None:
 def test_a_step_that_is_not_full_is_refused(count: int) -> None:
     with pytest.raises(UserError, match=rf"last {count} images .* into 4 .*drop_last=True"):
         micro_batch_collate([{"label": i} for i in range(count)], parts=4, collate="default_collate")
+
+
+@FUNCTIONS.register_module()
+def collate_of_test(samples: Any, label: str, collate: str = "") -> dict[str, Any]:
+    """Collates one field; it has an argument that micro-batches have, too."""
+    return {label: [sample[label] for sample in samples], "collate": collate}
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_arguments_of_a_collation_reach_it(parts: int) -> None:
+    stated = {"type": "collate_of_test", "label": "name", "collate": "x"}
+    options = {
+        "train_dataloader.collate_fn": {"_delete_": True, **stated},
+        "batch.size": 4,
+        "batch.per_gpu": 4 // parts,
+    }
+    cfg = load_config(CONFIG["classifier"], options, Launch()).cfg
+    again = collate_settings(cfg.train_dataloader.collate_fn, parts)
+    assert again == cfg.train_dataloader.collate_fn
+    check_parts(cfg)
+    kind = again.pop("type")
+    batch = FUNCTIONS.get(kind)([{"name": index} for index in range(4)], **again)
+    batches = batch if parts == 2 else [batch]
+    assert [one["name"] for one in batches] == ([[0, 1], [2, 3]] if parts == 2 else [[0, 1, 2, 3]])
+    assert {one["collate"] for one in batches} == {"x"}
+
+
+def test_a_wrong_argument_of_a_collation_is_refused_with_and_without_micro_batches() -> None:
+    for per_gpu in (4, 2):
+        stated = {"_delete_": True, "type": "collate_of_test", "lable": "name"}
+        options = {"train_dataloader.collate_fn": stated, "batch.size": 4, "batch.per_gpu": per_gpu}
+        with pytest.raises(UserError, match=r"collate_fn: collate_of_test has no argument 'lable'"):
+            check_parts(load_config(CONFIG["classifier"], options, Launch()).cfg)
+
+
+def test_what_collates_may_be_a_name_or_a_function() -> None:
+    assert collate_settings("default_collate", 1) == {"type": "default_collate"}
+    assert collate_settings(list, 2) == {"type": "micro_batch_collate", "parts": 2, "collate": list}
+    assert list(micro_batch_collate("abcd", **{"parts": 2, "collate": list})) == [["a", "b"], ["c", "d"]]
+    for wrong in (None, 3, {"label": "name"}):
+        with pytest.raises(UserError, match=r"train_dataloader.collate_fn=.*dict\(type=NAME\) is needed"):
+            collate_settings(wrong, 2)
 
 
 class Witness(Hook):
