@@ -44,6 +44,7 @@ from torch.utils.data import DataLoader
 from backbones.errors import ConfigError, nearest
 from backbones.packages import DECODER_PACKAGES, LOGGER_PACKAGES, is_absent, missing_package_error
 from engine.config.building import build, building, check_arguments
+from engine.config.classes import class_names
 from engine.config.datasets import all_datasets
 from engine.config.load import Resolved
 from engine.config.precision import AMP_SETTINGS
@@ -114,6 +115,9 @@ def check_parts(cfg: Config) -> None:
     loop = (
         SimpleNamespace(evaluator=SimpleNamespace(metrics=metrics["val"])) if cfg.get("val_cfg") is not None else None
     )
+    classes = class_names(cfg.classes) if cfg.get("classes") else None
+    for metric in metrics["val"] if classes else ():
+        metric.dataset_meta = {"classes": classes}  # on which the names of scores may depend
     run = SimpleNamespace(hooks=hooks, param_schedulers=schedules, val_loop=loop)
     run.checkpoint_hook = Runner.checkpoint_hook.fget(run)  # type: ignore[attr-defined]
     check_monitored(run, expected_scores(run))

@@ -11,6 +11,8 @@ import numpy as np
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 
+TOP = 5  # classes among which the true one counts for top-5
+
 
 @METRICS.register_module()
 class ClassificationMetric(BaseMetric):
@@ -30,12 +32,16 @@ class ClassificationMetric(BaseMetric):
         self.class_scores: dict[str, dict[str, float | int | None]] = {}
         self.confusion_file = confusion_file
 
-    score_names = ("top1", "top5", "val_loss")
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """Names of the scores that an evaluation gives; top-5 says nothing of five classes or fewer."""
+        classes = (self.dataset_meta or {}).get("classes")
+        return ("top1", *(("top5",) if classes is None or len(classes) > TOP else ()), "val_loss")
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         """Keep label, top-5 classes and loss of each image."""
         for sample in data_samples:
-            top = sample["scores"].topk(min(5, len(sample["scores"]))).indices.tolist()
+            top = sample["scores"].topk(min(TOP, len(sample["scores"]))).indices.tolist()
             self.results.append((sample["gt_label"], top, sample["loss"]))
 
     def compute_metrics(self, results: list[tuple[int, list[int], float]]) -> dict[str, float]:
@@ -45,7 +51,7 @@ class ClassificationMetric(BaseMetric):
             results: Label, top-5 classes and loss of each image.
 
         Returns:
-            ``top1`` and ``top5`` in percent, ``val_loss``.
+            ``top1`` and, of more than five classes, ``top5`` in percent, ``val_loss``.
         """
         labels = np.array([label for label, _, _ in results])
         first = np.array([top[0] for _, top, _ in results])
@@ -61,11 +67,12 @@ class ClassificationMetric(BaseMetric):
         }
         if self.confusion_file:
             self._save_confusion(self.confusion_file, labels, first)
-        return {
+        scores = {
             "top1": 100 * float(np.mean(first == labels)),
             "top5": 100 * float(np.mean([label in top for label, top, _ in results])),
             "val_loss": float(np.mean([loss for _, _, loss in results])),
         }
+        return {name: scores[name] for name in self.score_names}
 
     def _save_confusion(self, path: str, labels: np.ndarray, predictions: np.ndarray) -> None:
         classes = list(self.dataset_meta["classes"])

@@ -29,7 +29,7 @@ Shape = tuple[int, int]
 
 @dataclass(frozen=True)
 class Score:
-    """A metric as it is printed: on a scale of 0 to 100.
+    """A metric as reports and papers print it: on a scale of 0 to 100.
 
     Attributes:
         label: Name in reports, such as ``box AP``.

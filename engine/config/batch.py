@@ -132,8 +132,8 @@ def collate_settings(collate: Any, parts: int) -> dict[str, Any]:
     """The ``collate_fn`` of a training's data loader.
 
     Args:
-        collate: What the config states: a registered name or a function, or ``type`` and arguments of one. Of a config
-            that was resolved before, what it stated is in ``micro_batch_collate``.
+        collate: Registered name, function, or ``type`` and arguments of one, as the config states it. Of a config that
+            was resolved before, what it stated is in ``micro_batch_collate``.
         parts: Number of micro-batches of a step.
 
     Raises:

@@ -2,7 +2,8 @@
 
 A metric that has them sets ``class_scores`` in ``compute_metrics``: a mapping from class names to that class's scores
 by name, ``None`` where there is nothing to score. Where a name is that of the mean over the classes, such as
-``bbox_mAP``, its label and its scale are those of the task's :class:`engine.task.Score`.
+``bbox_mAP``, its label and its scale in reports are those of the task's :class:`engine.task.Score`. The name tells the
+scale: ``bbox_mAP`` is a fraction, as mmdet logs it, ``box AP`` in percent, as papers print it.
 """
 
 from __future__ import annotations
@@ -33,24 +34,41 @@ def collect_class_scores(evaluator: Evaluator) -> dict[str, dict[str, float | in
 
 
 def score_of(name: str, tasks: Sequence[TaskSpec]) -> Score:
-    """The score of a metric; a variant such as ``bbox_mAP_50`` has the scale of the score that its name begins with."""
+    """The score of a metric; a variant such as ``bbox_mAP_50`` has label and scale of that which its name begins with.
+
+    What is logged on another scale than it is shown on, has another name where it is shown, ``box AP50``.
+    """
     known = [score for task in tasks for score in task.scores if name.startswith(score.metric)]
     nearest = max(known, key=lambda score: len(score.metric), default=Score(name, name))
-    return nearest if nearest.metric == name else Score(name, name, nearest.factor)
+    if nearest.metric == name:
+        return nearest
+    variant = name.removeprefix(nearest.metric).replace("_", "")
+    return Score(name if nearest.factor == 1 else nearest.label + variant, name, nearest.factor)
 
 
-def score_text(score: Score, value: Any) -> str:
-    """A score on its scale of 0 to 100, a count as it is, or a dash where there is none."""
+def score_text(score: Score, value: Any, logged: bool = False) -> str:
+    """A score as text.
+
+    Args:
+        score: Score.
+        value: Logged value.
+        logged: Whether to keep the scale of the log, such as [0, 1] of an AP, instead of 0 to 100.
+
+    Returns:
+        The score, a count as it is, or a dash where there is none.
+    """
     value = finite(value)
     if value is None or (score.factor > 1 and value < 0):  # COCO's -1: there is nothing of that size
         return NONE
     if isinstance(value, int):
         return f"{value:,}"
+    if logged and score.factor > 1:
+        return f"{value:.3f}"
     return f"{value:.4g}" if score.metric.endswith("loss") else number(value * score.factor)
 
 
 def class_table(
-    columns: Mapping[str, ClassScores], tasks: Sequence[TaskSpec]
+    columns: Mapping[str, ClassScores], tasks: Sequence[TaskSpec], logged: bool = False
 ) -> tuple[list[str], list[list[str]], str]:
     """Lay out the scores of the classes: all of few classes, the best and the worst of many.
 
@@ -58,6 +76,7 @@ def class_table(
         columns: Class scores by what they are of, such as ``test``; the first ones decide which class is best. The
             name may be empty.
         tasks: Tasks whose scores give labels and scales.
+        logged: Whether names and values are those of the log, and not those of reports and papers.
 
     Returns:
         Head and rows, with the class in the first column, and a remark on the classes that are left out.
@@ -73,10 +92,11 @@ def class_table(
         for field in dict.fromkeys(field for scores in by_class.values() for field in scores)
     ]
     known = {field: score_of(field, tasks) for _, field in cells}
-    head = ["class", *(", ".join(filter(None, (known[field].label, column))) for column, field in cells)]
+    labels = {field: field if logged else known[field].label for field in known}
+    head = ["class", *(", ".join(filter(None, (labels[field], column))) for column, field in cells)]
     values = {name: [columns[column].get(name, {}).get(field) for column, field in cells] for name in names}
     kinds = [known[field] for _, field in cells]
-    rows = [[name, *map(score_text, kinds, values[name])] for name in names]
+    rows = [[name, *(score_text(*cell, logged) for cell in zip(kinds, values[name], strict=True))] for name in names]
     return head, rows, remark
 
 
@@ -92,10 +112,10 @@ def _extremes(names: list[str], scores: ClassScores) -> tuple[list[str], str]:
 
 
 def class_lines(heading: str, scores: ClassScores, tasks: Sequence[TaskSpec]) -> str:
-    """The table of class scores as text of several lines, for logs; empty without scores."""
+    """The table of class scores for logs, with the names and values of the log's other lines; empty without scores."""
     if not scores:
         return ""
-    head, rows, remark = class_table({"": scores}, tasks)
+    head, rows, remark = class_table({"": scores}, tasks, logged=True)
     widths = [max(map(_width, column)) for column in zip(head, *rows, strict=True)]
     lines = [f"{heading}{f' ({remark})' if remark else ''}:"]
     for first, *others in [head, *rows]:

@@ -110,6 +110,9 @@ class RunRecorder(Hook):
         with only_warning(self._runner.logger):
             step, steps = self._runner.iter, self._runner.max_iters
             outcome, reason = outcome_of(error)
+            if outcome == FINISHED and step < steps:
+                reasons = (getattr(hook, "reason", "") for hook in self._runner.hooks)  # of early stopping
+                reason = f"early stopping: {next(filter(None, reasons), 'a hook ended it')}"
             self._start |= {"outcome": outcome, "reason": reason, "ended": _now(), "seconds": self._seconds()}
             command = self._start["command"]
             go_on = command if RESUME in shlex.split(command) else f"{command} {RESUME}"

@@ -137,7 +137,7 @@ def state_line(start: Mapping[str, Any], checkpoints: Sequence[str]) -> str:
     at = f"at step {_steps(start.get('to_step', start.get('from_step')))} of {_steps(start.get('of_steps'))}"
     outcome, reason = start.get("outcome"), start.get("reason")
     if outcome == "finished":
-        return f"Finished {at}."
+        return f"Ended {at} by {reason}." if reason else f"Finished {at}."
     if outcome == "running":
         return f"Running, or ended without a word: last heard of {at}."
     how = f"{'Stopped' if outcome == 'stopped' else 'Failed'} {at}: {reason or 'no reason is known'}."

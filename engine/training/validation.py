@@ -13,8 +13,8 @@ from backbones.errors import ConfigError
 from engine.checkpoint.preemption import Stop
 from engine.distributed.agreement import StopRequest
 from engine.launch.heartbeat import HEARTBEAT, Phase
-from engine.report.class_scores import ClassScores, class_lines, collect_class_scores
-from engine.task import task_of
+from engine.report.class_scores import ClassScores, class_lines, collect_class_scores, score_of
+from engine.task import TASK_SPECS, task_of
 from engine.training.ema import ModelEMAHook
 
 
@@ -73,16 +73,38 @@ def drop_former_scores(runner: Any, checkpoint: dict[str, Any]) -> None:
 
 @HOOKS.register_module()
 class ResumableEarlyStoppingHook(EarlyStoppingHook):
-    """mmengine's early stopping whose best score and count of validations without progress a resumed run keeps."""
+    """mmengine's early stopping whose best score and count of validations without progress a resumed run keeps.
+
+    Args:
+        monitor: Name of the score.
+        min_delta: Smallest progress that counts, in the unit of the log; by default 0.1 on a scale of 0 to 100, which
+            is 0.001 of COCO's AP, and 0.001 of a loss.
+        settings: Other arguments of mmengine's hook.
+
+    Attributes:
+        reason: Why it ended the training; empty if it did not.
+    """
+
+    def __init__(self, monitor: str, min_delta: float | None = None, **settings: Any) -> None:
+        if min_delta is None:
+            name = monitor.rpartition("/")[2]  # after the prefix of a metric, or of averaged weights
+            min_delta = 1e-3 if "loss" in name else 0.1 / score_of(name, tuple(TASK_SPECS.values())).factor
+        super().__init__(monitor, min_delta=min_delta, **settings)
+        self.reason = ""
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
         """End the training where the score has not improved, and say how to go on."""
         super().after_val_epoch(runner, metrics)
         if self.wait_count >= self.patience:  # not by its other limits, nor by another hook
-            runner.logger.info(
-                f"early stopping: {self.monitor} was best at {self.best_score:.4g}, {self.wait_count} validations ago; "
-                f"--resume with a patience of more than {self.patience} goes on"
-            )
+            waited = f"{self.wait_count} validation{'s' if self.wait_count > 1 else ''} ago"
+            self.reason = f"{self.monitor} was best at {self.best_score:.4g}, {waited}"
+            go_on = f"--resume with a patience of more than {self.patience} goes on"
+            runner.logger.info(f"early stopping: {self.reason}; {go_on}")
+
+    def _check_stop_condition(self, current_score: float) -> tuple[bool, str]:
+        stops, message = super()._check_stop_condition(current_score)
+        self.reason = message.strip() if stops else ""
+        return stops, message
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """Add best score and count to the checkpoint, under the name of the score."""

@@ -63,7 +63,13 @@ def test_a_class_without_images_has_no_score() -> None:
     }
 
 
-def test_classification_metric_with_fewer_than_five_classes() -> None:
+@pytest.mark.parametrize("count", [2, 5, 6])
+def test_of_five_classes_or_fewer_there_is_no_top5(count: int) -> None:
     metric = ClassificationMetric()
-    metric.process(None, [sample(0, [0.2, 0.8]), sample(1, [0.1, 0.9])])
-    assert metric.evaluate(2) == pytest.approx({"top1": 50.0, "top5": 100.0, "val_loss": 0.0})
+    assert metric.score_names == ("top1", "top5", "val_loss")  # the number of classes is not known yet
+    metric.dataset_meta = {"classes": tuple("abcdef"[:count])}
+    rest = [0.0] * (count - 2)
+    metric.process(None, [sample(0, [0.2, 0.8, *rest]), sample(1, [0.1, 0.9, *rest])])
+    scores = metric.evaluate(2)
+    assert scores == pytest.approx({"top1": 50.0, "val_loss": 0.0} | ({"top5": 100.0} if count > 5 else {}))
+    assert tuple(scores) == metric.score_names

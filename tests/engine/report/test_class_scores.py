@@ -37,7 +37,7 @@ def test_scores_of_several_metrics_are_merged_and_a_metric_may_have_none() -> No
 
 def test_few_classes_are_all_listed_in_their_order() -> None:
     head, rows, remark = class_table({"": FEW}, DETECTION)
-    assert head == ["class", "box AP", "bbox_mAP_50", "objects"]
+    assert head == ["class", "box AP", "box AP50", "objects"]
     assert rows == [["cat", "50.0", "75.0", "1,200"], ["黑色的狗", "–", "–", "0"], ["<b>", "0.0", "12.5", "3"]]
     assert remark == ""
 
@@ -58,8 +58,9 @@ def test_of_many_classes_the_best_and_the_worst_are_listed() -> None:
 def test_the_lines_of_the_log_are_aligned_in_a_terminal() -> None:
     lines = class_lines("scores of the classes", FEW, DETECTION).splitlines()
     assert lines[0] == "scores of the classes:"
-    assert lines[2] == "  cat         50.0         75.0    1,200"
-    assert lines[3] == "  黑色的狗       –            –        0"  # four signs of two columns
+    assert lines[1] == "  class     bbox_mAP  bbox_mAP_50  objects"  # as in the line of the mean scores, in fractions
+    assert lines[2] == "  cat          0.500        0.750    1,200"
+    assert lines[3] == "  黑色的狗         –            –        0"  # four signs of two columns
     assert class_lines("nothing", {}, DETECTION) == ""
 
 

@@ -31,6 +31,7 @@ from engine.report.environment import (
 )
 from engine.report.recorder import command_line, outcome_of, record_run
 from engine.report.run_dir import read_starts
+from engine.training.validation import ResumableEarlyStoppingHook
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -132,6 +133,23 @@ def test_an_early_end_is_told_and_passed_on(
     text = (tmp_path / "report.html").read_text()
     assert f"{outcome.capitalize()} at step 4 of 10" in text
     assert "Go on with: python" in text
+
+
+def test_an_early_stopping_is_told(tmp_path: Path, planned: tuple[Any, Any]) -> None:
+    runner: Any = Runner(tmp_path)
+    hook = ResumableEarlyStoppingHook("top1", patience=1)
+    runner.train_loop = SimpleNamespace(stop_training=False)
+    with started(runner, planned):
+        runner.hooks.append(hook)
+        hook.after_val_epoch(runner, {"top1": 40.0})
+        hook.after_val_epoch(runner, {"top1": 39.0})
+        runner.iter = 6
+    (start,) = starts(tmp_path)
+    assert (start["outcome"], start["to_step"]) == ("finished", 6)
+    assert start["reason"] == "early stopping: top1 was best at 40, 1 validation ago"
+    page = (tmp_path / "report.html").read_text()
+    assert "Ended at step 6 of 10 by early stopping: top1 was best at 40, 1 validation ago." in page
+    assert "<td>finished: early stopping: top1 was best" in page
 
 
 def test_starts_are_one_history(tmp_path: Path, planned: tuple[Any, Any]) -> None:

@@ -138,8 +138,8 @@ def test_scores_of_detection_are_out_of_100(tmp_path: Path) -> None:
     log(tmp_path, "20260101_000000", {"bbox_mAP": 0.5, "bbox_mAP_50": 0.75, "bbox_mAP_l": -1.0, "step": 1})
     page = read_page(tmp_path)
     assert row(page, "box AP") == ["50.0", "50.0 (1)"]
-    assert row(page, "bbox_mAP_50") == ["75.0", "75.0 (1)"]
-    assert row(page, "bbox_mAP_l") == ["–", "–"]
+    assert row(page, "box AP50") == ["75.0", "75.0 (1)"]
+    assert row(page, "box APl") == ["–", "–"]
 
 
 def test_the_page_tells_all_there_is(folder: Path) -> None:

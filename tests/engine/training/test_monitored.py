@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from analysis.start_check import check_parts
 from backbones.errors import ConfigError
 from classification.metric import ClassificationMetric
 from detection.coco_metric import FastCocoMetric
 from engine.cli import run_tool
+from engine.config.load import load_config
+from engine.config.world import Launch
 from engine.training.ema import ModelEMAHook
 from engine.training.validation import ResumableEarlyStoppingHook, check_monitored, expected_scores
 from segmentation.metric import ClassIoUMetric
+from tests.bad_inputs.builders import CONFIG
 
 
 def runner(*metrics: Any, hooks: Any = (), schedules: Any = (), best: str | None = "auto") -> Any:
@@ -86,6 +92,33 @@ def test_early_stopping_says_why_and_how_to_go_on() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("monitor", "scores", "stops"),
+    [
+        ("bbox_mAP", (0.30, 0.31, 0.32, 0.33), False),  # in fractions: a point is 0.01
+        ("ema/coco/segm_mAP_50", (0.30, 0.31, 0.32, 0.33), False),
+        ("bbox_mAP", (0.30, 0.3004, 0.3008), True),
+        ("top1", (30.0, 30.04, 30.08), True),
+        ("top1", (30.0, 30.2, 30.4, 30.6), False),
+        ("val_loss", (0.30, 0.29, 0.28, 0.27), False),
+        ("val_loss", (0.30, 0.31, 0.32, 0.33), True),
+    ],
+)
+def test_the_least_progress_that_counts_is_in_the_unit_of_the_score(monitor: str, scores: Any, stops: bool) -> None:
+    logger = SimpleNamespace(info=lambda text: None)
+    one = SimpleNamespace(train_loop=SimpleNamespace(stop_training=False), logger=logger)
+    hook = ResumableEarlyStoppingHook(monitor, patience=2)
+    for score in scores:
+        hook.after_val_epoch(one, {monitor: score})
+    assert one.train_loop.stop_training is stops
+    assert bool(hook.reason) is stops
+
+
+def test_a_stated_least_progress_holds() -> None:
+    assert ResumableEarlyStoppingHook("bbox_mAP", min_delta=0.05).min_delta == 0.05
+    assert ResumableEarlyStoppingHook("val_loss", min_delta=0.05).min_delta == -0.05
+
+
 def test_another_end_than_by_patience_is_not_explained_by_it() -> None:
     said: list[str] = []
     one = SimpleNamespace(train_loop=SimpleNamespace(stop_training=False), logger=SimpleNamespace(info=said.append))
@@ -94,6 +127,15 @@ def test_another_end_than_by_patience_is_not_explained_by_it() -> None:
     )
     assert one.train_loop.stop_training
     assert not any("patience" in line for line in said)
+
+
+def test_top5_of_few_classes_is_no_score_to_follow(tmp_path: Path) -> None:
+    """A dry run says so too, which has no data."""
+    for classes, fits in (("abcdef", True), ("abcde", False)):
+        options = {"classes": list(classes), "default_hooks.checkpoint.save_best": "top5", "work_dir": str(tmp_path)}
+        cfg = load_config(CONFIG["classifier"], options, Launch()).cfg
+        with nullcontext() if fits else pytest.raises(ConfigError, match="choose from top1, val_loss"):
+            check_parts(cfg)
 
 
 def test_warnings_of_a_wrong_config_come_through(recwarn: pytest.WarningsRecorder) -> None:
