@@ -270,7 +270,7 @@ def _checked_mapping(mapping: str | Path | Sequence[int], count: int, old: int) 
 
 def _read_mapping(path: str | Path) -> list[Any]:
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
         rows = json.loads(text) if text.lstrip().startswith("[") else [int(line) for line in text.split()]
     except OSError as error:
         raise ConfigError(f"head_mapping {str(path)!r} cannot be read ({error.strerror})") from error

@@ -42,6 +42,16 @@ def category_ids(categories: Sequence[dict[str, Any]], names: Sequence[str]) -> 
     return [ids[name] for name in names]
 
 
+def read_annotations(path: str | Path) -> Any:
+    """Content of an annotation file, JSON in UTF-8, with or without a byte order mark.
+
+    Raises:
+        OSError: If the file cannot be read.
+        ValueError: If it is no JSON.
+    """
+    return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+
+
 def names_in_file(dataset: Mapping[str, Any]) -> list[str]:
     """Class names of a data set: the categories of its annotation file, in the order of their ids.
 
@@ -57,7 +67,7 @@ def names_in_file(dataset: Mapping[str, Any]) -> list[str]:
             f"classes: no file {str(path)!r} to take their names from: set data_root and ann_file, or classes"
         )
     try:
-        names = category_names(json.loads(path.read_text(encoding="utf-8"))["categories"])
+        names = category_names(read_annotations(path)["categories"])
         return [names[number] for number in sorted(names)]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise DataError(f"classes: {str(path)!r} has no list of categories with id and name: state classes") from error

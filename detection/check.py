@@ -16,7 +16,7 @@ from mmdet.structures.bbox import HorizontalBoxes
 from mmdet.structures.mask import BitmapMasks
 
 from backbones.errors import DataError, nearest
-from detection.annotations import category_ids, category_names
+from detection.annotations import category_ids, category_names, read_annotations
 from detection.data import OrderedCOCO
 from detection.left_out import CROWD, NO_AREA, LeftOut, count_left_out
 from engine.config.building import registered_class
@@ -89,8 +89,7 @@ class CocoChecker(DatasetChecker):
     def _read(self) -> dict[str, list[Any]] | None:
         """Content of the annotation file: the entries with all required fields; ``None`` if it is not in the format."""
         try:
-            with open(self.file, encoding="utf-8") as file:
-                content = json.load(file)
+            content = read_annotations(self.file)
         except (OSError, ValueError, RecursionError) as error:
             self.error("annotation file", self.file, f"is no JSON: {error}", "copy it again, or write a new one")
             return None

@@ -17,7 +17,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger, print_log
 
 from backbones.errors import ConfigError
-from detection.annotations import category_ids, fill_areas
+from detection.annotations import category_ids, fill_areas, read_annotations
 from detection.masks import to_rle
 
 IOU_TYPES = ("bbox", "segm")
@@ -116,7 +116,7 @@ class FastCocoMetric(BaseMetric):
             results: Detections of each image.
         """
         if self._ground_truth is None:
-            content = COCO.load_json(self.annotation_file)
+            content = read_annotations(self.annotation_file)
             fill_areas(content)
             # COCO's matching takes an annotation of id 0 for none; nothing refers to these numbers.
             for number, annotation in enumerate(content["annotations"], 1):

@@ -16,7 +16,7 @@ from torch.utils.data import Sampler
 
 from backbones.channels import ChannelStatistics
 from backbones.errors import DataError
-from detection.annotations import category_ids, fill_areas
+from detection.annotations import category_ids, fill_areas, read_annotations
 from engine.data.image_files import DamagedImageError
 from engine.data.paths import leads_outside
 
@@ -46,7 +46,18 @@ class CheckedResize(Resize):
 
 
 class OrderedCOCO(COCO):
-    """COCO API whose category look-up keeps the order of the names, and which computes areas that are not stated."""
+    """COCO API whose category look-up keeps the order of the names, and which computes areas that are not stated.
+
+    Args:
+        annotation_file: Path of the annotation file; ``None`` for an empty set.
+    """
+
+    def __init__(self, annotation_file: str | None = None) -> None:
+        super().__init__()
+        if annotation_file is not None:
+            self.dataset = read_annotations(annotation_file)
+            self.createIndex()
+            self.img_ann_map, self.cat_img_map = self.imgToAnns, self.catToImgs
 
     def createIndex(self) -> None:
         """Complete the annotations, and index them."""

@@ -10,7 +10,7 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import BaseMetric
 
-from detection.annotations import category_ids
+from detection.annotations import category_ids, read_annotations
 from detection.coco_metric import ImageDetections, image_detections
 from engine.data.paths import real_path
 
@@ -110,5 +110,5 @@ def _annotations(dataset: ConfigDict) -> dict[str, Any]:
     path = Path(dataset.get("data_root") or "", dataset.get("ann_file") or "")
     if not path.is_file():
         return {}
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    content: dict[str, Any] = read_annotations(path)
     return content

@@ -91,7 +91,7 @@ class LabelChecker(DatasetChecker):
 
     def _read_stems(self, images: str, labels: str) -> list[str]:
         path = os.path.join(self.dataset.get("data_root") or "", self.dataset.ann_file)
-        stems = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+        stems = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
         for problem in repeated("", stems):
             self.warn("listed twice", path, problem, "keep one")
         astray = [one for one in dict.fromkeys(stems) if leads_outside(images, one) or leads_outside(labels, one)]

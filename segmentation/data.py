@@ -52,7 +52,10 @@ class LabelPngDataset(BaseSegDataset):
             )
         if not self.ann_file:
             return [self._pair(stem) for stem in sorted(images, key=lambda stem: stem + self.img_suffix)]
-        pairs: list[dict[str, Any]] = super().load_data_list()
+        if not Path(self.ann_file).is_file():
+            raise DataError(f"{self.ann_file!r} is no file with a name of an image per line")
+        lines = Path(self.ann_file).read_text(encoding="utf-8-sig").splitlines()
+        pairs = [self._pair(line.strip()) for line in lines if line.strip()]
         for info in pairs:
             for key in ("img_path", "seg_map_path"):
                 if leads_outside(self.data_prefix[key], os.path.abspath(info[key])):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 from analysis.own_data.splits import Findings, Request, choose_splits, common_start, sample_evenly, split_of
 from backbones.errors import DataError
-from detection.annotations import category_names
+from detection.annotations import category_names, read_annotations
 from engine.data.image_files import IMAGE_SUFFIXES
 from engine.data.paths import list_files
 
@@ -62,7 +61,7 @@ def _annotation_files(data: Path, paths: Sequence[str]) -> dict[str, dict[str, A
         if not path.lower().endswith(".json"):
             continue
         try:
-            content = json.loads((data / path).read_text(encoding="utf-8"))
+            content = read_annotations(data / path)
         except (OSError, ValueError):
             continue
         if _is_annotation_file(content):

@@ -53,7 +53,7 @@ def _visit(node: Any, place: str, rows: int | None, names: Sequence[str], backgr
 def _read_weights(path: str, place: str) -> Any:
     """Weights in a file, as mmseg reads it: an array of NumPy, or a list, here also a mapping, as JSON."""
     try:
-        return np.load(path).tolist() if path.endswith(".npy") else json.loads(Path(path).read_text("utf-8"))
+        return np.load(path).tolist() if path.endswith(".npy") else json.loads(Path(path).read_text("utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{place}={path!r} cannot be read as .npy or JSON: {describe_error(error)}") from error
 

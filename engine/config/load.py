@@ -120,6 +120,10 @@ def load_config(
     except (Exception, SystemExit) as error:  # a config is a program: it may raise anything
         if package := missing_package(error):
             raise missing_package_error(package, f"config {str(path)!r}") from error
+        if "U+FEFF" in str(error):
+            raise ConfigError(
+                f"config {str(path)!r} begins with a byte order mark: save it as UTF-8 without one"
+            ) from error
         raise ConfigError(f"config {str(path)!r} cannot be read: {_root_cause(error)}") from error
     unread = drop_library_variables(cfg, Path(path), {*RUNNER_KEYS, *DRIVERS})
     stated = _stated_batch(cfg, path)

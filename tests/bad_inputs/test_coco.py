@@ -18,6 +18,8 @@ from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
 
 import detection  # noqa: F401
+from detection.annotations import names_in_file
+from detection.coco_metric import FastCocoMetric
 from engine.config.building import building
 from engine.config.load import load_config
 from engine.config.world import Launch
@@ -207,6 +209,17 @@ def test_a_file_that_holds_something_else(cfg: Config, outcome: Any, case: str) 
     assert outcome(FILES[case]) == "error"
     with refused():
         loads(cfg)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_content(cfg: Config, outcome: Any) -> None:
+    marked = json.dumps(CONTENT | {"info": "Käse"}, ensure_ascii=False).encode("utf-8-sig")
+    assert outcome(marked) == "sound"
+    loads(cfg)
+    file = str(Path(cfg.data_root) / cfg.train_dataloader.dataset.ann_file)
+    assert names_in_file({"ann_file": file}) == [row["name"] for row in CONTENT["categories"]]
+    metric = FastCocoMetric(file, ("bbox",))
+    metric.dataset_meta = {"classes": ("cat", "dog")}
+    assert metric.statistics([])["bbox"].tolist() == [0] * 12
 
 
 @pytest.mark.parametrize("name", ["../val2017/1.png", "/etc/hostname", "a/../../val2017/1.png", "..", "", "."])

@@ -20,6 +20,7 @@ WRONG_FILES = {
     "bytes": ("a.py", bytes(range(256)), "UnicodeDecodeError"),
     "Latin-1": ("a.py", "a = 'é'".encode("latin-1"), "UnicodeDecodeError"),
     "UTF-16": ("a.py", "a = 1".encode("utf-16"), "UnicodeDecodeError"),
+    "a byte order mark": ("a.py", "a = 1".encode("utf-8-sig"), "a byte order mark: save it as UTF-8 without one"),
     "a zero byte": ("a.py", "\0", "SyntaxError"),
     "an open bracket": ("a.py", "a = (", "SyntaxError: '(' was never closed"),
     "wrong indentation": ("a.py", " a = 1\nb = 2", "IndentationError"),

@@ -195,7 +195,7 @@ def test_a_file_without_a_head(tmp_path: Path) -> None:
 def test_rows_of_a_larger_head_are_taken_over(tmp_path: Path, form: str) -> None:
     path, state = pretrained(tmp_path, 21)
     rows, mapping = [20, 0, 7, 3, 4, 11], tmp_path / "mapping"
-    mapping.write_text(json.dumps(rows) if form == "json" else "\n".join(map(str, rows)) + "\n")
+    mapping.write_text(json.dumps(rows) if form == "json" else "\n".join(map(str, rows)) + "\n", "utf-8-sig")
     model = fine_tuned(
         path, head_mapping={"list": rows, "path": mapping}.get(form, str(mapping)), head_init_scale=0.001
     )

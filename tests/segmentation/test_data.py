@@ -45,6 +45,16 @@ def test_label_png_dataset_pairs_images_and_labels(rooms: Path) -> None:
     ]
 
 
+def test_label_png_dataset_of_listed_images(rooms: Path) -> None:
+    (rooms / "split.txt").write_bytes("deeper/c \r\n\nb\n".encode("utf-8-sig"))
+    found = dataset(rooms, ann_file="split.txt")
+    paths = [found.get_data_info(index)["img_path"] for index in range(len(found))]
+    assert paths == [str(rooms / "images/deeper/c.jpg"), str(rooms / "images/b.jpg")]
+    assert found.get_data_info(0)["seg_map_path"] == str(rooms / "labels/deeper/c.png")
+    with pytest.raises(UserError, match=r"absent\.txt' is no file with a name of an image per line"):
+        dataset(rooms, ann_file="absent.txt")
+
+
 @pytest.mark.parametrize(
     "reduce, load, classes",
     [

@@ -153,7 +153,7 @@ def test_annotation_files_of_any_names(masks: bool, tmp_path: Path) -> None:
     (data / "broken.json").write_text("{")
     for name, categories in (("a", [{"name": "x"}]), ("b", [3])):
         content = {"images": [], "annotations": [{"bbox": [0, 0, 1, 1]}], "categories": categories}
-        (data / f"{name}.json").write_text(json.dumps(content))
+        (data / f"{name}.json").write_text(json.dumps(content), encoding="utf-8-sig")
     cfg, said, _ = written("detection", data, splits={"train": "Lehre (final).json"})
     assert cfg.classes == ("red kite", "Füchse")  # by their ids
     assert cfg.train_dataloader.dataset.data_prefix.img == "Bilder Lehre"

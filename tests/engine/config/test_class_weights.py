@@ -33,7 +33,7 @@ def test_weights_by_name_are_a_list_in_the_order_of_the_classes() -> None:
 def test_weights_in_a_file_are_read_and_checked(tmp_path: Path) -> None:
     array, listed = tmp_path / "weights.npy", tmp_path / "weights.json"
     np.save(array, [0.5, 2.0])
-    listed.write_text('{"plate": 0.5}')
+    listed.write_text('{"plate": 0.5}', encoding="utf-8-sig")
     assert weights(str(array)) == ([0.5, 2.0], [])
     assert weights(str(listed)) == ([1.0, 0.5], [])
     np.save(array, [0.5, 2.0, 1.0])
