@@ -219,8 +219,8 @@ def test_validation_is_whole_or_absent(path: Path) -> None:
 def test_rates_rise_to_the_stated_one_and_end_low(path: Path) -> None:
     cfg = resolved(path)
     shrink = max(1, cfg.train_cfg.get("max_iters", 0) // 600)
-    # Detection warms up for 500 iterations, which has to be well before the first cut.
-    curve = rates(cfg, epoch_length=max(1, 900 // cfg.train_cfg.get("max_epochs", 900)), shrink=shrink)
+    # Detection warms up for up to 999 iterations, which has to be well before the first cut.
+    curve = rates(cfg, epoch_length=max(1, 1800 // cfg.train_cfg.get("max_epochs", 900)), shrink=shrink)
     stated = cfg.optim_wrapper.optimizer.lr
     # A polynomial falls from step 0 on, also during the warm-up, and is below the stated rate when that ends.
     peak = stated

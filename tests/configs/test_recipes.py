@@ -26,7 +26,7 @@ RECIPES = {name: (table["cite"], {**table["all"], **own}) for table in TABLES fo
 # that its source leaves open ("ConvNeXt-XL on 128 A100").
 WITHOUT_SOURCE = re.compile(r"digits|own_(data|images)|convnext_(atto|femto|pico|nano)_in1k_300e|_ablation")
 CLUSTER = Launch(processes=16, device="cuda", local_processes=8)
-EXPECTED_IN_DOCSTRING = ("top1", "box_ap", "miou", "miou_multi_scale")
+EXPECTED_IN_DOCSTRING = ("top1", "box_ap", "mask_ap", "miou", "miou_multi_scale")
 HEADS = {"CascadeRoIHead": "cascade", "StandardRoIHead": "mask_rcnn"}
 WARM_UPS = ("LinearLR", "LinearWarmUpLR")
 SCHEDULES = {"CosineAnnealingLR": "cosine", "PolyDecayLR": "poly", "MultiStepLR": "steps"}
@@ -107,10 +107,25 @@ def crop(cfg: Config) -> int:
     assert [step / height for step in cfg.model.test_cfg.stride] == pytest.approx([2 / 3, 2 / 3], abs=2e-3)
     resized = [tuple(step["scale"]) for step in walk([*cfg.train_pipeline, *cfg.test_pipeline]) if "scale" in step]
     assert set(resized) == {(4 * height, height)}
-    # section 2.8: multi-scale testing; the released command scales what one-scale testing shows the network
-    several = [tuple(step["scale"]) for step in walk(cfg.tta_pipeline) if "scale" in step]
-    assert several == [(4 * height * ratio, height * ratio) for ratio in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)]
     return height
+
+
+def scales(cfg: Config) -> list[float]:
+    """Ratios of multi-scale testing (section 2.8); the released command scales what one-scale testing shows."""
+    several = [tuple(step["scale"]) for step in walk(cfg.tta_pipeline) if "scale" in step]
+    assert all(width == 4 * height for width, height in several)
+    return [height / crop(cfg) for _, height in several]
+
+
+def jitter(cfg: Config) -> list[float]:
+    """Side of large-scale jitter, which crop and padding have to have too, and the range of its scales."""
+    steps = {step["type"]: step for step in cfg.train_pipeline}
+    resize, (pad,) = steps["RandomResize"], cfg.model.data_preprocessor.batch_augments
+    assert (pad.type, pad.pad_mask) == ("BatchFixedSizePad", True)
+    ((side, other),) = {tuple(one) for one in (resize["scale"], steps["RandomCrop"]["crop_size"], pad.size)}
+    assert side == other
+    assert resize["keep_ratio"]
+    return [side, *resize["ratio_range"]]
 
 
 def optimizer(key: str) -> Callable[[Config], Any]:
@@ -133,7 +148,10 @@ READ: dict[str, Callable[[Config], Any]] = {
     "size": size,
     "crop_ratio": lambda cfg: cfg.test_pipeline[0]["crop_ratio"],
     "crop": crop,
+    "scales": scales,
     "shortest_sides": shortest_sides,
+    "jitter": jitter,
+    "nms": lambda cfg: cfg.model.test_cfg.rcnn.nms.type,
     "optimizer": optimizer("type"),
     "lr": optimizer("lr"),
     "weight_decay": optimizer("weight_decay"),

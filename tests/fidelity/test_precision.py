@@ -55,6 +55,16 @@ RELEASED = {
     "segmentation/upernet_swin_base_ade20k_160k": FULL,
     "segmentation/upernet_swin_base_in22k_ade20k_160k": FULL,
     "segmentation/upernet_swin_large_in22k_ade20k_160k": FULL,
+    # open-mmlab/mmdetection, projects/ConvNeXt-V2/configs/mask-rcnn_convnext-v2-b_fpn_lsj-3x-fcmae_coco.py:76, the one
+    # config of V2's detectors that is published, B; L and H like it
+    "detection/mask_rcnn_convnextv2_base_coco_lsj_3x": HALF,
+    "detection/mask_rcnn_convnextv2_large_coco_lsj_3x": HALF,
+    "detection/mask_rcnn_convnextv2_huge_coco_lsj_3x": HALF,
+    # no config of V2's segmentors is published: the precision of V2's fine-tuning, below
+    "segmentation/upernet_convnextv2_base_ade20k_160k": HALF,
+    "segmentation/upernet_convnextv2_large_ade20k_160k": HALF,
+    "segmentation/upernet_convnextv2_huge_ade20k_160k": HALF,
+    "segmentation/upernet_convnextv2_huge_in22k_ade20k_160k": HALF,
     # facebookresearch/ConvNeXt, main.py:191, --use_amp False, which no command of TRAINING.md changes
     "classification/convnext_tiny_in1k_300e": FULL,
     "classification/convnext_xlarge_in22k_90e": FULL,
