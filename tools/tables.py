@@ -19,7 +19,9 @@ from engine.cli import run_tool
 def main() -> None:
     """Count, compare and print."""
     parser = argparse.ArgumentParser(description="Parameters and FLOPs of the paper's tables beside ours.")
-    parser.add_argument("table", nargs="?", default="all", help="2.1, 2.2, ..., v2, or all (default)")
+    parser.add_argument(
+        "table", nargs="?", default="all", help="2.1, 2.2, ..., v2 (its three tables), or all (default)"
+    )
     style = parser.add_mutually_exclusive_group()
     style.add_argument("--markdown", action="store_true", help="print Markdown")
     style.add_argument("--json", action="store_true", help="print plain data")
@@ -32,7 +34,8 @@ def main() -> None:
     from analysis.paper.printed import TABLES
 
     off, data = [], []
-    for number in TABLES if args.table == "all" else [args.table]:
+    parts = [number for number in TABLES if args.table == "all" or f"{number}-".startswith(f"{args.table}-")]
+    for number in parts or [args.table]:
         table, lines = compare_table(number)
         off += [f"{line.row.label} of Table {number}" for line in lines if not line.agrees]
         if args.json:

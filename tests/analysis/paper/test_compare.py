@@ -23,7 +23,10 @@ ROWS = {"2.1": 35, "2.2": 6, "2.3": 16, "2.4": 11, "2.7": 6, "2.8": 10, "2.9": 3
 
 
 def test_every_table_is_there_with_all_its_rows() -> None:
-    assert {number: len(TABLES[number].rows) for number in TABLES} == {**ROWS, "v2": 18}
+    assert {number: len(TABLES[number].rows) for number in TABLES} == {
+        **ROWS,
+        **{"v2": 18, "v2-coco": 10, "v2-ade20k": 11},
+    }
     for table in TABLES.values():
         assert all(len(row.quoted) == len(table.quoted) for row in table.rows)
 
@@ -152,7 +155,7 @@ def test_repeated_headings_stay_apart_in_the_data() -> None:
 
 
 def test_an_unknown_table_is_one_line() -> None:
-    with pytest.raises(UserError, match=r"no table '2\.6': choose from 2\.1, .*v2, all"):
+    with pytest.raises(UserError, match=r"no table '2\.6': choose from 2\.1, .*v2, v2-coco, v2-ade20k, all"):
         compare_table("2.6")
 
 
@@ -162,3 +165,27 @@ def test_every_number_of_v2_has_its_training() -> None:
         text = (Path(__file__).resolve().parents[3] / f"configs/{config}.py").read_text()
         assert f'type="{row.network}"' in text
         assert f"at {row.shape[0]} x {row.shape[1]}: {top1} % top-1" in text
+
+
+def test_what_the_explanations_say_of_swin_on_coco() -> None:
+    for name, attention, printed in (("swin_base", 6.97, 497), ("swin_large", 10.46, 904)):
+        (row,) = [row for row in TABLES["v2-coco"].rows if row.network == name]
+        count = tables._count(name, row.shape, row.config)
+        assert count.by_operator["matmul"] / 1e9 == pytest.approx(attention, abs=0.005)
+        assert (count.flops - count.by_operator["matmul"]) / 1e9 == pytest.approx(printed, abs=0.5)
+
+
+@pytest.mark.parametrize("number", ["v2-coco", "v2-ade20k"])
+def test_every_dense_number_of_v2_after_fcmae_has_its_training(number: str) -> None:
+    table = TABLES[number]
+    for row in table.rows:
+        quoted = dict(zip(table.quoted, row.quoted, strict=True))
+        assert (quoted["config"] != "-") == quoted["pre-training"].startswith("FCMAE")
+        if quoted["config"] == "-":
+            continue
+        text = (Path(__file__).resolve().parents[3] / f"configs/{quoted['config']}.py").read_text()
+        first = text.partition("\n")[0]
+        assert f'type="{row.network}"' in text
+        result = f": {quoted['box AP']} box AP" if number == "v2-coco" else f": {quoted['mIoU']} mIoU multi-scale"
+        assert result in first
+        assert f"{row.flops} GFLOPs at {row.shape[1]} x {row.shape[0]}" in text
