@@ -32,10 +32,10 @@ _TRUNCATION_GUARD = 2.0**-10
 def truncated(levels: Array) -> Pixels:
     """Floats in levels of 255, clipped and cut off to uint8 as ``numpy.uint8(x)`` of the released code does.
 
-    A thousandth of a level is added before, so that rounding errors decide nothing.
+    A thousandth of a level is added before, so that rounding errors decide nothing. The floats are overwritten.
     """
-    guarded = levels + np.asarray(_TRUNCATION_GUARD, levels.dtype)
-    return np.clip(guarded, 0, 255).astype(np.uint8)
+    levels += np.asarray(_TRUNCATION_GUARD, levels.dtype)
+    return np.clip(levels, 0, 255, out=levels).astype(np.uint8)
 
 
 def whole_weights(weights: npt.ArrayLike, bits: int) -> Array:
@@ -56,11 +56,16 @@ def gaussian_weights(sigma: float, truncate: float, bits: int) -> Array:
 
 
 def gaussian_filtered(image: Pixels, sigma: float, truncate: float = 4.0) -> Array:
-    """Image (H, W) or (H, W, C) after a Gaussian filter, in levels; edges are repeated, as in scikit-image."""
-    bits = 20
-    weights = gaussian_weights(sigma, truncate, bits)
-    sums = cv2.sepFilter2D(image, cv2.CV_64F, weights, weights, borderType=cv2.BORDER_REPLICATE)
-    return sums * 2.0 ** (-2 * bits)
+    """Image (H, W) or (H, W, C) after a Gaussian filter, in levels (float32); edges are repeated, as in scikit-image.
+
+    Rows are filtered with weights of 16 bits and rounded to 16ths of a level, columns with weights of 12 bits.
+    """
+    across, down = gaussian_weights(sigma, truncate, KERNEL_BITS), gaussian_weights(sigma, truncate, 12)
+    alone = np.ones(1)
+    rows = cv2.sepFilter2D(image, cv2.CV_32F, across, alone, borderType=cv2.BORDER_REPLICATE)
+    sixteenths = np.rint(np.multiply(rows, np.float32(2.0 ** (4 - KERNEL_BITS)), out=rows), out=rows)
+    sums: Array = cv2.sepFilter2D(sixteenths, cv2.CV_32F, alone, down, borderType=cv2.BORDER_REPLICATE)
+    return np.multiply(sums, np.float32(2.0**-16), out=sums)
 
 
 def filtered(image: Pixels, weights: Array, origin: tuple[int, int], border: int) -> Array:
@@ -75,30 +80,47 @@ def filtered(image: Pixels, weights: Array, origin: tuple[int, int], border: int
     Returns:
         Sums, exact, as float32: levels times the sum of the weights.
     """
-    (rows, columns), (height, width) = weights.shape, image.shape[:2]
+    height, width = image.shape[:2]
+    rows, columns = (-(-size // _BLOCK) * _BLOCK for size in weights.shape)
+    blocks = np.pad(weights, ((0, rows - weights.shape[0]), (0, columns - weights.shape[1])))
     top, left = origin
-    padded = cv2.copyMakeBorder(image, top, rows - 1 - top, left, columns - 1 - left, border)
-    total = np.zeros(image.shape, np.float32)
+    padded = cv2.copyMakeBorder(image, top, rows - 1 - top, left, columns - 1 - left, border).astype(np.float32)
+    total: Array | None = None
+    sums = None
     for i in range(0, rows, _BLOCK):
         for j in range(0, columns, _BLOCK):
-            block = weights[i : i + _BLOCK, j : j + _BLOCK]
+            block = blocks[i : i + _BLOCK, j : j + _BLOCK]
             if block.any():
-                part = padded[i : i + block.shape[0] - 1 + height, j : j + block.shape[1] - 1 + width]
-                sums: Array = cv2.filter2D(part, cv2.CV_32F, block, anchor=(0, 0), borderType=cv2.BORDER_REPLICATE)
-                total += sums[:height, :width]
-    return total
+                part = padded[i : i + _BLOCK - 1 + height, j : j + _BLOCK - 1 + width]
+                sums = cv2.filter2D(part, cv2.CV_32F, block, sums, (0, 0), borderType=cv2.BORDER_REPLICATE)
+                if total is None:
+                    total, sums = sums[:height, :width], None
+                else:
+                    total += sums[:height, :width]
+    return np.asarray(total)
 
 
 def packed(image: Pixels) -> Array:
-    """The three channels of (H, W, 3) in one number for each pixel (H, W)."""
-    red, green, blue = np.moveaxis(image, -1, 0).astype(np.uint64)
-    return red | green << np.uint64(CHANNEL_BITS) | blue << np.uint64(2 * CHANNEL_BITS)
+    """The three channels of (H, W, 3) in one number for each pixel (H, W), which can be multiplied and added."""
+    red, green, blue = cv2.split(image)
+    pixels: Array = blue.astype(np.uint64)
+    for channel in (green, red):
+        pixels <<= np.uint64(CHANNEL_BITS)
+        pixels |= channel
+    return pixels
 
 
-def unpacked(pixels: Array) -> Array:
-    """(..., 3) of numbers that :func:`packed` joined, possibly multiplied and added since."""
-    channels = [pixels >> np.uint64(shift * CHANNEL_BITS) & CHANNEL_MASK for shift in range(3)]
-    return np.stack(channels, axis=-1).astype(np.uint32)
+def whole_levels(pixels: Array, bits: int) -> Pixels:
+    """Image (H, W, 3) of packed pixels (H, W) that were multiplied by ``2**bits`` in all, cut off to whole levels."""
+    channels = [(pixels >> np.uint64(shift * CHANNEL_BITS + bits)).astype(np.uint8) for shift in range(3)]
+    return np.asarray(cv2.merge(channels), np.uint8)
+
+
+def exact_levels(pixels: Array, bits: int) -> Array:
+    """Image (H, W, 3) in levels, float32, of packed pixels (H, W) that were multiplied by ``2**bits`` in all."""
+    channels = [(pixels >> np.uint64(shift * CHANNEL_BITS) & CHANNEL_MASK).astype(np.float32) for shift in range(3)]
+    merged: Array = cv2.merge(channels)
+    return np.multiply(merged, np.float32(2.0**-bits), out=merged)
 
 
 def clamped(index: Array, size: int) -> Array:
@@ -129,25 +151,32 @@ def resampled(image: Pixels, rows: Array, columns: Array, fold: Callable[[Array,
         fold: Function of indices and a size that gives the pixel in place of one outside.
 
     Returns:
-        Samples, of the shape of ``rows`` with a last axis of 3, times ``2**SAMPLE_BITS``.
+        Packed samples, of the shape of ``rows``, times ``2**SAMPLE_BITS``.
     """
     height, width = image.shape[:2]
     pixels = packed(image).ravel()
-    row, down = _cells(rows, height, fold)
-    column, right = _cells(columns, width, fold)
-    row = [one * width for one in row]
-    one = np.uint64(2**_FRACTION_BITS)
-    above = pixels.take(row[0] + column[0]) * (one - right) + pixels.take(row[0] + column[1]) * right
-    below = pixels.take(row[1] + column[0]) * (one - right) + pixels.take(row[1] + column[1]) * right
-    return unpacked(above * (one - down) + below * down)
+    row_pair, down = _cells(rows, height, fold)
+    column_pair, right = _cells(columns, width, fold)
+    whole = np.uint64(2**_FRACTION_BITS)
+    total: Array = np.zeros((), np.uint64)
+    for row, row_weight in zip(row_pair, (whole - down, down)):
+        line: Array = pixels.take(row * width + column_pair[0])
+        line *= whole - right
+        beside: Array = pixels.take(row * width + column_pair[1])
+        beside *= right
+        line += beside
+        line *= row_weight
+        total = np.add(total, line, out=line)
+    return total
 
 
-def _cells(places: Array, size: int, fold: Callable[[Array, int], Array]) -> tuple[list[Array], Array]:
+def _cells(places: Array, size: int, fold: Callable[[Array, int], Array]) -> tuple[tuple[Array, Array], Array]:
     """The two pixels on either side of each place along one axis, and the distance from the first in 64ths."""
-    steps = np.rint(places * 2.0**_FRACTION_BITS).astype(np.int64)
-    first = steps >> _FRACTION_BITS
-    lowest = int(first.min())
-    table = fold(np.arange(lowest, int(first.max()) + 2), size).astype(np.int64)
-    return [table.take(first - lowest), table.take(first + 1 - lowest)], (steps & (2**_FRACTION_BITS - 1)).astype(
-        np.uint64
-    )
+    scaled = places * 2.0**_FRACTION_BITS
+    steps = np.rint(scaled, out=scaled).astype(np.int32)
+    fraction = (steps & (2**_FRACTION_BITS - 1)).astype(np.uint64)
+    steps >>= _FRACTION_BITS
+    lowest = int(steps.min())
+    table = fold(np.arange(lowest, int(steps.max()) + 2), size).astype(np.int32)
+    steps -= lowest
+    return (table[:-1].take(steps), table[1:].take(steps)), fraction

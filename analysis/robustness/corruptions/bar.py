@@ -17,6 +17,7 @@ from analysis.robustness.corruptions.arithmetic import (
     Array,
     Pixels,
     clamped,
+    exact_levels,
     gaussian_weights,
     resampled,
     truncated,
@@ -261,4 +262,4 @@ def _softened(light: Array) -> Array:
 def _sampled_in_black(image: Pixels, rows: Array, columns: Array) -> Array:
     """Bilinear samples (H, W, 3) in levels, with black all around the image."""
     framed = np.pad(image, ((1, 1), (1, 1), (0, 0)))
-    return resampled(framed, rows + 1, columns + 1, clamped) * 2.0**-SAMPLE_BITS
+    return exact_levels(resampled(framed, rows + 1, columns + 1, clamped), SAMPLE_BITS)

@@ -18,11 +18,11 @@ from analysis.robustness.corruptions.arithmetic import (
     KERNEL_BITS,
     Array,
     Pixels,
+    exact_levels,
     filtered,
     gaussian_filtered,
     packed,
     truncated,
-    unpacked,
     whole_weights,
 )
 
@@ -45,7 +45,7 @@ def defocus_blur(image: Pixels, severity: int, rng: Generator) -> Pixels:
     weights = disk_weights(radius, softness)
     centre = weights.shape[0] // 2
     sums = filtered(image, weights, (centre, centre), cv2.BORDER_REFLECT_101)
-    return truncated(sums * np.float32(2.0**-KERNEL_BITS))
+    return truncated(np.multiply(sums, np.float32(2.0**-KERNEL_BITS), out=sums))
 
 
 @lru_cache(maxsize=8)
@@ -76,12 +76,12 @@ def glass_blur(image: Pixels, severity: int, rng: Generator) -> Pixels:
     sigma, reach, passes = ((0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2))[severity - 1]
     soft = truncated(gaussian_filtered(image, sigma))
     height, width = image.shape[:2]
-    source: Array = np.arange(height * width)
+    source: Array = np.arange(height * width, dtype=np.int32)
     for _ in range(passes):
         shape = (2, max(height - 2 * reach, 0), max(width - 2 * reach, 0))
-        across, down = rng.integers(-reach, reach, shape, dtype=np.int64)
-        source = source[copied_from(height, width, reach, across, down)]
-    moved = soft.reshape(-1, 3)[source].reshape(image.shape)
+        across, down = rng.integers(-reach, reach, shape, dtype=np.int32)
+        source = source.take(copied_from(height, width, reach, across, down))
+    moved = soft.reshape(-1, 3).take(source, axis=0).reshape(image.shape)
     return truncated(gaussian_filtered(moved, sigma))
 
 
@@ -100,21 +100,23 @@ def copied_from(height: int, width: int, reach: int, across: Array, down: Array)
         Flat indices (height * width,).
     """
     count = height * width
-    places = np.arange(count).reshape(height, width)
+    places: Array = np.arange(count, dtype=np.int32).reshape(height, width)
     inside = (slice(reach + 1, height - reach + 1), slice(reach + 1, width - reach + 1))
-    places_inside = places[inside]
-    chosen = places_inside + down * width + across
-    changed = np.zeros((height, width), bool)
-    changed[inside] = True
-    # The first half stands for values before the pass, which are their own source, the second for those after it.
-    source = np.concatenate([np.arange(count), np.arange(count)])
-    already = changed.ravel()[chosen] & (chosen > places_inside)
-    source[count + places_inside] = np.where(already, chosen + count, chosen)
-    while True:
-        further = source[source]
-        if np.array_equal(further, source):
-            return source[count:]
-        source = further
+    walked = places[inside]
+    chosen = np.multiply(down, width, dtype=np.int32)
+    chosen += across
+    chosen += walked
+    changes = np.zeros((height, width), bool)
+    changes[inside] = True
+    # Numbers from count on stand for values after the pass, those below for values before it, which are final.
+    source: Array = np.concatenate([places.ravel(), places.ravel()])
+    after = source[count:].reshape(height, width)[inside]
+    np.multiply(changes.take(chosen) & (chosen > walked), np.int32(count), out=after)
+    after += chosen
+    after = source[count:]
+    while after.max() >= count:
+        source.take(after, out=after, mode="clip")
+    return after
 
 
 def motion_blur(image: Pixels, severity: int, rng: Generator) -> Pixels:
@@ -142,7 +144,7 @@ def motion_blurred(image: Pixels, radius: int, sigma: float, degrees: float) -> 
     kernel = np.zeros((top + int(rows.max()) + 1, left + int(columns.max()) + 1))
     np.add.at(kernel, (rows + top, columns + left), whole_weights(weights / weights.sum(), KERNEL_BITS))
     sums = filtered(image, kernel, (top, left), cv2.BORDER_REPLICATE)
-    return np.rint(sums * np.float32(2.0**-KERNEL_BITS)).astype(np.uint8)
+    return np.rint(np.multiply(sums, np.float32(2.0**-KERNEL_BITS), out=sums), out=sums).astype(np.uint8)
 
 
 def zoom_blur(image: Pixels, severity: int, rng: Generator) -> Pixels:
@@ -164,8 +166,9 @@ def zoom_blur(image: Pixels, severity: int, rng: Generator) -> Pixels:
         both: Array = rows.take(left, axis=1) * (np.uint64(2**_COLUMN_BITS) - right)
         both += rows.take(np.minimum(left + 1, width - 1), axis=1) * right
         total += both >> np.uint64(_ROOM_BITS) & kept
-    sums = unpacked(total) * np.float32(2.0 ** (_ROOM_BITS - _ROW_BITS - _COLUMN_BITS)) + image
-    return truncated(sums / np.float32(len(factors) + 1))
+    sums = exact_levels(total, _ROW_BITS + _COLUMN_BITS - _ROOM_BITS)
+    sums += image
+    return truncated(np.divide(sums, np.float32(len(factors) + 1), out=sums))
 
 
 def zoomed_axis(size: int, factor: float, bits: int) -> tuple[Array, Array]:

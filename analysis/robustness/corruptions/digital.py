@@ -21,8 +21,10 @@ from analysis.robustness.corruptions.arithmetic import (
     gaussian_weights,
     mirrored,
     mirrored_without_edge,
+    packed,
     resampled,
     truncated,
+    whole_levels,
 )
 
 _NOISE_BITS, _WEIGHT_BITS, _KEPT_BITS = 16, 24, 20
@@ -145,12 +147,12 @@ def _random_affine(image: Pixels, shift: float, rng: Generator) -> Pixels:
     x, y = np.arange(width) - after[1][0], (np.arange(height) - after[1][1])[:, None]
     along_down, along_left = d * x - b * y, a * y - c * x
     columns, rows = (before[1][i] + down[i] * along_down + left[i] * along_left for i in range(2))
-    samples = resampled(image, rows, columns, mirrored_without_edge)
-    return ((samples + 2 ** (SAMPLE_BITS - 1)) >> SAMPLE_BITS).astype(np.uint8)
+    half = packed(np.ones((1, 1, 3), np.uint8)) << np.uint64(SAMPLE_BITS - 1)
+    return whole_levels(resampled(image, rows, columns, mirrored_without_edge) + half, SAMPLE_BITS)
 
 
 def _displaced(image: Pixels, across: Array, down: Array) -> Pixels:
     """Image (H, W, 3) sampled at distances (H, W) from each pixel; pixels outside mirror those inside."""
     height, width = image.shape[:2]
     samples = resampled(image, np.arange(height)[:, None] + down, np.arange(width) + across, mirrored)
-    return (samples >> SAMPLE_BITS).astype(np.uint8)
+    return whole_levels(samples, SAMPLE_BITS)

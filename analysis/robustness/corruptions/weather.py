@@ -13,7 +13,7 @@ from numpy.random import Generator
 from analysis.robustness.corruptions.arithmetic import Array, Pixels, gaussian_filtered, gaussian_weights, truncated
 from analysis.robustness.corruptions.blur import motion_blurred, zoomed_axis
 
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # of OpenCV's RGB2GRAY
+_LUMA = (0.299, 0.587, 0.114)  # of OpenCV's RGB2GRAY
 _WATER = (175, 238, 238)
 _MUD = (63, 42, 20)
 
@@ -36,11 +36,19 @@ def snow(image: Pixels, severity: int, rng: Generator) -> Pixels:
     flakes = mean + deviation * enlarged_noise(image.shape[:2], enlargement, rng)
     flakes[flakes < threshold] = 0
     layer = motion_blurred(truncated(255 * flakes), radius, sigma, rng.uniform(-135, -45)).astype(np.float32)
-    levels = image.astype(np.float32)
-    grey = levels[..., 0] * _LUMA[0] + levels[..., 1] * _LUMA[1] + levels[..., 2] * _LUMA[2]
-    white = np.maximum(levels, (grey * np.float32(1.5) + np.float32(127.5))[..., None])
-    fallen = layer + np.rot90(layer, 2)
-    return truncated(np.float32(share) * levels + np.float32(1 - share) * white + fallen[..., None])
+    fallen = layer + layer[::-1, ::-1]
+    channels = [channel.astype(np.float32) for channel in cv2.split(image)]
+    white = channels[0] * np.float32(1.5 * _LUMA[0])
+    for channel, weight in zip(channels[1:], _LUMA[1:]):
+        white += channel * np.float32(1.5 * weight)
+    white += np.float32(127.5)
+    for channel in channels:
+        whitened = np.maximum(channel, white)
+        whitened *= np.float32(1 - share)
+        channel *= np.float32(share)
+        channel += whitened
+        channel += fallen
+    return np.stack([truncated(channel) for channel in channels], axis=-1)
 
 
 def enlarged_noise(shape: tuple[int, ...], factor: float, rng: Generator) -> Array:
@@ -129,7 +137,7 @@ def spatter(image: Pixels, severity: int, rng: Generator) -> Pixels:
     if severity <= 3:
         water = _water_drops(truncated(255 * liquid)) * np.float32(255 * strength)
         return truncated(image + water[..., None] * (np.array(_WATER, np.float32) / 255))
-    mud = gaussian_filtered((liquid > threshold).astype(np.uint8), strength)
+    mud = gaussian_filtered((liquid > threshold) * np.uint8(255), strength) / 255
     mud[mud < 0.8] = 0
     return truncated(image * (1 - mud[..., None]) + np.array(_MUD) * mud[..., None])
 
