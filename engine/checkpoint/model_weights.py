@@ -260,6 +260,12 @@ def _check_names(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], 
     foreign = [name for name in tensors if name not in expected]
     parts = [f"it lacks {len(lost)}/{len(expected)} tensors ({_first_names(lost)})"] if lost else []
     parts += [f"{len(foreign)} of its tensors have no place here ({_first_names(foreign)})"] if foreign else []
+    around = [name for name in expected if not name.startswith(BACKBONE_PREFIX)]
+    if not foreign and lost == around != list(expected):
+        raise CheckpointError(
+            f"checkpoint {source!r} holds a backbone alone, without {_first_names(lost)}: give it as "
+            "model.backbone.weights"
+        )
     if parts:
         raise CheckpointError(f"checkpoint {source!r} is of another model: {', and '.join(parts)}")
 
