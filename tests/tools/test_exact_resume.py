@@ -80,8 +80,8 @@ param_scheduler = [dict(type="MultiStepLR", milestones=[1], by_epoch=True, conve
     "autoencoder": """
 _base_ = {configs!r} + "/pretraining/fcmae_digits.py"
 data_root = {data!r} + "/imagenet"
-batch = dict(size=8)
-model = dict(backbone=dict(drop_path_rate=0.5))
+batch = dict(size=8, per_gpu=2)
+model = dict(decoder_dim=32, backbone=dict(drop_path_rate=0.5))
 train_cfg = dict(max_epochs=3)
 param_scheduler = [dict(type="CosineAnnealingLR", T_max=3, by_epoch=True, convert_to_iter_based=True)]
 """,
@@ -97,8 +97,11 @@ param_scheduler = [dict(type="PolyLR", power=1.0, by_epoch=False)]
 EVERY_STEP = """
 default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=1, by_epoch=False))
 """
-# What is the same for all tasks is tried with the quickest.
+# Beside those above.
+HOOKS = {"autoencoder": 'custom_hooks.append(dict(type="ReconstructionHook", count=2))\n'}
+# What is the same for all tasks is tried with the quickest, and the ways to stop with one that accumulates too.
 ONE_TASK = pytest.mark.parametrize("task", ["classifier"], indirect=True, scope="module")
+TWO_TASKS = pytest.mark.parametrize("task", ["classifier", "autoencoder"], indirect=True, scope="module")
 NOT_TIME = ("time", "eta", "memory")
 
 Train = Callable[..., Any]
@@ -113,7 +116,7 @@ def task(request: pytest.FixtureRequest) -> str:
 def config(task: str, digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("config") / f"{task}.py"
     settings = TASKS[task].format(configs=str(CONFIGS), data=str(digits))
-    path.write_text(settings + EVERY_STEP + DEATH, encoding="utf-8")
+    path.write_text(settings + EVERY_STEP + DEATH + HOOKS.get(task, ""), encoding="utf-8")
     return path
 
 
@@ -197,7 +200,7 @@ def test_two_runs_are_the_same_with_and_without_workers(train: Train, whole: Pat
 def test_killed_at_a_step(train: Train, whole: Path, tmp_path: Path) -> None:
     """By a signal that nothing can be done about, in the middle of a step and of an epoch, and while it writes."""
     for number, moment in enumerate(({"DIE_WRITING": "4"}, {"DIE_WRITING": "5"}, {})):
-        ended = train(tmp_path, *(["--resume"] if number else []), **moment)
+        ended = train(tmp_path, *(["--resume"] if number else []), workers=2 * (number % 2), **moment)
         assert ended.code == (-signal.SIGKILL if moment else 0), ended.err
     assert_same_run(tmp_path, whole)
 
@@ -210,7 +213,7 @@ def test_killed_at_a_step(train: Train, whole: Path, tmp_path: Path) -> None:
         ("SIGUSR1", "4", EXIT_SAVED),
     ],
 )
-@ONE_TASK
+@TWO_TASKS
 def test_asked_to_stop(train: Train, whole: Path, tmp_path: Path, by: str, moment: str, code: int) -> None:
     ended = train(tmp_path, ASK_AT=moment, ASK_BY=by)
     assert ended.code == code, ended.err
@@ -278,7 +281,7 @@ def test_killed_at_twenty_random_moments(train: Train, whole: Path, tmp_path: Pa
     assert_same_run(tmp_path, whole)
 
 
-@ONE_TASK
+@TWO_TASKS
 def test_two_processes(program: Any, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One of them is asked to stop, or dies; the launcher starts them again where that is allowed."""
     folders = [tmp_path / name for name in ("whole", "asked", "restarted")]
