@@ -102,7 +102,8 @@ def chosen_images(
     chosen = [path for number, path in enumerate(images) if not hold_out or (number % hold_out == 0) == held_out]
     if not chosen:
         part = f", of which every {hold_out}th is held out" if hold_out else ""
-        raise DataError(f"{str(root)!r} holds {len(images)} images ({', '.join(suffixes)}){part}: too few")
+        number = "1 image" if len(images) == 1 else f"{len(images)} images"
+        raise DataError(f"{str(root)!r} holds {number} ({', '.join(suffixes)}){part}: too few")
     return chosen
 
 

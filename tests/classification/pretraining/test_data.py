@@ -60,6 +60,9 @@ def test_nothing_to_train_on_is_an_error(folder: Path, tmp_path: Path) -> None:
     (folder / "empty").mkdir()
     with pytest.raises(DataError, match=r"holds 0 images"):
         paths(folder / "empty")
+    (folder / "0.png").rename(folder / "empty/0.png")
+    with pytest.raises(DataError, match=r"holds 1 image \(.*\), of which every 20th is held out: too few"):
+        paths(folder / "empty", hold_out=20)
 
 
 def test_the_check_finds_what_is_not_read_and_what_cannot_be(folder: Path) -> None:

@@ -171,5 +171,7 @@ def test_a_checkpoint_that_is_not_whole_is_named(change: Any, message: str) -> N
 def test_a_released_encoder_alone_is_told_where_it_goes(prefix: str) -> None:
     """The published convnextv2_*_1k_224_fcmae.pt may hold the dense encoder without a decoder."""
     state = {prefix + name: value for name, value in autoencoder().backbone.state_dict().items()}
-    with pytest.raises(CheckpointError, match=r"backbone alone, without mask_token, .*: give it as model.backbone.weig"):
+    with pytest.raises(
+        CheckpointError, match=r"backbone alone, without mask_token, .*: give it as model.backbone.weig"
+    ):
         load_model(autoencoder(), {"model": state}, "convnextv2_atto_1k_224_fcmae.pt", training=True)
