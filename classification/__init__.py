@@ -7,6 +7,6 @@ from convnext_dense import refuse_namesakes
 
 refuse_namesakes("backbones", "engine")
 
-from classification import check, data, metric, model, task, visualizer  # noqa: E402
+from classification import check, data, metric, model, robustness, task, visualizer  # noqa: E402
 
-__all__ = ["check", "data", "metric", "model", "task", "visualizer"]
+__all__ = ["check", "data", "metric", "model", "robustness", "task", "visualizer"]

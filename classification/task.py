@@ -15,6 +15,7 @@ from backbones.errors import ConfigError, DataError
 from classification.data import class_folders, folder_fix
 from classification.model import ImageClassifier
 from classification.results import prediction_table
+from classification.suites import CLASSIFIER_ROBUSTNESS
 from engine.config.classes import class_names
 from engine.task import ClassLayer, ExportedNetwork, NamedClasses, Score, TaskSpec, register_task
 
@@ -98,5 +99,6 @@ CLASSIFICATION = register_task(
         result_formats={"csv": prediction_table},
         data_classes=_folder_names,
         check_training=_check_training,
+        robustness=CLASSIFIER_ROBUSTNESS,
     )
 )

@@ -122,7 +122,7 @@ def test(
     _without_training(cfg)
     checked = copy.deepcopy(cfg)  # a pipeline of test-time augmentation hides how labels are loaded
     if tta:
-        _use_tta(cfg)
+        use_tta(cfg)
     cfg.load_from = checkpoint
     runner = build_runner(resolved, launch, trust)
     if data_check:
@@ -168,10 +168,16 @@ def _without_training(cfg: ConfigDict) -> None:
     cfg.custom_hooks = [hook for hook in cfg.get("custom_hooks", []) if HOOKS.get(hook["type"]) is not ModelEMAHook]
 
 
-def _use_tta(cfg: ConfigDict) -> None:
+def use_tta(cfg: ConfigDict) -> None:
     """Test with the pipeline and the model of the config's test-time augmentation.
 
     What ``tta_model.module`` states replaces the model's own settings, such as sliding windows by whole images.
+
+    Args:
+        cfg: Resolved config, changed in place.
+
+    Raises:
+        ConfigError: If the config has no test-time augmentation.
     """
     if not cfg.get("tta_pipeline") or not cfg.get("tta_model"):
         raise ConfigError("--tta: the config has no tta_pipeline and tta_model")

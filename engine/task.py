@@ -129,6 +129,94 @@ def _exported(model: nn.Module) -> ExportedNetwork:
 
 
 @dataclass(frozen=True)
+class ImageSet:
+    """Images on which a trained model is evaluated in place of its test data.
+
+    Attributes:
+        name: Name with slashes between its parts, such as ``c/fog/3``.
+        dataset: Settings of the data set, its pipeline among them.
+        evaluator: Settings of the metric; ``None`` for that of the test data.
+    """
+
+    name: str
+    dataset: Mapping[str, Any]
+    evaluator: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class RobustnessSuite:
+    """A public suite of images for a task.
+
+    Attributes:
+        title: Name as its authors print it.
+        folder: Folder below the root of the suites; ``None`` for a suite that has its images from the test data.
+        source: Way to get it, for a person.
+        protocols: Description of each way of preprocessing, by name; the first is the default.
+        sets: Returns the sets; gets the resolved config, the folder, and the name of a protocol.
+        check: Returns what is wrong with the images, a line each; gets the resolved config and the folder.
+        preprocessing: Returns a description of the preprocessing; gets the resolved config and a protocol.
+        score: Metric that the table shows.
+        unfit: Returns the reason why the suite is of no use for a config; ``None`` if it fits.
+        corrupted: Whether the sets are corruptions at severities.
+    """
+
+    title: str
+    folder: str | None
+    source: str
+    protocols: Mapping[str, str]
+    sets: Callable[[Config, Path, str], Sequence[ImageSet]]
+    check: Callable[[Config, Path], Sequence[str]]
+    preprocessing: Callable[[Config, str], str]
+    score: str
+    unfit: Callable[[Config], str | None]
+    corrupted: bool = False
+
+
+def after_loading(
+    pipeline: Sequence[Mapping[str, Any]], step: Mapping[str, Any], protocol: str
+) -> list[Mapping[str, Any]]:
+    """Put a step behind the one that loads the image, as for corruptions of whole photographs.
+
+    Raises:
+        ConfigError: If no step loads an image.
+    """
+    for index, one in enumerate(pipeline):
+        kind = str(one["type"]).rpartition(".")[2]
+        if kind.startswith("Load") and "Image" in kind:
+            return [*pipeline[: index + 1], step, *pipeline[index + 1 :]]
+    raise ConfigError("test_pipeline: no step Load...Image loads the images that are to be corrupted")
+
+
+@dataclass(frozen=True)
+class RobustnessSpec:
+    """What the evaluation of robustness has to know about a task.
+
+    Attributes:
+        suites: Public suites by the name on the command line.
+        place_corruption: Returns a test pipeline with a step that changes pixels in it; gets the pipeline, the step,
+            and the name of a protocol.
+        protocols: Description of each way of corrupting the test data, by name; the first is the default.
+        severities: Corruptions with their severities for the protocols that do not use all 15 at all five.
+        located: Whether labels are places in the image, so that no corruption may move what is there.
+        evaluator: Settings of the metric of the test data; ``None`` for that of the config.
+        error_of: Accuracy in percent, of which the errors under corruption are the complement; ``None`` where scores
+            are compared as they are.
+    """
+
+    suites: Mapping[str, RobustnessSuite] = field(default_factory=dict)
+    place_corruption: Callable[[Sequence[Mapping[str, Any]], Mapping[str, Any], str], Sequence[Mapping[str, Any]]] = (
+        after_loading
+    )
+    protocols: Mapping[str, str] = field(
+        default_factory=lambda: {"15": "15 corruptions of the whole image at five severities"}
+    )
+    severities: Mapping[str, Mapping[str, Sequence[int]]] = field(default_factory=dict)
+    located: bool = True
+    evaluator: Mapping[str, Any] | None = None
+    error_of: str | None = None
+
+
+@dataclass(frozen=True)
 class TaskSpec:
     """A task as engine and analysis see it.
 
@@ -168,6 +256,7 @@ class TaskSpec:
         data_classes: Returns the class names that the files of a data set tell; gets the data set's settings.
         check_training: Raises ConfigError where a training would learn nothing, or fail with a number of images per
             process.
+        robustness: Suites and corruptions by which the robustness of its models is measured.
     """
 
     name: str
@@ -201,6 +290,7 @@ class TaskSpec:
     complete_config: Callable[[Config, list[str]], None] = lambda cfg, notes: None
     data_classes: Callable[[Mapping[str, Any]], Sequence[str]] = lambda dataset: ()
     check_training: Callable[[Config, int], None] = lambda cfg, per_process: None
+    robustness: RobustnessSpec = field(default_factory=RobustnessSpec)
 
 
 CUSTOM_TASK = TaskSpec("custom task")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -107,7 +107,7 @@ def write_pictures(
     if line := write_drawn_names(names, folder):
         runner.logger.warning(line)
     for index, sample in samples.items():
-        _draw(runner.cfg, runner.visualizer, sample, folder / f"{index:06d}.png", truth=True)
+        draw_sample(runner.cfg, runner.visualizer, sample, folder / f"{index:06d}.png", truth=True)
     if step is not None:
         write_json(folder / DRAWN_AFTER, {"step": step})
 
@@ -136,7 +136,7 @@ def load_predictor(
     """
     init_default_scope(cfg.default_scope)
     LOADER_SETTINGS.trust = trust
-    cfg.model.backbone.pop("weights", None)
+    cfg.model.get("module", cfg.model).backbone.pop("weights", None)  # with or without test-time augmentation
     model = build(MODELS, cfg.model, "model")
     meta = dict(cfg.test_dataloader.dataset.metainfo)
     print(load_model(model, read_checkpoint(checkpoint, trust), checkpoint, averaged, meta["classes"]))
@@ -221,7 +221,7 @@ def predict_images(
                 raise DamagedImageError.of(image, f"{errors[0].problem}; {errors[0].fix}")
             item = pipeline({"img_path": str(image), "img_id": index, **copy.deepcopy(task.image_fields)})
             sample = predict(model, item, collate)
-            _draw(cfg, visualizer, sample, target, truth=False)
+            draw_sample(cfg, visualizer, sample, target, truth=False)
         except IMAGE_ERRORS as error:
             skipped[image] = _reason(error)
             continue
@@ -292,11 +292,28 @@ def _images_at(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
     return images
 
 
-def _draw(cfg: Config, visualizer: Any, sample: BaseDataElement, target: Path, truth: bool) -> None:
-    """Draw a sample on its image, (H, W, 3); a small image is enlarged to a size at which labels can be read."""
+def draw_sample(
+    cfg: Config,
+    visualizer: Any,
+    sample: BaseDataElement,
+    target: Path,
+    truth: bool,
+    change: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> None:
+    """Draw a sample on its image; a small image is enlarged to a size at which labels can be read.
+
+    Args:
+        cfg: Resolved config.
+        visualizer: Visualizer of the task.
+        sample: Prediction, with the path of its image.
+        target: File of the drawing.
+        truth: Whether the annotations are drawn beside the prediction.
+        change: Change of the image, RGB (H, W, 3), that had been predicted on; ``None`` for none.
+    """
     task, channels = task_of(cfg), stated_channels(cfg.test_dataloader.dataset.get("pipeline"))
     path, sample = sample.img_path, sample.cpu()
     image = as_picture(read_bands(path, channels)) if channels else mmcv.imread(path, channel_order="rgb")
+    image = image if change is None else change(image)
     height, width = image.shape[:2]
     factor = min(round(MIN_PICTURE_SIDE / min(height, width)), MAX_ENLARGED_SIDE // max(height, width))
     if factor > 1:

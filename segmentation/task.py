@@ -17,12 +17,29 @@ from torch import Tensor, nn
 from backbones.errors import ConfigError
 from engine.config.classes import class_names
 from engine.config.datasets import inner_datasets, mappings
-from engine.task import ClassLayer, ExportedNetwork, NamedClasses, Score, TaskSpec, image_meta, register_task
+from engine.task import (
+    ClassLayer,
+    ExportedNetwork,
+    NamedClasses,
+    RobustnessSpec,
+    Score,
+    TaskSpec,
+    image_meta,
+    register_task,
+)
 from segmentation.data import IGNORE_INDEX
 from segmentation.results import label_pngs
 
 LABEL_SETTINGS = ("reduce_zero_label", "unlabelled", "label_values")  # of ``LoadLabels``
 SEGMENTOR_SHAPE = (512, 2048)  # of the papers' FLOPs, which they write "2048 x 512"
+# Kamann and Rother, "Benchmarking the Robustness of Semantic Segmentation Models" (CVPR 2020), whose practice others
+# follow: 16 corruptions, the four noises at severities 1 to 3.
+SIXTEEN_CORRUPTIONS = {
+    **dict.fromkeys(("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise"), (1, 2, 3)),
+    **dict.fromkeys(("motion_blur", "defocus_blur", "glass_blur", "gaussian_blur"), (1, 2, 3, 4, 5)),
+    **dict.fromkeys(("brightness", "contrast", "saturate", "jpeg_compression"), (1, 2, 3, 4, 5)),
+    **dict.fromkeys(("snow", "spatter", "fog", "frost"), (1, 2, 3, 4, 5)),
+}
 
 
 class FullSizeSegmentor(nn.Module):
@@ -187,5 +204,12 @@ SEGMENTATION = register_task(
         data_classes=_no_names,
         check_training=_check_training,
         result_formats={"png": label_pngs},
+        robustness=RobustnessSpec(
+            protocols={
+                "15": "15 corruptions of the whole image at five severities",
+                "16": "16 corruptions of the whole image, the four noises at severities 1 to 3: 72 sets",
+            },
+            severities={"16": SIXTEEN_CORRUPTIONS},
+        ),
     )
 )

@@ -107,22 +107,23 @@ class CurveLine(NamedTuple):
 
     Attributes:
         colour: Key of ``COLOURS``.
-        points: Pairs of (optimizer step, value); ``None`` for a line without data.
+        points: Pairs of (place, value), the place such as an optimizer step; ``None`` for a line without data.
         factor: Factor on the values.
     """
 
     colour: str
-    points: Sequence[tuple[int, float]] | None
+    points: Sequence[tuple[float, float]] | None
     factor: float = 1.0
 
 
-def plot(heading: str, title: str, lines: Mapping[str, CurveLine]) -> str:
-    """Return a line plot over optimizer steps as inline SVG.
+def plot(heading: str, title: str, lines: Mapping[str, CurveLine], x_label: str = "optimizer steps") -> str:
+    """Return a line plot as inline SVG.
 
     Args:
         heading: Heading of the group of plots, for screen readers.
         title: Title of the plot.
         lines: Lines by their labels.
+        x_label: Name of what the plot is over.
 
     Returns:
         The SVG, or an empty string where no line has points.
@@ -151,12 +152,12 @@ def plot(heading: str, title: str, lines: Mapping[str, CurveLine]) -> str:
     return (
         f'<svg viewBox="0 0 460 288" role="img" aria-label="{escape(f"{heading}, {title}")}">'
         f'<text x="8" y="16" class="title">{escape(title)}</text>{rows}{columns}'
-        '<path class="axis" d="M54 44V246H444"/><text x="249" y="280" text-anchor="middle">optimizer steps</text>'
+        f'<path class="axis" d="M54 44V246H444"/><text x="249" y="280" text-anchor="middle">{escape(x_label)}</text>'
         f"{curves}</svg>"
     )
 
 
-def thinned(points: Sequence[tuple[int, float]], most: int = MAX_POINTS) -> list[tuple[int, float]]:
+def thinned(points: Sequence[tuple[float, float]], most: int = MAX_POINTS) -> list[tuple[float, float]]:
     """Return at most ``most`` points at even distances, the first and the last among them."""
     if len(points) <= most:
         return list(points)

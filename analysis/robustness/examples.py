@@ -1,0 +1,94 @@
+"""Pictures of what a model gets most wrong, as the network sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from analysis.robustness.corrupt_step import CorruptImage
+from analysis.robustness.evaluation import SetEvaluator, SetResult
+from analysis.robustness.planning import CLEAN, PlannedSuite
+from engine.config.datasets import mappings
+from engine.report.run_dir import scaled
+from engine.task import ImageSet, TaskSpec
+from engine.visualize import draw_sample, predict_evenly
+
+WORST_FOLDER = "worst"
+MAX_OF_SUITE = 4  # pictures
+
+
+def draw_worst(
+    evaluator: SetEvaluator,
+    visualizer: Any,
+    suites: Sequence[PlannedSuite],
+    results: Mapping[str, SetResult],
+    task: TaskSpec,
+) -> list[dict[str, str]]:
+    """Draw examples of each suite, of a corrupted one those of its worst set.
+
+    Args:
+        evaluator: Evaluator of the sets, with its folder; the pictures go to ``worst/``.
+        visualizer: Visualizer of the task.
+        suites: Evaluated suites.
+        results: Results by the names of the sets.
+        task: The task.
+
+    Returns:
+        ``file``, below the folder, and ``caption`` of each picture.
+    """
+    target = evaluator.folder / WORST_FOLDER
+    target.mkdir(parents=True, exist_ok=True)
+    for earlier in target.glob("[0-9]*.png"):
+        earlier.unlink()
+    pictures: list[dict[str, str]] = []
+    for suite in (one for one in suites if one.name != CLEAN or len(suites) == 1):
+        worst = min(suite.sets, key=lambda one: _score(results[one.name], task))
+        loader = evaluator.loader(worst)
+        place = target / f"{len(pictures):02}_"
+        if found := results[worst.name].details.get("worst"):
+            pictures += _mistakes(place, worst.name, loader.dataset, found, task)
+        elif not task.robustness.error_of:
+            pictures += _predictions(place, worst, loader, evaluator, visualizer)
+    return [{"file": f"{WORST_FOLDER}/{Path(one['file']).name}", "caption": one["caption"]} for one in pictures]
+
+
+def _score(result: SetResult, task: TaskSpec) -> float:
+    values = [scaled(result.metrics, score) for score in task.scores]
+    return next((value for value in values if value is not None), 0.0)
+
+
+def _mistakes(
+    place: Path, name: str, dataset: Any, found: Sequence[Mapping[str, Any]], task: TaskSpec
+) -> list[dict[str, str]]:
+    """The inputs of the network that a metric has listed, with true and predicted class."""
+    wanted = {one["image"]: one for one in found[:MAX_OF_SUITE]}
+    index_of = {dataset.get_data_info(index)["img_path"]: index for index in range(len(dataset))}
+    classes, pictures = dataset.metainfo["classes"], []
+    for number, (path, one) in enumerate(wanted.items()):
+        pixels = dataset[index_of[path]]["inputs"].permute(1, 2, 0).numpy().astype(np.uint8)
+        file = place.with_name(f"{place.name}{number}.png")
+        Image.fromarray(np.ascontiguousarray(pixels[..., :: -1 if task.channel_order == "BGR" else 1])).save(file)
+        said = f"said {classes[one['predicted']]} ({100 * one['confidence']:.0f} %)"
+        pictures.append({"file": str(file), "caption": f"{name}: {Path(path).name}, {said}"})
+    return pictures
+
+
+def _predictions(
+    place: Path, one: ImageSet, loader: DataLoader, evaluator: SetEvaluator, visualizer: Any
+) -> list[dict[str, str]]:
+    """Truth and prediction on images spread evenly over a set."""
+    steps = [node for node in mappings(dict(one.dataset)) if node.get("type") == CorruptImage.__name__]
+    settings = {key: value for key, value in steps[0].items() if key != "type"} if steps else None
+    pictures = []
+    for index, sample in predict_evenly(evaluator.model, loader, MAX_OF_SUITE).items():
+        file = place.with_name(f"{place.name}{index:06d}.png")
+        change = partial(CorruptImage(**settings).as_rgb, path=sample.img_path) if settings else None
+        draw_sample(evaluator.cfg, visualizer, sample, file, truth=True, change=change)
+        pictures.append({"file": str(file), "caption": f"{one.name}: {Path(sample.img_path).name}"})
+    return pictures
