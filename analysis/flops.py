@@ -110,7 +110,8 @@ def count_config(path: str | Path, shape: Shape | None = None, options: dict[str
 
     Args:
         path: Config file.
-        shape: Height and width in pixels; by default those of the task's papers (``TaskSpec.default_shape``).
+        shape: Height and width in pixels; by default those of the config's test images, or of the task's papers for
+            their scale (``TaskSpec.default_shape``).
         options: Overrides of the config under dotted keys.
 
     Raises:

@@ -16,11 +16,19 @@ from engine.visualize import MAX_ENLARGED_SIDE
 MIN_CAPTIONED_SIDE = 320  # pixels; smaller images are enlarged
 LINE_HEIGHT = 22  # pixels
 FONT_SIZE = 15  # pixels
+RIGHT, WRONG, NO_TRUTH = (
+    (140, 230, 140),
+    (240, 170, 120),
+    (210, 210, 210),
+)  # of a class; without a truth all are unknown
 
 
 @VISUALIZERS.register_module()
 class ClassificationVisualizer(Visualizer):
-    """Visualizer that writes the true class and the five most probable classes under an image."""
+    """Visualizer that writes the true class and the five most probable classes under an image.
+
+    The true class is green, others are orange; where no truth is known, all are grey.
+    """
 
     def add_datasample(
         self,
@@ -55,8 +63,9 @@ class ClassificationVisualizer(Visualizer):
         if draw_pred:
             top = data_sample.scores.topk(min(5, len(classes)))
             for score, index in zip(top.values.tolist(), top.indices.tolist(), strict=True):
-                right = index == data_sample.gt_label or data_sample.gt_label < 0
-                lines.append((f"{100 * score:5.1f} %  {classes[index]}", (140, 230, 140) if right else (240, 170, 120)))
+                colour = RIGHT if index == data_sample.gt_label else WRONG
+                colour = NO_TRUTH if data_sample.gt_label < 0 else colour
+                lines.append((f"{100 * score:5.1f} %  {classes[index]}", colour))
         caption = np.full((LINE_HEIGHT * len(lines) + 8, image.shape[1], 3), 32, np.uint8)
         texts = [
             Lettering(text, 8, LINE_HEIGHT * row + 4, FONT_SIZE, colour) for row, (text, colour) in enumerate(lines)

@@ -21,9 +21,20 @@ from detection.annotations import names_in_file
 from detection.coco_metric import IOU_TYPES
 from detection.results import coco_results
 from engine.config.datasets import inner_datasets, is_wrapper, mappings
-from engine.task import ClassLayer, ExportedNetwork, NamedClasses, Score, TaskSpec, image_meta, register_task
+from engine.task import (
+    ClassLayer,
+    ExportedNetwork,
+    NamedClasses,
+    Score,
+    Shape,
+    TaskSpec,
+    image_meta,
+    pipeline_scale,
+    register_task,
+)
 
 DETECTOR_SHAPE = (800, 1280)  # of the papers' FLOPs, which they write "1280 x 800"
+RELEASED_SCALE = (800, 1333)  # of the papers' tests, which are on images of at most this size
 # As in mmdet 2's tools/analysis_tools/get_flops.py, which gave the detectors' published numbers: each box head sees
 # 1,000 proposals, each mask head the first 100 of them.
 PROPOSALS, MASK_PROPOSALS = 1000, 100
@@ -33,6 +44,12 @@ FROM_MODEL = "from_model"  # masks are loaded if the model has a head for them
 MASKED = ("RTMDetIns", "MaskFormer", "Mask2Former", "PanopticFPN", "SOLO", "YOLACT", "CondInst")
 WITHOUT_MASKS = ("Mosaic", "MixUp")  # transforms of mmdet
 SCORE_THRESHOLD = 0.3  # of the detections that are drawn
+
+
+def _counted_shape(cfg: Config) -> Shape:
+    """The papers' shape for images of the released scale, else that of the test images."""
+    shape = pipeline_scale(cfg, DETECTOR_SHAPE)
+    return DETECTOR_SHAPE if shape == RELEASED_SCALE else shape
 
 
 def _count_forward(model: BaseDetector, images: Tensor) -> object:
@@ -172,7 +189,7 @@ DETECTION = register_task(
         scores=(Score("box AP", "bbox_mAP", 100), Score("mask AP", "segm_mAP", 100)),
         scores_note="AP is COCO's, over IoU 0.50 to 0.95, in percent; bbox_mAP and segm_mAP of the log are fractions.",
         main_metric="bbox_mAP",
-        default_shape=lambda cfg: DETECTOR_SHAPE,
+        default_shape=_counted_shape,
         count_forward=_count_forward,
         counted_parts=_counted_parts,
         detailed_modules=("backbone", "roi_head"),

@@ -2,30 +2,44 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import cv2
 import numpy as np
 from mmdet.registry import VISUALIZERS
 from mmdet.visualization import DetLocalVisualizer
 
-from engine.report.lettering import BLACK, MIN_FONT_SIZE, Lettering, letter
+from detection.labels import Box, place_labels
+from engine.report.lettering import BLACK, MIN_FONT_SIZE, Lettering, letter, text_size
 
 POINTS_PER_INCH = 72  # font sizes of matplotlib
+USUAL_SIDE = 1280  # pixels; text in larger pictures is larger
+LINE_WIDTH = 1  # pixels, of lines from names to boxes
 
 
 @VISUALIZERS.register_module()
 class DetectionVisualizer(DetLocalVisualizer):
     """mmdet's ``DetLocalVisualizer`` that writes class names in any script, above boxes and masks.
 
+    The name of a small box stands beside it, and names do not cover one another as long as there is room.
+
     Takes the arguments of ``DetLocalVisualizer``.
     """
 
     _texts: tuple[Lettering, ...] = ()
+    _boxes: tuple[Box, ...] = ()  # of the first texts, which name them
 
     def set_image(self, image: np.ndarray) -> None:
         """Begin a picture: RGB, uint8, (H, W, 3)."""
-        self._texts = ()
+        self._texts, self._boxes = (), ()
         super().set_image(image)
+
+    def draw_bboxes(self, bboxes: Any, *args: Any, **settings: Any) -> DetectionVisualizer:
+        """Draw boxes, ``(N, 4)``, whose names follow as texts; other arguments as in mmengine."""
+        self._boxes = tuple(Box(*row) for row in bboxes.reshape(-1, 4).tolist())
+        super().draw_bboxes(bboxes, *args, **settings)
+        return self
 
     def draw_texts(
         self,
@@ -48,6 +62,7 @@ class DetectionVisualizer(DetLocalVisualizer):
         """
         x, y = (float(value) for value in positions)
         size = max(MIN_FONT_SIZE, round(font_sizes * self.dpi / POINTS_PER_INCH))
+        size = round(size * max(1.0, self.width / USUAL_SIDE, self.height / USUAL_SIDE))
         red, green, blue = (int(value) for value in colors)
         centred = horizontal_alignments == "center"
         self._texts += (Lettering(texts, x, y, size, (red, green, blue), BLACK, centred),)
@@ -55,11 +70,23 @@ class DetectionVisualizer(DetLocalVisualizer):
 
     def draw_binary_masks(self, *args: Any, **settings: Any) -> DetectionVisualizer:
         """Blend masks into the picture; arguments as in mmengine."""
-        texts, self._texts = self._texts, ()  # mmengine reads the picture by get_image
+        kept, self._texts = (self._texts, self._boxes), ()  # mmengine reads the picture by get_image
         super().draw_binary_masks(*args, **settings)
-        self._texts = texts
+        self._texts, self._boxes = kept
         return self
 
     def get_image(self) -> np.ndarray:
         """The picture with its texts, RGB, uint8, (H, W, 3)."""
-        return letter(super().get_image(), self._texts)
+        image = np.ascontiguousarray(super().get_image())
+        count = min(len(self._boxes), len(self._texts))
+        named, others = self._texts[:count], self._texts[count:]
+        sizes = [text_size(one.text, one.size) for one in named]
+        texts = []
+        for one, box, (place, away) in zip(
+            named, self._boxes, place_labels(self._boxes[:count], sizes, (self.width, self.height)), strict=False
+        ):
+            if away:
+                start, end = ((round((at.left + at.right) / 2), round((at.top + at.bottom) / 2)) for at in (place, box))
+                cv2.line(image, start, end, one.colour, LINE_WIDTH, cv2.LINE_AA)
+            texts.append(replace(one, x=place.left + 1, y=place.top))
+        return letter(image, [*texts, *others])

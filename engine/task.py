@@ -110,6 +110,18 @@ def pipeline_size(cfg: Config) -> Shape | None:
     return (sizes[-1], sizes[-1]) if sizes else None
 
 
+def pipeline_scale(cfg: Config, default: Shape) -> Shape:
+    """Height and width of a landscape image that fills the ``scale=...`` of the test pipeline.
+
+    Args:
+        cfg: Config.
+        default: Shape for a pipeline that states no scale.
+    """
+    scales = [step["scale"] for step in cfg.get("test_pipeline") or [] if isinstance(step.get("scale"), list | tuple)]
+    pairs = [scale for scale in scales if len(scale) == 2 and all(isinstance(side, int) for side in scale)]
+    return (min(pairs[-1]), max(pairs[-1])) if pairs else default
+
+
 def tensor_forward(model: nn.Module, images: Tensor) -> object:
     """Run a model of mmengine on normalised images, (N, 3, H, W), without data samples."""
     return model(images, mode="tensor")
@@ -226,8 +238,8 @@ class TaskSpec:
         scores: Metrics of reports and their curves, the most important one first.
         scores_note: Remark below the table of scores.
         main_metric: Metric whose best weights are kept by default; ``None`` for the first one that a validation gives.
-        default_shape: Returns the (height, width) at which the task's papers count FLOPs and measure speed, from the
-            config.
+        default_shape: Returns the (height, width) at which FLOPs are counted and speed is measured, from the config:
+            that of its test images; of a released config that of the task's papers.
         count_forward: Runs the part of a model whose FLOPs are counted; gets the model and images, (1, 3, H, W), which
             may be on the ``meta`` device.
         counted_parts: Returns a description of what ``count_forward`` runs.

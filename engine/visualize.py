@@ -40,6 +40,7 @@ MAX_REASON = 160  # characters of a library's message about an image
 # What an image, or its size, can raise on the way to its drawing; errors of the code itself are not among them.
 IMAGE_ERRORS = (*PILLOW_ERRORS, RuntimeError, MemoryError, cv2.error)
 RESULTS = "results"  # folder of predictions as files
+MAX_STEM_BYTES = 200  # of an image's name in that of a picture; file systems take 255 in all
 MAX_ENLARGED_SIDE = 4096  # pixels, of an enlarged image
 MIN_PICTURE_SIDE = 480  # pixels; smaller images are enlarged by an integer factor
 
@@ -93,7 +94,7 @@ def write_pictures(
 
     Args:
         runner: Runner whose visualizer draws.
-        folder: Folder for the pictures, ``000012.png`` and so on, named by the index in the data set.
+        folder: Folder for the pictures, named by index in the data set and image: ``000012_street.png``.
         samples: Predictions by index.
         loader: Loader of their data.
         step: Optimizer step after which a validation predicted them; ``None`` for a test.
@@ -107,9 +108,15 @@ def write_pictures(
     if line := write_drawn_names(names, folder):
         runner.logger.warning(line)
     for index, sample in samples.items():
-        draw_sample(runner.cfg, runner.visualizer, sample, folder / f"{index:06d}.png", truth=True)
+        target = folder / _picture_name(index, sample.img_path)
+        draw_sample(runner.cfg, runner.visualizer, sample, target, truth=True)
     if step is not None:
         write_json(folder / DRAWN_AFTER, {"step": step})
+
+
+def _picture_name(index: int, image: str) -> str:
+    stem = Path(image).stem.encode(errors="replace")[:MAX_STEM_BYTES].decode(errors="ignore")
+    return f"{index:06d}_{stem}.png"
 
 
 @torch.no_grad()

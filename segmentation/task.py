@@ -25,6 +25,7 @@ from engine.task import (
     Score,
     TaskSpec,
     image_meta,
+    pipeline_scale,
     register_task,
 )
 from segmentation.data import IGNORE_INDEX
@@ -184,7 +185,7 @@ SEGMENTATION = register_task(
         model_types=(EncoderDecoder,),
         scores=(Score("mIoU", "mIoU"), Score("mean class accuracy", "mAcc")),
         main_metric="mIoU",
-        default_shape=lambda cfg: SEGMENTOR_SHAPE,
+        default_shape=lambda cfg: pipeline_scale(cfg, SEGMENTOR_SHAPE),
         count_forward=_count_forward,
         counted_parts=_counted_parts,
         activation_forward=_activation_forward,

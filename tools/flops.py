@@ -26,7 +26,7 @@ def main() -> None:
         nargs=2,
         type=int,
         metavar=("H", "W"),
-        help="image in pixels (default: 224 224; a classifier's test size; detectors 800 1280; segmentors 512 2048)",
+        help="image in pixels (default: 224 224; of a config that of its tests, as papers 800 1280 for (1333, 800))",
     )
     parser.add_argument("--json", action="store_true", help="print plain data instead")
     add_config_options(parser)

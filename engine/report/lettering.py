@@ -56,6 +56,13 @@ class Lettering:
     centred: bool = False
 
 
+def text_size(text: str, size: int) -> tuple[float, float]:
+    """Width and height in pixels of a text in a font of a size in pixels, with the box behind it."""
+    fonts = [(run, _font(path, size)) for path, run in _runs(text)]
+    heights = [sum(font.getmetrics()) for _, font in fonts]
+    return sum(font.getlength(run) for run, font in fonts) + 3, max(heights, default=0) + 1
+
+
 def letter(image: np.ndarray, texts: Sequence[Lettering]) -> np.ndarray:
     """Write texts into a picture, each inside of its edges as far as it fits.
 

@@ -278,7 +278,9 @@ def _confusion(confusion: Mapping[str, Any]) -> str:
 
 
 def _pictures(run: Mapping[str, Any], folder: Path) -> str:
-    cards = [f'<div class="card">{figure(folder / "pictures" / name, "")}</div>' for name in run["pictures"]]
+    cards = [
+        f'<div class="card">{figure(folder / "pictures" / name, Path(name).stem)}</div>' for name in run["pictures"]
+    ]
     others = read_json(folder / "pictures" / DRAWN_NAMES)
     legend = note(f"{name_legend(others, len(others))}.") if others else ""
     # A validation draws all of them anew, and a test without TTA.

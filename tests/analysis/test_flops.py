@@ -276,6 +276,14 @@ def test_a_classifier_is_counted_at_its_test_size_or_as_asked() -> None:
     assert count_config(config, (64, 32)).flops == count(build_classifier(), 3, 64, 32).flops
 
 
+def test_a_detector_and_a_segmentor_are_counted_at_the_scale_of_their_tests() -> None:
+    options = {"test_pipeline.1.scale": (320, 192), "model.backbone.type": "convnext_atto"}
+    detector = count_config(DETECTORS / "mask_rcnn_convnext_tiny_coco_3x.py", None, options)
+    assert detector.shape == (192, 320)
+    segmentor = count_config(SEGMENTORS / "upernet_convnext_tiny_ade20k_160k.py", None, options)
+    assert segmentor.shape == (192, 320)
+
+
 def build_classifier() -> nn.Module:
     return nn.Sequential(build_backbone("convnext_atto"), nn.Linear(320, 10))
 

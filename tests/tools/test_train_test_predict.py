@@ -189,8 +189,10 @@ def test_testing_finds_what_the_training_found(task: Trained, request: pytest.Fi
     assert not list(task.folder.glob("test/**/events.out.tfevents.*"))
     pictures = sorted((task.folder / "pictures").iterdir())
     assert [path.suffix for path in pictures] == [".png"] * (8 if "classification" in str(task.config) else 6)
+    images = {path.stem for path in task.data.rglob("*.png")}
     for picture in pictures:
         assert_drawn(picture)
+        assert picture.stem.partition("_")[2] in images
     classes = load_config(task.folder / f"{task.config.stem}.py", training=False).cfg.classes
     assert list(result["class_scores"]) == list(classes)
     assert "scores of the classes:\n  class " in ended.out

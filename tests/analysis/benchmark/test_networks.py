@@ -229,6 +229,8 @@ def test_sizes_of_the_papers() -> None:
     expected = {
         "configs/detection/mask_rcnn_convnext_tiny_coco_3x.py": (DETECTOR_SHAPE, (800, 1333)),
         "configs/segmentation/upernet_convnext_tiny_ade20k_160k.py": (SEGMENTOR_SHAPE, (512, 512)),
+        "configs/segmentation/upernet_convnext_base_in22k_ade20k_160k.py": ((640, 2560), (640, 640)),
+        "configs/detection/mask_rcnn_digits.py": ((160, 160), (160, 160)),
         "configs/classification/convnext_tiny_in1k_300e.py": ((224, 224), (224, 224)),
     }
     for config, shapes in expected.items():
