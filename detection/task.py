@@ -39,7 +39,7 @@ RELEASED_SCALE = (800, 1333)  # of the papers' tests, which are on images of at 
 # 1,000 proposals, each mask head the first 100 of them.
 PROPOSALS, MASK_PROPOSALS = 1000, 100
 DUMMY_OBJECTS = 8  # annotated in each made-up training image
-FROM_MODEL = "from_model"  # masks are loaded if the model has a head for them
+FROM_MODEL = "from_model"  # masks are loaded and padded if the model has a head for them
 # Parts of mmdet, besides those under the key mask_head, that give masks.
 MASKED = ("RTMDetIns", "MaskFormer", "Mask2Former", "PanopticFPN", "SOLO", "YOLACT", "CondInst")
 WITHOUT_MASKS = ("Mosaic", "MixUp")  # transforms of mmdet
@@ -143,7 +143,7 @@ def _pool_proposals(extractor: Any, features: Sequence[Tensor], proposals: int) 
 
 
 def _complete_config(cfg: Config, notes: list[str]) -> None:
-    """Let pipelines (``with_mask="from_model"``) and evaluators without a ``metric`` follow the model's heads."""
+    """Let ``with_mask`` and ``pad_mask="from_model"``, and evaluators without a ``metric``, follow the heads."""
     masks = any(
         (key.endswith("mask_head") and head is not None)
         or (key == "type" and any(kind in str(head) for kind in MASKED))
@@ -151,8 +151,7 @@ def _complete_config(cfg: Config, notes: list[str]) -> None:
         for key, head in node.items()
     )
     for node in mappings(dict(cfg)):
-        if node.get("with_mask") == FROM_MODEL:
-            node["with_mask"] = masks
+        node.update({key: masks for key in ("with_mask", "pad_mask") if node.get(key) == FROM_MODEL})
         if str(node.get("type")).rpartition(".")[2] == "FastCocoMetric":
             node.setdefault("metric", IOU_TYPES if masks else IOU_TYPES[:1])
 

@@ -13,7 +13,9 @@ float16 are those of mmdet's projects/ConvNeXt-V2, which has 52.9 box AP and 46.
 _base_ = ["../_base_/mask_rcnn.py", "../_base_/coco_lsj.py", "../_base_/schedule_3x.py", "../_base_/runtime.py"]
 
 model = dict(
-    data_preprocessor=dict(batch_augments=[dict(type="BatchFixedSizePad", size=(1024, 1024), pad_mask=True)]),
+    data_preprocessor=dict(
+        batch_augments=[dict(type="BatchFixedSizePad", size=(1024, 1024), pad_mask="from_model")],
+    ),
     backbone=dict(_delete_=True, type="convnextv2_base", out_indices=(0, 1, 2, 3), drop_path_rate=0.4),
     test_cfg=dict(rcnn=dict(nms=dict(type="soft_nms"))),
 )

@@ -14,7 +14,9 @@ the end of the sweep, since larger networks have more of it in Tables 11 and 13.
 _base_ = ["../_base_/mask_rcnn.py", "../_base_/coco_lsj.py", "../_base_/schedule_3x.py", "../_base_/runtime.py"]
 
 model = dict(
-    data_preprocessor=dict(batch_augments=[dict(type="BatchFixedSizePad", size=(1024, 1024), pad_mask=True)]),
+    data_preprocessor=dict(
+        batch_augments=[dict(type="BatchFixedSizePad", size=(1024, 1024), pad_mask="from_model")],
+    ),
     backbone=dict(_delete_=True, type="convnextv2_huge", out_indices=(0, 1, 2, 3), drop_path_rate=0.5),
     test_cfg=dict(rcnn=dict(nms=dict(type="soft_nms"))),
 )

@@ -11,7 +11,7 @@ kernels, fragmentation of the allocator, and the block that is gathered while a 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -222,19 +222,49 @@ def autocast_dtype(optim_wrapper: Mapping[str, Any]) -> torch.dtype | None:
 
 
 def training_shape(cfg: Config) -> Shape | None:
-    """Height and width of the training images: the crop, or the largest size that multi-scale training draws."""
-    size = cfg.model.get("data_preprocessor", {}).get("size")
-    if size is not None:
+    """Height and width of the training images: the crop, or the largest size that multi-scale training draws, padded.
+
+    Images that are higher than wide are taken as if they lay on their side.
+    """
+    preprocessor = cfg.model.get("data_preprocessor") or {}
+    if (size := preprocessor.get("size")) is not None:
         return (int(size[0]), int(size[1]))
-    squares, scales = [], []
-    for step in _steps(cfg.get("train_pipeline") or cfg.train_dataloader.dataset.get("pipeline", [])):
-        if isinstance(step.get("size"), int):
-            squares.append((step["size"], step["size"]))
-        for scale in [step.get("scale"), *(step.get("scales") or [])]:
-            if isinstance(scale, list | tuple) and min(scale) > 1:
-                scales.append((min(scale), max(scale)))
-    found = squares or scales
-    return max(found, key=prod) if found else None
+    found = _largest_shape(cfg.get("train_pipeline") or cfg.train_dataloader.dataset.get("pipeline", []))
+    for part in preprocessor.get("batch_augments") or []:
+        if found is not None and (size := part.get("size")) is not None:
+            found = (max(found[0], int(size[0])), max(found[1], int(size[1])))
+    return found
+
+
+def _largest_shape(pipeline: Sequence[Mapping[str, Any]]) -> Shape | None:
+    """Largest height and width after the transforms; ``None`` if none of them states a size."""
+    found: Shape | None = None
+    for step in pipeline:
+        sizes = [shape for inner in _steps(step) for shape in _stated_shapes(inner)]
+        # Of transforms among which one is chosen, the largest counts; a crop that comes after them is for all.
+        found = max(sizes, key=prod) if sizes else found
+        if found is not None and "transforms" not in step and (crop := _pair(step.get("crop_size"))):
+            found = (min(found[0], min(crop)), min(found[1], max(crop)))
+    return found
+
+
+def _stated_shapes(step: Mapping[str, Any]) -> Iterator[Shape]:
+    """Sizes to which one transform brings an image."""
+    if isinstance(step.get("size"), int):
+        yield (step["size"], step["size"])
+    scale, factor = step.get("scale"), max(step.get("ratio_range") or (1.0,))
+    # RandomResize takes a scale, or the two between which it draws.
+    alone = [scale] if _pair(scale) else scale if isinstance(scale, list | tuple) else []
+    for one in [*alone, *(step.get("scales") or [])]:
+        if pair := _pair(one):
+            yield (round(min(pair) * factor), round(max(pair) * factor))
+
+
+def _pair(value: Any) -> tuple[int, int] | None:
+    """Two sides in pixels, if that is what a setting holds, and not shares of an image."""
+    if not isinstance(value, list | tuple) or len(value) != 2 or not all(isinstance(side, int) for side in value):
+        return None
+    return (value[0], value[1]) if min(value) > 1 else None
 
 
 def _steps(node: Any) -> Iterator[Any]:

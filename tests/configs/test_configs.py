@@ -378,6 +378,28 @@ def test_dense_tasks_are_those_of_the_released_code(path: Path) -> None:
     assert cfg.optim_wrapper.type == "AmpOptimWrapper"
 
 
+@pytest.mark.parametrize(
+    "path", [p for p in CONFIGS if re.search(r"convnextv2.*_(3x|160k)", p.stem)], ids=lambda p: p.stem
+)
+def test_layers_of_v2_decay_in_detectors_and_segmentors(path: Path) -> None:
+    cfg, model = resolved(path), built(path)
+    detector = path.parent.name == "detection"
+    by_name = {name: group for group in groups_of(cfg, model) for name in group.names}
+    # Twelve groups, the head above them: three blocks of the third stage each; or one of each stage.
+    below = (
+        {(0, 0): 12, (1, 2): 11, (2, 0): 10, (2, 26): 2, (3, 0): 1}
+        if detector
+        else {(0, 0): 12, (2, 26): 10, (3, 2): 9}
+    )
+    for (stage, block), steps in below.items():
+        parts = ("dwconv.weight", "pwconv1.weight", "pwconv2.weight", "grn.gamma", "grn.beta")
+        groups = [by_name[f"backbone.stages.{stage}.{block}.{part}"] for part in parts]
+        rate = cfg.optim_wrapper.paramwise_cfg.decay_rate**steps
+        assert [group.lr_scale for group in groups] == pytest.approx([rate] * len(parts))
+        assert [group.weight_decay for group in groups] == [0.05, 0.05, 0.05, 0, 0]
+    assert not any(name.endswith(".gamma") and ".grn." not in name for name in by_name)  # no layer scale beside GRN
+
+
 @pytest.mark.parametrize("path", [MASK, CASCADE], ids=lambda path: path.stem)
 def test_detection_falls_after_epochs_27_and_33_of_36(path: Path) -> None:
     cfg = resolved(path)

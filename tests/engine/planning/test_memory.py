@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine.config import Config
 from torch import Tensor, nn
 
 from backbones import build_backbone
@@ -18,6 +19,7 @@ from engine.planning.plan import build_on_meta
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 CLASSIFICATION = CONFIGS / "classification/convnext_tiny_in1k_300e.py"
 MASK = CONFIGS / "detection/mask_rcnn_convnext_tiny_coco_3x.py"
+LSJ = CONFIGS / "detection/mask_rcnn_convnextv2_base_coco_lsj_3x.py"
 UPERNET = CONFIGS / "segmentation/upernet_convnext_tiny_ade20k_160k.py"
 SHAPE = (8, 16)
 PIXELS = 8 * 16
@@ -117,9 +119,35 @@ def test_the_sentence() -> None:
     assert str(unknown).endswith("averaged weights 1.00; activations not counted: it is too odd")
 
 
-@pytest.mark.parametrize("path, shape", [(CLASSIFICATION, (224, 224)), (MASK, (800, 1333)), (UPERNET, (512, 512))])
+@pytest.mark.parametrize(
+    "path, shape", [(CLASSIFICATION, (224, 224)), (MASK, (800, 1333)), (LSJ, (1024, 1024)), (UPERNET, (512, 512))]
+)
 def test_the_size_of_the_training_images(path: Path, shape: tuple[int, int]) -> None:
     assert training_shape(load_config(path, None, Launch()).cfg) == shape
+
+
+RESIZE, CROP = {"type": "RandomResize", "scale": (100, 60)}, {"type": "RandomCrop", "crop_size": (40, 80)}
+PAD = {"type": "BatchFixedSizePad", "size": (90, 90)}
+
+
+@pytest.mark.parametrize(
+    "pipeline, augments, shape",
+    [
+        ([RESIZE], [], (60, 100)),
+        ([{**RESIZE, "ratio_range": (0.1, 2.0)}], [], (120, 200)),
+        ([{**RESIZE, "ratio_range": (0.1, 2.0)}, CROP], [], (40, 80)),
+        ([{**RESIZE, "ratio_range": (0.1, 2.0)}, CROP], [PAD], (90, 90)),
+        ([RESIZE], [PAD], (90, 100)),  # what is larger is not padded
+        ([{**RESIZE, "scale": [(100, 40), (100, 60)]}], [], (60, 100)),
+        ([{**RESIZE, "scale": (0.5, 2.0)}, {"type": "RandomCrop", "crop_size": (0.5, 0.5)}], [PAD], None),
+        ([{"type": "RandomChoice", "transforms": [[RESIZE], [CROP]]}], [], (60, 100)),
+    ],
+)
+def test_the_size_after_jitter_crop_and_padding(
+    pipeline: list[Any], augments: list[Any], shape: tuple[int, int] | None
+) -> None:
+    cfg = Config({"model": {"data_preprocessor": {"batch_augments": augments}}, "train_pipeline": pipeline})
+    assert training_shape(cfg) == shape
 
 
 def test_mixed_precision_of_a_config() -> None:
