@@ -14,20 +14,23 @@ NO_SPACE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def atomic_write(file: Path) -> Iterator[Path]:
+def atomic_write(file: Path, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path to write to; it is synced and renamed to ``file`` at the end of the context.
 
     After an error or a power failure, the former file of this name is still there.
 
     Args:
         file: The file to write; an existing one is replaced.
+        durable: Whether to wait for the disk. Without, the file may be empty after a power failure.
     """
     part = file.with_name(f".{file.name}.{os.getpid()}{PART_SUFFIX}")
     try:
         yield part
-        _sync(part)
+        if durable:
+            _sync(part)
         part.replace(file)
-        _sync(file.parent)
+        if durable:
+            _sync(file.parent)
     finally:
         part.unlink(missing_ok=True)
 

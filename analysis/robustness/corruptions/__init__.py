@@ -10,8 +10,17 @@ from analysis.robustness.corruptions.table import (
     CORRUPTIONS,
     DENSE_CORRUPTIONS,
     EXTRA_CORRUPTIONS,
+    check_corruption,
     corrupt,
     image_seed,
 )
 
-__all__ = ["BAR_CORRUPTIONS", "CORRUPTIONS", "DENSE_CORRUPTIONS", "EXTRA_CORRUPTIONS", "corrupt", "image_seed"]
+__all__ = [
+    "BAR_CORRUPTIONS",
+    "CORRUPTIONS",
+    "DENSE_CORRUPTIONS",
+    "EXTRA_CORRUPTIONS",
+    "check_corruption",
+    "corrupt",
+    "image_seed",
+]

@@ -39,20 +39,27 @@ def truncated(levels: Array) -> Pixels:
 
 
 def whole_weights(weights: npt.ArrayLike, bits: int) -> Array:
-    """Weights of sum 1 as whole numbers of sum ``2**bits``; what rounding leaves goes to the largest."""
+    """Weights of sum 1 as whole numbers of sum ``2**bits``: the largest remainders are rounded up, in order."""
     exact = np.asarray(weights, np.float64) * 2.0**bits
-    rounded = np.rint(exact)
-    rounded.flat[np.argmax(exact)] += np.rint(exact.sum()) - rounded.sum()
-    return rounded
+    whole = np.floor(exact + 1e-6)
+    missing = int(np.rint(exact.sum() - whole.sum()))
+    order = np.argsort(-np.round(exact - whole, 6), axis=None, kind="stable")
+    whole.flat[order[:missing]] += 1
+    return whole
 
 
 @lru_cache(maxsize=32)
 def gaussian_weights(sigma: float, truncate: float, bits: int) -> Array:
-    """Weights of a Gaussian of standard deviation ``sigma``, cut off at ``truncate`` of them, of sum ``2**bits``."""
+    """Weights of a Gaussian of standard deviation ``sigma``, cut off at ``truncate`` of them, of sum ``2**bits``.
+
+    They are symmetric: what rounding leaves goes to the middle one.
+    """
     radius = int(truncate * sigma + 0.5)
     steps = np.arange(-radius, radius + 1)
     weights = np.exp(-0.5 / sigma**2 * steps**2)
-    return whole_weights(weights / weights.sum(), bits)
+    whole = np.rint(weights / weights.sum() * 2.0**bits)
+    whole[radius] += 2.0**bits - whole.sum()
+    return whole
 
 
 def gaussian_filtered(image: Pixels, sigma: float, truncate: float = 4.0) -> Array:

@@ -28,6 +28,7 @@ from analysis.robustness.corruptions.arithmetic import (
 
 # Factors of zoom_blur: the released code's numpy.arange(1, end, step).
 _ZOOMS = ((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03))
+_DISK_BITS = 15
 _ROW_BITS, _COLUMN_BITS, _ROOM_BITS = 6, 7, 4  # of weights, and for the sum of at most 16 images
 
 
@@ -45,12 +46,15 @@ def defocus_blur(image: Pixels, severity: int, rng: Generator) -> Pixels:
     weights = disk_weights(radius, softness)
     centre = weights.shape[0] // 2
     sums = filtered(image, weights, (centre, centre), cv2.BORDER_REFLECT_101)
-    return truncated(np.multiply(sums, np.float32(2.0**-KERNEL_BITS), out=sums))
+    return truncated(np.multiply(sums, np.float32(2.0**-_DISK_BITS), out=sums))
 
 
 @lru_cache(maxsize=8)
 def disk_weights(radius: int, softness: float) -> Array:
-    """Kernel of :func:`defocus_blur`, of odd sides, in whole numbers that add up to about ``2**KERNEL_BITS``."""
+    """Kernel of :func:`defocus_blur`, of odd sides, in whole numbers.
+
+    They add up to ``2**15``, and to 1 % more where the disk touches the kernel's edge, as in the released code.
+    """
     reach = max(radius, 8)
     steps = np.arange(-reach, reach + 1)
     disk = (steps[:, None] ** 2 + steps**2 <= radius**2).astype(np.float64)
@@ -60,7 +64,7 @@ def disk_weights(radius: int, softness: float) -> Array:
     edges = np.pad(disk / disk.sum(), soft, "reflect")  # as OpenCV does: a radius of 8 touches the kernel's edge
     size = len(steps)
     rows = sum(weight * edges[i : i + size] for i, weight in enumerate(around))
-    return whole_weights(sum(weight * rows[:, i : i + size] for i, weight in enumerate(around)), KERNEL_BITS)
+    return whole_weights(sum(weight * rows[:, i : i + size] for i, weight in enumerate(around)), _DISK_BITS)
 
 
 def glass_blur(image: Pixels, severity: int, rng: Generator) -> Pixels:

@@ -79,28 +79,33 @@ def corrupt(image: Pixels, name: str, severity: int, seed: int) -> Pixels:
         ConfigError: if the name or the severity is unknown.
         DataError: if the image is of another type or shape, or empty.
     """
-    function = _FUNCTIONS.get(name)
-    if function is None:
-        raise ConfigError(f"unknown corruption {printable(name)!r}{nearest(str(name), _FUNCTIONS) or known_names()}")
-    if severity not in SEVERITIES:
-        raise ConfigError(f"severity {printable(severity)} of {name}: must be 1, 2, 3, 4 or 5")
+    check_corruption(name, severity)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise DataError(f"{name} needs a uint8 RGB image (H, W, 3), got {image.dtype} of shape {image.shape}")
-    return np.ascontiguousarray(function(np.ascontiguousarray(image), int(severity), Generator(PCG64(seed))))
+    return np.ascontiguousarray(_FUNCTIONS[name](np.ascontiguousarray(image), int(severity), Generator(PCG64(seed))))
 
 
-def known_names() -> str:
-    """The end of a message about an unknown corruption that is like none."""
-    return f"; known: {', '.join(_FUNCTIONS)}"
+def check_corruption(name: str, severity: int) -> None:
+    """Refuse an unknown name or severity.
+
+    Raises:
+        ConfigError: if there is no such corruption, or the severity is not 1 to 5.
+    """
+    if name not in _FUNCTIONS:
+        others = nearest(str(name), _FUNCTIONS) or f"; known: {', '.join(_FUNCTIONS)}"
+        raise ConfigError(f"unknown corruption {printable(name)!r}{others}")
+    if severity not in SEVERITIES:
+        raise ConfigError(f"severity {printable(severity)} of {name}: must be 1, 2, 3, 4 or 5")
 
 
-def image_seed(key: str | int, name: str, severity: int) -> int:
+def image_seed(key: str | int, name: str, severity: int, drawing: int = 0) -> int:
     """Seed of the random numbers of one image, the same in every process and on every machine.
 
     Args:
         key: Name of the image that does not depend on where it lies, such as its path below the data's folder.
         name: Name of the corruption.
         severity: Severity, 1 to 5.
+        drawing: Number of the drawing, for more than one corrupted copy.
     """
-    text = f"{key}\n{name}\n{severity}"
+    text = f"{key}\n{name}\n{severity}" + (f"\n{drawing}" if drawing else "")
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
