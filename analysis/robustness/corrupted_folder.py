@@ -26,8 +26,8 @@ from backbones.files import atomic_write
 from engine.data.image_files import IMAGE_SUFFIXES, LoadCheckedImage
 from engine.data.paths import hidden_note, list_files
 
-STAMP = "corrupt.json"
-JPEG_QUALITY = 85  # hendrycks/robustness, ImageNet-C/create_c/make_imagenet_c.py, line 108
+SETTINGS_FILE = "corrupt.json"
+COPY_QUALITY = 85  # hendrycks/robustness, ImageNet-C/create_c/make_imagenet_c.py, line 108
 RESIZED_PER_CROP = 256 / 224  # lines 579-583: the shorter side becomes 256, the centre 224 stay
 
 
@@ -130,7 +130,7 @@ def _images_below(source: Path, target: Path, settings: CopySettings) -> tuple[l
 
 def _claim(target: Path, settings: CopySettings) -> None:
     """Note the settings in a new folder; refuse one with others, whose files would stay among the new ones."""
-    stamp = target / STAMP
+    stamp = target / SETTINGS_FILE
     if stamp.is_file():
         try:
             former = json.loads(stamp.read_text(encoding="utf-8"))
@@ -196,7 +196,7 @@ def _copy_image(
             if settings.png:
                 copy.save(part, "PNG", compress_level=1)
             else:
-                copy.save(part, "JPEG", quality=JPEG_QUALITY, optimize=True)
+                copy.save(part, "JPEG", quality=COPY_QUALITY, optimize=True)
     return len(absent), len(sets) - len(absent), ""
 
 
