@@ -19,6 +19,7 @@ TASKS = {
     "classification": (CONFIGS / "classification/digits.py", "imagenet"),
     "detection": (CONFIGS / "detection/mask_rcnn_digits.py", "coco"),
     "segmentation": (CONFIGS / "segmentation/upernet_digits.py", "ade"),
+    "pretraining": (CONFIGS / "pretraining/fcmae_digits.py", "imagenet"),
 }
 
 
