@@ -20,7 +20,7 @@ from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from torch import Tensor
 
-from backbones.errors import ConfigError
+from backbones.errors import CheckpointError, ConfigError, DataError
 from engine.config.building import build
 
 # Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", 2018, section 3.4.
@@ -74,6 +74,8 @@ def probe(cfg: Config, neighbours: Sequence[int] = NEIGHBOURS) -> ProbeResult:
 
     Raises:
         ConfigError: If the config is no classifier's, or a number of neighbours is below 1.
+        DataError: If there are too few training images.
+        CheckpointError: If the weights give features that are not finite.
     """
     if cfg.model.get("type") != "ImageClassifier":
         raise ConfigError(
@@ -93,6 +95,12 @@ def probe(cfg: Config, neighbours: Sequence[int] = NEIGHBOURS) -> ProbeResult:
         }
         found.append(extract_features(model, Runner.build_dataloader(loader)))
     (train, labels), (val, truth) = found
+    if len(train) < HOLD_OUT:
+        raise DataError(
+            f"{len(train)} training images are too few to judge features by: at least {HOLD_OUT} are needed"
+        )
+    if broken := sum(int((~part.isfinite()).any(1).sum()) for part in (train, val)):
+        raise CheckpointError(f"the features of {broken} images are not finite: the weights are of a run that diverged")
     votes = {k: knn_accuracy(train, labels, val, truth, min(k, len(train))) for k in neighbours}
     decay = best_weight_decay(train, labels)
     linear = linear_accuracy(train, labels, val, truth, decay)

@@ -122,10 +122,10 @@ def main() -> None:
     args = parse()
     content, figure = args.run(args)
 
-    from engine.report.run_dir import write_json
+    from engine.report.run_dir import write_result
 
     if args.json:
-        write_json(args.json, content)
+        write_result(args.json, content)
     if figure is not None:
         figure.savefig(args.plot)
 

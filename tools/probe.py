@@ -23,14 +23,14 @@ def main() -> None:
     from engine.config.load import load_config
     from engine.config.options import parse_options
     from engine.data.preflight import check_data_paths
-    from engine.report.run_dir import write_json
+    from engine.report.run_dir import write_result
 
     cfg = load_config(args.config, parse_options(args.cfg_options), training=False).cfg
     check_data_paths(cfg, ("train", "val"))
     result = probe(cfg, args.neighbours or NEIGHBOURS)
     print(result.as_text())
     if args.json:
-        write_json(args.json, asdict(result))
+        write_result(args.json, asdict(result))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from backbones.errors import MachineError
 from backbones.files import atomic_write
 from engine.report.environment import read_text
 
@@ -127,6 +128,19 @@ def write_json(path: Path, content: Mapping[str, Any] | Sequence[Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as place:
         place.write_text(json.dumps(content, indent=2), encoding="utf-8")
+
+
+def write_result(path: Path, content: Mapping[str, Any] | Sequence[Any]) -> None:
+    """Write JSON to a file that a command asks for.
+
+    Raises:
+        MachineError: If it cannot be written.
+    """
+    try:
+        write_json(path, content)
+    except OSError as error:
+        problem = f"{str(path)!r} cannot be written ({error.strerror or error}): choose another file with --json"
+        raise MachineError(problem) from error
 
 
 def finite(value: Any) -> float | None:
