@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import io
 import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -156,7 +158,8 @@ class SetEvaluator:
         """Data loader of a set, with the settings of the test data's."""
         settings = copy.deepcopy(self.cfg.test_dataloader)
         settings.dataset = ConfigDict(copy.deepcopy(dict(one.dataset)))
-        return Runner.build_dataloader(settings, seed=self.cfg.get("randomness", {}).get("seed") or 0)
+        with redirect_stdout(io.StringIO()):  # COCO's readers announce each of the many readings
+            return Runner.build_dataloader(settings, seed=self.cfg.get("randomness", {}).get("seed") or 0)
 
     def _digest(self, one: ImageSet) -> str:
         data = Config({"test_dataloader": {"dataset": copy.deepcopy(dict(one.dataset))}})
@@ -190,7 +193,8 @@ class SetEvaluator:
                 samples = self.model.test_step(batch)  # type: ignore[operator]
                 evaluator.process(data_samples=samples, data_batch=batch)
                 advance(1 / len(loader))
-            metrics = evaluator.evaluate(len(dataset))
+            with redirect_stdout(io.StringIO()):
+                metrics = evaluator.evaluate(len(dataset))
         details: dict[str, Any] = {}
         for metric in evaluator.metrics:
             details |= getattr(metric, "details", None) or {}

@@ -102,7 +102,7 @@ def make_evaluation_plan(
     absent: list[str] = []
     notes: list[str] = []
     used: set[str] = set()
-    for name in dict.fromkeys([CLEAN, *names]):  # what is corrupted is compared with the clean images
+    for name in _in_order(names, task, cfg, root, tta):
         suite = task.robustness.suites.get(name)
         reason, folder = _unusable(suite, cfg, root, tta) if suite else ("", None)
         if suite is not None and folder is not None:
@@ -122,6 +122,17 @@ def make_evaluation_plan(
         every = ", ".join(dict.fromkeys([*ways, *task.robustness.protocols]))
         raise ConfigError(f"--protocol {unused[0]}: no suite that is evaluated has it; there are {every}")
     return EvaluationPlan(tuple(chosen), tuple(absent), tuple(notes))
+
+
+def _in_order(names: Sequence[str], task: TaskSpec, cfg: Config, root: Path, tta: bool) -> list[str]:
+    """The suites, each once; before test data is corrupted, it is evaluated as it is, to compare with."""
+    made_here = [
+        name
+        for name in REGENERATED
+        if name in names
+        and ((suite := task.robustness.suites.get(name)) is None or _unusable(suite, cfg, root, tta)[1] is None)
+    ]
+    return list(dict.fromkeys([*([CLEAN] if made_here or CLEAN in names else []), *names]))
 
 
 def _protocol(name: str, asked: Sequence[str], known: Mapping[str, str], used: set[str]) -> str:

@@ -50,7 +50,7 @@ def write_robustness_report(
             heading = f"{suite.title} ({suite.kind})"
             sections[heading] = _severities(heading, suite, results, task)
     sections["Other sizes of the input"] = _sizes(content)
-    sections["Calibration"] = _calibration(content["suites"][CLEAN]["scores"])
+    sections["Calibration"] = _calibration(content["suites"].get(CLEAN, {"scores": {}})["scores"])
     sections["Worst examples"] = _worst(folder, content["worst"])
     sections["How it was measured"] = _measured(content)
     page = folder / REPORT_NAME
@@ -93,9 +93,8 @@ def _bars(content: Mapping[str, Any], suites: Sequence[PlannedSuite]) -> str:
 
 def _severities(heading: str, suite: PlannedSuite, results: Mapping[str, SetResult], task: TaskSpec) -> str:
     """A plot for each corruption, from the clean images at severity 0 on, and a table of the first score."""
-    clean = results[CLEAN]
-    metric = task.robustness.error_of
-    shown = [score for score in task.scores if score.metric in clean.metrics]
+    clean, metric = results.get(CLEAN), task.robustness.error_of
+    shown = [score for score in task.scores if score.metric in results[suite.sets[0].name].metrics]
     shown = [score for score in shown if score.metric == metric] if metric else shown
     lines = {score: corrupted_values(suite, results, score.metric, score.factor) for score in shown}
     if not lines:
@@ -109,11 +108,14 @@ def _severities(heading: str, suite: PlannedSuite, results: Mapping[str, SetResu
     return f'<div class="plots">{"".join(plots)}</div>{details}'
 
 
-def _curves(name: str, lines: Mapping[Score, Mapping[str, Sequence[float]]], clean: SetResult) -> dict[str, CurveLine]:
-    return {
-        score.label: CurveLine(colour, [*enumerate([scaled(clean.metrics, score) or 0.0, *values[name]])])
-        for colour, (score, values) in zip(LINE_COLOURS, lines.items(), strict=False)
-    }
+def _curves(
+    name: str, lines: Mapping[Score, Mapping[str, Sequence[float]]], clean: SetResult | None
+) -> dict[str, CurveLine]:
+    curves = {}
+    for colour, (score, values) in zip(LINE_COLOURS, lines.items(), strict=False):
+        start = [] if clean is None else [(0, scaled(clean.metrics, score) or 0.0)]
+        curves[score.label] = CurveLine(colour, [*start, *enumerate(values[name], start=1)])
+    return curves
 
 
 def _sizes(content: Mapping[str, Any]) -> str:

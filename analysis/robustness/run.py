@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 from collections.abc import Sequence
@@ -11,17 +12,18 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process
+from mmengine.logging import MMLogger
 
 from analysis.robustness.evaluation import Progress, SetEvaluator, SetResult
 from analysis.robustness.examples import draw_worst
 from analysis.robustness.expected import PublishedRow, rows_of
-from analysis.robustness.planning import EvaluationPlan, make_evaluation_plan
+from analysis.robustness.planning import RELEASED, EvaluationPlan, make_evaluation_plan
 from analysis.robustness.report import write_robustness_report
 from analysis.robustness.summary import as_text, is_performance, performance_rows, score_rows, summarize_suites
 from engine.config.classes import class_names
 from engine.config.load import Resolved
 from engine.config.world import Launch
-from engine.data.preflight import check_data_paths
+from engine.data.preflight import check_before_test, check_data_paths
 from engine.distributed.processes import start_processes
 from engine.report.environment import environment
 from engine.report.recorder import command_line
@@ -78,14 +80,20 @@ def evaluate_robustness(
     start_processes(launch)
     cfg = resolved.cfg
     task = task_of(cfg)
-    check_data_paths(cfg, ("test",))
+    checked = copy.deepcopy(cfg)  # a pipeline of test-time augmentation hides how labels are loaded
     if options.tta:
         use_tta(cfg)
     say = print if is_main_process() else lambda *_, **__: None
     plan = make_evaluation_plan(cfg, options.suites, options.root, options.protocols, options.tta)
     _announce(plan, say)
+    own = any(suite.kind != RELEASED for suite in plan.suites)
+    if own:
+        check_data_paths(cfg, ("test",))
     if options.data_check:
         plan.refuse_problems()
+    if options.data_check and own:
+        Path(cfg.work_dir).mkdir(parents=True, exist_ok=True)
+        check_before_test(checked, MMLogger.get_instance("robustness", log_level="WARNING"))
     model, visualizer = load_predictor(cfg, checkpoint, options.averaged, launch.device, options.trust)
     mode = ("_ema" if options.averaged else "") + ("_tta" if options.tta else "")
     folder = Path(cfg.work_dir) / f"{ROBUSTNESS_FOLDER}{mode}"

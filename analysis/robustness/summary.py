@@ -49,7 +49,7 @@ def summarize_suites(
     """Scores of each suite.
 
     Args:
-        suites: Evaluated suites, the clean images among them.
+        suites: Evaluated suites, the clean images among them where test data was corrupted.
         results: Results by the names of the sets.
         task: The task.
         same_classes: Whether the classes are those of ImageNet-1K, to which AlexNet's errors belong.
@@ -57,13 +57,12 @@ def summarize_suites(
     Returns:
         By the name of the suite: title, kind, protocol, preprocessing, problems, and ``scores``.
     """
-    clean = {suite.name: suite for suite in suites}[CLEAN]
     summaries: dict[str, dict[str, Any]] = {}
     for suite in suites:
         if suite.corrupted and task.robustness.error_of:
             scores = _errors(suite, results, task.robustness.error_of, same_classes)
         elif suite.corrupted:
-            scores = _performance(suite, results, results[clean.sets[0].name], task)
+            scores = _performance(suite, results, results[CLEAN], task)
         elif len(suite.sets) == 1:
             scores = _plain(results[suite.sets[0].name])
         else:
