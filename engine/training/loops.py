@@ -24,6 +24,7 @@ from engine.launch.heartbeat import HEARTBEAT, Phase
 from engine.nonfinite.guard import RollBack
 from engine.optim.unused_parameters import check_unused_parameters
 from engine.optim.update import forward_losses, mean_over_processes, update_weights
+from engine.training.progress import FirstLineHook
 from engine.training.validation import check_monitored, expected_scores
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class _StepLoop:
     def __init__(self, runner: Runner, dataloader: DataLoader | dict[str, Any], **settings: Any) -> None:
         if isinstance(dataloader, dict):
             runner.register_hook(ReplacedImagesHook())
+            runner.register_hook(FirstLineHook())
             dataloader = build_train_loader(
                 copy.deepcopy(dataloader),
                 runner.seed,

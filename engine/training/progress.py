@@ -3,17 +3,55 @@
 from __future__ import annotations
 
 import sys
+import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from mmengine.dist import is_main_process
-from mmengine.hooks import Hook
+from mmengine.hooks import Hook, LoggerHook
 from mmengine.registry import HOOKS
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from engine.report.html import duration
+
 if TYPE_CHECKING:
     from engine.training.runner import Runner
+
+SECONDS_TO_FIRST_LINE = 15.0
+
+
+class FirstLineHook(Hook):
+    """One line on how fast a slow training is, well before the first regular line of the log."""
+
+    priority = "VERY_LOW"
+
+    def __init__(self) -> None:
+        self._began, self._ended = 0.0, list[float]()
+        self._silent = True
+
+    def before_train(self, runner: Runner) -> None:
+        """Start the clock."""
+        self._began, self._ended, self._silent = time.monotonic(), [], True
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Log the line after the first step that ends when the training has taken some seconds."""
+        if not self._silent:
+            return
+        self._ended.append(time.monotonic())
+        interval = next((hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)), 0)
+        if interval and (batch_idx + 1) % interval == 0:
+            self._silent = False  # the regular line says more
+        elif self._ended[-1] - self._began >= SECONDS_TO_FIRST_LINE:
+            self._silent = False
+            # The first step waits for the data and the kernels: where there are others, it tells nothing of them.
+            times = self._ended if len(self._ended) > 1 else [self._began, *self._ended]
+            seconds = (times[-1] - times[0]) / (len(times) - 1)
+            left = duration(seconds * (runner.max_iters - runner.iter - 1))
+            runner.logger.info(
+                f"step {runner.iter + 1:,} of {runner.max_iters:,}: {seconds:.3g} s for a step, about {left} left, "
+                "without validations"
+            )
 
 
 @HOOKS.register_module()
