@@ -21,6 +21,10 @@ with contextlib.redirect_stdout(io.StringIO()):
 
     register_all_modules(init_default_scope=False)
 
+from engine.config.building import add_function_scope  # noqa: E402
+
+add_function_scope("mmdet")
+
 from detection import check, coco_metric, data, task, visualizer  # noqa: E402
 
 __all__ = ["check", "coco_metric", "data", "task", "visualizer"]

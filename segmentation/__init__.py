@@ -21,6 +21,10 @@ with contextlib.redirect_stdout(io.StringIO()):
 
     register_all_modules(init_default_scope=False)
 
+from engine.config.building import add_function_scope  # noqa: E402
+
+add_function_scope("mmseg")
+
 from segmentation import check, data, metric, task, visualizer  # noqa: E402
 
 __all__ = ["check", "data", "metric", "task", "visualizer"]

@@ -29,6 +29,16 @@ BUILDER_KEYS = ("type", "_scope_", "constructor", "paramwise_cfg", "convert_to_i
 UNEXPECTED_ARGUMENT = re.compile(r"unexpected keyword argument '(\w+)'")
 
 
+def add_function_scope(scope: str) -> None:
+    """Let functions be looked up in the scope of a library that registers none: mmengine would warn each time.
+
+    Args:
+        scope: Scope of the library.
+    """
+    if scope not in registries.FUNCTIONS.children:
+        Registry("function", parent=registries.FUNCTIONS, scope=scope)
+
+
 def build(registry: Registry, settings: Mapping[str, Any], place: str, scope: str | None = None, **given: Any) -> Any:
     """Build a part of a config.
 

@@ -6,8 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mmengine.registry import DefaultScope
 
+import detection  # noqa: F401  (the packages register the libraries' scopes)
+import segmentation  # noqa: F401
 from backbones.errors import ConfigError
+from engine.config.building import REGISTRIES
 from engine.config.load import load_config
 from engine.config.world import Launch
 from engine.planning.plan import training_plan
@@ -116,3 +120,12 @@ def test_names_in_a_data_set_s_metainfo_are_not_ignored(tmp_path: Path) -> None:
     load_config(file, launch=Launch()).cfg.dump(again)
     changed = load_config(again, {"classes": ["field", "street"]}, Launch()).cfg
     assert changed.train_dataloader.dataset.metainfo.classes == ("field", "street")
+
+
+@pytest.mark.parametrize("scope", ["mmseg", "mmdet", "mmengine"])
+def test_every_registry_has_the_scope_of_the_libraries(scope: str) -> None:
+    """Where one has not, mmengine logs a warning of three lines whenever something is looked up in it."""
+    with DefaultScope.overwrite_default_scope(scope):
+        for registry in REGISTRIES:
+            with registry.switch_scope_and_registry(None) as found:
+                assert found.scope == scope, registry.name
