@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mmengine.optim import CosineAnnealingParamScheduler, LinearLR, PolyLR
+from mmengine.optim import CosineAnnealingParamScheduler, LinearLR, PolyLR, PolyParamScheduler
 from mmengine.optim.scheduler import CosineRestartParamScheduler
 from mmengine.optim.scheduler.lr_scheduler import LRSchedulerMixin
 from mmengine.registry import PARAM_SCHEDULERS
@@ -53,15 +53,32 @@ class LinearWarmUpLR(LinearLR):
         super().__init__(optimizer, begin=begin, end=end + 1, **settings)
 
 
-@PARAM_SCHEDULERS.register_module()
-class GroupPolyLR(PolyLR):
-    """mmengine's ``PolyLR``, in which each parameter group ends at its own share of ``eta_min``."""
+class _PolyOfGroups:
+    """Polynomial decay in which each parameter group ends at its own share of ``eta_min``."""
+
+    last_step: int
+    total_iters: int
+    power: float
+    eta_min: float
+    base_values: list[float]
+    optimizer: Any
+    param_name: str
 
     def _get_value(self) -> list[float]:
         factor = (1 - 1 / (self.total_iters - self.last_step + 1)) ** self.power if self.last_step else 1.0
         floors = (self.eta_min * base / (self.base_values[-1] or 1.0) for base in self.base_values)
         groups = zip(self.optimizer.param_groups, floors, strict=True)
         return [(group[self.param_name] - floor) * factor + floor for group, floor in groups]
+
+
+@PARAM_SCHEDULERS.register_module()
+class GroupPolyParamScheduler(_PolyOfGroups, PolyParamScheduler):
+    """mmengine's ``PolyParamScheduler`` of any setting, in which each group ends at its own share of ``eta_min``."""
+
+
+@PARAM_SCHEDULERS.register_module()
+class GroupPolyLR(_PolyOfGroups, PolyLR):
+    """mmengine's ``PolyLR``, in which each parameter group ends at its own share of ``eta_min``."""
 
 
 @PARAM_SCHEDULERS.register_module()
@@ -99,8 +116,8 @@ def _own_share(one: Any, groups: Sequence[Mapping[str, Any]]) -> Any:
     values = [group.get(f"initial_{name}", group.get(name)) for group in groups]
     if not values[-1] or len(set(values)) == 1:
         return one
-    if kind is PolyLR:
-        return {**one, "type": GroupPolyLR}
+    if kind in (PolyLR, PolyParamScheduler):
+        return {**one, "type": GroupPolyLR if kind is PolyLR else GroupPolyParamScheduler}
     if issubclass(kind, CosineAnnealingParamScheduler | CosineRestartParamScheduler) and one.get("eta_min"):
         return {**one, "eta_min": None, "eta_min_ratio": one["eta_min"] / values[-1]}
     if isinstance(one.get("eta_max"), int | float):  # OneCycleLR

@@ -155,12 +155,13 @@ def test_a_poly_decay_ends_after_its_last_step_as_in_mmcv() -> None:
     assert [head for head, *_ in seen] == pytest.approx([(1e-4 - 1e-6) * (1 - step / 20) + 1e-6 for step in range(20)])
 
 
-def test_a_weight_decay_that_grows_leaves_groups_without_it_alone() -> None:
+@pytest.mark.parametrize("kind", ["CosineAnnealingParamScheduler", "PolyParamScheduler"])
+def test_a_weight_decay_that_grows_leaves_groups_without_it_alone(kind: str) -> None:
     # facebookresearch/ConvNeXt, engine.py:42-43: only where there is some
     params = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
     groups = [{"params": [param], "weight_decay": decay} for param, decay in zip(params, (0.05, 0.0), strict=True)]
     ours = OptimWrapper(torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.05))
-    grow = dict(type="CosineAnnealingParamScheduler", param_name="weight_decay", eta_min=0.4, **COUNTED)
+    grow = dict(type=kind, param_name="weight_decay", eta_min=0.4, **COUNTED)
     (scheduler,) = build(ours, own_shares([grow], ours))
     for _ in range(19):
         scheduler.step()
