@@ -1,4 +1,4 @@
-"""Speed in turns: ``python tools/benchmark.py {network,model,loading,detection,checkpointing,fcmae} ...``.
+"""Speed in turns: ``python tools/benchmark.py {network,model,loading,detection,checkpointing,fcmae,corruptions} ...``.
 
 All sides take turns in one process. Exit code 1 if two sides compute different things; nothing is measured then.
 """
@@ -31,7 +31,9 @@ DETECTION_WORK = ("evaluation", "masks", "step")
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Measure speed beside other libraries, in turns.")
-    commands = parser.add_subparsers(required=True, metavar="{network,model,loading,detection,checkpointing,fcmae}")
+    commands = parser.add_subparsers(
+        required=True, metavar="{network,model,loading,detection,checkpointing,fcmae,corruptions}"
+    )
 
     def add(name: str, run: object, summary: str, rounds: int) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
@@ -65,6 +67,10 @@ def parse() -> argparse.Namespace:
     fcmae = add("fcmae", run_fcmae, "a step of masked pre-training, visible units alone against whole maps", 5)
     fcmae.add_argument("name", metavar="NAME", help="a registered ConvNeXt, such as convnextv2_tiny")
     add_step_options(fcmae)
+    corruptions = add("corruptions", run_corruptions, "corruptions of images beside imagecorruptions-imaug", 5)
+    corruptions.add_argument("folder", metavar="FOLDER", type=Path, help="folder of photographs; 8 of them are used")
+    corruptions.add_argument("--names", nargs="+", metavar="NAME", help="corruptions (default: the slowest ones)")
+    corruptions.add_argument("--size", type=int, default=224, metavar="N", help="side in pixels")
     return parser.parse_args()
 
 
@@ -247,6 +253,17 @@ def run_fcmae(args: argparse.Namespace) -> "Output":
     from analysis.benchmark.masked import measure_masked
 
     result = measure_masked(step_request(args))
+    print(result.as_text())
+    return result.as_dict(), None
+
+
+def run_corruptions(args: argparse.Namespace) -> "Output":
+    """Measure corruptions of images."""
+    from analysis.benchmark.corruptions import SLOWEST_CORRUPTIONS, measure_corruptions
+
+    positive("--rounds", args.rounds)
+    positive("--size", args.size)
+    result = measure_corruptions(args.folder, args.names or SLOWEST_CORRUPTIONS, args.size, args.rounds)
     print(result.as_text())
     return result.as_dict(), None
 
