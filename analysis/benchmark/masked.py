@@ -8,7 +8,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -33,11 +32,21 @@ from analysis.benchmark.timing import (
 )
 from analysis.flops import count_model
 from backbones.kernels.autotune import autotuner
+from backbones.masked import MaskedForm
 from classification.pretraining.model import MaskedAutoencoder
 from engine.task import task_of_model
 
-# Layout of the encoder's maps, and whether its blocks take PyTorch's layers alone. The definition comes last.
-MASKED_SIDES = {"packed": ("packed", False), "packed, plain blocks": ("packed", True), "dense": ("dense", False)}
+# Layout of the encoder's maps, and forms that its blocks are held to. That of a training is first, the definition last.
+MASKED_SIDES: dict[str, tuple[MaskedForm, dict[str, str]]] = {
+    "packed": ("packed", {}),
+    "packed, plain blocks": ("packed", PLAIN_FORMS),
+    "dense": ("dense", {}),
+}
+# On a GPU also: the convolution of the visible units by its Triton kernels, and on a whole map of zeros.
+GPU_SIDES: dict[str, tuple[MaskedForm, dict[str, str]]] = {
+    "packed, Triton": ("packed", {"packed_dwconv": "fused"}),
+    "packed, scattered": ("packed", {"packed_dwconv": "plain"}),
+}
 _MIB = 2**20
 
 
@@ -46,7 +55,7 @@ class MaskedSide:
     """One way to compute a step.
 
     Attributes:
-        name: A key of ``MASKED_SIDES``.
+        name: A key of ``MASKED_SIDES`` or ``GPU_SIDES``.
         seconds: Seconds of a step in each round.
         memory: Peak memory of a step beyond the weights in bytes.
         flops: Multiply-adds of the forward pass of one image.
@@ -129,21 +138,28 @@ def measure_masked(request: BenchmarkRequest, clock: Callable[[], float] = time.
     """
     check_benchmark_request(request)
     check_memory_is_told(request.device)
+    sides = masked_sides(request.device)
     expected = _outcome(request, "dense")
-    difference = max(_difference(_outcome(request, side), expected) for side in list(MASKED_SIDES)[:-1])
+    difference = max(_difference(_outcome(request, side), expected) for side in sides[:-1])
     allowed = GRADIENT_TOLERANCE_FACTOR * OUTPUT_TOLERANCE["tf32" if request.device == "cuda" else "fp32"]
     if not difference <= allowed:
         raise MismatchError(
             f"packed computes something else than dense here: loss or gradients differ by {difference:.1e} "
             f"(allowed in fp32: {allowed:.0e}); nothing was measured"
         )
-    memory = {side: memory_apart(partial(masked_step, request, side), request.device) for side in MASKED_SIDES}
-    steps = {side: masked_step(request, side) for side in MASKED_SIDES}
+    memory = {side: memory_apart(partial(masked_step, request, side), request.device) for side in sides}
+    steps = {side: masked_step(request, side) for side in sides}
     for step in steps.values():
         warm_up(step)
     seconds = take_turns(steps, request.rounds, lambda: synchronize(request.device), clock)
-    sides = (MaskedSide(side, seconds[side], memory[side], _flops(request, side)) for side in MASKED_SIDES)
-    return MaskedResult(request, benchmark_environment(request), difference, tuple(sides))
+    measured = (MaskedSide(side, seconds[side], memory[side], _flops(request, side)) for side in sides)
+    return MaskedResult(request, benchmark_environment(request), difference, tuple(measured))
+
+
+def masked_sides(device: str) -> list[str]:
+    """Names of the sides that are measured on a device (``cpu`` or ``cuda``), in the order of the result."""
+    first, *others = MASKED_SIDES
+    return [first, *(GPU_SIDES if device == "cuda" else {}), *others]
 
 
 def masked_step(request: BenchmarkRequest, side: str) -> Callable[[], None]:
@@ -158,7 +174,8 @@ def masked_step(request: BenchmarkRequest, side: str) -> Callable[[], None]:
 
 
 def _model(request: BenchmarkRequest, side: str) -> MaskedAutoencoder:
-    model = MaskedAutoencoder({"type": request.name}, form=MASKED_SIDES[side][0])  # type: ignore[arg-type]
+    form, _ = (MASKED_SIDES | GPU_SIDES)[side]
+    model = MaskedAutoencoder({"type": request.name}, form=form)
     randomize_weights(model)
     return model.to(request.device).to(memory_format=torch.channels_last).train()
 
@@ -175,7 +192,8 @@ def _batch(request: BenchmarkRequest) -> dict[str, Any]:
 def _loss(
     model: MaskedAutoencoder, batch: dict[str, Any], request: BenchmarkRequest, side: str, dtype: torch.dtype
 ) -> Tensor:
-    with autotuner.use(**PLAIN_FORMS) if MASKED_SIDES[side][1] else nullcontext(), autocast(request.device, dtype):
+    _, forms = (MASKED_SIDES | GPU_SIDES)[side]
+    with autotuner.use(**forms), autocast(request.device, dtype):
         loss: Tensor = model(**batch, mode="loss")["loss"]
         return loss
 
@@ -193,7 +211,9 @@ def _difference(found: list[Tensor], expected: list[Tensor]) -> float:
 
 
 def _flops(request: BenchmarkRequest, side: str) -> int:
+    """Multiply-adds of the plain blocks: fused operations cannot be counted."""
     model = _model(request, side).eval()
     run = task_of_model(model).count_forward
     images = torch.zeros(1, 3, *request.shape, device=request.device)
-    return count_model(request.name, model, images, run).flops
+    with autotuner.use(**PLAIN_FORMS):
+        return count_model(request.name, model, images, run).flops

@@ -40,7 +40,7 @@ from backbones.kernels.autotune import autotuner
 # precision, through the depth of the largest network; TF32 has ten bits.
 OUTPUT_TOLERANCE = {"fp32": 1e-5, "tf32": 5e-3, "bf16": 5e-2, "fp16": 1e-2}
 GRADIENT_TOLERANCE_FACTOR = 10  # gradients pass through the network twice
-PLAIN_FORMS = {"cpu_block": "plain", "cpu_downsample": "plain", "dwconv_norm": "plain", "mlp": "plain"}
+PLAIN_FORMS = dict.fromkeys(("cpu_block", "cpu_downsample", "dwconv_norm", "mlp", "packed_dwconv"), "plain")
 _ROW = "{:28} {:26} {:>8} {:>15} {:>9} {:>18} {:>9}"
 
 

@@ -1,8 +1,9 @@
 """A ConvNeXt block on a GPU: which of its halves run fused.
 
-A block has two halves, each with a plain and a fused form: ``dwconv_norm`` and ``mlp``. The faster form is measured
-once for each network width and remembered (:mod:`backbones.kernels.autotune`). On other devices the fused forms run
-only where they are forced, as in tests. Parameters, their names and the modules that hold them are the same in both.
+A block has two halves, each with a plain and a fused form: ``dwconv_norm`` and ``mlp``. On maps that hold the visible
+units of images alone, the convolution of the first half is ``packed_dwconv``. The faster form is measured once for each
+network width and remembered (:mod:`backbones.kernels.autotune`). On other devices the fused forms run only where they
+are forced, as in tests. Parameters, their names and the modules that hold them are the same in both.
 The plain form is also taken for layers that were replaced or given hooks, and in a program that is being exported and
 has to run without these kernels.
 """
@@ -20,11 +21,13 @@ from backbones.kernels.autotune import TuningKey, autotuner, device_name
 from backbones.kernels.cuda.dwconv_norm import dwconv_norm, supports_dwconv_norm
 from backbones.kernels.cuda.launch import FLOATS, HAS_TRITON
 from backbones.kernels.cuda.mlp import mlp
+from backbones.kernels.cuda.packed_dwconv import packed_dwconv, supports_packed_dwconv
 from backbones.kernels.protocol import FUSED_FORM, PLAIN_FORM, BlockLayers, draw_drop_path, is_unmodified
 from backbones.layers import GRN
 from backbones.masked import MaskedLayout, PackedLayout
 
 HALVES = ("dwconv_norm", "mlp")
+PACKED_CONVOLUTION = "packed_dwconv"
 Forms = Mapping[str, Callable[..., Tensor]]
 
 
@@ -34,27 +37,38 @@ def run_cuda_block(block: BlockLayers, x: Tensor, layout: MaskedLayout | None = 
     Args:
         block: A block of ConvNeXt V1 or V2.
         x: Map; in ``layout``, if that is given.
-        layout: Arrangement of the visible units in maps; the MLP of packed ones is that of any map.
+        layout: Arrangement of the visible units in maps; packed ones have a convolution of their own.
 
     Raises:
         ConfigError: If a form was forced that does not exist.
     """
     if not _is_responsible(x) or not isinstance(layout, PackedLayout | None):
         return None
-    fused = layout is None and _is_dwconv_norm_fused(block, x)
-    y = _fused_dwconv_norm(block, x) if fused else block.forward_dwconv_norm(x, layout)
+    if layout is None:
+        y = _fused_dwconv_norm(block, x) if _is_dwconv_norm_fused(block, x) else block.forward_dwconv_norm(x)
+    else:
+        fused = _is_packed_dwconv_fused(block, x, layout)
+        y = _fused_packed_dwconv(block, layout, x) if fused else block.forward_dwconv_norm(x, layout)
     return _fused_mlp(block, x, y) if _is_mlp_fused(block, x, y) else block.forward_mlp(x, y)
 
 
 def _is_responsible(x: Tensor) -> bool:
     """Whether a tensor is on a GPU, or a fused form is forced."""
-    return (x.is_cuda and torch.cuda.is_available()) or any(autotuner.forced(half) == FUSED_FORM for half in HALVES)
+    forced = any(autotuner.forced(one) == FUSED_FORM for one in (*HALVES, PACKED_CONVOLUTION))
+    return (x.is_cuda and torch.cuda.is_available()) or forced
 
 
 def _fused_dwconv_norm(block: BlockLayers, x: Tensor) -> Tensor:
     conv, norm = block.dwconv, block.norm
     assert conv.bias is not None
     return dwconv_norm(x.permute(0, 2, 3, 1), conv.weight, conv.bias, norm.weight, norm.bias, norm.eps)
+
+
+def _fused_packed_dwconv(block: BlockLayers, layout: PackedLayout, x: Tensor) -> Tensor:
+    conv = block.dwconv
+    assert conv.bias is not None
+    out: Tensor = block.norm(packed_dwconv(x.permute(0, 2, 3, 1), conv.weight, conv.bias, layout))
+    return out
 
 
 def _fused_mlp(block: BlockLayers, x: Tensor, y: Tensor) -> Tensor:
@@ -73,22 +87,41 @@ def _is_dwconv_norm_fused(block: BlockLayers, x: Tensor) -> bool:
     if not _is_supported(x):
         return False
     kernel = conv.weight.shape[-1]
-    fits = (
-        is_unmodified(conv, nn.Conv2d)
-        and is_unmodified(norm, nn.LayerNorm)
-        and conv.stride == (1, 1)
-        and conv.dilation == (1, 1)
-        and conv.padding == (kernel // 2, kernel // 2)
-        and conv.padding_mode == "zeros"
-        and conv.bias is not None
-        and norm.elementwise_affine
-    )
+    fits = _is_same_size_convolution(conv) and is_unmodified(norm, nn.LayerNorm) and norm.elementwise_affine
     if not fits or not (x.dtype == torch.float64 or supports_dwconv_norm(x.permute(0, 2, 3, 1), conv.weight)):
         return False
     static = (conv.weight.shape[0], kernel)
     forms: Forms = {FUSED_FORM: partial(_fused_dwconv_norm, block), PLAIN_FORM: block.forward_dwconv_norm}
     layers = (conv, norm)
     return _is_fused("dwconv_norm", static, forms, layers, x)
+
+
+def _is_packed_dwconv_fused(block: BlockLayers, x: Tensor, layout: PackedLayout) -> bool:
+    """Whether the convolution of the visible units reads its neighbours in the packed map."""
+    conv = block.dwconv
+    if not _is_supported(x) or not _is_same_size_convolution(conv):
+        return False
+    if not (x.dtype == torch.float64 or supports_packed_dwconv(x.permute(0, 2, 3, 1), conv.weight)):
+        return False
+    static = (conv.weight.shape[0], conv.weight.shape[-1], layout.side)
+    forms: Forms = {
+        FUSED_FORM: partial(_fused_packed_dwconv, block, layout),
+        PLAIN_FORM: partial(block.forward_dwconv_norm, layout=layout),
+    }
+    return _is_fused(PACKED_CONVOLUTION, static, forms, (conv, block.norm), x)
+
+
+def _is_same_size_convolution(conv: nn.Conv2d) -> bool:
+    """Whether a layer is a convolution with bias that keeps the size of a map, by padding with zeros."""
+    kernel = conv.weight.shape[-1]
+    return (
+        is_unmodified(conv, nn.Conv2d)
+        and conv.stride == (1, 1)
+        and conv.dilation == (1, 1)
+        and conv.padding == (kernel // 2, kernel // 2)
+        and conv.padding_mode == "zeros"
+        and conv.bias is not None
+    )
 
 
 def _is_mlp_fused(block: BlockLayers, x: Tensor, y: Tensor) -> bool:

@@ -26,7 +26,7 @@ Tensor cores do not help: a depthwise product fills at most an eighth of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -262,7 +262,7 @@ def candidate_tiles(channels: int, kernel: int) -> dict[str, Tile]:
     return {"tall": Tile(7, 8, block, warps), "wide": Tile(4, 16, block, warps)} | low | whole
 
 
-def _taps(weight: Tensor) -> Tensor:
+def channels_last_taps(weight: Tensor) -> Tensor:
     """The depthwise weight as ``(K * K, C)`` in float32, its channels contiguous in memory."""
     return weight.detach().flatten(1).t().to(torch.float32).contiguous()
 
@@ -276,7 +276,7 @@ def _launch_forward(
     out = torch.empty_like(x)
     conv = torch.empty_like(x) if save else out
     mean, rstd = (x.new_empty(x.shape[:3] if save else (0,), dtype=torch.float32) for _ in range(2))
-    taps, kernel = _taps(weight), weight.shape[-1]
+    taps, kernel = channels_last_taps(weight), weight.shape[-1]
 
     def launch(tile: Tile) -> None:
         grid = (images * ceil_div(height, tile.rows) * ceil_div(width, tile.cols),)
@@ -286,7 +286,7 @@ def _launch_forward(
         )
 
     if out.numel():
-        _with_tile(launch, "dwconv_norm.forward", x, kernel)
+        launch_fastest(launch, "dwconv_norm.forward", x, (channels, kernel), candidate_tiles(channels, kernel))
     return out, conv if save else x.new_empty(0), mean, rstd
 
 
@@ -295,7 +295,7 @@ def _launch_input_grad(grad: Tensor, weight: Tensor) -> Tensor:
 
     images, height, width, channels = grad.shape
     out = torch.empty_like(grad)
-    taps, kernel = _taps(weight), weight.shape[-1]
+    taps, kernel = channels_last_taps(weight), weight.shape[-1]
 
     def launch(tile: Tile) -> None:
         spots = images * ceil_div(height, tile.rows) * ceil_div(width, tile.cols)
@@ -304,14 +304,23 @@ def _launch_input_grad(grad: Tensor, weight: Tensor) -> Tensor:
         input_grad_kernel[grid](grad, taps, out, height, width, **shape, num_warps=tile.warps)
 
     if out.numel():
-        _with_tile(launch, "dwconv_norm.input_grad", grad, kernel)
+        launch_fastest(launch, "dwconv_norm.input_grad", grad, (channels, kernel), candidate_tiles(channels, kernel))
     return out
 
 
-def _with_tile(launch: Callable[[Tile], None], operation: str, x: Tensor, kernel: int) -> None:
-    """Launch with the tile that is fastest on this device, measured if possible."""
-    candidates = candidate_tiles(x.shape[3], kernel)
-    key = TuningKey.of_tensor(operation, x, (x.shape[3], kernel))
+def launch_fastest(
+    launch: Callable[[Tile], None], operation: str, x: Tensor, static: tuple[int, ...], candidates: Mapping[str, Tile]
+) -> None:
+    """Launch with the tile that is fastest on this device, measured if possible.
+
+    Args:
+        launch: Function that launches a kernel with a tile.
+        operation: Name under which the selection is remembered.
+        x: A map that the kernel reads.
+        static: Numbers that are fixed in a network and on which the selection depends.
+        candidates: Tiles by name, the expected best first.
+    """
+    key = TuningKey.of_tensor(operation, x, static)
     calls = {name: partial(launch, tile) for name, tile in candidates.items()}
     launch(candidates[autotuner.select(key, calls, x) if x.is_cuda else autotuner.predict(key, calls)])
 

@@ -25,22 +25,25 @@ def _tile_origin(tile, height, width, ROWS: tl.constexpr, COLS: tl.constexpr):
 
 
 @triton.jit
-def _load_row(image, row, col, chans, seen, height, width, C: tl.constexpr):
-    """Pixels ``(row, col)`` of some channels in float32; zero outside of the image, which is the padding."""
+def _load_row(source, row, col, chans, seen, C: tl.constexpr):
+    """Pixels ``(row, col)`` of some channels in float32; zero outside of the image, which is the padding.
+
+    ``source`` is the image, its height and its width.
+    """
+    image, height, width = source
     inside = seen & ((col >= 0) & (col < width))[:, None] & ((row >= 0) & (row < height))
     offset = (row * width + col)[:, None] * C + chans[None, :]
     return tl.load(image + offset, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _convolve(
-    image,
+def convolve(
+    load: tl.constexpr,
+    source,
     taps,
     row0,
     cols,
     chans,
-    height,
-    width,
     C: tl.constexpr,
     K: tl.constexpr,
     ROWS: tl.constexpr,
@@ -52,7 +55,7 @@ def _convolve(
 
     An input row is loaded once for each of the K columns of the kernel and used for up to K output rows, which stay in
     registers: (ROWS + K - 1) * K loads in place of ROWS * K * K. The loop over columns is not unrolled, so that the
-    code stays small enough for the instruction cache.
+    code stays small enough for the instruction cache. ``load`` reads pixels ``(row, col)`` of ``source``.
     """
     known = (chans < C)[None, :]
     # As wide as the pixels, although equal in each column: each thread then loads its own channels, without a barrier.
@@ -68,7 +71,7 @@ def _convolve(
                 tap = K * K - 1 - tap
             column = column + (tl.load(taps + tap * C + wide, mask=wide < C, other=0.0),)
         for r in tl.static_range(ROWS + K - 1):
-            pixels = _load_row(image, row0 + (r - K // 2), cols + (kw - K // 2), chans, known, height, width, C)
+            pixels = load(source, row0 + (r - K // 2), cols + (kw - K // 2), chans, known, C)
             updated = ()
             for i in tl.static_range(ROWS):
                 if r - i >= 0 and r - i < K:
@@ -172,7 +175,7 @@ def conv_norm_kernel(
     squares = mean
     for first in range(0, C, BLOCK):
         chans = first + tl.arange(0, BLOCK)
-        acc = _convolve(x, taps, row0, cols, chans, height, width, C, K, ROWS, COLS, BLOCK, False)
+        acc = convolve(_load_row, (x, height, width), taps, row0, cols, chans, C, K, ROWS, COLS, BLOCK, False)
         offset = vector(bias, chans, C)
         count = tl.minimum(C - first, BLOCK) * 1.0
         new_mean = ()
@@ -215,7 +218,8 @@ def input_grad_kernel(
     start = image.to(tl.int64) * height * width * C
     cols = col0 + tl.arange(0, COLS)
     chans = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    acc = _convolve(grad + start, taps, row0, cols, chans, height, width, C, K, ROWS, COLS, BLOCK, True)
+    source = (grad + start, height, width)
+    acc = convolve(_load_row, source, taps, row0, cols, chans, C, K, ROWS, COLS, BLOCK, True)
     for i in tl.static_range(ROWS):
         place, inside = _pixel_offsets(row0 + i, cols, chans, height, width, C)
         tl.store(out + start + place, acc[i], mask=inside)
@@ -252,17 +256,18 @@ def weight_grad_kernel(
     for unit in range(tl.program_id(0), units, tl.num_programs(0)):
         image, row0, col0 = _tile_origin(unit, height, width, band, COLS)
         start = image.to(tl.int64) * height * width * C
+        pixels, grads = (x + start, height, width), (grad + start, height, width)
         cols = col0 + tl.arange(0, COLS)
         past = ()
         for j in tl.static_range(TAPS - 1):
             row = row0 + K // 2 - first_tap - (j + 1)
-            past = past + (_load_row(grad + start, row, cols, chans, known, height, width, C),)
+            past = past + (_load_row(grads, row, cols, chans, known, C),)
         for row in range(row0, tl.minimum(row0 + band, height)):
-            newest = _load_row(grad + start, row + K // 2 - first_tap, cols, chans, known, height, width, C)
+            newest = _load_row(grads, row + K // 2 - first_tap, cols, chans, known, C)
             window = (newest,) + past
             shifted = ()
             for kw in tl.static_range(K):
-                shifted = shifted + (_load_row(x + start, row, cols + (kw - K // 2), chans, known, height, width, C),)
+                shifted = shifted + (_load_row(pixels, row, cols + (kw - K // 2), chans, known, C),)
             updated = ()
             for tap in tl.static_range(TAPS * K):
                 updated = updated + (acc[tap] + window[tap // K] * shifted[tap % K],)

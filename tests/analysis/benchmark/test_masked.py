@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from analysis.benchmark import masked
-from analysis.benchmark.masked import MASKED_SIDES, MaskedResult, MaskedSide, measure_masked
+from analysis.benchmark.masked import MASKED_SIDES, MaskedResult, MaskedSide, masked_sides, measure_masked
 from analysis.benchmark.request import BenchmarkRequest
 from analysis.benchmark.timing import MismatchError
 from backbones.errors import ConfigError
+from backbones.kernels.cuda import block, packed_dwconv
 from backbones.masked import PackedLayout
 
 TINY = BenchmarkRequest("convnextv2_atto", True, 2, (96, 96), rounds=2)
@@ -27,6 +28,20 @@ def test_both_layouts_are_compared_and_measured(monkeypatch: pytest.MonkeyPatch)
     packed, _, dense = result.sides
     # 3 of 9 units are visible; the decoder and the depthwise convolutions see the whole map.
     assert 1 / 3 < packed.flops / dense.flops < 0.6
+
+
+def test_a_gpu_is_measured_with_both_convolutions_of_the_visible_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    sides = masked_sides("cuda")
+    assert sides == ["packed", "packed, Triton", "packed, scattered", "packed, plain blocks", "dense"]
+    called = []
+    operation = packed_dwconv.packed_dwconv
+    monkeypatch.setattr(block, "packed_dwconv", lambda *inputs: (called.append(side), operation(*inputs))[1])
+    losses = []
+    for side in sides:  # on a CPU the operation computes its plain steps
+        losses.append(masked._outcome(TINY, side)[0])
+    assert set(called) == {"packed, Triton"}
+    assert len(called) == 12  # blocks of the encoder
+    torch.testing.assert_close(torch.stack(losses), losses[-1].expand(len(losses)))
 
 
 def test_a_wrong_layout_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,14 +22,30 @@ from torch.nn.utils.parametrizations import weight_norm
 from backbones.convnext import Block, ConvNeXt
 from backbones.errors import ConfigError
 from backbones.kernels.autotune import autotuner
-from backbones.kernels.cuda import dwconv_norm, grn, mlp
-from backbones.kernels.cuda.block import HALVES
+from backbones.kernels.cuda import dwconv_norm, grn, mlp, packed_dwconv
+from backbones.kernels.cuda.block import HALVES, PACKED_CONVOLUTION
+from backbones.masked import DenseLayout, PackedLayout
 
 ROOT = Path(__file__).resolve().parents[4]
 OPS = torch.ops.convnext
 V1: dict[str, Any] = dict(layer_scale_init_value=0.5)
 V2: dict[str, Any] = dict(layer_scale_init_value=0.0, use_grn=True)
 BOTH = pytest.mark.parametrize("options", [V1, V2], ids=["v1", "v2"])
+
+
+UNITS = torch.tensor([[0, 4, 5], [3, 1, 2], [5, 0, 2], [1, 3, 4]])
+LAYOUT = PackedLayout.of(UNITS, (2, 3), 2)
+
+
+class OnVisibleUnits(nn.Module):
+    """A block on the visible units of images."""
+
+    def __init__(self, block: Block, layout: PackedLayout | DenseLayout = LAYOUT) -> None:
+        super().__init__()
+        self.block, self.layout = block, layout
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x, self.layout)
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +57,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def forms(form: str) -> Any:
-    return autotuner.use(dwconv_norm=form, mlp=form)
+    return autotuner.use(dwconv_norm=form, mlp=form, packed_dwconv=form)
 
 
 def make(dim: int = 6, **options: Any) -> Block:
@@ -101,6 +117,23 @@ def test_fused_and_plain_blocks_agree(options: dict[str, Any], drop_path: float)
         torch.testing.assert_close(ours, block(x), rtol=1e-5, atol=1e-5)
 
 
+@BOTH
+@pytest.mark.parametrize("drop_path", [0.0, 0.5])
+def test_fused_blocks_on_visible_units_are_the_dense_ones(options: dict[str, Any], drop_path: float) -> None:
+    block = make(drop_path=drop_path, **options)
+    whole = image(4, 6, 4, 6)
+    ours, plain = (results(OnVisibleUnits(block), LAYOUT.pack(whole), form) for form in ("fused", "plain"))
+    for a, b in zip(ours, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    layout = DenseLayout.of(UNITS, (2, 3), 2)
+    with forms("plain"):
+        torch.manual_seed(7)
+        dense = block(whole, layout)
+    torch.testing.assert_close(ours[0], LAYOUT.pack(dense), rtol=1e-5, atol=1e-5)
+    # Whole maps have no fused form with hidden positions.
+    torch.testing.assert_close(results(OnVisibleUnits(block, layout), whole, "fused")[0], dense)
+
+
 def test_a_cpu_runs_the_plain_steps_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     block, calls = make(**V1), []
     monkeypatch.setattr("backbones.kernels.cuda.block._is_mlp_fused", lambda *_: calls.append(1))
@@ -113,11 +146,14 @@ def test_a_cpu_runs_the_plain_steps_unless_told_otherwise(monkeypatch: pytest.Mo
 
 def test_each_part_can_be_forced_alone() -> None:
     block, x = make(**V1).eval(), image(1, 6, 4, 4)
-    for part, names in (("dwconv_norm", {"convnext.dwconv_norm.default"}), ("mlp", {"convnext.mlp.default"})):
+    packed = LAYOUT.pack(image(4, 6, 4, 6))
+    for part in (*HALVES, PACKED_CONVOLUTION):
+        visible = part == PACKED_CONVOLUTION
+        module, inputs = (OnVisibleUnits(block), packed) if visible else (block, x)
         graphs, backend = recording()
         with torch.no_grad(), autotuner.use(**{part: "fused"}):
-            torch.compile(block, backend=backend, fullgraph=True)(x)
-        assert [operations(graph) for graph in graphs] == [names]
+            torch.compile(module, backend=backend, fullgraph=True)(inputs)
+        assert [operations(graph) for graph in graphs] == [{f"convnext.{part}.default"}]
 
 
 @BOTH
@@ -142,9 +178,11 @@ def test_a_device_that_has_kernels_chooses_by_measuring(
             parameter.grad = None
     with torch.no_grad():
         block(x)
+        OnVisibleUnits(block)(LAYOUT.pack(image(4, 6, 4, 6)))
     asked = {(key.operation, key.dtype, key.static[-2:]) for key in autotuner.selected}
-    modes = {("torch.float32", (1, 0)), ("torch.bfloat16", (1, 1)), ("torch.float32", (0, 0))}
-    assert asked == {(part, *mode) for part in HALVES for mode in modes}
+    inference = ("torch.float32", (0, 0))
+    modes = {("torch.float32", (1, 0)), ("torch.bfloat16", (1, 1)), inference}
+    assert asked == {(part, *mode) for part in HALVES for mode in modes} | {(PACKED_CONVOLUTION, *inference)}
 
 
 def test_a_wrong_form_is_an_error() -> None:
@@ -202,9 +240,11 @@ def test_autocast_gives_the_precisions_that_the_plain_steps_give(options: dict[s
 
 def test_operations_compute_in_the_precision_of_autocast() -> None:
     x, *others = (t for t in arguments()["dwconv_norm"][1] if isinstance(t, Tensor))
+    visible = (image(4, 6, 2, 5), *others[:2], LAYOUT)
     wide = arguments()["mlp"][1][:6]
     with torch.autocast("cpu", torch.bfloat16):
         assert dwconv_norm.dwconv_norm(x, *others).dtype == torch.bfloat16
+        assert packed_dwconv.packed_dwconv(*visible).dtype == torch.bfloat16
         assert mlp.mlp(wide[0].bfloat16(), *wide[1:]).dtype == torch.bfloat16
         assert mlp.mlp(*wide).dtype == torch.float32  # the shortcut's
     assert dwconv_norm.dwconv_norm(x, *others).dtype == torch.float32
@@ -239,6 +279,22 @@ def test_compiled_blocks_hold_the_operations(options: dict[str, Any]) -> None:
     x = image(2, 6, 5, 4)
     for a, b in zip(results(traced, x, "fused"), results(block, x, "fused"), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+@BOTH
+def test_compiled_blocks_on_visible_units_hold_the_operation(options: dict[str, Any]) -> None:
+    module = OnVisibleUnits(make(**options))
+    x = LAYOUT.pack(image(4, 6, 4, 6))
+    expected = results(module, x, "fused")
+    graphs, backend = recording()
+    for compiled in (
+        torch.compile(module, backend=backend, fullgraph=True),
+        torch.compile(module, backend="aot_eager", fullgraph=True),
+    ):
+        for a, b in zip(results(compiled, x, "fused"), expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+        torch._dynamo.reset()
+    assert [operations(graph) for graph in graphs] == [{"convnext.packed_dwconv.default", "convnext.mlp.default"}]
 
 
 def test_exported_programs_need_no_kernels() -> None:
@@ -279,10 +335,23 @@ def arguments() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     return {
         "dwconv_norm": (OPS.dwconv_norm.default, (*conv, True)),
         "dwconv_norm in inference": (OPS.dwconv_norm.default, (*(t.detach() for t in conv[:5]), 1e-6, False)),
+        "packed_dwconv": (OPS.packed_dwconv.default, (leaf(4, 6, 2, 5), *conv[1:3], UNITS, LAYOUT.slots, 3)),
         "grn": (OPS.grn.default, (leaf(2, 3, 2, 5), leaf(1, 1, 1, 5), leaf(1, 1, 1, 5))),
         "mlp": (OPS.mlp.default, (*wide, leaf(4), keep, None, None, True)),
         "mlp with grn": (OPS.mlp.default, (*wide, None, None, leaf(1, 1, 1, 7), leaf(1, 1, 1, 7), True)),
     }
+
+
+def in_float64(one: Any) -> Any:
+    """A tensor of numbers in float64, with a gradient if it had one; anything else as it is."""
+    is_map = isinstance(one, Tensor) and one.is_floating_point()
+    return one.detach().double().requires_grad_(one.requires_grad) if is_map else one
+
+
+def result(operation: Any, *tensors: Any) -> Tensor:
+    """What an operation computes, without what it keeps for its backward pass."""
+    out = operation(*tensors)
+    return out if isinstance(out, Tensor) else out[0]
 
 
 @pytest.mark.parametrize("name", arguments())
@@ -301,11 +370,9 @@ def test_only_the_result_can_be_differentiated() -> None:
 
 def test_gradients_of_the_plain_steps_in_float64() -> None:
     for operation, tensors in arguments().values():
-        wide = tuple(
-            t.detach().double().requires_grad_(t.requires_grad) if isinstance(t, Tensor) else t for t in tensors
-        )
+        wide = tuple(in_float64(one) for one in tensors)
         if any(isinstance(t, Tensor) and t.requires_grad for t in wide):
-            assert torch.autograd.gradcheck(lambda *t, call=operation: call(*t)[0], wide)
+            assert torch.autograd.gradcheck(partial(result, operation), wide)
 
 
 def test_what_does_not_work_says_so() -> None:
@@ -321,6 +388,15 @@ def test_what_does_not_work_says_so() -> None:
         call(torch.zeros(5, 1, 15, 15), *others[1:])
     with pytest.raises(ValueError, match=r"three vectors \(C,\)"):
         call(others[0], torch.zeros(4), *others[2:])
+    visible = image(4, 6, 2, 5)
+    for map_, weight, layout, message in (
+        (visible.long(), others[0], LAYOUT, r"packed_dwconv does not take torch\.int64"),
+        (visible, torch.zeros(5, 1, 4, 4), LAYOUT, "K odd and at most 13 and units of at most 32"),
+        (visible[:, :4], others[0], LAYOUT, r"a map \(4, 6, 2, C\) and a bias \(C,\), not \(4, 4, 2, 5\)"),
+        (visible, others[0], LAYOUT.of_images(slice(3)), r"a map \(3, 6, 2, C\)"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            packed_dwconv.packed_dwconv(map_, weight, others[1], layout)
     with pytest.raises(TypeError, match=r"grn does not take torch\.int64"):
         grn.grn(x.long(), others[1], others[1])
     with pytest.raises(ValueError, match="twice C values"):
@@ -341,6 +417,11 @@ def test_second_derivatives_are_refused() -> None:
     x, *others = (t for t in arguments()["dwconv_norm"][1] if isinstance(t, Tensor))
     (gradient,) = torch.autograd.grad(dwconv_norm.dwconv_norm(x, *others).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="dwconv_norm_backward"):
+        gradient.sum().backward()
+    x = image(4, 6, 2, 5).requires_grad_()
+    out = packed_dwconv.packed_dwconv(x, *others[:2], LAYOUT)
+    (gradient,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="packed_dwconv_backward"):
         gradient.sum().backward()
 
 
@@ -386,6 +467,22 @@ def test_compiled_training_on_a_gpu(options: dict[str, Any], mode: str) -> None:
         with forms("fused"):
             found = torch.autograd.grad(compiled(x).square().sum(), list(block.parameters()))
             expected = torch.autograd.grad(block(x).square().sum(), list(block.parameters()))
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_compiled_training_on_visible_units_on_a_gpu(mode: str) -> None:
+    layout = PackedLayout.of(UNITS.cuda(), (2, 3), 8)
+    module = OnVisibleUnits(make(32, **V2).cuda(), layout)
+    compiled = torch.compile(module, mode=mode, fullgraph=True)
+    x = layout.pack(image(4, 32, 16, 24).cuda())
+    for _ in range(4):
+        torch.compiler.cudagraph_mark_step_begin()
+        with forms("fused"):
+            found = torch.autograd.grad(compiled(x).square().sum(), list(module.parameters()))
+            expected = torch.autograd.grad(module(x).square().sum(), list(module.parameters()))
         for a, b in zip(found, expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
 

@@ -15,17 +15,28 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from backbones.kernels.cuda import dwconv_norm, dwconv_norm_triton, grn, grn_triton, mlp_triton
+from backbones.kernels.cuda import (
+    dwconv_norm,
+    dwconv_norm_triton,
+    grn,
+    grn_triton,
+    mlp_triton,
+    packed_dwconv,
+    packed_dwconv_triton,
+)
 
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 pytestmark = pytest.mark.skipif(not TOOL.exists(), reason="this build of Triton has no tools for NVIDIA GPUs")
 
 HOPPER = GPUTarget("cuda", 90, 32)
 MAPS = {"x", "out", "grad", "conv", "again", "z"}
-COUNTS = {"height", "width", "units", "band", "pixels", "steps"}
+COUNTS = {"height", "width", "units", "band", "pixels", "steps", "visible", "rows", "columns", "tiles"}
+TABLES = {"numbers": "*i64", "slots": "*i32"}
 MASKED = 96  # channels in three chunks
 TALL = dwconv_norm.candidate_tiles(MASKED, 7)["tall"]
 SHAPE = dict(C=MASKED, K=7, ROWS=TALL.rows, COLS=TALL.cols, BLOCK=TALL.block)
+UNITS = packed_dwconv.packed_candidate_tiles(MASKED, 8)["wide"]
+PACKED = dict(C=MASKED, K=7, SIDE=8, ROWS=UNITS.rows, BLOCK=UNITS.block)
 TILE = dict(C=384, ROWS=grn.TILE_ROWS, BLOCK=grn.TILE_CHANNELS)
 KERNELS: list[tuple[Any, dict[str, Any], int, int]] = [  # kernel, sizes, warps, registers at most
     (dwconv_norm_triton.conv_norm_kernel, dict(**SHAPE, SAVE=True), TALL.warps, 255),
@@ -38,6 +49,13 @@ KERNELS: list[tuple[Any, dict[str, Any], int, int]] = [  # kernel, sizes, warps,
     (grn_triton.grad_kernel, dict(**TILE, GELU=True, GRN=True), grn.TILE_WARPS, 128),
     (mlp_triton.residual_kernel, dict(**TILE, GAMMA=True, KEEP=True), grn.TILE_WARPS, 64),
     (mlp_triton.residual_grad_kernel, dict(**TILE, GAMMA=True, KEEP=True, STORE=True), grn.TILE_WARPS, 128),
+    (
+        packed_dwconv_triton.packed_conv_kernel,
+        dict(**PACKED, UNITS=UNITS.cols // 8, COLS=UNITS.cols, GRAD=False),
+        UNITS.warps,
+        144,
+    ),
+    (packed_dwconv_triton.packed_weight_grad_kernel, dict(**PACKED, TAPS=7, UNITS=1, COLS=8), 4, 255),
 ]
 
 
@@ -45,6 +63,8 @@ def kind(name: str) -> str:
     """Type of an argument in training in bfloat16."""
     if name in COUNTS:
         return "i32"
+    if name in TABLES:
+        return TABLES[name]
     return "fp32" if name == "eps" else "*bf16" if name in MAPS else "*fp32"
 
 

@@ -22,6 +22,7 @@ import triton.experimental.gluon
 from triton.runtime import interpreter
 from triton.runtime.jit import JITFunction
 
+from backbones.convnext import ConvNeXt
 from backbones.kernels.autotune import autotuner
 from backbones.kernels.cuda import (
     dwconv_norm,
@@ -32,9 +33,12 @@ from backbones.kernels.cuda import (
     maps_triton,
     mlp,
     mlp_triton,
+    packed_dwconv,
+    packed_dwconv_triton,
 )
+from backbones.masked import PackedLayout
 
-KERNELS = (dwconv_norm_triton, grn_triton, maps_triton, mlp_triton)
+KERNELS = (dwconv_norm_triton, grn_triton, maps_triton, mlp_triton, packed_dwconv_triton)
 EPS = torch.finfo(torch.float32).eps
 Call = Callable[..., Tensor]
 
@@ -50,6 +54,18 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_
     else:
         yield "cuda"
     autotuner.clear()
+
+
+@pytest.fixture
+def without_tf32() -> Iterator[None]:
+    """PyTorch's own products of float32 in float32; monkeypatch cannot restore these settings."""
+    settings = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [one.allow_tf32 for one in settings]
+    for one in settings:
+        one.allow_tf32 = False
+    yield
+    for one, allowed in zip(settings, before, strict=True):
+        one.allow_tf32 = allowed
 
 
 @contextmanager
@@ -318,14 +334,125 @@ def test_wide_parameters_with_a_half_precision_map(device: str) -> None:
     assert [leaf.grad.dtype for leaf in (x, *leaves) if leaf.grad is not None] == [torch.bfloat16] + [torch.float32] * 4
 
 
+def packed_case(
+    n: int, grid: tuple[int, int], visible: int, side: int, c: int, k: int, device: str
+) -> tuple[PackedLayout, list[Tensor | None]]:
+    """Layout of random units in any order, and the visible units, weight and bias."""
+    generator = torch.Generator().manual_seed(n + visible + side)
+    units = torch.rand(n, grid[0] * grid[1], generator=generator).argsort(1)[:, :visible]
+    shapes = ((n, visible * side, side, c), (c, 1, k, k), (c,))
+    tensors: list[Tensor | None] = [values(*shape, seed=i).to(device) for i, shape in enumerate(shapes)]
+    return PackedLayout.of(units.to(device), grid, side), tensors
+
+
+def check_packed(
+    layout: PackedLayout, tensors: list[Tensor | None], dtype: torch.dtype = torch.float32, terms: int = 0
+) -> None:
+    fused = partial(packed_dwconv.packed_dwconv, layout=layout)
+    plain = partial(packed_dwconv.packed_dwconv_reference, layout=layout)
+    check(fused, plain, tensors, dtype, terms)
+
+
+# Sides of the four stages and others, tiles of one unit and of several, all units visible and one, kernels that reach
+# over several units, channels that fill no tile, and taps that are split over programs.
+PACKED_SHAPES = [
+    (1, (2, 2), 2, 8, 5, 7),
+    (1, (2, 3), 3, 4, 5, 7),
+    (2, (3, 3), 5, 2, 5, 7),
+    (2, (4, 5), 9, 1, 5, 7),
+    (1, (2, 2), 3, 3, 5, 5),
+    (1, (1, 3), 2, 1, 70, 3),
+    (1, (1, 2), 1, 16, 5, 3),
+    (1, (2, 2), 4, 2, 5, 9),
+    (2, (3, 3), 1, 4, 33, 1),
+]
+
+
+@pytest.mark.parametrize("shape", PACKED_SHAPES, ids=str)
+def test_convolution_of_the_visible_units(shape: tuple[Any, ...], device: str) -> None:
+    check_packed(*packed_case(*shape, device), terms=max(shape[0] * shape[2] * shape[3] ** 2, shape[5] ** 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_convolution_of_the_visible_units_in_half_precision(dtype: torch.dtype, device: str) -> None:
+    check_packed(*packed_case(1, (2, 3), 4, 2, 40, 5, device), dtype)
+
+
+@pytest.mark.parametrize("side", [8, 2, 3])
+def test_every_tile_of_visible_units_computes_the_same(side: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout, tensors = packed_case(1, (3, 2), 3, side, 20, 3, device)
+    x, *rest = (t for t in tensors if t is not None)
+    for name, tile in packed_dwconv.packed_candidate_tiles(20, side).items():
+        with monkeypatch.context() as patch:
+            patch.setattr(packed_dwconv, "packed_candidate_tiles", lambda *_, only={name: tile}: only)
+            fused = partial(map_gradient, partial(packed_dwconv.packed_dwconv, layout=layout), rest)
+            plain = partial(map_gradient, partial(packed_dwconv.packed_dwconv_reference, layout=layout), rest)
+            check(fused, plain, [x], torch.float32, 20)
+
+
+def test_a_packed_network_with_kernels_is_the_dense_one(
+    device: str, without_tf32: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    network = ConvNeXt((1, 1, 1, 1), (3, 4, 5, 6), layer_scale_init_value=0.0, use_grn=True, init_std=0.3).to(device)
+    for parameter in network.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    # Two units beside each other, four hidden ones, and pixels beyond the last whole unit.
+    images, units = values(1, 3, 70, 101).to(device), torch.tensor([[1, 2]], device=device)
+    launched = []
+    launch = packed_dwconv._launch_conv
+    monkeypatch.setattr(packed_dwconv, "_launch_conv", lambda *a: (launched.append(a[0].shape[2]), launch(*a))[1])
+    found = {}
+    for form, dtype in (("dense", torch.float64), ("packed", torch.float32)):
+        network = network.to(dtype)
+        with autotuner.use(dwconv_norm="plain", mlp="plain", packed_dwconv="fused" if form == "packed" else "plain"):
+            out = network(images.to(dtype), units, form)
+            loss = (out * torch.linspace(-1, 1, out.numel(), dtype=dtype, device=device).view_as(out)).sum()
+            names = [name for name, one in network.named_parameters() if not name.startswith("norm")]
+            gradients = torch.autograd.grad(loss, [network.get_parameter(name) for name in names])
+        found[form] = [loss.detach().double(), *(one.double() for one in gradients)]
+    assert launched == [8, 4, 2, 1, 1, 2, 4, 8]  # forward and backward, each stage's gradient of its input
+    for mine, true in zip(found["packed"], found["dense"], strict=True):
+        assert (mine - true).norm() <= 1e-4 * true.norm()
+
+
+def test_frozen_parts_of_a_packed_convolution_are_not_computed(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout, tensors = packed_case(1, (2, 2), 2, 2, 6, 3, device)
+    call = partial(packed_dwconv.packed_dwconv, layout=layout)
+    full = run(call, tensors, torch.ones(1, 4, 2, 6), torch.float32)
+    for leaf, unused in ((0, "_launch_weight_grad"), (1, "_launch_conv"), (2, "_launch_conv")):
+        leaves = [t.clone().requires_grad_(i == leaf) for i, t in enumerate(tensors) if t is not None]
+        out = call(*leaves)
+        with monkeypatch.context() as patch:
+            patch.setattr(packed_dwconv, unused, None)
+            out.sum().backward()
+        assert leaves[leaf].grad is not None
+        assert torch.equal(leaves[leaf].grad.double().cpu(), full[1 + leaf])
+
+
+@pytest.mark.parametrize("shape", [(0, (2, 2), 2, 4, 5, 7), (2, (2, 2), 0, 4, 5, 7)], ids=str)
+def test_no_visible_unit(shape: tuple[Any, ...], device: str) -> None:
+    layout, tensors = packed_case(*shape, device)
+    assert tensors[0] is not None
+    call = partial(packed_dwconv.packed_dwconv, layout=layout)
+    found = run(call, tensors, torch.zeros_like(tensors[0]), torch.float32)
+    assert [t.shape for t in found[1:]] == [t.shape for t in tensors if t is not None]
+    assert not any(t.any() for t in found)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("side, c", [(8, 96), (4, 192), (2, 384), (1, 768), (8, 352), (1, 2816)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_visible_units_of_real_networks(side: int, c: int, dtype: torch.dtype, without_tf32: None) -> None:
+    check_packed(*packed_case(8, (7, 7), 19, side, c, 7, "cuda"), dtype, terms=8 * 19 * side**2)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     "shape", [(4, 56, 56, 96), (4, 28, 28, 256), (8, 14, 14, 384), (8, 7, 7, 768), (2, 7, 9, 2816)]
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_sizes_of_real_networks(shape: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+def test_sizes_of_real_networks(shape: tuple[int, ...], dtype: torch.dtype, without_tf32: None) -> None:
     terms = shape[0] * shape[1] * shape[2]
     tensors = conv_tensors(*shape, 7, "cuda")  # type: ignore[arg-type]
     check(dwconv_norm.dwconv_norm, dwconv_norm.dwconv_norm_reference, tensors, dtype, terms)
@@ -341,8 +468,11 @@ def test_two_runs_agree_to_the_bit() -> None:
         (dwconv_norm.dwconv_norm, conv_tensors(8, 28, 28, 192, 7, "cuda")),
         (mlp_call(mlp.mlp, None), mlp_tensors(8, 28, 28, 192, 768, "cuda", True, True)),
     ]
+    layout, visible = packed_case(8, (7, 7), 19, 4, 192, 7, "cuda")
+    calls.append((partial(packed_dwconv.packed_dwconv, layout=layout), visible))
     for call, tensors in calls:
-        weights = values(8, 28, 28, 192).cuda()
+        assert tensors[0] is not None
+        weights = values(*tensors[0].shape).cuda()
         first, second = (run(call, tensors, weights, torch.bfloat16) for _ in range(2))
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
@@ -356,19 +486,33 @@ def test_offsets_beyond_32_bits() -> None:
     with torch.no_grad():
         assert torch.equal(call(x)[-1:], call(x[-1:]))
         assert torch.equal(grn.activate(x, vectors[0], None, None)[-1:], grn.activate(x[-1:], vectors[0], None, None))
+        units = torch.arange(49, device="cuda").expand(n, -1)
+        packed = [PackedLayout.of(one, (7, 7), 8) for one in (units, units[-1:])]
+        x = x.view(n, 49 * 8, 8, c)
+        outs = [
+            packed_dwconv.packed_dwconv(*one, weight, vectors[0], layout)
+            for one, layout in zip(((x,), (x[-1:],)), packed, strict=True)
+        ]
+        assert torch.equal(outs[0][-1:], outs[1])
 
 
 @pytest.mark.gpu
 def test_nothing_waits_for_the_gpu_and_graphs_capture_it() -> None:
-    tensors = [t.cuda().requires_grad_() for t in conv_tensors(2, 14, 14, 96, 7, "cuda") if t is not None]
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            torch.autograd.grad(dwconv_norm.dwconv_norm(*tensors).sum(), tensors)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = torch.autograd.grad(dwconv_norm.dwconv_norm(*tensors).sum(), tensors)
-    graph.replay()
-    eager = torch.autograd.grad(dwconv_norm.dwconv_norm(*tensors).sum(), tensors)
-    assert all(torch.equal(a, b) for a, b in zip(captured, eager, strict=True))
+    layout, visible = packed_case(2, (7, 7), 19, 2, 96, 7, "cuda")
+    calls: list[tuple[Call, list[Tensor | None]]] = [
+        (dwconv_norm.dwconv_norm, conv_tensors(2, 14, 14, 96, 7, "cuda")),
+        (partial(packed_dwconv.packed_dwconv, layout=layout), visible),
+    ]
+    for call, given in calls:
+        tensors = [t.requires_grad_() for t in given if t is not None]
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                torch.autograd.grad(call(*tensors).sum(), tensors)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = torch.autograd.grad(call(*tensors).sum(), tensors)
+        graph.replay()
+        eager = torch.autograd.grad(call(*tensors).sum(), tensors)
+        assert all(torch.equal(a, b) for a, b in zip(captured, eager, strict=True))
