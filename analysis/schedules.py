@@ -166,10 +166,11 @@ def _unlike_training(span: _Span, others: Sequence[_Span]) -> str:
     if length is None:
         return ""
     if span.cuts:
-        missed, most = span.last >= min(span.end, length), LAST_CUT * length / span.last
+        missed, most = span.last >= min(span.end, length), LAST_CUT * length / max(span.last, 1)
         if not missed and span.last >= length / 2:
             return ""
-        better = sorted({int(cut * most + 1e-6) - int(span.begin) for cut in span.cuts} - {0})
+        places = {int(cut * most + 1e-6) - int(span.begin) for cut in span.cuts} - {0}
+        better = sorted((places or {int(LAST_CUT * length)}) - {0})
         fix = f"--cfg-options {span.place}.milestones={better}".replace(", ", ",")
         where = f"is not before the end of the training at {length:,}" if missed else f"is early in {length:,} {unit}s"
         return f"its cut of the rate at {unit} {span.last:,} {where}: {fix} follows its length"

@@ -109,6 +109,11 @@ def test_a_schedule_that_ends_with_the_training_is_no_problem(schedule: Any) -> 
             "--cfg-options param_scheduler.0.milestones=[8,11] follows its length",
         ),
         (
+            [dict(type="MultiStepLR", milestones=[0])],
+            "param_scheduler.0: its cut of the rate at epoch 0 is early in 12 epochs: "
+            "--cfg-options param_scheduler.0.milestones=[11] follows its length",
+        ),
+        (
             [WARM_UP, COSINE | {"begin": 5}],
             "param_scheduler.1: it begins at epoch 5, param_scheduler.0 ends at 2: a gap; state one for both",
         ),
