@@ -21,6 +21,7 @@ from detection.annotations import names_in_file
 from detection.coco_metric import IOU_TYPES
 from detection.results import coco_results
 from engine.config.datasets import inner_datasets, is_wrapper, mappings
+from engine.planning.memory import training_shape
 from engine.task import (
     ClassLayer,
     ExportedNetwork,
@@ -157,13 +158,20 @@ def _complete_config(cfg: Config, notes: list[str]) -> None:
 
 
 def _check_training(cfg: Config, images: int) -> None:
-    """Refuse a mask head without masks, and mmdet's mosaics and mixtures of images with masks.
+    """Refuse a mask head without masks, images larger than they are padded to, and mixtures of images with masks.
 
-    Those transforms keep the masks of one image for the boxes of all.
+    mmdet's mosaics and mixtures keep the masks of one image for the boxes of all.
 
     Raises:
-        ConfigError: With the setting that loads masks, or the transforms that mix them too.
+        ConfigError: With the setting that loads masks, the sizes, or the transforms that mix masks too.
     """
+    for step in (cfg.model.get("data_preprocessor") or {}).get("batch_augments") or []:
+        largest = training_shape(cfg)
+        if step["type"].rpartition(".")[2] == "BatchFixedSizePad" and largest not in (None, tuple(step["size"])):
+            raise ConfigError(
+                f"model.data_preprocessor.batch_augments: BatchFixedSizePad pads to {tuple(step['size'])}, but "
+                f"training has images of up to {largest} (height, width): give RandomCrop and the padding the same size"
+            )
     dataset = cfg.train_dataloader.dataset
     mixing = [step["type"] for step in dataset.get("pipeline", []) if step["type"].rpartition(".")[2] in WITHOUT_MASKS]
     loading = [step for inner in inner_datasets(dataset) for step in inner.get("pipeline", [])]

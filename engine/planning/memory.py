@@ -236,14 +236,16 @@ def training_shape(cfg: Config) -> Shape | None:
     return found
 
 
-def _largest_shape(pipeline: Sequence[Mapping[str, Any]]) -> Shape | None:
-    """Largest height and width after the transforms; ``None`` if none of them states a size."""
-    found: Shape | None = None
+def _largest_shape(pipeline: Sequence[Mapping[str, Any]], found: Shape | None = None) -> Shape | None:
+    """Largest height and width after the transforms of images of a shape; ``None`` if nothing states a size."""
     for step in pipeline:
-        sizes = [shape for inner in _steps(step) for shape in _stated_shapes(inner)]
-        # Of transforms among which one is chosen, the largest counts; a crop that comes after them is for all.
+        if branches := step.get("transforms"):  # one of them is chosen
+            ends = [_largest_shape(one if isinstance(one, list | tuple) else [one], found) for one in branches]
+            sizes = [end for end in ends if end is not None]
+        else:
+            sizes = list(_stated_shapes(step))
         found = max(sizes, key=prod) if sizes else found
-        if found is not None and "transforms" not in step and (crop := _pair(step.get("crop_size"))):
+        if found is not None and (crop := _pair(step.get("crop_size"))):
             found = (min(found[0], min(crop)), min(found[1], max(crop)))
     return found
 
@@ -265,16 +267,6 @@ def _pair(value: Any) -> tuple[int, int] | None:
     if not isinstance(value, list | tuple) or len(value) != 2 or not all(isinstance(side, int) for side in value):
         return None
     return (value[0], value[1]) if min(value) > 1 else None
-
-
-def _steps(node: Any) -> Iterator[Any]:
-    """All steps of a pipeline, nested ones included."""
-    if isinstance(node, dict):
-        yield node
-        yield from _steps(node.get("transforms"))
-    elif isinstance(node, list | tuple):
-        for one in node:
-            yield from _steps(one)
 
 
 def activation_bytes(model: nn.Module, images: int, shape: Shape, dtype: torch.dtype | None = None) -> int:

@@ -13,6 +13,8 @@ from mmengine.registry import DATASETS, MODELS, DefaultScope
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from backbones import UserError
+from detection.task import DETECTION
 from engine.config.load import load_config
 from engine.config.world import Launch
 from tests.own_data import SIZE, objects
@@ -111,6 +113,16 @@ def test_a_detector_without_masks_is_padded_too(root: Path) -> None:
     assert padded["inputs"].shape[-2:] == (SIDE, SIDE)
     losses = model.loss(padded["inputs"], padded["data_samples"])
     assert "loss_mask" not in losses
+
+
+@pytest.mark.parametrize(
+    "place, size",
+    [("train_pipeline.3.crop_size", (80, 80)), ("model.data_preprocessor.batch_augments.0.size", (48, 48))],
+)
+def test_a_padding_smaller_than_the_crop_is_refused(place: str, size: tuple[int, int], root: Path) -> None:
+    DETECTION.check_training(config(root), 4)
+    with pytest.raises(UserError, match="give RandomCrop and the padding the same size"):
+        DETECTION.check_training(config(root, **{place: size}), 4)
 
 
 def test_a_step_of_training(root: Path) -> None:

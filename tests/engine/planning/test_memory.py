@@ -141,6 +141,7 @@ PAD = {"type": "BatchFixedSizePad", "size": (90, 90)}
         ([{**RESIZE, "scale": [(100, 40), (100, 60)]}], [], (60, 100)),
         ([{**RESIZE, "scale": (0.5, 2.0)}, {"type": "RandomCrop", "crop_size": (0.5, 0.5)}], [PAD], None),
         ([{"type": "RandomChoice", "transforms": [[RESIZE], [CROP]]}], [], (60, 100)),
+        ([{"type": "RandomChoice", "transforms": [[RESIZE, CROP], [CROP]]}], [PAD], (90, 90)),
     ],
 )
 def test_the_size_after_jitter_crop_and_padding(
