@@ -536,7 +536,13 @@ def find_convnext(tensors: Mapping[str, Tensor], source: str) -> MatchedTensors 
     sizes = check_sizes(found, owner)
     for ours, name in names.items():
         check_finite(name, found[ours], source)
+    check_constant(_without_head(found), source)
     return MatchedTensors(layout.name, found, names, others, not _is_encoder(sizes, layout, prefix, others))
+
+
+def _without_head(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of the network below its classifier, which may begin as zeros."""
+    return {name: value for name, value in tensors.items() if not name.startswith("head.")}
 
 
 def _is_encoder(sizes: ConvNeXtSizes, layout: Layout, prefix: str, others: Iterable[str]) -> bool:
@@ -629,6 +635,40 @@ def check_finite(name: str, value: Tensor, source: str) -> None:
     if not bool(torch.isfinite(value).all()):
         bad = int((~torch.isfinite(value)).sum())
         raise CheckpointError(f"checkpoint {source!r}: {name} has {bad} NaN or infinite values of {value.numel()}")
+
+
+def check_constant(tensors: Mapping[str, Tensor], source: str) -> str:
+    """Refuse weights of which most are one value throughout, such as zeros: a network with them computes a constant.
+
+    Looked at are matrices and kernels. Vectors, such as layer scales and norms, begin as constants.
+
+    Args:
+        tensors: Tensors of a network by name.
+        source: Path or URL, for messages.
+
+    Returns:
+        A remark about those that are, if they are few; empty if none is.
+
+    Raises:
+        CheckpointError: If more than half are.
+    """
+    matrices = {name: value for name, value in tensors.items() if sum(side > 1 for side in value.shape) > 1}
+    constant = [name for name, value in matrices.items() if _is_constant(value)]
+    if not constant:
+        return ""
+    which = f"{len(constant)} of {len(matrices)} weight matrices have one value throughout"
+    if 2 * len(constant) > len(matrices):
+        example = f"{constant[0]} is {float(matrices[constant[0]].flatten()[0]):g}"
+        raise CheckpointError(
+            f"checkpoint {source!r} holds no trained network: {which} ({example}); save them again after training"
+        )
+    return f"{which}, such as {constant[0]}"
+
+
+def _is_constant(value: Tensor) -> bool:
+    """Whether all values are the same; the first few answer in most cases. On the meta device there are none."""
+    values = value.flatten()
+    return not value.is_meta and all(bool((part == values[0]).all()) for part in (values[:64], values))
 
 
 def _reshape_to_ours(name: str, value: Tensor, kernel: bool) -> Tensor:

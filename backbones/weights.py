@@ -30,6 +30,7 @@ from backbones.layouts import (
     WRAPPER_PREFIX,
     LayoutName,
     MatchedTensors,
+    check_constant,
     check_finite,
     check_float_tensor,
     find_convnext,
@@ -377,6 +378,8 @@ def load_backbone_weights(
         adapted=adapted,
     )
     print_log(str(report), logger="current", level=logging.INFO)
+    if remark := check_constant({name: matched.tensors[name] for name in expected if name not in missing}, source):
+        print_log(f"checkpoint {source!r}: {remark}", logger="current", level=logging.WARNING)
     return report
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from backbones.base import Backbone
 from backbones.channels import adapt_input_layer
 from backbones.errors import CheckpointError
-from backbones.layouts import check_finite, check_float_tensor, find_convnext
+from backbones.layouts import check_constant, check_finite, check_float_tensor, find_convnext
 from backbones.weights import network_tensors, read_checkpoint
 from engine.optim.param_groups import BACKBONE_PREFIX
 from engine.task import ClassLayer, task_of_model
@@ -117,7 +117,12 @@ def load_model(
         kept |= changed_names
     _check_names(tensors, expected, kept, source)
     _check_values(tensors, expected, kept, source)
-    remarks = (adapted, _compare_classes(file_classes(checkpoint), classes, source))
+    constant = check_constant({name: tensors[name] for name in expected if name not in kept}, source)
+    remarks = (
+        adapted,
+        constant and f"WARNING: {constant}",
+        _compare_classes(file_classes(checkpoint), classes, source),
+    )
     model.load_state_dict({name: expected[name] if name in kept else tensors[name] for name in expected})
     missing = tuple(name for name in expected if name in kept)
     loaded, total, remark = len(expected) - len(missing), len(expected), ", ".join(filter(None, remarks))

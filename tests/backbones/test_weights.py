@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import pickle
 import struct
@@ -34,7 +35,7 @@ from backbones import UserError, build_backbone
 from backbones.base import Backbone
 from backbones.convnext import ConvNeXt
 from backbones.isotropic import IsotropicConvNeXt
-from backbones.weights import LoadReport, find_head, network_tensors, read_checkpoint
+from backbones.weights import LoadReport, convert_checkpoint, find_head, network_tensors, read_checkpoint
 
 SMALL: dict[str, Any] = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32))
 TENSORS = 5 * 9 + 4 * 4 + 2
@@ -556,6 +557,40 @@ def test_defects_in_files_of_other_networks(tmp_path: Path) -> None:
         Plain(saved({n: v for n, v in own.items() if n != "conv.bias"}, tmp_path / "weights.pth")).init_weights()
     with pytest.raises(UserError, match=r"is of another network; it begins with: downsample_layers\.0\.0\.weight"):
         Plain(saved(ConvNeXt(**SMALL).state_dict(), tmp_path / "weights.pth")).init_weights()
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5])
+@pytest.mark.parametrize("layout", ["released", "ours", "parallel"])
+def test_weights_that_are_one_value_throughout_are_refused(
+    pretrained: dict[str, Tensor], layout: str, value: float, tmp_path: Path
+) -> None:
+    """Such as those of a file that was written before its tensors were filled."""
+    content = layouts({name: torch.full_like(one, value) for name, one in pretrained.items()})[layout]
+    path = saved(content, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match=rf"holds no trained network: 19 of 19 weight matrices .* is {value:g}\)"):
+        dense(path).init_weights()
+    with pytest.raises(UserError, match="holds no trained network"):
+        head_in(path)
+    with pytest.raises(UserError, match="holds no trained network"):
+        convert_checkpoint(path, str(tmp_path / "out.pth"), "timm")
+    other = saved({name: torch.full_like(one, value) for name, one in Plain().state_dict().items()}, tmp_path / "o.pth")
+    with pytest.raises(UserError, match="holds no trained network: 1 of 1 weight matrices"):
+        Plain(other).init_weights()
+
+
+def test_a_few_constant_matrices_are_said(
+    pretrained: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[tuple[str, int]] = []
+    monkeypatch.setattr("backbones.weights.print_log", lambda line, logger, level: said.append((line, level)))
+    pretrained["stages.2.1.pwconv1.weight"].zero_()
+    pretrained |= {name: torch.ones_like(one) for name, one in pretrained.items() if one.ndim == 1}
+    report = dense(saved(pretrained, tmp_path / "weights.pth")).init_weights()
+    assert report is not None
+    (first, _), (line, level) = said
+    assert first == str(report)
+    assert line.endswith(": 1 of 19 weight matrices have one value throughout, such as stages.2.1.pwconv1.weight")
+    assert level == logging.WARNING
 
 
 @pytest.mark.parametrize("name", ["head", "head.fc", "fc", "classifier", "model.head"])
