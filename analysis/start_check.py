@@ -50,6 +50,7 @@ from engine.config.load import Resolved
 from engine.config.precision import AMP_SETTINGS
 from engine.config.schema import is_whole
 from engine.config.world import Launch
+from engine.data.checker import build_checkers
 from engine.optim.schedules import stated_schedules
 from engine.planning.plan import TrainingPlan, build_on_meta, training_plan
 from engine.training.loops import EpochLoop, IterationLoop
@@ -136,7 +137,7 @@ def silence() -> Iterator[None]:
 
 
 def _check_data(cfg: Config, split: str) -> None:
-    """Check data sets, transforms, samplers and the loader of a split."""
+    """Check data sets, transforms, what these leave of an image, samplers and the loader of a split."""
     loader, place = cfg.get(f"{split}_dataloader"), f"{split}_dataloader"
     if not loader:
         return
@@ -145,6 +146,8 @@ def _check_data(cfg: Config, split: str) -> None:
         check_arguments(DATASETS, dataset, inner)
         steps = dataset.get("pipeline")
         _build_steps(pipeline if steps == cfg.get(pipeline) else f"{inner}.pipeline", steps)
+    for checker in build_checkers(cfg, (split,)):
+        checker.network_input.refuse_small_output(pipeline if cfg.get(pipeline) else f"{place}.dataset.pipeline")
     if not loader.get("sampler"):
         raise ConfigError(f"{place}.sampler is missing: dict(type='DefaultSampler', shuffle={split == 'train'})")
     for key, given in (("sampler", ("dataset", "seed")), ("batch_sampler", ("sampler", "batch_size"))):

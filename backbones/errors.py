@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
+import linecache
+import traceback
 from collections.abc import Iterable
+from contextlib import suppress
 
 
 class UserError(ValueError):
@@ -44,9 +48,24 @@ def first_line(error: object, max_length: int | None = None) -> str:
 
 
 def describe_error(error: BaseException, max_length: int | None = None) -> str:
-    """The class of an exception and the first line of its message."""
+    """The class of an exception and the first line of its message, of an assertion without one what does not hold."""
     kind = type(error).__name__
-    return f"{kind}: {first_line(error, max_length)}" if str(error).strip() else kind
+    said = first_line(error, max_length) if str(error).strip() else _failed_condition(error)[:max_length]
+    return f"{kind}: {said}" if said else kind
+
+
+def _failed_condition(error: BaseException) -> str:
+    """The condition of an ``assert`` that failed, in one line; nothing for another error, or without its source."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    if not isinstance(error, AssertionError) or not frames:
+        return ""
+    frame, line = frames[-1]
+    with suppress(SyntaxError):
+        tree = ast.parse("".join(linecache.getlines(frame.f_code.co_filename)))
+        asserts = (node for node in ast.walk(tree) if isinstance(node, ast.Assert))
+        failed = next((one for one in asserts if one.lineno <= line <= (one.end_lineno or line)), None)
+        return f"{ast.unparse(failed.test)} is needed" if failed else ""
+    return ""
 
 
 def nearest(name: str, known: Iterable[str], count: int = 2, quoted: bool = False) -> str:

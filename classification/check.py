@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,20 @@ from classification.decode import read_rgb
 from classification.model import MAX_BYTE
 from engine.data.checker import DATA_CHECKERS, PILLOW_MAX_PIXELS, DataFile, DatasetChecker
 from engine.data.image_files import ImageInfo, image_suffixes, read_bands
+from engine.data.network_input import NetworkInput
 from engine.data.orientation import Size
 from engine.data.paths import hidden_note, is_hidden
 
 MIN_CLASS_IMAGES = 2  # fewer training images of a class are worth a warning
+
+
+class SquareInput(NetworkInput):
+    """The way of images to a classifier: :class:`~classification.data.ClassificationTransform` makes squares."""
+
+    def after_pipeline(self, size: Size, seed: int = 0) -> Size:
+        """Width and height after the transforms, whatever those of the image are."""
+        sides = [step["size"] for step in self.dataset.pipeline if "size" in step]
+        return sides[-1], sides[-1]
 
 
 def report_unread(checker: DatasetChecker, others: Sequence[str], unreadable: Sequence[OSError]) -> None:
@@ -35,6 +46,11 @@ class FolderChecker(DatasetChecker):
     """Checks a :class:`~classification.data.FolderDataset`: its folders against the classes, and its images."""
 
     max_pixels = PILLOW_MAX_PIXELS
+
+    @cached_property
+    def network_input(self) -> NetworkInput:
+        """The way of the images to the network."""
+        return SquareInput(self.cfg, self.dataset, self.split == "train", self.blank_annotations)
 
     def read_size(self, path: str, role: str = "image") -> Size:
         """Width and height of an image file as :class:`~classification.data.ClassificationTransform` reads it."""

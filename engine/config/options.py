@@ -47,6 +47,9 @@ def parse_options(options: list[str] | None) -> dict[str, Any]:
                 "there, or give a setting, such as model.backbone.type, train_cfg.max_epochs, batch.size, "
                 "optim_wrapper.optimizer.lr"
             )
+        if value == "{}":
+            parsed[key] = {}
+            continue
         if set(value).isdisjoint("[(,'\""):
             parsed[key] = _scalar(value)  # mmengine's action drops all blanks, which the name of a folder may have
             continue
@@ -90,6 +93,16 @@ def check_options(cfg: Config, options: Mapping[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"--cfg-options {key}: it follows from {DERIVED_KEYS[leaf]}: change that instead")
         before[key] = node.get(leaf) if isinstance(node, dict) else None
     return before
+
+
+def merge_options(cfg: Config, options: Mapping[str, Any]) -> None:
+    """Set options in a config, in place; a mapping replaces a value that is none, which mmengine would refuse."""
+    for key, value in options.items():
+        place, _, leaf = key.rpartition(".")
+        node = _node(cfg, place) if place else cfg
+        if isinstance(value, dict) and leaf in node and not isinstance(node[leaf], dict | list):
+            node.pop(leaf)
+    cfg.merge_from_dict(dict(options))
 
 
 def _node(cfg: Config, place: str) -> Any:

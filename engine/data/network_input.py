@@ -20,6 +20,8 @@ from engine.checkpoint.rng import seeded
 from engine.data.image_files import DamagedImageError
 from engine.data.orientation import Size
 
+TOO_SMALL = "image too small"  # kind of finding
+LARGE_SIZE = (640, 480)
 SMALL_SIDE, LONG_RATIO = 128, 8  # images with a shorter side, or of a longer shape, may become too small
 
 
@@ -52,7 +54,26 @@ class NetworkInput:
     @cache  # noqa: B019 - lives as long as its check
     def problem(self, size: Size) -> tuple[str, str] | None:
         """Kind and description of the reason why an image of a width and height is too small, if it is."""
-        if (min(size) >= SMALL_SIDE and max(size) <= LONG_RATIO * min(size)) or not self.min_side:
+        small = min(size) < SMALL_SIDE or max(size) > LONG_RATIO * min(size)
+        return self._shortage(size) if small else None
+
+    def refuse_small_output(self, place: str) -> None:
+        """Refuse transforms, such as a crop, that leave less of a large image than the network takes.
+
+        Args:
+            place: Dotted key of the pipeline, for the message.
+
+        Raises:
+            ConfigError: If they do.
+        """
+        found = self._shortage(LARGE_SIZE)
+        if found is not None and found[0] == TOO_SMALL:
+            fix = "enlarge the sizes of its transforms, for a segmentor model.data_preprocessor.size too"
+            raise ConfigError(f"{place}: an image of {LARGE_SIZE[0]} x {LARGE_SIZE[1]} {found[1]}: {fix}")
+
+    def _shortage(self, size: Size) -> tuple[str, str] | None:
+        """Kind and description of what is wrong with a size, from the transforms."""
+        if not self.min_side:
             return None
         if self.training and self.cfg.model.get("data_preprocessor", {}).get("batch_augments"):  # some pad or resize
             return None
@@ -64,7 +85,7 @@ class NetworkInput:
             return None
         needed = f"of which it needs {self.min_side} x {self.min_side}"
         reached = f"reaches the network with {width} x {height} pixels, {needed}"
-        return ("image too small", reached) if min(width, height) < self.min_side else None
+        return (TOO_SMALL, reached) if min(width, height) < self.min_side else None
 
     def after_pipeline(self, size: Size, seed: int = 0) -> Size:
         """Width and height of an image of a size after the transforms, whose random choices follow from a seed."""

@@ -56,7 +56,12 @@ MISTAKES: dict[tuple[str, str], tuple[str, ...]] = {
     ("detector", "train_pipeline.3.meta_key=()"): ("train_pipeline.3: PackDetInputs", "meta_keys"),
     ("segmentor", "train_pipeline.2.type=RandomCrp"): ("train_pipeline.2", "RandomCrop"),
     ("segmentor", "train_pipeline.2.crop_sizes=(64,64)"): ("train_pipeline.2: RandomCrop", "crop_size"),
-    ("segmentor", "train_pipeline.2.crop_size=(0,64)"): ("train_pipeline.2: RandomCrop", "AssertionError"),
+    ("segmentor", "train_pipeline.2.crop_size=(0,64)"): (
+        "train_pipeline.2: RandomCrop",
+        "AssertionError: crop_size[0] > 0 and crop_size[1] > 0 is needed",
+    ),
+    ("classifier", "train_pipeline.0.size=16"): ("train_pipeline: an image", "with 16 x 16 pixels", "needs 32 x 32"),
+    ("classifier", "test_pipeline.0.size=31"): ("test_pipeline: an image of", "with 31 x 31 pixels"),
     ("segmentor", "tta_pipeline.1.transforms.0.0.type=Resise"): ("tta_pipeline.1.transforms.0.0", "Resize"),
     ("segmentor", "tta_pipeline.0.typ=x"): ("tta_pipeline.0", "'typ'"),
     # Hooks
@@ -254,6 +259,18 @@ def checked(task: str, tmp_path: Path, change: Callable[[Any], object]) -> None:
     change(cfg)
     check_parts(cfg)
     assert contents(tmp_path) == {}
+
+
+def test_a_crop_smaller_than_the_network_takes(tmp_path: Path) -> None:
+    """Training pads it to ``data_preprocessor.size``, so that both have to be small; no data is there."""
+
+    def change(cfg: Any, size: int = 16) -> None:
+        cfg.train_dataloader.dataset.pipeline[2].crop_size = (16, 24)
+        cfg.model.data_preprocessor.size = (size, size)
+
+    with refused("train_pipeline: an image of 640 x 480 reaches the network with 24 x 16 pixels", "needs 32 x 32"):
+        checked("segmentor", tmp_path, change)
+    checked("segmentor", tmp_path, lambda cfg: change(cfg, size=32))
 
 
 def test_parts_of_one_s_own_are_accepted(tmp_path: Path) -> None:

@@ -144,3 +144,28 @@ def test_a_network_says_which_arguments_it_takes(name: str) -> None:
     taken = inspect.signature(BACKBONES.get(name)).parameters
     assert {"out_indices", "drop_path_rate", "grad_checkpointing", "weights", "frozen_stages"} <= taken.keys()
     assert not any(one.kind is one.VAR_KEYWORD for one in taken.values())
+
+
+NO_WEIGHTS = (
+    "model = dict(decode_head=dict(loss_decode=dict(_delete_=True, type='CrossEntropyLoss', class_weight=None)))"
+)
+WEIGHTS = "model = dict(decode_head=dict(loss_decode=dict(class_weight=dict({}background=0.1))))"
+
+
+def test_a_mapping_over_nothing_says_what_to_write(tmp_path: Path) -> None:
+    base = derived(UPERNET, tmp_path, NO_WEIGHTS).rename(tmp_path / "base.py")
+    message = r"own\.py' cannot be read: class_weight is a mapping here and None in its base: write class_weight=dict"
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(derived(base, tmp_path, WEIGHTS.format("")))
+    assert len(str(caught.value).splitlines()) == 1
+    cfg = load(derived(base, tmp_path, WEIGHTS.format("_delete_=True, "))).cfg
+    assert cfg.model.decode_head.loss_decode.class_weight == [0.1, *[1.0] * 10]
+
+
+@pytest.mark.parametrize("value, first", [("{'background':0.1}", 0.1), ("{}", 1.0)])
+def test_an_option_may_give_a_mapping_in_place_of_nothing(value: str, first: float, tmp_path: Path) -> None:
+    base = derived(UPERNET, tmp_path, NO_WEIGHTS)
+    cfg = load(base, **parse_options([f"model.decode_head.loss_decode.class_weight={value}"])).cfg
+    assert cfg.model.decode_head.loss_decode.class_weight == [first, *[1.0] * 10]
+    with pytest.raises(ConfigError, match=r"load_from=.*: text is needed, or None"):
+        load(base, load_from={"a": 1})
