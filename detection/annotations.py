@@ -32,13 +32,9 @@ def category_ids(categories: Sequence[dict[str, Any]], names: Sequence[str]) -> 
     Raises:
         DataError: If the file lacks a name.
     """
+    if problem := lacking_classes(categories, names):
+        raise DataError(problem)
     ids = {name: number for number, name in category_names(categories).items()}
-    absent = [name for name in names if name not in ids]
-    if absent:
-        raise DataError(
-            f"classes: {len(absent)} of {len(names)} are no category of the annotation file ({absent[0]!r}...); "
-            f"it has {len(ids)}: {', '.join(list(ids)[:5])}..."
-        )
     return [ids[name] for name in names]
 
 
@@ -50,6 +46,44 @@ def read_annotations(path: str | Path) -> Any:
         ValueError: If it is no JSON.
     """
     return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+
+
+def lacking_classes(categories: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
+    """Description of the classes that are no category of an annotation file; empty if all are.
+
+    Args:
+        categories: Entries of the annotation file's ``categories``.
+        names: Class names.
+    """
+    known = list(dict.fromkeys(category_names(categories).values()))
+    absent = [name for name in names if name not in known]
+    if not absent:
+        return ""
+    return (
+        f"classes: {len(absent)} of {len(names)} are no category of the annotation file ({absent[0]!r}...); "
+        f"it has {len(known)}: {', '.join(known[:5])}..."
+    )
+
+
+def add_categories(content: dict[str, Any], names: Sequence[str]) -> list[str]:
+    """Add a category to an annotation file, in place, for each class that it lacks: a class without objects.
+
+    A file that has none of the classes is another one and stays as it is.
+
+    Args:
+        content: Content of the annotation file.
+        names: Class names.
+
+    Returns:
+        Names of the categories that were added.
+    """
+    known = category_names(content["categories"])
+    absent = [name for name in names if name not in known.values()]
+    if len(absent) == len(names):
+        return []
+    first = max(known) + 1
+    content["categories"] += [{"id": number, "name": name} for number, name in enumerate(absent, first)]
+    return absent
 
 
 def names_in_file(dataset: Mapping[str, Any]) -> list[str]:

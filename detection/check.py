@@ -6,6 +6,9 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +18,12 @@ from mmdet.registry import DATASETS
 from mmdet.structures.bbox import HorizontalBoxes
 from mmdet.structures.mask import BitmapMasks
 
-from backbones.errors import DataError, nearest
-from detection.annotations import category_ids, category_names, read_annotations
+from backbones.errors import nearest
+from detection.annotations import category_names, lacking_classes, read_annotations
 from detection.data import OrderedCOCO
 from detection.left_out import CROWD, NO_AREA, LeftOut, count_left_out
 from engine.config.building import registered_class
+from engine.config.datasets import inner_datasets
 from engine.config.schema import is_number
 from engine.data.checker import DATA_CHECKERS, DataFile, DatasetChecker, repeated
 from engine.data.orientation import Size
@@ -29,6 +33,8 @@ BOX_TOLERANCE_PIXELS = 2.0  # by which a box may stick out of its image through 
 MAX_BAD_BOX_FRACTION = 0.1  # of the objects; more bad boxes mean a wrong box format
 MAX_LEFT_OUT_FRACTION = 0.05  # of objects or images; more than one and more than this are worth a warning
 MAX_COORDINATE_RATIO = 100  # over the image's size; drawing a polygon further out takes all memory or crashes
+MAX_ASTRAY_FRACTION = 0.5  # of the objects; more masks outside their images mean other coordinates
+MAX_NAMED_CLASSES = 6
 MAX_RUN_BITS = 60  # of one run in a compressed mask
 MAX_ID = 2**53  # JSON readers disagree about larger numbers
 MAX_AREA_RATIO = 1.1  # of an object's stated area to that of its box
@@ -138,30 +144,61 @@ class CocoChecker(DatasetChecker):
 
     def _check_categories(self, content: dict[str, list[Any]]) -> dict[int, str]:
         """Check the categories against the classes; returns their names by id."""
-        classes, names = self.dataset.metainfo["classes"], category_names(content["categories"])
+        classes, names = list(self.dataset.metainfo["classes"]), category_names(content["categories"])
         for problem in repeated("category", (str(row["name"]) for row in content["categories"])):
             problem += ": the objects of all but the last are dropped"
             self.error("duplicate category", self.file, problem, "merge them")
-        try:
-            category_ids(content["categories"], classes)
-        except DataError as error:
-            absent = [name for name in classes if name not in names.values()]
-            near = "".join(nearest(name, names.values(), 1, quoted=True) for name in absent[:1])
-            self.error("classes", self.file, f"{error}{near}", "set classes to the categories' names, in any order")
+        absent = [name for name in classes if name not in names.values()]
+        if absent:
+            self._report_absent(absent, classes, content["categories"])
         objects = Counter(row["category_id"] for row in content["annotations"])
         for number, name in names.items():
             if name not in classes and objects[number]:
                 problem = f"category {name!r} is none of the classes: its {objects[number]:,} objects are background"
                 self.warn("category without a class", self.file, problem, "add it to classes if it should be found")
-        for number, name in names.items():
-            if name in classes and not objects[number] and self.split == "train":
+        if self.split != "train":  # crowds are not scored
+            objects = Counter(row["category_id"] for row in content["annotations"] if not row.get("iscrowd"))
+        idle = [name for number, name in names.items() if name in classes and not objects[number]]
+        if self.split == "train":
+            for name in (name for name in idle if not self._objects_of_other_parts[name]):
                 self.warn("class without objects", self.file, f"class {name!r} has no object", "it cannot be learnt")
+        elif idle and content["annotations"]:
+            problem = f"has no {self.split} object of {_some(idle)}, of which no AP is counted"
+            self.warn("class without objects", self.file, problem, "bring some if their scores matter")
         return names
+
+    def _report_absent(self, absent: list[str], classes: list[str], categories: list[dict[str, Any]]) -> None:
+        """Report classes that are no category: an error where nothing else has them to train on."""
+        near = nearest(absent[0], category_names(categories).values(), 1, quoted=True)
+        lost = [name for name in absent if name not in self._objects_of_other_parts] if self.split == "train" else []
+        if lost or len(absent) == len(classes):
+            problem = f"{lacking_classes(categories, classes)}{near}"
+            self.error("classes", self.file, problem, "set classes to the categories' names, in any order")
+            return
+        use = "another data set has them" if self.split == "train" else "no AP of them is counted"
+        problem = f"has no category {_some(absent)}, of {len(classes)} classes: {use}{near}"
+        self.warn("class without a category", self.file, problem, "rename the category if it has another name here")
+
+    @cached_property
+    def _objects_of_other_parts(self) -> Counter[str]:
+        """Number of objects by category, with 0 for one without, in the other annotation files of this split."""
+        counts: Counter[str] = Counter()
+        for part in inner_datasets(self.cfg[f"{self.split}_dataloader"].dataset):
+            path = os.path.join(part.get("data_root") or "", part.get("ann_file") or "")
+            if path == self.file or not path.endswith(".json"):
+                continue
+            with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # reported by its own check
+                content = read_annotations(path)
+                names = category_names(content["categories"])
+                counts.update(dict.fromkeys(names.values(), 0))
+                counts.update(names[row["category_id"]] for row in content["annotations"])
+        return counts
 
     def _check_annotations(
         self, rows: list[dict[str, Any]], images: dict[int, dict[str, Any]], categories: dict[int, str]
     ) -> None:
         states: Counter[str] = Counter()
+        self._astray: list[str] = []  # places of objects with all polygons outside of their image
         counted = []
         for row in rows:
             image = images.get(row["image_id"])
@@ -180,6 +217,7 @@ class CocoChecker(DatasetChecker):
                 counted.append(row)
             if state in ("whole", "outside") and self.with_mask:
                 self._check_mask(row, image)
+        self._report_astray(states["whole"] + states["outside"])
         self._check_areas(counted)
         class_ids = {number for number, name in categories.items() if name in self.dataset.metainfo["classes"]}
         counts = count_left_out(counted, images, class_ids, self.filters, self.with_mask and self.split == "train")
@@ -288,6 +326,17 @@ class CocoChecker(DatasetChecker):
             fix = "bring the mask, or remove with_mask from the pipeline and the mask head from the model"
             self.error("mask field", place, f"has {stated}, which this config trains on", fix)
 
+    def _report_astray(self, objects: int) -> None:
+        """Report masks outside of their images, of so many objects: one error if they are most."""
+        if len(self._astray) > max(1, MAX_ASTRAY_FRACTION * objects):
+            problem = f"the polygons of {len(self._astray):,} of {objects:,} objects lie outside their images"
+            fix = "write x1, y1, x2, y2... in pixels from the image's upper left corner"
+            self.error("masks outside the image", self.file, problem, fix)
+            return
+        for place in self._astray:
+            fix = "it is learnt as an empty mask: fix or remove it"
+            self.warn("mask outside the image", place, "has a polygon outside its image", fix)
+
     def _check_polygons(self, place: str, mask: list[Any], image: dict[str, Any]) -> None:
         polygons = [polygon for polygon in mask if isinstance(polygon, list)]
         values = [value for polygon in polygons for value in polygon]
@@ -298,8 +347,7 @@ class CocoChecker(DatasetChecker):
             problem = "has a polygon with a point far outside its image"
             self.error("mask field", place, problem, "write pixels of the image")
         elif _outside(polygons, image):
-            fix = "it is learnt as an empty mask: fix or remove it"
-            self.warn("mask outside the image", place, "has a polygon outside its image", fix)
+            self._astray.append(place)
         elif bad := sum(len(polygon) < 6 or len(polygon) % 2 for polygon in polygons):
             problem = f"has {bad} of {len(polygons)} polygons with fewer than three points or half a point"
             fix = "the object is ignored; fix it" if bad == len(polygons) else "this part is left out; fix it"
@@ -351,6 +399,12 @@ def _outside(parts: list[list[float]], image: dict[str, Any]) -> bool:
         for part in parts
         if part
     ) and any(parts)
+
+
+def _some(names: list[str]) -> str:
+    """A few names in quotes, and the number of the others."""
+    others = f" and {len(names) - MAX_NAMED_CLASSES} more" if len(names) > MAX_NAMED_CLASSES else ""
+    return ", ".join(map(repr, names[:MAX_NAMED_CLASSES])) + others
 
 
 def _short(value: Any) -> str:

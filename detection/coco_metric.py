@@ -17,7 +17,8 @@ from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger, print_log
 
 from backbones.errors import ConfigError
-from detection.annotations import category_ids, fill_areas, read_annotations
+from detection.annotations import add_categories, category_ids, fill_areas, read_annotations
+from detection.data import CompletedCOCO
 from detection.masks import to_rle
 
 IOU_TYPES = ("bbox", "segm")
@@ -118,6 +119,7 @@ class FastCocoMetric(BaseMetric):
         if self._ground_truth is None:
             content = read_annotations(self.annotation_file)
             fill_areas(content)
+            add_categories(content, self.dataset_meta["classes"])
             # COCO's matching takes an annotation of id 0 for none; nothing refers to these numbers.
             for number, annotation in enumerate(content["annotations"], 1):
                 annotation["id"] = number
@@ -165,9 +167,10 @@ class FastCocoMetric(BaseMetric):
 
 @METRICS.register_module()
 class ClassCocoMetric(CocoMetric):
-    """mmdet's ``CocoMetric``; with ``classwise=True`` it keeps the AP of each class, in place of printing a table.
+    """mmdet's ``CocoMetric`` with categories by the names of the classes, in any order; some may be absent.
 
-    Takes the arguments of ``CocoMetric``, in whose place it is used where a config names that.
+    With ``classwise=True`` it keeps the AP of each class, in place of printing a table. Takes the
+    arguments of ``CocoMetric``, in whose place it is used where a config names that.
 
     Attributes:
         class_scores: ``bbox_mAP``, ``segm_mAP``... in [0, 1] of each class, ``None`` for a class without objects; of
@@ -175,9 +178,12 @@ class ClassCocoMetric(CocoMetric):
     """
 
     metrics: list[str]
+    cat_ids: list[int]
 
-    def __init__(self, *args: object, **settings: object) -> None:
-        super().__init__(*args, **settings)
+    def __init__(self, ann_file: str | None = None, *args: object, **settings: object) -> None:
+        super().__init__(None, *args, **settings)
+        if ann_file is not None:
+            self._coco_api = CompletedCOCO(str(ann_file))
         self.class_scores: dict[str, dict[str, float | None]] = {}
 
     def compute_metrics(self, results: list[Any]) -> dict[str, float]:
@@ -199,8 +205,11 @@ class ClassCocoMetric(CocoMetric):
             for kind in kinds:  # one by one: mmdet's names of the class scores are the same for boxes and masks
                 self.metrics = [kind]
                 scores |= super().compute_metrics(results)
-                for name in self.class_scores:
-                    if (value := scores.pop(f"{name}_precision", None)) is not None:
+                # mmdet gives them the names in the order of the classes, its evaluation sorts them by category id.
+                names = list(self.class_scores)
+                by_id = [names[index] for index in np.argsort(self.cat_ids)]
+                for shown, name in zip(names, by_id, strict=True):
+                    if (value := scores.pop(f"{shown}_precision", None)) is not None:
                         self.class_scores[name][f"{kind}_mAP"] = None if np.isnan(value) else float(value)
         finally:
             self.metrics = kinds

@@ -16,7 +16,7 @@ from torch.utils.data import Sampler
 
 from backbones.channels import ChannelStatistics
 from backbones.errors import DataError
-from detection.annotations import category_ids, fill_areas, read_annotations
+from detection.annotations import add_categories, category_ids, fill_areas, read_annotations
 from engine.data.image_files import DamagedImageError
 from engine.data.paths import leads_outside
 
@@ -69,13 +69,39 @@ class OrderedCOCO(COCO):
         return category_ids(self.dataset["categories"], cat_names)
 
 
+class CompletedCOCO(OrderedCOCO):
+    """COCO API with a category without objects for each class that the file lacks."""
+
+    def get_cat_ids(self, cat_names: Sequence[str] = (), sup_names: Any = (), cat_ids: Any = ()) -> list[int]:
+        """Category ids in the order of ``cat_names``."""
+        add_categories(self.dataset, cat_names)
+        self.cats = {category["id"]: category for category in self.dataset["categories"]}
+        return super().get_cat_ids(cat_names)
+
+
 @DATASETS.register_module()
 class CocoInstances(CocoDataset):
-    """mmdet's COCO data set with categories in the order of the classes and file names confined to their folder."""
+    """mmdet's COCO data set with categories in the order of the classes and file names confined to their folder.
+
+    Takes the arguments of ``CocoDataset``, and:
+
+    Args:
+        data_prefix: Folder of the images, ``img``.
+        partial_classes: Whether the annotation file may lack some of the classes, as a part of a ``ConcatDataset`` may
+            and the file of a test (``test_mode``).
+    """
 
     COCOAPI = OrderedCOCO
 
-    def __init__(self, *args: Any, data_prefix: Mapping[str, str] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        data_prefix: Mapping[str, str] | None = None,
+        partial_classes: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if partial_classes or kwargs.get("test_mode"):
+            self.COCOAPI = CompletedCOCO
         super().__init__(*args, data_prefix={"img": "", **(data_prefix or {})}, **kwargs)
 
     def parse_data_info(self, raw_data_info: dict[str, Any]) -> Any:

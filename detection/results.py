@@ -10,7 +10,7 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import BaseMetric
 
-from detection.annotations import category_ids, read_annotations
+from detection.annotations import add_categories, category_ids, read_annotations
 from detection.coco_metric import ImageDetections, image_detections
 from engine.data.paths import real_path
 
@@ -80,11 +80,13 @@ def coco_results(cfg: Config, folder: Path, images: Mapping[Path, str] | None) -
         images: Names of the images that are predicted, by path; ``None`` for those of the test data.
 
     Raises:
-        DataError: If a class is no category of the annotation file.
+        DataError: If no class is a category of the annotation file.
     """
     dataset = cfg.test_dataloader.dataset
     classes = list(dataset.metainfo["classes"])
     content = _annotations(dataset)
+    if content.get("categories"):
+        add_categories(content, classes)
     categories = content.get("categories") or [{"id": i, "name": name} for i, name in enumerate(classes, 1)]
     named = dict(zip(category_ids(categories, classes), classes, strict=True))
     if images is None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from mmdet.datasets import CocoDataset
 from mmdet.models.detectors import BaseDetector, TwoStageDetector
+from mmdet.registry import DATASETS
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import HorizontalBoxes
 from mmdet.structures.mask import BitmapMasks, PolygonMasks
@@ -19,7 +20,9 @@ from torch import Tensor, nn
 from backbones.errors import ConfigError
 from detection.annotations import names_in_file
 from detection.coco_metric import IOU_TYPES
+from detection.data import CocoInstances
 from detection.results import coco_results
+from engine.config.building import registered_class
 from engine.config.datasets import inner_datasets, is_wrapper, mappings
 from engine.planning.memory import training_shape
 from engine.task import (
@@ -144,7 +147,14 @@ def _pool_proposals(extractor: Any, features: Sequence[Tensor], proposals: int) 
 
 
 def _complete_config(cfg: Config, notes: list[str]) -> None:
-    """Let ``with_mask`` and ``pad_mask="from_model"``, and evaluators without a ``metric``, follow the heads."""
+    """Let ``with_mask`` and ``pad_mask="from_model"``, and evaluators without a ``metric``, follow the heads.
+
+    The file of a part of a ``ConcatDataset`` may lack classes that others have.
+    """
+    parts = inner_datasets(cfg.train_dataloader.dataset) if cfg.get("train_dataloader") else []
+    for part in parts if len(parts) > 1 else ():
+        if registered_class(DATASETS, part["type"]) is CocoInstances:
+            part["partial_classes"] = True
     masks = any(
         (key.endswith("mask_head") and head is not None)
         or (key == "type" and any(kind in str(head) for kind in MASKED))

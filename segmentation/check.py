@@ -190,9 +190,12 @@ class LabelChecker(DatasetChecker):
             self.error("nothing labelled", self._folder("seg_map_path"), "no pixel is labelled", "check the labels")
         self._note_class_shares()
         absent = [name for index, name in enumerate(self.classes) if index not in present]
-        if absent and self.split == "train" and complete and present - {IGNORE_INDEX, None}:
+        if absent and complete and present - {IGNORE_INDEX, None}:
             problem = f"{len(absent)} of {len(self.classes)} classes have no pixel: {', '.join(absent[:5])}"
-            self.warn("class without pixels", self._folder("seg_map_path"), problem, "check the order of classes")
+            fix = "check the order of classes"
+            if self.split != "train":
+                fix += f"; without {self.split} labels of them, their IoU is 0 where they are found, else not counted"
+            self.warn("class without pixels", self._folder("seg_map_path"), problem, fix)
 
     def _check_batches(self) -> None:
         """Check that images of a batch have one size after the transforms; ``SegDataPreProcessor`` stacks them."""

@@ -130,7 +130,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     root = tmp_path_factory.mktemp("data") / "digits"
     # An odd number to validate on: two processes cannot share it evenly.
-    make_digits(root, train_images=40, val_images=21, train_scenes=12, val_scenes=6)
+    make_digits(root, train_images=40, val_images=21, train_scenes=12, val_scenes=7)
     return root
 
 

@@ -40,7 +40,7 @@ from engine.config.datasets import (
     set_test_mode,
 )
 from engine.config.environment import check_environment
-from engine.config.options import check_options, drop_foreign_arguments
+from engine.config.options import check_options, drop_foreign_arguments, merge_options
 from engine.config.precision import fit_precision
 from engine.config.schema import check_settings, is_whole
 from engine.config.world import Launch
@@ -61,7 +61,12 @@ RENAMED_HOOKS = {f"{one}Hook": f"Resumable{one}Hook" for one in ("Checkpoint", "
 RENAMED_LOOPS = {"EpochBasedTrainLoop": "EpochLoop", "IterBasedTrainLoop": "IterationLoop"}  # of mmengine -> ours
 LOG_PROCESSOR = "ScoreLogProcessor"  # mmengine's LogProcessor shows the mean of ten validations for a ``val_loss``
 DATA_KEYS = ("_dataloader", "_pipeline")
+BALANCED = {"ClassBalancedDataset": "BalancedDataset"}  # mmengine's does not reach into ConcatDataset
 CHECKED_READERS = {"LoadImageFromFile": "LoadCheckedImage"}  # mmcv's reads the rest of a truncated file as grey
+# mmengine's words about a mapping over a base's value that is none.
+NO_MAPPING_IN_BASE = re.compile(
+    r"(\w+)=.* in child config cannot inherit from base .* of type <class '(\w+)'>", re.DOTALL
+)
 FROM_BACKBONE = re.compile(r"from_backbone(?:\[(\d)\])?")
 
 
@@ -131,7 +136,7 @@ def load_config(
     completed = copy.deepcopy(cfg)
     carry_to_test(completed)
     before = check_options(completed, options)
-    cfg.merge_from_dict(options)
+    merge_options(cfg, options)
     dropped = drop_foreign_arguments(cfg, options, before)
     carry_to_test(cfg, completed)
     for key in options.keys() & {"data_root", *TASK_SPECS.drivers()}:
@@ -177,6 +182,7 @@ def resolve(cfg: Config, stated_batch: int, launch: Launch, training: bool = Tru
     _set_classes(cfg, notes)
     if count := _replace_types([value for key, value in cfg.items() if key.endswith(DATA_KEYS)], CHECKED_READERS):
         notes.append(f"LoadImageFromFile -> LoadCheckedImage in {count} places: it refuses damaged images")
+    _replace_types(cfg.get("train_dataloader"), BALANCED)
     _set_data(cfg, launch)
     set_image_channels(cfg, notes)
     _set_channels(cfg.model)
@@ -188,6 +194,10 @@ def resolve(cfg: Config, stated_batch: int, launch: Launch, training: bool = Tru
 def _root_cause(error: BaseException) -> str:
     while error.__cause__ is not None and str(error.__cause__):
         error = error.__cause__
+    if merged := NO_MAPPING_IN_BASE.match(str(error)):
+        name, kind = merged.groups()
+        former = "None" if kind == "NoneType" else f"of type {kind}"
+        return f"{name} is a mapping here and {former} in its base: write {name}=dict(_delete_=True, ...) in its place"
     return describe_error(error)
 
 

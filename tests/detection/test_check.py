@@ -242,3 +242,70 @@ def test_coco_instances_refuses_names_that_lead_out(tmp_path: Path) -> None:
             metainfo=dict(classes=CLASSES),
             pipeline=[],
         )
+
+
+def of_other_splits(folder: Path, classes: tuple[str, ...], split: str = "val") -> DataCheckResult:
+    dataset = dict(
+        type="CocoInstances",
+        data_root=str(folder),
+        ann_file="a.json",
+        data_prefix=dict(img="images/"),
+        metainfo=dict(classes=classes),
+        test_mode=True,
+    )
+    return check_datasets(Config({"default_scope": "mmdet", f"{split}_dataloader": dict(dataset=dataset)}), (split,))
+
+
+def test_a_class_without_validation_objects_is_a_warning_that_names_it(tmp_path: Path) -> None:
+    data = content()
+    for item in data["annotations"]:
+        item.update(category_id=5) if item["id"] > 1 else item.update(category_id=7, iscrowd=1)
+    (item,) = of_other_splits(write(tmp_path, data), CLASSES).findings
+    assert (item.level, item.kind) == ("warning", "class without objects")
+    assert item.problem == "has no val object of 'dog', of which no AP is counted"
+    data["categories"] += [{"id": 20 + i, "name": f"fish {i}"} for i in range(9)]
+    write(tmp_path, data)
+    (item,) = of_other_splits(tmp_path, (*CLASSES, *(f"fish {i}" for i in range(9))), "test").findings
+    assert item.problem.startswith(
+        "has no test object of 'dog', 'fish 0', 'fish 1', 'fish 2', 'fish 3', 'fish 4' and 4"
+    )
+
+
+def test_a_validation_file_may_lack_a_class(tmp_path: Path) -> None:
+    write(tmp_path, content())
+    (item,) = of_other_splits(tmp_path, ("cat", "dogs", "dog")).findings
+    assert (item.level, item.kind) == ("warning", "class without a category")
+    assert item.problem == "has no category 'dogs', of 3 classes: no AP of them is counted; nearest: 'dog'"
+    assert [item.level for item in of_other_splits(tmp_path, ("owl", "hare")).findings][:1] == ["error"]
+
+
+@pytest.mark.parametrize("other, levels", [("owl", ["warning", "warning"]), ("hare", ["error", "error", "warning"])])
+def test_a_part_of_the_training_data_may_lack_what_another_has(tmp_path: Path, other: str, levels: list[str]) -> None:
+    parts = []
+    for name in ("cat", other):
+        data = content()
+        data["categories"][1]["name"] = name
+        (tmp_path / name).mkdir()
+        settings = dict(type="CocoInstances", data_root=str(write(tmp_path / name, data)), ann_file="a.json")
+        parts.append(dict(settings, data_prefix=dict(img="images/"), metainfo=dict(classes=("cat", "dog", "owl"))))
+    loader = dict(dataset=dict(type="ConcatDataset", datasets=parts))
+    found = check_datasets(Config(dict(default_scope="mmdet", train_dataloader=loader)), ("train",))
+    assert [item.level for item in found.findings] == levels
+    if other == "owl":
+        assert [item.problem.split(":")[0] for item in found.findings] == [
+            "has no category 'owl', of 3 classes",
+            "has no category 'cat', of 3 classes",
+        ]
+
+
+@pytest.mark.parametrize("count, found", [(1, ["warning"]), (10, ["warning"] * 10), (11, ["error"]), (20, ["error"])])
+def test_masks_outside_their_images_are_one_error_where_they_are_most(
+    tmp_path: Path, count: int, found: list[str]
+) -> None:
+    data = content()
+    for item in data["annotations"][:count]:
+        item["segmentation"] = [[value + 100 for value in POLYGON]]
+    findings = checked(write(tmp_path, data)).findings
+    assert [item.level for item in findings] == found
+    if "error" in found:
+        assert findings[0].problem == f"the polygons of {count} of 20 objects lie outside their images"

@@ -272,11 +272,11 @@ def test_data_without_masks_has_no_mask_ap(annotations: Path, truth: COCO, tmp_p
 
 
 def test_category_ids_refuses_an_unknown_class(annotations: Path, truth: COCO) -> None:
-    message = r"1 of 2 are no category of the annotation file \('hare'\.\.\.\); it has 4: cat, dog, newt, owl"
+    message = r"[12] of 2 are no category of the annotation file \('(hare|elk)'\.\.\.\); it has 4: cat, dog, newt, owl"
     with pytest.raises(UserError, match=message):
         category_ids(truth.dataset["categories"], ("cat", "hare"))
     with pytest.raises(UserError, match=message):
-        evaluated(annotations, perfect(truth), ("cat", "hare"))
+        evaluated(annotations, perfect(truth), ("elk", "hare"))
     with pytest.raises(UserError, match=message):
         CocoInstances(ann_file=str(annotations), metainfo=dict(classes=("cat", "hare")))
     assert category_ids(truth.dataset["categories"], ("owl", "cat")) == [5, 7]
@@ -337,3 +337,29 @@ def test_aspect_ratio_batches_are_as_many_in_every_process(count: int, landscape
     batches = AspectRatioBatches(Shapes(count, landscape), batch_size=4)
     assert [len(batch) for batch in batches] == [4, 4]
     assert len(batches) == 2
+
+
+def test_a_class_that_the_validation_file_lacks_is_not_counted(annotations: Path, truth: COCO) -> None:
+    """Wherever it stands among the classes: labels of the others keep their categories."""
+    for classes in (("hare", *CLASSES), (CLASSES[0], "hare", *CLASSES[1:]), (*CLASSES, "hare")):
+        found = perfect(truth)
+        metric = FastCocoMetric(str(annotations))
+        metric.dataset_meta = {"classes": classes}
+        shifted = samples(found)
+        for one in shifted:
+            labels = one["pred_instances"]["labels"]
+            one["pred_instances"]["labels"] = torch.tensor([classes.index(CLASSES[label]) for label in labels.tolist()])
+        metric.process({}, shifted)
+        assert metric.evaluate(len(found)) == evaluated(annotations, found, CLASSES)
+        assert metric.class_scores["hare"]["bbox_mAP"] is None
+        assert metric.class_scores["hare"]["objects"] == 0
+        settings = dict(ann_file=str(annotations), metainfo=dict(classes=classes), data_prefix=dict(img="images/"))
+        data, plain = (
+            CocoInstances(**{**settings, "metainfo": dict(classes=names)}, test_mode=True)
+            for names in (classes, CLASSES)
+        )
+        partial = CocoInstances(**settings, partial_classes=True)
+        for index in range(len(plain)):
+            names = [CLASSES[one["bbox_label"]] for one in plain.get_data_info(index)["instances"]]
+            for other in (data, partial):
+                assert [classes[one["bbox_label"]] for one in other.get_data_info(index)["instances"]] == names

@@ -96,9 +96,11 @@ def test_results_of_the_test_data_have_the_ids_of_the_annotation_file(folder: Pa
     assert not (folder / "images.json").exists()
 
 
-def test_mmdets_own_metric_keeps_the_scores_of_the_classes(folder: Path) -> None:
-    """As mmdet prints them in a table, of boxes and of masks, whose names are the same in its metrics."""
-    given = [sample(30, folder / "images/b.png", 0), sample(10, folder / "images/sub/a.png", 0)]
+@pytest.mark.parametrize("classes", [("dog", "cat"), ("cat", "dog"), ("cat", "owl", "dog"), ("hare", "dog", "cat")])
+def test_mmdets_own_metric_keeps_the_scores_of_the_classes(classes: tuple[str, ...], folder: Path) -> None:
+    """Of boxes and of masks, whose names are the same in its metrics; in any order, also without an owl in the file."""
+    dog = classes.index("dog")
+    given = [sample(30, folder / "images/b.png", dog), sample(10, folder / "images/sub/a.png", dog)]
     given[1]["pred_instances"]["masks"] &= False
     logger = MMLogger.get_instance("classwise", log_level="INFO")
     shown: list[str] = []
@@ -109,15 +111,22 @@ def test_mmdets_own_metric_keeps_the_scores_of_the_classes(folder: Path) -> None
     for kind in ("CocoMetric", "plain"):
         settings = dict(ann_file=str(folder / "a.json"), metric=["bbox", "segm"], classwise=kind == "CocoMetric")
         metric = ClassCocoMetric(**settings)
-        metric.dataset_meta = {"classes": CLASSES}
+        metric.dataset_meta = {"classes": classes}
         metric.process({}, given)
         found[kind] = (metric.evaluate(2), metric.class_scores, metric.metrics)
     assert found["CocoMetric"][0] == found["plain"][0]
     assert found["plain"][1] == {}
     scores = found["CocoMetric"][1]
-    assert list(scores) == list(CLASSES)
-    assert scores["dog"]["bbox_mAP"] == 1.0
+    assert list(scores) == list(classes)
+    assert scores["dog"]["bbox_mAP"] == 0.5, "two found, of which the first, that of the lower image id, is a cat"
     assert scores["cat"] == {"bbox_mAP": 0.0, "segm_mAP": 0.0}
+    fast = FastCocoMetric(str(folder / "a.json"))
+    fast.dataset_meta = {"classes": classes}
+    fast.process({}, given)
+    assert found["plain"][0]["coco/bbox_mAP"] == pytest.approx(fast.evaluate(2)["bbox_mAP"], abs=1e-3)
+    assert {name: one["bbox_mAP"] for name, one in scores.items()} == {
+        name: one["bbox_mAP"] for name, one in fast.class_scores.items()
+    }
     assert found["CocoMetric"][2] == ["bbox", "segm"]
     assert not [line for line in shown if "category" in line], "the table of all metrics is enough"
     assert [line for line in shown if "bbox_mAP_copypaste" in line]

@@ -110,3 +110,13 @@ def test_a_name_that_begins_with_an_underscore_is_the_files_own(tmp_path: Path) 
     cfg = load_config(file, launch=Launch()).cfg
     assert cfg.batch.size == 8
     assert "_ours" not in cfg
+
+
+def test_parts_may_lack_classes_and_are_balanced_together(tmp_path: Path) -> None:
+    both = dict(type="ConcatDataset", datasets=[inner(data_root="there"), inner()])
+    dataset = resolved(dict(type="ClassBalancedDataset", oversample_thr=0.1, dataset=both), tmp_path).cfg
+    outer = dataset.train_dataloader.dataset
+    assert outer.type == "BalancedDataset"
+    assert [one.partial_classes for one in outer.dataset.datasets] == [True, True]
+    alone = resolved(inner(), tmp_path).cfg.train_dataloader.dataset
+    assert "partial_classes" not in alone
