@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from mmengine.hooks import EarlyStoppingHook
@@ -71,6 +71,24 @@ def drop_former_scores(runner: Any, checkpoint: dict[str, Any]) -> None:
     runner.logger.warning("the averaged weights of the checkpoint end here: custom_hooks have no ModelEMAHook")
 
 
+def score_records(scalars: Mapping[str, Any]) -> dict[str, int]:
+    """Number of values that a message hub (``log_scalars``) holds of each score of the validation."""
+    return {name: len(one.data[0]) for name, one in scalars.items() if name.startswith("val/")}
+
+
+def drop_stale_scores(scalars: dict[str, Any], before: Mapping[str, int], metrics: Collection[str]) -> None:
+    """Drop scores, in place, that a checkpoint brought and no metric gives any more: each log line would repeat them.
+
+    Args:
+        scalars: ``log_scalars`` of the message hub after a validation.
+        before: Result of :func:`score_records` before it.
+        metrics: Names of the scores that it gave.
+    """
+    for name, count in score_records(scalars).items():
+        if name.removeprefix("val/") not in metrics and before.get(name) == count:  # times grew meanwhile
+            del scalars[name]
+
+
 @HOOKS.register_module()
 class ResumableEarlyStoppingHook(EarlyStoppingHook):
     """mmengine's early stopping whose best score and count of validations without progress a resumed run keeps.
@@ -127,10 +145,13 @@ class ValidationLoop(ValLoop):
     """
 
     class_scores: dict[str, ClassScores]
+    _has_run = False
 
     def run(self) -> dict[str, float]:
         """Evaluate and log once."""
         HEARTBEAT.enter(Phase.VALIDATION)
+        scalars = self.runner.message_hub.log_scalars
+        before = score_records(scalars)
         self.runner.call_hook("before_val")
         self.runner.call_hook("before_val_epoch")
         metrics = self._evaluate()
@@ -145,6 +166,9 @@ class ValidationLoop(ValLoop):
             if lines := class_lines(heading, scores, (task_of(self.runner.cfg),)):
                 self.runner.logger.info(lines)
         check_monitored(self.runner, metrics)
+        if not self._has_run:
+            drop_stale_scores(scalars, before, metrics)
+        self._has_run = True
         self.runner.call_hook("after_val_epoch", metrics=metrics)
         self.runner.call_hook("after_val")
         return metrics

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from mmengine.logging import HistoryBuffer
 
 from analysis.start_check import check_parts
 from backbones.errors import ConfigError
@@ -18,7 +19,13 @@ from engine.cli import run_tool
 from engine.config.load import load_config
 from engine.config.world import Launch
 from engine.training.ema import ModelEMAHook
-from engine.training.validation import ResumableEarlyStoppingHook, check_monitored, expected_scores
+from engine.training.validation import (
+    ResumableEarlyStoppingHook,
+    check_monitored,
+    drop_stale_scores,
+    expected_scores,
+    score_records,
+)
 from segmentation.metric import ClassIoUMetric
 from tests.bad_inputs.builders import CONFIG
 
@@ -151,3 +158,14 @@ def test_warnings_of_a_wrong_config_come_through(recwarn: pytest.WarningsRecorde
 
     run_tool(warn)
     assert [str(one.message) for one in recwarn] == ["Skip early stopping process"]
+
+
+def test_scores_of_a_metric_that_a_resume_removes_are_dropped() -> None:
+    """Those that this validation gave, or whose records grew during it, such as times, stay with all their values."""
+    scalars = {name: HistoryBuffer([0.5, 0.6], [1, 1]) for name in ("val/top1", "val/top5", "val/time", "train/loss")}
+    before = score_records(scalars)
+    scalars["val/time"].update(0.1)
+    scalars["val/own"] = HistoryBuffer([1.0], [1])
+    drop_stale_scores(scalars, before, {"top1": 0.7})
+    assert list(scalars) == ["val/top1", "val/time", "train/loss", "val/own"]
+    assert [len(one.data[0]) for one in scalars.values()] == [2, 3, 2, 1]
