@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import cv2
@@ -30,7 +32,7 @@ from backbones.weights import read_checkpoint
 from engine.checkpoint.model_weights import LOADER_SETTINGS, load_model
 from engine.config.building import build
 from engine.data.checker import build_checkers
-from engine.data.image_files import IMAGE_SUFFIXES, PILLOW_ERRORS, DamagedImageError, read_bands
+from engine.data.image_files import IMAGE_SUFFIXES, OTHER_SUFFIXES, PILLOW_ERRORS, DamagedImageError, read_bands
 from engine.data.paths import hidden_note, is_hidden
 from engine.report.lettering import drawn_names, write_drawn_names
 from engine.report.run_dir import DRAWN_AFTER, write_json
@@ -42,6 +44,7 @@ IMAGE_ERRORS = (*PILLOW_ERRORS, RuntimeError, MemoryError, cv2.error)
 RESULTS = "results"  # folder of predictions as files
 MAX_STEM_BYTES = 200  # of an image's name in that of a picture; file systems take 255 in all
 MAX_ENLARGED_SIDE = 4096  # pixels, of an enlarged image
+MAX_PICTURE_PIXELS = 12_000_000  # of a drawing; larger images are drawn at a smaller size
 MIN_PICTURE_SIDE = 480  # pixels; smaller images are enlarged by an integer factor
 
 
@@ -188,6 +191,7 @@ def predict_images(
     out: Path,
     result_format: str | None = None,
     data_check: bool = True,
+    unread: Mapping[Path, str] = MappingProxyType({}),
 ) -> Iterator[Path]:
     """Predict images one by one and draw each.
 
@@ -199,6 +203,7 @@ def predict_images(
         out: Folder for the drawings.
         result_format: Format in which predictions are also written to the sub-folder ``results``; ``None`` for none.
         data_check: Whether to skip images in which the data check finds an error.
+        unread: Reason for each picture beside the images that is not read, from :func:`unread_images`.
 
     Yields:
         The file of each drawing: ``<name>.png``, or ``<name with suffix>.png`` for images that share a name, with the
@@ -209,9 +214,7 @@ def predict_images(
         MachineError: If the folder cannot be written.
         ConfigError: If the folder is that of the images, or the task has no such format.
     """
-    steps = cfg.test_dataloader.dataset.pipeline
-    kept = [step for step in steps if not step["type"].startswith("Load") or "Image" in step["type"]]
-    pipeline = Compose([ConfigDict(step) for step in kept])
+    pipeline = _image_pipeline(cfg)
     collate = FUNCTIONS.get(cfg.test_dataloader.get("collate_fn", {"type": "pseudo_collate"})["type"])
     _make_folder(out)
     if any(image.parent.samefile(out) for image in images):
@@ -220,15 +223,16 @@ def predict_images(
     if line := write_drawn_names(cfg.test_dataloader.dataset.metainfo["classes"], out):
         print(line)
     writer = result_writer(cfg, result_format, out / RESULTS, names) if result_format else None
-    (checker,), skipped = build_checkers(cfg, ("test",)), {}
+    (checker,), skipped = build_checkers(cfg, ("test",)), dict(unread)
     for index, image in enumerate(images):
         target = out / f"{names[image]}.png"
         try:
             if data_check and (errors := checker.image_errors(str(image))):
                 raise DamagedImageError.of(image, f"{errors[0].problem}; {errors[0].fix}")
             item = pipeline({"img_path": str(image), "img_id": index, **copy.deepcopy(task.image_fields)})
-            sample = predict(model, item, collate)
+            sample = predict(model, drawn := _reduced(item), collate)
             draw_sample(cfg, visualizer, sample, target, truth=False)
+            sample = predict(model, item, collate) if writer is not None and drawn is not item else sample
         except IMAGE_ERRORS as error:
             skipped[image] = _reason(error)
             continue
@@ -238,7 +242,39 @@ def predict_images(
     if writer is not None and writer.results:
         writer.compute_metrics(writer.results)
     if skipped:
-        raise SkippedImagesError(skipped, len(images))
+        raise SkippedImagesError(skipped, len(images) + len(unread))
+
+
+def _picture_size(height: int, width: int) -> tuple[int, int]:
+    """Height and width at which an image is drawn, of the same shape."""
+    factor = min(1.0, math.sqrt(MAX_PICTURE_PIXELS / (height * width)))
+    return max(1, round(factor * height)), max(1, round(factor * width))
+
+
+def _reduced(item: dict[str, Any]) -> dict[str, Any]:
+    """Have boxes, masks and labels of a large image come out at the size of its drawing.
+
+    The network sees the same pixels. At 81 megapixels, pasting 100 masks and drawing them would take minutes and 14 GB.
+
+    Args:
+        item: Item of mmdet's or mmseg's data set; any other, and that of a smaller image, is returned as it is.
+    """
+    sample = item.get("data_samples")
+    stated = sample.get("ori_shape") if sample is not None else None
+    if sample is None or stated is None or (size := _picture_size(*stated[:2])) == tuple(stated[:2]):
+        return item
+    (height, width), scale = stated[:2], sample.get("scale_factor", (1.0, 1.0))
+    smaller = sample.clone()
+    scale_factor = (scale[0] * width / size[1], scale[1] * height / size[0])
+    smaller.set_metainfo({"ori_shape": size, "scale_factor": scale_factor})
+    return {**item, "data_samples": smaller}
+
+
+def _image_pipeline(cfg: Config) -> Compose:
+    """The test pipeline without the steps that load labels."""
+    steps = cfg.test_dataloader.dataset.pipeline
+    kept = [step for step in steps if not step["type"].startswith("Load") or "Image" in step["type"]]
+    return Compose([ConfigDict(step) for step in kept])
 
 
 def _drawing_names(images: Sequence[Path]) -> dict[Path, str]:
@@ -274,6 +310,17 @@ def _reason(error: Exception) -> str:
     return f"cannot be predicted: {describe_error(error, MAX_REASON)}"
 
 
+def unread_images(paths: Iterable[Path], suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> dict[Path, str]:
+    """Pictures in folders that :func:`find_images` passes over for their format, each with the reason in a line."""
+    others = {suffix for suffix in (*OTHER_SUFFIXES, ".npy") if suffix not in suffixes}
+    found = (one for path in paths if path.is_dir() for one in sorted(path.iterdir()) if one.suffix.lower() in others)
+    return {
+        one: f"is not read, as {one.suffix} is none of {', '.join(suffixes)}: convert it to JPEG or PNG"
+        for one in found
+        if one.is_file() and not is_hidden(one.name)
+    }
+
+
 def find_images(paths: Iterable[Path], suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[Path]:
     """Images at paths: files, and all images of some suffixes in folders, without their subfolders and hidden files.
 
@@ -292,8 +339,11 @@ def _images_at(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
         print(line)
     if not images:
         inside = path.is_dir() and any(one.is_dir() for one in path.iterdir())
+        others = Counter(one.suffix for one in unread_images([path], suffixes))
+        beside = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common())
         raise DataError(
             f"{str(path)!r} is neither an image nor a folder with images ({', '.join(suffixes)})"
+            + (f"; it has {beside}: convert them to JPEG or PNG" if others else "")
             + (f"; give those of its subfolders: {path}/*" if inside else "")
         )
     return images
@@ -322,6 +372,9 @@ def draw_sample(
     image = as_picture(read_bands(path, channels)) if channels else mmcv.imread(path, channel_order="rgb")
     image = image if change is None else change(image)
     height, width = image.shape[:2]
+    if (height, width) != (size := _picture_size(height, width)) == tuple(sample.get("ori_shape", ())[:2]):
+        height, width = size  # that of the answer, by _reduced
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
     factor = min(round(MIN_PICTURE_SIDE / min(height, width)), MAX_ENLARGED_SIDE // max(height, width))
     if factor > 1:
         task.scale_sample(sample, factor)

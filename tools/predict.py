@@ -34,22 +34,23 @@ def main() -> None:
     from engine.config.options import parse_options
     from engine.config.world import Launch
     from engine.data.image_files import image_suffixes
-    from engine.visualize import RESULTS, SkippedImagesError, find_images, load_predictor, predict_images
+    from engine.visualize import RESULTS, SkippedImagesError, find_images, load_predictor, predict_images, unread_images
 
     launch = Launch.from_environment()
     known = partial(recorded_classes, args.checkpoint, args.trust_checkpoint)
     cfg = load_config(args.config, parse_options(args.cfg_options), launch, known_classes=known).cfg
     suffixes = image_suffixes(stated_channels(cfg.test_dataloader.dataset.get("pipeline")))
-    images = find_images(args.images, suffixes)
+    images, unread = find_images(args.images, suffixes), unread_images(args.images, suffixes)
     model, visualizer = load_predictor(cfg, args.checkpoint, args.ema, launch.device, args.trust_checkpoint)
     out = args.out or Path(cfg.work_dir) / "predictions"
     try:
-        for target in predict_images(cfg, model, visualizer, images, out, args.format, not args.no_data_check):
+        check = not args.no_data_check
+        for target in predict_images(cfg, model, visualizer, images, out, args.format, check, unread):
             print(target)
         if args.format:
             print(f"--format {args.format}: in {printable(out / RESULTS)}")
     except SkippedImagesError as error:
-        if len(images) > 1:
+        if len(images) + len(unread) > 1:
             for image, reason in error.skipped.items():
                 print(f"skipped: {printable(image)}: {reason}", file=sys.stderr)
         raise

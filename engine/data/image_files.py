@@ -25,6 +25,11 @@ from backbones.file_kinds import SIGNATURE_BYTES, describe_content, truncation
 from engine.data.orientation import ORIENTATION_TAG, SIDEWAYS_ORIENTATIONS, Size
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
+# Of pictures that are not read: animations, drawings, formats of phones, raw data of cameras.
+OTHER_SUFFIXES = (
+    *(".gif", ".apng", ".svg", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".j2k", ".jfif", ".jpe", ".pgm", ".pnm"),
+    *(".tga", ".psd", ".exr", ".hdr", ".dcm", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
+)
 HEAD_BYTES, TAIL_BYTES = 65536, 4096  # read from a file whose pixels are not needed
 LABEL_MODES = ("L", "P", "1", "I;16", "I")  # Pillow's modes of one channel of whole numbers
 OPENCV_MAX_PIXELS = 2**30  # OpenCV refuses to decode more

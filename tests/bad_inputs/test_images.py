@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from engine.data.checker import build_checkers
 from engine.data.fault_tolerance import REPLACED_IMAGES_FILE, FaultTolerantDataset
 from engine.data.image_files import DamagedImageError
 from engine.data.sampling import SeededIndex
-from engine.visualize import SkippedImagesError, find_images, predict_images
+from engine.visualize import SkippedImagesError, find_images, predict_images, unread_images
 from tests.bad_inputs.builders import (
     CONFIG,
     DAMAGED,
@@ -150,6 +151,23 @@ def test_predicting_goes_on_after_any_image(tasks: Any, task: str, tmp_path: Pat
     )
 
 
+def test_pictures_of_formats_that_are_not_read_are_listed(tasks: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("b.gif", "c.HEIC", "d.svg", "e.avif", "._f.gif", "notes.txt", "labels.json"):
+        (folder / name).write_bytes(b"x")
+    with refused(folder, "neither an image nor a folder with images", "it has 1 .gif, 1 .HEIC, 1 .svg, 1 .avif"):
+        find_images([folder])
+    (folder / "a.png").write_bytes(DAMAGED["noise inside.png"][0]())
+    unread = unread_images([folder, folder / "a.png"])
+    assert [path.name for path in unread] == ["b.gif", "c.HEIC", "d.svg", "e.avif"]
+    cfg, images = tasks["classifier"].cfg, find_images([folder])
+    with pytest.raises(SkippedImagesError, match=r"^5 of 5 images were skipped, the first is ") as caught:
+        list(predict_images(cfg, None, None, images, tmp_path / "out", unread=unread))
+    assert list(caught.value.skipped) == [*unread, *images]
+    assert caught.value.skipped[folder / "c.HEIC"].startswith("is not read, as .HEIC is none of .jpg, .jpeg, .png")
+
+
 def test_a_folder_of_folders_says_what_to_give(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a/1.png").write_bytes(encoded(Image.fromarray(pixels()), "PNG"))
@@ -174,6 +192,35 @@ def test_large_images_have_the_limits_of_the_check(tasks: Any, tmp_path: Path, m
         (checker,) = build_checkers(tasks[task].cfg, ("test",))
         found[task] = [finding.problem for finding in checker.image_errors(str(path))]
     assert found == {"classifier": ["has 200 megapixels, which are refused"], "detector": [], "segmentor": []}
+
+
+def test_a_large_image_is_drawn_at_a_smaller_size(tasks: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    """The detector's answers come out at that size, and for files at that of the image."""
+    path, cfg = tmp_path / "large.png", tasks["detector"].cfg
+    Image.new("L", (60, 40)).save(path)
+    monkeypatch.setattr("engine.visualize.MAX_PICTURE_PIXELS", 600)
+    asked, drawn, written = [], [], []
+
+    def answer(model: Any, item: Any, collate: Any) -> Any:
+        asked.append((item["inputs"].shape[1:], item["data_samples"].ori_shape, item["data_samples"].scale_factor))
+        return item["data_samples"]
+
+    drawer = SimpleNamespace(
+        add_datasample=lambda name, image, sample, **_: drawn.append((image.shape, sample.ori_shape))
+    )
+    writer = SimpleNamespace(process=lambda _, samples: written.append(samples[0]["ori_shape"]), results=[])
+    monkeypatch.setattr("engine.visualize.predict", answer)
+    monkeypatch.setattr("engine.visualize.result_writer", lambda *_: writer)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        for name in (None, "coco"):
+            assert len(list(predict_images(cfg, None, drawer, [path], tmp_path / "out", name))) == 1
+    (shape, size, scale), *others = asked
+    assert size == (20, 30)
+    assert scale == pytest.approx((shape[1] / 30, shape[0] / 20), abs=0.1)
+    assert others == [asked[0], (shape, (40, 60), pytest.approx((shape[1] / 60, shape[0] / 40), abs=0.1))]
+    assert [one for _, one in drawn] == [size, size]
+    assert all(picture[0] * 3 == picture[1] * 2 for picture, _ in drawn)
+    assert written == [(40, 60)]
 
 
 @pytest.mark.parametrize("error", [ConfigError("a setting"), OSError(28, "No space left on device"), TypeError("code")])
