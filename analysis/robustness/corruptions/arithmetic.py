@@ -20,7 +20,7 @@ Pixels = npt.NDArray[np.uint8]
 KERNEL_BITS = 16  # weights of a filter add up to 2**16: with 8 bits of image, sums are exact in float32
 SAMPLE_BITS = 12  # weights of four neighbours add up to 2**12
 _FRACTION_BITS = SAMPLE_BITS // 2
-# Sides of a block of weights. OpenCV filters by Fourier transform, which rounds, from 50 weights on.
+# Sides of a block of weights: OpenCV may filter larger kernels by Fourier transform, which rounds.
 _BLOCK = 7
 # Three channels in one 64-bit number: 21 bits each, 8 of the image and 13 for weights.
 CHANNEL_BITS = 21
