@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.evaluator import Evaluator
+from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.optim import AmpOptimWrapper, OptimWrapper, build_optim_wrapper
 from mmengine.registry import (
     DATA_SAMPLERS,
@@ -117,8 +117,9 @@ def check_parts(cfg: Config) -> None:
         SimpleNamespace(evaluator=SimpleNamespace(metrics=metrics["val"])) if cfg.get("val_cfg") is not None else None
     )
     classes = class_names(cfg.classes) if cfg.get("classes") else None
-    for metric in metrics["val"] if classes else ():
-        metric.dataset_meta = {"classes": classes}  # on which the names of scores may depend
+    for metric in metrics["val"]:
+        if classes and isinstance(metric, BaseMetric):  # an object stands for one that was not built
+            metric.dataset_meta = {"classes": classes}  # on which the names of scores may depend
     run = SimpleNamespace(hooks=hooks, param_schedulers=schedules, val_loop=loop)
     run.checkpoint_hook = Runner.checkpoint_hook.fget(run)  # type: ignore[attr-defined]
     check_monitored(run, expected_scores(run))
