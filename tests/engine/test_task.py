@@ -177,7 +177,9 @@ def test_its_memory_is_estimated(toy: Path, program: Callable[..., Any]) -> None
     done = program("train.py", toy / "colour.py", "--dry-run")
     assert done.code == 0, done.err
     assert "activations of 4 images of 32 x 32" in done.out
-    assert "2 epochs of 2 steps = 4 steps (8 images if the data is all of channels)" in done.out
+    assert "2 epochs of 2 steps = 4 steps (8 images)" in done.out  # counted
+    unread = program("train.py", toy / "colour.py", "--dry-run", "--no-data-check")
+    assert "2 epochs of 2 steps = 4 steps (8 images if the data is all of channels)" in unread.out
 
 
 def test_it_is_exported(trained: Path, program: Callable[..., Any]) -> None:
