@@ -347,24 +347,14 @@ def load_backbone_weights(
         averaged: Load the averaged weights (EMA) instead of the raw ones.
 
     Raises:
-        CheckpointError: If a tensor is missing, has another shape, or is not finite.
+        CheckpointError: If a tensor is missing, has another shape, is of a layer that this network does not have, or is
+            not finite.
     """
     matched = _match_names(network, network_tensors(checkpoint, source, averaged), source)
     expected = network.state_dict()
     missing = [name for name in expected if name not in matched.tensors]
     adapted = adapt_input_layer(matched.tensors, expected)
-    lost = [
-        name
-        for name in missing
-        if not network.may_be_missing(name) and (matched.final_norm or not name.startswith("norm."))
-    ]
-    if lost:
-        names = summarize_names(lost)
-        raise CheckpointError(f"checkpoint {source!r} lacks {len(lost)} of {len(expected)} tensors: {names}")
-    for name, value in expected.items():
-        if name in matched.tensors and matched.tensors[name].shape != value.shape:
-            theirs, ours = tuple(matched.tensors[name].shape), tuple(value.shape)
-            raise CheckpointError(f"checkpoint {source!r} is of another network: {name} is {theirs}, here {ours}")
+    _refuse_another_network(network, matched, expected, source)
     network.load_state_dict({name: value for name, value in matched.tensors.items() if name in expected}, strict=False)
     for name in filter(_OUTPUT_NORM.fullmatch, missing):
         nn.init.constant_(network.get_parameter(name), float(name.endswith(".weight")))
@@ -381,6 +371,43 @@ def load_backbone_weights(
     if remark := check_constant({name: matched.tensors[name] for name in expected if name not in missing}, source):
         print_log(f"checkpoint {source!r}: {remark}", logger="current", level=logging.WARNING)
     return report
+
+
+def _refuse_another_network(
+    network: Backbone, matched: MatchedTensors, expected: Mapping[str, Tensor], source: str
+) -> None:
+    """Raise an error if a tensor is missing, has another shape, or is of a layer that this network does not have.
+
+    The weights of a deeper network fill all layers of a shallower one of the same widths, but not as they were trained.
+    """
+    lost = [
+        name
+        for name in expected
+        if name not in matched.tensors
+        and not network.may_be_missing(name)
+        and (matched.final_norm or not name.startswith("norm."))
+    ]
+    parts = {name.split(".")[0] for name in expected if not _OUTPUT_NORM.fullmatch(name)}
+    extra = [name for name in matched.tensors if name not in expected and name.split(".")[0] in parts]
+    for names, verb, initial in ((lost, "lacks", 0.0), (extra, "has", 1.0)):
+        if names and len(names) == len(lost) + len(extra) and all(name.endswith(".gamma") for name in names):
+            raise CheckpointError(
+                f"checkpoint {source!r} {verb} the layer scale of {len(names)} blocks: set "
+                f"layer_scale_init_value={initial} in the backbone's config"
+            )
+    if lost:
+        raise CheckpointError(
+            f"checkpoint {source!r} lacks {len(lost)} of {len(expected)} tensors: {summarize_names(lost)}"
+        )
+    if extra:
+        raise CheckpointError(
+            f"checkpoint {source!r} is of another network: it has {len(extra)} tensors more than the {len(expected)} "
+            f"here: {summarize_names(extra)}"
+        )
+    for name, value in expected.items():
+        if name in matched.tensors and matched.tensors[name].shape != value.shape:
+            theirs, ours = tuple(matched.tensors[name].shape), tuple(value.shape)
+            raise CheckpointError(f"checkpoint {source!r} is of another network: {name} is {theirs}, here {ours}")
 
 
 def _match_names(network: Backbone, tensors: dict[str, Tensor], source: str) -> MatchedTensors:

@@ -189,6 +189,19 @@ def test_another_network_is_an_error(pretrained: dict[str, Tensor], tmp_path: Pa
         build_backbone("convnext_atto", depths=(1, 1, 2, 1), dims=(12, 16, 24, 32), weights=path)
     with pytest.raises(UserError, match="lacks 9 of"):
         build_backbone("convnext_atto", depths=(1, 1, 3, 1), dims=SMALL["dims"], weights=path)
+    message = r"another network: it has 9 tensors more than the \d+ here: stages\.2\.1"
+    with pytest.raises(UserError, match=message):  # of a deeper one
+        build_backbone("convnext_atto", depths=(1, 1, 1, 1), dims=SMALL["dims"], weights=path)
+
+
+def test_layer_scale_is_in_both_or_in_none(pretrained: dict[str, Tensor], tmp_path: Path) -> None:
+    path = saved({"model": pretrained}, tmp_path / "weights.pth")
+    without = {name: value for name, value in pretrained.items() if not name.endswith(".gamma")}
+    with pytest.raises(UserError, match=r"has the layer scale of 5 blocks: set layer_scale_init_value=1\.0 in the"):
+        ConvNeXt(**SMALL, layer_scale_init_value=0.0, weights=path).init_weights()
+    path = saved({"model": without}, tmp_path / "without.pth")
+    with pytest.raises(UserError, match=r"lacks the layer scale of 5 blocks: set layer_scale_init_value=0\.0 in the"):
+        ConvNeXt(**SMALL, weights=path).init_weights()
 
 
 @pytest.mark.parametrize(
