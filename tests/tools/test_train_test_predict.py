@@ -188,7 +188,7 @@ def test_testing_finds_what_the_training_found(task: Trained, request: pytest.Fi
         assert ended.out.count(f"\n{name}: ") == 1
     assert not list(task.folder.glob("test/**/events.out.tfevents.*"))
     pictures = sorted((task.folder / "pictures").iterdir())
-    assert [path.suffix for path in pictures] == [".png"] * (8 if "classification" in str(task.config) else 6)
+    assert [path.suffix for path in pictures] == [".png"] * (8 if "classification" in str(task.config) else 7)
     images = {path.stem for path in task.data.rglob("*.png")}
     for picture in pictures:
         assert_drawn(picture)
