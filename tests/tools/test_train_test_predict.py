@@ -189,7 +189,7 @@ def test_testing_finds_what_the_training_found(task: Trained, request: pytest.Fi
     assert not list(task.folder.glob("test/**/events.out.tfevents.*"))
     pictures = sorted((task.folder / "pictures").iterdir())
     assert [path.suffix for path in pictures] == [".png"] * (8 if "classification" in str(task.config) else 7)
-    images = {path.stem for path in task.data.rglob("*.png")}
+    images = {path.stem for path in task.data.rglob("*") if path.suffix in (".jpg", ".png")}
     for picture in pictures:
         assert_drawn(picture)
         assert picture.stem.partition("_")[2] in images
