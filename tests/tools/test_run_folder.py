@@ -64,6 +64,7 @@ def test_a_training_names_its_results_and_the_next_command(original: tuple[Path,
 def test_what_comes_later_leaves_a_training_as_it_is(finished: Path, tool: Any, digits: Path, tmp_path: Path) -> None:
     data = f"data_root={digits / 'imagenet'}"
     place = ("--work-dir", finished, "--cfg-options", data)
+    training = ("--work-dir", finished, "--cfg-options", *settings(digits))
     image = next((digits / "imagenet/val").glob("*/*.png"))
     here = ("--cfg-options", data, f"work_dir={finished}")
     checked = tmp_path / "data"
@@ -75,9 +76,9 @@ def test_what_comes_later_leaves_a_training_as_it_is(finished: Path, tool: Any, 
         (0, "test.py", finished / "digits.py", finished / "epoch_1.pth", "--ema", *place),
         (0, "predict.py", CONFIG, finished / "epoch_1.pth", image, *here),
         (1, "check_data.py", CONFIG, "--cfg-options", f"data_root={checked}", f"work_dir={finished}"),
-        (0, "train.py", CONFIG, "--dry-run", *place),
-        (2, "train.py", CONFIG, *place),
-        (0, "train.py", CONFIG, "--resume", "--work-dir", finished, "--cfg-options", *settings(digits)),
+        (0, "train.py", CONFIG, "--dry-run", *training),
+        (2, "train.py", CONFIG, *training),
+        (0, "train.py", CONFIG, "--resume", *training),
     ):
         ended = tool(program, *arguments)
         assert ended.code == code, (program, ended.err)
