@@ -6,6 +6,7 @@ import copy
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
@@ -14,8 +15,10 @@ from mmengine.registry import HOOKS
 
 from backbones.errors import CheckpointError, ConfigError
 from backbones.published import fetch, is_published, nearest_published
+from engine.checkpoint.model_weights import recorded_classes
 from engine.checkpoint.preemption import Stop, exiting_on_signals
-from engine.config.load import Resolved
+from engine.config.load import Resolved, load_config
+from engine.config.options import parse_options
 from engine.config.world import Launch
 from engine.data.preflight import check_before_test, check_before_training, check_data_paths
 from engine.planning.plan import Review, TrainingPlan, training_plan
@@ -86,6 +89,26 @@ def _log_plan(plan: TrainingPlan, runner: Runner, review: Review | None) -> Trai
             for line in lines:
                 log(line)
     return plan
+
+
+def evaluated_config(
+    config: str, options: list[str] | None, work_dir: str | None, checkpoint: str, trust: bool
+) -> tuple[Resolved, Launch]:
+    """Resolve the config with which a checkpoint is evaluated, and whose classes may be recorded in it.
+
+    Args:
+        config: Config file.
+        options: Overrides as ``key=value``.
+        work_dir: Work directory, in place of the config's.
+        checkpoint: Path or URL of the checkpoint.
+        trust: Whether to execute code that the checkpoint asks for (``--trust-checkpoint``).
+    """
+    changes = parse_options(options)
+    if work_dir:
+        changes["work_dir"] = work_dir
+    launch = Launch.from_environment()
+    known = partial(recorded_classes, checkpoint, trust)
+    return load_config(config, changes, launch, training=False, known_classes=known), launch
 
 
 def test(

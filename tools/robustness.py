@@ -5,7 +5,6 @@ data, whose images are then corrupted on the fly. An interrupted evaluation goes
 """
 
 import sys
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -41,17 +40,11 @@ def main() -> None:
     from mmengine.dist import is_main_process
 
     from analysis.robustness.run import RobustnessOptions, evaluate_robustness, result_lines
-    from engine.checkpoint.model_weights import recorded_classes
-    from engine.config.load import load_config
-    from engine.config.options import parse_options
-    from engine.config.world import Launch
+    from engine.run import evaluated_config
 
-    options = parse_options(args.cfg_options)
-    if args.work_dir:
-        options["work_dir"] = args.work_dir
-    launch = Launch.from_environment()
-    known = partial(recorded_classes, args.checkpoint, args.trust_checkpoint)
-    resolved = load_config(args.config, options, launch, training=False, known_classes=known)
+    resolved, launch = evaluated_config(
+        args.config, args.cfg_options, args.work_dir, args.checkpoint, args.trust_checkpoint
+    )
     asked = RobustnessOptions(
         suites=args.suites,
         root=args.data,

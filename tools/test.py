@@ -1,7 +1,6 @@
 """Evaluate a checkpoint: ``python tools/test.py CONFIG CHECKPOINT [--tta] [--ema] [--cfg-options k=v ...]``."""
 
 import sys
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -28,18 +27,11 @@ def main() -> None:
 
     from mmengine.dist import is_main_process
 
-    from engine.checkpoint.model_weights import recorded_classes
-    from engine.config.load import load_config
-    from engine.config.options import parse_options
-    from engine.config.world import Launch
-    from engine.run import test
+    from engine.run import evaluated_config, test
 
-    options = parse_options(args.cfg_options)
-    if args.work_dir:
-        options["work_dir"] = args.work_dir
-    launch = Launch.from_environment()
-    known = partial(recorded_classes, args.checkpoint, args.trust_checkpoint)
-    resolved = load_config(args.config, options, launch, training=False, known_classes=known)
+    resolved, launch = evaluated_config(
+        args.config, args.cfg_options, args.work_dir, args.checkpoint, args.trust_checkpoint
+    )
     options_of_test = (args.ema, args.tta, args.trust_checkpoint, args.format, not args.no_data_check)
     metrics = test(resolved, launch, args.checkpoint, *options_of_test)
     if is_main_process():
