@@ -10,7 +10,7 @@ import re
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PosixPath, PureWindowsPath
@@ -354,7 +354,7 @@ def load_backbone_weights(
     expected = network.state_dict()
     missing = [name for name in expected if name not in matched.tensors]
     adapted = adapt_input_layer(matched.tensors, expected)
-    _refuse_another_network(network, matched, expected, source)
+    _refuse_another_network(network, matched, expected, missing, source)
     network.load_state_dict({name: value for name, value in matched.tensors.items() if name in expected}, strict=False)
     for name in filter(_OUTPUT_NORM.fullmatch, missing):
         nn.init.constant_(network.get_parameter(name), float(name.endswith(".weight")))
@@ -374,7 +374,11 @@ def load_backbone_weights(
 
 
 def _refuse_another_network(
-    network: Backbone, matched: MatchedTensors, expected: Mapping[str, Tensor], source: str
+    network: Backbone,
+    matched: MatchedTensors,
+    expected: Mapping[str, Tensor],
+    missing: Sequence[str],
+    source: str,
 ) -> None:
     """Raise an error if a tensor is missing, has another shape, or is of a layer that this network does not have.
 
@@ -382,10 +386,8 @@ def _refuse_another_network(
     """
     lost = [
         name
-        for name in expected
-        if name not in matched.tensors
-        and not network.may_be_missing(name)
-        and (matched.final_norm or not name.startswith("norm."))
+        for name in missing
+        if not network.may_be_missing(name) and (matched.final_norm or not name.startswith("norm."))
     ]
     parts = {name.split(".")[0] for name in expected if not _OUTPUT_NORM.fullmatch(name)}
     extra = [name for name in matched.tensors if name not in expected and name.split(".")[0] in parts]
