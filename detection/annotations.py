@@ -48,6 +48,17 @@ def read_annotations(path: str | Path) -> Any:
     return json.loads(Path(path).read_text(encoding="utf-8-sig"))
 
 
+def absent_classes(categories: Sequence[dict[str, Any]], names: Sequence[str]) -> list[str]:
+    """The classes that are no category of an annotation file, in their order.
+
+    Args:
+        categories: Entries of the annotation file's ``categories``.
+        names: Class names.
+    """
+    known = set(category_names(categories).values())
+    return [name for name in names if name not in known]
+
+
 def lacking_classes(categories: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
     """Description of the classes that are no category of an annotation file; empty if all are.
 
@@ -55,17 +66,17 @@ def lacking_classes(categories: Sequence[dict[str, Any]], names: Sequence[str]) 
         categories: Entries of the annotation file's ``categories``.
         names: Class names.
     """
-    known = list(dict.fromkeys(category_names(categories).values()))
-    absent = [name for name in names if name not in known]
+    absent = absent_classes(categories, names)
     if not absent:
         return ""
+    known = list(dict.fromkeys(category_names(categories).values()))
     return (
         f"classes: {len(absent)} of {len(names)} are no category of the annotation file ({absent[0]!r}...); "
         f"it has {len(known)}: {', '.join(known[:5])}..."
     )
 
 
-def add_categories(content: dict[str, Any], names: Sequence[str]) -> list[str]:
+def add_categories(content: dict[str, Any], names: Sequence[str]) -> None:
     """Add a category to an annotation file, in place, for each class that it lacks: a class without objects.
 
     A file that has none of the classes is another one and stays as it is.
@@ -73,17 +84,12 @@ def add_categories(content: dict[str, Any], names: Sequence[str]) -> list[str]:
     Args:
         content: Content of the annotation file.
         names: Class names.
-
-    Returns:
-        Names of the categories that were added.
     """
-    known = category_names(content["categories"])
-    absent = [name for name in names if name not in known.values()]
+    absent = absent_classes(content["categories"], names)
     if len(absent) == len(names):
-        return []
-    first = max(known) + 1
+        return
+    first = max(category_names(content["categories"])) + 1
     content["categories"] += [{"id": number, "name": name} for number, name in enumerate(absent, first)]
-    return absent
 
 
 def names_in_file(dataset: Mapping[str, Any]) -> list[str]:

@@ -18,7 +18,7 @@ from mmdet.structures.bbox import HorizontalBoxes
 from mmdet.structures.mask import BitmapMasks
 
 from backbones.errors import nearest
-from detection.annotations import category_names, lacking_classes, read_annotations
+from detection.annotations import absent_classes, category_names, lacking_classes, read_annotations
 from detection.data import OrderedCOCO
 from detection.left_out import CROWD, NO_AREA, LeftOut, count_left_out
 from engine.config.building import registered_class
@@ -147,7 +147,7 @@ class CocoChecker(DatasetChecker):
         for problem in repeated("category", (str(row["name"]) for row in content["categories"])):
             problem += ": the objects of all but the last are dropped"
             self.error("duplicate category", self.file, problem, "merge them")
-        absent = [name for name in classes if name not in names.values()]
+        absent = absent_classes(content["categories"], classes)
         if absent:
             self._report_absent(absent, classes, content["categories"])
         objects = Counter(row["category_id"] for row in content["annotations"])
