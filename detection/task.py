@@ -35,6 +35,7 @@ from engine.task import (
     image_meta,
     pipeline_scale,
     register_task,
+    transform_name,
 )
 
 DETECTOR_SHAPE = (800, 1280)  # of the papers' FLOPs, which they write "1280 x 800"
@@ -177,20 +178,20 @@ def _check_training(cfg: Config, images: int) -> None:
     """
     for step in (cfg.model.get("data_preprocessor") or {}).get("batch_augments") or []:
         largest = training_shape(cfg)
-        if step["type"].rpartition(".")[2] == "BatchFixedSizePad" and largest not in (None, tuple(step["size"])):
+        if transform_name(step) == "BatchFixedSizePad" and largest not in (None, tuple(step["size"])):
             raise ConfigError(
                 f"model.data_preprocessor.batch_augments: BatchFixedSizePad pads to {tuple(step['size'])}, but "
                 f"training has images of up to {largest} (height, width): give RandomCrop and the padding the same size"
             )
     dataset = cfg.train_dataloader.dataset
-    mixing = [step["type"] for step in dataset.get("pipeline", []) if step["type"].rpartition(".")[2] in WITHOUT_MASKS]
+    mixing = [step["type"] for step in dataset.get("pipeline", []) if transform_name(step) in WITHOUT_MASKS]
     loading = [step for inner in inner_datasets(dataset) for step in inner.get("pipeline", [])]
     if mixing and is_wrapper(dataset) and any(step.get("with_mask") for step in loading):
         raise ConfigError(
             f"train_dataloader.dataset: {mixing[0]} loses masks: use CachedMosaic, CachedMixUp or CopyPaste, or a "
             "detector without masks and LoadAnnotations with with_mask=False"
         )
-    boxes_alone = [step for step in loading if step["type"].rpartition(".")[2] == "LoadAnnotations"]
+    boxes_alone = [step for step in loading if transform_name(step) == "LoadAnnotations"]
     boxes_alone = [step for step in boxes_alone if not step.get("with_mask")]
     if boxes_alone and (cfg.model.get("roi_head") or {}).get("mask_head"):
         raise ConfigError(

@@ -184,6 +184,17 @@ class RobustnessSuite:
     corrupted: bool = False
 
 
+def transform_name(step: Mapping[str, Any]) -> str:
+    """Name of a step of a pipeline without its scope: ``LoadAnnotations`` of ``mmseg.LoadAnnotations``."""
+    return str(step["type"]).rpartition(".")[2]
+
+
+def loads_image(step: Mapping[str, Any]) -> bool:
+    """Whether a step of a pipeline loads the image, by its name: ``LoadImageFromFile``, ``LoadCheckedImage``..."""
+    name = transform_name(step)
+    return name.startswith("Load") and "Image" in name
+
+
 def after_loading(
     pipeline: Sequence[Mapping[str, Any]], step: Mapping[str, Any], protocol: str
 ) -> list[Mapping[str, Any]]:
@@ -193,10 +204,12 @@ def after_loading(
         ConfigError: If no step loads an image.
     """
     for index, one in enumerate(pipeline):
-        kind = str(one["type"]).rpartition(".")[2]
-        if kind.startswith("Load") and "Image" in kind:
+        if loads_image(one):
             return [*pipeline[: index + 1], step, *pipeline[index + 1 :]]
     raise ConfigError("test_pipeline: no step Load...Image loads the images that are to be corrupted")
+
+
+WHOLE_IMAGE = {"15": "15 corruptions of the whole image at five severities"}
 
 
 @dataclass(frozen=True)
@@ -219,9 +232,7 @@ class RobustnessSpec:
     place_corruption: Callable[[Sequence[Mapping[str, Any]], Mapping[str, Any], str], Sequence[Mapping[str, Any]]] = (
         after_loading
     )
-    protocols: Mapping[str, str] = field(
-        default_factory=lambda: {"15": "15 corruptions of the whole image at five severities"}
-    )
+    protocols: Mapping[str, str] = field(default_factory=lambda: dict(WHOLE_IMAGE))
     severities: Mapping[str, Mapping[str, Sequence[int]]] = field(default_factory=dict)
     located: bool = True
     evaluator: Mapping[str, Any] | None = None

@@ -36,7 +36,7 @@ from engine.data.image_files import IMAGE_SUFFIXES, OTHER_SUFFIXES, PILLOW_ERROR
 from engine.data.paths import hidden_note, is_hidden
 from engine.report.lettering import drawn_names, write_drawn_names
 from engine.report.run_dir import DRAWN_AFTER, write_json
-from engine.task import task_of
+from engine.task import loads_image, task_of, transform_name
 
 MAX_REASON = 160  # characters of a library's message about an image
 # What an image, or its size, can raise on the way to its drawing; errors of the code itself are not among them.
@@ -273,7 +273,7 @@ def _reduced(item: dict[str, Any]) -> dict[str, Any]:
 def _image_pipeline(cfg: Config) -> Compose:
     """The test pipeline without the steps that load labels."""
     steps = cfg.test_dataloader.dataset.pipeline
-    kept = [step for step in steps if not step["type"].startswith("Load") or "Image" in step["type"]]
+    kept = [step for step in steps if loads_image(step) or not transform_name(step).startswith("Load")]
     return Compose([ConfigDict(step) for step in kept])
 
 

@@ -18,6 +18,7 @@ from backbones.errors import ConfigError
 from engine.config.classes import class_names
 from engine.config.datasets import inner_datasets, mappings
 from engine.task import (
+    WHOLE_IMAGE,
     ClassLayer,
     ExportedNetwork,
     NamedClasses,
@@ -207,7 +208,7 @@ SEGMENTATION = register_task(
         result_formats={"png": label_pngs},
         robustness=RobustnessSpec(
             protocols={
-                "15": "15 corruptions of the whole image at five severities",
+                **WHOLE_IMAGE,
                 "16": "16 corruptions of the whole image, the four noises at severities 1 to 3: 72 sets",
             },
             severities={"16": SIXTEEN_CORRUPTIONS},
