@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -19,7 +19,22 @@ from torch import Tensor
 
 from backbones.errors import MachineError
 
-OP_MODULES = ("bbox_overlaps", "focal_loss", "nms", "roi_align")
+OP_MODULES = (
+    "bbox_overlaps",
+    "border_align",
+    "carafe",
+    "deform_conv",
+    "deform_roi_pool",
+    "focal_loss",
+    "line_nms",
+    "masked_conv",
+    "ms_deform_attn",
+    "nms",
+    "prroi_pool",
+    "psa_mask",
+    "roi_align",
+    "roi_pool",
+)
 _EXTENSION = "mmcv._ext"
 # Packages that bind dummies at import time when mmcv.ops cannot be imported.
 _EARLY_BINDING_PACKAGES = ("mmdet.models", "mmdet.structures", "mmseg.models")
@@ -49,6 +64,34 @@ def missing_op(op: str) -> MissingOpError:
 def at_least_float32(tensor: Tensor) -> Tensor:
     """The tensor itself if it is float32 or float64, else a float32 copy (exact for half precision)."""
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+def write_gradients(
+    function: Callable[..., Tensor], inputs: Sequence[Tensor], grad_output: Tensor, buffers: Sequence[Tensor | None]
+) -> None:
+    """Differentiate a plain PyTorch form, which is computed once more, and write the gradients into buffers.
+
+    Args:
+        function: Function of ``inputs`` that returns one tensor.
+        inputs: Tensors to differentiate by; half precision is computed in float32.
+        grad_output: Gradient with respect to the result of ``function``.
+        buffers: Output buffer for each input, of its shape; ``None`` where no gradient is wanted.
+    """
+    wanted = [buffer is not None for buffer in buffers]
+    leaves = [
+        at_least_float32(tensor.detach()).clone().requires_grad_(want)
+        for tensor, want in zip(inputs, wanted, strict=True)
+    ]
+    with torch.enable_grad():
+        result = function(*leaves)
+    gradients = torch.autograd.grad(
+        result,
+        [leaf for leaf, want in zip(leaves, wanted, strict=True) if want],
+        grad_output.to(result.dtype),
+        materialize_grads=True,
+    )
+    for buffer, gradient in zip((b for b in buffers if b is not None), gradients, strict=True):
+        buffer.copy_(gradient)
 
 
 def install() -> str:
