@@ -1,15 +1,18 @@
-"""Atomic writing: a file is complete or absent, whatever happens while it is written."""
+"""Files that are complete or absent whatever happens while they are written, and files that only this user wrote."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
 import os
+import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 PART_SUFFIX = ".part"
+OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 NO_SPACE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -17,13 +20,15 @@ NO_SPACE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def atomic_write(file: Path, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path to write to; it is synced and renamed to ``file`` at the end of the context.
 
-    After an error or a power failure, the former file of this name is still there.
+    After an error or a power failure, the former file of this name is still there. Nobody can guess the temporary name
+    and put a link there that leads to another file.
 
     Args:
         file: The file to write; an existing one is replaced.
         durable: Whether to wait for the disk. Without, the file may be empty after a power failure.
     """
-    part = file.with_name(f".{file.name}.{os.getpid()}{PART_SUFFIX}")
+    part = file.with_name(f".{file.name}.{secrets.token_hex(8)}{PART_SUFFIX}")
+    os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
     try:
         yield part
         if durable:
@@ -52,6 +57,43 @@ def remove_partial_files(folder: Path) -> None:
     """Remove the temporary files of processes that were killed while they wrote."""
     for part in folder.glob(f".*.*{PART_SUFFIX}"):
         part.unlink(missing_ok=True)
+
+
+class SharedFolderError(PermissionError):
+    """A folder for files of this user alone belongs to another one, or others may write to it."""
+
+
+def check_private_folder(folder: Path) -> None:
+    """Raise an error unless a folder belongs to this user and nobody else may write to it.
+
+    Raises:
+        SharedFolderError: Its ``strerror`` has the fix.
+        OSError: If there is no such folder.
+    """
+    state = folder.stat()
+    if state.st_uid != os.getuid():
+        raise SharedFolderError(errno.EPERM, "it belongs to another user", str(folder))
+    if state.st_mode & OTHERS_MAY_WRITE:
+        raise SharedFolderError(errno.EPERM, f"others may write to it: chmod go-w {folder}", str(folder))
+
+
+def read_private(file: Path, max_bytes: int) -> bytes:
+    """The content of a file that no other user can have written; links are not followed.
+
+    Owner and permissions are those of the file that is read, whatever happens to its name meanwhile.
+
+    Raises:
+        OSError: If there is no such file, or it is no regular one, of another user, writable by others, or larger.
+    """
+    descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as opened:
+        state = os.fstat(descriptor)
+        if not stat.S_ISREG(state.st_mode) or state.st_uid != os.getuid() or state.st_mode & OTHERS_MAY_WRITE:
+            raise PermissionError(errno.EPERM, "is no file of this user alone", str(file))
+        content = opened.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise OSError(errno.EFBIG, f"is larger than {max_bytes:,} bytes", str(file))
+    return content
 
 
 def _sync(path: Path) -> None:

@@ -40,11 +40,13 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode  # the function has no public name
 
 from backbones.errors import ConfigError
+from backbones.files import SharedFolderError, atomic_write, check_private_folder, read_private
 
 VARIABLE = "CONVNEXT_CHOICE"
 TIMING_ROUNDS = 7
 TIMING_ROUND_SECONDS = 2e-3  # a call is repeated until a round lasts about this long
 MAX_REPEATS = 50
+MAX_FILE_BYTES = 2**24
 REQUIRED_RATIO = 0.97  # of the first candidate's time: slower candidates are not preferred to it
 
 Candidates = Mapping[str, Callable[[], object]]
@@ -216,14 +218,7 @@ class Autotuner:
         path = cache_file()
         entries = {key: form} | _read_entries(path)
         self._entries[key] = entries[key]
-        draft = path.with_suffix(f".{os.getpid()}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_text(json.dumps(entries, indent=1, sort_keys=True))
-            os.replace(draft, path)
-        except OSError:  # read-only homes are common on clusters: this process remembers
-            with suppress(OSError):
-                draft.unlink()
+        write_cached((path, json.dumps(entries, indent=1, sort_keys=True).encode()))
         return entries[key]
 
 
@@ -305,6 +300,35 @@ def cache_file() -> Path:
     return Path(root) / "convnext-dense" / f"choices-{_versions()}.json"
 
 
+def read_cached(path: Path) -> bytes | None:
+    """The content of a file of the cache; ``None`` if it is absent, or another user may have written it."""
+    with suppress(OSError):
+        check_private_folder(path.parent)
+        return read_private(path, MAX_FILE_BYTES)
+    return None
+
+
+def write_cached(*files: tuple[Path, bytes]) -> None:
+    """Write files to the cache in their order, if that is possible; only this user may read or write them.
+
+    Args:
+        files: Path and content of each, all in one folder.
+    """
+    folder = files[0][0].parent
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        check_private_folder(folder)
+        for path, content in files:
+            with atomic_write(path) as draft:
+                draft.write_bytes(content)
+                draft.chmod(0o600)  # with a umask that lets a group write it would not be read again
+    except SharedFolderError as error:
+        warnings.warn(f"the cache {folder} is not used, {error.strerror}", stacklevel=2)
+    except OSError:  # read-only homes are common on clusters: this process remembers
+        pass
+
+
 @functools.cache
 def _versions() -> str:
     """Versions of PyTorch, CUDA and Triton, and a digest of the sources of all kernels."""
@@ -321,8 +345,8 @@ def _versions() -> str:
 
 def _read_entries(path: Path) -> dict[str, str]:
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
+        found = json.loads(read_cached(path) or b"{}")
+    except (ValueError, RecursionError):
         return {}
     return {k: v for k, v in found.items() if isinstance(v, str)} if isinstance(found, dict) else {}
 

@@ -27,7 +27,7 @@
 #define EACH_14(X) EACH_12(X) X(12) X(13)
 #define EACH_24(X) EACH_14(X) X(14) X(15) X(16) X(17) X(18) X(19) X(20) X(21) X(22) X(23)
 
-// The fields are mirrored in native.py.
+// The fields are mirrored in library.py.
 typedef struct {
   int64_t images, height, width, channels, hidden, side;
   int64_t span;     // positions that a tile does not cross: all, or those of one image

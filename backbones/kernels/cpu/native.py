@@ -10,7 +10,8 @@ between two stages are one pass as well.
 It needs AVX-512, for bfloat16 also AVX512_BF16, channels in multiples of 16 and parameters in float32. Nothing has to
 be compiled to install or to use this package: without a compiler :mod:`backbones.kernels.cpu.autograd` does the same.
 The library is cached beside the file of selections (:mod:`backbones.kernels.autotune`); its name is a digest of its
-source, the compiler's command and the processor's instruction set.
+source, the compiler's command and the processor's instruction set. Its size and digest lie beside it, written once a
+child process has called its functions; without them, or where another user may have written, it is compiled again.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from backbones.kernels.autotune import cache_file
+from backbones.kernels.autotune import cache_file, read_cached, write_cached
 from backbones.kernels.cpu import autograd
 from backbones.kernels.cpu.autograd import Products, Weights, even_slices
 from backbones.kernels.cpu.dispatch import cpu_info, has_avx512
+from backbones.kernels.cpu.library import BlockStruct, DownsampleStruct, failed_trial, load_library
 from backbones.layers import GRN
 
 SOURCE = Path(__file__).with_suffix(".c")
@@ -89,28 +91,6 @@ class DownsampleWeights(NamedTuple):
     shift: Tensor
     weight: Tensor
     bias: Tensor
-
-
-class _Block(ctypes.Structure):
-    """``Block`` of ``native.c``."""
-
-    _fields_ = (
-        *((name, ctypes.c_int64) for name in ("images", "height", "width", "channels", "hidden", "side")),
-        *((name, ctypes.c_int64) for name in ("span", "tile", "threads", "scratch")),
-        ("eps", ctypes.c_float),
-        *((name, ctypes.c_void_p) for name in (*PackedBlock._fields, "tail")),
-    )
-
-
-class _Downsample(ctypes.Structure):
-    """``Downsample`` of ``native.c``."""
-
-    _fields_ = (
-        *((name, ctypes.c_int64) for name in ("images", "height", "width", "channels", "outputs")),
-        *((name, ctypes.c_int64) for name in ("tile", "threads", "scratch")),
-        ("eps", ctypes.c_float),
-        *((name, ctypes.c_void_p) for name in DownsampleWeights._fields),
-    )
 
 
 def reason_missing() -> str | None:
@@ -174,7 +154,7 @@ def run_native_downsample(x: Tensor, packed: DownsampleWeights, eps: float) -> T
     tile = _tile(out.shape[:3].numel(), out.shape[:3].numel(), 1, threads)
     words = (tile + MAX_ROWS) * 4 * channels * packed.weight.element_size() // 4
     pointers = (one.data_ptr() for one in packed)
-    layer = _Downsample(*x.shape, outputs, tile, threads, words, eps, *pointers)
+    layer = DownsampleStruct(*x.shape, outputs, tile, threads, words, eps, *pointers)
     _call("downsampled", dtype, layer, x, out, torch.empty(threads * words))
     return out
 
@@ -210,13 +190,13 @@ def run_native_block(x: Tensor, packed: PackedBlock, eps: float, grn: GRN | None
     return out
 
 
-def _call(step: str, dtype: torch.dtype, layer: _Block | _Downsample, x: Tensor, *others: Tensor) -> None:
+def _call(step: str, dtype: torch.dtype, layer: BlockStruct | DownsampleStruct, x: Tensor, *others: Tensor) -> None:
     """Call a function of the library, which releases the GIL meanwhile."""
     function = getattr(_library(), f"{step}_{_name(dtype)}_{_name(x.dtype)}")
     function(ctypes.byref(layer), *(ctypes.c_void_p(one.data_ptr()) for one in (x, *others)))
 
 
-def _describe(x: Tensor, packed: PackedBlock, eps: float, span: int) -> tuple[_Block, Tensor]:
+def _describe(x: Tensor, packed: PackedBlock, eps: float, span: int) -> tuple[BlockStruct, Tensor]:
     """The C struct of a block on a map ``(N, H, W, C)``, and its scratch memory."""
     channels, hidden, threads = x.shape[3], len(packed.first_bias), torch.get_num_threads()
     tile = _tile(x.shape[:3].numel(), span, x.shape[2], threads)
@@ -225,7 +205,7 @@ def _describe(x: Tensor, packed: PackedBlock, eps: float, span: int) -> tuple[_B
     words += -words % LANES
     side = round(packed.conv.shape[0] ** 0.5)
     pointers = (one.data_ptr() for one in (*packed, _tail()))
-    return _Block(*x.shape, hidden, side, span, tile, threads, words, eps, *pointers), torch.empty(threads * words)
+    return BlockStruct(*x.shape, hidden, side, span, tile, threads, words, eps, *pointers), torch.empty(threads * words)
 
 
 def _tile(positions: int, span: int, width: int, threads: int) -> int:
@@ -281,43 +261,37 @@ def _library() -> ctypes.CDLL | str:
     digest = hashlib.sha256("\0".join([*command, cpu_info("flags")]).encode() + SOURCE.read_bytes()).hexdigest()
     library = cache_file().parent / f"cpu-{digest[:16]}.so"
     try:
-        if not _is_private(library):
-            _compile(command, library)
-        return ctypes.CDLL(str(library))
+        content = _cached(library) or _compiled(command, library)
+        return content if isinstance(content, str) else load_library(content)
     except subprocess.SubprocessError as error:
         return f"{compiler} does not compile {SOURCE.name}: {error}"
-    except OSError:  # no such compiler, or homes that are read-only or not to be executed from, as on some clusters
-        return _compile_temporarily(command)
-
-
-def _compile_temporarily(command: list[str]) -> ctypes.CDLL | str:
-    """The library compiled for this process alone, or the reason why it is not."""
-    try:
-        with tempfile.TemporaryDirectory(prefix="convnext-") as folder:
-            library = Path(folder) / "cpu.so"
-            _compile(command, library)
-            return ctypes.CDLL(str(library))
-    except (OSError, subprocess.SubprocessError) as error:
+    except OSError as error:  # no such compiler, or a machine on which nothing can be loaded
         return f"{SOURCE.name} cannot be compiled and loaded: {error}"
 
 
-def _compile(command: list[str], library: Path) -> None:
-    """Compile to a draft of this process, renamed when it is complete."""
-    library.parent.mkdir(parents=True, exist_ok=True)
-    draft = library.with_suffix(f".{os.getpid()}")
-    try:
+def _cached(library: Path) -> bytes | None:
+    """The library as it was written by this user; ``None`` if it is absent, damaged, or anyone may have changed it."""
+    content, note = read_cached(library), read_cached(_note_of(library))
+    return content if content is not None and note == _note(content) else None
+
+
+def _compiled(command: list[str], library: Path) -> bytes | str:
+    """The library, compiled, tried and written to the cache where that is possible; or why it is not to be used."""
+    with tempfile.TemporaryDirectory(prefix="convnext-") as folder:
+        draft = Path(folder) / "cpu.so"
         run = [*command, "-o", str(draft), str(SOURCE)]
         subprocess.run(run, check=True, capture_output=True, timeout=COMPILE_TIMEOUT_SECONDS)
-        draft.chmod(0o700)  # with a umask that lets a group write it would be compiled again each time
-        os.replace(draft, library)
-    finally:
-        draft.unlink(missing_ok=True)
+        content = draft.read_bytes()
+    if failure := failed_trial(content):
+        return f"{SOURCE.name} as {command[0]} compiles it {failure}"
+    write_cached((library, content), (_note_of(library), _note(content)))  # the note last: all is well
+    return content
 
 
-def _is_private(library: Path) -> bool:
-    """Whether the file exists and no other user can have written it: it is going to be executed."""
-    try:
-        state = library.stat()
-    except OSError:
-        return False
-    return state.st_uid == os.getuid() and not state.st_mode & 0o022
+def _note_of(library: Path) -> Path:
+    return library.with_suffix(".sha256")
+
+
+def _note(content: bytes) -> bytes:
+    """Size and digest of a library, which lie beside it."""
+    return f"{len(content)} {hashlib.sha256(content).hexdigest()}\n".encode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from backbones.errors import ConfigError
 from backbones.kernels import autotune
-from backbones.kernels.autotune import TuningKey, autotuner, cache_file, parse_forms, time_candidates
+from backbones.kernels.autotune import TuningKey, autotuner, cache_file, parse_forms, time_candidates, write_cached
 
 X = torch.zeros(4, 8)
 
@@ -103,13 +104,12 @@ def test_an_answer_of_another_process_wins(monkeypatch: pytest.MonkeyPatch) -> N
 
     def meanwhile() -> None:
         path = cache_file()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({key.to_text(): "a", "something|else": "c"}))
+        write_cached((path, json.dumps({key.to_text(): "a", "something|else": "c"}).encode()))
 
     ways.candidates["b"] = meanwhile
     assert ways.select(key) == "a"
     assert json.loads(cache_file().read_text())["something|else"] == "c"
-    assert not list(cache_file().parent.glob("*.[0-9]*[0-9]"))
+    assert list(cache_file().parent.iterdir()) == [cache_file()], "no drafts are left"
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"way": 3}', "\udcff"])
@@ -120,6 +120,45 @@ def test_a_damaged_file_is_no_file(content: str, monkeypatch: pytest.MonkeyPatch
     assert Ways(monkeypatch, a=3.0, b=2.0).select() == "b"
     autotuner.clear()
     assert Ways(monkeypatch, a=2.0, b=3.0).select() == "b"
+
+
+def test_a_pipe_or_a_link_in_its_place_is_no_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    mine = tmp_path / "precious"
+    mine.write_text("a file of mine")
+    path = cache_file()
+    path.parent.mkdir(parents=True)
+    for place in (lambda: os.mkfifo(path), lambda: path.symlink_to(mine)):
+        place()
+        autotuner.clear()
+        assert Ways(monkeypatch, a=3.0, b=2.0).select() == "b"
+        assert json.loads(path.read_text()), "replaced by a file"
+        assert not path.is_symlink()
+        path.unlink()
+    assert mine.read_text() == "a file of mine"
+
+
+def test_no_link_under_the_name_of_a_draft_is_followed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    mine = tmp_path / "precious"
+    mine.write_text("a file of mine")
+    path = cache_file()
+    path.parent.mkdir(parents=True)
+    for name in (path.with_suffix(f".{os.getpid()}").name, f".{path.name}.{os.getpid()}.part", f".{path.name}.00.part"):
+        (path.parent / name).symlink_to(mine)
+    monkeypatch.setattr("secrets.token_hex", lambda size: "00")  # even a name that was guessed
+    Ways(monkeypatch, a=3.0, b=2.0).select()
+    assert mine.read_text() == "a file of mine"
+
+
+def test_a_file_that_others_may_write_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    Ways(monkeypatch, a=3.0, b=2.0).select()
+    autotuner.clear()
+    assert Ways(monkeypatch, a=2.0, b=3.0).select() == "b", "remembered"
+    for place in (cache_file(), cache_file().parent):
+        place.chmod(0o777)
+        autotuner.clear()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "the cache .* is not used")
+            assert Ways(monkeypatch, a=2.0, b=3.0).select() == "a"
 
 
 def test_without_a_place_to_write_the_process_remembers(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:

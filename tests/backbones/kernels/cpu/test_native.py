@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -276,8 +277,9 @@ def test_it_is_compiled_once(anew: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     native._library.cache_clear()
     assert native.reason_missing() is None
     assert kept.stat().st_mtime_ns == written
-    assert list(kept.parent.iterdir()) == [kept], "no drafts are left"
-    assert kept.stat().st_mode & 0o777 == 0o700
+    assert sorted(kept.parent.iterdir()) == [kept.with_suffix(".sha256"), kept], "no drafts are left"
+    assert kept.stat().st_mode & 0o777 == 0o600
+    assert kept.parent.stat().st_mode & 0o777 == 0o700
     kept.chmod(0o666)  # anyone may have written it
     native._library.cache_clear()
     assert native.reason_missing() is None
@@ -286,6 +288,122 @@ def test_it_is_compiled_once(anew: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     native._library.cache_clear()
     assert native.reason_missing() is None
     assert len(list(anew.glob("*/cpu-*.so"))) == 2
+
+
+# Functions with the results of the trial call, which compile at once.
+SMALL = """
+typedef long long Sizes;
+static void copy(const Sizes *sizes, const float *x, float *out) {
+  for (Sizes i = 0; i < sizes[0] * sizes[1] * sizes[2] * sizes[3]; i++) out[i] = x[i];
+  /* body */
+}
+void whole_float32_float32(const void *block, const float *x, float *out, float *all) { copy(block, x, out); }
+void before_grn_float32_float32(const void *block, const float *x, float *maps, float *squares, float *all) {}
+void after_grn_float32_float32(const void *block, const float *x, float *maps, const float *factors, float *out,
+                               float *all) { copy(block, x, out); }
+void downsampled_float32_float32(const Sizes *layer, const float *x, float *out, float *all) {
+  for (Sizes i = 0; i < layer[0] * layer[1] * layer[2] * layer[3] / 4; i++) out[i] = 1;
+}
+"""
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another source, for any processor."""
+    if shutil.which("gcc") is None:
+        pytest.skip("there is no gcc")
+    source = tmp_path_factory.mktemp("source") / "small.c"
+    source.write_text(SMALL)
+    monkeypatch.setattr(native, "SOURCE", source)
+    monkeypatch.setattr(native, "FLAGS", ("-shared", "-fPIC"))
+    monkeypatch.setattr(native, "has_avx512", lambda: True)
+    return source
+
+
+def cut(kept: Path) -> None:
+    os.truncate(kept, 4096)
+
+
+def overwrite(kept: Path) -> None:
+    with kept.open("r+b") as file:
+        file.seek(3000)
+        file.write(bytes(3000))
+
+
+def replace_by_a_pipe(kept: Path) -> None:
+    kept.unlink()
+    os.mkfifo(kept, 0o700)
+
+
+def replace_by_a_link(kept: Path) -> None:
+    kept.rename(kept.with_name("elsewhere"))
+    kept.symlink_to("elsewhere")
+
+
+def take_the_note(kept: Path) -> None:
+    kept.with_suffix(".sha256").unlink()
+
+
+@pytest.mark.parametrize("damage", [cut, overwrite, replace_by_a_pipe, replace_by_a_link, take_the_note])
+def test_a_library_that_is_not_what_was_written_is_never_loaded(
+    damage: Any, small: Path, anew: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[Any] = []
+    loaded: list[bytes] = []
+    compile_, load = native._compiled, native.load_library
+    monkeypatch.setattr(native, "_compiled", lambda *given: (compiled.append(compile_(*given)), compiled[-1])[1])
+    monkeypatch.setattr(native, "load_library", lambda content: (loaded.append(content), load(content))[1])
+    assert native.reason_missing() is None
+    (kept,) = anew.glob("*/cpu-*.so")
+    damage(kept)
+    for _ in range(2):
+        native._library.cache_clear()
+        assert native.reason_missing() is None
+    assert len(compiled) == 2, "once at first, once after the damage"
+    assert loaded == [compiled[0], compiled[1], compiled[1]]
+    assert kept.read_bytes() == compiled[1]
+    assert not kept.is_symlink()
+
+
+def test_a_cache_that_others_may_write_to_is_not_used(small: Path, anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert native.reason_missing() is None
+    (kept,) = anew.glob("*/cpu-*.so")
+    written = kept.stat().st_mtime_ns
+    kept.parent.chmod(0o777)
+    native._library.cache_clear()
+    with pytest.warns(UserWarning, match="is not used, others may write to it: chmod go-w"):
+        assert native.reason_missing() is None
+    assert kept.stat().st_mtime_ns == written
+    kept.parent.chmod(0o755)
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    native._library.cache_clear()
+    with pytest.warns(UserWarning, match="is not used, it belongs to another user"):
+        assert native.reason_missing() is None
+    assert kept.stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("*(volatile int *)0 = 0;", "crashes in a trial call (signal 11)"),
+        ("__builtin_trap();", "crashes in a trial call (signal 4)"),
+        ("for (volatile int i = 0;; i++);", "hangs in a trial call (1 s)"),
+        ("out[0] = 2;", "computes a wrong result in a trial call"),
+    ],
+)
+def test_a_library_that_crashes_is_never_loaded(
+    body: str, reason: str, small: Path, anew: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small.write_text(small.read_text().replace("/* body */", body))
+    monkeypatch.setattr("backbones.kernels.cpu.library.TRIAL_TIMEOUT_SECONDS", 1)
+    assert native.reason_missing() == f"small.c as {shutil.which('gcc')} compiles it {reason}"
+    assert not list(anew.rglob("*"))
+
+
+def test_a_library_without_the_functions_is_never_loaded(small: Path, anew: Path) -> None:
+    small.write_text("int nothing;")
+    assert "undefined symbol: whole_float32_float32" in str(native.reason_missing())
+    assert not list(anew.rglob("*"))
 
 
 @pytest.mark.native
