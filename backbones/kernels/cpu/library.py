@@ -16,7 +16,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-TRIAL_TIMEOUT_SECONDS = 60
+LIBRARY_TRIAL_SECONDS = 60
 _WRONG_RESULT = 9
 _STEPS = ("whole", "before_grn", "after_grn", "downsampled")
 _PRECISIONS = (("float32", "float32"), ("bfloat16", "float32"), ("bfloat16", "bfloat16"))
@@ -73,9 +73,9 @@ def failed_trial(content: bytes) -> str | None:
     """
     command = [sys.executable, "-I", __file__]
     try:
-        ended = subprocess.run(command, input=content, capture_output=True, timeout=TRIAL_TIMEOUT_SECONDS)
+        ended = subprocess.run(command, input=content, capture_output=True, timeout=LIBRARY_TRIAL_SECONDS)
     except subprocess.TimeoutExpired:
-        return f"hangs in a trial call ({TRIAL_TIMEOUT_SECONDS} s)"
+        return f"hangs in a trial call ({LIBRARY_TRIAL_SECONDS} s)"
     if ended.returncode == _WRONG_RESULT:
         return "computes a wrong result in a trial call"
     if ended.returncode < 0:

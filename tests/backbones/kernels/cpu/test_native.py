@@ -395,7 +395,7 @@ def test_a_library_that_crashes_is_never_loaded(
     body: str, reason: str, small: Path, anew: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small.write_text(small.read_text().replace("/* body */", body))
-    monkeypatch.setattr("backbones.kernels.cpu.library.TRIAL_TIMEOUT_SECONDS", 1)
+    monkeypatch.setattr("backbones.kernels.cpu.library.LIBRARY_TRIAL_SECONDS", 1)
     assert native.reason_missing() == f"small.c as {shutil.which('gcc')} compiles it {reason}"
     assert not list(anew.rglob("*"))
 
