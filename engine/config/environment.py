@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from backbones.errors import ConfigError
+from engine.config.batch import BatchPlan
 from engine.config.schema import is_whole
 
 ENVIRONMENT_KEYS = (
     *("cudnn_benchmark", "mp_cfg", "dist_cfg", "resource_limit"),  # mmengine's
-    *("sharded", "compile", "nonfinite", "patience"),
+    *("sharded", "compile", "nonfinite", "noise_scale", "patience"),
 )
 NONFINITE_ACTIONS = ("stop", "roll_back", "ignore")
 
@@ -68,3 +69,26 @@ def check_environment(settings: dict[str, Any]) -> None:
             near = (difflib.get_close_matches(key, ENVIRONMENT_KEYS, n=1) or [", ".join(ENVIRONMENT_KEYS)])[0]
             raise ConfigError(f"env_cfg has no setting {key!r}; nearest: {near}")
     NonFinitePolicy.from_setting(settings.get("nonfinite", "stop"))
+
+
+def check_noise_scale(settings: Mapping[str, Any], plan: BatchPlan) -> None:
+    """Refuse ``env_cfg.noise_scale`` where there are no gradients of two numbers of images.
+
+    Args:
+        settings: The config's ``env_cfg``.
+        plan: Division of the batch.
+
+    Raises:
+        ConfigError: With sharding, or in one process without accumulation.
+    """
+    if not settings.get("noise_scale"):
+        return
+    if settings.get("sharded"):
+        raise ConfigError("env_cfg.noise_scale: not with env_cfg.sharded, which never has the gradients of one process")
+    if plan.processes * plan.accumulation == 1:
+        size = next((part for part in range(plan.global_batch // 2, 0, -1) if plan.global_batch % part == 0), 0)
+        fix = f": accumulate, --cfg-options batch.per_gpu={size}, or use several processes" if size else ""
+        raise ConfigError(
+            f"env_cfg.noise_scale: one process without accumulation has gradients of {plan.global_batch} images alone"
+            f"{fix}"
+        )

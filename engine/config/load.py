@@ -39,7 +39,7 @@ from engine.config.datasets import (
     set_pipeline,
     set_test_mode,
 )
-from engine.config.environment import check_environment
+from engine.config.environment import check_environment, check_noise_scale
 from engine.config.options import check_options, drop_foreign_arguments, merge_options
 from engine.config.precision import fit_precision
 from engine.config.schema import check_settings, is_whole
@@ -187,6 +187,8 @@ def resolve(cfg: Config, stated_batch: int, launch: Launch, training: bool = Tru
     set_image_channels(cfg, notes)
     _set_channels(cfg.model)
     plan = _set_batch(cfg, stated_batch, launch, notes) if training else None
+    if plan is not None:
+        check_noise_scale(cfg.get("env_cfg", {}), plan)
     _fit_to_launch(cfg, launch, notes)
     return Resolved(cfg, plan, tuple(notes))
 

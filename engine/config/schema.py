@@ -127,6 +127,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "env_cfg": _MAPPING,
     "env_cfg.sharded": (_is_a(bool), "True or False"),
     "env_cfg.compile": (_is_a(bool, dict), "True, False or arguments of torch.compile"),
+    "env_cfg.noise_scale": _FLAG,
     "env_cfg.patience": (_or_none(_POSITIVE[0]), "a positive number of seconds for a step is needed"),
     "randomness": _MAPPING,
     "randomness.seed": (

@@ -29,7 +29,7 @@ DRAWN_AFTER = "validation.json"  # in the folder of pictures: step of the valida
 EVENTS_FOLDER = "nonfinite"  # written by engine.nonfinite.report
 
 Points = list[tuple[int, float]]
-TRAINING = {"loss": "train/loss", "lr": "train/lr", "grad_norm": "train/grad_norm"}
+TRAINING = {"loss": "train/loss", "lr": "train/lr", "grad_norm": "train/grad_norm", "noise_scale": "train/noise_scale"}
 NOT_METRICS = ("step", "time", "data_time")
 
 
@@ -56,8 +56,8 @@ def read_curves(folder: Path) -> dict[str, Points]:
         folder: Work directory of the training.
 
     Returns:
-        ``train/loss``, ``train/lr``, ``train/grad_norm`` and ``val/<metric>``, as far as they were logged, each a list
-        of (optimizer step, value).
+        ``train/loss``, ``train/lr``, ``train/grad_norm``, ``train/noise_scale`` and ``val/<metric>``, as far as they
+        were logged, each a list of (optimizer step, value).
     """
     per_epoch = _steps_per_epoch(folder)
     begun = {start.get("folder"): start.get("from_step") for start in read_starts(folder)}

@@ -229,6 +229,8 @@ def _curves(run: Mapping[str, Any], last: Mapping[str, Any]) -> str:
         plots.append(plot("", f"{score.label} on held-out data", lines))
     plots.append(plot("", "learning rate (of the first group)", {RAW: CurveLine("scratch", curves.get("train/lr"))}))
     plots.append(plot("", "norm of the gradient", {RAW: CurveLine("scratch", curves.get("train/grad_norm"))}))
+    noise_scale = {RAW: CurveLine("scratch", curves.get("train/noise_scale"))}
+    plots.append(plot("", "gradient noise scale, images", noise_scale))
     drawn = "".join(plots)
     return f'<div class="plots">{drawn}</div>' if drawn else note("Nothing was logged yet.")
 

@@ -17,6 +17,7 @@ from engine.config.world import Launch
 from engine.distributed.consistency import check_same_data
 from engine.distributed.processes import start_processes
 from engine.launch.heartbeat import HEARTBEAT
+from engine.training.noise_scale import NoiseScaleHook
 from engine.training.runner import Runner
 
 COMPILE_PATIENCE_SECONDS = 600.0  # of a step: what is compiled may be compiled again, for a shape that is new
@@ -52,6 +53,8 @@ def build_runner(resolved: Resolved, launch: Launch, trust: bool = False) -> Run
         runner = (TrustingRunner if trust else Runner).from_cfg(cfg)
     if resolved.plan is not None:
         runner.logger.info("batch: %s", resolved.plan)
+        if settings.get("noise_scale"):
+            runner.register_hook(NoiseScaleHook(resolved.plan))
     for note in resolved.notes:
         runner.logger.info(note)
     return runner

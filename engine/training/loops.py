@@ -28,6 +28,7 @@ from engine.training.progress import FirstLineHook
 from engine.training.validation import check_monitored, expected_scores
 
 if TYPE_CHECKING:
+    from engine.training.noise_scale import NoiseScaleHook
     from engine.training.runner import Runner
 
 
@@ -57,7 +58,7 @@ class _StepLoop:
     dynamic_intervals: list[int]
     stop_training: bool
     _iter: int
-    _first: int
+    noise_scale: NoiseScaleHook | None = None
 
     def __init__(self, runner: Runner, dataloader: DataLoader | dict[str, Any], **settings: Any) -> None:
         if isinstance(dataloader, dict):
@@ -126,9 +127,13 @@ class _StepLoop:
                 loss, log = unwrapped(model).parse_losses(outputs)
                 wrapper.backward(wrapper.scale_loss(loss))  # a share of the step; gradients accumulate
                 logs.append(log)
+                if self.noise_scale and len(logs) == 1:
+                    self.noise_scale.measure_first()
             if self._iter == self._first:
                 check_unused_parameters(runner)
             losses = mean_over_processes(logs)
+            if self.noise_scale:
+                self.noise_scale.measure_whole(wrapper)
             norm = runner.gradient_clipper.clip(wrapper)
             # Judged before a weight changes, by figures that are the same in all processes.
             updated = guard.check(losses, norm) and update_weights(wrapper)
