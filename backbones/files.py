@@ -10,6 +10,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 PART_SUFFIX = ".part"
 OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
@@ -51,6 +52,24 @@ def locked(file: Path) -> Iterator[None]:
     with file.open("a") as holder:
         fcntl.flock(holder, fcntl.LOCK_EX)
         yield
+
+
+def try_lock(file: Path) -> IO[str] | None:
+    """Take a lock that is not waited for; ``None`` if another process has it.
+
+    Args:
+        file: Empty file that stands for the lock, created in its folder and left there.
+
+    Returns:
+        The open file: the lock is released when it, and every copy that a child process inherited, is closed.
+    """
+    holder = file.open("a")
+    try:
+        fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder.close()
+        return None
+    return holder
 
 
 def remove_partial_files(folder: Path) -> None:

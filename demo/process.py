@@ -7,7 +7,6 @@ of the step's programs goes to ``console.log``.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shlex
@@ -21,17 +20,17 @@ from pathlib import Path
 from typing import IO, Any
 
 from backbones.errors import CheckpointError, ConfigError, MachineError
+from backbones.files import try_lock
 from demo.report import collect_report, headline, score_table, write_demo_report
 from demo.steps import DemoStep
 from engine.checkpoint.store import last_checkpoint
 from engine.config.fingerprint import config_values, make_fingerprint
-from engine.launch.child import ChildProcess, interrupt_on_signals
+from engine.launch.child import ChildProcess, interrupt_on_signals, plain_lines
 from engine.report.html import duration, memory
 from engine.report.run_dir import read_json, write_json
 
 CHECKPOINT = re.compile(r"\{checkpoint of (\w+)\}")
 PROGRESS = re.compile(r"(?:Epoch|Iter)\((train|val|test)\)\s*(?:\[\s*(\d+)\])?\[\s*(\d+)/(\d+)\](.*)")
-COLOUR_CODE = re.compile(r"\x1b\[[0-9;]*m")
 SAVE_SECONDS = 5.0  # of a step's time that a power failure can lose
 STATUS_SECONDS = 30.0  # between two lines about one step if the output is not a terminal
 
@@ -221,8 +220,7 @@ def describe_progress(line: str) -> str | None:
 def _reason(code: int, log: Path) -> str:
     if code < 0:
         return f"ended by {signal.Signals(-code).name}, perhaps for want of memory"
-    lines = COLOUR_CODE.sub("", log.read_text(encoding="utf-8", errors="replace")).splitlines()
-    return next(line.strip() for line in reversed(lines) if line.strip()).removeprefix("error: ")
+    return plain_lines(log)[-1].removeprefix("error: ")
 
 
 def _with_checkpoints(argument: str, work_dir: Path) -> str:
@@ -240,14 +238,10 @@ def _locked(work_dir: Path) -> Iterator[int]:
     """Lock the work directory; a program of an earlier demo that still runs holds the lock too."""
     try:
         work_dir.mkdir(parents=True, exist_ok=True)
-        file = (work_dir / "lock").open("w")
+        file = try_lock(work_dir / "lock")
     except OSError as error:
         raise MachineError(f"cannot write to {work_dir} ({error.strerror}): choose another with --work-dir") from error
+    if file is None:
+        raise MachineError(f"a demo is at work in {work_dir}: let it end, or choose another with --work-dir")
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise MachineError(
-                f"a demo is at work in {work_dir}: let it end, or choose another with --work-dir"
-            ) from error
         yield file.fileno()

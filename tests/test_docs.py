@@ -169,7 +169,7 @@ def test_every_program_is_in_the_readme() -> None:
         "detection_speed",
         "checkpointing",
     }  # they print the command that took their place
-    called_by_shell_programs = {"launch", "demo"}
-    programs = {path.stem for path in (ROOT / "tools").glob("*.py")} - former - called_by_shell_programs
+    called_by_programs = {"launch", "demo", "keep"}
+    programs = {path.stem for path in (ROOT / "tools").glob("*.py")} - former - called_by_programs
     readme = text(ROOT / "README.md")
     assert not {name for name in programs if f"tools/{name}.py" not in readme}

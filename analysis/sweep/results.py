@@ -6,7 +6,6 @@ these trainings is a :class:`TrialResult`; those that differ in the seed alone s
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, Literal, get_args
 import optuna
 from optuna.trial import TrialState
 
+from analysis.sweep.space import decode_value
 from backbones.errors import ConfigError
 from engine.report.run_dir import (
     PLAN,
@@ -205,6 +205,11 @@ def trial_folder(folder: Path, number: int) -> Path:
     return folder / TRIALS_FOLDER / f"{number:04d}"
 
 
+def validation_score(folder: Path, objective: Objective) -> float | None:
+    """The value of the objective of a finished training; ``None`` if its validations did not log it."""
+    return objective.score(_validations(folder, objective.metric)[0])
+
+
 def _read_trial(trial: optuna.trial.FrozenTrial, seed: int, place: Path, objective: Objective) -> TrialResult:
     """All that was trained of a trial with one seed."""
     records = {file.parent: read_json(file) for file in sorted(place.glob(f"*/{RUN_FILE}"))}
@@ -212,7 +217,7 @@ def _read_trial(trial: optuna.trial.FrozenTrial, seed: int, place: Path, objecti
         ((record.get("rung", 0), folder, record) for folder, record in records.items() if record.get("seed") == seed),
         key=lambda part: part[:2],
     )
-    settings = {name: _value(trial, name) for name in trial.params}
+    settings = {name: decode_value(value) for name, value in trial.params.items()}
     if not parts:
         return TrialResult(trial.number, settings, seed, "waiting", work_dir=place)
     ended = [part for part in parts if part[2].get("state") == "finished" and not part[2].get("trunk")]
@@ -222,7 +227,7 @@ def _read_trial(trial: optuna.trial.FrozenTrial, seed: int, place: Path, objecti
     if state == "finished" and trial.state is TrialState.PRUNED:
         state = "pruned"
     starts = [start for part in parts for start in read_starts(part[1])]
-    score = objective.score(_validations(ended[-1][1], objective.metric)[0]) if ended else None
+    score = validation_score(ended[-1][1], objective) if ended else None
     speed = _steps_per_second(folder)
     plan = read_json(folder / PLAN)
     batch = plan.get("batch", {})
@@ -246,14 +251,6 @@ def _read_trial(trial: optuna.trial.FrozenTrial, seed: int, place: Path, objecti
         command=str(starts[-1].get("command", "")) if starts else "",
         reason=str(record.get("reason") or ""),
     )
-
-
-def _value(trial: optuna.trial.FrozenTrial, name: str) -> Any:
-    """The value of a dimension; Optuna keeps a list as its JSON."""
-    value = trial.params[name]
-    if isinstance(value, str) and value.startswith("["):
-        return json.loads(value)
-    return value
 
 
 def _validations(folder: Path, metric: str) -> tuple[tuple[tuple[float, float], ...], Literal["epoch", "step"]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
+_COLOUR_CODE = re.compile(r"\x1b\[[0-9;]*m")
 POLL_SECONDS = 0.05
 LINES_SECONDS = 0.5  # between two readings of a log
 
@@ -61,6 +63,11 @@ class ChildProcess:
                 pass_fds=pass_fds,
                 start_new_session=log is not None,
             )
+
+    @property
+    def pid(self) -> int:
+        """Process id of the program."""
+        return self._process.pid
 
     @property
     def seconds(self) -> float:
@@ -117,6 +124,15 @@ class ChildProcess:
             elif self.exit_code is None:
                 self._process.kill()
             self.wait()
+
+
+def plain_lines(log: Path) -> list[str]:
+    """The lines of a program's output that are not empty, without the codes that colour a terminal."""
+    try:
+        text = log.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    return [line.strip() for line in _COLOUR_CODE.sub("", text).splitlines() if line.strip()]
 
 
 @contextmanager

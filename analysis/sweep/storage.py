@@ -1,0 +1,179 @@
+"""The storage of a study: opened or made, compared with the study file, and kept to one controller."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import optuna
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from analysis.sweep.results import DATABASE, DECLARATION
+from analysis.sweep.space import grid_points
+from analysis.sweep.study_file import StudyFile, make_pruner, make_sampler
+from backbones.errors import ConfigError, MachineError, first_line
+from backbones.files import try_lock
+from engine.report.environment import without_secrets
+from engine.report.run_dir import read_json, write_json
+
+CONTROLLER = "controller.json"  # in the folder of a study: who it is, and how long it has worked
+SLOT, OWNER, RUNG, REASON = "slot", "owner", "rung", "reason"  # user attributes of trials
+SQLITE = "sqlite:///"
+WAIT_SECONDS = 60  # for another process that writes to a SQLite file, such as a dashboard
+
+
+def storage_url(study: StudyFile, folder: Path) -> str:
+    """URL of the storage: the study file's, or a SQLite file in the folder of the study."""
+    return study.storage or f"{SQLITE}{(folder / DATABASE).resolve()}"
+
+
+@contextmanager
+def controlling(study: StudyFile, folder: Path) -> Iterator[None]:
+    """Context in which no other controller works in the folder, or on the same SQLite file.
+
+    Raises:
+        MachineError: If one does, or the folder cannot be written.
+    """
+    files = [folder / "controller.lock"]
+    url = storage_url(study, folder)
+    if url.startswith(SQLITE):
+        database = Path(url.removeprefix(SQLITE))
+        files.append(database.with_name(f"{database.name}.lock"))
+    with ExitStack() as held:
+        for file in files:
+            held.enter_context(_lock(file))
+        yield
+
+
+def _lock(file: Path) -> IO[str]:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = try_lock(file)
+    except OSError as error:
+        raise MachineError(f"cannot write to {str(file.parent)!r}: {error.strerror or error}") from error
+    if lock is None:
+        raise MachineError(
+            f"another controller works on this study ({str(file)!r} is locked): --status shows how it stands; several "
+            "controllers need folders of their own and a storage such as postgresql://"
+        )
+    return lock
+
+
+@contextmanager
+def storage_errors(url: str) -> Iterator[None]:
+    """Turn errors of the database into a ``MachineError``."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
+        cause = error.__cause__ or error
+        said = first_line(getattr(cause, "orig", None) or cause, 200)
+        raise MachineError(
+            f"the storage of the study ({without_secrets(url)}): {said}; trainings that run go on, start again with "
+            "--resume when it can be written"
+        ) from error
+
+
+class StudyStorage:
+    """The trials of a study in Optuna's storage, as far as this controller is concerned.
+
+    Args:
+        study: Study file.
+        folder: Folder of the study, whose lock is held.
+        resume: Whether an existing study may be continued.
+
+    Raises:
+        ConfigError: If there is a study and ``resume`` is false, or it was declared otherwise.
+        MachineError: If the storage cannot be used.
+    """
+
+    def __init__(self, study: StudyFile, folder: Path, resume: bool) -> None:
+        self.file, self.folder = study, folder
+        self.url = storage_url(study, folder)
+        found = read_json(folder / CONTROLLER)
+        self.owner: str = found.get("owner") or secrets.token_hex(8)
+        self.hours: float = found.get("hours", 0.0)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        with storage_errors(self.url):
+            arguments = {"connect_args": {"timeout": WAIT_SECONDS}} if self.url.startswith(SQLITE) else {}
+            self._storage = RDBStorage(self.url, engine_kwargs=arguments)
+            exists = study.name in optuna.get_all_study_names(self._storage)
+            if exists and not resume:
+                raise ConfigError(f"{str(folder)!r} holds this study: go on with --resume, or give another --work-dir")
+            self.study = optuna.create_study(
+                storage=self._storage,
+                study_name=study.name,
+                direction=study.objective.direction,
+                pruner=make_pruner(study),
+                load_if_exists=True,
+            )
+            self._check_declaration()
+            # A sampler that begins with the same seed again would repeat its first points.
+            self.study.sampler = make_sampler(study, study.seeds[0] + len(self.trials()))
+        self.save_hours(self.hours)
+
+    def _check_declaration(self) -> None:
+        declared = json.loads(json.dumps(self.file.declaration(), default=repr))
+        before: dict[str, Any] | None = self.study.user_attrs.get(DECLARATION)
+        if before is None and self.study.get_trials(deepcopy=False):
+            raise ConfigError(f"study {self.file.name!r} in {without_secrets(self.url)} was not made by tools/sweep.py")
+        if before is not None:
+            changed = [key for key in declared if key != "title" and declared[key] != before.get(key)]
+            names = {"values": f"the content of {', '.join(self.file.configs)}", "decay": "rungs.decay"}
+            if changed:
+                what = ", ".join(names.get(key, key) for key in changed)
+                raise ConfigError(
+                    f"--resume: {what} changed since the study began, and its trials would not compare: take the "
+                    "change back, or give another --work-dir; budget, sampler and pruner may change"
+                )
+        self.study.set_user_attr(DECLARATION, declared)
+
+    def save_hours(self, hours: float) -> None:
+        """Note how long controllers have worked in this folder, in hours."""
+        self.hours = hours
+        write_json(self.folder / CONTROLLER, {"owner": self.owner, "hours": hours})
+
+    def trials(self) -> list[FrozenTrial]:
+        """All trials of the study."""
+        return self.study.get_trials(deepcopy=False)
+
+    def own_running(self) -> list[FrozenTrial]:
+        """Trials that this controller, or one before it in this folder, has begun and not finished."""
+        mine = (one for one in self.trials() if one.user_attrs.get(OWNER) == self.owner)
+        return [one for one in mine if one.state is TrialState.RUNNING]
+
+    def handle(self, number: int) -> Trial:
+        """The trial of a number, to report to."""
+        study_id = self._storage.get_study_id_from_name(self.file.name)
+        return Trial(self.study, self._storage.get_trial_id_from_study_id_trial_number(study_id, number))
+
+    def ask(self) -> Trial | None:
+        """Begin the next trial; ``None`` if the study has all that it may have.
+
+        A trial is in the storage before it has values: one that is interrupted there gets the rest later.
+        """
+        points, limit = grid_points(self.file.space), self.file.max_trials
+        while True:
+            slots = {one.user_attrs[SLOT] for one in self.trials() if SLOT in one.user_attrs}
+            waiting = any(one.state is TrialState.WAITING for one in self.trials())
+            slot = next(index for index in range(len(slots) + 1) if index not in slots)
+            if not waiting:
+                if limit is not None and slot >= limit:
+                    return None
+                self.study.enqueue_trial(points[slot % len(points)], user_attrs={SLOT: slot, OWNER: self.owner})
+            trial = self.study.ask()
+            trial.set_user_attr(OWNER, self.owner)
+            others = [one for one in self.trials() if one.number < trial.number]
+            if all(one.user_attrs.get(SLOT) != trial.user_attrs.get(SLOT) for one in others):
+                return trial
+            self.study.tell(trial, state=TrialState.FAIL)  # two controllers have begun the same one
+
+    def values(self, trial: Trial) -> dict[str, Any]:
+        """The value of each dimension; sampled where the trial has none yet."""
+        return {dimension.name: dimension.suggest(trial) for dimension in self.file.space}
