@@ -31,7 +31,9 @@ _batch = 32  # images in a step
 _epochs = 30
 _rate = 2e-4 if _weights else 1e-3  # learning rate of the head for a batch of 32; it follows the batch
 
-model = dict(backbone=dict(type=_network, weights=_weights, drop_path_rate=0.1, layer_scale_init_value=1.0))
+model = dict(backbone=dict(type=_network, weights=_weights, drop_path_rate=0.1))
+if _network.startswith("convnext_"):
+    model["backbone"]["layer_scale_init_value"] = 1.0  # a short training would not raise it from 1e-6
 train_pipeline = [
     dict(
         type="ClassificationTransform",

@@ -27,9 +27,11 @@ _epochs = 24
 _rate = 1e-4  # learning rate of the heads for a batch of 4; it follows the batch
 
 model = dict(
-    backbone=dict(type=_network, weights=_weights, drop_path_rate=0.2),
+    backbone=dict(_delete_=True, type=_network, out_indices=(0, 1, 2, 3), weights=_weights, drop_path_rate=0.2),
     roi_head=dict() if _masks else dict(mask_head=None, mask_roi_extractor=None),
 )
+if _network.startswith("convnext_"):
+    model["backbone"]["layer_scale_init_value"] = 1.0  # a short training would not raise it from 1e-6
 _resize = dict(type="RandomChoiceResize", resize_type="CheckedResize", keep_ratio=True)
 _resize["scales"] = [(_size[0] * tenths // 10, _size[1] * tenths // 10) for tenths in (7, 8, 9, 10, 11, 12)]
 train_pipeline = [

@@ -33,9 +33,11 @@ _rate = 1e-4  # learning rate of the heads for a batch of 4; it follows the batc
 
 model = dict(
     data_preprocessor=dict(size=(_crop, _crop)),
-    backbone=dict(type=_network, weights=_weights, drop_path_rate=0.2),
+    backbone=dict(_delete_=True, type=_network, out_indices=(0, 1, 2, 3), weights=_weights, drop_path_rate=0.2),
     test_cfg=dict(crop_size=(_crop, _crop), stride=(_crop * 2 // 3, _crop * 2 // 3)),
 )
+if _network.startswith("convnext_"):
+    model["backbone"]["layer_scale_init_value"] = 1.0  # a short training would not raise it from 1e-6
 _base_.train_pipeline[2]["scale"] = _base_.test_pipeline[1]["scale"] = _size
 _base_.train_pipeline[3]["crop_size"] = (_crop, _crop)
 _scales = [(_size[0] * quarters // 4, _size[1] * quarters // 4) for quarters in range(2, 8)]  # of a test with --tta

@@ -329,6 +329,20 @@ def test_what_is_stated_goes_before_what_is_found(tmp_path: Path) -> None:
     assert not any("no weights" in line for line in said)
 
 
+@pytest.mark.parametrize("network", ["convnext_atto", "convnextv2_atto", "resnet50"])
+def test_any_network_takes_the_place_of_the_example_s(network: str, tmp_path: Path) -> None:
+    """Layer scale is V1's: V2's released weights have none, and other networks refuse it."""
+    splits, root = ("train", "val"), tmp_path / "data"
+    for task, data, stated in (
+        ("classification", photographs(root / "a/data", splits), {}),
+        ("detection", objects(root / "b/data", splits=splits), {}),
+        ("segmentation", scenes(root / "c/data"), {"classes": ("a", "b", "c")}),
+    ):
+        cfg, _, _ = written(task, data, settings={"_network": network}, **stated)
+        scale = 1.0 if network == "convnext_atto" else None
+        assert (cfg.model.backbone.type, cfg.model.backbone.get("layer_scale_init_value")) == (network, scale)
+
+
 def test_a_config_that_is_wrong_or_there_is_not_written(tmp_path: Path) -> None:
     data = photographs(tmp_path / "data", ("train", "val"))
     for settings, message in (
