@@ -65,8 +65,8 @@ def register_backbone(name: str, build: Callable[..., Backbone]) -> None:
     BACKBONES.register_module(name=name, module=factory)
 
 
-def _signature(build: Callable[..., Backbone]) -> tuple[inspect.Signature, frozenset[str]]:
-    """Signature of a registered network, and the names of arguments that it sets itself, such as its depths."""
+def _signature(build: Callable[..., Backbone]) -> tuple[inspect.Signature, dict[str, Any]]:
+    """Signature of a registered network, and the arguments that it sets itself, such as its depths."""
     network, renames = build, {}
     if isinstance(build, partial) and build.func is _build:
         network, renames = build.args[0], FORMER_ARGUMENTS
@@ -77,7 +77,7 @@ def _signature(build: Callable[..., Backbone]) -> tuple[inspect.Signature, froze
         if current in found:
             named[former] = named[current].replace(name=former)
     others = [Parameter("others", Parameter.VAR_KEYWORD)] if is_open else []
-    return inspect.Signature([*named.values(), *others]), frozenset(getattr(network, "keywords", ()))
+    return inspect.Signature([*named.values(), *others]), getattr(network, "keywords", {})
 
 
 def list_backbones() -> list[str]:

@@ -172,8 +172,8 @@ def resolve(cfg: Config, stated_batch: int, launch: Launch, training: bool = Tru
     check_settings(cfg)
     check_environment(cfg.get("env_cfg", {}))
     _check_validation(cfg)
-    _check_backbone(cfg)
     notes: list[str] = []
+    _check_backbone(cfg, notes)
     _set_hooks(cfg, notes)
     for split, dataset in _datasets(cfg):
         set_data_root(split, dataset, cfg.get("data_root"), notes)
@@ -247,12 +247,21 @@ def _check_validation(cfg: Config) -> None:
             )
 
 
-def _check_backbone(cfg: Config) -> None:
-    name = cfg.model.get("backbone", {}).get("type")
+def _check_backbone(cfg: Config, notes: list[str]) -> None:
+    backbone = cfg.model.get("backbone", {})
+    name = backbone.get("type")
     # The task's library may have networks, such as mmdet's ResNet, that are not in our registry.
     with MODELS.switch_scope_and_registry(cfg.get("default_scope")) as registry:
-        if isinstance(name, str) and registry.get(name) is None:
+        network = registry.get(name) if isinstance(name, str) else None
+        if isinstance(name, str) and network is None:
             raise unknown_backbone(name)
+    key = "layer_scale_init_value"
+    own, stated = getattr(network, "own_arguments", {}).get(key), backbone.get(key)
+    if own is not None and stated not in (None, own):
+        notes.append(
+            f"model.backbone.{key}={stated}: {name} has {own} of its own; if it is that of another "
+            f"network in a base, leave it out with _delete_=True beside type={name!r}"
+        )
 
 
 def _datasets(cfg: Config) -> Iterator[tuple[str, ConfigDict]]:

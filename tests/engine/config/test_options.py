@@ -139,6 +139,16 @@ def test_a_file_that_changes_the_type_is_told_what_does_not_fit(tmp_path: Path) 
     )
 
 
+@pytest.mark.parametrize(("name", "said"), [("convnextv2_atto", True), ("convnext_pico", False)])
+def test_a_file_that_keeps_the_layer_scale_of_a_base_is_told(name: str, said: bool, tmp_path: Path) -> None:
+    resolved = load(derived(MASK, tmp_path, f"model = dict(backbone=dict(type={name!r}))"))
+    notes = [note for note in resolved.notes if note.startswith("model.backbone.layer_scale_init_value=1.0: ")]
+    assert len(notes) == said
+    assert resolved.cfg.model.backbone.layer_scale_init_value == 1.0
+    whole = f"model = dict(backbone=dict(_delete_=True, type={name!r}, out_indices=(0, 1, 2, 3)))"
+    assert not [note for note in load(derived(MASK, tmp_path, whole)).notes if "layer_scale" in note]
+
+
 @pytest.mark.parametrize("name", list_backbones())
 def test_a_network_says_which_arguments_it_takes(name: str) -> None:
     taken = inspect.signature(BACKBONES.get(name)).parameters
