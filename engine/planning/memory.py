@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # the class has no p
 
 from backbones.base import Backbone
 from backbones.channels import image_channels
-from backbones.errors import ConfigError, first_line
+from backbones.errors import ConfigError, UserError, first_line
 from engine.checkpoint.state import LOCAL_BATCH_NORMS
 from engine.config.batch import BatchPlan, micro_batch_size
 from engine.config.building import registered_class
@@ -137,6 +137,7 @@ def estimate_memory(model: nn.Module, cfg: Config, processes: int, images: int) 
 
     Raises:
         SingleValueError: If a batch normalisation gets one value per channel, which has no variance.
+        UserError: If the model refuses images of the size in the config.
     """
     params, buffers = _bytes(model.parameters()), _bytes(model.buffers())
     trained = sum(param.numel() for param in model.parameters() if param.requires_grad)
@@ -150,6 +151,8 @@ def estimate_memory(model: nn.Module, cfg: Config, processes: int, images: int) 
         except SingleValueError:
             raise
         except (RuntimeError, AssertionError, AttributeError, TypeError, ValueError) as error:
+            if isinstance(error, UserError) and shape is not None:
+                raise  # so would the first step
             # An estimate never stops a training: a model of an unknown kind may want more than images.
             reason = first_line(error)
     sharded = processes > 1 and bool(cfg.get("env_cfg", {}).get("sharded"))

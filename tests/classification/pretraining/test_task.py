@@ -48,6 +48,14 @@ def test_a_dry_run_needs_no_images(tool: Any, tmp_path: Path) -> None:
     assert "batch: 8 processes x 8 images x 1 accumulation = global batch 64" in ended.out
 
 
+def test_a_dry_run_refuses_what_the_first_step_would(tool: Any) -> None:
+    ended = tool("train.py", CONFIG, "--dry-run", "--cfg-options", "model.mask_ratio=0.95")
+    assert (ended.code, ended.err.strip()) == (
+        2,
+        "error: model.mask_ratio=0.95 hides all of 9 units: take larger images",
+    )
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_activations_are_finite_in_half_precision_after_a_training(dtype: torch.dtype) -> None:
     """Initial weights of standard deviation 1 gave NaN here (facebookresearch/ConvNeXt-V2, issue 64)."""
