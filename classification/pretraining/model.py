@@ -20,6 +20,7 @@ from backbones.errors import ConfigError
 from backbones.layers import GRN, init_trunc_normal
 from backbones.masked import LAYOUTS, MaskedForm, hidden_mask
 from engine.config.building import build
+from engine.config.schema import is_number, is_whole
 
 INIT_STD = 0.02  # of weights and mask token
 PATCH_EPS = 1e-6  # added to the variance of a patch
@@ -69,12 +70,16 @@ class MaskedAutoencoder(BaseModel):
         data_preprocessor: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(data_preprocessor or PREPROCESSOR)
-        if not 0 < mask_ratio < 1:
-            raise ConfigError(f"model.mask_ratio={mask_ratio}: a fraction between 0 and 1 is needed, such as 0.6")
+        if not is_number(mask_ratio) or not 0 < mask_ratio < 1:
+            raise ConfigError(f"model.mask_ratio={mask_ratio!r}: a fraction between 0 and 1 is needed, such as 0.6")
         if form not in LAYOUTS:
             raise ConfigError(f"model.form={form!r}: choose from {', '.join(LAYOUTS)}")
-        if decoder_dim < 1 or decoder_depth < 1:
-            raise ConfigError(f"model.decoder_dim={decoder_dim}, decoder_depth={decoder_depth}: at least 1 is needed")
+        if not (is_whole(decoder_dim, 1) and is_whole(decoder_depth, 1)):
+            raise ConfigError(
+                f"model.decoder_dim={decoder_dim!r}, decoder_depth={decoder_depth!r}: whole numbers above 0 are needed"
+            )
+        if not isinstance(normalize_patches, bool):
+            raise ConfigError(f"model.normalize_patches={normalize_patches!r}: True or False is needed")
         network = build(MODELS, {**backbone, "out_indices": None}, "model.backbone")
         if not isinstance(network, ConvNeXt):
             raise ConfigError(

@@ -132,6 +132,10 @@ def test_the_names_are_those_of_the_released_pre_training() -> None:
     ("options", "message"),
     [
         (dict(mask_ratio=1.0), "mask_ratio=1.0"),
+        (dict(mask_ratio=0), "mask_ratio=0: a fraction"),
+        (dict(mask_ratio="most"), "mask_ratio='most': a fraction"),
+        (dict(decoder_dim=2.5), "decoder_dim=2.5, decoder_depth=1: whole numbers"),
+        (dict(normalize_patches="off"), "normalize_patches='off': True or False"),
         (dict(form="sparse"), "model.form='sparse': choose from dense, packed"),
         (dict(decoder_depth=0), "decoder_depth=0"),
         (dict(backbone=dict(type="resnet50")), "model.backbone.type='resnet50': masked pre-training needs a ConvNeXt"),
