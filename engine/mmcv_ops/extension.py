@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from backbones.errors import MachineError
+from engine.mmcv_ops.unserved import UNSERVED_OPS
 
 OP_MODULES = (
     "bbox_overlaps",
@@ -30,11 +31,15 @@ OP_MODULES = (
     "masked_conv",
     "ms_deform_attn",
     "nms",
+    "polygons",
     "prroi_pool",
     "psa_mask",
     "roi_align",
     "roi_pool",
+    "rotated_boxes",
+    "sync_bn",
 )
+VERSION_FUNCTIONS = ("get_compiler_version", "get_compiling_cuda_version")  # asked for by mmcv.utils.collect_env
 _EXTENSION = "mmcv._ext"
 # Packages that bind dummies at import time when mmcv.ops cannot be imported.
 _EARLY_BINDING_PACKAGES = ("mmdet.models", "mmdet.structures", "mmseg.models")
@@ -52,8 +57,9 @@ def missing_op(op: str) -> MissingOpError:
     """
     import mmcv
 
+    purpose = f" ({UNSERVED_OPS[op]})" if op in UNSERVED_OPS else ""
     return MissingOpError(
-        f"mmcv op '{op}' is missing: this installation of mmcv has no compiled ops and torchvision does not "
+        f"mmcv op '{op}'{purpose} is missing: this installation of mmcv has no compiled ops and torchvision does not "
         "stand in for this one. Building mmcv from source gives all of them; it needs a C++ compiler and, "
         "for a GPU, the CUDA toolkit: pip install 'setuptools>=80,<82' wheel && MMCV_WITH_OPS=1 pip install "
         "--no-build-isolation --no-cache-dir --no-deps --force-reinstall --no-binary onedl-mmcv "
@@ -128,7 +134,7 @@ class _StandIn(ModuleType):
         for name in OP_MODULES:
             module = importlib.import_module(f"engine.mmcv_ops.{name}")
             vars(self).update({op: getattr(module, op) for op in module.__all__})
-        for version in ("get_compiler_version", "get_compiling_cuda_version"):  # asked for by mmcv.utils.collect_env
+        for version in VERSION_FUNCTIONS:
             setattr(self, version, lambda: "none: ops are served by torchvision")
 
     def __getattr__(self, name: str) -> Callable[..., None]:

@@ -1,4 +1,7 @@
-"""CARAFE, PSANet's masks, masked convolution, deformable attention, softmax focal loss and NMS of lanes by loops."""
+"""CARAFE, PSANet's masks, masked convolution, deformable attention, softmax focal loss and NMS of lanes by loops.
+
+Synchronised batch norm is compared with torch's batch norm.
+"""
 
 from __future__ import annotations
 
@@ -163,3 +166,39 @@ def test_line_nms(device: str) -> None:
         assert keep[: int(count)].tolist() == expected
         assert [int(parents[i]) for i in expected] == list(range(1, len(expected) + 1))
     assert int(ops.line_nms(lanes[:0], scores[:0], 3.0, 4)[1]) == 0
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("mode", ["default", "N"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_sync_bn_of_one_process(dtype: torch.dtype, mode: str, device: str) -> None:
+    image = (3 * draw(2, 3, 4, 5) + 1).to(dtype)
+    weight, bias, running = draw(3, seed=6).float(), draw(3, seed=7).float(), (torch.zeros(3), torch.ones(3))
+    leaves = [tensor.clone().double().requires_grad_() for tensor in (image, weight, bias)]
+    statistics = [tensor.clone().double() for tensor in running]
+    expected = F.batch_norm(leaves[0], *statistics, leaves[1], leaves[2], training=True, momentum=0.3, eps=1e-5)
+    upstream = draw(2, 3, 4, 5, seed=8)
+    expected.backward(upstream)
+
+    served = [tensor.clone().to(device).requires_grad_() for tensor in (image, weight, bias)]
+    kept = [tensor.clone().to(device) for tensor in running]
+    function = ops.sync_bn.SyncBatchNormFunction.apply
+    result = function(served[0], *kept, served[1], served[2], 0.3, 1e-5, None, 1, mode)
+    assert result.dtype == dtype
+    tolerance = {"rtol": 1e-2, "atol": 1e-2} if dtype == torch.float16 else {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(result.double().cpu(), expected, **tolerance)
+    result.backward(upstream.to(dtype).to(device))
+    for ours, theirs in zip(
+        (*[leaf.grad for leaf in served], *kept), (*[leaf.grad for leaf in leaves], *statistics), strict=True
+    ):
+        torch.testing.assert_close(ours.double().cpu(), theirs, **tolerance)
+
+
+def test_sync_bn_counts_the_places_of_all_processes() -> None:
+    from engine.mmcv_ops.sync_bn import sync_bn_forward_output
+
+    image, buffers = torch.zeros(1, 2, 3), [torch.zeros(1, 2, 3), torch.zeros(2), torch.zeros(1, 2, 3)]
+    running = torch.zeros(2), torch.zeros(2)
+    sync_bn_forward_output(image, torch.ones(2), torch.full((2,), 7.0), None, None, *running, *buffers, 0.0, 0.5, 2)
+    torch.testing.assert_close(running[1], torch.full((2,), 0.5 * 7 * 6 / 5))
+    torch.testing.assert_close(buffers[2], torch.full((1, 2, 3), -(7**-0.5)))
