@@ -117,6 +117,13 @@ def packed(image: Pixels) -> Array:
     return pixels
 
 
+def rounded(pixels: Array, bits: int) -> Array:
+    """Packed pixels that were multiplied by ``2**bits`` in all, rounded to whole levels; half a level is rounded up."""
+    half = np.uint64(sum(1 << channel * CHANNEL_BITS + bits - 1 for channel in range(3)))
+    levels = np.uint64(sum(255 << channel * CHANNEL_BITS for channel in range(3)))
+    return pixels + half >> np.uint64(bits) & levels
+
+
 def whole_levels(pixels: Array, bits: int) -> Pixels:
     """Image (H, W, 3) of packed pixels (H, W) that were multiplied by ``2**bits`` in all, cut off to whole levels."""
     channels = [(pixels >> np.uint64(shift * CHANNEL_BITS + bits)).astype(np.uint8) for shift in range(3)]
@@ -148,11 +155,11 @@ def mirrored_without_edge(index: Array, size: int) -> Array:
     return np.minimum(index, period - index)
 
 
-def resampled(image: Pixels, rows: Array, columns: Array, fold: Callable[[Array, int], Array]) -> Array:
-    """Bilinear samples of an image (H, W, 3).
+def resampled(pixels: Array, rows: Array, columns: Array, fold: Callable[[Array, int], Array]) -> Array:
+    """Bilinear samples of an image.
 
     Args:
-        image: Image to sample.
+        pixels: Packed pixels (H, W) of the image.
         rows: Row of each sample, of any shape; rounded to 1/64 of a pixel.
         columns: Column of each sample.
         fold: Function of indices and a size that gives the pixel in place of one outside.
@@ -160,16 +167,16 @@ def resampled(image: Pixels, rows: Array, columns: Array, fold: Callable[[Array,
     Returns:
         Packed samples, of the shape of ``rows``, times ``2**SAMPLE_BITS``.
     """
-    height, width = image.shape[:2]
-    pixels = packed(image).ravel()
+    height, width = pixels.shape
+    pixels = pixels.ravel()
     row_pair, down = _cells(rows, height, fold)
     column_pair, right = _cells(columns, width, fold)
     whole = np.uint64(2**_FRACTION_BITS)
     total: Array = np.zeros((), np.uint64)
     for row, row_weight in zip(row_pair, (whole - down, down)):
-        line: Array = pixels.take(row * width + column_pair[0])
+        line: Array = pixels.take(row * width + column_pair[0], mode="clip")  # all are inside: without a check
         line *= whole - right
-        beside: Array = pixels.take(row * width + column_pair[1])
+        beside: Array = pixels.take(row * width + column_pair[1], mode="clip")
         beside *= right
         line += beside
         line *= row_weight
@@ -186,4 +193,4 @@ def _cells(places: Array, size: int, fold: Callable[[Array, int], Array]) -> tup
     lowest = int(steps.min())
     table = fold(np.arange(lowest, int(steps.max()) + 2), size).astype(np.int32)
     steps -= lowest
-    return (table[:-1].take(steps), table[1:].take(steps)), fraction
+    return (table[:-1].take(steps, mode="clip"), table[1:].take(steps, mode="clip")), fraction

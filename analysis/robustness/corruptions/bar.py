@@ -19,6 +19,7 @@ from analysis.robustness.corruptions.arithmetic import (
     clamped,
     exact_levels,
     gaussian_weights,
+    packed,
     resampled,
     truncated,
 )
@@ -262,4 +263,4 @@ def _softened(light: Array) -> Array:
 def _sampled_in_black(image: Pixels, rows: Array, columns: Array) -> Array:
     """Bilinear samples (H, W, 3) in levels, with black all around the image."""
     framed = np.pad(image, ((1, 1), (1, 1), (0, 0)))
-    return exact_levels(resampled(framed, rows + 1, columns + 1, clamped), SAMPLE_BITS)
+    return exact_levels(resampled(packed(framed), rows + 1, columns + 1, clamped), SAMPLE_BITS)

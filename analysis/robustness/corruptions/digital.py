@@ -23,11 +23,13 @@ from analysis.robustness.corruptions.arithmetic import (
     mirrored_without_edge,
     packed,
     resampled,
+    rounded,
     truncated,
     whole_levels,
 )
 
 _NOISE_BITS, _WEIGHT_BITS, _KEPT_BITS = 16, 24, 20
+_BLOCKS_PER_REACH = 3
 
 
 def lowered_contrast(image: Pixels, severity: int, rng: Generator) -> Pixels:
@@ -83,7 +85,7 @@ def elastic_transform(image: Pixels, severity: int, rng: Generator) -> Pixels:
         (0.12, 0.01, 0.02),
     )[severity - 1]
     height, width = image.shape[:2]
-    moved = _random_affine(image, 244 * shift, rng)
+    moved = _random_affine(packed(image), 244 * shift, rng)
     across, down = (244 * strength * smooth_noise((height, width), (244 * sigma,) * 2, rng) for _ in range(2))
     return _displaced(moved, across, down)
 
@@ -99,7 +101,7 @@ def elastic_transform_in_place(image: Pixels, severity: int, rng: Generator) -> 
     height, width = image.shape[:2]
     sigmas = (0.01 * height, 0.01 * width)
     across, down = (0.005 * height * strength * smooth_noise((height, width), sigmas, rng) for _ in range(2))
-    return _displaced(image, across, down)
+    return _displaced(packed(image), across, down)
 
 
 def smooth_noise(shape: tuple[int, int], sigmas: tuple[float, float], rng: Generator) -> Array:
@@ -109,34 +111,72 @@ def smooth_noise(shape: tuple[int, int], sigmas: tuple[float, float], rng: Gener
     """
     limit = 2 ** (_NOISE_BITS - 1)
     noise = rng.integers(-limit, limit, shape, dtype=np.int32).astype(np.float64)
-    rows = _smoothed_down(noise, sigmas[0])
-    kept = np.rint(rows * 2.0 ** (_KEPT_BITS - _NOISE_BITS + 1 - _WEIGHT_BITS))
-    return _smoothed_down(kept.T, sigmas[1]).T * 2.0 ** (-_KEPT_BITS - _WEIGHT_BITS)
+    rows = _smoothed(noise, sigmas[0], axis=0)
+    kept = np.rint(np.multiply(rows, 2.0 ** (_KEPT_BITS - _NOISE_BITS + 1 - _WEIGHT_BITS), out=rows), out=rows)
+    field = _smoothed(kept, sigmas[1], axis=1)
+    return np.multiply(field, 2.0 ** (-_KEPT_BITS - _WEIGHT_BITS), out=field)
 
 
-def _smoothed_down(values: Array, sigma: float) -> Array:
-    """Sums of whole numbers (N, M) along the first axis with the weights of :func:`smooth_noise`."""
-    weights = gaussian_weights(sigma, 3.0, _WEIGHT_BITS)
-    if 8 * len(weights) > len(values):  # the product of whole matrices is faster from there on
-        return _smoothing_matrix(len(values), sigma) @ values
-    alone = np.ones(1)
-    return cv2.sepFilter2D(np.ascontiguousarray(values), cv2.CV_64F, alone, weights, borderType=cv2.BORDER_REFLECT)
+def _smoothed(values: Array, sigma: float, axis: int) -> Array:
+    """Sums of whole numbers (H, W) along an axis with the weights of :func:`smooth_noise`; edges are mirrored.
+
+    By products of matrices, which are exact too and faster than OpenCV's filters of doubles: in blocks of the axis with
+    what they reach beyond, or, where the weights reach over most of the axis, its symmetric and antisymmetric halves.
+    """
+    sums = np.empty_like(values)
+    seen, out = (values, sums) if axis == 0 else (values.T, sums.T)
+    size, reach = len(seen), len(gaussian_weights(sigma, 3.0, _WEIGHT_BITS)) // 2
+    block = _BLOCKS_PER_REACH * (reach + 1)
+    if block >= size:
+        even, odd = _smoothing_halves(size, sigma)
+        half = len(even)
+        first, last = seen[:half], seen[::-1][:half]
+        symmetric, antisymmetric = even @ (first + last), odd @ (first - last)
+        np.add(symmetric, antisymmetric, out=out[:half])
+        np.subtract(symmetric, antisymmetric, out=out[::-1][:half])
+        return sums
+    around = (reach, reach, 0, 0) if axis == 0 else (0, 0, reach, reach)
+    padded = cv2.copyMakeBorder(values, *around, cv2.BORDER_REFLECT)
+    seen, matrix = padded if axis == 0 else padded.T, _smoothing_band(block, sigma)
+    for start in range(0, size, block):
+        count = min(block, size - start)
+        part, needed = matrix[:count, : count + 2 * reach], seen[start : start + count + 2 * reach]
+        np.matmul(needed.T, part.T, out=out[start : start + count].T)
+    return sums
 
 
 @lru_cache(maxsize=4)
-def _smoothing_matrix(size: int, sigma: float) -> Array:
-    """The filter of :func:`_smoothed_down` as a matrix (size, size)."""
+def _smoothing_band(block: int, sigma: float) -> Array:
+    """The filter of :func:`_smoothed` as a matrix (block, block + 2 reach), from a block and what it reaches beyond."""
     weights = gaussian_weights(sigma, 3.0, _WEIGHT_BITS)
-    places = np.arange(size)[:, None]
-    neighbours = mirrored(places + np.arange(len(weights)) - len(weights) // 2, size)
-    matrix = np.zeros((size, size))
-    np.add.at(matrix, (places, neighbours), weights)
+    matrix = np.zeros((block, block + len(weights) - 1))
+    for place in range(block):
+        matrix[place, place : place + len(weights)] = weights
     return matrix
 
 
-def _random_affine(image: Pixels, shift: float, rng: Generator) -> Pixels:
-    """Move three points around the centre by up to ``shift`` pixels each way, and the image with them."""
-    height, width = image.shape[:2]
+@lru_cache(maxsize=4)
+def _smoothing_halves(size: int, sigma: float) -> tuple[Array, Array]:
+    """The filter of :func:`_smoothed` over a whole axis as two matrices (ceil(size / 2), ceil(size / 2)).
+
+    The first is for the sum of an axis and its mirror image, the second for their difference: from a symmetric axis
+    the filter makes a symmetric one. Their entries are whole numbers and halves, so that sums stay exact.
+    """
+    weights = gaussian_weights(sigma, 3.0, _WEIGHT_BITS)
+    half = -(-size // 2)
+    places = np.arange(half)[:, None]
+    neighbours = mirrored(places + np.arange(len(weights)) - len(weights) // 2, size)
+    matrix = np.zeros((half, size))
+    np.add.at(matrix, (places, neighbours), weights)
+    first, last = matrix[:, :half], matrix[:, ::-1][:, :half].copy()
+    if size % 2:
+        last[:, -1] = 0  # the middle is in the first half already
+    return (first + last) / 2, (first - last) / 2
+
+
+def _random_affine(pixels: Array, shift: float, rng: Generator) -> Array:
+    """Packed pixels (H, W) moved with three points around the centre, each by up to ``shift`` pixels either way."""
+    height, width = pixels.shape
     centre, side = np.array([width // 2, height // 2]), min(height, width) // 3
     before = centre + side * np.array([[1, 1], [1, -1], [-1, -1]])
     after = before + rng.uniform(-shift, shift, before.shape)
@@ -145,14 +185,14 @@ def _random_affine(image: Pixels, shift: float, rng: Generator) -> Pixels:
     area = a * d - b * c
     down, left = (before[0] - before[1]) / area, (before[2] - before[1]) / area
     x, y = np.arange(width) - after[1][0], (np.arange(height) - after[1][1])[:, None]
-    along_down, along_left = d * x - b * y, a * y - c * x
-    columns, rows = (before[1][i] + down[i] * along_down + left[i] * along_left for i in range(2))
-    half = packed(np.ones((1, 1, 3), np.uint8)) << np.uint64(SAMPLE_BITS - 1)
-    return whole_levels(resampled(image, rows, columns, mirrored_without_edge) + half, SAMPLE_BITS)
+    columns, rows = (
+        (before[1][i] + (d * down[i] - c * left[i]) * x) + (a * left[i] - b * down[i]) * y for i in range(2)
+    )
+    return rounded(resampled(pixels, rows, columns, mirrored_without_edge), SAMPLE_BITS)
 
 
-def _displaced(image: Pixels, across: Array, down: Array) -> Pixels:
-    """Image (H, W, 3) sampled at distances (H, W) from each pixel; pixels outside mirror those inside."""
-    height, width = image.shape[:2]
-    samples = resampled(image, np.arange(height)[:, None] + down, np.arange(width) + across, mirrored)
+def _displaced(pixels: Array, across: Array, down: Array) -> Pixels:
+    """Packed pixels (H, W) sampled at distances (H, W) from each; those outside mirror those inside."""
+    height, width = pixels.shape
+    samples = resampled(pixels, np.arange(height)[:, None] + down, np.arange(width) + across, mirrored)
     return whole_levels(samples, SAMPLE_BITS)
