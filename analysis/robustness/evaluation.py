@@ -6,9 +6,10 @@ import copy
 import hashlib
 import io
 import logging
+import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,8 +24,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from backbones.errors import UserError
+from engine.config.datasets import inner_datasets
 from engine.config.fingerprint import make_fingerprint
-from engine.data.preflight import data_fingerprint
+from engine.data.preflight import dataset_paths
 from engine.report.html import duration
 from engine.report.run_dir import read_json, write_json
 from engine.task import ImageSet
@@ -32,6 +35,7 @@ from engine.training.loaders import workers_ended
 from engine.training.runner import Runner
 
 SETS_FOLDER = "sets"
+FILE_KEYS = ("img_path", "seg_map_path")
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,24 @@ def weights_digest(model: nn.Module) -> str:
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def files_stamp(paths: Iterable[Path], dataset: Any) -> str:
+    """Digest of name, size and time of the files that a data set reads: annotations, images, and label maps.
+
+    Args:
+        paths: Files and folders that its settings name. The time of a folder counts only where the samples name no
+            files: it tells nothing of what lies in its folders, and changes with what is none of the data.
+        dataset: The data set.
+    """
+    listing = hasattr(dataset, "get_data_info")
+    samples = [dataset.get_data_info(index) for index in range(len(dataset))] if listing else []
+    named = [sample[key] for sample in samples for key in FILE_KEYS if sample.get(key)]
+    digest = hashlib.sha256()
+    for path in (*(str(path) for path in paths if path.is_file() or not named), *named):
+        stat = os.stat(path) if os.path.exists(path) else None
+        digest.update(f"{path}\n{stat and (stat.st_size, stat.st_mtime_ns)}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
@@ -123,8 +145,10 @@ class SetEvaluator:
 
     def __init__(self, cfg: Config, model: nn.Module, folder: Path, settings: Mapping[str, Any]) -> None:
         self.cfg, self.model, self.folder = cfg, model, folder
-        self.digest = make_fingerprint(weights_digest(model), cfg.model.to_dict(), dict(settings))
-        MMLogger.get_instance("robustness", log_level=logging.WARNING)  # metrics print no tables
+        self.half = bool((cfg.get("test_cfg") or {}).get("fp16", False))
+        self.digest = make_fingerprint(weights_digest(model), cfg.model.to_dict(), dict(settings), self.half)
+        self._stamps: dict[str, str] = {}
+        MMLogger.get_current_instance().setLevel(logging.ERROR)  # metrics print no tables, and no remarks on prefixes
 
     def evaluate_all(self, sets: Sequence[ImageSet], progress: Progress, show: Callable[[SetResult], str]) -> Any:
         """Evaluate sets, or take their results where they are kept already.
@@ -140,8 +164,7 @@ class SetEvaluator:
         results: dict[str, SetResult] = {}
         for one in sets:
             progress.begin(one.name)
-            digest = self._digest(one)
-            kept, differs = self._kept(one.name, digest)
+            digest, kept, differs = self._kept(one)
             if differs:
                 progress.say(f"{one.name}: the result that is there is of other weights, data or settings: made again")
             results[one.name] = kept or self._evaluate(one, digest, progress.advance)
@@ -162,22 +185,39 @@ class SetEvaluator:
             return Runner.build_dataloader(settings, seed=self.cfg.get("randomness", {}).get("seed") or 0)
 
     def _digest(self, one: ImageSet) -> str:
-        data = Config({"test_dataloader": {"dataset": copy.deepcopy(dict(one.dataset))}})
         evaluator = one.evaluator or self.cfg.test_evaluator
-        return make_fingerprint(self.digest, data_fingerprint(data, ("test",)), evaluator)
+        return make_fingerprint(self.digest, dict(one.dataset), self._files(one), evaluator)
 
-    def _kept(self, name: str, digest: str) -> tuple[SetResult | None, bool]:
-        """The earlier result, and whether there is one of something else; the same in all processes."""
+    def _files(self, one: ImageSet) -> str:
+        """Stamp of the files of a set, which those with the same images in other pipelines share."""
+        images = ConfigDict(copy.deepcopy(dict(one.dataset)))
+        for inner in inner_datasets(images):
+            inner.pop("pipeline", None)
+        key = make_fingerprint(images)
+        if key not in self._stamps:
+            self._stamps[key] = files_stamp(dataset_paths(images), self.loader(one).dataset)
+        return self._stamps[key]
+
+    def _kept(self, one: ImageSet) -> tuple[str, SetResult | None, bool]:
+        """Digest of a set, its earlier result, and whether there is one of something else; the same in all processes.
+
+        The main process alone decides: another machine may see other times of the same files.
+        """
         found: list[Any] = [None]
         if is_main_process():
-            found = [read_json(self.file(name)) if self.file(name).is_file() else None]
+            try:
+                digest = self._digest(one)
+            except UserError:  # all processes raise it when they evaluate the set
+                digest = ""
+            file = self.file(one.name)
+            found = [(digest, read_json(file) if file.is_file() else None)]
         broadcast_object_list(found)
-        content = found[0]
+        digest, content = found[0]
         if content is None:
-            return None, False
-        if content.get("digest") != digest or set(content) != set(SetResult.__dataclass_fields__):
-            return None, True
-        return SetResult(**content), False
+            return digest, None, False
+        if not digest or content.get("digest") != digest or set(content) != set(SetResult.__dataclass_fields__):
+            return digest, None, True
+        return digest, SetResult(**content), False
 
     @torch.no_grad()
     def _evaluate(self, one: ImageSet, digest: str, advance: Callable[[float], None]) -> SetResult:
@@ -186,9 +226,8 @@ class SetEvaluator:
         evaluator = Evaluator(copy.deepcopy(one.evaluator or self.cfg.test_evaluator))
         dataset: Any = loader.dataset
         evaluator.dataset_meta = dataset.metainfo
-        half = (self.cfg.get("test_cfg") or {}).get("fp16", False)
         device = next(self.model.parameters()).device.type
-        with workers_ended([loader]), torch.autocast(device, enabled=half):
+        with workers_ended([loader]), torch.autocast(device, enabled=self.half):
             for batch in loader:
                 samples = self.model.test_step(batch)  # type: ignore[operator]
                 evaluator.process(data_samples=samples, data_batch=batch)

@@ -215,6 +215,20 @@ def test_the_same_command_goes_on_and_other_weights_are_evaluated_again(
     assert "kept from before" not in done.out
 
 
+def test_an_image_that_was_replaced_inside_of_its_class_folder_is_seen(evaluate: Evaluate, made: Path) -> None:
+    command = ("--suites", "a", "v2", "--no-data-check")
+    evaluate(*command, work="replaced")
+    place = made / "suites/imagenet-a" / NAMES[subset("a")[0]] / "a.png"
+    content, folder = place.read_bytes(), place.parent.stat().st_mtime_ns
+    picture(place, 99)
+    assert place.parent.stat().st_mtime_ns == folder  # which says nothing of the files in it
+    done, _ = evaluate(*command, work="replaced")
+    assert done.code == 0, done.err
+    assert "a: the result that is there is of other weights, data or settings: made again" in done.out
+    assert done.out.count("kept from before") == 1  # v2
+    place.write_bytes(content)
+
+
 def test_an_incomplete_suite_is_refused(evaluate: Evaluate) -> None:
     done, _ = evaluate("--suites", "a", work="refused")
     assert done.code == 2
