@@ -21,6 +21,7 @@ from torchvision.transforms import InterpolationMode, functional
 from backbones.errors import DataError
 from classification.data import CenterCrop, ClassificationTransform, FolderDataset, list_images
 from classification.decode import read_rgb
+from classification.metric import TOP
 
 WORST = 6  # images that are kept of each set
 _REAL_NAME = "ILSVRC2012_val_{:08d}.JPEG"
@@ -83,7 +84,7 @@ class RobustnessMetric(BaseMetric):
             path, label, scores = sample["img_path"], int(sample["gt_label"]), sample["scores"].double().numpy()
             # The softmax keeps the order of the logits, so that the subset's argmax is that of its logits.
             kept = np.arange(len(scores)) if self.classes is None else self.classes
-            order = np.argsort(-scores[kept], kind="stable")[:5]
+            order = np.argsort(-scores[kept], kind="stable")[:TOP]
             top, allowed = kept[order].tolist(), self._right_classes(path, label)
             self.results.append(
                 Decision(
@@ -108,7 +109,7 @@ class RobustnessMetric(BaseMetric):
             results: Decision of each image.
 
         Returns:
-            ``top1`` and ``top5`` in percent, and the number of ``images``.
+            ``top1`` and, of more than five classes, ``top5`` in percent, and the number of ``images``.
 
         Raises:
             DataError: If no image has a label.
@@ -119,7 +120,12 @@ class RobustnessMetric(BaseMetric):
         worst = sorted((one for one in labelled if not one.right), key=lambda one: -one.confidence)[:WORST]
         self.details = {
             "worst": [
-                {"image": one.path, "label": one.label, "predicted": one.top[0], "confidence": one.confidence}
+                {
+                    "image": one.path,
+                    "right": list(self._right_classes(one.path, one.label)),
+                    "predicted": one.top[0],
+                    "confidence": one.confidence,
+                }
                 for one in worst
             ]
         }
@@ -127,11 +133,10 @@ class RobustnessMetric(BaseMetric):
             self.details["confidences"] = [round(one.confidence, 6) for one in labelled]
             self.details["right"] = [bool(one.right) for one in labelled]
         right = sum(bool(one.right) for one in labelled)
-        scores = {
-            "top1": 100 * right / len(labelled),
-            "top5": 100 * sum(one.right5 for one in labelled) / len(labelled),
-            "images": len(labelled),
-        }
+        scores: dict[str, float] = {"top1": 100 * right / len(labelled)}
+        if len((self.dataset_meta or {}).get("classes", range(TOP + 1))) > TOP:
+            scores["top5"] = 100 * sum(one.right5 for one in labelled) / len(labelled)
+        scores["images"] = len(labelled)
         return scores if self.total is None else {**scores, "top1_of_all": 100 * right / self.total}
 
 

@@ -74,8 +74,9 @@ def _mistakes(
         pixels = dataset[index_of[path]]["inputs"].permute(1, 2, 0).numpy().astype(np.uint8)
         file = place.with_name(f"{place.name}{number}.png")
         Image.fromarray(np.ascontiguousarray(pixels[..., :: -1 if task.channel_order == "BGR" else 1])).save(file)
+        right = " or ".join(str(classes[label]) for label in one["right"])
         said = f"said {classes[one['predicted']]} ({100 * one['confidence']:.0f} %)"
-        pictures.append({"file": str(file), "caption": f"{name}: {Path(path).name}, {said}"})
+        pictures.append({"file": str(file), "caption": f"{name}: {Path(path).name}, {right}, {said}"})
     return pictures
 
 

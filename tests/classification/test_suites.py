@@ -244,7 +244,7 @@ def test_a_subset_decides_among_its_classes_alone() -> None:
     assert metric.evaluate(2)["top1"] == 50
     assert metric.details["confidences"] == [0.75, 0.75]
     assert metric.details["right"] == [True, False]
-    assert [one["predicted"] for one in metric.details["worst"]] == [3]
+    assert [(one["right"], one["predicted"]) for one in metric.details["worst"]] == [([1], 3)]
     every = RobustnessMetric()
     every.process(None, samples)
     assert every.evaluate(2)["top1"] == 0
@@ -265,6 +265,15 @@ def test_a_group_of_classes_is_right_for_a_label_and_the_scorer_divides_by_all()
     metric.process(None, [sample(0, [0.1, 0.2, 0.7]), sample(1, [0.1, 0.2, 0.7])])
     found = metric.evaluate(2)
     assert (found["top1"], found["top1_of_all"]) == (50, 12.5)
+    assert [(one["right"], one["predicted"]) for one in metric.details["worst"]] == [([1], 2)]
+
+
+@pytest.mark.parametrize("classes, names", [(3, ["top1", "images"]), (6, ["top1", "top5", "images"])])
+def test_the_best_five_of_few_classes_are_no_score(classes: int, names: list[str]) -> None:
+    metric = RobustnessMetric()
+    metric.dataset_meta = {"classes": tuple("abcdef"[:classes])}
+    metric.process(None, [sample(0, [1 / classes] * classes)])
+    assert list(metric.evaluate(1)) == names
 
 
 def test_an_evaluation_without_labels_is_refused() -> None:

@@ -157,6 +157,8 @@ def test_all_suites_that_are_there_have_a_score(first: tuple[Any, dict[str, Any]
     assert "suites/sketch'; get it from HaohanWang/ImageNet-Sketch" in absent
     assert f"absent: {absent}" in done.out
     assert "data check: a: " in done.out
+    captions = [one["caption"] for one in content["worst"] if one["caption"].startswith("a: ")]
+    assert any(f"a: a.png, {NAMES[subset('a')[2]]}, said {NAMES[subset('a')[0]]} (" in one for one in captions)
     page = (made / "run/robustness/report.html").read_text()
     words = ("ImageNet-C (released)", "severity (0: clean)", "glass_blur", "absent: sketch", "<figure>", "incomplete")
     for one in words:
