@@ -87,6 +87,8 @@ def corruption_means(values: Mapping[str, Sequence[float]], names: Iterable[str]
         rest = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
         raise ConfigError(f"corruption {missing[0]!r}{rest} missing: the mean is over {len(known)}")
     for name in known:
+        if not hasattr(values[name], "__len__"):
+            raise ConfigError(f"corruption {name!r}: {values[name]!r} in place of five values, one for each severity")
         if len(values[name]) != len(SEVERITIES):
             raise ConfigError(f"corruption {name!r} has {len(values[name])} values: one for each severity 1 to 5")
         for severity, value in zip(SEVERITIES, values[name], strict=True):

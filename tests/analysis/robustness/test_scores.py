@@ -57,6 +57,7 @@ def test_the_plain_error_is_not_divided() -> None:
         ({"fog": [math.nan] * 5}, "corruption 'fog', severity 1: nan"),
         ({"fog": [None] * 5}, "corruption 'fog', severity 1: None"),
         ({"fog": "12345"}, "corruption 'fog', severity 1: '1'"),
+        ({"fog": 0.3}, "corruption 'fog': 0.3 in place of five values"),
     ],
 )
 def test_a_wrong_input_is_named(change: dict[str, list[float] | None], message: str) -> None:
