@@ -164,9 +164,7 @@ def best_rate(scores: Mapping[float, Sequence[float]], greater_is_better: bool =
     deviations = np.sqrt(squares / random.chisquare(freedom, DRAWS))
     drawn = means + deviations[:, None] * random.standard_normal((DRAWS, len(x))) / np.sqrt(counts)
     places, bests = _vertices(x, drawn)
-    # Where a draw's best rate is the first or the last of the grid, how far beyond it lies is unknown.
-    ends = np.where(bests == 0, -np.inf, np.where(bests == len(x) - 1, np.inf, places))
-    interval = _quantiles(np.exp(ends))
+    interval = _quantiles(np.exp(places), bests == 0, bests == len(x) - 1)
     return BestRate(float(np.exp(place[0])), interval, float(np.std(places)), border)
 
 
@@ -402,15 +400,23 @@ def _peak_grid(x: np.ndarray) -> np.ndarray:
     return np.arange(x.min() - reach, x.max() + reach + GRID_STEP, GRID_STEP)
 
 
-def _quantiles(values: np.ndarray) -> Interval:
-    low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], method="inverted_cdf")
-    return Interval(float(low), float(high))
+def _quantiles(values: np.ndarray, lowest: np.ndarray | None = None, highest: np.ndarray | None = None) -> Interval:
+    """Percentile interval of positive values.
+
+    Args:
+        values: (D,) values.
+        lowest: (D,) whether a value lies at the lower end of what was looked at, so that it may be any smaller one.
+        highest: The same at the upper end.
+    """
+    lower = values if lowest is None else np.where(lowest, 0.0, values)
+    upper = values if highest is None else np.where(highest, np.inf, values)
+    low = np.quantile(lower, (1 - CONFIDENCE) / 2, method="inverted_cdf")
+    return Interval(float(low), float(np.quantile(upper, (1 + CONFIDENCE) / 2, method="inverted_cdf")))
 
 
 def _open_quantiles(places: np.ndarray, grid: np.ndarray) -> Interval:
     """Interval of the exponential of places on a grid; what lies at an end of the grid is not bounded by the data."""
-    open_ended = np.where(places <= grid[1], -np.inf, np.where(places >= grid[-2], np.inf, places))
-    return _quantiles(np.exp(open_ended))
+    return _quantiles(np.exp(places), places <= grid[1], places >= grid[-2])
 
 
 def _positive(values: Sequence[float]) -> np.ndarray:
