@@ -1,4 +1,4 @@
-"""Speed in turns: ``python tools/benchmark.py {network,model,loading,detection,checkpointing,fcmae,corruptions} ...``.
+"""Speed in turns: ``python tools/benchmark.py {network,model,loading,...} ...``.
 
 All sides take turns in one process. Exit code 1 if two sides compute different things; nothing is measured then.
 """
@@ -32,7 +32,7 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Measure speed beside other libraries, in turns.")
     commands = parser.add_subparsers(
-        required=True, metavar="{network,model,loading,detection,checkpointing,fcmae,corruptions}"
+        required=True, metavar="{network,model,loading,detection,checkpointing,fcmae,corruptions,scaling}"
     )
 
     def add(name: str, run: object, summary: str, rounds: int) -> argparse.ArgumentParser:
@@ -71,6 +71,12 @@ def parse() -> argparse.Namespace:
     corruptions.add_argument("folder", metavar="FOLDER", type=Path, help="folder of photographs; 8 of them are used")
     corruptions.add_argument("--names", nargs="+", metavar="NAME", help="corruptions (default: the slowest ones)")
     corruptions.add_argument("--size", type=int, default=224, metavar="N", help="side in pixels")
+    scaling = add("scaling", run_scaling, "a data-parallel training step on several numbers of processes", 10)
+    scaling.add_argument("name", metavar="NAME", help="a registered backbone")
+    scaling.add_argument(
+        "--processes", nargs="+", type=int, metavar="N", help="numbers of processes (default: 1 2 4 8)"
+    )
+    add_step_options(scaling)
     return parser.parse_args()
 
 
@@ -264,6 +270,16 @@ def run_corruptions(args: argparse.Namespace) -> "Output":
     positive("--rounds", args.rounds)
     positive("--size", args.size)
     result = measure_corruptions(args.folder, args.names or SLOWEST_CORRUPTIONS, args.size, args.rounds)
+    print(result.as_text())
+    return result.as_dict(), None
+
+
+def run_scaling(args: argparse.Namespace) -> "Output":
+    """Measure the scaling over processes; without ``--threads``, each has one thread."""
+    from analysis.benchmark.scaling import PROCESS_COUNTS, measure_scaling
+
+    args.threads = 1 if args.threads is None else args.threads
+    result = measure_scaling(step_request(args), args.processes or PROCESS_COUNTS)
     print(result.as_text())
     return result.as_dict(), None
 

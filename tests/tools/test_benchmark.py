@@ -57,6 +57,33 @@ def test_checkpointing(tool: Any, tmp_path: Path) -> None:
     assert picture.exists()
 
 
+def test_scaling_over_processes(tool: Any, tmp_path: Path) -> None:
+    data = tmp_path / "data.json"
+    arguments = [
+        "--processes",
+        "2",
+        "--batch",
+        "1",
+        "--size",
+        "32",
+        "--rounds",
+        "2",
+        "--device",
+        "cpu",
+        "--threads",
+        "64",
+    ]
+    ended = tool("benchmark.py", "scaling", "convnext_atto", *arguments, "--json", str(data))
+    assert ended.code == 0, ended.err
+    assert ended.out.count("oversubscribed") == 2
+    one, two = json.loads(data.read_text())["points"]
+    assert (one["processes"], one["efficiency"], one["efficiency_quartiles"]) == (1, 1, [1, 1])
+    assert (two["processes"], two["oversubscribed"], len(two["seconds"])) == (2, True, 2)
+    assert two["efficiency"] == pytest.approx(sum(a / b for a, b in zip(one["seconds"], two["seconds"])) / 2)
+    bad = tool("benchmark.py", "scaling", "convnext_atto", "--processes", "0", "--device", "cpu")
+    assert (bad.code, bad.err.strip()) == (2, "error: --processes 0: positive numbers are needed")
+
+
 def test_masked_pre_training(tool: Any, tmp_path: Path) -> None:
     data = tmp_path / "data.json"
     arguments = ["--batch", "2", "--size", "96", "--rounds", "1", "--threads", "1", "--device", "cpu"]
