@@ -25,6 +25,7 @@ from engine.config.building import build
 from engine.config.load import Resolved, load_config
 from engine.config.world import Launch
 from engine.data.preflight import dataset_paths
+from engine.planning.plan import training_plan
 
 MAX_RESOLVED = 256  # points of a grid that are resolved one by one; of a larger one the values of each dimension
 BEST = "default_hooks.checkpoint.save_best"  # through which a start checks the name of a score
@@ -137,7 +138,8 @@ class CostEstimate:
         """
         options = settings_of(study.space, point, study.options)
         config = options.pop(CONFIG_KEY, study.config)
-        cfg = load_config(config, dict(options), launch).cfg
+        resolved = load_config(config, dict(options), launch)
+        cfg = resolved.cfg
         ratio = 1.0 if study.rungs is None else cost_of(study.rungs, len(study.rungs.lengths) - 1) / length_of(cfg)
         network = {key: value for key, value in options.items() if not key.startswith(WITHOUT_FLOPS)}
         key = json.dumps([config, network], default=repr, sort_keys=True)
@@ -146,15 +148,18 @@ class CostEstimate:
         if "max_iters" in cfg.train_cfg:
             seen: float | None = cfg.train_cfg.max_iters * cfg.batch.size
         else:
-            images = self._images(key, cfg, launch)
+            images = self._images(key, resolved, launch)
             seen = None if images is None else images * cfg.train_cfg.max_epochs
         return None if seen is None else round(seen * ratio), PASSES * self.flops[key]
 
-    def _images(self, key: str, cfg: Any, launch: Launch) -> int | None:
+    def _images(self, key: str, resolved: Resolved, launch: Launch) -> int | None:
         if key not in self.images:
+            cfg = resolved.cfg
             dataset, scope = cfg.train_dataloader.dataset, cfg.get("default_scope")
-            present = all(path.exists() for path in dataset_paths(dataset))
-            self.images[key] = len(build(DATASETS, dataset, "train_dataloader.dataset", scope)) if present else None
+            if all(path.exists() for path in dataset_paths(dataset)):
+                self.images[key] = len(build(DATASETS, dataset, "train_dataloader.dataset", scope))
+            else:  # that of the data set that the config names
+                self.images[key] = training_plan(resolved, launch).schedule.images
         return self.images[key]
 
 

@@ -215,7 +215,7 @@ def _read_trial(trial: optuna.trial.FrozenTrial, seed: int, place: Path, objecti
     records = {file.parent: read_json(file) for file in sorted(place.glob(f"*/{RUN_FILE}"))}
     parts = sorted(
         ((record.get("rung", 0), folder, record) for folder, record in records.items() if record.get("seed") == seed),
-        key=lambda part: part[:2],
+        key=lambda part: (part[0], not part[2].get("trunk")),  # a trunk comes before its branch
     )
     settings = {name: decode_value(value) for name, value in trial.params.items()}
     if not parts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,8 @@ from mmengine.config import Config
 
 from analysis.sweep.results import Objective
 from analysis.sweep.space import CONFIG_KEY, Dimension, grid_points, is_all_grid, read_space
-from backbones.errors import ConfigError, MachineError, describe_error, nearest
+from backbones.errors import ConfigError, describe_error, nearest
+from backbones.packages import is_absent, missing_package_error
 from engine.checkpoint.hook import LOWER_IS_BETTER
 from engine.config.fingerprint import config_values, make_fingerprint
 from engine.config.schema import is_number, is_whole
@@ -202,11 +204,14 @@ def make_sampler(study: StudyFile, seed: int) -> optuna.samplers.BaseSampler:
         ConfigError: If an argument is wrong.
         MachineError: If it needs a package that is absent.
     """
-    kind, *arguments = study.sampler["type"], {key: value for key, value in study.sampler.items() if key != "type"}
+    arguments = dict(study.sampler)
+    kind = arguments.pop("type")
+    if kind == "cmaes" and is_absent("cmaes"):  # which Optuna imports when it samples
+        raise missing_package_error("cmaes", "sampler='cmaes'")
     try:
-        return SAMPLERS[kind](**{"seed": seed, **arguments[0]})
-    except ImportError as error:
-        raise MachineError(f"sampler={kind!r} needs a package that is absent: pip install {kind}") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return SAMPLERS[kind](**{"seed": seed, **arguments})
     except (TypeError, ValueError) as error:
         raise ConfigError(f"sampler={dict(study.sampler)!r}: {describe_error(error)}") from error
 
@@ -247,8 +252,6 @@ def _read_options(stated: Any, space: Sequence[Dimension]) -> dict[str, Any]:
     for place, keys in places.items():
         for key in sorted(keys & RESERVED.keys()):
             raise ConfigError(f"{place}: {key} is set for each training: use {RESERVED[key]}")
-        if place != "options" and (shared := keys & set(stated)):
-            raise ConfigError(f"{place}: options set {', '.join(sorted(shared))} too: leave it out there")
     if CONFIG_KEY in stated:
         raise ConfigError("options: state config at the top level")
     return dict(stated)

@@ -57,7 +57,7 @@ def main() -> int:
         return 75
     write(starts, {"starts": [*before, {**start, "outcome": "finished", "to_step": done, "ended": "now"}]})
     write(folder / "run_id", 1)
-    write(folder / "last_checkpoint", f"epoch_{done}.pth")
+    (folder / "last_checkpoint").write_text(f"epoch_{done}.pth")
     return 0
 
 
