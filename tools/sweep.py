@@ -1,4 +1,4 @@
-"""Many trainings compared: ``python tools/sweep.py STUDY.py [--jobs N] [--resume] [--dry-run] [--status]``.
+"""Many trainings compared: ``python tools/sweep.py STUDY.py [--jobs N] [--resume] [--dry-run] [--status] [--report]``.
 
 STUDY.py declares a config, a space of settings, a score and a budget; docs/sweeps.md has examples.
 """
@@ -26,12 +26,13 @@ def main() -> None:
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--dry-run", action="store_true", help="check everything, print trials, costs and commands")
     mode.add_argument("--status", action="store_true", help="print how the study stands, from any shell")
+    mode.add_argument("--report", action="store_true", help="write the report of what there is so far")
     args = parser.parse_args()
     for name in ("jobs", "gpus_per_trial"):
         if (value := getattr(args, name)) is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} {value}: at least 1")
 
-    from analysis.sweep.run import describe_study, plan_sweep, run_sweep
+    from analysis.sweep.run import describe_study, plan_sweep, report_study, run_sweep
     from analysis.sweep.study_file import read_study_file
 
     study = read_study_file(args.study)
@@ -40,10 +41,13 @@ def main() -> None:
     folder = Path(args.work_dir or f"work_dirs/sweeps/{study.name}")
     if args.status:
         lines = describe_study(study, folder)
+    elif args.report:
+        lines = report_study(study, folder)
     elif args.dry_run:
         lines = plan_sweep(study, folder, args.slurm)
     else:
-        lines = run_sweep(study, folder, args.resume, args.jobs, args.slurm)
+        print("\n".join(run_sweep(study, folder, args.resume, args.jobs, args.slurm)))
+        lines = report_study(study, folder)
     print("\n".join(lines))
 
 

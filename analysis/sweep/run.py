@@ -61,6 +61,18 @@ def describe_study(study: StudyFile, folder: Path) -> list[str]:
         return status_lines(read_study(folder, study.storage, study.name), folder)
 
 
+def report_study(study: StudyFile, folder: Path) -> list[str]:
+    """Write the report of a study, which may be running elsewhere; says where it lies.
+
+    Raises:
+        ConfigError: If there is no study yet.
+    """
+    from analysis.sweep.report import write_study_report  # plots need seconds to import
+
+    with storage_errors(storage_url(study, folder)):
+        return [f"report: {write_study_report(read_study(folder, study.storage, study.name), folder)}"]
+
+
 def plan_sweep(study: StudyFile, folder: Path, slurm: str | None = None) -> list[str]:
     """Check a study and list its trials, their cost and their commands; nothing is written or started.
 

@@ -100,8 +100,7 @@ def _answer(study: StudyResult, findings: StudyFindings) -> str:
     states = [run.state for run in study.trials]
     done = sum(state in ("finished", "pruned", "failed") for state in states)
     progress = f"{done} of {len(states)} trainings ended"
-    if failed := states.count("failed"):
-        progress += f", {failed} failed"
+    progress += "".join(f", {states.count(one)} {one}" for one in ("pruned", "failed") if one in states)
     if ranking is None:
         return f'<p class="state faint">No answer yet: {escape(progress)}.</p>'
     first = ranking.settings[0]
@@ -123,7 +122,7 @@ def _certainty(study: StudyResult, findings: StudyFindings) -> str:
     assert findings.ranking is not None
     ranking = findings.ranking
     if len(ranking.settings) == 1:
-        return "It is the only setting that is finished, so there is nothing to compare it with."
+        return "It is the only setting that is finished at full length: there is nothing to compare it with."
     second = ranking.settings[1]
     behind = second.behind
     assert behind is not None
