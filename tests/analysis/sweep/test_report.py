@@ -10,6 +10,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -19,6 +20,9 @@ from analysis.sweep.report import find_answers, render_study, write_study_report
 from analysis.sweep.report.findings import compared_trials
 from analysis.sweep.report.page import ready_command, trial_table
 from analysis.sweep.results import Objective, StudyResult
+from analysis.sweep.run import report_study
+from analysis.sweep.study_file import read_study_file
+from backbones.errors import ConfigError
 from tests.studies import BATCH, PEAK_BATCH, RATE, made_study
 
 
@@ -131,6 +135,13 @@ def test_one_seed_resolves_nothing_and_says_so(tmp_path: Path) -> None:
     assert "One seed for each setting says nothing about the noise" in text
 
 
+def test_a_shorter_schedule_is_not_compared(study: StudyResult) -> None:
+    pruned = replace(study.trials[-1], number=99, state="pruned", score=99.0)
+    longer = replace(study, trials=(*study.trials, pruned))
+    assert find_answers(longer).ranking == find_answers(study).ranking
+    assert "1 pruned, 3 failed" in words_of(render_study(longer, find_answers(longer)))
+
+
 def test_names_and_reasons_are_escaped(study: StudyResult) -> None:
     strange = replace(
         study,
@@ -150,3 +161,14 @@ def test_a_command_of_a_path_with_blanks_stays_one(study: StudyResult) -> None:
         f"python tools/train.py 'my c.py' --work-dir work_dirs/rate_and_batch_{run.number:04d}"
     )
     assert trial_table(replace(study, trials=())).count("\n") == 1
+
+
+def test_a_study_that_was_run_is_reported_from_its_folder(sweep: Any) -> None:
+    sweep.run()
+    study = read_study_file(sweep.folder / "rates.py")
+    assert report_study(study, sweep.work_dir) == [f"report: {sweep.work_dir / 'study.html'}"]
+    lead = words_of((sweep.work_dir / "study.html").read_text().partition("<section>")[0])
+    assert "10 top1 lr=0.01 scores best: mean of 2 seeds" in lead
+    assert "6 of 6 trainings ended" in lead
+    with pytest.raises(ConfigError, match="holds no study"):
+        report_study(study, sweep.folder / "elsewhere")
