@@ -12,6 +12,7 @@ options = {
     "optim_wrapper.optimizer.weight_decay": 0.05,
     "train_cfg.max_epochs": 3,
     "train_dataloader.dataset.every": 12,
+    "val_dataloader.dataset.every": 4,
     "train_dataloader.num_workers": 0,
     "val_dataloader.num_workers": 0,
     "train_pipeline.0.size": 32,
