@@ -12,7 +12,7 @@ from backbones.errors import ConfigError
 from engine.checkpoint.store import CHECKPOINT_NAME, last_checkpoint
 from engine.report.environment import ROOT
 from engine.report.recorder import FINISHED, from_here
-from engine.report.run_dir import REPORT, read_starts
+from engine.report.run_dir import REPORT, last_begun, read_starts
 
 
 def resumes(asked: bool) -> bool:
@@ -50,7 +50,7 @@ def finished_line(cfg: Config) -> str | None:
         cfg: Resolved config of the training, whose length may have been changed since.
     """
     folder = Path(cfg.work_dir)
-    last = (read_starts(folder) or [{}])[-1]
+    last = last_begun(read_starts(folder))
     schedule = last.get("plan", {}).get("schedule", {})
     key, unit = ("max_epochs", "epochs") if schedule.get("epochs") else ("max_iters", "steps")
     done, asked = schedule.get(unit), cfg.train_cfg.get(key)

@@ -89,12 +89,23 @@ def scalar_files(folder: Path) -> list[Path]:
 def read_starts(folder: Path) -> list[dict[str, Any]]:
     """The starts of the training that the folder holds, the first one first.
 
-    A start that did not resume began a new training: what was in the folder before is not part of it.
+    A start that did not resume began a new training: what was in the folder before is not part of it. One that failed
+    before its first step, such as over options that do not fit the checkpoint, began nothing.
     """
     listed = read_json(folder / STARTS).get("starts")
     starts = [start for start in listed if isinstance(start, dict)] if isinstance(listed, list) else []
-    fresh = [index for index, start in enumerate(starts) if not start.get("resumed")]
+    fresh = [index for index, start in enumerate(starts) if has_begun(start) and not start.get("resumed")]
     return starts[fresh[-1] :] if fresh else starts
+
+
+def has_begun(start: Mapping[str, Any]) -> bool:
+    """Whether a start of a training has come as far as its first step."""
+    return start.get("from_step") is not None
+
+
+def last_begun(starts: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The last start that has come as far as its first step; if none has, the last one, or an empty mapping."""
+    return next(filter(has_begun, reversed(starts)), starts[-1] if starts else {})
 
 
 def read_load_reports(path: Path) -> list[dict[str, Any]] | None:

@@ -44,6 +44,8 @@ from engine.report.run_dir import (
     Points,
     best_point,
     finite,
+    has_begun,
+    last_begun,
     read_curves,
     read_json,
     read_json_lines,
@@ -113,7 +115,7 @@ def _read_non_finite(folder: Path) -> list[dict[str, Any]]:
 
 def render_training_report(run: Mapping[str, Any], folder: Path) -> str:
     """Return the page as self-contained HTML, from :func:`read_run`'s data and the pictures in the work directory."""
-    last = run["starts"][-1] if run["starts"] else {}
+    last = last_begun(run["starts"])
     sections = {
         "Scores on held-out data": _scores(run, last),
         "Scores of the classes": _class_scores(run, last),
@@ -140,6 +142,7 @@ def state_line(start: Mapping[str, Any], checkpoints: Sequence[str]) -> str:
         return f"Ended {at} by {reason}." if reason else f"Finished {at}."
     if outcome == "running":
         return f"Running, or ended without a word: last heard of {at}."
+    at = "before its first step" if start.get("from_step") is None and not start.get("to_step") else at
     how = f"{'Stopped' if outcome == 'stopped' else 'Failed'} {at}: {reason or 'no reason is known'}."
     go_on = start.get("go_on") if checkpoints else start.get("command")
     words = "Go on with" if checkpoints else "Nothing was saved yet; start again with"
@@ -148,8 +151,11 @@ def state_line(start: Mapping[str, Any], checkpoints: Sequence[str]) -> str:
 
 def _lead(run: Mapping[str, Any], last: Mapping[str, Any]) -> str:
     about = last.get("about", {})
-    kind = {"running": " faint", "stopped": " faint", "failed": " wrong"}.get(str(last.get("outcome")), "")
-    parts = [f'<p class="state{kind}">{escape(state_line(last, run["checkpoints"]))}</p>']
+    newest = run["starts"][-1] if run["starts"] else {}
+    if has_begun(last) and not has_begun(newest):  # its command would fail again
+        newest = {**newest, "go_on": last.get("go_on")}
+    kind = {"running": " faint", "stopped": " faint", "failed": " wrong"}.get(str(newest.get("outcome")), "")
+    parts = [f'<p class="state{kind}">{escape(state_line(newest, run["checkpoints"]))}</p>']
     if about:
         backbone = f" with {about['backbone']}" if about.get("backbone") else ""
         text = f"{str(about.get('task')).capitalize()}: {about.get('model')}{backbone}, {about.get('classes')} classes"
@@ -328,7 +334,7 @@ def _settings(last: Mapping[str, Any]) -> str:
 
 
 def _weights(run: Mapping[str, Any]) -> str:
-    starts = run["starts"]
+    starts = list(filter(has_begun, run["starts"]))
     # Each start writes weights.json anew: what the training began with is in the record of its first start.
     begun = starts[0].get("weights", run["receipts"]) if starts else run["receipts"]
     resumed = ([one for one in start.get("weights", []) if one.get("part") == "model"] for start in starts[1:])
@@ -356,7 +362,7 @@ def _starts(starts: Sequence[Mapping[str, Any]]) -> str:
             outcome = "ended without a word"
         reason = f": {start['reason']}" if start.get("reason") else ""
         began = str(start.get("began", "")).partition("+")[0].replace("T", " ")
-        steps = f"{_steps(start.get('from_step'))} to {_steps(start.get('to_step'))}"
+        steps = f"{_steps(start.get('from_step'))} to {_steps(start.get('to_step'))}" if has_begun(start) else "none"
         code = commit_line(start.get("environment", {}).get("code", {}))
         rows.append([began, steps, duration(finite(start.get("seconds")) or 0), outcome + reason, code])
     shown = table(["began", "steps", "time", "ended", "code"], rows)

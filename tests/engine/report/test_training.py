@@ -235,6 +235,23 @@ def test_a_start_that_does_not_resume_is_a_new_training(folder: Path) -> None:
     assert render_training_report(read_run(folder), folder).count("<td>finished</td>") == 1
 
 
+def test_a_start_that_failed_before_its_first_step_hides_nothing(folder: Path) -> None:
+    before = read_curves(folder)
+    starts = json.loads((folder / "starts.json").read_text())["starts"]
+    failed = a_start("20260101_000200", 0, 0, "failed", reason="epoch_2.pth is of another model", weights=[])
+    del failed["from_step"], failed["resumed"]
+    failed["about"]["backbone"] = "swin_tiny"
+    failed["go_on"] = "python tools/train.py a.py --resume --cfg-options model.backbone.type=swin_tiny"
+    write_json(folder / "starts.json", {"starts": [*starts, failed]})
+    assert read_curves(folder) == before
+    page = read_page(folder)
+    assert "ImageClassifier with convnext_atto" in page.words
+    assert "Failed before its first step: epoch_2.pth is of another model. Go on with:" in page.words
+    assert "model.backbone.type=swin_tiny" not in page.words.partition("Go on with:")[2].partition("Scores")[0]
+    assert "<td>none</td>" in page.text
+    assert page.text.count("went on at step") == 1
+
+
 def test_a_plot_has_its_points_where_they_belong() -> None:
     svg = plot("A", "b", {"c": CurveLine("trained", [(0, 0.0), (50, 0.5), (100, 1.0)], 100)})
     points = re.search(r'points="([^"]+)"', svg)
