@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
@@ -33,6 +34,7 @@ from engine.training.runner import Runner
 from engine.visualize import RESULTS, draw_test_images, result_writer
 
 MAX_PICTURES = 8
+PICTURES = "pictures"  # folder of a test's drawings
 
 
 def train(
@@ -152,25 +154,34 @@ def test(
         check_before_test(checked, runner.logger)
     runner.averaged = averaged
     name = "test" + ("_ema" if averaged else "") + ("_tta" if tta else "")
+    folder, written = Path(cfg.work_dir), [f"{name}.json", *([] if tta else [PICTURES])]
     if result_format:
-        writer = result_writer(cfg, result_format, Path(cfg.work_dir) / name.replace("test", RESULTS))
-        runner.test_loop.evaluator.metrics.append(writer)
+        written.append(name.replace("test", RESULTS))
+        runner.test_loop.evaluator.metrics.append(result_writer(cfg, result_format, folder / written[-1]))
     metrics = {name: float(value) for name, value in runner.test().items()}
     if is_main_process():
-        class_scores = collect_class_scores(runner.test_loop.evaluator)
-        result = {
-            **{"checkpoint": checkpoint, "averaged": averaged, "tta": tta, "metrics": metrics},
-            **({"class_scores": class_scores} if class_scores else {}),
-            **{"receipts": runner.load_reports, "command": command_line(sys.argv, os.environ)},
-            "environment": environment(),
-        }
-        write_json(Path(cfg.work_dir) / f"{name}.json", result)
-        if class_scores:
-            print(class_lines("scores of the classes", class_scores, (task_of(cfg),)))
-        if not tta:
-            draw_test_images(runner, Path(cfg.work_dir) / "pictures", MAX_PICTURES)
+        _write_test(runner, {"checkpoint": checkpoint, "averaged": averaged, "tta": tta, "metrics": metrics}, written)
     report_test(runner)
     return metrics
+
+
+def _write_test(runner: Runner, result: dict[str, Any], written: list[str]) -> None:
+    """Write and print what a test has found.
+
+    Args:
+        runner: Runner after the test.
+        result: Checkpoint and metrics.
+        written: Names in the work directory: of the file of results, the folder of pictures if any, and others.
+    """
+    folder, class_scores = Path(runner.cfg.work_dir), collect_class_scores(runner.test_loop.evaluator)
+    result |= {"class_scores": class_scores} if class_scores else {}
+    result |= {"receipts": runner.load_reports, "command": command_line(sys.argv, os.environ)}
+    write_json(folder / written[0], result | {"environment": environment()})
+    if class_scores:
+        print(class_lines("scores of the classes", class_scores, (task_of(runner.cfg),)))
+    if PICTURES in written:
+        draw_test_images(runner, folder / PICTURES, MAX_PICTURES)
+    print(f"in {folder}: {', '.join(written)}")
 
 
 def _check_weight_file(key: str, source: str | None) -> None:
@@ -183,6 +194,7 @@ def _check_weight_file(key: str, source: str | None) -> None:
 
 def _without_training(cfg: ConfigDict) -> None:
     """Take out of a config what a test does not need: the training, and the weights that it starts with."""
+    cfg.resume = False  # the config that a resumed training leaves says True
     training = ("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler")
     for key in (*training, "val_dataloader", "val_cfg", "val_evaluator"):
         cfg[key] = None

@@ -158,6 +158,8 @@ def test_a_finished_training_says_so_and_is_trained_longer_on_request(finished: 
     assert words[:2] == ["next:", "python"]
     following = tool(Path(words[2]).name, *words[3:])
     assert following.code == 0, following.err
+    assert f"in {finished}: test" in following.out
+    assert "nothing to go on from" not in following.out  # the training's config says that it was resumed
     assert (finished / ("test_ema.json" if "--ema" in words else "test.json")).is_file()
     assert "Epoch" not in resume(2).out
     curves = EventAccumulator(str(finished / "tensorboard")).Reload()
