@@ -16,7 +16,7 @@ from engine.data.checker import DATA_CHECKERS, DataFile, DatasetChecker, orienta
 from engine.data.image_files import LABEL_MODES, ImageInfo, image_suffixes
 from engine.data.orientation import Size
 from engine.data.paths import hidden_note, leads_outside, list_files
-from segmentation.data import IGNORE_INDEX, read_labels
+from segmentation.data import IGNORE_INDEX, as_suffixes, names_by_stem, read_labels, without_suffix
 
 MAX_TRIED_PIXELS = 16_000_000  # of an image that is sent through the pipeline
 MIN_LABEL_FILES = 50  # inspected label images that are taken for all of them
@@ -45,10 +45,23 @@ class LabelChecker(DatasetChecker):
         self._read_label_settings()
         folders = [self._folder("img_path"), self._folder("seg_map_path")]
         suffixes = [self.dataset.get("img_suffix", ".jpg"), self.dataset.get("seg_map_suffix", ".png")]
-        stems = self._read_stems(*folders) if self.dataset.get("ann_file") else self._pair_files(folders, suffixes)
-        files = [DataFile(os.path.join(folders[0], f"{stem}{suffixes[0]}"), key=stem) for stem in stems]
-        files += [DataFile(os.path.join(folders[1], f"{stem}{suffixes[1]}"), "labels", key=stem) for stem in stems]
-        return files
+        names = [self._names(*pair) for pair in zip(folders, suffixes, strict=True)]
+        listed = self.dataset.get("ann_file")
+        stems = self._read_stems(*folders) if listed else self._pair_files(folders, suffixes, names)
+        images, labels = (
+            {stem: os.path.join(folder, found.get(stem, [stem + as_suffixes(suffix)[0]])[0]) for stem in stems}
+            for folder, suffix, found in zip(folders, suffixes, names, strict=True)
+        )
+        files = [DataFile(images[stem], key=stem) for stem in stems]
+        return files + [DataFile(labels[stem], "labels", key=stem) for stem in stems]
+
+    def _names(self, folder: str, suffix: str | Sequence[str]) -> dict[str, list[str]]:
+        """Names of the files of a folder by their stems."""
+        found = names_by_stem([os.path.relpath(path, folder) for path in list_files(folder, [])], suffix)
+        for names in (names for names in found.values() if len(names) > 1):
+            problem = f"has the stem of {names[1]}, so that both have the same labels"
+            self.error("two images", os.path.join(folder, names[0]), problem, "remove one, or rename it")
+        return found
 
     def _folder(self, prefix: str) -> str:
         return os.path.join(self.dataset.get("data_root") or "", self.dataset.get("data_prefix", {}).get(prefix) or "")
@@ -67,27 +80,32 @@ class LabelChecker(DatasetChecker):
             problem = f"reduce_zero_label is {self.reduce} of the data set and {stated} of {step['type']}"
             self.error("reduce_zero_label", "config", problem, "set both to the same value")
 
-    def _pair_files(self, folders: list[str], suffixes: list[str]) -> list[str]:
-        stems = []
-        for folder, suffix, role in zip(folders, suffixes, ("images", "labels"), strict=True):
+    def _pair_files(
+        self, folders: list[str], suffixes: list[str | Sequence[str]], stems: list[dict[str, list[str]]]
+    ) -> list[str]:
+        for folder, stated, found, role in zip(folders, suffixes, stems, ("images", "labels"), strict=True):
             hidden: list[str] = []
             names = [os.path.relpath(path, folder) for path in list_files(folder, hidden)]
             self.notes += hidden_note(f"the {role} of the {self.split} data", hidden)
-            stems.append({name.removesuffix(suffix) for name in names if name.endswith(suffix)})
-            if not stems[-1]:
+            suffix = " or ".join(as_suffixes(stated))
+            several = ", or state several: img_suffix=('.jpg', '.png')" if role == "images" else ""
+            if not found:
                 self.error("no files", folder, f"holds no {suffix} file", f"bring the {role}, or set their suffix")
             for name in sorted(names):
-                if name.lower().endswith(image_suffixes(self.channels)) and not name.endswith(suffix):
+                if name.lower().endswith(image_suffixes(self.channels)) and without_suffix(name, stated) is None:
                     path = os.path.join(folder, name)
-                    self.warn(f"other {role}", path, f"is not read: {role} end in {suffix}", "convert or rename it")
+                    self.warn(
+                        f"other {role}", path, f"is not read: {role} end in {suffix}", f"convert or rename it{several}"
+                    )
         for own, other, kind, partner in (
             (0, 1, "image without labels", "labels"),
             (1, 0, "labels without image", "image"),
         ):
-            for stem in sorted(stems[own] - stems[other]):
-                file = os.path.join(folders[own], f"{stem}{suffixes[own]}")
-                self.error(kind, file, f"has no {partner}", f"bring {stem}{suffixes[other]}, or remove it")
-        return sorted(stems[0] & stems[1])
+            for stem in sorted(stems[own].keys() - stems[other].keys()):
+                file = os.path.join(folders[own], stems[own][stem][0])
+                wanted = " or ".join(f"{stem}{suffix}" for suffix in as_suffixes(suffixes[other]))
+                self.error(kind, file, f"has no {partner}", f"bring {wanted}, or remove it")
+        return sorted(stems[0].keys() & stems[1].keys())
 
     def _read_stems(self, images: str, labels: str) -> list[str]:
         path = os.path.join(self.dataset.get("data_root") or "", self.dataset.ann_file)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,29 +29,53 @@ class AnyChannelsSegDataPreProcessor(ChannelStatistics, SegDataPreProcessor):
     """mmseg's ``SegDataPreProcessor`` with mean and deviation of any number of channels."""
 
 
+def as_suffixes(stated: str | Sequence[str]) -> tuple[str, ...]:
+    """The suffixes that a data set states, one or several; the longest first."""
+    return (stated,) if isinstance(stated, str) else tuple(sorted(stated, key=lambda suffix: (-len(suffix), suffix)))
+
+
+def without_suffix(name: str, suffixes: str | Sequence[str]) -> str | None:
+    """The name of a file without the suffix that it has of some; ``None`` if it has none of them."""
+    fits = (suffix for suffix in as_suffixes(suffixes) if name.endswith(suffix))
+    return next((name.removesuffix(suffix) for suffix in fits), None)
+
+
+def names_by_stem(names: Iterable[str], suffixes: str | Sequence[str]) -> dict[str, list[str]]:
+    """Names of files that have one of some suffixes, sorted, by the name without it."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(names):
+        if (stem := without_suffix(name, suffixes)) is not None:
+            found.setdefault(stem, []).append(name)
+    return found
+
+
 @DATASETS.register_module()
 class LabelPngDataset(BaseSegDataset):
     """Images and label PNGs of the same stem; every image needs labels, and all labels an image.
 
-    Takes the arguments of mmseg's ``BaseSegDataset``.
+    Takes the arguments of mmseg's ``BaseSegDataset``, and as ``img_suffix`` several suffixes too, such as
+    ``(".jpg", ".png")``. With ``ann_file``, a file with a name per line, the other files of the folders do not count.
     """
 
     def load_data_list(self) -> list[dict[str, Any]]:
         """List pairs of image and labels in sorted order.
 
         Raises:
-            DataError: If a folder is missing or empty, a file has no partner, or ``ann_file`` names a file elsewhere.
+            DataError: If a folder is missing or empty, a file has no partner or two, or ``ann_file`` names a file
+                elsewhere.
         """
-        images = self._stems(self.data_prefix["img_path"], self.img_suffix)
-        labels = self._stems(self.data_prefix["seg_map_path"], self.seg_map_suffix)
-        unpaired = sorted(images ^ labels)
-        if unpaired:
-            partner = "labels" if unpaired[0] in images else "image"
-            raise DataError(
-                f"{len(unpaired)} files under {self.data_root!r} have no partner: {unpaired[0]!r} has no {partner}"
-            )
+        images = self._by_stem(self.data_prefix["img_path"], self.img_suffix)
+        labels = self._by_stem(self.data_prefix["seg_map_path"], self.seg_map_suffix)
+        if twice := sorted(stem for stem, names in images.items() if len(names) > 1):
+            raise DataError(f"{self.data_prefix['img_path']!r}: {' and '.join(images[twice[0]])} have the same labels")
+        self._image_names = {stem: names[0] for stem, names in images.items()}
         if not self.ann_file:
-            return [self._pair(stem) for stem in sorted(images, key=lambda stem: stem + self.img_suffix)]
+            if unpaired := sorted(images.keys() ^ labels.keys()):
+                partner = "labels" if unpaired[0] in images else "image"
+                raise DataError(
+                    f"{len(unpaired)} files under {self.data_root!r} have no partner: {unpaired[0]!r} has no {partner}"
+                )
+            return [self._pair(stem) for stem in sorted(images, key=lambda stem: self._image_names[stem])]
         if not Path(self.ann_file).is_file():
             raise DataError(f"{self.ann_file!r} is no file with a name of an image per line")
         lines = Path(self.ann_file).read_text(encoding="utf-8-sig").splitlines()
@@ -64,8 +88,9 @@ class LabelPngDataset(BaseSegDataset):
 
     def _pair(self, stem: str) -> dict[str, Any]:
         """The entry that mmseg makes of a pair; its own search reads hidden folders and follows circular links."""
+        image = self._image_names.get(stem, stem + as_suffixes(self.img_suffix)[0])
         return {
-            "img_path": os.path.join(self.data_prefix["img_path"], stem + self.img_suffix),
+            "img_path": os.path.join(self.data_prefix["img_path"], image),
             "seg_map_path": os.path.join(self.data_prefix["seg_map_path"], stem + self.seg_map_suffix),
             "label_map": self.label_map,
             "reduce_zero_label": self.reduce_zero_label,
@@ -80,14 +105,13 @@ class LabelPngDataset(BaseSegDataset):
         return [value for value in values if value != IGNORE_INDEX]
 
     @staticmethod
-    def _stems(folder: str, suffix: str) -> set[str]:
+    def _by_stem(folder: str, suffix: str | Sequence[str]) -> dict[str, list[str]]:
         if not Path(folder).is_dir():
             raise DataError(f"no folder {folder!r}: put the data there, or set data_root")
-        names = (os.path.relpath(path, folder) for path in list_files(folder, []))
-        stems = {name.removesuffix(suffix) for name in names if name.endswith(suffix)}
-        if not stems:
-            raise DataError(f"no {suffix} file in {folder!r}")
-        return stems
+        found = names_by_stem([os.path.relpath(path, folder) for path in list_files(folder, [])], suffix)
+        if not found:
+            raise DataError(f"no {' or '.join(as_suffixes(suffix))} file in {folder!r}")
+        return found
 
 
 @TRANSFORMS.register_module()

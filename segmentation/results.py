@@ -12,6 +12,8 @@ from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from PIL import Image
 
+from segmentation.data import without_suffix
+
 
 class LabelPngs(BaseMetric):
     """Writes the predicted class of each pixel as a grey PNG of the image's size; gives no score.
@@ -58,7 +60,9 @@ class LabelPngs(BaseMetric):
     def _name(self, path: str) -> str:
         if self.images is not None:
             return self.images[Path(path)]
-        return os.path.relpath(path, self.image_folder).removesuffix(self.image_suffix)
+        name = os.path.relpath(path, self.image_folder)
+        stem = without_suffix(name, self.image_suffix)
+        return name if stem is None else stem
 
     def compute_metrics(self, results: list[str]) -> dict[str, float]:
         """Return no scores."""

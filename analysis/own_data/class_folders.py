@@ -8,7 +8,7 @@ from statistics import median
 
 from analysis.own_data.splits import Findings, Request, choose_splits, listed, sample_evenly, split_of
 from backbones.errors import DataError
-from classification.data import class_folders, list_images
+from classification.data import class_folders, folder_difference, list_images
 from engine.data.image_files import inspect_image
 
 MAX_LEVELS = 3  # of the folder that holds the splits, below the data folder
@@ -27,7 +27,10 @@ def find_class_folders(request: Request) -> Findings:
     """
     found = _split_folders(request)
     chosen = choose_splits([folder.relative_to(request.data).as_posix() for folder in found], request)
-    classes = list(request.classes or sorted(class_folders(request.data / chosen["train"], ())))
+    folders = sorted(class_folders(request.data / chosen["train"], ()))
+    classes = list(request.classes or folders)
+    if difference := folder_difference(request.data / chosen["train"], classes):
+        raise DataError(f"--classes: {difference} ({chosen['train']!r} has {listed(folders)})")
     facts, images = [], {}
     for split, name in chosen.items():
         paths = {one: sorted(list_images(request.data / name / one)) for one in classes}
@@ -68,6 +71,11 @@ def _split_folders(request: Request) -> list[Path]:
                 return splits
         level = [child for folder in level for child in _subfolders(folder)]
     classes = _subfolders(request.data)
+    if len(classes) == 1 and list_images(classes[0]):
+        raise DataError(
+            f"{str(request.data)!r} has images in one folder, {classes[0].name!r}: sort them into folders of their "
+            "classes, train/<class>/ and val/<class>/"
+        )
     if any(list_images(folder) for folder in classes):
         raise DataError(
             f"{str(request.data)!r} has folders of classes ({listed([one.name for one in classes])}) but none for "

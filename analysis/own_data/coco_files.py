@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PureWindowsPath
 from statistics import median
 from typing import Any
 
@@ -51,7 +51,8 @@ def find_coco_files(request: Request) -> Findings:
     settings["_masks"] = all(_without_mask(contents[file]) == 0 for file in chosen.values())
     if sizes := [(one["width"], one["height"]) for one in train["images"] if one.get("width") and one.get("height")]:
         settings["_size"] = _training_size(sizes)
-    return Findings(settings, len(train["images"]), facts)
+    seen = {one.get("image_id") for one in train["annotations"] if not one.get("iscrowd")}  # the others are left out
+    return Findings(settings, len(seen) or len(train["images"]), facts)
 
 
 def _annotation_files(data: Path, paths: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -95,7 +96,14 @@ def _image_folder(
             if path == plain or path.endswith(f"/{plain}"):
                 votes[path[: -len(plain)].rstrip("/")] += 1
     if not votes:
-        raise DataError(f"{file}: its images are not in the folder, such as {(names or ['none'])[0]!r}: bring them")
+        first = (names or ["none"])[0]
+        plain = PureWindowsPath(first).name  # of a path with / too
+        fix = (
+            f"the folder has {folders_of[plain][0]!r}: write file_name {plain!r}"
+            if plain in folders_of
+            else "bring them"
+        )
+        raise DataError(f"{file}: its images are not in the folder, such as {first!r}: {fix}")
     near = os.path.dirname(file)
 
     def rank(folder: str) -> tuple[int, bool, int, int]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from statistics import median
 from typing import Any
@@ -35,16 +35,33 @@ class LabelledFolder:
     Attributes:
         images: Folder of the images, in the data folder.
         labels: Folder of the label images.
-        suffixes: Ends of the names of images and of labels.
-        stems: Names without suffix.
+        image_suffixes: Ends of the names of images, that of most images first.
+        label_suffix: End of the names of labels.
+        names: Name of each image, by its name without suffix.
         alone: Number of images and labels without partner.
+        listed: File with the names without suffix, in the data folder; empty for all that the folders hold.
     """
 
     images: str
     labels: str
-    suffixes: tuple[str, str]
-    stems: frozenset[str]
+    image_suffixes: tuple[str, ...]
+    label_suffix: str
+    names: Mapping[str, str]
     alone: int
+    listed: str = ""
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """What the config says of it."""
+        listed = {"ann_file": self.listed} if self.listed else {}
+        return {**listed, "data_prefix": {"img_path": self.images, "seg_map_path": self.labels}}
+
+    @property
+    def fact(self) -> str:
+        """What is found, in words."""
+        lost = f", files without partner: {self.alone:,} (check_data names them)" if self.alone else ""
+        listed = f" that {self.listed!r} names" if self.listed else ""
+        return f"{len(self.names):,} images in {self.images!r}{listed}, labels in {self.labels!r}{lost}"
 
 
 def find_label_images(request: Request) -> Findings:
@@ -57,46 +74,78 @@ def find_label_images(request: Request) -> Findings:
         DataError: If there are no images with label images of one channel.
         ConfigError: If there are other class names than numbers in the labels.
     """
-    found = {pair.images: pair for pair in _merged(_pairs(request.data))}
+    files = list_files(str(request.data), [])
+    lists = _lists(request.data, files)
+    found = {pair.images: pair for pair in _merged(_pairs(request.data, files, MIN_PAIRED))}
+    if lists and len(found) < 2:  # as in Pascal VOC, where most images have no labels
+        pairs = _merged(_pairs(request.data, files, 0.0))
+        found = {pair.listed: pair for pair in _listed(pairs, lists)} or found
     if not found:
         raise DataError(
             f"{str(request.data)!r} has no folder of images with one of label images: one channel, the same names but "
-            "for the suffix, one suffix for all images and one for all labels"
+            "for the suffix, one suffix for all labels"
         )
     chosen = {split: found[name] for split, name in choose_splits(list(found), request).items()}
     train = chosen["train"]
-    odd = [pair for pair in chosen.values() if pair.suffixes != train.suffixes]
+    odd = next((pair for pair in chosen.values() if pair.label_suffix != train.label_suffix), None)
     if odd:
         raise DataError(
-            f"suffixes {odd[0].suffixes} in {odd[0].images!r} and {train.suffixes} in {train.images!r}: rename"
+            f"labels end in {odd.label_suffix!r} in {odd.labels!r} and in {train.label_suffix!r} in {train.labels!r}: "
+            "rename one of them"
         )
-    settings: dict[str, Any] = {
-        f"_{split}": {"data_prefix": {"img_path": pair.images, "seg_map_path": pair.labels}}
-        for split, pair in chosen.items()
-    }
-    settings["_suffixes"] = {"img_suffix": train.suffixes[0], "seg_map_suffix": train.suffixes[1]}
-    facts = []
-    for split, pair in chosen.items():
-        lost = f", files without partner: {pair.alone:,} (check_data names them)" if pair.alone else ""
-        facts.append(f"{split}: {len(pair.stems):,} images in {pair.images!r}, labels in {pair.labels!r}{lost}")
+    settings: dict[str, Any] = {f"_{split}": pair.setting for split, pair in chosen.items()}
+    ends = tuple(dict.fromkeys(end for pair in chosen.values() for end in pair.image_suffixes))
+    settings["_suffixes"] = {"img_suffix": ends[0] if len(ends) == 1 else ends, "seg_map_suffix": train.label_suffix}
+    facts = [f"{split}: {pair.fact}" for split, pair in chosen.items()]
     settings |= _meaning(_stored_values(request.data, list(chosen.values()), facts), request)
     settings |= _sizes(request.data, train)
-    return Findings(settings, len(train.stems), facts)
+    return Findings(settings, len(train.names), facts)
 
 
-def _pairs(data: Path) -> list[LabelledFolder]:
-    """Each folder of label images with the folder of images whose names fit best."""
+def _lists(data: Path, files: Sequence[str]) -> dict[str, list[str]]:
+    """Lines of the text files, by path in the data folder."""
+    found = {}
+    for path in sorted(files):
+        if path.lower().endswith(".txt"):
+            text = Path(path).read_text(encoding="utf-8-sig", errors="replace")
+            found[os.path.relpath(path, data)] = [line.strip() for line in text.splitlines() if line.strip()]
+    return found
+
+
+def _listed(pairs: Sequence[LabelledFolder], lists: Mapping[str, Sequence[str]]) -> list[LabelledFolder]:
+    """The part of a pair of folders that each list names; without those that are several lists in one."""
+    found = []
+    for pair in pairs:
+        named = {path: set(lines) for path, lines in lists.items() if lines and set(lines) <= pair.names.keys()}
+        for path, stems in named.items():
+            parts = [other for other in named.values() if other < stems]
+            if not parts or set.union(*parts) != stems:
+                names = {stem: pair.names[stem] for stem in sorted(stems)}
+                found.append(replace(pair, names=names, alone=0, listed=path))
+    return found
+
+
+def _pairs(data: Path, files: Sequence[str], least: float) -> list[LabelledFolder]:
+    """Each folder of label images with the folder of images whose names fit best.
+
+    Args:
+        data: Folder of the data.
+        files: Paths of its files.
+        least: Share of the images of a folder that have labels in one that belongs to it.
+    """
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)  # names by folder and extension
-    for path in list_files(str(data), []):
+    for path in files:
         folder, name = os.path.split(os.path.relpath(path, data))
         if name.lower().endswith(IMAGE_SUFFIXES):
             groups[folder, os.path.splitext(name)[1]].append(name)
     labels = {key for key, names in groups.items() if _are_labels(data / key[0], names)}
+    images: dict[str, list[list[str]]] = defaultdict(list)  # groups of names by folder
+    for key in sorted(groups.keys() - labels):
+        images[key[0]].append(groups[key])
     found = []
-    for key in sorted(labels):
-        fits = [
-            fit for other in sorted(groups.keys() - labels) if (fit := _fit(other, groups[other], key, groups[key]))
-        ]
+    for folder, end in sorted(labels):
+        names = groups[folder, end]
+        fits = [fit for other in images if (fit := _fit(other, images[other], (folder, end), names, least))]
         if fits:
             found.append(max(fits, key=lambda fit: _nearness(fit.images, fit.labels)))
     return found
@@ -111,16 +160,40 @@ def _are_labels(folder: Path, names: Sequence[str]) -> bool:
     return True
 
 
-def _fit(image_key: tuple[str, str], images: Sequence[str], label_key: tuple[str, str], labels: Sequence[str]) -> Any:
-    """The pair of two folders if most of their names are the same but for suffixes, else ``None``."""
-    for image_end in dict.fromkeys((image_key[1], _common_end(images))):
-        for label_end in dict.fromkeys((label_key[1], _common_end(labels))):
-            stems = {name.removesuffix(image_end) for name in images}
-            both = stems & {name.removesuffix(label_end) for name in labels}
-            if len(both) >= MIN_PAIRED * max(len(images), len(labels)):
-                alone = len(images) + len(labels) - 2 * len(both)
-                return LabelledFolder(image_key[0], label_key[0], (image_end, label_end), frozenset(both), alone)
+def _fit(
+    folder: str, groups: Sequence[Sequence[str]], label_key: tuple[str, str], labels: Sequence[str], least: float
+) -> LabelledFolder | None:
+    """The pair of two folders if most of their names are the same but for suffixes, else ``None``.
+
+    Args:
+        folder: Folder of images.
+        groups: Names of its images, those of each extension by themselves.
+        label_key: Folder and extension of the label images.
+        labels: Their names.
+        least: Share of the images that have labels.
+    """
+    for label_end in dict.fromkeys((label_key[1], _common_end(labels))):
+        stems = {name.removesuffix(label_end) for name in labels}
+        fits = sorted(((*_paired(names, stems), len(names)) for names in groups), key=lambda fit: -len(fit[1]))
+        found: dict[str, str] = {}
+        ends: list[str] = []
+        images = 0
+        for end, paired, count in fits:
+            if paired and not paired.keys() & found.keys():  # not drawings of the same images, in another format
+                found |= paired
+                ends.append(end)
+                images += count
+        if found and len(found) >= max(MIN_PAIRED * len(labels), least * images):
+            alone = images + len(labels) - 2 * len(found)
+            return LabelledFolder(folder, label_key[0], tuple(ends), label_end, found, alone)
     return None
+
+
+def _paired(names: Sequence[str], stems: Set[str]) -> tuple[str, dict[str, str]]:
+    """The end of the names of images, and the names of those that have labels, by stem."""
+    ends = dict.fromkeys((os.path.splitext(names[0])[1], _common_end(names)))
+    fits = [(end, {stem: name for name in names if (stem := name.removesuffix(end)) in stems}) for end in ends]
+    return max(fits, key=lambda fit: len(fit[1]))
 
 
 def _common_end(names: Sequence[str]) -> str:
@@ -139,25 +212,28 @@ def _nearness(images: str, labels: str) -> tuple[bool, int]:
 
 def _merged(pairs: Sequence[LabelledFolder]) -> list[LabelledFolder]:
     """Pairs of sub-folders of the same name, such as cities, taken as one of the folders above, up to the splits."""
-    merged: dict[tuple[str, str, tuple[str, str]], set[str]] = defaultdict(set)
-    alone: Counter[tuple[str, str, tuple[str, str]]] = Counter()
+    merged: dict[tuple[str, str, str], LabelledFolder] = {}
     for pair in pairs:
         images, labels, below = PurePath(pair.images), PurePath(pair.labels), PurePath()
         while images.parent.name and labels.parent.name and images.name == labels.name and not split_of(images.name):
             images, labels, below = images.parent, labels.parent, PurePath(images.name) / below
-        key = str(images), str(labels), pair.suffixes
-        merged[key] |= {(below / stem).as_posix() for stem in pair.stems}
-        alone[key] += pair.alone
+        key = str(images), str(labels), pair.label_suffix
+        names = {(below / stem).as_posix(): (below / name).as_posix() for stem, name in pair.names.items()}
+        other = merged.get(key, LabelledFolder(key[0], key[1], (), key[2], {}, 0))
+        ends = tuple(dict.fromkeys((*other.image_suffixes, *pair.image_suffixes)))
+        merged[key] = replace(
+            other, image_suffixes=ends, names={**other.names, **names}, alone=other.alone + pair.alone
+        )
     if len(merged) < len(pairs) and len(merged) == 1:  # the sub-folders are the splits
         return list(pairs)
-    return [LabelledFolder(*key, frozenset(stems), alone[key]) for key, stems in merged.items()]
+    return list(merged.values())
 
 
 def _paths(data: Path, pair: LabelledFolder) -> list[tuple[str, str]]:
     """Image and labels of each pair."""
     return [
-        (str(data / pair.images / (stem + pair.suffixes[0])), str(data / pair.labels / (stem + pair.suffixes[1])))
-        for stem in sorted(pair.stems)
+        (str(data / pair.images / pair.names[stem]), str(data / pair.labels / (stem + pair.label_suffix)))
+        for stem in sorted(pair.names)
     ]
 
 

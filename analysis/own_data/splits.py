@@ -100,6 +100,8 @@ def choose_splits(found: Sequence[str], request: Request) -> dict[str, str]:
         fits = fits or [one for one in found if stated in PurePath(one).parts]
         if len(fits) != 1:
             raise DataError(f"--{split} {stated}: the data has {listed(fits or found)}; name one of them")
+        if fits[0] == chosen.get("train"):
+            raise DataError(f"--{split} {stated}: is the training data; images that were trained on tell nothing")
         chosen[split] = fits[0]
     rest = [one for one in found if one not in chosen.values()]
     unnamed = [one for one in rest if split_of(one) is None]

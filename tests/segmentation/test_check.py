@@ -37,11 +37,13 @@ def rooms(folder: Path, *values: int, count: int = 4) -> Path:
     return folder
 
 
-def checked(root: Path, reduce: bool = True, full: bool = False, **more: Any) -> DataCheckResult:
+def checked(
+    root: Path, reduce: bool = True, full: bool = False, img_suffix: str | list[str] = ".jpg", **more: Any
+) -> DataCheckResult:
     dataset = dict(
         type="LabelPngDataset",
         data_root=str(root),
-        img_suffix=".jpg",
+        img_suffix=img_suffix,
         seg_map_suffix=".png",
         data_prefix=dict(img_path="images", seg_map_path="labels"),
         reduce_zero_label=reduce,
@@ -193,6 +195,17 @@ def listed(root: Path, *stems: str) -> DataCheckResult:
         pipeline=[],
     )
     return check_datasets(Config(dict(default_scope="mmseg", train_dataloader=dict(dataset=dataset))), ("train",))
+
+
+def test_label_checker_of_several_suffixes(tmp_path: Path) -> None:
+    rooms(tmp_path, 0, 1, 2)
+    (tmp_path / "images/0.jpg").rename(tmp_path / "images/0.JPG")
+    found = checked(tmp_path, reduce=False)
+    assert sorted(kinds(found)) == [("error", "labels without image"), ("warning", "other images")]
+    both = checked(tmp_path, reduce=False, img_suffix=[".jpg", ".JPG"])
+    assert (kinds(both), both.inspected) == ([], {"train images": (4, 4), "train labels": (4, 4)})
+    store(tmp_path / "images/0.jpg", np.full((40, 48, 3), 7, np.uint8))
+    assert ("error", "two images") in kinds(checked(tmp_path, reduce=False, img_suffix=[".jpg", ".JPG"]))
 
 
 def test_label_checker_reads_a_list_of_names(tmp_path: Path) -> None:

@@ -55,6 +55,27 @@ def test_label_png_dataset_of_listed_images(rooms: Path) -> None:
         dataset(rooms, ann_file="absent.txt")
 
 
+def test_label_png_dataset_of_several_suffixes(rooms: Path) -> None:
+    Image.new("RGB", (8, 6)).save(rooms / "images/d.JPG")
+    Image.new("L", (8, 6)).save(rooms / "labels/d.png")
+    found = dataset(rooms, img_suffix=[".jpg", ".JPG"])
+    paths = [found.get_data_info(index)["img_path"] for index in range(len(found))]
+    assert paths == [str(rooms / f"images/{name}") for name in ("a.jpg", "b.jpg", "d.JPG", "deeper/c.jpg")]
+    (rooms / "split.txt").write_text("d\na\n")
+    found = dataset(rooms, img_suffix=[".jpg", ".JPG"], ann_file="split.txt")
+    assert [found.get_data_info(index)["img_path"] for index in range(2)] == [paths[2], paths[0]]
+    Image.new("RGB", (8, 6)).save(rooms / "images/d.jpg")
+    with pytest.raises(UserError, match=r"d\.JPG and d\.jpg have the same labels"):
+        dataset(rooms, img_suffix=[".jpg", ".JPG"])
+
+
+def test_label_png_dataset_of_listed_images_needs_no_labels_for_the_others(rooms: Path) -> None:
+    """As in Pascal VOC, where a sixth of the images have labels."""
+    (rooms / "labels/a.png").unlink()
+    (rooms / "split.txt").write_text("b\n")
+    assert len(dataset(rooms, ann_file="split.txt")) == 1
+
+
 @pytest.mark.parametrize(
     "reduce, load, classes",
     [

@@ -69,6 +69,8 @@ def test_labels_are_stored_as_the_data_set_stores_them(
 ) -> None:
     labels = np.arange(4).repeat(6).reshape(4, 6)
     cfg = config(tmp_path, reduce_zero_label=reduce, img_suffix="_leftImg8bit.png", seg_map_suffix="_labels.png")
+    if values:
+        cfg.test_dataloader.dataset.img_suffix = (".jpg", "_leftImg8bit.png")
     cfg.label_values = values
     writer = label_pngs(cfg, tmp_path / "out", None)
     writer.process(None, [sample(str(tmp_path / "images/city/a_leftImg8bit.png"), labels)])

@@ -19,6 +19,7 @@ from analysis.own_data.splits import choose_splits, split_of
 from backbones.errors import UserError
 from engine.config.load import load_config
 from engine.config.world import Launch
+from segmentation.data import LabelPngDataset
 from tests.own_data import labels, objects, photographs, picture, scenes
 
 
@@ -302,6 +303,81 @@ def test_a_few_files_without_partner_are_counted(tmp_path: Path) -> None:
     picture(data / "train set/Fotos/Allee.JPG", 0)
     _, said, _ = written("segmentation", data, classes=("a", "b", "c"))
     assert said[0].endswith("labels in 'train set/Masken', files without partner: 1 (check_data names them)")
+
+
+def test_images_of_several_suffixes(tmp_path: Path) -> None:
+    data = scenes(tmp_path / "data")
+    (data / "train set/Fotos/Straße 0.JPG").rename(data / "train set/Fotos/Straße 0.jpg")
+    picture(data / "train set/Fotos/Straße 3.bmp", 3)  # a second picture of the same labels, as of a viewer
+    for image in (0, 1, 2):
+        picture(data / f"val set/Fotos/Straße {image}.png", image)
+        (data / f"val set/Fotos/Straße {image}.JPG").unlink()
+    cfg, said, _ = written("segmentation", data, classes=("a", "b", "c"))
+    assert tuple(cfg.train_dataloader.dataset.img_suffix) == (".JPG", ".jpg", ".png")
+    assert said[0] == "train: 4 images in 'train set/Fotos', labels in 'train set/Masken'"
+    assert said[1] == "val: 4 images in 'val set/Fotos', labels in 'val set/Masken'"
+    assert [pairs(cfg, split) for split in ("train", "val")] == [4, 4]
+
+
+def pairs(cfg: Config, split: str) -> int:
+    """Number of pairs that a split of a resolved config has."""
+    settings = {key: value for key, value in cfg[f"{split}_dataloader"].dataset.items() if key != "type"}
+    return len(LabelPngDataset(**{**settings, "pipeline": []}))
+
+
+def test_lists_of_images(tmp_path: Path) -> None:
+    """As in Pascal VOC: all images in a folder, labels of some, and a text file for each split."""
+    for image in range(12):
+        picture(tmp_path / f"VOC 7/JPEGImages/{image}.jpg", image)
+    for image in range(4):
+        labels(tmp_path / f"VOC 7/SegmentationClass/{image}.png", 0, 1, 255)
+    stems = {"Main/train": range(12), "Seg/train": range(3), "Seg/val": range(3, 4), "Seg/trainval": range(4)}
+    for name, images in stems.items():
+        place = tmp_path / f"VOC 7/ImageSets/{name}.txt"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text("".join(f"{image}\n" for image in images))
+    cfg, said, _ = written("segmentation", tmp_path / "VOC 7", classes=("background", "cat"))
+    for split, count in (("train", 3), ("val", 1)):
+        dataset = cfg[f"{split}_dataloader"].dataset
+        assert dataset.ann_file == f"ImageSets/Seg/{split}.txt"
+        assert dataset.data_prefix == dict(img_path="JPEGImages", seg_map_path="SegmentationClass")
+        assert pairs(cfg, split) == count
+    listed = "3 images in 'JPEGImages' that 'ImageSets/Seg/train.txt' names"
+    assert said[0] == f"train: {listed}, labels in 'SegmentationClass'"
+
+
+def test_what_is_stated_and_cannot_be(tmp_path: Path) -> None:
+    data, other = photographs(tmp_path / "photos", ("train", "val")), ("ant hil", "Käfer groß")
+    refused("classification", data, r"--classes: .* no folder 'ant hil' \('train' has 'Käfer", classes=other)
+    refused("classification", data, r"--classes: .* folder 'ant hill' is not in classes", classes=("Käfer groß",))
+    twice = {"train": "train", "val": "train"}
+    refused("classification", data, r"--val train: is the training data", splits=twice)
+    picture(tmp_path / "flat/alle/1.jpg", 1)
+    refused("classification", tmp_path / "flat", r"has images in one folder, 'alle': sort them")
+
+
+def test_annotations_of_another_machine(tmp_path: Path) -> None:
+    data = objects(tmp_path / "data")
+
+    def move(content: dict[str, Any]) -> None:
+        content["images"] = [{**content["images"][0], "file_name": r"C:\\x\Foto 0 0.PNG"}]
+
+    change(data / "Lehre (final).json", move)
+    message = r"such as .*: the folder has 'Bilder Lehre/Foto 0 0\.PNG': write file_name 'Foto 0 0\.PNG'"
+    refused("detection", data, message, splits={"train": "Lehre (final).json"})
+
+
+def test_images_without_objects_make_no_steps(tmp_path: Path) -> None:
+    data = objects(tmp_path / "data")
+
+    def crowds(content: dict[str, Any]) -> None:
+        for one in content["annotations"][2:]:
+            one["iscrowd"] = 1
+
+    change(data / "Lehre (final).json", crowds)
+    stated = {"splits": {"train": "Lehre (final).json"}, "settings": {"_batch": 1, "_epochs": 2}}
+    _, said, _ = written("detection", data, **stated)
+    assert any("2 epochs of 1 steps, batch 1" in line for line in said)
 
 
 def test_numbers_and_names_that_cannot_be_read(tmp_path: Path) -> None:
