@@ -60,7 +60,7 @@ PIXEL_WARNINGS = {
         "convert it to RGB if its colours matter",
     ),
     "transparency": (
-        "has transparent parts, which show whatever colour lies under them",
+        "has an alpha channel: transparent parts, if any, show whatever colour lies under them",
         "put it on a background",
     ),
     "several frames": ("holds several pictures, of which the first is read", "save one"),
