@@ -21,6 +21,7 @@ from analysis.sweep.laws import BestRate, LawComparison, NoiseScaleFit, best_rat
 from analysis.sweep.noise import ScoreRanking, rank_settings
 from analysis.sweep.results import StudyResult, TrialResult
 from analysis.sweep.targets import SettingTime, common_target, setting_time, time_to_target
+from engine.config.schema import is_number
 from engine.report.run_dir import read_curves
 
 RATE, BATCH = "optim_wrapper.optimizer.lr", "batch.size"
@@ -58,7 +59,7 @@ class StudyFindings:
         ranking: Settings whose seeds are all finished at full length, best first, named by the number of their trial;
             ``None`` if there is none yet.
         labels: Settings of each trial in words, by its number.
-        rate_and_batch: Rate and batch; ``None`` if the study does not vary both.
+        rate_and_batch: Rate and batch; ``None`` if not all settings have both as positive numbers.
         importances: Importance of each dimension, 0..1, by the name of the method; empty with too few trials.
         target: Score to which times are compared; ``None`` without scores.
         times: Time of each compared trial to that score, by its number.
@@ -87,7 +88,9 @@ def find_answers(study: StudyResult) -> StudyFindings:
     for number, runs in compared.items() if target is not None else ():
         found = [time_to_target(run, study.objective, target) for run in runs]  # type: ignore[arg-type]
         times[number] = setting_time([one for one in found if one is not None])
-    rate_and_batch = _rate_and_batch(study, compared, target) if {RATE, BATCH} <= study.space.keys() else None
+    rate_and_batch = None
+    if all(_is_positive(runs[0].settings.get(key)) for runs in compared.values() for key in (RATE, BATCH)):
+        rate_and_batch = _rate_and_batch(study, compared, target) if compared else None
     importances = _importances(study, compared)
     return StudyFindings(
         ranking,
@@ -143,7 +146,10 @@ def plain_study(study: StudyResult) -> optuna.Study:
         optuna.logging.set_verbosity(verbosity)
     short = short_names(list(study.space))
     compared = compared_trials(study)
-    kinds = {key: _distribution(key, [runs[0].settings.get(key) for runs in compared.values()]) for key in study.space}
+    given = {
+        key: [runs[0].settings[key] for runs in compared.values() if key in runs[0].settings] for key in study.space
+    }
+    kinds = {key: _distribution(values) for key, values in given.items() if values}
     for runs in compared.values():
         settings = {key: runs[0].settings[key] for key in study.space if key in runs[0].settings}
         params = {
@@ -155,13 +161,17 @@ def plain_study(study: StudyResult) -> optuna.Study:
     return made
 
 
-def _distribution(key: str, values: Sequence[Any]) -> BaseDistribution:
+def _distribution(values: Sequence[Any]) -> BaseDistribution:
     """A range where all values are numbers, logarithmic where they span a factor of ten; else categories."""
-    given = [value for value in values if value is not None]
-    if given and all(isinstance(value, int | float) and not isinstance(value, bool) for value in given):
-        low, high = float(min(given)), float(max(given))
+    if values and all(map(is_number, values)):
+        low, high = float(min(values)), float(max(values))
         return FloatDistribution(low, high, log=low > 0 and high >= 10 * low)
-    return CategoricalDistribution(sorted({str(value) for value in given}) or ["none"])
+    return CategoricalDistribution(sorted({str(value) for value in values}))
+
+
+def _is_positive(value: Any) -> bool:
+    """Whether a value is a positive number, and no label that stands for several settings."""
+    return is_number(value) and value > 0
 
 
 def _score(run: TrialResult) -> float:

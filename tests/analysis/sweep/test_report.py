@@ -172,3 +172,16 @@ def test_a_study_that_was_run_is_reported_from_its_folder(sweep: Any) -> None:
     assert "6 of 6 trainings ended" in lead
     with pytest.raises(ConfigError, match="holds no study"):
         report_study(study, sweep.folder / "elsewhere")
+
+
+def test_values_of_any_kind_are_shown(study: StudyResult) -> None:
+    """Labels, lists, None, flags and a rate of 0: what a choice may hold."""
+    kinds = {"a": [None, [224, 224]], "b.x": [True, False, True], RATE: [0.0, 1e-3], BATCH: ["small", "large"]}
+    trials = tuple(
+        replace(run, settings={key: values[run.number % len(values)] for key, values in kinds.items()})
+        for run in study.trials[6:36]
+    )
+    mixed = replace(study, space={key: {"choice": values} for key, values in kinds.items()}, trials=trials)
+    findings = find_answers(mixed)
+    assert findings.rate_and_batch is None
+    assert "x=True, lr=0, size=small" in words_of(render_study(mixed, findings))
