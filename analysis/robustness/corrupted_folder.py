@@ -25,6 +25,7 @@ from backbones.errors import ConfigError, DataError, MachineError, printable
 from backbones.files import atomic_write
 from engine.data.image_files import IMAGE_SUFFIXES, LoadCheckedImage
 from engine.data.paths import hidden_note, list_files
+from engine.launch.parent import end_with_parent
 
 SETTINGS_FILE = "corrupt.json"
 COPY_QUALITY = 85  # hendrycks/robustness, ImageNet-C/create_c/make_imagenet_c.py, line 108
@@ -156,7 +157,7 @@ def _run(copy: partial[tuple[int, int, str]], images: Sequence[str], workers: in
         yield from map(copy, images)
         return
     # Forked processes need no imports; they live for this call and touch neither GPU nor process group.
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("fork"))
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("fork"), initializer=end_with_parent)
     try:
         waiting = iter(images)
         running = {pool.submit(copy, image) for image in islice(waiting, 4 * workers)}

@@ -26,6 +26,7 @@ from engine.data.checker import DataFile, DatasetChecker, build_checkers
 from engine.data.findings import DataCheckResult, DataFinding, FindingLevel
 from engine.data.image_files import ImageInfo, inspect_image
 from engine.data.paths import real_path
+from engine.launch.parent import end_with_parent
 
 MAX_LABEL_FILES = 500  # label images of a split whose values are counted, unless all are asked for
 FILES_PER_TASK = 32  # files that a process inspects before it returns
@@ -141,7 +142,7 @@ def _inspect_all(
             yield item, item.run()
         return
     # Forked processes need no imports; they live for this call and touch neither GPU nor process group.
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("fork"))
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("fork"), initializer=end_with_parent)
     try:
         chunks = (inspections[at : at + FILES_PER_TASK] for at in range(0, len(inspections), FILES_PER_TASK))
         running = deque((chunk, pool.submit(_inspect_chunk, chunk)) for chunk in islice(chunks, 4 * workers))

@@ -26,6 +26,8 @@ from torch.utils.data import BatchSampler, DataLoader, Sampler
 
 from backbones.errors import ConfigError
 from engine.checkpoint.rng import seed_of
+from engine.launch.leftovers import enter_worker, share_temporary_folder
+from engine.launch.parent import end_with_parent
 
 
 class SeededIndex(int):
@@ -143,10 +145,12 @@ def _build_batches(loader: dict[str, Any], sampler: Sampler[int]) -> Sampler[lis
 
 
 def configure_workers(loader: DataLoader, seed: int) -> None:
-    """Give a loader its own random generator, and let its workers outlive the signals that end a job.
+    """Give a loader its own random generator, and let its workers outlive the signals that end a job, but not the job.
 
     The loader's workers must not have started.
     """
+    if loader.num_workers:
+        share_temporary_folder()
     exiting = torch.zeros(1, dtype=torch.uint8).share_memory_()
     atexit.register(exiting.fill_, 1)  # before the interpreter ends the workers
     loader.generator = torch.Generator().manual_seed(seed)
@@ -159,13 +163,15 @@ def _init_worker(worker_id: int, exiting: Tensor, **settings: Any) -> None:
     """Prepare a worker process.
 
     Ctrl-C and SIGTERM reach all processes of a job, but the main process still needs data until it has saved: a worker
-    ends only when the main process is exiting.
+    ends only when the main process is exiting, or was killed.
     """
 
     def terminate(*_: Any) -> None:
         if exiting.item():
             os._exit(0)
 
+    end_with_parent()
+    enter_worker()
     worker_init_fn(worker_id, **settings)
     for ignored in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(ignored, signal.SIG_IGN)

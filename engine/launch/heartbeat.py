@@ -8,7 +8,6 @@ launcher nothing is written.
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import json
 import mmap
@@ -21,13 +20,14 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from engine.launch.parent import end_with_parent
+
 POSITION_FILE, ERROR_FILE, STACKS_FILE = "position", "error_report.json", "stacks.txt"
 STACK_SIGNAL = signal.SIGUSR2
 MAX_LINE_LENGTH = 400
 # Parts of the collective libraries' messages when another rank has ended: the consequence of a failure, not its cause.
 LOST_PEER_MESSAGES = ("gloo", "Connection closed by peer", "Connection reset by peer", "NCCL", "Broken pipe")
 LOST_PEER_ERRORS = ("DistBackendError", "DistNetworkError")
-PR_SET_PDEATHSIG = 1
 
 _LAYOUT = struct.Struct("<QQBd320s640s")  # the fields of a Position; struct cuts texts and fills them with zeros
 
@@ -95,8 +95,7 @@ class Heartbeat:
         stacks = open(folder / STACKS_FILE, "w", encoding="utf-8")  # noqa: SIM115  (open until the process ends)
         faulthandler.enable(stacks)
         faulthandler.register(STACK_SIGNAL, stacks)
-        with suppress(OSError, AttributeError):  # Linux only
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        end_with_parent(signal.SIGTERM)
 
     def configure(self, work_dir: str, patience: float = 0.0) -> None:
         """Pass on the settings of the config that the launcher needs.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import signal
 import sys
-import tempfile
 from dataclasses import dataclass
 
 from torch.distributed import PrefixStore, TCPStore
@@ -16,6 +15,7 @@ from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCP
 
 from engine.launch.agent import SAVED_MESSAGES, LaunchAgent, print_line
 from engine.launch.exit_codes import EXIT_BAD_INPUT, EXIT_HUNG
+from engine.launch.leftovers import temporary_folder
 from engine.launch.rendezvous import RendezvousError, RendezvousServer, request_port, run_id
 
 RENDEZVOUS_SECONDS = 600  # from the first machine's start to the last one's
@@ -116,8 +116,8 @@ def launch(job: LaunchConfig) -> int:
         max_restarts=job.max_restarts,
         monitor_interval=0.1,
     )
-    with tempfile.TemporaryDirectory(prefix="launch_") as folder:
-        agent = LaunchAgent(spec, DefaultLogsSpecs(log_dir=folder), job.grace, job.nodes, job.node_rank)
+    with temporary_folder("launch_") as folder:
+        agent = LaunchAgent(spec, DefaultLogsSpecs(log_dir=str(folder)), job.grace, job.nodes, job.node_rank)
         try:
             agent.run()
         except SignalException as stop:  # before the agent has installed its signal handlers

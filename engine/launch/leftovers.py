@@ -1,0 +1,112 @@
+"""Temporary folders of runs: locked while processes use them, cleared by the next start after a kill.
+
+Python and torch create folders and shared memory for what processes pass to each other and remove them when they end,
+which a SIGKILL prevents. What is removed here belongs to this user, was created by this project, and is in use by no
+process: the lock of a folder is held by the process that created it and by all that it forked.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from multiprocessing.util import get_temp_dir
+from pathlib import Path
+
+LOCK_FILE = "convnext-dense.lock"
+PREFIXES = ("launch_", "pymp-")  # of the launcher's folders, and of those of Python's multiprocessing
+SHARED_MEMORY = Path("/dev/shm")
+_WORKER = "worker-"
+
+
+@contextmanager
+def temporary_folder(prefix: str) -> Iterator[Path]:
+    """A temporary folder, removed at the end of the context or, after a kill, by :func:`clear_leftovers`.
+
+    Args:
+        prefix: One of ``PREFIXES``.
+    """
+    clear_leftovers()
+    with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as name:
+        lock = _hold(Path(name))
+        try:
+            yield Path(name)
+        finally:
+            os.close(lock)
+            clear_leftovers()
+
+
+@cache
+def share_temporary_folder() -> None:
+    """Let all workers of this process use one folder of multiprocessing, which is found again after a kill."""
+    clear_leftovers()
+    folder = Path(get_temp_dir())  # workers inherit it; this process removes it when it exits
+    with suppress(OSError):
+        if not (folder / LOCK_FILE).exists():  # that of the process that started this one
+            _hold(folder)
+
+
+def enter_worker() -> None:
+    """Note that this process may leave shared memory behind under its number."""
+    with suppress(OSError):
+        (Path(get_temp_dir()) / f"{_WORKER}{os.getpid()}").touch()
+
+
+def clear_leftovers() -> None:
+    """Remove the folders and the shared memory of processes that were killed."""
+    for prefix in PREFIXES:
+        for folder in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+            with suppress(OSError):
+                if _is_dead(folder):
+                    for pid in [place.name.removeprefix(_WORKER) for place in folder.glob(f"{_WORKER}*")]:
+                        _clear_shared_memory(int(pid))
+                    shutil.rmtree(folder)
+
+
+def _hold(folder: Path) -> int:
+    """Lock a new folder; the lock has its name only once it is held."""
+    draft = folder / f"{LOCK_FILE}.part"
+    descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    draft.rename(folder / LOCK_FILE)
+    return descriptor
+
+
+def _is_dead(folder: Path) -> bool:
+    """Whether a folder is this project's, of this user, and no process of its run lives.
+
+    Raises:
+        OSError: If it is none of this project's.
+    """
+    state = folder.lstat()
+    if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.getuid():
+        return False
+    descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError, an OSError, while it is held
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _clear_shared_memory(pid: int) -> None:
+    """Remove the shared memory of tensors that a worker was killed in the middle of passing on."""
+    if is_running(pid):
+        return  # another process by now
+    for place in SHARED_MEMORY.glob(f"torch_{pid}_*"):
+        if place.lstat().st_uid == os.getuid():
+            place.unlink()
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process exists and has not ended; one that has may be listed until its parent, or init, asks for it."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return state.rpartition(")")[2].split()[0] != "Z"

@@ -1,0 +1,48 @@
+"""Processes that end with the one that started them, also when that one is killed."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import time
+from threading import Thread
+
+PR_SET_PDEATHSIG = 1  # of Linux' prctl
+WATCH_SECONDS = 1.0
+
+
+def end_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
+    """Send this process a signal when its parent ends: by the kernel on Linux, by a thread that watches elsewhere.
+
+    A worker of a data loader would otherwise stay for ever where it waits for room in a pipe that other workers hold
+    open.
+
+    Args:
+        number: Signal; SIGKILL for a process that has nothing to save.
+    """
+    before = os.getppid()
+    started_by = multiprocessing.parent_process()
+    try:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
+    except (OSError, AttributeError):
+        Thread(target=_watch, args=(before, number), name="parent", daemon=True).start()
+    if started_by is not None and not _exists(started_by.pid):  # it has ended before
+        os.kill(os.getpid(), number)
+
+
+def _watch(parent: int, number: signal.Signals) -> None:
+    while os.getppid() == parent:
+        time.sleep(WATCH_SECONDS)
+    os.kill(os.getpid(), number)
+
+
+def _exists(pid: int | None) -> bool:
+    try:
+        os.kill(pid or 0, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

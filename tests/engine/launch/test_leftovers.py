@@ -1,0 +1,147 @@
+"""What a killed process leaves behind: its workers end, and its temporary folders are gone after the next start."""
+
+from __future__ import annotations
+
+import fcntl
+import multiprocessing
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from engine.data.sampling import configure_workers
+from engine.launch import leftovers, parent
+from engine.launch.leftovers import LOCK_FILE, clear_leftovers, is_running, share_temporary_folder, temporary_folder
+
+FORK = multiprocessing.get_context("fork")
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A temporary folder and a shared memory of the test's own."""
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "shm").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setattr(leftovers, "SHARED_MEMORY", tmp_path / "shm")
+    configuration: Any = multiprocessing.current_process()
+    monkeypatch.setitem(configuration._config, "tempdir", None)
+    share_temporary_folder.cache_clear()
+    yield tmp_path / "tmp"
+    share_temporary_folder.cache_clear()
+
+
+class LargeSamples(Dataset):
+    """More than a pipe holds in each, and tensors, which are passed on by their own sockets."""
+
+    def __len__(self) -> int:
+        return 1000
+
+    def __getitem__(self, index: int) -> tuple[Any, torch.Tensor, int]:
+        return np.zeros(200_000, np.uint8).tobytes(), torch.zeros(10), os.getpid()
+
+
+def first(batch: list[Any]) -> Any:
+    return batch[0]
+
+
+def load(out: Connection, watched: bool) -> None:
+    """Start two workers, report them and wait to be killed."""
+    if watched:
+        parent.ctypes = None  # type: ignore[assignment]  # as if the system had no such call
+    loader: DataLoader = DataLoader(LargeSamples(), num_workers=2, collate_fn=first, prefetch_factor=8)
+    configure_workers(loader, 0)
+    batches = iter(loader)
+    out.send({next(batches)[2] for _ in range(6)})
+    time.sleep(1000)
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_workers_end_when_their_process_is_killed(watched: bool, place: Path) -> None:
+    here, there = FORK.Pipe()
+    process = FORK.Process(target=load, args=(there, watched))
+    process.start()
+    assert here.poll(60)
+    workers = here.recv()
+    assert len(workers) == 2
+    assert all(map(is_running, workers))
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    until = time.monotonic() + 30
+    while any(map(is_running, workers)):
+        if time.monotonic() > until:
+            for pid in workers:
+                os.kill(pid, signal.SIGKILL)
+            pytest.fail("the workers are still there")
+        time.sleep(0.05)
+    (left,) = place.glob("pymp-*")
+    shared = place.parent / "shm"
+    mine, other = (shared / f"torch_{pid}_123_0" for pid in (min(workers), os.getpid()))
+    mine.touch()
+    other.touch()
+    while left.exists():  # the kernel may still be closing their files
+        assert time.monotonic() < until
+        with temporary_folder("launch_"):
+            pass
+    assert list(place.iterdir()) == []
+    assert list(shared.iterdir()) == [other]
+
+
+def hold(out: Connection) -> None:
+    with temporary_folder("launch_") as folder:
+        out.send(folder)
+        time.sleep(1000)
+
+
+def test_a_folder_in_use_and_others_folders_stay(place: Path) -> None:
+    here, there = FORK.Pipe()
+    process = FORK.Process(target=hold, args=(there,))
+    process.start()
+    used = here.recv()
+    for name in ("launch_of_another_program", "pymp-other", "mine"):
+        (place / name).mkdir()
+    (place / "mine" / LOCK_FILE).touch()
+    (place / "launch_link").symlink_to(place / "mine")
+    (place / "launch_file").touch()
+    (place / "launch_pipe").mkdir()
+    os.mkfifo(place / "launch_pipe" / LOCK_FILE)
+    before = sorted(place.iterdir())
+    clear_leftovers()
+    assert sorted(place.iterdir()) == [one for one in before if one.name != "launch_pipe"]
+    process.kill()
+    process.join()
+    clear_leftovers()
+    assert used not in list(place.iterdir())
+
+
+def test_a_folder_of_another_user_stays(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "launch_x").mkdir()
+    (place / "launch_x" / LOCK_FILE).touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getuid", lambda: 12345)
+        clear_leftovers()
+        assert (place / "launch_x").exists()
+    clear_leftovers()
+    assert not (place / "launch_x").exists()
+
+
+def test_programs_that_a_process_starts_do_not_hold_its_lock() -> None:
+    with temporary_folder("launch_") as folder:
+        program = subprocess.Popen(["sleep", "1000"], close_fds=False)
+        lock = folder / LOCK_FILE
+        kept = folder.parent / "kept"
+        os.link(lock, kept)
+    with kept.open("r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    program.kill()
+    program.wait()
