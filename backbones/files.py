@@ -1,16 +1,17 @@
-"""Files that are complete or absent whatever happens while they are written, and files that only this user wrote."""
+"""Files: complete or absent whatever happens while they are written, only files when read, or of this user alone."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import os
 import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO
 
 PART_SUFFIX = ".part"
 OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
@@ -39,6 +40,57 @@ def atomic_write(file: Path, durable: bool = True) -> Iterator[Path]:
             _sync(file.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+def describe_special(path: str | Path) -> str | None:
+    """What stands where a file or folder is expected, if it is neither: pipe, socket, device, links in a circle.
+
+    To open a pipe may wait for ever, and to read a device may never end.
+
+    Args:
+        path: Path; one of nothing, of a file or of a folder is nothing special.
+
+    Returns:
+        The rest of a sentence that starts with the path.
+    """
+    try:
+        return _special_mode(os.stat(path).st_mode)
+    except OSError as error:
+        return "is a symbolic link that leads back to itself" if error.errno == errno.ELOOP else None
+    except ValueError:  # a name that cannot be a file's
+        return None
+
+
+def open_file(path: str | Path) -> BinaryIO:
+    """Open a regular file for reading, in binary; nothing else is waited for or read.
+
+    Raises:
+        OSError: If it cannot be opened; ``strerror`` says so of what is no file.
+    """
+    if text := describe_special(path):
+        raise OSError(errno.EINVAL, text.replace("is", "it is", 1), str(path))
+    opened: BinaryIO = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: SIM115
+    if text := _special_mode(os.fstat(opened.fileno()).st_mode):  # put there meanwhile
+        opened.close()
+        raise OSError(errno.EINVAL, text.replace("is", "it is", 1), str(path))
+    return opened
+
+
+def read_text_file(path: str | Path, encoding: str = "utf-8-sig") -> str:
+    """Text of a regular file, by default in UTF-8 with or without a byte order mark.
+
+    Raises:
+        OSError: If it cannot be read.
+        UnicodeError: If it is in another encoding.
+    """
+    with open_file(path) as file:
+        return io.TextIOWrapper(file, encoding).read()
+
+
+def _special_mode(mode: int) -> str | None:
+    kinds = {stat.S_IFIFO: "pipe (FIFO)", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
+    kind = kinds.get(stat.S_IFMT(mode))
+    return f"is a {kind}, not a file" if kind else None
 
 
 @contextmanager

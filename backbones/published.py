@@ -39,7 +39,7 @@ def is_published(source: str) -> bool:
     if is_url(source) or _HUB_PREFIX.match(source):
         return True
     path = Path(source)
-    if path.exists() or path.suffix in _FILE_SUFFIXES:
+    if path.exists() or path.is_symlink() or path.suffix in _FILE_SUFFIXES:
         return False
     if "/" not in source:
         return timm.is_model(source)  # of a name with a tag it looks at what is before the tag

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from backbones.channels import adapt_input_layer
 from backbones.errors import CheckpointError, first_line
 from backbones.file_kinds import describe_weight_file, is_torchscript
-from backbones.files import atomic_write
+from backbones.files import atomic_write, describe_special
 from backbones.layouts import (
     WRAPPER_PREFIX,
     LayoutName,
@@ -237,6 +237,8 @@ def _local_file(source: str) -> Path:
     if is_published(source):
         return fetch(source)
     path = Path(source)
+    if special := describe_special(path):
+        raise CheckpointError(f"checkpoint {source!r} {special}")
     if path.is_dir():
         inside = [path / name for name in FOLDER_FILES if (path / name).is_file()]
         if not inside:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from backbones.base import Backbone
 from backbones.channels import COLOUR_CHANNELS
 from backbones.errors import CheckpointError, ConfigError
+from backbones.files import read_text_file
 from backbones.weights import find_head, read_checkpoint
 from engine.config.building import build
 
@@ -270,7 +271,7 @@ def _checked_mapping(mapping: str | Path | Sequence[int], count: int, old: int) 
 
 def _read_mapping(path: str | Path) -> list[Any]:
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = read_text_file(path)
         rows = json.loads(text) if text.lstrip().startswith("[") else [int(line) for line in text.split()]
     except OSError as error:
         raise ConfigError(f"head_mapping {str(path)!r} cannot be read ({error.strerror})") from error

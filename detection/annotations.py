@@ -10,6 +10,7 @@ from typing import Any
 from pycocotools import mask as coco_masks
 
 from backbones.errors import DataError
+from backbones.files import read_text_file
 
 MIN_POLYGON_VALUES = 6  # coordinates of a triangle
 
@@ -45,7 +46,7 @@ def read_annotations(path: str | Path) -> Any:
         OSError: If the file cannot be read.
         ValueError: If it is no JSON.
     """
-    return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    return json.loads(read_text_file(path))
 
 
 def absent_classes(categories: Sequence[dict[str, Any]], names: Sequence[str]) -> list[str]:

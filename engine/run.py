@@ -15,6 +15,7 @@ from mmengine.dist import is_main_process
 from mmengine.registry import HOOKS
 
 from backbones.errors import CheckpointError, ConfigError
+from backbones.files import describe_special
 from backbones.published import fetch, is_published, nearest_published
 from engine.checkpoint.model_weights import recorded_classes
 from engine.checkpoint.preemption import Stop, exiting_on_signals
@@ -188,6 +189,8 @@ def _check_weight_file(key: str, source: str | None) -> None:
     """Check early that a file exists, before data and model are built; fetch what is published."""
     if source and is_published(source):
         fetch(source)
+    elif source and (special := describe_special(source)):
+        raise CheckpointError(f"{key} {source!r} {special}")
     elif source and not Path(source).exists():
         raise CheckpointError(f"{key} {source!r} does not exist{nearest_published(source)}")
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mmcv.transforms import LoadAnnotations
 from mmseg.datasets import BaseSegDataset
 
+from backbones.files import read_text_file
 from engine.data.checker import DATA_CHECKERS, DataFile, DatasetChecker, orientation_cause, repeated
 from engine.data.image_files import LABEL_MODES, ImageInfo, image_suffixes
 from engine.data.orientation import Size
@@ -109,7 +109,7 @@ class LabelChecker(DatasetChecker):
 
     def _read_stems(self, images: str, labels: str) -> list[str]:
         path = os.path.join(self.dataset.get("data_root") or "", self.dataset.ann_file)
-        stems = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        stems = [line.strip() for line in read_text_file(path).splitlines() if line.strip()]
         for problem in repeated("", stems):
             self.warn("listed twice", path, problem, "keep one")
         astray = [one for one in dict.fromkeys(stems) if leads_outside(images, one) or leads_outside(labels, one)]

@@ -17,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from backbones.channels import ChannelStatistics
 from backbones.errors import ConfigError, DataError, first_line
+from backbones.files import read_text_file
 from engine.config.schema import is_whole
 from engine.data.image_files import PILLOW_ERRORS, DamagedImageError, read_image_bytes, undecodable_reason
 from engine.data.paths import leads_outside, list_files
@@ -78,7 +79,7 @@ class LabelPngDataset(BaseSegDataset):
             return [self._pair(stem) for stem in sorted(images, key=lambda stem: self._image_names[stem])]
         if not Path(self.ann_file).is_file():
             raise DataError(f"{self.ann_file!r} is no file with a name of an image per line")
-        lines = Path(self.ann_file).read_text(encoding="utf-8-sig").splitlines()
+        lines = read_text_file(self.ann_file).splitlines()
         pairs = [self._pair(line.strip()) for line in lines if line.strip()]
         for info in pairs:
             for key in ("img_path", "seg_map_path"):

@@ -95,7 +95,7 @@ def checkpoints(
     """
     found: list[tuple[int, float, Path, str | None]] = []
     earlier = []
-    run = (work_dir / RUN_ID_FILE).read_text(encoding="utf-8") if (work_dir / RUN_ID_FILE).is_file() else None
+    run = (work_dir / RUN_ID_FILE).read_text("utf-8", "replace") if (work_dir / RUN_ID_FILE).is_file() else None
     for file in work_dir.glob("*.pth"):
         if CHECKPOINT_NAME.fullmatch(file.name):
             try:
@@ -103,11 +103,11 @@ def checkpoints(
                 if run is not None and meta.get("run", run) != run:
                     earlier.append(file.name)
                     continue
-                found.append((int(meta["iter"]), file.stat().st_mtime, file, None))
+                found.append((int(meta["iter"]), file.lstat().st_mtime, file, None))
             except CheckpointError as error:
-                found.append((-1, file.stat().st_mtime, file, str(error)))
+                found.append((-1, file.lstat().st_mtime, file, str(error)))
             except (AttributeError, KeyError, TypeError, ValueError):
-                found.append((-1, file.stat().st_mtime, file, f"checkpoint {str(file)!r} has no step in its meta"))
+                found.append((-1, file.lstat().st_mtime, file, f"checkpoint {str(file)!r} has no step in its meta"))
     if earlier:
         names = ", ".join(sorted(earlier))
         say(f"{names} in {str(work_dir)!r}: of an earlier training, skipped; delete {RUN_ID_FILE} to resume from it")
@@ -119,7 +119,7 @@ def last_checkpoint(folder: Path) -> Path | None:
     """The last checkpoint of a training in its work directory; ``None`` if there is none."""
     note = folder / LAST_CHECKPOINT
     # The file holds a full path, of which only the name is right if the folder was moved.
-    return folder / Path(note.read_text(encoding="utf-8").strip()).name if note.is_file() else None
+    return folder / Path(note.read_text("utf-8", "replace").strip()).name if note.is_file() else None
 
 
 def last_good(

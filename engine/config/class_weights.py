@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from backbones.errors import ConfigError, describe_error
+from backbones.files import open_file, read_text_file
 from engine.config.schema import is_number
 
 # ``class_weight`` of mmseg's and mmdet's losses; ``alpha`` of mmseg's focal loss where it is a list.
@@ -53,7 +53,10 @@ def _visit(node: Any, place: str, rows: int | None, names: Sequence[str], backgr
 def _read_weights(path: str, place: str) -> Any:
     """Weights in a file, as mmseg reads it: an array of NumPy, or a list, here also a mapping, as JSON."""
     try:
-        return np.load(path).tolist() if path.endswith(".npy") else json.loads(Path(path).read_text("utf-8-sig"))
+        if not path.endswith(".npy"):
+            return json.loads(read_text_file(path))
+        with open_file(path) as file:
+            return np.load(file).tolist()
     except (OSError, ValueError) as error:
         raise ConfigError(f"{place}={path!r} cannot be read as .npy or JSON: {describe_error(error)}") from error
 

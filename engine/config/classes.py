@@ -10,6 +10,7 @@ from typing import Any
 from mmengine.config import Config
 
 from backbones.errors import ConfigError
+from backbones.files import describe_special, read_text_file
 from engine.config.datasets import inner_datasets
 from engine.task import TASK_SPECS, task_of
 
@@ -108,10 +109,12 @@ def _named_set(name: str) -> Sequence[str]:
     if name in known:
         return known[name].names()
     path = Path(name)
+    if special := describe_special(path):
+        raise ConfigError(f"classes={name!r} {special}")
     if not path.is_file():
         sets = ", ".join(sorted(known))
         raise ConfigError(f"classes={name!r} is neither a file with one name per line nor one of {sets}")
     try:
-        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        return [line.strip() for line in read_text_file(path).splitlines() if line.strip()]
     except (OSError, UnicodeError) as error:
         raise ConfigError(f"classes={name!r} cannot be read: a text file in UTF-8 is needed ({error})") from error

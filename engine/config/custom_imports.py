@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Set
+from contextlib import suppress
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
@@ -11,6 +12,7 @@ from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.utils import get_installed_path, import_modules_from_strings
 
 from backbones.errors import ConfigError, UserError, describe_error
+from backbones.files import describe_special, read_text_file
 from backbones.packages import missing_package, missing_package_error
 from convnext_dense import PACKAGES, refuse_namesakes
 
@@ -34,6 +36,7 @@ def read_config(path: Path) -> Config:
     """
     # A library is found by its own name: its distribution may have another one than mmengine lists, as those here have.
     MODULE2PACKAGE.update({library: library for library in MODULE2PACKAGE})
+    _refuse_special_bases(path, set())
     cfg = Config.fromfile(str(path), import_custom_modules=False)
     names = list(dict.fromkeys(_imported_modules(path)))
     refuse_namesakes(*(name for name in names if name in PACKAGES))
@@ -45,6 +48,19 @@ def read_config(path: Path) -> Config:
         except ImportError as error:
             raise _import_failure(path, error, names) from error
     return cfg
+
+
+def _refuse_special_bases(path: Path, seen: set[Path]) -> None:
+    """Refuse pipes and the like among a config's bases: mmengine would wait for them."""
+    if special := describe_special(path):
+        raise ConfigError(f"config {str(path)!r} {special}")
+    bases: list[Path] = []
+    with suppress(Exception):  # what else is wrong with a file mmengine says
+        bases = list(_bases(path, read_text_file(path, "utf-8")))
+    for base in bases:
+        if base.absolute() not in seen:
+            seen.add(base.absolute())
+            _refuse_special_bases(base, seen)
 
 
 def drop_library_variables(cfg: Config, path: Path, settings: Set[str]) -> list[str]:
@@ -62,7 +78,7 @@ def drop_library_variables(cfg: Config, path: Path, settings: Set[str]) -> list[
 def _library_keys(path: Path) -> set[str]:
     """Top-level keys of a config's bases that have a ``model-index.yml`` above them, as those of mmdet and mmseg."""
     found: set[str] = set()
-    for base in _bases(path, path.read_text(encoding="utf-8")):
+    for base in _bases(path, read_text_file(path, "utf-8")):
         is_library = any((folder / "model-index.yml").is_file() for folder in base.resolve().parents)
         found |= {*Config.fromfile(str(base), import_custom_modules=False)} if is_library else _library_keys(base)
     return found
@@ -85,7 +101,7 @@ def _import_failure(path: Path, error: ImportError, names: list[str]) -> UserErr
 
 def _imported_modules(path: Path) -> list[str]:
     """Modules that a config file and its bases name, those of the bases first."""
-    text = path.read_text(encoding="utf-8")
+    text = read_text_file(path, "utf-8")
     bases = [base for base in _bases(path, text) if _PACKAGED not in str(base)]  # a library's import what is not here
     names = [name for base in bases for name in _imported_modules(base)]
     if "custom_imports" not in text:

@@ -22,6 +22,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS
 
 from backbones.errors import ConfigError, UserError, describe_error
+from backbones.files import describe_special
 from backbones.packages import missing_package, missing_package_error
 from backbones.registry import unknown_backbone
 from engine.config.batch import BatchPlan, collate_settings, plan_batch, scaled_lr
@@ -113,6 +114,8 @@ def load_config(
     """
     if Path(path).is_dir():
         raise ConfigError(f"config {str(path)!r} is a folder: name a file in it")
+    if special := describe_special(path):
+        raise ConfigError(f"config {str(path)!r} {special}")
     if not Path(path).is_file():
         near = difflib.get_close_matches(str(path), map(str, Path("configs").glob("*/*.py")), n=1, cutoff=0.5)
         raise ConfigError(f"config {str(path)!r} does not exist" + (f"; did you mean {near[0]}?" if near else ""))

@@ -22,6 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from backbones.bands import ChannelCountError, decode_bands
 from backbones.errors import DataError, first_line, printable
 from backbones.file_kinds import SIGNATURE_BYTES, describe_content, truncation
+from backbones.files import describe_special, open_file
 from engine.data.orientation import ORIENTATION_TAG, SIDEWAYS_ORIENTATIONS, Size
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
@@ -105,6 +106,8 @@ def read_image_bytes(path: str, backend_args: dict[str, Any] | None = None) -> b
     Raises:
         DamagedImageError: If the file is missing, empty or truncated.
     """
+    if special := describe_special(path):
+        raise DamagedImageError.of(path, special)
     try:
         content: bytes = fileio.get(path, backend_args=backend_args)
     except FileNotFoundError as error:
@@ -231,7 +234,7 @@ def _inspect_bands(path: str, channels: int, info: ImageInfo) -> ImageInfo:
 
 def _inspect_header(path: str, decode: bool, values: bool) -> ImageInfo:
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             return _inspect_file(file, decode, values)
     except FileNotFoundError:
         return ImageInfo(("missing image", missing_reason(path)))

@@ -12,6 +12,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dist import broadcast_object_list, is_main_process
 
 from backbones.errors import DataError, UserError
+from backbones.files import describe_special, read_text_file
 from engine.config.datasets import inner_datasets
 from engine.config.fingerprint import make_fingerprint
 from engine.data.check import check_datasets
@@ -40,6 +41,8 @@ def check_data_paths(cfg: Config, splits: tuple[str, ...]) -> None:
         if not loader:
             continue
         for path in dataset_paths(loader.dataset):
+            if special := describe_special(path):
+                raise DataError(f"{split} data: {str(path)!r} {special}")
             if not path.exists():
                 place = f"{str(path)!r} does not exist (looked from {str(Path.cwd())!r})"
                 raise DataError(f"{split} data: {place}; {BRING_DATA_HINT}")
@@ -162,7 +165,7 @@ def data_fingerprint(cfg: Config, splits: tuple[str, ...] = ("train", "val")) ->
 
 def _passed_before(path: Path, fingerprint: str) -> bool:
     try:
-        previous = json.loads(path.read_text(encoding="utf-8"))
+        previous = json.loads(read_text_file(path))
         return previous["fingerprint"] == fingerprint and previous["errors"] == 0
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from backbones.files import open_file
 from backbones.kernels.cpu.dispatch import cpu_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -163,7 +164,8 @@ def commit_line(state: Mapping[str, Any]) -> str:
 def read_text(path: Path) -> str:
     """The content of a file; empty where it cannot be read."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        with open_file(path) as file:
+            return file.read().decode(errors="replace")
     except OSError:
         return ""
 
