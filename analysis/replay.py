@@ -17,7 +17,7 @@ from mmengine.model import BaseModel, revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope, Registry
 from torch import nn
 
-from backbones.errors import ConfigError, DataError
+from backbones.errors import ConfigError, DataError, UserError, describe_error
 from backbones.weights import read_checkpoint
 from engine.checkpoint.rng import RandomState
 from engine.nonfinite.batch_codec import decode
@@ -58,17 +58,30 @@ def replay_step(folder: Path, rank: int | None = None, trust_imports: bool = Fal
         UserError: If the record is incomplete, or not of this version of the project.
     """
     report = read_json(folder / EVENT_REPORT)
-    if "ranks" not in report:
+    if not isinstance(report.get("ranks"), dict) or not isinstance(report.get("by_rank"), list):
         raise DataError(f"{str(folder)!r} is no record of a step: it lacks {EVENT_REPORT}, the last file to be written")
     if not (folder / WEIGHTS).exists():
         raise DataError(
             f"{str(folder)!r} holds the report alone: of many events, the first and the last are kept whole"
         )
     if rank is None:
-        rank = next(iter(report["ranks"]["had_it"]), 0)
+        had_it = report["ranks"].get("had_it") or [0]
+        rank = had_it[0] if isinstance(had_it, list) and isinstance(had_it[0], int) else 0
     if not rank_file(folder, rank).exists():
         raise DataError(f"{str(folder)!r} has nothing of rank {rank}; there were {len(report['by_rank'])} processes")
     common, own = read_checkpoint(str(folder / WEIGHTS)), read_checkpoint(str(rank_file(folder, rank)))
+    try:
+        return _replay(report, common, own, rank, trust_imports)
+    except UserError:
+        raise
+    except Exception as error:  # files that anyone may have written, of any content
+        problem = f"{str(folder)!r} is no record that this version can run again: {describe_error(error, 160)}"
+        raise DataError(problem) from error
+
+
+def _replay(
+    report: Mapping[str, Any], common: Mapping[str, Any], own: Mapping[str, Any], rank: int, trust_imports: bool
+) -> ReplayResult:
     device = "cuda" if own["device"] == "cuda" and torch.cuda.is_available() else "cpu"
     model = _build_model(decode(common["config"]), trust_imports)
     model.load_state_dict(common["state_dict"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,29 @@ def test_a_record_cannot_have_anything_executed(tool: Any, digits: Path, tmp_pat
         assert ended.code == 2, ended.err
         assert said in ended.err
     assert not (tmp_path / "made").exists()
+
+
+def test_anything_but_a_record_is_refused_in_a_line(tool: Any, digits: Path, tmp_path: Path) -> None:
+    _, folder = diverge(tool, "classification/digits", digits, tmp_path)
+    record = {name: (folder / name).read_bytes() for name in ("report.json", "weights.pt", "rank_0.pt")}
+    report = json.loads(record["report.json"])
+    for name, content in (
+        ("rank_0.pt", record["weights.pt"]),
+        ("weights.pt", record["rank_0.pt"]),
+        ("report.json", json.dumps(report | {"ranks": {"had_it": ["x"]}, "by_rank": [1]}).encode()),
+        ("report.json", json.dumps(report | {"ranks": 3}).encode()),
+        ("report.json", json.dumps(report | {"by_rank": {}}).encode()),
+    ):
+        (folder / name).write_bytes(content)
+        ended = tool("replay.py", folder)
+        assert ended.code == 2, ended.err
+        (line,) = ended.err.splitlines()
+        assert "is no record" in line
+        (folder / name).write_bytes(record[name])
+    (folder / "rank_0.pt").unlink()
+    os.mkfifo(folder / "rank_0.pt")
+    ended = tool("replay.py", folder)
+    assert (ended.code, len(ended.err.splitlines())) == (2, 1)
 
 
 def test_a_run_that_goes_back_too_often_ends_in_a_line(tool: Any, digits: Path, tmp_path: Path) -> None:
