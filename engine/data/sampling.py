@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -24,9 +25,10 @@ from mmengine.registry import DATA_SAMPLERS, DATASETS, FUNCTIONS
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Sampler
 
-from backbones.errors import ConfigError
+from backbones.errors import ConfigError, describe_error
 from engine.checkpoint.rng import seed_of
-from engine.launch.leftovers import enter_worker, share_temporary_folder
+from engine.data.worker_watch import WatchedLoader, note_samples
+from engine.launch.leftovers import share_temporary_folder
 from engine.launch.parent import end_with_parent
 
 
@@ -153,13 +155,16 @@ def configure_workers(loader: DataLoader, seed: int) -> None:
         share_temporary_folder()
     exiting = torch.zeros(1, dtype=torch.uint8).share_memory_()
     atexit.register(exiting.fill_, 1)  # before the interpreter ends the workers
+    watched: Any = loader
+    watched.__class__ = WatchedLoader
+    watched.notes = torch.zeros(max(loader.num_workers, 1), 3, dtype=torch.int64).share_memory_()
     loader.generator = torch.Generator().manual_seed(seed)
-    loader.worker_init_fn = partial(
-        _init_worker, exiting=exiting, num_workers=loader.num_workers, rank=get_rank(), seed=seed
-    )
+    shared = {"exiting": exiting, "notes": watched.notes}
+    settings = {"num_workers": loader.num_workers, "rank": get_rank(), "seed": seed}
+    loader.worker_init_fn = partial(_init_worker, **shared, **settings)
 
 
-def _init_worker(worker_id: int, exiting: Tensor, **settings: Any) -> None:
+def _init_worker(worker_id: int, exiting: Tensor, notes: Tensor, **settings: Any) -> None:
     """Prepare a worker process.
 
     Ctrl-C and SIGTERM reach all processes of a job, but the main process still needs data until it has saved: a worker
@@ -171,11 +176,21 @@ def _init_worker(worker_id: int, exiting: Tensor, **settings: Any) -> None:
             os._exit(0)
 
     end_with_parent()
-    enter_worker()
+    with suppress(OSError):  # a full disk
+        note_samples(notes)
+    sys.excepthook = partial(_report_thread, exiting)
     worker_init_fn(worker_id, **settings)
     for ignored in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(ignored, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, terminate)
+
+
+def _report_thread(exiting: Tensor, kind: type[BaseException], error: BaseException, stack: Any) -> None:
+    """Report an error of the thread that passes tensors on: nothing where the process that they are for has ended."""
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, stack)
+    elif not exiting.item():
+        print(f"a worker of a data loader lost a connection: {describe_error(error)}", file=sys.stderr)
 
 
 def shutdown_workers(loaders: Iterable[DataLoader], timeout: float) -> None:

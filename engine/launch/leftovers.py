@@ -51,10 +51,11 @@ def share_temporary_folder() -> None:
             _hold(folder)
 
 
-def enter_worker() -> None:
-    """Note that this process may leave shared memory behind under its number."""
-    with suppress(OSError):
-        (Path(get_temp_dir()) / f"{_WORKER}{os.getpid()}").touch()
+def worker_folder(pid: int) -> Path:
+    """Folder of a worker of this process, or of this worker; shared memory may be left under the number in its name."""
+    folder = Path(get_temp_dir()) / f"{_WORKER}{pid}"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def clear_leftovers() -> None:

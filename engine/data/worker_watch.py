@@ -1,0 +1,172 @@
+"""Notices a worker of a data loader that does nothing any more, while the process waits for its batch.
+
+torch waits for ever for a worker that lives. Here a thread looks every few seconds at the one that is waited for: a
+worker that neither computes nor reads for the better part of a minute is named, with its sample and its stack, and
+killed, which ends the waiting with an error. One that still computes or reads, or waits for a disk, is slow: a warning.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+from mmengine.logging import print_log
+from torch import Tensor
+from torch.utils.data import DataLoader, get_worker_info
+
+from backbones.errors import MachineError, printable
+from engine.launch.exit_codes import EXIT_HUNG
+from engine.launch.heartbeat import STACK_SIGNAL, STACKS_FILE, read_frames
+from engine.launch.leftovers import worker_folder
+
+WORKER_PATIENCE_SECONDS = (
+    45.0  # without CPU time and bytes; with WORKER_POLL_SECONDS and the stack it is still within the minute
+)
+WORKER_POLL_SECONDS = 3.0
+STACK_SECONDS = 1.0
+SHOWN_FRAMES = 3
+PROC = Path("/proc")
+_STOPPED, _WAITS_FOR_DISK = "T", "D"  # states of Linux
+
+
+class HungWorkerError(MachineError):
+    """A worker of a data loader that does nothing; the launcher may start the job again."""
+
+    exit_code = EXIT_HUNG
+
+
+class WatchedLoader(DataLoader):
+    """A data loader that waits for no worker that has stopped; ``timeout`` leaves this to torch, after so long."""
+
+    notes: Tensor  # of each worker: its process, the number of its sample, whether it prepares it now
+
+    def __iter__(self) -> Any:
+        """Iterate, with a thread that looks after the workers."""
+        batches = super().__iter__()
+        return _watched(self.notes, self.dataset, batches) if self.num_workers and not self.timeout else batches
+
+
+def note_samples(notes: Tensor) -> None:
+    """In a worker: note which sample it prepares, and write its stacks when it is asked to."""
+    stacks = open(worker_folder(os.getpid()) / STACKS_FILE, "w", encoding="utf-8")  # noqa: SIM115  (open until the end)
+    faulthandler.register(STACK_SIGNAL, stacks)
+    info: Any = get_worker_info()
+    kind, mine = type(info.dataset), notes[info.id]
+    get = kind.__getitem__
+
+    def noting(dataset: Any, index: Any) -> Any:
+        if isinstance(index, int):
+            mine[1] = int(index)
+        mine[2] = 1
+        try:
+            return get(dataset, index)
+        finally:
+            mine[2] = 0
+
+    kind.__getitem__ = noting  # in this process alone
+    mine[0] = os.getpid()
+
+
+def _watched(notes: Tensor, dataset: Any, batches: Any) -> Iterator[Any]:
+    watch = _Watch(notes, dataset)
+    try:
+        while True:
+            watch.waits_since = time.monotonic()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:  # torch's about the worker that was killed
+                if watch.diagnosis:
+                    raise HungWorkerError(watch.diagnosis) from error
+                raise
+            watch.waits_since = None
+            yield batch
+    finally:
+        watch.ended.set()
+
+
+class _Watch:
+    """The thread beside one iteration over a loader."""
+
+    def __init__(self, notes: Tensor, dataset: Any) -> None:
+        self.waits_since: float | None = None
+        self.diagnosis = ""
+        self.ended = Event()
+        self._notes, self._dataset = notes, dataset
+        self._since: dict[int, tuple[tuple[int, int], float]] = {}  # by process: its progress, and since when
+        self._warned_of: float | None = None
+        Thread(target=self._run, name="workers", daemon=True).start()
+
+    def _run(self) -> None:
+        last = time.monotonic()
+        while not self.ended.wait(WORKER_POLL_SECONDS) and not self.diagnosis:
+            now = time.monotonic()
+            if now - last > 3 * WORKER_POLL_SECONDS:  # this process itself was stopped or starved
+                self._since.clear()
+            last = now
+            for number, (pid, sample, busy) in enumerate(self._notes.tolist()):
+                with suppress(OSError, ValueError, IndexError, StopIteration):  # it ends, which torch notices; no /proc
+                    if pid and not self.diagnosis:
+                        self._look_at(f"worker {number} of a data loader", pid, sample, bool(busy), now)
+
+    def _look_at(self, name: str, pid: int, sample: int, busy: bool, now: float) -> None:
+        """Kill a worker that is in the way of the batch that is waited for, or warn of one."""
+        idle, state, waits_since = self._idle_seconds(pid, now), _state(pid), self.waits_since
+        if waits_since is None or now - waits_since < WORKER_PATIENCE_SECONDS or not (busy or state == _STOPPED):
+            return
+        who = f"{name} (process {pid}, sample {sample}{_path_of(self._dataset, sample)})"
+        if idle >= WORKER_PATIENCE_SECONDS and state != _WAITS_FOR_DISK:
+            self.diagnosis = f"{who} {_reason(pid, state, idle)}"
+            os.kill(pid, signal.SIGKILL)
+        elif busy and self._warned_of != waits_since:
+            self._warned_of = waits_since
+            why = "still computes or reads: slow storage, or too few workers"
+            print_log(f"{who} takes long ({now - waits_since:.0f} s), and {why}", "current", logging.WARNING)
+
+    def _idle_seconds(self, pid: int, now: float) -> float:
+        """Seconds in which a process has neither computed nor read, as far as it was looked at."""
+        progress = _progress(pid)
+        if pid not in self._since or self._since[pid][0] != progress:
+            self._since[pid] = (progress, now)
+        return now - self._since[pid][1]
+
+
+def _reason(pid: int, state: str, idle: float) -> str:
+    """Why a worker gives nothing, with its innermost frames where it can still write them."""
+    if state == _STOPPED:
+        return f"was stopped by a signal, {idle:.0f} s ago or more: kill -CONT would have let it go on"
+    os.kill(pid, STACK_SIGNAL)
+    time.sleep(STACK_SECONDS)
+    frames = read_frames(worker_folder(pid))[:SHOWN_FRAMES]
+    where = f", at {' < '.join(frames)}" if frames else ""
+    longer = "timeout=SECONDS of the loader waits longer"
+    return f"hangs: no CPU time and no byte read in {idle:.0f} s{where}; {longer}"
+
+
+def _path_of(dataset: Any, sample: int) -> str:
+    find: Callable[[int], Any] | None = getattr(dataset, "get_data_info", None)
+    with suppress(Exception):  # any data set's own code
+        if find is not None and (path := find(sample).get("img_path")):
+            return f", {printable(path)}"
+    return ""
+
+
+def _state(pid: int) -> str:
+    """Letter of the kernel for what a process does."""
+    return (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[0]
+
+
+def _progress(pid: int) -> tuple[int, int]:
+    """CPU time and bytes read so far, of which a process that works has more each time."""
+    fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    read = next(line for line in (PROC / str(pid) / "io").read_text().splitlines() if line.startswith("rchar"))
+    return int(fields[11]) + int(fields[12]), int(read.split()[1])

@@ -1,0 +1,113 @@
+"""A worker that does nothing is named and its loader's process is told; one that works slowly is only warned about."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from engine.data import worker_watch
+from engine.data.sampling import _report_thread, configure_workers
+from engine.data.worker_watch import HungWorkerError
+from engine.launch.exit_codes import EXIT_HUNG
+from engine.launch.leftovers import share_temporary_folder
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what a process is doing")
+BAD = 5
+
+
+class Samples(Dataset):
+    """Numbers, of which one takes its time in some way."""
+
+    def __init__(self, way: str) -> None:
+        self._way = way
+
+    def __len__(self) -> int:
+        return 8
+
+    def get_data_info(self, index: int) -> dict[str, str]:
+        return {"img_path": f"picture_{index}.png"}
+
+    def __getitem__(self, index: int) -> int:
+        if index == BAD:
+            getattr(self, self._way)()
+        return index
+
+    def sleep(self) -> None:
+        time.sleep(1000)
+
+    def stop(self) -> None:
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    def compute(self) -> None:
+        until = time.monotonic() + 4
+        while time.monotonic() < until:
+            pass
+
+    def read(self) -> None:
+        for _ in range(40):
+            Path(__file__).read_bytes()
+            time.sleep(0.1)
+
+
+def number(batch: list[int]) -> int:
+    return batch[0]
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_watch, "WORKER_PATIENCE_SECONDS", 1.5)
+    monkeypatch.setattr(worker_watch, "WORKER_POLL_SECONDS", 0.3)
+    share_temporary_folder.cache_clear()
+
+
+def load(way: str) -> list[int]:
+    loader: DataLoader = DataLoader(Samples(way), num_workers=2, collate_fn=number)
+    configure_workers(loader, 0)
+    return list(loader)
+
+
+@pytest.mark.parametrize(
+    ("way", "said"),
+    [
+        ("sleep", r"hangs: no CPU time and no byte read in \d+ s, at \S*test_worker_watch.py:\d+ in sleep"),
+        ("stop", "was stopped by a signal"),
+    ],
+)
+def test_a_worker_that_does_nothing_is_named(way: str, said: str) -> None:
+    who = r"worker 1 of a data loader \(process \d+, sample 5, picture_5.png\)"
+    with pytest.raises(HungWorkerError, match=f"{who} {said}") as caught:
+        load(way)
+    assert len(str(caught.value).splitlines()) == 1
+    assert caught.value.exit_code == EXIT_HUNG
+
+
+@pytest.mark.parametrize("way", ["compute", "read"])
+def test_a_worker_that_works_slowly_is_waited_for(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(worker_watch, "print_log", lambda line, *_: said.append(line))
+    assert load(way) == list(range(8))
+    (line,) = said
+    assert "sample 5, picture_5.png) takes long" in line
+    assert "slow storage" in line
+
+
+def test_what_a_thread_of_a_worker_says(capsys: pytest.CaptureFixture[str]) -> None:
+    exiting: Any = torch.zeros(1)
+    lost = ConnectionResetError("reset by peer")
+    _report_thread(exiting, type(lost), lost, None)
+    assert (
+        capsys.readouterr().err == "a worker of a data loader lost a connection: ConnectionResetError: reset by peer\n"
+    )
+    exiting.fill_(1)
+    _report_thread(exiting, type(lost), lost, None)
+    assert capsys.readouterr().err == ""
+    _report_thread(exiting, ValueError, ValueError("another"), None)
+    assert "ValueError: another" in capsys.readouterr().err
