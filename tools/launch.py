@@ -6,7 +6,16 @@ import signal
 import sys
 from pathlib import Path
 
-# Until there are processes that could save, Ctrl-C ends the launcher at once, and without a traceback.
+
+def leave(*_: object) -> None:
+    """End at a scheduler's signal before there are processes that could save."""
+    os.write(2, b"asked to stop before the first step: start again with the same command\n")
+    os._exit(75)  # engine.launch.exit_codes.EXIT_SAVED
+
+
+for early in (signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(early, leave)
+# Until then Ctrl-C ends the launcher at once, and without a traceback.
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 

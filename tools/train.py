@@ -5,12 +5,22 @@
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
 
+
+def leave(*_: object) -> None:
+    """End at a scheduler's signal during the imports; :func:`engine.run.train` does so from then on."""
+    os.write(2, b"asked to stop before the first step: start again with --resume\n")
+    os._exit(75)  # engine.launch.exit_codes.EXIT_SAVED
+
+
+for early in (signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(early, leave)
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.cli import add_launch_options, add_trust_option, config_parser, run_tool
+from engine.cli import add_launch_options, add_trust_option, config_parser, run_tool  # noqa: E402  (after the signals)
 
 
 def main() -> None:

@@ -59,7 +59,10 @@ class Signals:
 
 
 def exiting_on_signals() -> AbstractContextManager[None]:
-    """Exit at a scheduler's signal inside of this context, before the first step, with the code of a saved run."""
+    """Exit at a scheduler's signal inside of this context, before the first step, with the code of a saved run.
+
+    ``tools/train.py`` does the same during its imports.
+    """
 
     def leave(*_: Any) -> None:
         print("asked to stop before the first step: start again with --resume", file=sys.stderr)

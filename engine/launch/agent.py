@@ -187,8 +187,9 @@ class LaunchAgent(LocalElasticAgent):
         if code in SAVED_MESSAGES and None not in codes.values():
             return JobEnd(SAVED_MESSAGES[code], code, retry=False)
         if self._signals and -code in FORWARDED_SIGNALS.values():
+            exit_code = EXIT_INTERRUPTED if -code == signal.SIGINT else EXIT_SAVED
             name = signal.Signals(-code).name
-            return JobEnd(f"stopped by {name} before anything was there to save", 128 - code, retry=False)
+            return JobEnd(f"stopped by {name} before anything was there to save: start again", exit_code, retry=False)
         return _rank_failure(rank, code, reports[rank][0], folders[rank])
 
     def _hang(self, codes: dict[int, int | None], now: float) -> JobEnd | None:

@@ -14,7 +14,7 @@ from torch.distributed.elastic.rendezvous import RendezvousInfo, RendezvousStore
 from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous
 
 from engine.launch.agent import SAVED_MESSAGES, LaunchAgent, print_line
-from engine.launch.exit_codes import EXIT_BAD_INPUT, EXIT_HUNG
+from engine.launch.exit_codes import EXIT_BAD_INPUT, EXIT_HUNG, EXIT_INTERRUPTED, EXIT_SAVED
 from engine.launch.leftovers import temporary_folder
 from engine.launch.rendezvous import RendezvousError, RendezvousServer, request_port, run_id
 
@@ -121,7 +121,8 @@ def launch(job: LaunchConfig) -> int:
         try:
             agent.run()
         except SignalException as stop:  # before the agent has installed its signal handlers
-            return 128 + stop.sigval
+            print_line(f"stopped by {stop.sigval.name} before anything was there to save: start again")
+            return EXIT_INTERRUPTED if stop.sigval == signal.SIGINT else EXIT_SAVED
         return _report_end(agent, job)
 
 
