@@ -203,7 +203,8 @@ def _without_training(cfg: ConfigDict) -> None:
         cfg[key] = None
     if "backbone" in cfg.model:
         cfg.model.backbone.pop("weights", None)
-    cfg.custom_hooks = [hook for hook in cfg.get("custom_hooks", []) if HOOKS.get(hook["type"]) is not ModelEMAHook]
+    kept = [hook for hook in cfg.get("custom_hooks", []) if HOOKS.get(hook["type"]) is not ModelEMAHook]
+    cfg.custom_hooks = [*kept, dict(type="TestPositionHook")]
 
 
 def use_tta(cfg: ConfigDict) -> None:

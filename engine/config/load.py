@@ -112,10 +112,8 @@ def load_config(
     Raises:
         ConfigError: If the file cannot be read, or a setting is wrong.
     """
-    if Path(path).is_dir():
-        raise ConfigError(f"config {str(path)!r} is a folder: name a file in it")
-    if special := describe_special(path):
-        raise ConfigError(f"config {str(path)!r} {special}")
+    if kind := "is a folder: name a file in it" if Path(path).is_dir() else describe_special(path):
+        raise ConfigError(f"config {str(path)!r} {kind}")
     if not Path(path).is_file():
         near = difflib.get_close_matches(str(path), map(str, Path("configs").glob("*/*.py")), n=1, cutoff=0.5)
         raise ConfigError(f"config {str(path)!r} does not exist" + (f"; did you mean {near[0]}?" if near else ""))

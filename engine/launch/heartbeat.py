@@ -20,6 +20,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from backbones.files import open_file, read_text_file
 from engine.launch.parent import end_with_parent
 
 POSITION_FILE, ERROR_FILE, STACKS_FILE = "position", "error_report.json", "stacks.txt"
@@ -151,7 +152,8 @@ HEARTBEAT = Heartbeat()  # one rank per process
 def read_position(folder: Path) -> Position:
     """The last announcement of the rank with this folder; the default position if there is none."""
     try:
-        sequence, steps, phase, patience, *texts = _LAYOUT.unpack((folder / POSITION_FILE).read_bytes())
+        with open_file(folder / POSITION_FILE) as file:
+            sequence, steps, phase, patience, *texts = _LAYOUT.unpack(file.read(_LAYOUT.size + 1))
         place, work_dir = (text.rstrip(b"\0").decode(errors="replace") for text in texts)
         return Position(sequence, steps, Phase(phase), patience, place, work_dir)
     except (OSError, struct.error, ValueError):
@@ -161,9 +163,9 @@ def read_position(folder: Path) -> Position:
 def read_error_report(folder: Path) -> tuple[str, bool]:
     """The line of :meth:`Heartbeat.report_error` in this folder, and whether it only means that another rank ended."""
     try:
-        report = json.loads((folder / ERROR_FILE).read_text(encoding="utf-8"))
+        report = json.loads(read_text_file(folder / ERROR_FILE))
         return str(report["line"]), bool(report["lost_peer"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "", False
 
 
@@ -173,7 +175,8 @@ def read_frames(folder: Path) -> list[str]:
     They belong to its main thread or, after a crash, to the thread that crashed.
     """
     try:
-        text = (folder / STACKS_FILE).read_text(encoding="utf-8", errors="replace")
+        with open_file(folder / STACKS_FILE) as file:
+            text = file.read().decode(errors="replace")
     except OSError:
         return []
     # The thread that crashed, or the main thread, which handles the signal.

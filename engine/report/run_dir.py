@@ -118,7 +118,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The mapping in a file; an empty one where there is none."""
     try:
         content = json.loads(read_text(path))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -128,7 +128,7 @@ def read_json_lines(path: Path) -> Iterable[dict[str, Any]]:
     for line in read_text(path).splitlines():
         try:
             entry = json.loads(line)
-        except ValueError:  # the last line of a run that was killed may be cut
+        except (ValueError, RecursionError):  # the last line of a run that was killed may be cut
             continue
         if isinstance(entry, dict) and isinstance(entry.get("step"), int):
             yield entry

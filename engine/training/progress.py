@@ -1,4 +1,4 @@
-"""A progress bar on the terminal."""
+"""What a run says about its progress: a bar on the terminal, an early line, and where a test is, to the launcher."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from mmengine.registry import HOOKS
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from engine.launch.heartbeat import HEARTBEAT, Phase
 from engine.report.html import duration
 
 if TYPE_CHECKING:
@@ -52,6 +53,25 @@ class FirstLineHook(Hook):
                 f"step {runner.iter + 1:,} of {runner.max_iters:,}: {seconds:.3g} s for a step, about {left} left, "
                 "without validations"
             )
+
+
+@HOOKS.register_module()
+class TestPositionHook(Hook):
+    """Announces each batch of a test to the launcher, which notices a rank that hangs and names one that dies."""
+
+    __test__ = False  # (to pytest)
+
+    def before_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Announce a batch."""
+        HEARTBEAT.enter(Phase.VALIDATION, f"test, batch {batch_idx + 1} of {len(runner.test_dataloader)}")
+
+    def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Announce that the next batch is waited for."""
+        HEARTBEAT.enter(Phase.DATA)
+
+    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Announce that the results are written."""
+        HEARTBEAT.enter(Phase.SAVING)
 
 
 @HOOKS.register_module()
