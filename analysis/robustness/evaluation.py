@@ -215,7 +215,7 @@ class SetEvaluator:
         digest, content = found[0]
         if content is None:
             return digest, None, False
-        if not digest or content.get("digest") != digest or set(content) != set(SetResult.__dataclass_fields__):
+        if content.get("digest") != digest or set(content) != set(SetResult.__dataclass_fields__):
             return digest, None, True
         return digest, SetResult(**content), False
 

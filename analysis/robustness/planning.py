@@ -214,9 +214,7 @@ def _regenerated(name: str, task: TaskSpec, cfg: Config, protocol: str, tta: boo
                 one["pipeline"] = spec.place_corruption(copy.deepcopy(one["pipeline"]), step, protocol)
             sets.append(ImageSet(f"{name}/{corruption}/{severity}", dataset, None if tta else spec.evaluator))
     way = f"{spec.protocols[protocol]}; frost is generated, not laid over"
-    return PlannedSuite(
-        name, f"{REGENERATED[name]}, regenerated", MADE_HERE, protocol, way, tuple(sets), spec.error_of, True
-    )
+    return PlannedSuite(name, REGENERATED[name], MADE_HERE, protocol, way, tuple(sets), spec.error_of, True)
 
 
 def _severities(name: str, task: TaskSpec, protocol: str) -> Mapping[str, Sequence[int]]:

@@ -64,7 +64,7 @@ def _scores(content: Mapping[str, Any]) -> str:
     for summary in content["suites"].values():
         if is_performance(summary):
             head, *rows = performance_rows(summary)
-            parts += [f"<h3>{escape(summary['title'])}</h3>", table(head, rows)]
+            parts += [f"<h3>{escape(summary['title'])} ({summary['kind']})</h3>", table(head, rows)]
     if any(summary["kind"] == "regenerated" for summary in content["suites"].values()):
         parts.append(note("*, regenerated: made here on the test data; not to be compared with released sets"))
     if content["table"]:
