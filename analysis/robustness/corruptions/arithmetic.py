@@ -169,14 +169,14 @@ def resampled(pixels: Array, rows: Array, columns: Array, fold: Callable[[Array,
     """
     height, width = pixels.shape
     pixels = pixels.ravel()
-    row_pair, down = _cells(rows, height, fold)
-    column_pair, right = _cells(columns, width, fold)
+    row_pair, down = _cells(rows, height, width, fold)
+    column_pair, right = _cells(columns, width, 1, fold)
     whole = np.uint64(2**_FRACTION_BITS)
     total: Array = np.zeros((), np.uint64)
     for row, row_weight in zip(row_pair, (whole - down, down)):
-        line: Array = pixels.take(row * width + column_pair[0], mode="clip")  # all are inside: without a check
+        line: Array = pixels.take(row + column_pair[0], mode="clip")  # all are inside: without a check
         line *= whole - right
-        beside: Array = pixels.take(row * width + column_pair[1], mode="clip")
+        beside: Array = pixels.take(row + column_pair[1], mode="clip")
         beside *= right
         line += beside
         line *= row_weight
@@ -184,13 +184,15 @@ def resampled(pixels: Array, rows: Array, columns: Array, fold: Callable[[Array,
     return total
 
 
-def _cells(places: Array, size: int, fold: Callable[[Array, int], Array]) -> tuple[tuple[Array, Array], Array]:
-    """The two pixels on either side of each place along one axis, and the distance from the first in 64ths."""
+def _cells(
+    places: Array, size: int, stride: int, fold: Callable[[Array, int], Array]
+) -> tuple[tuple[Array, Array], Array]:
+    """Offsets of the two pixels around each place along one axis, and the distance from the first in 64ths."""
     scaled = places * 2.0**_FRACTION_BITS
     steps = np.rint(scaled, out=scaled).astype(np.int32)
     fraction = (steps & (2**_FRACTION_BITS - 1)).astype(np.uint64)
     steps >>= _FRACTION_BITS
     lowest = int(steps.min())
-    table = fold(np.arange(lowest, int(steps.max()) + 2), size).astype(np.int32)
+    table = fold(np.arange(lowest, int(steps.max()) + 2), size).astype(np.int32) * np.int32(stride)
     steps -= lowest
     return (table[:-1].take(steps, mode="clip"), table[1:].take(steps, mode="clip")), fraction
