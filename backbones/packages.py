@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from backbones.errors import MachineError
 
 # Import name -> what to install, where that is another name.
 INSTALL_NAMES = {
+    "COCOEvalCap": "pycocoevalcap",  # the name that mmdet gives it
     "cityscapesscripts": "cityscapesScripts",
     # opencv-python puts its files over these; uninstalled, it takes them away, and the name of this one stays listed.
     "cv2": "--force-reinstall --no-deps 'opencv-python-headless<4.13'",
@@ -17,14 +19,18 @@ INSTALL_NAMES = {
     "git": "gitpython",
     "google": "protobuf",
     "lap": "lapx",
+    "lion_pytorch": "lion-pytorch",
+    "mmpretrain": "onedl-mmpretrain",
     "osgeo": "gdal",
     "panopticapi": "git+https://github.com/cocodataset/panopticapi.git",
     "PIL": "pillow",
     "pkg_resources": "'setuptools<82'",  # the last ones that have it
     "pynvml": "nvidia-ml-py",
     "pytorch_grad_cam": "grad-cam",
+    "Sophia": "Sophia-Optimizer",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
+    "trackeval": "git+https://github.com/JonathonLuiten/TrackEval.git",
     "turbojpeg": "PyTurboJPEG",
     "umap": "umap-learn",
     "yaml": "pyyaml",
@@ -43,7 +49,26 @@ LOGGER_PACKAGES = {
 }
 # Values of ``imdecode_backend`` of mmcv's loading steps, imported when the first image is read -> package.
 DECODER_PACKAGES = {"tifffile": "tifffile", "turbojpeg": "turbojpeg"}
+# mmengine registers these optimizers only where their package is installed (mmengine/optim/optimizer/builder.py and
+# mmengine/_strategy/deepspeed.py): package -> names. Those of bitsandbytes that torch has too get a prefix.
+OPTIMIZER_PACKAGES = {
+    "lion_pytorch": ("Lion",),
+    "dadaptation": ("DAdaptAdaGrad", "DAdaptAdam", "DAdaptSGD"),
+    "Sophia": ("DecoupledSophia", "Sophia", "Sophia2", "SophiaG"),
+    "transformers": ("Adafactor",),
+    "deepspeed": ("DeepSpeedCPUAdam", "FusedAdam", "FusedLamb", "OnebitAdam", "OnebitLamb", "ZeroOneAdam"),
+    "bitsandbytes": (
+        *(f"bnb_{name}" for name in ("Adagrad", "Adam", "AdamW", "RMSprop", "SGD")),
+        *(f"{name}{bits}bit" for name in ("Adagrad", "RMSprop", "SGD", "LAMB", "LARS") for bits in (8, 32)),
+        *(f"{name}{bits}bit" for name in ("Adam", "AdamW", "Lion", "AdEMAMix") for bits in (8, 32)),
+        *(f"Paged{name}{bits}" for name in ("Adam", "AdamW", "Lion", "AdEMAMix") for bits in ("", "8bit", "32bit")),
+        *("AdEMAMix", "LAMB", "LARS", "PytorchLARS"),
+    ),
+}
+# Scopes of other libraries in a ``type``, as in mmdet's and mmseg's configs of ConvNeXt, which are their packages.
+SCOPE_PACKAGES = ("mmpretrain",)
 _NOT_INSTALLED = re.compile(r"^(?:Package )?[`'\"]?(\w+)[`'\"]? is not installed")  # as mmcv and mmdet say it
+_ADVICE = re.compile(r"\b(?:pip|mim) install (?:-U )?(?!git\+)(\w[\w.-]*\w)")  # the last one is what is needed
 
 
 def install_command(package: str) -> str:
@@ -82,6 +107,7 @@ def missing_package(error: BaseException | None) -> str | None:
         The name, also that of OpenCV if it cannot be loaded, as its GUI build without libGL; ``None`` if the error has
         another cause, such as a module that an installed package lacks.
     """
+    advised = None
     while isinstance(error, ImportError | RuntimeError):
         if isinstance(error, ImportError) and error.name == "cv2":
             return "cv2"
@@ -90,8 +116,32 @@ def missing_package(error: BaseException | None) -> str | None:
         if name:
             package = name.partition(".")[0]
             return package if is_absent(package) else None
+        advised = advised or (_ADVICE.findall(str(error)) or [None])[-1]
         error = error.__cause__ or error.__context__
-    return None
+    return advised if advised and is_absent(advised) and not _is_distribution(advised) else None
+
+
+def _is_distribution(name: str) -> bool:
+    """Whether a distribution is installed, such as ``scikit-learn``, which no import finds by this name."""
+    try:
+        version(name)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def package_of_type(name: str) -> str | None:
+    """The absent package that would register the class that a ``type`` in a config names.
+
+    Args:
+        name: The type, with or without the scope of a library.
+
+    Returns:
+        Name by which the package is imported; ``None`` if none is known for the type, or it is there.
+    """
+    scope, _, name = name.rpartition(".")
+    known = [package for package, names in OPTIMIZER_PACKAGES.items() if name in names]
+    return next(filter(is_absent, [*known, *({scope.partition(".")[0]} & {*SCOPE_PACKAGES})]), None)
 
 
 def missing_package_error(package: str, place: str = "") -> MachineError:

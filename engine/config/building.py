@@ -13,7 +13,7 @@ from mmengine.registry import DefaultScope, Registry
 
 from backbones.arguments import named_in_constructors, parameters_of, required_by
 from backbones.errors import ConfigError, UserError, describe_error, nearest
-from backbones.packages import missing_package, missing_package_error
+from backbones.packages import missing_package, missing_package_error, package_of_type
 
 REGISTRIES: tuple[Registry, ...] = (
     *(registries.MODELS, registries.TASK_UTILS, registries.WEIGHT_INITIALIZERS, registries.FUNCTIONS),
@@ -115,7 +115,7 @@ def building(cfg: Mapping[str, Any], *places: str) -> Iterator[None]:
             if found is not None and package:
                 raise missing_package_error(package, f"{found[0]}: {_name(found[1])}") from error
             if found is not None:
-                raise ConfigError(f"config does not build: {_reason(*found, error)}") from error
+                raise _refusal(*found, error) from error
         if not isinstance(error, REFUSALS):
             raise
         where = f"{places[0]}: " if len(places) == 1 else ""
@@ -139,31 +139,37 @@ def _refused_part(node: Any, place: str, error: Exception) -> tuple[str, Mapping
     return None
 
 
-def _reason(place: str, settings: Mapping[str, Any], registry: Registry, error: Exception) -> str:
+def _refusal(place: str, settings: Mapping[str, Any], registry: Registry, error: Exception) -> UserError:
     built = registered_class(registry, settings["type"])
     if built is None:
-        return f"{place}: {_unregistered(registry, settings)}"
+        return _unregistered(registry, settings, place)
     parameters, is_open = parameters_of(built)
     unknown = _unknown(settings, parameters)
+    reason = f"{_name(settings)}: {describe_error(error)}"
     said = UNEXPECTED_ARGUMENT.search(str(error))  # tells the one that is not known, where others may be taken too
     if said and said[1] in unknown:
-        return f"{place}: {_no_argument(settings, [said[1]] if is_open else unknown, parameters)}"
-    return f"{place}: {_name(settings)}: {describe_error(error)}"
+        reason = _no_argument(settings, [said[1]] if is_open else unknown, parameters)
+    return ConfigError(f"config does not build: {place}: {reason}")
 
 
 def _known_class(registry: Registry, settings: Mapping[str, Any], place: str) -> Any:
     built = registered_class(registry, settings.get("type"))
     if built is None:
-        raise ConfigError(f"config does not build: {place}: {_unregistered(registry, settings)}")
+        raise _unregistered(registry, settings, place)
     return built
 
 
-def _unregistered(registry: Registry, settings: Mapping[str, Any]) -> str:
+def _unregistered(registry: Registry, settings: Mapping[str, Any], place: str) -> UserError:
+    """The error about a type that is missing, unknown, or registered by a package that is not there."""
     if not isinstance(name := settings.get("type"), str):
-        return "its type is missing"
+        return ConfigError(f"config does not build: {place}: its type is missing")
+    if package := package_of_type(name):
+        return missing_package_error(package, f"{place}: {name}")
     with registry.switch_scope_and_registry(None) as scoped:
         known = [*scoped.module_dict, *(scoped.parent.module_dict if scoped.parent else ())]
-    return f"{name} is not in the {registry.name} registry{nearest(name, known)}"
+    return ConfigError(
+        f"config does not build: {place}: {name} is not in the {registry.name} registry{nearest(name, known)}"
+    )
 
 
 def _unknown(settings: Mapping[str, Any], parameters: Iterable[str]) -> list[str]:

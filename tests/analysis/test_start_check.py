@@ -364,6 +364,13 @@ def test_loggers_whose_package_is_absent(
         checked("classifier", tmp_path, lambda cfg: cfg.visualizer.update(vis_backends=[dict(type=logger)]))
 
 
+def test_types_whose_package_is_absent(tmp_path: Path) -> None:
+    with refused("optim_wrapper.optimizer: Lion: package 'lion_pytorch' is missing: pip install lion-pytorch"):
+        checked("classifier", tmp_path, lambda cfg: cfg.optim_wrapper.optimizer.update(type="Lion"))
+    with refused("model.roi_head: mmpretrain.Head: package 'mmpretrain' is missing: pip install onedl-mmpretrain"):
+        checked("detector", tmp_path, lambda cfg: cfg.model.roi_head.update(type="mmpretrain.Head"))
+
+
 def test_other_packages_that_parts_ask_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with refused("custom_hooks.0: HookOfTest: package 'absent_package' is missing: pip install absent_package"):
         checked(
