@@ -23,7 +23,7 @@ from mmengine.registry import MODELS
 
 from backbones.errors import ConfigError, UserError, describe_error
 from backbones.files import describe_special
-from backbones.packages import missing_package, missing_package_error
+from backbones.packages import missing_package, missing_package_error, package_of_type
 from backbones.registry import unknown_backbone
 from engine.config.batch import BatchPlan, collate_settings, plan_batch, scaled_lr
 from engine.config.building import build
@@ -255,7 +255,8 @@ def _check_backbone(cfg: Config, notes: list[str]) -> None:
     with MODELS.switch_scope_and_registry(cfg.get("default_scope")) as registry:
         network = registry.get(name) if isinstance(name, str) else None
         if isinstance(name, str) and network is None:
-            raise unknown_backbone(name)
+            package = package_of_type(name)
+            raise missing_package_error(package, f"model.backbone: {name}") if package else unknown_backbone(name)
     key = "layer_scale_init_value"
     own, stated = getattr(network, "own_arguments", {}).get(key), backbone.get(key)
     if own is not None and stated not in (None, own):
