@@ -27,6 +27,7 @@ def main() -> None:
     from engine.config.options import parse_options
     from engine.data.check import check_datasets
     from engine.data.preflight import check_data_paths
+    from engine.report.run_dir import write_result
 
     cfg = load_config(args.config, parse_options(args.cfg_options), training=False).cfg
     splits = [split for split in args.splits if cfg.get(f"{split}_dataloader")]
@@ -35,7 +36,7 @@ def main() -> None:
     # Not data_check.json, which is that of a training.
     path = Path(args.json or Path(cfg.work_dir) / "check_data.json")
     if result.findings or args.json:
-        result.write(path, config=args.config, full=args.full)
+        write_result(path, {"config": args.config, "full": args.full, **result.to_dict()})
     print("\n".join(result.to_lines(str(path))), flush=True)
     if result.errors:
         sys.exit(1)
