@@ -9,6 +9,7 @@ import secrets
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from io import StringIO
 from types import SimpleNamespace
 from typing import Any
@@ -39,8 +40,10 @@ from mmengine.registry import (
 )
 from mmengine.runner import LogProcessor, Priority, TestLoop, ValLoop
 from mmengine.visualization import Visualizer
+from torch import nn
 from torch.utils.data import DataLoader
 
+from analysis.starting_rate import starting_rate_note
 from backbones.errors import ConfigError, nearest
 from backbones.packages import DECODER_PACKAGES, LOGGER_PACKAGES, is_absent, missing_package_error
 from engine.config.building import build, building, check_arguments
@@ -79,11 +82,10 @@ def checked_plan(resolved: Resolved, launch: Launch) -> TrainingPlan:
         MachineError: If a package is missing.
     """
     plan = training_plan(resolved, launch)
-    check_parts(resolved.cfg)
-    return plan
+    return replace(plan, remarks=check_parts(resolved.cfg))
 
 
-def check_parts(cfg: Config) -> None:
+def check_parts(cfg: Config) -> tuple[str, ...]:
     """Build the parts of a config, apart from what is trained with, to find wrong settings before the training starts.
 
     Nothing is written, no data is read, and weights take no memory. Data sets, samplers and loops need data: of these
@@ -91,6 +93,9 @@ def check_parts(cfg: Config) -> None:
 
     Args:
         cfg: Config that was resolved for training.
+
+    Returns:
+        Remarks on what builds, one line each.
 
     Raises:
         ConfigError: With the first part that does not build, its place, and the nearest right name.
@@ -112,7 +117,10 @@ def check_parts(cfg: Config) -> None:
         _build(LOG_PROCESSORS, {"type": LogProcessor, **(cfg.get("log_processor") or {})}, "log_processor")
         _check_randomness(cfg.get("randomness", {"seed": None}))
         _check_start_method(cfg)
-        schedules = _build_schedules(cfg, _build_optimizer(cfg))
+        model = build_on_meta(cfg)
+        optimizer = _build_optimizer(cfg, model)
+        remarks = (starting_rate_note(cfg, model, optimizer),)  # before a warm-up sets the rates of the first step
+        schedules = _build_schedules(cfg, optimizer)
     loop = (
         SimpleNamespace(evaluator=SimpleNamespace(metrics=metrics["val"])) if cfg.get("val_cfg") is not None else None
     )
@@ -123,6 +131,7 @@ def check_parts(cfg: Config) -> None:
     run = SimpleNamespace(hooks=hooks, param_schedulers=schedules, val_loop=loop)
     run.checkpoint_hook = Runner.checkpoint_hook.fget(run)  # type: ignore[attr-defined]
     check_monitored(run, expected_scores(run))
+    return tuple(filter(None, remarks))
 
 
 @contextmanager
@@ -263,7 +272,7 @@ def _check_start_method(cfg: Config) -> None:
         raise ConfigError(f"env_cfg.mp_cfg.mp_start_method={method!r}: choose from {', '.join(known)}")
 
 
-def _build_optimizer(cfg: Config) -> OptimWrapper:
+def _build_optimizer(cfg: Config, model: nn.Module) -> OptimWrapper:
     """Build the optimizer on the parameter groups of a model whose weights take no memory."""
     settings = {"type": "OptimWrapper", **cfg.optim_wrapper}
     weight = torch.zeros(1, requires_grad=True)
@@ -280,7 +289,7 @@ def _build_optimizer(cfg: Config) -> OptimWrapper:
         _check_precision(settings)
         settings = {key: settings[key] for key in settings.keys() - AMP_SETTINGS} | {"type": OptimWrapper}
     with building({"optim_wrapper": settings}, "optim_wrapper"):
-        built: OptimWrapper = build_optim_wrapper(build_on_meta(cfg), settings)
+        built: OptimWrapper = build_optim_wrapper(model, settings)
     if built.clip_grad_kwargs:
         clip = {"type": built.clip_func, **built.clip_grad_kwargs}
         _build(FUNCTIONS, clip, "optim_wrapper.clip_grad", parameters=[weight])

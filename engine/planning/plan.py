@@ -66,6 +66,7 @@ class TrainingPlan:
         frozen: Number of parameters that are not trained.
         memory: Estimated memory of one process.
         remainder: Whether the last batch of an epoch holds the images that are left, however few.
+        remarks: Further remarks, one line each.
     """
 
     batch: BatchPlan
@@ -79,6 +80,7 @@ class TrainingPlan:
     frozen: int
     memory: Memory
     remainder: bool = False
+    remarks: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """The plan for people; the first line is the batch."""
@@ -91,6 +93,7 @@ class TrainingPlan:
             f"rate: {span}; {self._warm_up()}",
             f"precision: {self.precision}{clip}",
             f"memory: {self.memory}",
+            *(f"note: {remark}" for remark in self.remarks),
         ]
 
     def with_data(self, images: int, steps_per_epoch: int) -> TrainingPlan:
