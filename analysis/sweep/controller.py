@@ -204,7 +204,7 @@ class Controller:
             return
         if study.pruner["type"] in HALVING:
             ranked = self._rung_scores(length, active.rung)
-            on = None if ranked is None else goes_on(score, ranked, study.rungs.keep, direction)
+            on = None if ranked is None else goes_on(number, ranked, study.rungs.keep, direction)
         else:
             on = not active.trial.should_prune()
         if on:
@@ -214,13 +214,13 @@ class Controller:
         elif on is not None:
             self._finish(active, TrialState.PRUNED, None, f"{score:.5g} at length {length}, pruned")
 
-    def _rung_scores(self, length: int, rung: int) -> list[float] | None:
-        """Scores of all trials at a rung; ``None`` as long as successive halving waits for others."""
+    def _rung_scores(self, length: int, rung: int) -> dict[int, float] | None:
+        """Score of each trial at a rung by its number; ``None`` as long as successive halving waits for others."""
         assert self._study.rungs is not None
-        scores, outstanding = [], 0
+        scores, outstanding = dict[int, float](), 0
         for one in self._storage.trials():
             if length in one.intermediate_values:
-                scores.append(one.intermediate_values[length])
+                scores[one.number] = one.intermediate_values[length]
             elif one.state in (TrialState.RUNNING, TrialState.WAITING):
                 before = self._study.rungs.lengths[rung - 1] if rung else None
                 outstanding += before is None or before in one.intermediate_values

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -113,18 +113,19 @@ def branch(trunk: Path, folder: Path) -> None:
     (folder / LAST_CHECKPOINT).write_text(str(folder / last.name), encoding="utf-8")
 
 
-def goes_on(score: float, scores: Sequence[float], keep: float, direction: Literal["maximize", "minimize"]) -> bool:
-    """Whether a trial is among the best of its rung, as successive halving has it.
+def goes_on(number: int, scores: Mapping[int, float], keep: float, direction: Literal["maximize", "minimize"]) -> bool:
+    """Whether a trial is among the best of its rung, as successive halving has it; of equals the earlier ones are.
 
     Args:
-        score: Score of the trial.
-        scores: Scores of all trials at this rung, this one included.
+        number: Number of the trial.
+        scores: Score of each trial at this rung by its number, this one included.
         keep: Fraction that goes on; at least one does.
         direction: Whether more or less is better.
     """
     count = max(1, math.floor(keep * len(scores) + 1e-9))
-    ranked = sorted(scores, reverse=direction == "maximize")
-    return score >= ranked[count - 1] if direction == "maximize" else score <= ranked[count - 1]
+    sign = -1 if direction == "maximize" else 1
+    ranked = sorted(scores, key=lambda one: (sign * scores[one], one))
+    return number in ranked[:count]
 
 
 def cost_of(rungs: Rungs, reached: int) -> int:

@@ -1,4 +1,4 @@
-"""Step 4 of 6 in miniature: the weight decay, in rungs of 1 and 3 epochs.
+"""Step 4 of 6 in miniature: the weight decay, in rungs of 2 and 3 epochs.
 
 python tools/sweep.py configs/sweeps/digits/weight_decay.py --jobs 2
 """

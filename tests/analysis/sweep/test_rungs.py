@@ -49,10 +49,12 @@ def test_a_trunk_and_its_branches() -> None:
 
 
 def test_the_best_of_a_rung_go_on() -> None:
-    scores = [0.1, 0.5, 0.3, 0.9, 0.2, 0.8]
-    assert [goes_on(one, scores, 1 / 3, "maximize") for one in scores] == [False, False, False, True, False, True]
-    assert [goes_on(one, scores, 0.5, "minimize") for one in scores] == [True, False, True, False, True, False]
-    assert goes_on(0.1, [0.1], 0.1, "maximize")  # at least one does
+    scores = dict(enumerate([0.1, 0.5, 0.3, 0.9, 0.2, 0.8]))
+    assert [one for one in scores if goes_on(one, scores, 1 / 3, "maximize")] == [3, 5]
+    assert [one for one in scores if goes_on(one, scores, 0.5, "minimize")] == [0, 2, 4]
+    assert goes_on(7, {7: 0.1}, 0.1, "maximize")  # at least one does
+    equal = dict.fromkeys(range(3), 0.4)  # as scores on few images are
+    assert [one for one in equal if goes_on(one, equal, 0.34, "maximize")] == [0]
 
 
 def test_the_cost_of_rungs() -> None:
