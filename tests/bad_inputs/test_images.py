@@ -92,7 +92,7 @@ def by_content(content: bytes) -> Callable[[Path], Any]:
 NO_FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a folder": (lambda path: path.mkdir(), "cannot be read: Is a directory"),
     "a link to nowhere": (lambda path: path.symlink_to("nowhere"), "is missing"),
-    "a link to itself": (lambda path: path.symlink_to(path.name), "cannot be read: Too many levels"),
+    "a link to itself": (lambda path: path.symlink_to(path.name), "is a symbolic link that leads back to itself"),
     "nothing": (lambda path: None, "is missing"),
 }
 HARM = {name: (by_content(make()), word) for name, (make, word) in DAMAGED.items()} | NO_FILES

@@ -208,7 +208,7 @@ def test_configure_workers_lets_workers_outlive_signals(loader: DataLoader) -> N
     found = iter(loader)
     next(found)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        os.kill(found._workers[0].pid, number)
+        os.kill(loader._iterator._workers[0].pid, number)
     assert len(list(found)) == SAMPLES - 1
     shutdown_workers([loader], timeout=10)
 

@@ -519,7 +519,7 @@ def test_the_first_and_the_last_events_keep_their_weights(tmp_path: Path) -> Non
         folder = tmp_path / f"step_{number}"
         make_event_folder(folder)
         (folder / "weights.pt").write_bytes(b"")
-        (folder / "report.json").write_text('{"ranks": {}}')
+        (folder / "report.json").write_text('{"ranks": {}, "by_rank": []}')
         os.utime(folder / "report.json", (number, number))
         thin_out(tmp_path)
     assert sorted(file.parent.name for file in tmp_path.glob("*/weights.pt")) == ["step_1", "step_4", "step_5"]
