@@ -8,6 +8,7 @@ and repeats none.
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -26,7 +27,7 @@ from analysis.sweep.storage import REASON, RUNG, SLOT, StudyStorage
 from analysis.sweep.study_file import HALVING, StudyFile
 from analysis.sweep.trainings import Training, command_of, failure_line, is_kill, judge, prepare, trainings_of
 from backbones.errors import ConfigError, MachineError
-from engine.launch.child import interrupt_on_signals
+from engine.launch.child import handle_signals, interrupt_on_signals
 from engine.launch.exit_codes import EXIT_BAD_INPUT, EXIT_SAVED
 from engine.launch.keeper import GRACE_SECONDS
 from engine.report.run_dir import read_json
@@ -100,9 +101,7 @@ class Controller:
         """
         with interrupt_on_signals():
             try:
-                self._adopt()
-                while self._step():
-                    time.sleep(self._executor.poll_seconds)
+                self._run_steps()
             except KeyboardInterrupt:
                 if self._executor.slurm is None:
                     self._screen.say("stopping: the trainings save and end")
@@ -113,6 +112,29 @@ class Controller:
             finally:
                 with suppress(OSError):
                     self._storage.save_hours(self._hours)
+
+    def _run_steps(self) -> None:
+        """Take steps; a signal that arrives within one waits for its end.
+
+        An exception of a signal handler can be lost in a callback of the database, or leave a trial half noted.
+        """
+        asked, sleeping = False, False
+
+        def note(*_: object) -> None:
+            nonlocal asked
+            asked = True
+            if sleeping:
+                raise KeyboardInterrupt
+
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        with handle_signals({one: note for one in numbers if signal.getsignal(one) is not signal.SIG_IGN}):
+            self._adopt()
+            while self._step():
+                sleeping = True
+                if asked:
+                    raise KeyboardInterrupt
+                time.sleep(self._executor.poll_seconds)
+                sleeping = False
 
     @property
     def _hours(self) -> float:
