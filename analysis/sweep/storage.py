@@ -39,10 +39,13 @@ def controlling(study: StudyFile, folder: Path) -> Iterator[None]:
     Raises:
         MachineError: If one does, or the folder cannot be written.
     """
+    from sqlalchemy import make_url
+
     files = [folder / "controller.lock"]
     url = storage_url(study, folder)
     if url.startswith(SQLITE):
-        database = Path(url.removeprefix(SQLITE))
+        # SQLite also takes file:PATH?mode=...&uri=true in place of a path.
+        database = Path((make_url(url).database or DATABASE).removeprefix("file:"))
         files.append(database.with_name(f"{database.name}.lock"))
     with ExitStack() as held:
         for file in files:

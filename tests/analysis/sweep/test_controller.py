@@ -177,12 +177,17 @@ def test_a_budget_in_hours_lets_what_runs_finish(sweep: Any, capsys: Any) -> Non
     assert lines[0].startswith("1 trials complete")
 
 
-def test_a_storage_that_cannot_be_written_is_one_line(sweep: Any) -> None:
+def test_a_storage_that_cannot_be_written_is_one_line(
+    sweep: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sweep.run(space={LR: {"grid": [1e-2]}}, seeds=1)
+    monkeypatch.chdir(tmp_path)  # nothing is written there
     url = f"sqlite:///file:{sweep.work_dir / DATABASE}?mode=ro&uri=true"
     with pytest.raises(MachineError, match=r"readonly database; trainings that run go on") as caught:
         sweep.run(resume=True, storage=url, space={LR: {"grid": [1e-2]}}, seeds=1)
     assert "\n" not in str(caught.value)
+    assert not list(tmp_path.glob("file:*"))
+    assert (sweep.work_dir / f"{DATABASE}.lock").exists()
 
 
 def test_gpus_are_shared_out(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
