@@ -14,13 +14,13 @@ from engine.config.load import load_config
 from engine.config.options import parse_options
 from engine.config.world import Launch
 from engine.launch.child import ChildProcess, interrupt_on_signals
+from engine.launch.keeper import GRACE_SECONDS
 from engine.report.environment import ROOT
 from engine.report.run_dir import best_point, read_curves, read_json, write_json
 
 STATE_FILE = "seed.json"
 RESULT_FILE = "repeat.json"
 SEED_KEY = "randomness.seed"
-STOP_SECONDS = 150.0  # for a training to save and end: the launcher allows 120
 
 
 def repeat(
@@ -112,6 +112,13 @@ def summary_lines(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def local_launcher(config: str, gpus: int) -> list[str]:
+    """The start of the command that trains a config with a number of processes on this machine."""
+    if gpus > 1:
+        return ["bash", str(ROOT / "tools/dist_train.sh"), config, str(gpus)]
+    return [sys.executable, str(ROOT / "tools/train.py"), config]
+
+
 def _number(spread: dict[str, Any]) -> str:
     if spread["std"] is None:
         return f"{spread['mean']:.4g}"
@@ -151,15 +158,13 @@ def _is_done(folder: Path, mark: str) -> bool:
 def _command(
     config: str, seed: int, folder: Path, options: Sequence[str], gpus: int, per_gpu_batch: str | None
 ) -> list[str]:
-    launcher = [sys.executable, str(ROOT / "tools/train.py"), config]
-    if gpus > 1:
-        launcher = ["bash", str(ROOT / "tools/dist_train.sh"), config, str(gpus)]
     more = ["--per-gpu-batch", per_gpu_batch] if per_gpu_batch else []
     resume = ["--resume"] if any(folder.glob("*.pth")) else []
-    return [*launcher, "--work-dir", str(folder), *more, *resume, "--cfg-options", *options, f"{SEED_KEY}={seed}"]
+    command = [*local_launcher(config, gpus), "--work-dir", str(folder)]
+    return [*command, *more, *resume, "--cfg-options", *options, f"{SEED_KEY}={seed}"]
 
 
 def _train(command: Sequence[str]) -> int:
     """Run a training on this terminal; if this program is told to stop, so is the training."""
-    with interrupt_on_signals(), ChildProcess(command, grace=STOP_SECONDS) as training:
+    with interrupt_on_signals(), ChildProcess(command, grace=GRACE_SECONDS) as training:
         return training.wait()

@@ -25,7 +25,16 @@ from analysis.sweep.results import RUN_FILE, TRIALS_FOLDER, validation_score
 from analysis.sweep.rungs import goes_on, saving
 from analysis.sweep.storage import REASON, RUNG, SLOT, StudyStorage
 from analysis.sweep.study_file import HALVING, StudyFile
-from analysis.sweep.trainings import Training, command_of, failure_line, is_kill, judge, prepare, trainings_of
+from analysis.sweep.trainings import (
+    Training,
+    command_of,
+    failure_line,
+    gpu_hours_of,
+    is_kill,
+    judge,
+    prepare,
+    trainings_of,
+)
 from backbones.errors import ConfigError, MachineError
 from engine.launch.child import handle_signals, interrupt_on_signals
 from engine.launch.exit_codes import EXIT_BAD_INPUT, EXIT_SAVED
@@ -199,7 +208,7 @@ class Controller:
         killed = training.folder in self._started if code is None else is_kill(code)
         start |= {"ended": time.time(), "code": code, "killed": killed}
         training.note(state=state, reason=reason)
-        self._spent_gpu_hours += (start["ended"] - start["began"]) / 3600 * start["processes"]
+        self._spent_gpu_hours += gpu_hours_of(start)
         self._screen.say(f"{training.label}: {state}{f' ({reason})' if reason else ''}")
 
     def _advance(self, active: ActiveTrial) -> None:
@@ -288,10 +297,7 @@ class Controller:
         budget = self._study.budget
         if self._hours >= (budget.hours or math.inf):
             return f"{budget.hours:g} hours"
-        gpu_hours = self._spent_gpu_hours + sum(
-            (time.time() - one.record["starts"][-1]["began"]) / 3600 * one.record["starts"][-1]["processes"]
-            for one in self._running()
-        )
+        gpu_hours = self._spent_gpu_hours + sum(gpu_hours_of(one.record["starts"][-1]) for one in self._running())
         if gpu_hours >= (budget.gpu_hours or math.inf):
             return f"{budget.gpu_hours:g} GPU hours"
         begun = sum(SLOT in one.user_attrs for one in self._storage.trials())
@@ -303,11 +309,7 @@ class Controller:
         """Cost of what the controllers before this one have started, as far as it has ended."""
         total = 0.0
         for file in self._folder.glob(f"{TRIALS_FOLDER}/*/*/{RUN_FILE}"):
-            total += sum(
-                (one["ended"] - one["began"]) / 3600 * one["processes"]
-                for one in read_json(file).get("starts", [])
-                if "ended" in one
-            )
+            total += sum(gpu_hours_of(one) for one in read_json(file).get("starts", []) if "ended" in one)
         return total
 
     def _start(self, training: Training) -> None:

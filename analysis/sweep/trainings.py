@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from analysis.seeds import local_launcher
 from analysis.sweep.results import RUN_FILE, trial_folder
 from analysis.sweep.rungs import branch, constant, decaying, shrunken, trunk_length
 from analysis.sweep.space import CONFIG_KEY, settings_of
@@ -91,12 +92,11 @@ class Training:
         self.record |= {**own, **entries}
         write_json(self.folder / RUN_FILE, self.record)
 
-    def gpu_hours(self) -> float:
-        """Hours of all starts times their processes."""
-        return sum(
-            ((one.get("ended") or time.time()) - one["began"]) / 3600 * one["processes"]
-            for one in self.record.get("starts", [])
-        )
+
+def gpu_hours_of(start: Mapping[str, Any]) -> float:
+    """Hours of a start in a training's record, up to now if it runs, times its processes."""
+    hours: float = ((start.get("ended") or time.time()) - start["began"]) / 3600 * start["processes"]
+    return hours
 
 
 def trainings_of(
@@ -142,10 +142,8 @@ def command_of(study: StudyFile, training: Training, gpus: int, slurm: str | Non
     if slurm is not None:
         name = f"{study.name}_{training.number}_{training.seed}"
         launcher = ["bash", str(ROOT / "tools/slurm_train.sh"), slurm, name, training.config, str(gpus)]
-    elif gpus > 1:
-        launcher = ["bash", str(ROOT / "tools/dist_train.sh"), training.config, str(gpus)]
     else:
-        launcher = [sys.executable, str(ROOT / "tools/train.py"), training.config]
+        launcher = local_launcher(training.config, gpus)
     more = ["--per-gpu-batch", study.per_gpu_batch] if study.per_gpu_batch else []
     texts = [option_text(key, value) for key, value in options.items()]
     return [*launcher, "--work-dir", str(training.folder), *more, "--cfg-options", *texts]
