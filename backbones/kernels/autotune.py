@@ -320,7 +320,7 @@ def write_cached(*files: tuple[Path, bytes]) -> None:
         folder.mkdir(mode=0o700, exist_ok=True)
         check_private_folder(folder)
         for path, content in files:
-            with atomic_write(path) as draft:
+            with atomic_write(path, durable=False) as draft:  # what is damaged is made again
                 draft.write_bytes(content)
                 draft.chmod(0o600)  # with a umask that lets a group write it would not be read again
     except SharedFolderError as error:
