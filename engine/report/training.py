@@ -142,7 +142,7 @@ def state_line(start: Mapping[str, Any], checkpoints: Sequence[str]) -> str:
         return f"Ended {at} by {reason}." if reason else f"Finished {at}."
     if outcome == "running":
         return f"Running, or ended without a word: last heard of {at}."
-    at = "before its first step" if start.get("from_step") is None and not start.get("to_step") else at
+    at = "before its first step" if not has_begun(start) and not start.get("to_step") else at
     how = f"{'Stopped' if outcome == 'stopped' else 'Failed'} {at}: {reason or 'no reason is known'}."
     go_on = start.get("go_on") if checkpoints else start.get("command")
     words = "Go on with" if checkpoints else "Nothing was saved yet; start again with"
