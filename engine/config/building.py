@@ -179,7 +179,7 @@ def _unknown(settings: Mapping[str, Any], parameters: Iterable[str]) -> list[str
 def _no_argument(settings: Mapping[str, Any], unknown: list[str], parameters: Iterable[str]) -> str:
     name = _name(settings)
     fix = f"; correct it, or leave out with _delete_=True beside type={name!r} what the base has for another type"
-    return f"{name} has no argument {', '.join(map(repr, unknown))}{nearest(unknown[0], parameters)}{fix}"
+    return f"{name} has no argument {', '.join(map(repr, unknown))}{nearest(unknown[0], (*parameters, 'type'))}{fix}"
 
 
 def _name(settings: Mapping[str, Any]) -> str:
