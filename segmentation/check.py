@@ -250,7 +250,8 @@ class LabelChecker(DatasetChecker):
         common = [(self.classes[i], n) for i, n in shares.most_common(MAX_LISTED_CLASSES) if i is not None]
         most = ", ".join(f"{name} {pixels / total:.0%}" for name, pixels in common)
         parts = [f"most are {most}"] if most else []
-        parts += [f"{ignored:.0%} are not labelled", *([f"{wrong:.1%} stand for no class"] if wrong else [])]
+        parts += [f"{ignored:.{0 if ignored >= 0.01 else 2}%} are not labelled"] if ignored else []
+        parts += [f"{wrong:.1%} stand for no class"] if wrong else []
         self.notes.append(f"pixels in {self._label_files:,} of the {self.split} labels: {', '.join(parts)}")
         use = "learnt" if self.split == "train" else "scored"
         if self._empty_files:

@@ -93,6 +93,7 @@ def test_label_checker_of_sound_labels(tmp_path: Path) -> None:
     assert "41% are not labelled" in found.notes[0]
     assert "wall 20%" in found.notes[0]
     assert checked(rooms(tmp_path / "plain", 0, 1, 2, 255), reduce=False).findings == []
+    assert "labelled" not in checked(rooms(tmp_path / "whole", 0, 1, 2), reduce=False).notes[0]
     assert checked(rooms(tmp_path / "other", 0, 1, 2, 77), reduce=False, unlabelled=77).findings == []
     found = checked(rooms(tmp_path / "values", 0, 100, 255, 7), reduce=False, unlabelled=7, label_values=(0, 100, 255))
     assert found.findings == []
