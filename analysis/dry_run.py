@@ -63,7 +63,9 @@ def dry_run(
     facts, problems = review(cfg, plan.schedule)
     lines += [*facts, *(f"WARNING: {one}" for one in problems)]
     lines += [f"note: {note}" for note in resolved.notes]
-    lines += [f"{split} data: {_presence(path)}" for split in splits for path in paths[split]]
+    for split in splits:  # a folder is there if what is in it is
+        inner = [path for path in dict.fromkeys(paths[split]) if not any(path in one.parents for one in paths[split])]
+        lines += [f"{split} data: {_presence(path)}" for path in inner]
     lines += [*weights, *checked]
     if plan.rows:
         return [*lines, "", *group_table(plan.rows, plan.frozen)]

@@ -184,6 +184,7 @@ def test_a_dry_run_tells_where_the_data_would_be(tmp_path: Path) -> None:
     assert f"train data: {tmp_path / 'train2017'} (present)" in lines
     assert f"train data: {tmp_path / 'annotations/instances_train2017.json'} (ABSENT)" in lines
     assert f"val data: {tmp_path / 'val2017'} (ABSENT)" in lines
+    assert not any(line.startswith(f"train data: {tmp_path} ") for line in lines)  # it is there if they are
     assert "backbone from: absent.pth (ABSENT)" in lines
     assert any(line.startswith("memory: ") and "activations of 2 images" in line for line in lines)
     assert "note: global batch 16 -> 32: learning rate 0.0001 -> 0.0002 (linear rule)" in lines
