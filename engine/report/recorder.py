@@ -78,7 +78,8 @@ class RunRecorder(Hook):
             self._earlier = listed if isinstance(listed, list) else []
             self._start |= _beginning(runner, resolved, plan)
             self._save()
-            write_json(self._folder / PLAN, self._start["plan"])
+            if not (self._folder / PLAN).exists():  # of a training that is there it changes only if this start begins
+                write_json(self._folder / PLAN, self._start["plan"])
             write_json(self._folder / ENVIRONMENT, self._start["environment"])
             if self._start["environment"]["code"].get("dirty"):
                 place = self._folder / self._start["folder"] / DIFF  # beside the log of this start
@@ -88,6 +89,7 @@ class RunRecorder(Hook):
     def before_train(self, runner: Runner) -> None:
         """Record the first step and the loaded weights."""
         with only_warning(self._runner.logger):
+            write_json(self._folder / PLAN, self._start["plan"])
             if not runner.is_resuming:  # of a training that left no checkpoint
                 for name in (CLASS_SCORES, CONFUSION):
                     (self._folder / name).unlink(missing_ok=True)

@@ -6,7 +6,7 @@ import json
 import logging
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -168,6 +168,23 @@ def test_starts_are_one_history(tmp_path: Path, planned: tuple[Any, Any]) -> Non
     assert [start["folder"] for start in starts(tmp_path)] == ["a", "b", "c"]
     history = read_starts(tmp_path)
     assert [(one["folder"], one["from_step"], one["to_step"]) for one in history] == [("b", 0, 4), ("c", 2, 10)]
+
+
+def test_a_start_that_fails_keeps_the_plan(tmp_path: Path, planned: tuple[Any, Any]) -> None:
+    """Its steps per epoch place the validations of the training that is there."""
+    resolved, plan = planned
+
+    def plan_of(runner: Runner, images: int, begins: bool) -> int:
+        with suppress(RuntimeError), record_run(runner, resolved, plan.with_data(images, images // 8)):
+            for hook in runner.hooks if begins else ():
+                hook.before_train(runner)
+            raise RuntimeError("the checkpoint is of another network")
+        return int(json.loads((tmp_path / "plan.json").read_text())["schedule"]["steps_per_epoch"])
+
+    assert plan_of(Runner(tmp_path, "a"), 80, begins=False) == 10  # the first one is what there is
+    assert plan_of(Runner(tmp_path, "b"), 40, begins=True) == 5
+    assert plan_of(Runner(tmp_path, "c"), 80, begins=False) == 5
+    assert plan_of(Runner(tmp_path, "d", resume=True, begin=5), 80, begins=True) == 10
 
 
 def test_a_validation_brings_the_report_up_to_date(tmp_path: Path, planned: tuple[Any, Any]) -> None:
