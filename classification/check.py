@@ -11,8 +11,8 @@ from typing import Any
 
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from backbones.errors import nearest
-from classification.data import FolderDataset, class_folders, folder_difference, folder_fix, list_images
+from backbones.errors import DataError, nearest
+from classification.data import FolderDataset, class_folders, folder_difference, folder_fix, keep_listed, list_images
 from classification.decode import read_rgb
 from classification.model import MAX_BYTE
 from engine.data.checker import DATA_CHECKERS, PILLOW_MAX_PIXELS, DataFile, DatasetChecker
@@ -87,7 +87,12 @@ class FolderChecker(DatasetChecker):
         if self._test_mode and folders & set(classes):
             for name in sorted(set(classes) - folders):
                 self._warn_unscored(root, name)
-        files = [file for name in classes if name in folders for file in self._list_class(root, name, every)]
+        images = {name: self._list_class(root, name) for name in classes if name in folders}
+        if listed := self.dataset.get("ann_file"):
+            images = self._keep_listed(images, os.path.join(self.dataset.data_root, listed), root)
+        for name, paths in images.items():
+            self._check_number(root, name, len(paths))
+        files = [DataFile(path, key=name) for name, paths in images.items() for path in paths[::every]]
         if self._test_mode and folders & set(classes) and not files:
             self.error("no images", str(root), "holds no image of any class", "bring the images")
         self.notes += hidden_note(f"the {self.split} data", self._hidden)
@@ -106,18 +111,32 @@ class FolderChecker(DatasetChecker):
             near = nearest(name, classes, 1, quoted=True)
             self.error("folder without a class", str(root / name), f"folder {name!r} is no class{near}", fix)
 
-    def _list_class(self, root: Path, name: str, every: int) -> list[DataFile]:
+    def _list_class(self, root: Path, name: str) -> list[str]:
         others: list[str] = []
         unreadable: list[OSError] = []
         images = sorted(list_images(root / name, others, unreadable, self._hidden, image_suffixes(self.channels)))
-        report_unread(self, others, unreadable)
+        if self.split == "train" or not self.dataset.get("ann_file"):  # else it is the folder of the training data
+            report_unread(self, others, unreadable)
+        return images
+
+    def _keep_listed(self, images: dict[str, list[str]], ann_file: str, root: Path) -> dict[str, list[str]]:
+        try:
+            kept, absent = keep_listed(images, ann_file, root)
+        except DataError as error:
+            self.error("list", ann_file, str(error), "write it in UTF-8, or set ann_file")
+            return {}
+        for name in absent:
+            problem = f"names {name!r}, which is no image of a class in {str(root)!r}"
+            self.error("listed image", ann_file, problem, "bring it, or remove the line")
+        return kept
+
+    def _check_number(self, root: Path, name: str, images: int) -> None:
         if not images and self._test_mode:
             self._warn_unscored(root, name)
         elif not images:
             self.error("empty class", str(root / name), "holds no image", "bring its images, or remove it from classes")
-        elif len(images) < MIN_CLASS_IMAGES and self.split == "train":
-            self.warn("small class", str(root / name), f"holds {len(images)} image", "add examples, or drop the class")
-        return [DataFile(image, key=name) for image in images[::every]]
+        elif images < MIN_CLASS_IMAGES and self.split == "train":
+            self.warn("small class", str(root / name), f"holds {images} image", "add examples, or drop the class")
 
     def _warn_unscored(self, root: Path, name: str) -> None:
         problem = f"there is no {self.split} image of class {name!r}: it is not scored"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from torchvision.transforms import ColorJitter, InterpolationMode, functional
 
 from backbones.channels import stated_channels
 from backbones.errors import ConfigError, DataError
+from backbones.files import read_text_file
 from classification import augment
 from classification.decode import Crop, read_crop, read_rgb
 from engine.config.schema import is_whole
@@ -37,16 +38,18 @@ class FolderDataset(BaseDataset):
 
     Args:
         data_root: Folder of the data set.
-        split: Sub-folder, such as ``train`` or ``val``.
+        split: Sub-folder, such as ``train`` or ``val``; ``.`` for none.
         metainfo: ``classes`` lists the class names; a label is a position in this list.
         pipeline: Configs of the transforms; the first one receives ``img_path`` and ``gt_label``.
         every: Use every n-th image of each class, in sorted order, for studies on a part of the data.
         test_mode: Allow classes without a folder or images, as in a small validation set.
+        ann_file: Text file with a line ``<class>/<image>`` for each image to use, in ``data_root`` unless its path is
+            absolute; the other images of the folders do not count. All of them without it.
 
     Raises:
         ConfigError: If ``every`` is no positive number.
         DataError: If the folders and the classes differ, or a class has no image; in test mode, if none has one or a
-            folder is no class.
+            folder is no class. Or if ``ann_file`` names an image that is not there.
     """
 
     def __init__(
@@ -57,11 +60,12 @@ class FolderDataset(BaseDataset):
         pipeline: list[dict[str, Any]],
         every: int = 1,
         test_mode: bool = False,
+        ann_file: str = "",
     ) -> None:
         if not is_whole(every, 1):
             raise ConfigError(f"dataset.every={every}: 10 takes every tenth image of a class, 1 takes all")
         self.split, self.every, self.suffixes = split, every, image_suffixes(stated_channels(pipeline))
-        super().__init__(data_root=data_root, metainfo=metainfo, pipeline=pipeline, test_mode=test_mode)
+        super().__init__(ann_file, metainfo, data_root, pipeline=pipeline, test_mode=test_mode)
 
     def load_data_list(self) -> list[dict[str, Any]]:
         """List the images in sorted order, with their labels."""
@@ -72,8 +76,15 @@ class FolderDataset(BaseDataset):
         if difference := folder_difference(root, classes, self.test_mode):
             raise DataError(f"{str(root)!r}: {difference}: {folder_fix(root)}")
         samples, folders = [], class_folders(root, classes)
+        images_of = {
+            name: sorted(list_images(root / name, suffixes=self.suffixes)) for name in classes if name in folders
+        }
+        if self.ann_file:
+            images_of, absent = keep_listed(images_of, self.ann_file, root)
+            if absent:
+                raise DataError(f"{self.ann_file}: {absent[0]!r} is no image of a class in {str(root)!r}")
         for label, name in enumerate(classes):
-            images = sorted(list_images(root / name, suffixes=self.suffixes)) if name in folders else []
+            images = images_of.get(name, [])
             if not images and not self.test_mode:
                 raise DataError(f"{str(root / name)!r} holds no image ({', '.join(self.suffixes)})")
             samples += [{"img_path": image, "gt_label": label} for image in images[:: self.every]]
@@ -149,6 +160,33 @@ def list_images(
     if others is not None:
         others += [path for path in files if not path.lower().endswith(suffixes)]
     return [path for path in files if path.lower().endswith(suffixes)]
+
+
+def keep_listed(
+    images: Mapping[str, Sequence[str]], ann_file: str, root: Path
+) -> tuple[dict[str, list[str]], list[str]]:
+    """The images that a list names, and its lines that name none.
+
+    Args:
+        images: Paths of the images by class.
+        ann_file: Text file with a line ``<class>/<image>`` for each image.
+        root: Folder of the class folders.
+
+    Raises:
+        DataError: If there is no such file, or it is no text in UTF-8.
+    """
+    if not Path(ann_file).is_file():
+        raise DataError(f"{ann_file!r} is no file with a line <class>/<image> for each image")
+    try:
+        lines = {line.strip() for line in read_text_file(ann_file).splitlines()} - {""}
+    except UnicodeError as error:
+        raise DataError(f"{ann_file!r} is no text in UTF-8") from error
+    kept = {
+        name: [path for path in paths if Path(path).relative_to(root).as_posix() in lines]
+        for name, paths in images.items()
+    }
+    found = {Path(path).relative_to(root).as_posix() for paths in kept.values() for path in paths}
+    return kept, sorted(lines - found)
 
 
 @TRANSFORMS.register_module()

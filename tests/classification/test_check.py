@@ -46,6 +46,15 @@ def test_folder_checker_of_sound_folders(pets: Path) -> None:
     assert checked(pets, every=2).inspected == {"train images": (4, 4)}
 
 
+def test_folder_checker_of_a_list(pets: Path) -> None:
+    (pets / "some.txt").write_text("cat/0.png\ncat/1.png\ndog/2.png\ndog/9.png\n")
+    found = checked(pets, ann_file="some.txt")
+    assert found.inspected == {"train images": (3, 3)}
+    assert kinds(found) == [("error", "listed image"), ("warning", "small class")]
+    assert found.findings[0].problem.startswith("names 'dog/9.png', which is no image of a class in ")
+    assert kinds(checked(pets, ann_file="none.txt")) == [("error", "list")]
+
+
 def test_folder_checker_compares_classes_with_folders(pets: Path) -> None:
     found = checked(pets, ("cat", "dgo"))
     assert [item.problem for item in found.findings] == [

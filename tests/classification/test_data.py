@@ -97,6 +97,26 @@ def test_folder_dataset_refuses_a_class_without_an_image(pets: Path) -> None:
         dataset(pets)
 
 
+def test_folder_dataset_of_a_list(pets: Path) -> None:
+    (pets / "some.txt").write_text("cat/deeper/c.jpeg\n\ndog/d.webp \n", encoding="utf-8-sig")
+    settings = {"data_root": str(pets), "split": "train", "metainfo": {"classes": ("cat", "dog")}, "pipeline": PACK}
+    part = FolderDataset(**settings, ann_file="some.txt")
+    taken = [Path(part.get_data_info(i)["img_path"]).name for i in range(len(part))]
+    assert taken == ["c.jpeg", "d.webp"]
+    assert len(FolderDataset(**settings, ann_file=str(pets / "some.txt"), every=2)) == 2
+    (pets / "some.txt").write_text("dog/d.webp\ncat/gone.png\n")
+    with pytest.raises(UserError, match=r"some\.txt: 'cat/gone\.png' is no image of a class in "):
+        FolderDataset(**settings, ann_file="some.txt")
+    (pets / "some.txt").write_text("dog/d.webp\n")
+    assert len(FolderDataset(**settings, ann_file="some.txt", test_mode=True)) == 1
+    with pytest.raises(UserError, match=r"cat' holds no image"):
+        FolderDataset(**settings, ann_file="some.txt")
+    (pets / "some.txt").write_bytes("dog/ü".encode("utf-16"))
+    for name, message in (("some.txt", r"is no text in UTF-8"), ("none.txt", r"is no file with a line <class>/")):
+        with pytest.raises(UserError, match=message):
+            FolderDataset(**settings, ann_file=name)
+
+
 def test_folder_dataset_every_keeps_a_part_of_each_class(tmp_path: Path) -> None:
     for name, count in (("cat", 7), ("dog", 4), ("newt", 1)):
         for i in range(count):
