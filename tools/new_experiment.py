@@ -22,6 +22,12 @@ def main() -> None:
     )
     for option in ("--train", "--val", "--test"):
         parser.add_argument(option, metavar="NAME", help="folder or annotation file of this split, inside of --data")
+    parser.add_argument(
+        "--validation-split",
+        type=float,
+        metavar="SHARE",
+        help="share of the training images to hold out where none are for validation (default: 0.2)",
+    )
     parser.add_argument("--classes", metavar="NAME,NAME...|FILE", help="class names in order, or a file of them")
     parser.add_argument("--unlabelled", type=int, metavar="N", help='number in label images that means "not labelled"')
     parser.add_argument("--network", metavar="NAME", help="backbone (default: convnext_tiny)")
@@ -32,6 +38,8 @@ def main() -> None:
     for name in ("batch", "epochs"):
         if vars(args)[name] is not None and vars(args)[name] < 1:
             parser.error(f"--{name}: at least 1")
+    if args.validation_split is not None and not 0 < args.validation_split < 1:
+        parser.error("--validation-split: above 0 and below 1, such as 0.2")
 
     from analysis.own_data import Request, new_config
     from engine.config.classes import class_names
@@ -48,6 +56,7 @@ def main() -> None:
         classes=tuple(name.strip() for name in names if name.strip()) or None,
         unlabelled=args.unlabelled,
         settings={name: value for name, value in settings.items() if value is not None},
+        validation_split=args.validation_split,
         ask=input if sys.stdin.isatty() else None,
     )
     print("\n".join(new_config(args.task, args.out, request)))

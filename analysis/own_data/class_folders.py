@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from statistics import median
 
-from analysis.own_data.splits import Findings, Request, choose_splits, listed, sample_evenly, split_of
+from analysis.own_data.splits import (
+    Findings,
+    Request,
+    choose_splits,
+    hold_out,
+    list_text,
+    listed,
+    sample_evenly,
+    split_of,
+)
 from backbones.errors import DataError
 from classification.data import class_folders, folder_difference, list_images
 from engine.data.image_files import inspect_image
@@ -31,27 +40,50 @@ def find_class_folders(request: Request) -> Findings:
     classes = list(request.classes or folders)
     if difference := folder_difference(request.data / chosen["train"], classes):
         raise DataError(f"--classes: {difference} ({chosen['train']!r} has {listed(folders)})")
-    facts, images = [], {}
-    for split, name in chosen.items():
-        paths = {one: sorted(list_images(request.data / name / one)) for one in classes}
-        counts = {one: len(found) for one, found in paths.items()}
-        images[split] = [path for found in paths.values() for path in found]
-        few = ", ".join(f"{one} {count:,}" for one, count in sorted(counts.items(), key=lambda item: item[1])[:3])
-        facts.append(f"{split}: {name!r}, {len(images[split]):,} images of {len(classes)} classes (the fewest: {few})")
-    facts += _unused(request.data, list(chosen.values()))
-    if not images["train"]:
+    images = {
+        split: {one: sorted(list_images(request.data / name / one)) for one in classes}
+        for split, name in chosen.items()
+    }
+    if not any(images["train"].values()):
         raise DataError(f"{str(request.data / chosen['train'])!r} holds no image in its class folders")
-    side = _usual_side(images["train"])
+    facts: list[str] = []
+    files: dict[str, str] = {}
+    if "val" not in chosen:
+        chosen = {"train": chosen["train"], "val": chosen["train"], **chosen}
+        held = hold_out(images["train"].values(), request.validation_split, facts)
+        images |= {split: _part(images["train"], held, split == "val") for split in ("train", "val")}
+        for split in ("train", "val"):
+            paths = (Path(path) for found in images[split].values() for path in found)
+            files[f"{split}.txt"] = list_text(
+                path.relative_to(request.data / chosen["train"]).as_posix() for path in paths
+            )
+    facts = [*(f"{split}: {name!r}, {_counts(images[split])}" for split, name in chosen.items()), *facts]
+    facts += _unused(request.data, list(chosen.values()))
+    train = [path for paths in images["train"].values() for path in paths]
+    side = _usual_side(train)
     settings = {
         "classes": tuple(classes),
         "_size": next((size for size in INPUT_SIDES if size >= side), INPUT_SIDES[-1]),
         **{f"_{split}": {"split": name} for split, name in chosen.items()},
     }
-    return Findings(settings, len(images["train"]), facts)
+    return Findings(settings, len(train), facts, files)
+
+
+def _part(images: Mapping[str, Sequence[str]], held: Set[str], wanted: bool) -> dict[str, list[str]]:
+    """The images that are held out, or the others, by class."""
+    return {one: [path for path in paths if (path in held) == wanted] for one, paths in images.items()}
+
+
+def _counts(images: Mapping[str, Sequence[str]]) -> str:
+    counts = sorted((len(paths), one) for one, paths in images.items())
+    few = ", ".join(f"{one} {count:,}" for count, one in counts[:3])
+    return f"{sum(count for count, _ in counts):,} images of {len(counts)} classes (the fewest: {few})"
 
 
 def _unused(data: Path, chosen: list[str]) -> Iterator[str]:
     """Lines about folders with images beside those of the splits."""
+    if chosen[0] == ".":
+        return
     for folder in _subfolders((data / chosen[0]).parent):
         name = folder.relative_to(data).as_posix()
         if name not in chosen and (count := len(list_images(folder))):
@@ -60,28 +92,31 @@ def _unused(data: Path, chosen: list[str]) -> Iterator[str]:
 
 
 def _split_folders(request: Request) -> list[Path]:
-    """The folders that hold class folders, one for each split."""
-    if "train" in request.splits and (request.data / request.splits["train"]).is_dir():
-        return _with_folders((request.data / request.splits["train"]).parent)
-    level = [request.data]
+    """The folders that hold class folders, one for each split, or one for a set that is not divided."""
+    stated = request.data / request.splits.get("train", "")
+    if stated != request.data and stated.is_dir():
+        return _with_folders(stated.parent)
+    level, undivided = [request.data], list[Path]()
     for _ in range(MAX_LEVELS):
         for folder in level:
             splits = _with_folders(folder)
             if any(split_of(one.name) == "train" for one in splits) or _hold_the_same(splits):
                 return splits
+            if not undivided and sum(bool(list_images(child)) for child in _subfolders(folder)) > 1:
+                undivided = [folder]
         level = [child for folder in level for child in _subfolders(folder)]
+    if undivided:
+        return undivided
     classes = _subfolders(request.data)
     if len(classes) == 1 and list_images(classes[0]):
         raise DataError(
             f"{str(request.data)!r} has images in one folder, {classes[0].name!r}: sort them into folders of their "
             "classes, train/<class>/ and val/<class>/"
         )
-    if any(list_images(folder) for folder in classes):
-        raise DataError(
-            f"{str(request.data)!r} has folders of classes ({listed([one.name for one in classes])}) but none for "
-            "training and validation: move them into 'train', and a part of the images of each (a fifth, say) to 'val'"
-        )
-    raise DataError(f"{str(request.data)!r} has no images in folders <split>/<class>/, such as train/cat/1.jpg")
+    raise DataError(
+        f"{str(request.data)!r} has no images in folders of classes, such as cat/1.jpg, or train/cat/1.jpg and "
+        "val/cat/2.jpg"
+    )
 
 
 def _subfolders(folder: Path) -> list[Path]:

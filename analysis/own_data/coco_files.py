@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,16 @@ from pathlib import Path, PurePath, PureWindowsPath
 from statistics import median
 from typing import Any
 
-from analysis.own_data.splits import Findings, Request, choose_splits, common_start, sample_evenly, split_of
+from analysis.own_data.splits import (
+    MAX_QUOTED,
+    Findings,
+    Request,
+    choose_splits,
+    common_start,
+    hold_out,
+    sample_evenly,
+    split_of,
+)
 from backbones.errors import DataError
 from detection.annotations import category_names, read_annotations
 from engine.data.image_files import IMAGE_SUFFIXES
@@ -38,21 +48,58 @@ def find_coco_files(request: Request) -> Findings:
         if path.lower().endswith(IMAGE_SUFFIXES):
             folders_of[PurePath(path).name].append(path)
     settings: dict[str, Any] = {}
-    facts = []
+    facts: list[str] = []
+    content_of, parts = {split: contents[file] for split, file in chosen.items()}, {}
+    if "val" not in chosen:
+        file, whole = chosen["train"], content_of["train"]
+        folder, _ = _image_folder(whole["images"], folders_of, "train", file)
+        parts = _divided(whole, request.data / folder, request.validation_split, facts)
+        chosen, content_of = {"train": file, "val": file, **chosen}, {**parts, **content_of, **parts}
     for split, file in chosen.items():
-        content = contents[file]
-        folder, missing = _image_folder(content["images"], folders_of, split, file)
+        content, near = content_of[split], "train" if split in parts else split
+        folder, missing = _image_folder(contents[file]["images"], folders_of, near, file)
         settings[f"_{split}"] = {"ann_file": file, "data_prefix": {"img": folder}}
         facts.append(f"{split}: {file!r}, {len(content['images']):,} images in {folder or '.'!r}, {_objects(content)}")
+        if split in parts:
+            facts.append(f"{split}: objects of the classes: {_fewest(content)}")
         if missing:
             facts.append(f"{split}: some images are not there, such as {missing!r}: check_data names them all")
-    train = contents[chosen["train"]]
-    settings["classes"] = tuple(request.classes or _classes([contents[file] for file in chosen.values()], facts))
-    settings["_masks"] = all(_without_mask(contents[file]) == 0 for file in chosen.values())
+    train = content_of["train"]
+    settings["classes"] = tuple(request.classes or _classes(list(content_of.values()), facts))
+    settings["_masks"] = all(_without_mask(content) == 0 for content in content_of.values())
     if sizes := [(one["width"], one["height"]) for one in train["images"] if one.get("width") and one.get("height")]:
         settings["_size"] = _training_size(sizes)
     seen = {one.get("image_id") for one in train["annotations"] if not one.get("iscrowd")}  # the others are left out
-    return Findings(settings, len(seen) or len(train["images"]), facts)
+    files = {f"{split}.json": json.dumps(part, ensure_ascii=False) for split, part in parts.items()}
+    return Findings(settings, len(seen) or len(train["images"]), facts, files)
+
+
+def _divided(
+    content: Mapping[str, Any], folder: Path, share: float | None, facts: list[str]
+) -> dict[str, dict[str, Any]]:
+    """Training and validation part of an annotation file; images with objects and those without, each by themselves."""
+    with_objects = {one.get("image_id") for one in content["annotations"] if not one.get("iscrowd")}
+    groups: tuple[set[str], set[str]] = set(), set()
+    for one in content["images"]:
+        groups[one.get("id") in with_objects].add(str(folder / str(one.get("file_name"))))
+    held = hold_out([list(group) for group in groups], share, facts)
+    numbers = {one.get("id") for one in content["images"] if str(folder / str(one.get("file_name"))) in held}
+    return {
+        split: {
+            **content,
+            "images": [one for one in content["images"] if (one.get("id") in numbers) == wanted],
+            "annotations": [one for one in content["annotations"] if (one.get("image_id") in numbers) == wanted],
+        }
+        for split, wanted in (("train", False), ("val", True))
+    }
+
+
+def _fewest(content: Mapping[str, Any]) -> str:
+    """The classes with the fewest objects."""
+    counts = Counter(one.get("category_id") for one in content["annotations"])
+    named = sorted((counts[number], name) for number, name in category_names(content["categories"]).items())
+    few = ", ".join(f"{name} {count:,}" for count, name in named[:MAX_QUOTED])
+    return few + (f"; more of {len(named) - MAX_QUOTED} others" if len(named) > MAX_QUOTED else "")
 
 
 def _annotation_files(data: Path, paths: Sequence[str]) -> dict[str, dict[str, Any]]:

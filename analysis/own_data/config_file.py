@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import timm
@@ -15,8 +15,9 @@ import timm
 from analysis.own_data.class_folders import find_class_folders
 from analysis.own_data.coco_files import find_coco_files
 from analysis.own_data.label_images import find_label_images
-from analysis.own_data.splits import Findings, Request
-from backbones.errors import ConfigError, DataError, UserError
+from analysis.own_data.splits import HELD_OUT, Findings, Request
+from backbones.errors import CheckpointError, ConfigError, DataError, UserError
+from backbones.published import is_published, nearest_published
 from engine.config.load import load_config
 from engine.config.world import Launch
 
@@ -65,25 +66,44 @@ def new_config(task: str, out: Path, request: Request) -> list[str]:
         raise ConfigError(f"--out {str(out)!r}: a config is a .py file")
     if out.exists():
         raise ConfigError(f"--out {str(out)!r} exists: name another file, or remove it")
+    weights = str(request.settings.get("_weights") or "")
+    if weights and not is_published(weights) and not Path(weights).exists():
+        raise CheckpointError(f"--weights {weights!r} does not exist{nearest_published(weights)}")
     if not request.data.is_dir():
         raise DataError(f"--data {str(request.data)!r} is no folder")
     example = (EXAMPLES / f"{task}_own_data.py").read_text(encoding="utf-8")
     found = HABITS[task].find(request)
+    written = {out.with_name(f"{out.stem}_{name}"): text for name, text in found.files.items()}
+    for name, path in zip(found.files, written, strict=True):
+        if path.exists():
+            raise ConfigError(f"--out {str(out)!r}: {str(path)!r} exists: name another file, or remove it")
+        found.settings[f"_{PurePath(name).stem}"]["ann_file"] = str(path.resolve())
+    if written and "_test" in found.settings:
+        found.settings["_test"].setdefault("ann_file", "")  # what is stated for val alone would carry over to it
     values = {"data_root": str(request.data), **found.settings, **request.settings}
     values |= _length(task, found.images, {**_assigned(example), **request.settings}, request.settings)
     text = fill_in(example, {**values, "_base_": [_base(base, out) for base in _assigned(example)["_base_"]]})
     text = text.replace(f"configs/examples/{task}_own_data.py", str(out))
+    _write({**written, out: text}, request.data)
+    share, lists = request.validation_split or HELD_OUT, " and ".join(map(str, written))
+    lines = [f"no validation data: {share:.0%} of the images are held out; {lists} list them"] if written else []
+    return [*found.facts, *lines, *_summary(out, _assigned(text), found.images)]
+
+
+def _write(files: Mapping[Path, str], data: Path) -> None:
+    """Write files, of which the last one is a config; none of them stays if it cannot be loaded."""
+    out = list(files)[-1]
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        out.write_text(text, encoding="utf-8")
+        for path, text in files.items():
+            path.write_text(text, encoding="utf-8")
         load_config(out, None, Launch())
-    except UnicodeEncodeError as error:
-        out.unlink(missing_ok=True)
-        raise DataError(f"a name in {str(request.data)!r} is not UTF-8: rename {error.object!r}") from error
-    except UserError:
-        out.unlink()
+    except (UnicodeEncodeError, UserError) as error:
+        for path in files:
+            path.unlink(missing_ok=True)
+        if isinstance(error, UnicodeEncodeError):
+            raise DataError(f"a name in {str(data)!r} is not UTF-8: rename {error.object!r}") from error
         raise
-    return [*found.facts, *_summary(out, _assigned(text), found.images)]
 
 
 def fill_in(example: str, values: Mapping[str, Any]) -> str:
@@ -113,6 +133,9 @@ def _written(name: str, value: Any, comment: str) -> list[str]:
         return [line + comment]
     if len(line) <= MAX_LINE:
         return [comment.strip(), line]
+    if isinstance(value, Mapping):
+        inner = [f"    {key}={_literal(one)}," for key, one in value.items()]
+        return [f"{name} = dict({comment}", *inner, ")"]
     if not isinstance(value, list | tuple):
         return [line]
     rows, row = [], "   "

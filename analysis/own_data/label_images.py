@@ -10,7 +10,16 @@ from pathlib import Path, PurePath
 from statistics import median
 from typing import Any
 
-from analysis.own_data.splits import Findings, Request, choose_splits, common_start, sample_evenly, split_of
+from analysis.own_data.splits import (
+    Findings,
+    Request,
+    choose_splits,
+    common_start,
+    hold_out,
+    list_text,
+    sample_evenly,
+    split_of,
+)
 from backbones.errors import ConfigError, DataError
 from engine.config.classes import class_names
 from engine.data.image_files import IMAGE_SUFFIXES, LABEL_MODES, inspect_image
@@ -86,6 +95,12 @@ def find_label_images(request: Request) -> Findings:
             "for the suffix, one suffix for all labels"
         )
     chosen = {split: found[name] for split, name in choose_splits(list(found), request).items()}
+    facts: list[str] = []
+    lists_of = {}
+    if "val" not in chosen:
+        parts = _divided(request.data, chosen["train"], request.validation_split, facts)
+        lists_of = {f"{split}.txt": list_text(part.names) for split, part in parts.items()}
+        chosen = {**parts, **chosen, **parts}
     train = chosen["train"]
     odd = next((pair for pair in chosen.values() if pair.label_suffix != train.label_suffix), None)
     if odd:
@@ -96,10 +111,22 @@ def find_label_images(request: Request) -> Findings:
     settings: dict[str, Any] = {f"_{split}": pair.setting for split, pair in chosen.items()}
     ends = tuple(dict.fromkeys(end for pair in chosen.values() for end in pair.image_suffixes))
     settings["_suffixes"] = {"img_suffix": ends[0] if len(ends) == 1 else ends, "seg_map_suffix": train.label_suffix}
-    facts = [f"{split}: {pair.fact}" for split, pair in chosen.items()]
+    facts = [*(f"{split}: {pair.fact}" for split, pair in chosen.items()), *facts]
     settings |= _meaning(_stored_values(request.data, list(chosen.values()), facts), request)
     settings |= _sizes(request.data, train)
-    return Findings(settings, len(train.names), facts)
+    return Findings(settings, len(train.names), facts, lists_of)
+
+
+def _divided(data: Path, pair: LabelledFolder, share: float | None, facts: list[str]) -> dict[str, LabelledFolder]:
+    """The parts of a pair of folders for training and validation."""
+    if pair.alone:
+        facts.append(f"not used: {pair.alone:,} files without partner in {pair.images!r} and {pair.labels!r}")
+    stems = dict(zip((image for image, _ in _paths(data, pair)), sorted(pair.names), strict=True))
+    held = {stems[path] for path in hold_out([list(stems)], share, facts)}
+    return {
+        split: replace(pair, names={stem: pair.names[stem] for stem in pair.names if (stem in held) == wanted}, alone=0)
+        for split, wanted in (("train", False), ("val", True))
+    }
 
 
 def _lists(data: Path, files: Sequence[str]) -> dict[str, list[str]]:

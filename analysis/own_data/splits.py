@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path, PurePath
 from typing import Any
 
-from backbones.errors import DataError
+from backbones.errors import ConfigError, DataError
+from engine.data.image_files import inspect_image
 
 SPLITS = {"train": "training", "val": "validation", "test": "a test"}
 # Beginnings of a word in the name of a folder or file: train2017, trainannot, Validierung, dev, _test.
 SPLIT_WORDS = {"train": r"tra?in|trn", "val": r"val|dev", "test": r"test|tst"}
 MAX_QUOTED = 6
+HELD_OUT = 0.2  # of the images, where nothing is stated; the customary fifth
+MIN_SERIES = 3  # numbered names that look like series, and images in each on average
+SEED = 0  # of the draw of the images that are held out
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,7 @@ class Request:
         classes: Class names in order, if stated.
         unlabelled: Stored value that means "not labelled", if stated.
         settings: Values of the example's settings that were stated, by name, such as ``_batch``.
+        validation_split: Share of the training images to hold out for validation, if stated.
         ask: Asks a question on the terminal and returns the answer; ``None`` where there is none.
     """
 
@@ -35,6 +43,7 @@ class Request:
     classes: tuple[str, ...] | None = None
     unlabelled: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    validation_split: float | None = None
     ask: Callable[[str], str] | None = None
 
     def answer(self, question: str, option: str) -> str:
@@ -64,11 +73,13 @@ class Findings:
         settings: Values for the settings of the task's example, by name.
         images: Number of training images.
         facts: Findings in words, one line each.
+        files: Text of the annotation file of each split of a set that had to be divided, by its name: ``train.txt``.
     """
 
     settings: dict[str, Any]
     images: int
     facts: list[str]
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 def split_of(name: str) -> str | None:
@@ -89,10 +100,12 @@ def choose_splits(found: Sequence[str], request: Request) -> dict[str, str]:
         request: Settings of the command line, and the one to ask.
 
     Returns:
-        One for ``train`` and ``val``, and for ``test`` if there is one. Without validation data the test is both.
+        One for ``train`` and ``val``, and for ``test`` if there is one. Without validation data the test is both;
+        without a test too, or if a share of the training images is stated, there is no ``val``: it is to be held out.
 
     Raises:
         DataError: If one is not there, or it cannot be told which it is.
+        ConfigError: If a share is stated and there is validation data.
     """
     chosen: dict[str, str] = {}
     for split, stated in request.splits.items():
@@ -107,17 +120,19 @@ def choose_splits(found: Sequence[str], request: Request) -> dict[str, str]:
     unnamed = [one for one in rest if split_of(one) is None]
     for split in SPLITS:
         fits = [one for one in rest if split_of(one) == split and one not in chosen.values()]
+        if split == "val" and request.validation_split is not None:
+            if there := [chosen["val"]] if "val" in chosen else fits:
+                raise ConfigError(f"--validation-split: the data has {listed(there)} for validation; leave it out")
+            continue
         if split in chosen or (split == "test" and len(fits) != 1):
             continue
         if split == "val" and not fits and not unnamed and "test" not in chosen:
             fits = [one for one in rest if split_of(one) == "test"]
         fits = fits or [one for one in unnamed if one not in chosen.values() and split != "test"]
+        if split == "train" and not fits:
+            raise DataError(f"no data for training among {listed(found)}: name it by --train")
         if not fits:
-            others = f" beside {chosen['train']!r}" if "train" in chosen else f" among {listed(found)}"
-            raise DataError(
-                f"no data for {SPLITS[split]}{others}: put a part of the images (a fifth, say) into one of its own, "
-                f"or name it by --{split}"
-            )
+            continue
         chosen[split] = fits[0] if len(fits) == 1 else _ask_which(split, fits, request)
     return chosen
 
@@ -127,6 +142,78 @@ def _ask_which(split: str, fits: Sequence[str], request: Request) -> str:
     if answer not in fits:
         raise DataError(f"{answer!r} is none of {listed(fits)}")
     return answer
+
+
+def hold_out(groups: Iterable[Sequence[str]], share: float | None, facts: list[str]) -> set[str]:
+    """Draw the images that are held out of training, the same of the same images every time.
+
+    Copies of an image stay together, and an image that is in two groups goes where the first one of them says.
+
+    Args:
+        groups: Paths of images, those of each class by themselves.
+        share: Share of each group; at least one image of two, and never all. ``None`` for a fifth.
+        facts: List that receives a line where names look like those of series, such as the frames of videos.
+
+    Returns:
+        Paths of the images for validation.
+
+    Raises:
+        DataError: If there are too few images.
+    """
+    groups = [sorted(group) for group in groups]
+    first = _first_of_copies([path for group in groups for path in group])
+    held: set[str] = set()
+    for group in groups:
+        originals = [path for path in group if first[path] == path]
+        count = min(max(1, round((share or HELD_OUT) * len(originals))), len(originals) - 1)
+        held |= set(random.Random(SEED).sample(originals, max(count, 0)))
+    if not held:
+        raise DataError(f"{len(first)} images: too few to hold out a part of them for validation: name data by --val")
+    facts += next(filter(None, (_series(group, held) for group in groups)), [])
+    return {path for path in first if first[path] in held}
+
+
+def _series(paths: Sequence[str], held: Set[str]) -> list[str]:
+    """A line about names that differ in the number at their end alone, if there are several such series."""
+    series: dict[str, list[str]] = defaultdict(list)
+    for path in paths:
+        series[re.sub(r"[\W_]*\d+\W*$", "", os.path.splitext(path)[0])].append(path)
+    if not MIN_SERIES <= len(series) <= len(paths) / MIN_SERIES:
+        return []
+    for members in series.values():
+        parts = {path in held: os.path.basename(path) for path in members}
+        if len(parts) == 2:
+            return [
+                f"note: if {parts[False]!r} (train) and {parts[True]!r} (val) are of one series, such as frames of a "
+                "video, scores are too high: then put whole series into folders 'train' and 'val'"
+            ]
+    return []
+
+
+def _first_of_copies(paths: Sequence[str]) -> dict[str, str]:
+    """The first file with the same content, by path; only files of one size are read."""
+    by_size: dict[int, list[str]] = defaultdict(list)
+    for path in paths:
+        by_size[os.path.getsize(path) if os.path.exists(path) else -1].append(path)
+    first: dict[str, str] = {}
+    for size, found in by_size.items():
+        known: dict[Any, str] = {}
+        for path in found:
+            content = inspect_image(path).digest if len(found) > 1 and size > 0 else path
+            first[path] = known.setdefault(content or path, path)
+    return first
+
+
+def list_text(names: Iterable[str]) -> str:
+    """Text of a file with a name per line.
+
+    Raises:
+        DataError: If a name has a line break, or a blank at its beginning or end, which readers of such files drop.
+    """
+    names = sorted(names)
+    if odd := next((name for name in names if name.strip() != name or len(name.splitlines()) != 1), None):
+        raise DataError(f"the name {odd!r} cannot stand in a list of names: rename it")
+    return "".join(f"{name}\n" for name in names)
 
 
 def listed(names: Sequence[str]) -> str:

@@ -63,6 +63,9 @@ def test_splits_are_told_by_the_words_of_names() -> None:
         (("a", "b", "c"), {"train": "b", "val": "c"}, "b c -"),
         (("x/a", "x/b"), {"train": "b"}, "x/b x/a -"),
         (("train", "val", "test1", "test2"), {}, "train val -"),
+        (("train",), {}, "train - -"),
+        (("all",), {}, "all - -"),
+        (("b", "test"), {"test": "test"}, "b - test"),
     ],
 )
 def test_choice_of_splits(names: tuple[str, ...], stated: dict[str, str], expected: str) -> None:
@@ -75,8 +78,7 @@ def test_choice_of_splits(names: tuple[str, ...], stated: dict[str, str], expect
     [
         (("a", "b", "c"), {}, r"Which is for training: 'a', 'b', 'c'\? Say it by --train"),
         (("train", "a", "b"), {}, r"Which is for validation: 'a', 'b'\? Say it by --val"),
-        (("train",), {}, r"no data for validation beside 'train': put a part .* or name it by --val"),
-        (("val",), {}, r"no data for training among 'val'"),
+        (("val",), {}, r"no data for training among 'val': name it by --train"),
         (("a", "b"), {"train": "d"}, r"--train d: the data has 'a', 'b'; name one of them"),
     ],
 )
@@ -137,12 +139,8 @@ def test_a_set_within_folders_and_with_a_test(tmp_path: Path) -> None:
 
 
 def test_class_folders_that_are_not_there(tmp_path: Path) -> None:
-    photographs(tmp_path / "flat", (".",))
-    refused(
-        "classification", tmp_path / "flat", r"folders of classes \('Käfer groß', 'ant hill'\) but none for training"
-    )
     picture(tmp_path / "loose/1.jpg", 0)
-    refused("classification", tmp_path / "loose", r"has no images in folders <split>/<class>/")
+    refused("classification", tmp_path / "loose", r"has no images in folders of classes, such as cat/1\.jpg")
     refused("classification", tmp_path / "nowhere", r"--data .*nowhere' is no folder")
     refused("classification", photographs(tmp_path / "two"), r"Which is for training: 'Prüfung', 'Übung'\?")
 
@@ -424,6 +422,8 @@ def test_a_config_that_is_wrong_or_there_is_not_written(tmp_path: Path) -> None:
     for settings, message in (
         ({"_network": "convnext_tinny"}, r"convnext_tinny"),
         ({"_epochs": 0}, r"max_epochs=0"),
+        ({"_weights": "/no/such.pth"}, r"--weights '/no/such\.pth' does not exist"),
+        ({"_weights": "convnext_tinny.fb_in1k"}, r"does not exist; nearest: convnext_tiny\.fb_in1k"),
     ):
         refused("classification", data, message, settings=settings)
     (tmp_path / "there.py").touch()
@@ -438,6 +438,8 @@ def test_the_example_filled_in_with_its_own_values_is_the_example(task: str) -> 
     assert fill_in(text, {}) == text
     names = tuple(f"a class of the name {index}" for index in range(40))
     filled = fill_in(text, {"classes": names, "data_root": 'a "quoted" \\ näme', "_weights": "x.pth"})
+    folders = {"data_prefix": {key: f"a folder of a rather long name/{key}" for key in ("img_path", "seg_map_path")}}
+    filled = fill_in(filled, {"_train": {"ann_file": "a list of names.txt", **folders}})
     assigned = [node for node in ast.parse(filled).body if isinstance(node, ast.Assign)]
     values = {node.targets[0].id: node.value for node in assigned if isinstance(node.targets[0], ast.Name)}
     assert ast.literal_eval(values["classes"]) == names
