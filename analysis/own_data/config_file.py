@@ -134,8 +134,7 @@ def _written(name: str, value: Any, comment: str) -> list[str]:
     if len(line) <= MAX_LINE:
         return [comment.strip(), line]
     if isinstance(value, Mapping):
-        inner = [f"    {key}={_literal(one)}," for key, one in value.items()]
-        return [f"{name} = dict({comment}", *inner, ")"]
+        return [f"{name} = dict({comment}", *_entries(value, "    "), ")"]
     if not isinstance(value, list | tuple):
         return [line]
     rows, row = [], "   "
@@ -150,6 +149,16 @@ def _written(name: str, value: Any, comment: str) -> list[str]:
         row,
         "]" if isinstance(value, list) else ")",
     ]
+
+
+def _entries(values: Mapping[str, Any], indent: str) -> list[str]:
+    """A line for each entry of a mapping; an inner mapping has several if one is too long."""
+    lines = []
+    for key, value in values.items():
+        line = f"{indent}{key}={_literal(value)},"
+        is_long = len(line) > MAX_LINE and isinstance(value, Mapping)
+        lines += [f"{indent}{key}=dict(", *_entries(value, f"{indent}    "), f"{indent}),"] if is_long else [line]
+    return lines
 
 
 def _literal(value: Any) -> str:

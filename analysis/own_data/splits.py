@@ -21,7 +21,7 @@ SPLIT_WORDS = {"train": r"tra?in|trn", "val": r"val|dev", "test": r"test|tst"}
 MAX_QUOTED = 6
 HELD_OUT = 0.2  # of the images, where nothing is stated; the customary fifth
 MIN_SERIES = 3  # numbered names that look like series, and images in each on average
-SEED = 0  # of the draw of the images that are held out
+SPLIT_SEED = 0  # of the draw of the images that are held out
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def hold_out(groups: Iterable[Sequence[str]], share: float | None, facts: list[s
     for group in groups:
         originals = [path for path in group if first[path] == path]
         count = min(max(1, round((share or HELD_OUT) * len(originals))), len(originals) - 1)
-        held |= set(random.Random(SEED).sample(originals, max(count, 0)))
+        held |= set(random.Random(SPLIT_SEED).sample(originals, max(count, 0)))
     if not held:
         raise DataError(f"{len(first)} images: too few to hold out a part of them for validation: name data by --val")
     facts += next(filter(None, (_series(group, held) for group in groups)), [])

@@ -64,6 +64,7 @@ MISTAKES: dict[tuple[str, str], tuple[str, ...]] = {
     ("classifier", "test_pipeline.0.size=31"): ("test_pipeline: an image of", "with 31 x 31 pixels"),
     ("segmentor", "tta_pipeline.1.transforms.0.0.type=Resise"): ("tta_pipeline.1.transforms.0.0", "Resize"),
     ("segmentor", "tta_pipeline.0.typ=x"): ("tta_pipeline.0", "'typ'"),
+    ("classifier", "model.backbone.typ=convnext_tiny"): ("has no argument 'typ'", "nearest: type;"),
     # Hooks
     ("classifier", "custom_hooks.0.type=ProgresBar"): ("custom_hooks.0", "ProgressBar"),
     ("classifier", "custom_hooks.1.dekay=0.9"): ("custom_hooks.1: ModelEMAHook has no", "decay"),

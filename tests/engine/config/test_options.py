@@ -139,11 +139,6 @@ def test_a_file_that_changes_the_type_is_told_what_does_not_fit(tmp_path: Path) 
     )
 
 
-def test_a_misspelt_type_is_told() -> None:
-    with pytest.raises(ConfigError, match=r"convnext_atto has no argument 'typ'; nearest: type; correct it"):
-        load(DIGITS, **{"model.backbone.typ": "convnext_tiny"})
-
-
 @pytest.mark.parametrize(("name", "said"), [("convnextv2_atto", True), ("convnext_pico", False)])
 def test_a_file_that_keeps_the_layer_scale_of_a_base_is_told(name: str, said: bool, tmp_path: Path) -> None:
     resolved = load(derived(MASK, tmp_path, f"model = dict(backbone=dict(type={name!r}))"))
