@@ -27,7 +27,7 @@ from torch.utils.data import BatchSampler, DataLoader, Sampler
 
 from backbones.errors import ConfigError, describe_error
 from engine.checkpoint.rng import seed_of
-from engine.data.worker_watch import WatchedLoader, note_samples
+from engine.data.worker_watch import NotingCollate, WatchedLoader, note_samples
 from engine.launch.leftovers import share_temporary_folder
 from engine.launch.parent import end_with_parent
 
@@ -158,6 +158,8 @@ def configure_workers(loader: DataLoader, seed: int) -> None:
     watched: Any = loader
     watched.__class__ = WatchedLoader
     watched.notes = torch.zeros(max(loader.num_workers, 1), 3, dtype=torch.int64).share_memory_()
+    if loader.num_workers:
+        loader.collate_fn = NotingCollate(loader.collate_fn, watched.notes)
     loader.generator = torch.Generator().manual_seed(seed)
     shared = {"exiting": exiting, "notes": watched.notes}
     settings = {"num_workers": loader.num_workers, "rank": get_rank(), "seed": seed}

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, get_worker_info
 from backbones.errors import MachineError, printable
 from engine.launch.exit_codes import EXIT_HUNG
 from engine.launch.heartbeat import STACK_SIGNAL, STACKS_FILE, read_frames
-from engine.launch.leftovers import worker_folder
+from engine.launch.leftovers import STOPPED_STATE, process_state, worker_folder
 
 WORKER_PATIENCE_SECONDS = (
     45.0  # without CPU time and bytes; with WORKER_POLL_SECONDS and the stack it is still within the minute
@@ -34,7 +34,8 @@ WORKER_POLL_SECONDS = 3.0
 STACK_SECONDS = 1.0
 SHOWN_FRAMES = 3
 PROC = Path("/proc")
-_STOPPED, _WAITS_FOR_DISK = "T", "D"  # states of Linux
+_WAITS_FOR_DISK = "D"  # state of Linux
+_IDLE, _PREPARES, _COLLATES = 0, 1, 2
 
 
 class HungWorkerError(MachineError):
@@ -46,7 +47,7 @@ class HungWorkerError(MachineError):
 class WatchedLoader(DataLoader):
     """A data loader that waits for no worker that has stopped; ``timeout`` leaves this to torch, after so long."""
 
-    notes: Tensor  # of each worker: its process, the number of its sample, whether it prepares it now
+    notes: Tensor  # of each worker: its process, the number of its sample, and what it does (_IDLE, ...)
 
     def __iter__(self) -> Any:
         """Iterate, with a thread that looks after the workers."""
@@ -65,14 +66,37 @@ def note_samples(notes: Tensor) -> None:
     def noting(dataset: Any, index: Any) -> Any:
         if isinstance(index, int):
             mine[1] = int(index)
-        mine[2] = 1
+        mine[2] = _PREPARES
         try:
             return get(dataset, index)
         finally:
-            mine[2] = 0
+            mine[2] = _IDLE
 
     kind.__getitem__ = noting  # in this process alone
     mine[0] = os.getpid()
+
+
+class NotingCollate:
+    """A loader's ``collate_fn``, which a worker also notes when it begins and ends to collate.
+
+    Args:
+        collate: The loader's own.
+        notes: ``notes`` of :class:`WatchedLoader`.
+    """
+
+    def __init__(self, collate: Callable[[Any], Any], notes: Tensor) -> None:
+        self._collate, self._notes = collate, notes
+
+    def __call__(self, samples: Any) -> Any:
+        """Collate the samples."""
+        info = get_worker_info()
+        if info is None:
+            return self._collate(samples)
+        self._notes[info.id, 2] = _COLLATES
+        try:
+            return self._collate(samples)
+        finally:
+            self._notes[info.id, 2] = _IDLE
 
 
 def _watched(notes: Tensor, dataset: Any, batches: Any) -> Iterator[Any]:
@@ -113,17 +137,19 @@ class _Watch:
             if now - last > 3 * WORKER_POLL_SECONDS:  # this process itself was stopped or starved
                 self._since.clear()
             last = now
-            for number, (pid, sample, busy) in enumerate(self._notes.tolist()):
+            for number, (pid, sample, does) in enumerate(self._notes.tolist()):
                 with suppress(OSError, ValueError, IndexError, StopIteration):  # it ends, which torch notices; no /proc
                     if pid and not self.diagnosis:
-                        self._look_at(f"worker {number} of a data loader", pid, sample, bool(busy), now)
+                        self._look_at(f"worker {number} of a data loader", pid, sample, does, now)
 
-    def _look_at(self, name: str, pid: int, sample: int, busy: bool, now: float) -> None:
+    def _look_at(self, name: str, pid: int, sample: int, does: int, now: float) -> None:
         """Kill a worker that is in the way of the batch that is waited for, or warn of one."""
-        idle, state, waits_since = self._idle_seconds(pid, now), _state(pid), self.waits_since
-        if waits_since is None or now - waits_since < WORKER_PATIENCE_SECONDS or not (busy or state == _STOPPED):
+        idle, state, waits_since = self._idle_seconds(pid, now), process_state(pid), self.waits_since
+        busy = does != _IDLE
+        if waits_since is None or now - waits_since < WORKER_PATIENCE_SECONDS or not (busy or state == STOPPED_STATE):
             return
-        who = f"{name} (process {pid}, sample {sample}{_path_of(self._dataset, sample)})"
+        what = "collating a batch, of which the last is sample" if does == _COLLATES else "sample"
+        who = f"{name} (process {pid}, {what} {sample}{_path_of(self._dataset, sample)})"
         if idle >= WORKER_PATIENCE_SECONDS and state != _WAITS_FOR_DISK:
             self.diagnosis = f"{who} {_reason(pid, state, idle)}"
             os.kill(pid, signal.SIGKILL)
@@ -142,7 +168,7 @@ class _Watch:
 
 def _reason(pid: int, state: str, idle: float) -> str:
     """Why a worker gives nothing, with its innermost frames where it can still write them."""
-    if state == _STOPPED:
+    if state == STOPPED_STATE:
         return f"was stopped by a signal, {idle:.0f} s ago or more: kill -CONT would have let it go on"
     os.kill(pid, STACK_SIGNAL)
     time.sleep(STACK_SECONDS)
@@ -158,11 +184,6 @@ def _path_of(dataset: Any, sample: int) -> str:
         if find is not None and (path := find(sample).get("img_path")):
             return f", {printable(path)}"
     return ""
-
-
-def _state(pid: int) -> str:
-    """Letter of the kernel for what a process does."""
-    return (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[0]
 
 
 def _progress(pid: int) -> tuple[int, int]:

@@ -31,7 +31,7 @@ from engine.launch.exit_codes import (
     EXIT_NONFINITE,
     EXIT_SAVED,
 )
-from engine.launch.hang_detector import HangDetector, StalledRank, describe_hang
+from engine.launch.hang_detector import HangDetector, StalledRank, StopDetector, describe_hang
 from engine.launch.heartbeat import STACK_SIGNAL, STACKS_FILE, Position, read_error_report, read_frames, read_position
 from engine.launch.node_channel import JobEnd, NodeChannel
 
@@ -87,7 +87,7 @@ class LaunchAgent(LocalElasticAgent):
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         self.end = None
-        self._hang_detector, self._polled_at = HangDetector(), 0.0
+        self._hang_detector, self._stop_detector, self._polled_at = HangDetector(), StopDetector(), 0.0
         self._ended_at: dict[int, float] = {}
         self._stacks: dict[int, tuple[int, list[str]]] = {}  # by rank: number of the announcement, frames
         started = super()._start_workers(worker_group)
@@ -197,9 +197,12 @@ class LaunchAgent(LocalElasticAgent):
         if now - self._polled_at < POSITION_POLL_SECONDS:
             return None
         self._polled_at = now
-        positions = {
-            rank: read_position(local.folder) for rank, local in self._local_ranks().items() if codes[rank] is None
-        }
+        running = {rank: local for rank, local in self._local_ranks().items() if codes[rank] is None}
+        positions = {rank: read_position(local.folder) for rank, local in running.items()}
+        stopped = self._stop_detector.update({rank: local.process.pid for rank, local in running.items()}, now)
+        for rank, seconds in stopped.items():
+            how = f"was stopped by a signal {seconds:.0f} s ago, and not continued (kill -CONT)"
+            return JobEnd(f"rank {rank} {how}; its last line: {positions[rank]}", EXIT_HUNG, retry=True)
         late = self._hang_detector.update(positions, now)
         stalled = self._with_frames(late, positions) if len(late) == len(positions) else None
         if self.channel is not None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from engine.launch.heartbeat import Phase, Position
+from engine.launch.leftovers import STOPPED_STATE, process_state
 
 MIN_STEP_PATIENCE_SECONDS = 45.0
 STEP_PATIENCE_FACTOR = 10  # times the median duration of a step
@@ -26,6 +27,7 @@ PATIENCE_SECONDS = {
     **dict.fromkeys((Phase.STEP, Phase.VALIDATION, Phase.SAVING), 1800.0),  # the timeout of torch's collectives
 }
 MAX_GAP_SECONDS = 3.0  # counted between two updates; more means that the launcher itself was suspended
+STOPPED_SECONDS = 30.0  # less than a step may take, so that a rank that was stopped is not said to hang
 STEP_HISTORY = 50  # durations in the median
 # Files of the functions in which a rank waits for the others.
 WAITING_FILES = ("distributed/distributed_c10d.py", "autograd/graph.py")
@@ -100,6 +102,31 @@ class HangDetector:
             return max(PATIENCE_SECONDS[position.phase], position.patience)
         usual = median(self._durations) if self._durations else 0.0
         return position.patience or max(MIN_STEP_PATIENCE_SECONDS, STEP_PATIENCE_FACTOR * usual)
+
+
+class StopDetector:
+    """Follows which processes of this machine were stopped by a signal and not continued."""
+
+    def __init__(self) -> None:
+        self._since: dict[int, float] = {}
+        self._last = 0.0
+
+    def update(self, pids: Mapping[int, int], now: float) -> dict[int, float]:
+        """Look at the processes.
+
+        Args:
+            pids: Process of each running rank.
+            now: Seconds of a monotonic clock.
+
+        Returns:
+            The ranks that were found stopped for too long, and the seconds.
+        """
+        if now - self._last > MAX_GAP_SECONDS:  # the launcher itself was suspended, and the job with it
+            self._since.clear()
+        self._last = now
+        stopped = [rank for rank, pid in pids.items() if process_state(pid) == STOPPED_STATE]
+        self._since = {rank: self._since.get(rank, now) for rank in stopped}
+        return {rank: now - since for rank, since in self._since.items() if now - since > STOPPED_SECONDS}
 
 
 def find_causes(stalled: Iterable[StalledRank]) -> list[StalledRank]:

@@ -21,6 +21,7 @@ from pathlib import Path
 LOCK_FILE = "convnext-dense.lock"
 PREFIXES = ("launch_", "pymp-")  # of the launcher's folders, and of those of Python's multiprocessing
 SHARED_MEMORY = Path("/dev/shm")
+STOPPED_STATE = "T"  # state of a process after SIGSTOP
 _WORKER = "worker-"
 
 
@@ -106,8 +107,13 @@ def _clear_shared_memory(pid: int) -> None:
 
 def is_running(pid: int) -> bool:
     """Whether a process exists and has not ended; one that has may be listed until its parent, or init, asks for it."""
+    return process_state(pid) not in ("", "Z")
+
+
+def process_state(pid: int) -> str:
+    """Letter of the kernel for what a process does (Linux); an empty one where there is no such process."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
-        return False
-    return state.rpartition(")")[2].split()[0] != "Z"
+        return ""
+    return state.rpartition(")")[2].split()[0]

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,12 @@ def number(batch: list[int]) -> int:
     return batch[0]
 
 
+def number_or_hang(batch: list[int]) -> int:
+    if batch[0] == BAD:
+        time.sleep(1000)
+    return batch[0]
+
+
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_watch, "WORKER_PATIENCE_SECONDS", 1.5)
@@ -68,8 +75,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     share_temporary_folder.cache_clear()
 
 
-def load(way: str) -> list[int]:
-    loader: DataLoader = DataLoader(Samples(way), num_workers=2, collate_fn=number)
+def load(way: str, collate: Callable[[list[int]], int] = number) -> list[int]:
+    loader: DataLoader = DataLoader(Samples(way), num_workers=2, collate_fn=collate)
     configure_workers(loader, 0)
     return list(loader)
 
@@ -87,6 +94,13 @@ def test_a_worker_that_does_nothing_is_named(way: str, said: str) -> None:
         load(way)
     assert len(str(caught.value).splitlines()) == 1
     assert caught.value.exit_code == EXIT_HUNG
+
+
+def test_a_worker_that_hangs_while_it_collates_is_named() -> None:
+    who = r"worker 1 of a data loader \(process \d+, collating a batch, of which the last is sample 5, picture_5.png\)"
+    said = r"hangs: no CPU time and no byte read in \d+ s, at \S*test_worker_watch.py:\d+ in number_or_hang"
+    with pytest.raises(HungWorkerError, match=f"{who} {said}"):
+        load("__len__", number_or_hang)
 
 
 @pytest.mark.parametrize("way", ["compute", "read"])

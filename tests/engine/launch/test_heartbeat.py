@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from engine.launch import hang_detector as hang
-from engine.launch.hang_detector import HangDetector, StalledRank, describe_hang, find_causes
-from engine.launch.heartbeat import HEARTBEAT, Phase, Position, read_error_report, read_frames, read_position
+from engine.launch.hang_detector import HangDetector, StalledRank, StopDetector, describe_hang, find_causes
+from engine.launch.heartbeat import (
+    ERROR_FILE,
+    HEARTBEAT,
+    POSITION_FILE,
+    STACKS_FILE,
+    Phase,
+    Position,
+    read_error_report,
+    read_frames,
+    read_position,
+)
+from engine.launch.leftovers import STOPPED_STATE, process_state
 
 ROOT = Path(__file__).resolve().parents[3]
 LONG_AFTER = 10 * hang.WARM_UP_STEPS
@@ -169,3 +183,32 @@ def test_a_hang_is_described_in_one_line() -> None:
         "the other ranks wait for it"
     )
     assert describe_hang([sits(1, 8, frame=WAITS), sits(0, 8, frame=WAITS)]).startswith("ranks 0, 1 hang (46 s")
+
+
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
+    for name in (POSITION_FILE, ERROR_FILE, STACKS_FILE):
+        os.mkfifo(tmp_path / name)
+    assert read_position(tmp_path) == Position()
+    assert read_error_report(tmp_path) == ("", False)
+    assert read_frames(tmp_path) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells that a process is stopped")
+def test_a_process_that_is_stopped_and_not_continued() -> None:
+    detector, now = StopDetector(), 100.0
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"]) as process:
+        try:
+            process.send_signal(signal.SIGSTOP)
+            while process_state(process.pid) != STOPPED_STATE:
+                time.sleep(0.01)
+            found = [detector.update({1: process.pid}, now + second) for second in range(int(hang.STOPPED_SECONDS) + 2)]
+            assert found[:-1] == [{}] * (len(found) - 1)
+            assert found[-1] == {1: hang.STOPPED_SECONDS + 1}
+            # The launcher was suspended too: the job may go on any moment now.
+            assert detector.update({1: process.pid}, now + 1000) == {}
+            process.send_signal(signal.SIGCONT)
+            while process_state(process.pid) == STOPPED_STATE:
+                time.sleep(0.01)
+            assert detector.update({1: process.pid}, now + 1001) == {}
+        finally:
+            process.kill()
