@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import Any
 
@@ -58,14 +59,25 @@ class Signals:
         self.stop_request = max(self.stop_request, StopRequest.INTERRUPT)
 
 
-def exiting_on_signals() -> AbstractContextManager[None]:
+@contextmanager
+def exiting_on_signals() -> Iterator[None]:
     """Exit at a scheduler's signal inside of this context, before the first step, with the code of a saved run.
 
     ``tools/train.py`` does the same during its imports.
     """
+    asked: list[int] = []
 
-    def leave(*_: Any) -> None:
-        print("asked to stop before the first step: start again with --resume", file=sys.stderr)
+    def leave(number: int, _: Any) -> None:
+        if not asked:
+            print("asked to stop before the first step: start again with --resume", file=sys.stderr)
+        asked.append(number)
         raise SystemExit(EXIT_SAVED)
 
-    return handle_signals({signal.SIGTERM: leave, signal.SIGUSR1: leave})
+    with handle_signals({signal.SIGTERM: leave, signal.SIGUSR1: leave}):
+        try:
+            yield
+        except Exception:  # of code that catches everything, as mmengine's layout of a config does
+            if not asked:
+                raise
+        if asked:
+            raise SystemExit(EXIT_SAVED)

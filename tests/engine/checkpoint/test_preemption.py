@@ -137,3 +137,25 @@ def test_told_to_leave_before_the_first_step(capsys: pytest.CaptureFixture[str])
     assert left.value.code == EXIT_SAVED
     assert signal.getsignal(signal.SIGTERM) is before
     assert capsys.readouterr().err == "asked to stop before the first step: start again with --resume\n"
+
+
+@pytest.mark.parametrize("instead", [None, SyntaxError("cannot be laid out")])
+def test_told_to_leave_where_everything_is_caught(
+    instead: Exception | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def swallow() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except BaseException:
+            if instead is not None:
+                raise instead from None
+
+    with pytest.raises(SystemExit) as left, exiting_on_signals():
+        swallow()
+    assert left.value.code == EXIT_SAVED
+    assert capsys.readouterr().err == "asked to stop before the first step: start again with --resume\n"
+
+
+def test_an_error_before_the_first_step_is_not_hidden() -> None:
+    with pytest.raises(SyntaxError), exiting_on_signals():
+        raise SyntaxError
