@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import statistics
 import sys
 from collections.abc import Sequence
@@ -64,7 +65,8 @@ def repeat(
         code = _train(_command(config, seed, folder, options, gpus, per_gpu_batch))
         done[seed] = code == 0
         write_json(folder / STATE_FILE, {"fingerprint": mark, "finished": done[seed]})
-        failed += [f"seed {seed} (exit code {code})"] if code else []
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        failed += [f"seed {seed} ({how})"] if code else []
     finished = {seed: folder for seed, folder in folders.items() if done[seed]}
     result = summarize_seeds(config, options, finished)
     if finished:

@@ -29,6 +29,7 @@ class Trainings:
     def __init__(self) -> None:
         self.commands: list[list[str]] = []
         self.failing: set[int] = set()
+        self.code = 3  # of those
         self.interrupted: set[int] = set()
 
     def __call__(self, command: Sequence[str]) -> int:
@@ -44,7 +45,7 @@ class Trainings:
         (folder / "best_top1.pth").touch()  # of a training that has saved nothing to go on from
         if seed in self.interrupted:
             raise KeyboardInterrupt
-        return 3 if seed in self.failing else 0
+        return self.code if seed in self.failing else 0
 
     def seeds(self) -> list[str]:
         return [command[-1].partition("=")[2] for command in self.commands]
@@ -116,9 +117,12 @@ def test_an_interrupted_seed_goes_on(trainings: Trainings, run: Any) -> None:
     assert ["--resume" in command for command in trainings.commands] == [False, False, True, False]
 
 
-def test_a_failing_seed_keeps_nobody_from_finishing(trainings: Trainings, run: Any, tmp_path: Path) -> None:
-    trainings.failing = {1}
-    with pytest.raises(UserError, match=r"^seed 1 \(exit code 3\) failed.*2 of 3 are finished and kept"):
+@pytest.mark.parametrize(("code", "how"), [(3, "exit code 3"), (-9, "signal SIGKILL")])
+def test_a_failing_seed_keeps_nobody_from_finishing(
+    code: int, how: str, trainings: Trainings, run: Any, tmp_path: Path
+) -> None:
+    trainings.failing, trainings.code = {1}, code
+    with pytest.raises(UserError, match=rf"^seed 1 \({how}\) failed.*2 of 3 are finished and kept"):
         run()
     kept = json.loads((tmp_path / "repeat.json").read_text())
     assert [one["seed"] for one in kept["runs"]] == [0, 2]
