@@ -23,14 +23,17 @@ def main() -> None:
     parser.add_argument("--gpus-per-trial", type=int, metavar="G", help="processes of each training (default: 1)")
     parser.add_argument("--slurm", metavar="PARTITION", help="submit each training as a job of SLURM")
     parser.add_argument("--resume", action="store_true", help="continue the study in the folder or the storage")
+    parser.add_argument(
+        "--more-seeds", type=int, default=0, metavar="N", help="continue; N more for the two best settings"
+    )
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--dry-run", action="store_true", help="check everything, print trials, costs and commands")
     mode.add_argument("--status", action="store_true", help="print how the study stands, from any shell")
     mode.add_argument("--report", action="store_true", help="write the report of what there is so far")
     args = parser.parse_args()
-    for name in ("jobs", "gpus_per_trial"):
-        if (value := getattr(args, name)) is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')} {value}: at least 1")
+    for name, least in (("jobs", 1), ("gpus_per_trial", 1), ("more_seeds", 0)):
+        if (value := getattr(args, name)) is not None and value < least:
+            parser.error(f"--{name.replace('_', '-')} {value}: at least {least}")
 
     from analysis.sweep.run import describe_study, plan_sweep, report_study, run_sweep
     from analysis.sweep.study_file import read_study_file
@@ -46,7 +49,8 @@ def main() -> None:
     elif args.dry_run:
         lines = plan_sweep(study, folder, args.slurm)
     else:
-        print("\n".join(run_sweep(study, folder, args.resume, args.jobs, args.slurm)))
+        resume = args.resume or args.more_seeds > 0
+        print("\n".join(run_sweep(study, folder, resume, args.jobs, args.slurm, args.more_seeds)))
         lines = report_study(study, folder)
     print("\n".join(lines))
 

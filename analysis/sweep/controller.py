@@ -20,9 +20,10 @@ from typing import Any
 from optuna.trial import Trial, TrialState
 
 from analysis.sweep.executors import Ended, Executor
-from analysis.sweep.progress import StatusLines, describe_training
-from analysis.sweep.results import RUN_FILE, TRIALS_FOLDER, validation_score
+from analysis.sweep.progress import StatusLines, best_line, describe_training
+from analysis.sweep.results import RUN_FILE, TRIALS_FOLDER, mean_score, read_study, validation_score
 from analysis.sweep.rungs import goes_on, saving
+from analysis.sweep.space import decode_value
 from analysis.sweep.storage import REASON, RUNG, SLOT, StudyStorage
 from analysis.sweep.study_file import HALVING, StudyFile
 from analysis.sweep.trainings import (
@@ -46,16 +47,18 @@ SAVE_HOURS_SECONDS = 10.0  # of the budget that a killed controller does not cou
 
 @dataclass
 class ActiveTrial:
-    """A trial that is not finished.
+    """A trial that is not finished, or gets more seeds.
 
     Attributes:
-        trial: Optuna's trial.
+        number: Number of the trial.
+        trial: Optuna's trial; ``None`` for one that has ended in the storage and gets more seeds.
         values: Value of each dimension by its name.
         rung: Index of the rung that it works for.
         seeds: Its trainings up to that rung, in order, for each seed.
     """
 
-    trial: Trial
+    number: int
+    trial: Trial | None
     values: dict[str, Any]
     rung: int = 0
     seeds: dict[int, list[Training]] = field(default_factory=dict)
@@ -87,11 +90,19 @@ class Controller:
         storage: Trials of the study.
         executor: Place where the trainings run.
         screen: Output of the progress.
+        retry: Whether trainings that failed are tried again by whoever starts the command again.
     """
 
     def __init__(
-        self, study: StudyFile, folder: Path, storage: StudyStorage, executor: Executor, screen: StatusLines
+        self,
+        study: StudyFile,
+        folder: Path,
+        storage: StudyStorage,
+        executor: Executor,
+        screen: StatusLines,
+        retry: bool = False,
     ) -> None:
+        self._retry = retry
         self._study, self._folder, self._storage = study, folder, storage
         self._executor, self._screen = executor, screen
         self._active: dict[int, ActiveTrial] = {}
@@ -116,7 +127,8 @@ class Controller:
                     self._screen.say("stopping: the trainings save and end")
                     self._stop_all()
                 running = "jobs of SLURM go on" if self._executor.slurm else "everything is saved"
-                self._screen.say(f"stopped, {running}: go on with the same command and --resume")
+                again = "" if self._retry else " and --resume"
+                self._screen.say(f"stopped, {running}: go on with the same command{again}")
                 raise
             finally:
                 with suppress(OSError):
@@ -138,6 +150,7 @@ class Controller:
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         with handle_signals({one: note for one in numbers if signal.getsignal(one) is not signal.SIG_IGN}):
             self._adopt()
+            self._take_up_seeds()
             while self._step():
                 sleeping = True
                 if asked:
@@ -159,8 +172,31 @@ class Controller:
             states = ", ".join(f"seed {seed} {chain[-1].state}" for seed, chain in active.seeds.items())
             self._screen.say(f"trial {frozen.number}: taken over ({states})")
 
+    def _take_up_seeds(self) -> None:
+        """Train the seeds that trials of the storage got after they had ended, and the failed ones if asked."""
+        last = 0 if self._study.rungs is None else len(self._study.rungs.lengths) - 1
+        more = self._storage.more_seeds()
+        for frozen in self._storage.own_ended():
+            every = self._study.seeds if self._retry or frozen.state is TrialState.COMPLETE else ()
+            values = {name: decode_value(value) for name, value in frozen.params.items()}
+            active = ActiveTrial(frozen.number, None, values, last)
+            for seed in dict.fromkeys([*every, *more.get(frozen.number, ())]):
+                chain = self._chain(active, seed, last)
+                # Of the shorter rungs nothing is asked any more.
+                active.seeds[seed] = [one for one in chain if one.trunk or one.rung == last]
+            for training in active.trainings():
+                if self._retry and training.state == "failed":
+                    starts = [{**start, "killed": False} for start in training.record["starts"]]
+                    training.note(state="interrupted", starts=starts)
+            if not active.is_over:
+                self._active[frozen.number] = active
+                seeds = [seed for seed, chain in active.seeds.items() if not chain[-1].is_over]
+                self._screen.say(
+                    f"trial {frozen.number}: seed{'s'[: len(seeds) > 1]} {', '.join(map(str, seeds))} to train"
+                )
+
     def _activate(self, trial: Trial, rung: int) -> ActiveTrial:
-        active = ActiveTrial(trial, self._storage.values(trial), rung)
+        active = ActiveTrial(trial.number, trial, self._storage.values(trial), rung)
         self._set_rung(active, rung)
         self._active[trial.number] = active
         return active
@@ -168,8 +204,10 @@ class Controller:
     def _set_rung(self, active: ActiveTrial, rung: int) -> None:
         active.rung, known = rung, {one.folder: one for one in active.trainings() if not one.trunk}
         for seed in self._study.seeds:
-            chain = trainings_of(self._study, self._folder, active.trial.number, active.values, seed, rung)
-            active.seeds[seed] = [known.get(one.folder, one) for one in chain]
+            active.seeds[seed] = [known.get(one.folder, one) for one in self._chain(active, seed, rung)]
+
+    def _chain(self, active: ActiveTrial, seed: int, rung: int) -> list[Training]:
+        return trainings_of(self._study, self._folder, active.number, active.values, seed, rung)
 
     def _step(self) -> bool:
         """See what has ended, judge it, start what may start; whether anything is left."""
@@ -198,7 +236,7 @@ class Controller:
                     training.note(state="interrupted")  # goes on once the input is corrected
                     line = failure_line(training.folder)
                     self._stop_all()
-                    raise ConfigError(f"{training.label}: {line}; the study has stopped, correct it and use --resume")
+                    raise ConfigError(f"{training.label}: {line}; the study has stopped, correct it and go on")
 
     def _note_end(self, training: Training, ended: Ended) -> None:
         start = training.record["starts"][-1]
@@ -213,13 +251,18 @@ class Controller:
 
     def _advance(self, active: ActiveTrial) -> None:
         """Decide on a trial whose trainings are over: it fails, is finished or pruned, or goes on to the next rung."""
-        number, study, direction = active.trial.number, self._study, self._study.objective.direction
+        number, study, trial = active.number, self._study, active.trial
         failed = [f"seed {one.seed}: {one.record.get('reason')}" for one in active.trainings() if one.state == "failed"]
         scores = [self._score(chain[-1]) for chain in active.seeds.values()]
         if not failed and None in scores:
             failed = [f"no value of {study.objective.metric} was logged"]
+        if trial is None:
+            del self._active[number]
+            said = f"failed, {'; '.join(failed)}" if failed else "its seeds are trained"
+            self._screen.say(f"trial {number}: {said}")
+            return
         if failed:
-            active.trial.set_user_attr(REASON, "; ".join(failed))
+            trial.set_user_attr(REASON, "; ".join(failed))
             self._finish(active, TrialState.FAIL, None, f"failed, {'; '.join(failed)}")
             return
         score = fmean(score for score in scores if score is not None)
@@ -229,17 +272,17 @@ class Controller:
         length = study.rungs.lengths[active.rung]
         frozen = next(one for one in self._storage.trials() if one.number == number)
         if length not in frozen.intermediate_values:
-            active.trial.report(score, length)
+            trial.report(score, length)
         if active.rung == len(study.rungs.lengths) - 1:
             self._finish(active, TrialState.COMPLETE, score, f"{study.objective.metric} {score:.5g}")
             return
         if study.pruner["type"] in HALVING:
             ranked = self._rung_scores(length, active.rung)
-            on = None if ranked is None else goes_on(number, ranked, study.rungs.keep, direction)
+            on = None if ranked is None else goes_on(number, ranked, study.rungs.keep, study.objective.direction)
         else:
-            on = not active.trial.should_prune()
+            on = not trial.should_prune()
         if on:
-            active.trial.set_user_attr(RUNG, active.rung + 1)
+            trial.set_user_attr(RUNG, active.rung + 1)
             self._set_rung(active, active.rung + 1)
             self._screen.say(f"trial {number}: {score:.5g} at length {length}, goes on")
         elif on is not None:
@@ -263,10 +306,10 @@ class Controller:
         return validation_score(training.folder, self._study.objective) if training.state == "finished" else None
 
     def _finish(self, active: ActiveTrial, state: TrialState, score: float | None, text: str) -> None:
-        self._storage.study.tell(active.trial.number, score, state)
-        del self._active[active.trial.number]
+        self._storage.study.tell(active.number, score, state)
+        del self._active[active.number]
         values = ", ".join(f"{name}={value}" for name, value in active.values.items())
-        self._screen.say(f"trial {active.trial.number}: {text}{f' [{values}]' if values else ''}")
+        self._screen.say(f"trial {active.number}: {text}{f' [{values}]' if values else ''}")
 
     def _fill(self) -> None:
         """Start trainings while there is room, of trials that are active before those of new ones."""
@@ -350,7 +393,10 @@ class Controller:
                     reached[ranks[-1]] = reached.get(ranks[-1], 0) + 1
             lines.append(saving(self._study.rungs, reached))
         if done:
-            best = self._storage.study.best_trial
-            values = ", ".join(f"{name}={value}" for name, value in best.params.items())
-            lines.append(f"best: trial {best.number}, {self._study.objective.metric} {best.value:.5g} [{values}]")
+            result = read_study(self._folder, self._study.storage, self._study.name)
+            # Those of other controllers are in the storage alone, with the seeds of the study.
+            scores = {one.number: one.value for one in done if one.value is not None}
+            scores |= {number: mean_score(runs) for number, runs in result.compared().items()}
+            settings = {one.number: one.params for one in trials}
+            lines.append(best_line(self._study.objective, scores, settings))
         return lines

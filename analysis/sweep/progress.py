@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from analysis.sweep.results import Objective, StudyResult, validation_score
+from analysis.sweep.results import Objective, StudyResult, mean_score, validation_score
 from analysis.sweep.trainings import Training
 from engine.launch.keeper import is_alive
 from engine.report.html import duration
@@ -102,11 +102,21 @@ def status_lines(result: StudyResult, folder: Path) -> list[str]:
         elif one.state != "waiting":
             score = "" if one.score is None else f", {result.objective.metric} {one.score:.5g}"
             lines.append(f"{head}: {one.state}{score}{f' ({one.reason})' if one.reason else ''} [{settings}]")
-    complete = result.complete()
-    means = {n: sum(run.score or 0.0 for run in runs) / len(runs) for n, runs in complete.items()}
-    if means:
-        pick = max if result.objective.direction == "maximize" else min
-        best = pick(means, key=lambda number: means[number])
-        settings = ", ".join(f"{name}={value}" for name, value in complete[best][0].settings.items())
-        lines.append(f"best: trial {best}, {result.objective.metric} {means[best]:.5g} [{settings}]")
+    if compared := result.compared():
+        scores = {number: mean_score(runs) for number, runs in compared.items()}
+        lines.append(best_line(result.objective, scores, {n: runs[0].settings for n, runs in compared.items()}))
     return lines
+
+
+def best_line(objective: Objective, scores: Mapping[int, float], settings: Mapping[int, Mapping[str, Any]]) -> str:
+    """The best trial in one line.
+
+    Args:
+        objective: Objective of the study.
+        scores: Mean score of each trial by its number, at least one.
+        settings: Settings of each trial by its number.
+    """
+    pick = max if objective.direction == "maximize" else min
+    best = pick(scores, key=lambda number: scores[number])
+    values = ", ".join(f"{name}={value}" for name, value in settings[best].items())
+    return f"best: trial {best}, {objective.metric} {scores[best]:.5g}{f' [{values}]' if values else ''}"

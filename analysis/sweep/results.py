@@ -6,8 +6,9 @@ these trainings is a :class:`TrialResult`; those that differ in the seed alone s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal, get_args
@@ -29,6 +30,7 @@ from engine.report.run_dir import (
 
 DATABASE = "study.db"  # in the folder of a study
 DECLARATION = "declaration"  # user attribute of Optuna's study: the study file, as far as its results depend on it
+MORE_SEEDS = "more_seeds"  # user attribute of Optuna's study: seeds of a trial beyond those of the study, by its number
 TRIALS_FOLDER = "trials"
 RUN_FILE = "run.json"  # in the work directory of each training of a study
 
@@ -85,6 +87,7 @@ class TrialResult:
         peak_memory_bytes: Peak memory of the tensors on the GPU of the main process, in bytes; without a GPU, the
             resident memory of that process.
         utilisation: Mean utilisation of the GPU of the main process in the steps, 0..1; ``None`` if not logged.
+        data_wait: Fraction of the time of the steps in which they waited for their data, 0..1; ``None`` if not logged.
         parameters: Number of parameters of the model, of its averages not.
         work_dir: Work directory of the longest schedule that was begun.
         command: Command line of its last start; empty before the first one.
@@ -105,10 +108,21 @@ class TrialResult:
     images_per_second: float | None = None
     peak_memory_bytes: int | None = None
     utilisation: float | None = None
+    data_wait: float | None = None
     parameters: int | None = None
     work_dir: Path = Path()
     command: str = ""
     reason: str = ""
+
+    @property
+    def has_score(self) -> bool:
+        """Whether it is finished at full length and has a finite score."""
+        return self.state == "finished" and self.score is not None and math.isfinite(self.score)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has not ended."""
+        return self.state in ("waiting", "running", "interrupted")
 
 
 @dataclass(frozen=True)
@@ -130,6 +144,7 @@ class StudyResult:
         rungs: Lengths of the schedules that are compared, in epochs or steps of the config, the full length last; empty
             in a study without rungs.
         trials: All trainings in the order of (number, seed), those that wait included.
+        complete: Numbers of the trials of which every seed was finished at full length; they may have got more since.
     """
 
     name: str
@@ -143,15 +158,31 @@ class StudyResult:
     seeds: tuple[int, ...]
     rungs: tuple[int, ...]
     trials: tuple[TrialResult, ...]
+    complete: frozenset[int] = frozenset()
 
     def by_number(self) -> dict[int, tuple[TrialResult, ...]]:
         """The trainings of each trial, by its number."""
         numbers = sorted({trial.number for trial in self.trials})
         return {number: tuple(one for one in self.trials if one.number == number) for number in numbers}
 
-    def complete(self) -> dict[int, tuple[TrialResult, ...]]:
-        """The trials of which every seed is finished at full length: those whose scores compare."""
-        return {n: runs for n, runs in self.by_number().items() if all(run.state == "finished" for run in runs)}
+    def compared(self) -> dict[int, tuple[TrialResult, ...]]:
+        """The trainings whose scores compare, by the number of their trial.
+
+        Those are all of a trial, if every seed is finished at full length with a finite score. Seeds that a trial got
+        after that count once they are finished.
+        """
+        found = {}
+        for number, runs in self.by_number().items():
+            usable = tuple(run for run in runs if run.has_score)
+            is_open = number in self.complete and all(run.has_score or run.is_open for run in runs)
+            if usable and (usable == runs or is_open):
+                found[number] = usable
+        return found
+
+
+def mean_score(runs: Sequence[TrialResult]) -> float:
+    """Mean score of the seeds of a compared trial."""
+    return fmean(run.score for run in runs if run.score is not None)
 
 
 def read_study(folder: Path, storage: str | None = None, name: str | None = None) -> StudyResult:
@@ -179,12 +210,12 @@ def read_study(folder: Path, storage: str | None = None, name: str | None = None
     if declared is None:
         raise ConfigError(f"study {names[0]!r} was not made by tools/sweep.py")
     objective = Objective(**declared["objective"])
+    more = study.user_attrs.get(MORE_SEEDS, {})
     runs: list[TrialResult] = []
-    for trial in study.get_trials(deepcopy=False):
-        place = trial_folder(folder, trial.number)
-        if place.is_dir():  # a trial without one was given up before anything was started
-            for seed in declared["seeds"]:
-                runs.append(_read_trial(trial, seed, place, objective))
+    trials = study.get_trials(deepcopy=False)
+    for trial in trials:
+        asked = {*declared["seeds"], *more.get(str(trial.number), ())}
+        runs += _read_trial(trial, asked, trial_folder(folder, trial.number), objective)
     return StudyResult(
         name=names[0],
         title=declared["title"],
@@ -197,6 +228,7 @@ def read_study(folder: Path, storage: str | None = None, name: str | None = None
         seeds=tuple(declared["seeds"]),
         rungs=tuple(declared["rungs"]),
         trials=tuple(runs),
+        complete=frozenset(one.number for one in trials if one.state is TrialState.COMPLETE),
     )
 
 
@@ -210,25 +242,50 @@ def validation_score(folder: Path, objective: Objective) -> float | None:
     return objective.score(_validations(folder, objective.metric)[0])
 
 
-def _read_trial(trial: optuna.trial.FrozenTrial, seed: int, place: Path, objective: Objective) -> TrialResult:
-    """All that was trained of a trial with one seed."""
-    records = {file.parent: read_json(file) for file in sorted(place.glob(f"*/{RUN_FILE}"))}
-    parts = sorted(
-        ((record.get("rung", 0), folder, record) for folder, record in records.items() if record.get("seed") == seed),
-        key=lambda part: (part[0], not part[2].get("trunk")),  # a trunk comes before its branch
-    )
+def _read_trial(
+    trial: optuna.trial.FrozenTrial, asked: Collection[int], place: Path, objective: Objective
+) -> list[TrialResult]:
+    """The trainings of a trial: of each seed that is asked for, and those of other seeds that are finished.
+
+    A trial without a folder was given up before anything was started; one that failed or was pruned gets no more seeds.
+    """
+    if not place.is_dir():
+        return []
+    parts: dict[int, list[tuple[Path, dict[str, Any]]]] = {seed: [] for seed in asked}
+    for file in sorted(place.glob(f"*/{RUN_FILE}")):
+        record = read_json(file)
+        if "seed" in record:
+            parts.setdefault(record["seed"], []).append((file.parent, record))
+    found = []
+    for seed, of_seed in sorted(parts.items()):
+        # A trunk comes before its branch.
+        of_seed.sort(key=lambda part: (part[1].get("rung", 0), not part[1].get("trunk")))
+        run = _read_seed(trial, seed, of_seed, objective)
+        is_open = run.state == "waiting" and trial.state in (TrialState.FAIL, TrialState.PRUNED)
+        if run.state == "finished" or (seed in asked and not is_open):
+            found.append(run if of_seed else replace(run, work_dir=place))
+    return found
+
+
+def _read_seed(
+    trial: optuna.trial.FrozenTrial, seed: int, parts: Sequence[tuple[Path, Mapping[str, Any]]], objective: Objective
+) -> TrialResult:
+    """All that was trained of a trial with one seed: folder and record of each part, the longest one last."""
     settings = {name: decode_value(value) for name, value in trial.params.items()}
     if not parts:
-        return TrialResult(trial.number, settings, seed, "waiting", work_dir=place)
-    ended = [part for part in parts if part[2].get("state") == "finished" and not part[2].get("trunk")]
-    _, folder, record = parts[-1]
+        return TrialResult(trial.number, settings, seed, "waiting")
+    ended = [part for part in parts if part[1].get("state") == "finished" and not part[1].get("trunk")]
+    folder, record = parts[-1]
     curve, unit = _validations(folder, objective.metric)
     state: RunState = record["state"] if record.get("state") in get_args(RunState) else "interrupted"
     if state == "finished" and trial.state is TrialState.PRUNED:
         state = "pruned"
-    starts = [start for part in parts for start in read_starts(part[1])]
-    score = validation_score(ended[-1][1], objective) if ended else None
-    speed = _steps_per_second(folder)
+    starts = [start for part in parts for start in read_starts(part[0])]
+    score = None
+    if ended:
+        score = objective.score(curve) if ended[-1][0] == folder else validation_score(ended[-1][0], objective)
+    logged = _mean_logged(folder)
+    speed = 1 / logged["time"] if logged.get("time") else None
     plan = read_json(folder / PLAN)
     batch = plan.get("batch", {})
     return TrialResult(
@@ -237,7 +294,7 @@ def _read_trial(trial: optuna.trial.FrozenTrial, seed: int, place: Path, objecti
         seed=seed,
         state=state,
         score=score,
-        rung=ended[-1][0] if ended else 0,
+        rung=ended[-1][1].get("rung", 0) if ended else 0,
         curve=curve,
         unit=unit,
         hours=sum(_seconds(start) for start in starts) / 3600,
@@ -245,7 +302,8 @@ def _read_trial(trial: optuna.trial.FrozenTrial, seed: int, place: Path, objecti
         steps_per_second=speed,
         images_per_second=speed * batch["global_batch"] if speed and "global_batch" in batch else None,
         peak_memory_bytes=_peak_memory(starts),
-        utilisation=_mean_logged(folder, "gpu_utilisation"),
+        utilisation=logged.get("gpu_utilisation"),
+        data_wait=logged["data_time"] * speed if speed and "data_time" in logged else None,
         parameters=_parameters(plan),
         work_dir=folder,
         command=str(starts[-1].get("command", "")) if starts else "",
@@ -267,17 +325,15 @@ def _seconds(start: Mapping[str, Any]) -> float:
     return finite(start.get("seconds")) or 0.0
 
 
-def _mean_logged(folder: Path, key: str) -> float | None:
-    """Mean of what each line of the training's log says of the steps since the line before."""
+def _mean_logged(folder: Path) -> dict[str, float]:
+    """Means of what each line of the training's log says of the steps since the line before, by its name."""
     lines = [entry for file in scalar_files(folder) for entry in read_json_lines(file) if "lr" in entry]
-    values = [value for entry in lines if (value := finite(entry.get(key))) is not None]
-    steady = values[1:] or values  # the first steps wait for the data and the kernels
-    return fmean(steady) if steady else None
-
-
-def _steps_per_second(folder: Path) -> float | None:
-    seconds = _mean_logged(folder, "time")
-    return 1 / seconds if seconds else None
+    steady = lines[1:] or lines  # the first steps wait for the data and the kernels
+    means = {}
+    for name in ("time", "data_time", "gpu_utilisation"):
+        if values := [value for entry in steady if (value := finite(entry.get(name))) is not None]:
+            means[name] = fmean(values)
+    return means
 
 
 def _peak_memory(starts: Sequence[Mapping[str, Any]]) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -11,14 +12,21 @@ from analysis.sweep.controller import Controller
 from analysis.sweep.executors import Executor, LocalExecutor, SlurmExecutor
 from analysis.sweep.preflight import check_study, dry_run_lines, launch_of
 from analysis.sweep.progress import StatusLines, status_lines
-from analysis.sweep.results import DATABASE, StudyResult, read_study
+from analysis.sweep.results import DATABASE, StudyResult, mean_score, read_study
 from analysis.sweep.storage import StudyStorage, controlling, storage_errors, storage_url
 from analysis.sweep.study_file import StudyFile
+from backbones.errors import ConfigError
 from engine.config.world import Launch
 
 
 def run_sweep(
-    study: StudyFile, folder: Path, resume: bool = False, jobs: int | None = None, slurm: str | None = None
+    study: StudyFile,
+    folder: Path,
+    resume: bool = False,
+    jobs: int | None = None,
+    slurm: str | None = None,
+    more_seeds: int = 0,
+    retry: bool = False,
 ) -> list[str]:
     """Run a study to its end.
 
@@ -28,6 +36,8 @@ def run_sweep(
         resume: Whether to continue the study that the folder or the storage holds.
         jobs: Largest number of trainings at a time; ``None`` for the default of the place.
         slurm: Partition of SLURM; ``None`` for this machine.
+        more_seeds: Number of further seeds for each of the two settings whose mean scores are best.
+        retry: Whether trainings that failed are tried again.
 
     Returns:
         How it ended, in lines.
@@ -45,10 +55,38 @@ def run_sweep(
     screen = StatusLines(sys.stdout)
     with controlling(study, folder), storage_errors(storage_url(study, folder)):
         storage = StudyStorage(study, folder, resume)
-        controller = Controller(study, folder, storage, executor, screen)
+        if more_seeds:
+            storage.add_seeds(further_seeds(read_study(folder, study.storage, study.name), more_seeds))
+        controller = Controller(study, folder, storage, executor, screen, retry)
         controller.run()
         screen.show([])
         return controller.closing_lines()
+
+
+def further_seeds(result: StudyResult, count: int) -> dict[int, list[int]]:
+    """Seeds that would tell the two best settings apart: the same ones for both, so that their differences are paired.
+
+    Args:
+        result: The study.
+        count: Number of seeds for each, beyond those of the one that has more.
+
+    Returns:
+        Further seeds of each of the two trials by its number.
+
+    Raises:
+        ConfigError: If no trial is complete.
+    """
+    scores = {number: mean_score(runs) for number, runs in result.compared().items()}
+    if not scores:
+        raise ConfigError("--more-seeds: no setting is finished with all of its seeds; run the study first")
+    first = sorted(scores, key=lambda number: scores[number], reverse=result.objective.direction == "maximize")[:2]
+    has = {number: {run.seed for run in result.by_number()[number]} for number in first}
+    wanted = set[int]().union(*has.values())
+    target = max(map(len, has.values())) + count
+    new = (seed for seed in itertools.count() if seed not in wanted)
+    while len(wanted) < target:
+        wanted.add(next(new))
+    return {number: sorted(wanted - seeds) for number, seeds in has.items()}
 
 
 def describe_study(study: StudyFile, folder: Path) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -13,7 +13,7 @@ import optuna
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from analysis.sweep.results import DATABASE, DECLARATION
+from analysis.sweep.results import DATABASE, DECLARATION, MORE_SEEDS
 from analysis.sweep.space import grid_points
 from analysis.sweep.study_file import StudyFile, make_pruner, make_sampler
 from backbones.errors import ConfigError, MachineError, first_line
@@ -21,8 +21,9 @@ from backbones.files import try_lock
 from engine.report.environment import without_secrets
 from engine.report.run_dir import read_json, write_json
 
-CONTROLLER = "controller.json"  # in the folder of a study: who it is, and how long it has worked
+CONTROLLER = "controller.json"  # in the folder of a study: its name, who controls it, and for how long so far
 SLOT, OWNER, RUNG, REASON = "slot", "owner", "rung", "reason"  # user attributes of trials
+MAY_CHANGE = ("title", "seeds")  # of a declaration, while the study lives
 SQLITE = "sqlite:///"
 WAIT_SECONDS = 60  # for another process that writes to a SQLite file, such as a dashboard
 
@@ -102,6 +103,8 @@ class StudyStorage:
         found = read_json(folder / CONTROLLER)
         self.owner: str = found.get("owner") or secrets.token_hex(8)
         self.hours: float = found.get("hours", 0.0)
+        if (other := found.get("study", study.name)) != study.name:
+            raise ConfigError(f"{str(folder)!r} holds the study {other!r}: give another --work-dir")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with storage_errors(self.url):
             arguments = {"connect_args": {"timeout": WAIT_SECONDS}} if self.url.startswith(SQLITE) else {}
@@ -127,20 +130,20 @@ class StudyStorage:
         if before is None and self.study.get_trials(deepcopy=False):
             raise ConfigError(f"study {self.file.name!r} in {without_secrets(self.url)} was not made by tools/sweep.py")
         if before is not None:
-            changed = [key for key in declared if key != "title" and declared[key] != before.get(key)]
+            changed = [key for key in declared if key not in MAY_CHANGE and declared[key] != before.get(key)]
             names = {"values": f"the content of {', '.join(self.file.configs)}", "decay": "rungs.decay"}
             if changed:
                 what = ", ".join(names.get(key, key) for key in changed)
                 raise ConfigError(
-                    f"--resume: {what} changed since the study began, and its trials would not compare: take the "
-                    "change back, or give another --work-dir; budget, sampler and pruner may change"
+                    f"{what} changed since the study began, and its trials would not compare: take the "
+                    "change back, or give another --work-dir; seeds, budget, sampler and pruner may change"
                 )
         self.study.set_user_attr(DECLARATION, declared)
 
     def save_hours(self, hours: float) -> None:
         """Note how long controllers have worked in this folder, in hours."""
         self.hours = hours
-        write_json(self.folder / CONTROLLER, {"owner": self.owner, "hours": hours})
+        write_json(self.folder / CONTROLLER, {"study": self.file.name, "owner": self.owner, "hours": hours})
 
     def trials(self) -> list[FrozenTrial]:
         """All trials of the study."""
@@ -150,6 +153,25 @@ class StudyStorage:
         """Trials that this controller, or one before it in this folder, has begun and not finished."""
         mine = (one for one in self.trials() if one.user_attrs.get(OWNER) == self.owner)
         return [one for one in mine if one.state is TrialState.RUNNING]
+
+    def own_ended(self) -> list[FrozenTrial]:
+        """Trials that this controller, or one before it in this folder, has finished, or that failed."""
+        mine = (one for one in self.trials() if one.user_attrs.get(OWNER) == self.owner)
+        return [one for one in mine if one.state in (TrialState.COMPLETE, TrialState.FAIL)]
+
+    def more_seeds(self) -> dict[int, list[int]]:
+        """Seeds that trials have got beyond those of the study, by the number of the trial."""
+        return {int(number): seeds for number, seeds in self.study.user_attrs.get(MORE_SEEDS, {}).items()}
+
+    def add_seeds(self, wanted: Mapping[int, Sequence[int]]) -> None:
+        """Note that trials are to be trained with further seeds.
+
+        Args:
+            wanted: Seeds by the number of the trial; those that it has are left as they are.
+        """
+        known = self.more_seeds()
+        merged = {number: sorted({*known.get(number, ()), *seeds}) for number, seeds in {**known, **wanted}.items()}
+        self.study.set_user_attr(MORE_SEEDS, {str(number): seeds for number, seeds in merged.items()})
 
     def handle(self, number: int) -> Trial:
         """The trial of a number, to report to."""

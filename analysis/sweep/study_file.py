@@ -128,7 +128,8 @@ class StudyFile:
         return {
             "title": self.title,
             "config": self.config,
-            "options": dict(self.options),
+            # How a step is spread over micro-batches changes no result.
+            "options": {key: value for key, value in self.options.items() if key != "batch.per_gpu"},
             "space": self.declared_space,
             "objective": vars(self.objective),
             "seeds": list(self.seeds),
@@ -163,6 +164,21 @@ def read_study_file(path: str | Path) -> StudyFile:
         title = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or path.stem).splitlines()[0]
     except (Exception, SystemExit) as error:  # a program: it may raise anything
         raise ConfigError(f"study {str(path)!r} cannot be read: {describe_error(error)}") from error
+    return declared_study(stated, path, title.rstrip("."))
+
+
+def declared_study(stated: Mapping[str, Any], path: Path, title: str) -> StudyFile:
+    """The study that is declared by settings.
+
+    Args:
+        stated: Value of each name that a study file may define.
+        path: File after which it is named.
+        title: Title of its report.
+
+    Raises:
+        ConfigError: If something is declared wrong.
+        MachineError: If a sampler needs a package that is absent.
+    """
     for key in stated:
         if key not in SETTINGS:
             raise ConfigError(f"study {str(path)!r}: no setting {key!r}{nearest(key, SETTINGS)}: {', '.join(SETTINGS)}")
@@ -174,7 +190,7 @@ def read_study_file(path: str | Path) -> StudyFile:
     study = StudyFile(
         path=path,
         name=path.stem,
-        title=title.rstrip("."),
+        title=title,
         config=_config_place(stated[CONFIG_KEY]),
         options=_read_options(stated.get("options", {}), space),
         space=space,

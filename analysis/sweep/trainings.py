@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from analysis.seeds import local_launcher
 from analysis.sweep.results import RUN_FILE, trial_folder
 from analysis.sweep.rungs import branch, constant, decaying, shrunken, trunk_length
 from analysis.sweep.space import CONFIG_KEY, settings_of
@@ -147,6 +146,13 @@ def command_of(study: StudyFile, training: Training, gpus: int, slurm: str | Non
     more = ["--per-gpu-batch", study.per_gpu_batch] if study.per_gpu_batch else []
     texts = [option_text(key, value) for key, value in options.items()]
     return [*launcher, "--work-dir", str(training.folder), *more, "--cfg-options", *texts]
+
+
+def local_launcher(config: str, gpus: int) -> list[str]:
+    """The start of the command that trains a config with a number of processes on this machine."""
+    if gpus > 1:
+        return ["bash", str(ROOT / "tools/dist_train.sh"), config, str(gpus)]
+    return [sys.executable, str(ROOT / "tools/train.py"), config]
 
 
 def options_of(study: StudyFile, training: Training) -> dict[str, Any]:

@@ -6,12 +6,16 @@ import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from mmengine.registry import LOG_PROCESSORS
 from mmengine.runner import LogProcessor
 
 from engine.config.load import TEST_FOLDER
+
+if TYPE_CHECKING:
+    from engine.training.runner import Runner
 
 NOTHING = re.compile("$^")
 TENSORBOARD_FOLDER = "tensorboard"
@@ -30,13 +34,19 @@ FILE_ONLY_PHRASES = (
 
 @LOG_PROCESSORS.register_module()
 class ScoreLogProcessor(LogProcessor):
-    """mmengine's, but each validation shows its own scores.
+    """mmengine's, but each validation shows its own scores, and steps on a GPU its utilisation.
 
     mmengine shows the mean over the last ten values of whatever has ``loss`` in its name: right for steps, but a
     ``val_loss`` would be that of ten validations. Configs that name mmengine's get this one.
     """
 
     mean_pattern: re.Pattern[str]
+
+    def get_log_after_iter(self, runner: Runner, batch_idx: int, mode: str) -> tuple[dict, str]:
+        """Log of the steps since the line before, with the utilisation of the GPU (0..1) where the driver tells it."""
+        if mode == "train" and (busy := gpu_utilisation()) is not None:
+            runner.message_hub.update_scalar("train/gpu_utilisation", busy)
+        return super().get_log_after_iter(runner, batch_idx, mode)
 
     def get_log_after_epoch(self, *args: Any, **kwargs: Any) -> tuple[dict, str]:
         """Log of a validation or a test."""
@@ -45,6 +55,16 @@ class ScoreLogProcessor(LogProcessor):
             return super().get_log_after_epoch(*args, **kwargs)
         finally:
             self.mean_pattern = smoothed
+
+
+def gpu_utilisation() -> float | None:
+    """Fraction of the last second or less in which the GPU of this process computed; ``None`` if it is not known."""
+    if not torch.cuda.is_available():
+        return None
+    try:
+        return torch.cuda.utilization() / 100
+    except Exception:  # NVML has many reasons: no driver library, no permission, a part of a GPU (MIG)
+        return None
 
 
 class ConsoleFilter(logging.Filter):

@@ -23,12 +23,10 @@ from analysis.sweep.laws import SURGE
 from analysis.sweep.report.findings import (
     RateAndBatch,
     StudyFindings,
-    compared_trials,
-    mean_score,
     plain_study,
     trial_cost,
 )
-from analysis.sweep.results import StudyResult
+from analysis.sweep.results import StudyResult, mean_score
 
 WIDTH, HEIGHT = 4.6, 3.2  # inches; a phone shows the picture at about this size
 MAX_CONTOUR_DIMENSIONS = 4
@@ -51,7 +49,7 @@ def study_charts(study: StudyResult, findings: StudyFindings) -> dict[str, list[
     with _style():
         if any(trial.curve for trial in study.trials):
             charts["curves"].append(_drawn(lambda axes: _curves(axes, study, findings), "Curves of all trainings"))
-        compared = compared_trials(study)
+        compared = study.compared()
         if len(compared) > 1:
             charts["settings"] = _optuna_charts(plain_study(study), study.objective.metric)
             for cost, label in (("gpu_hours", "GPU hours of a training"), ("parameters", "parameters of the model")):
@@ -141,7 +139,7 @@ def _from_optuna(draw: Callable[[], Any], title: str) -> str:
 
 
 def _pareto_drawer(study: StudyResult, findings: StudyFindings, cost: str, label: str) -> Callable[[Axes], None]:
-    compared = compared_trials(study)
+    compared = study.compared()
     costs = {number: trial_cost(runs, cost) for number, runs in compared.items()}
     points = {number: (value, mean_score(compared[number])) for number, value in costs.items() if value is not None}
     front = findings.pareto[cost]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from optuna.importance import (
 
 from analysis.sweep.laws import BestRate, LawComparison, NoiseScaleFit, best_rate, fit_laws, fit_noise_scale
 from analysis.sweep.noise import ScoreRanking, rank_settings
-from analysis.sweep.results import StudyResult, TrialResult
+from analysis.sweep.results import StudyResult, TrialResult, mean_score
 from analysis.sweep.targets import SettingTime, common_target, setting_time, time_to_target
 from engine.config.schema import is_number
 from engine.report.run_dir import read_curves
@@ -80,7 +79,7 @@ class StudyFindings:
 
 def find_answers(study: StudyResult) -> StudyFindings:
     """Evaluate a study, which may be running."""
-    compared = compared_trials(study)
+    compared = study.compared()
     scores = {str(n): {run.seed: _score(run) for run in runs} for n, runs in compared.items()}
     ranking = rank_settings(scores, study.objective.direction == "maximize") if scores else None
     target = common_target([run for runs in compared.values() for run in runs], study.objective)
@@ -104,12 +103,6 @@ def find_answers(study: StudyResult) -> StudyFindings:
     )
 
 
-def compared_trials(study: StudyResult) -> dict[int, tuple[TrialResult, ...]]:
-    """The trials whose scores compare: every seed is finished at full length and has a finite score."""
-    finite = lambda run: run.score is not None and math.isfinite(run.score)  # noqa: E731
-    return {number: runs for number, runs in study.complete().items() if all(map(finite, runs))}
-
-
 def setting_labels(study: StudyResult) -> dict[int, str]:
     """The settings of each trial in words, by its number; keys are shortened to their last part where it is unique."""
     short = short_names(list(study.space))
@@ -131,11 +124,6 @@ def value_text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def mean_score(runs: Sequence[TrialResult]) -> float:
-    """Mean score of the seeds of a compared trial."""
-    return fmean(_score(run) for run in runs)
-
-
 def plain_study(study: StudyResult) -> optuna.Study:
     """The compared trials as a study of Optuna in memory, the mean over seeds being their value; for its plots."""
     verbosity = optuna.logging.get_verbosity()
@@ -145,7 +133,7 @@ def plain_study(study: StudyResult) -> optuna.Study:
     finally:
         optuna.logging.set_verbosity(verbosity)
     short = short_names(list(study.space))
-    compared = compared_trials(study)
+    compared = study.compared()
     given = {
         key: [runs[0].settings[key] for runs in compared.values() if key in runs[0].settings] for key in study.space
     }

@@ -19,11 +19,13 @@ from analysis.sweep.report.charts import study_charts
 from analysis.sweep.report.findings import (
     RateAndBatch,
     StudyFindings,
-    compared_trials,
     find_answers,
+    short_names,
     trial_cost,
+    value_text,
 )
 from analysis.sweep.results import StudyResult, TrialResult
+from analysis.sweep.speeds import setting_speeds, value_speeds
 from backbones.files import atomic_write
 from engine.report.html import NONE, document, duration, memory, note, table
 from engine.report.run_dir import write_json
@@ -66,7 +68,7 @@ def trial_table(study: StudyResult) -> str:
     """All trainings as CSV, one in each line."""
     names = list(study.space)
     facts = ["state", "score", "rung", "hours", "gpu_hours", "steps_per_second", "images_per_second"]
-    facts += ["peak_memory_bytes", "utilisation", "parameters", "work_dir", "command", "reason"]
+    facts += ["peak_memory_bytes", "utilisation", "data_wait", "parameters", "work_dir", "command", "reason"]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["trial", "seed", *names, *facts])
@@ -135,8 +137,9 @@ def _certainty(study: StudyResult, findings: StudyFindings) -> str:
     words = f"Not resolved: {rivals} other setting{'s' if rivals > 1 else ''} may be the best. It is {gap}"
     if behind.t_interval is None:
         return f"{words}: {behind.reason}."
-    more = f" About {ranking.more_seeds} more seeds of both would tell the two apart." if ranking.more_seeds else ""
-    return f"{words}.{more}"
+    if not ranking.more_seeds:
+        return f"{words}."
+    return f"{words}. About {ranking.more_seeds} more seeds of both (--more-seeds) would tell the two apart."
 
 
 def _best(study: StudyResult, findings: StudyFindings) -> str:
@@ -150,7 +153,7 @@ def _best(study: StudyResult, findings: StudyFindings) -> str:
     if len(findings.ranking.settings) > MAX_TABLE_ROWS:
         words += f" The first {MAX_TABLE_ROWS} of {len(findings.ranking.settings)}; {STUDY_DATA} has all."
     text += note(words)
-    compared = compared_trials(study)
+    compared = study.compared()
     for one in findings.ranking.settings[:MAX_COMMANDS]:
         run = compared[int(one.name)][0]
         text += f"<h3>{escape(findings.labels[run.number])}</h3><pre>{escape(ready_command(study, run))}</pre>"
@@ -238,7 +241,7 @@ def _importances(findings: StudyFindings) -> str:
 
 
 def _costs(study: StudyResult, findings: StudyFindings) -> str:
-    compared = compared_trials(study)
+    compared = study.compared()
     if not findings.times or findings.ranking is None:
         return ""
     order = [int(one.name) for one in findings.ranking.settings[:MAX_TABLE_ROWS]]
@@ -258,24 +261,33 @@ def _costs(study: StudyResult, findings: StudyFindings) -> str:
 
 
 def _speeds(study: StudyResult, findings: StudyFindings) -> str:
-    rows = []
-    for number, runs in list(study.by_number().items())[:MAX_TABLE_ROWS]:
-        speeds = [run.images_per_second for run in runs if run.images_per_second]
-        if not speeds:
-            continue
-        used = [run.utilisation for run in runs if run.utilisation is not None]
-        peak = max((run.peak_memory_bytes or 0 for run in runs), default=0)
-        steps = [run.steps_per_second for run in runs if run.steps_per_second]
-        rows.append(
-            [
-                f"#{number}: {findings.labels[number]}",
-                _text(sum(speeds) / len(speeds)),
-                _text(sum(steps) / len(steps)) if steps else NONE,
-                memory(peak),
-                f"{sum(used) / len(used):.0%}" if used else NONE,
-            ]
-        )
-    return table(["setting", "images/s", "steps/s", "peak memory", "GPU utilisation"], rows) if rows else ""
+    speeds = setting_speeds(study)
+    if not speeds:
+        return ""
+    parts = []
+    for name, values in value_speeds(study, speeds).items():
+        if any(one.pairs and one.speed is not None for one in values[1:]):
+            rows = [[value_text(one.value), _times(one.speed), _times(one.memory), str(one.pairs)] for one in values]
+            parts.append(table([short_names(list(study.space))[name], "images/s", "peak memory", "settings"], rows))
+    if parts:
+        parts.append(note("Against the first value, between settings that differ in nothing else."))
+    rows = [
+        [
+            f"#{number}: {findings.labels[number]}",
+            NONE if one.images_per_second is None else _text(one.images_per_second),
+            NONE if one.steps_per_second is None else _text(one.steps_per_second),
+            NONE if one.peak_memory_bytes is None else memory(one.peak_memory_bytes),
+            NONE if one.utilisation is None else f"{one.utilisation:.0%}",
+            NONE if one.data_wait is None else f"{one.data_wait:.0%}",
+        ]
+        for number, one in list(speeds.items())[:MAX_TABLE_ROWS]
+    ]
+    head = ["setting", "images/s", "steps/s", "peak memory", "GPU utilisation", "waiting for data"]
+    return "".join(parts) + table(head, rows)
+
+
+def _times(ratio: float | None) -> str:
+    return NONE if ratio is None else f"{ratio:.2f}x"
 
 
 def _failures(study: StudyResult) -> str:

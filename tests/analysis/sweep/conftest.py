@@ -39,15 +39,17 @@ def write_study(folder: Path, **settings: Any) -> Path:
 
 
 class Sweep:
-    """A study in a folder of its own."""
+    """A study in a folder of its own, and what makes the command of a training."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.work_dir = folder, folder / "work"
+    def __init__(self, folder: Path, command: Callable[..., list[str]]) -> None:
+        self.folder, self.work_dir, self.command = folder, folder / "work", command
 
-    def run(self, resume: bool = False, jobs: int = 1, **settings: Any) -> list[str]:
+    def run(
+        self, resume: bool = False, jobs: int = 1, more_seeds: int = 0, retry: bool = False, **settings: Any
+    ) -> list[str]:
         """Run the study in this process."""
         study = read_study_file(write_study(self.folder, **settings))
-        return analysis.sweep.run.run_sweep(study, self.work_dir, resume, jobs)
+        return analysis.sweep.run.run_sweep(study, self.work_dir, resume, jobs, more_seeds=more_seeds, retry=retry)
 
     def start(self, resume: bool = False, jobs: int = 1, **settings: Any) -> BaseProcess:
         """Start a controller in a process of its own."""
@@ -91,7 +93,7 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sweep]:
     monkeypatch.setattr(analysis.sweep.controller, "command_of", command)
     monkeypatch.setattr(analysis.sweep.run, "check_study", lambda *args: None)
     monkeypatch.setattr(analysis.sweep.executors.LocalExecutor, "poll_seconds", 0.02)
-    made = Sweep(tmp_path)
+    made = Sweep(tmp_path, command)
     yield made
     for file in made.work_dir.glob("trials/*/*/keeper.json"):  # of a test that failed
         analysis.sweep.executors.tell_to_stop(file.parent)

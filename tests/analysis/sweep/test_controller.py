@@ -6,19 +6,23 @@ import os
 import random
 import signal
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 
-from analysis.sweep.results import DATABASE
-from analysis.sweep.run import describe_study
+from analysis.sweep.results import DATABASE, Objective, TrialResult
+from analysis.sweep.run import describe_study, further_seeds
+from analysis.sweep.storage import StudyStorage
 from analysis.sweep.study_file import read_study_file
 from analysis.sweep.trainings import Training, judge
 from backbones.errors import ConfigError, MachineError
 from engine.launch.keeper import is_alive
 from engine.report.run_dir import read_json, write_json
+from tests.analysis.sweep.conftest import write_study
+from tests.studies import made_study
 
 ROOT = Path(__file__).resolve().parents[3]
 DIGITS = str(ROOT / "configs/classification/digits.py")
@@ -77,15 +81,97 @@ def test_a_finished_study_does_nothing_more_but_grows_with_its_budget(sweep: Any
     "changed, message",
     [
         ({"space": {LR: {"grid": [1e-3, 1e-2]}}}, "space changed"),
-        ({"seeds": 3, "objective": {"metric": "top1", "at": "best"}}, "objective, seeds changed"),
+        ({"seeds": 3, "objective": {"metric": "top1", "at": "best"}}, "objective changed"),
         ({"options": {"batch.size": 8}}, "options changed"),
     ],
 )
 def test_a_changed_study_file_is_refused(sweep: Any, changed: dict[str, Any], message: str) -> None:
     settings: dict[str, Any] = {"space": {LR: {"grid": [1e-3]}}, "seeds": 1}
     sweep.run(**settings)
-    with pytest.raises(ConfigError, match=rf"--resume: {message} since the study began"):
+    with pytest.raises(ConfigError, match=rf"^{message} since the study began"):
         sweep.run(resume=True, **{**settings, **changed})
+
+
+def test_the_two_best_settings_get_more_seeds(sweep: Any) -> None:
+    space = {LR: {"grid": [1e-3, 1e-2, 1e-4, 1e-1]}}
+    sweep.run(space=space)
+    assert sweep.run(resume=True, space=space, more_seeds=2)[-1] == f"best: trial 1, top1 10.015 [{LR}=0.01]"
+    assert sweep.ledger()[8:] == [(f"{number:04d}/seed_{seed}", 0, 4) for number in (0, 1) for seed in (2, 3)]
+    assert {n: [run.seed for run in runs] for n, runs in sweep.result.compared().items()} == {
+        **{0: [0, 1, 2, 3], 1: [0, 1, 2, 3]},
+        **{2: [0, 1], 3: [0, 1]},
+    }
+    sweep.run(resume=True, space=space)
+    assert len(sweep.ledger()) == 12
+
+
+def test_more_seeds_go_to_both_although_one_has_some() -> None:
+    def run(number: int, seed: int, score: float) -> TrialResult:
+        return TrialResult(number, {}, seed, "finished", score=score)
+
+    trials = (run(0, 0, 1.0), run(0, 1, 1.0), run(0, 2, 1.0), run(1, 0, 9.0), run(1, 7, 9.0), run(2, 0, 8.0))
+    study = made_study(Path(), trials=trials)
+    assert further_seeds(study, 1) == {1: [1], 2: [1, 7]}
+    assert further_seeds(replace(study, objective=Objective("val_loss", "minimize")), 2) == {0: [3, 4], 2: [1, 2, 3, 4]}
+    with pytest.raises(ConfigError, match="no setting is finished"):
+        further_seeds(replace(study, trials=()), 1)
+
+
+def test_two_studies_in_one_folder_are_refused(sweep: Any, tmp_path: Path) -> None:
+    sweep.run(seeds=1)
+    other = tmp_path / "other.py"
+    other.write_text((tmp_path / "rates.py").read_text())
+    for storage in ("", f"storage = 'sqlite:///{tmp_path / 'shared.db'}'"):
+        other.write_text(f"{(tmp_path / 'rates.py').read_text()}\n{storage}")
+        with pytest.raises(ConfigError, match="holds the study 'rates': give another --work-dir"):
+            StudyStorage(read_study_file(other), sweep.work_dir, resume=True)
+
+
+def test_a_study_file_with_more_seeds_trains_those_alone(sweep: Any) -> None:
+    sweep.run(seeds=1)
+    sweep.run(resume=True, seeds=3)
+    assert sweep.ledger()[3:] == [(f"{number:04d}/seed_{seed}", 0, 4) for number in range(3) for seed in (1, 2)]
+    sweep.run(resume=True, seeds=[1])
+    assert len(sweep.ledger()) == 9
+    assert {len(runs) for runs in sweep.result.compared().values()} == {3}  # what is finished counts
+
+
+def test_seeds_that_are_added_to_rungs_are_trained_at_full_length(sweep: Any) -> None:
+    settings: dict[str, Any] = {"space": {LR: {"grid": [1e-3, 1e-2]}}, "rungs": {"lengths": (1, 2, 4), "keep": 0.5}}
+    sweep.run(**settings, seeds=1)
+    before = len(sweep.ledger())
+    sweep.run(**settings, seeds=2, resume=True)
+    assert sweep.ledger()[before:] == [("0001/seed_1_rung_2", 0, 4)]
+    assert [(one.number, one.seed, one.state) for one in sweep.result.trials] == [
+        *((0, 0, "pruned"), (1, 0, "finished"), (1, 1, "finished"))
+    ]
+    settings["rungs"] = {"lengths": (2, 4), "keep": 0.5, "decay": 0.25}
+    sweep.work_dir = sweep.folder / "trunk"
+    sweep.run(**settings, seeds=1)
+    before = len(sweep.ledger())
+    sweep.run(**settings, seeds=2, resume=True)
+    ends = [(name, last) for name, _, last in sweep.ledger()[before:]]
+    assert ends[-1] == ("0001/seed_1_rung_1", 4)
+    assert {name for name, _ in ends[:-1]} == {"0001/seed_1_trunk"}
+
+
+def test_an_added_seed_that_runs_hides_nothing_but_one_that_fails_does(sweep: Any) -> None:
+    sweep.run(seeds=1, space={LR: {"grid": [1e-2]}})
+    place = sweep.work_dir / "trials/0000/seed_1"
+    declared = read_study_file(write_study(sweep.folder, seeds=2, space={LR: {"grid": [1e-2]}}))
+    StudyStorage(declared, sweep.work_dir, resume=True)
+    for state, compared in (("running", {0}), ("failed", set())):
+        write_json(place / "run.json", {"number": 0, "seed": 1, "rung": 0, "trunk": False, "state": state})
+        assert set(sweep.result.compared()) == compared
+
+
+def test_trainings_that_failed_are_tried_again_where_that_is_asked(sweep: Any) -> None:
+    settings: dict[str, Any] = {"space": {LR: {"grid": [7, 1e-2]}}, "seeds": 1}
+    sweep.run(**settings)
+    sweep.run(resume=True, **settings)
+    assert [name for name, *_ in sweep.ledger()] == ["0000/seed_0", "0001/seed_0"]
+    sweep.run(resume=True, retry=True, **settings)
+    assert [name for name, *_ in sweep.ledger()] == ["0000/seed_0", "0001/seed_0", "0000/seed_0"]
 
 
 def test_a_killed_controller_loses_nothing(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> None:

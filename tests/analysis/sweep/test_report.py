@@ -17,7 +17,6 @@ import pytest
 from matplotlib import pyplot
 
 from analysis.sweep.report import find_answers, render_study, write_study_report
-from analysis.sweep.report.findings import compared_trials
 from analysis.sweep.report.page import ready_command, trial_table
 from analysis.sweep.results import Objective, StudyResult
 from analysis.sweep.run import report_study
@@ -47,7 +46,7 @@ def test_the_first_lines_are_the_answer_and_how_sure_it_is(page: str) -> None:
     assert "lr=0.001, size=512 scores best: mean of 3 seeds, 95 % interval" in lead
     assert "Not resolved: " in lead
     assert "may be the best" in lead
-    assert "more seeds of both would tell the two apart" in lead
+    assert "more seeds of both (--more-seeds) would tell the two apart" in lead
     assert "The best rate follows the surge law" in lead
     assert "89 of 90 trainings ended, 3 failed" in lead
     assert "width=device-width" in page
@@ -76,7 +75,7 @@ def test_the_files_for_programs_hold_the_same(study: StudyResult, page: str) -> 
     data = json.loads((study.folder / "report/study.json").read_text())
     ranked = data["findings"]["ranking"]["settings"]
     assert ranked[0]["name"] == "22"
-    assert len(ranked) == len(compared_trials(study)) == 28  # one setting failed, one is interrupted
+    assert len(ranked) == len(study.compared()) == 28  # one setting failed, one is interrupted
     rows = list(csv.DictReader(io.StringIO((study.folder / "report/trials.csv").read_text())))
     assert len(rows) == len(study.trials) == 90
     assert rows[0]["reason"] == "step 12 was not finite: the loss & the gradients"

@@ -28,6 +28,7 @@ def leave_training(folder: Path, scores: list[float], gpu_utilisation: float | N
     lines: list[dict[str, Any]] = []
     for epoch, top1 in enumerate(scores, 1):
         lines.append({"lr": 0.1, "loss": 1.0, "time": 9.0 if epoch == 1 else 0.5, "step": 2 * epoch})
+        lines[-1]["data_time"] = 0.1
         lines[-1] |= {} if gpu_utilisation is None else {"gpu_utilisation": gpu_utilisation}
         lines.append({"top1": top1, "step": epoch})
     file = folder / "first/vis_data/scalars.json"
@@ -74,7 +75,7 @@ def test_every_training_is_read(folder: Path) -> None:
         *[(2, 0, "failed", None, 0), (2, 1, "waiting", None, 0)],  # the fourth trial was given up: nothing was started
     ]
     assert list(result.by_number()) == [0, 1, 2]
-    assert list(result.complete()) == [0]
+    assert list(result.compared()) == [0]
 
 
 def test_a_training_in_figures(folder: Path) -> None:
@@ -85,6 +86,7 @@ def test_a_training_in_figures(folder: Path) -> None:
     assert (one.unit, one.hours, one.gpu_hours) == ("epoch", 1.0, 2.0)  # of both rungs
     assert (one.steps_per_second, one.images_per_second) == (2.0, 32.0)  # the slow first line does not count
     assert (one.peak_memory_bytes, one.utilisation, one.parameters) == (300, 0.75, 100)
+    assert one.data_wait == pytest.approx(0.2)
     assert one.work_dir == trial_folder(folder, 0) / "seed_1_rung_1"
     assert failed.reason == "loss is nan at step 4"
     assert failed.utilisation is None

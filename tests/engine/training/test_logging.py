@@ -11,7 +11,7 @@ import pytest
 from mmengine.logging import MessageHub
 from mmengine.registry import LOG_PROCESSORS
 
-from engine.training.logging import TolerantFileHandler, run_places, set_up_handlers
+from engine.training.logging import TolerantFileHandler, gpu_utilisation, run_places, set_up_handlers
 
 
 def built(console: io.StringIO, file: Path | str) -> logging.Logger:
@@ -76,3 +76,26 @@ def test_each_validation_shows_its_own_loss() -> None:
     assert (tag["val_loss"], tag["time"]) == (2.0, 3.0)
     assert "val_loss: 2.0000" in line
     assert processor.mean_pattern.match("loss")
+
+
+@pytest.mark.parametrize("answer, logged", [(87, 0.87), (RuntimeError("no driver"), None)])
+def test_steps_on_a_gpu_show_its_utilisation(
+    monkeypatch: pytest.MonkeyPatch, answer: int | Exception, logged: float | None
+) -> None:
+    def utilization() -> int:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr("torch.cuda.utilization", utilization)
+    assert gpu_utilisation() is None  # without a GPU nobody is asked
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    processor = LOG_PROCESSORS.build({"type": "ScoreLogProcessor", "by_epoch": False})
+    monkeypatch.setattr(processor, "_get_max_memory", lambda runner: 0)
+    hub = MessageHub(f"utilisation {answer}")
+    for name in ("lr", "time", "data_time"):
+        hub.update_scalar(f"train/{name}", 0.5)
+    runner = SimpleNamespace(message_hub=hub, iter=9, max_iters=20, _train_loop=None)
+    tag, line = processor.get_log_after_iter(runner, 9, "train")
+    assert tag.get("gpu_utilisation") == logged
+    assert ("gpu_utilisation: 0.8700" in line) == (logged is not None)
