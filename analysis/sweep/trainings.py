@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -212,7 +213,8 @@ def judge(training: Training, code: int | None) -> tuple[str, str]:
         return "finished", ""
     reason = "ended without an exit code" if code is None else "ended as hanging"
     if code not in (None, EXIT_HUNG):
-        reason = f"ended by signal {-code if code < 0 else code - 128}"
+        number = -code if code < 0 else code - 128
+        reason = f"ended by {signal.Signals(number).name if number in list(signal.Signals) else f'signal {number}'}"
     kills = 1 + sum(bool(one.get("killed")) for one in training.record.get("starts", []))
     return ("failed" if kills > MAX_KILLS else "interrupted"), reason
 

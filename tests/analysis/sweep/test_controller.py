@@ -52,7 +52,7 @@ def test_ends_of_all_kinds(sweep: Any, capsys: Any) -> None:
         ("0001/seed_0", 1, 4),
         ("0002/seed_0", 0, 4),
     ]
-    assert "trial 1, seed 0: interrupted (ended by signal 9)" in capsys.readouterr().out
+    assert "trial 1, seed 0: interrupted (ended by SIGKILL)" in capsys.readouterr().out
 
 
 def test_bad_input_of_a_training_stops_the_study(sweep: Any) -> None:
@@ -253,7 +253,7 @@ def test_a_training_that_is_killed_again_and_again_fails(sweep: Any, monkeypatch
     monkeypatch.setattr("analysis.sweep.controller.command_of", lambda *args: list(kill))
     sweep.run(space={LR: {"grid": [1e-2]}}, seeds=1)
     (one,) = sweep.result.trials
-    assert (one.state, one.reason) == ("failed", "ended by signal 9")
+    assert (one.state, one.reason) == ("failed", "ended by SIGKILL")
     assert len(read_json(one.work_dir / "run.json")["starts"]) == 4
 
 
@@ -286,6 +286,11 @@ def test_gpus_are_shared_out(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     assert set(devices) == {"0,1", "2,3"}
     with pytest.raises(ConfigError, match="this machine has 4 GPUs"):
         sweep.run(resume=True, jobs=3, gpus_per_trial=2)
+
+
+@pytest.mark.parametrize("code, said", [(-9, "SIGKILL"), (143, "SIGTERM"), (255, "signal 127"), (124, "as hanging")])
+def test_a_training_that_was_killed_says_by_what(tmp_path: Path, code: int, said: str) -> None:
+    assert judge(Training(0, 0, 0, tmp_path, DIGITS, {}), code)[1].endswith(said)
 
 
 @pytest.mark.parametrize("outcome, state", [("finished", "finished"), ("running", "interrupted")])

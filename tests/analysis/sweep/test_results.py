@@ -92,6 +92,13 @@ def test_a_training_in_figures(folder: Path) -> None:
     assert failed.utilisation is None
 
 
+def test_a_branch_counts_and_not_the_trunk_that_it_is_from(folder: Path) -> None:
+    trunk = trial_folder(folder, 0) / "seed_0_trunk"
+    leave_training(trunk, [90.0, 91.0], seed=0, rung=1, trunk=True, state="finished")
+    one = read_study(folder).trials[0]
+    assert (one.score, one.work_dir.name, one.hours) == (50.0, "seed_0_rung_1", 1.5)
+
+
 def test_the_last_value_counts_or_the_best_one() -> None:
     points = [(1, 3.0), (2, 1.0), (3, 2.0)]
     assert Objective("top1", "maximize").score(points) == 2.0

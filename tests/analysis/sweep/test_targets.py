@@ -45,6 +45,11 @@ def test_a_median_is_known_if_most_seeds_reached_it(reached: tuple[bool, ...], k
     assert setting_time([]).at is None
 
 
+def test_a_seed_that_did_not_reach_it_counts_as_slower_than_all_others() -> None:
+    times = [time_to_target(one, UP, 60) for one in (trial(1, 2, 60), trial(1, 2, 3, 60), trial(1, 2))]
+    assert setting_time([one for one in times if one is not None]).at == 4
+
+
 def test_half_of_the_trainings_reach_the_common_target() -> None:
     trials = [trial(score) for score in (1.0, 2.0, 3.0, 4.0)] + [trial()]
     assert common_target(trials, UP) == 2
