@@ -189,7 +189,8 @@ class LaunchAgent(LocalElasticAgent):
         if self._signals and -code in FORWARDED_SIGNALS.values():
             exit_code = EXIT_INTERRUPTED if -code == signal.SIGINT else EXIT_SAVED
             name = signal.Signals(-code).name
-            return JobEnd(f"stopped by {name} before anything was there to save: start again", exit_code, retry=False)
+            how = f"stopped by {name} before anything more was saved: start again; what was saved so far is kept"
+            return JobEnd(how, exit_code, retry=False)
         return _rank_failure(rank, code, reports[rank][0], folders[rank])
 
     def _hang(self, codes: dict[int, int | None], now: float) -> JobEnd | None:
