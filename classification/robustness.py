@@ -24,6 +24,7 @@ from classification.decode import read_rgb
 from classification.metric import TOP
 
 WORST = 6  # images that are kept of each set
+_REAL_FILE, _REAL_IMAGES = "imagenet_real_labels.json", 50_000
 _REAL_NAME = "ILSVRC2012_val_{:08d}.JPEG"
 
 
@@ -127,7 +128,8 @@ class RobustnessMetric(BaseMetric):
                     "confidence": one.confidence,
                 }
                 for one in worst
-            ]
+            ],
+            "worst_by": "mistakes of the greatest confidence",
         }
         if self.keep_confidences:
             self.details["confidences"] = [round(one.confidence, 6) for one in labelled]
@@ -182,7 +184,9 @@ class CueConflictMetric(BaseMetric):
 
 @cache
 def _real_label_lists() -> list[list[int]]:
-    lists: list[list[int]] = json.loads(timm_info("imagenet_real_labels.json"))
+    lists: list[list[int]] = json.loads(timm_info(_REAL_FILE))
+    if len(lists) != _REAL_IMAGES:
+        raise DataError(f"{_REAL_FILE} of timm has labels of {len(lists):,} images, not {_REAL_IMAGES:,}: install timm")
     return lists
 
 
@@ -195,7 +199,7 @@ def real_labels(name: str) -> list[int]:
         name: File name, ``ILSVRC2012_val_00000001.JPEG``.
 
     Raises:
-        DataError: If it is no such name.
+        DataError: If it is no such name, or timm's list is incomplete.
     """
     lists, number = _real_label_lists(), name[len("ILSVRC2012_val_") :].split(".")[0]
     if not (number.isdigit() and 0 < int(number) <= len(lists) and name == _REAL_NAME.format(int(number))):

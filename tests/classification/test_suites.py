@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from classification.suites import (
 )
 from engine.config.load import load_config
 from engine.config.world import Launch
+from tests.classification.objectnet import objectnet_mappings
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = imagenet_names()
@@ -200,31 +200,11 @@ def test_severities_of_c_bar_are_found_by_number_or_value(tmp_path: Path) -> Non
     assert [severity_folder(tmp_path / "downloaded", i + 1, values[i]) for i in (0, 1)] == ["1", "2"]
 
 
-def mappings(folder: Path, overlap: int) -> Path:
-    """Class mappings of ObjectNet with that many overlapping classes, ImageNet's ids being shuffled."""
-    ids = np.random.default_rng(0).permutation(1000).tolist()
-    lines = [""] * 1000
-    for index, number in enumerate(ids):
-        lines[number] = f"name {index}"
-    objects = {f"Object {i}": f"name {i}" for i in range(overlap)}
-    objects["Object 0"] = "name 0; name 500"
-    content = {
-        "folder_to_objectnet_label": {f"object_{i}": f"Object {i}" for i in range(313)},
-        "objectnet_to_imagenet_1k": objects,
-        "pytorch_to_imagenet_2012_id": {str(index): number for index, number in enumerate(ids)},
-    }
-    (folder / "mappings").mkdir(parents=True)
-    for name, value in content.items():
-        (folder / f"mappings/{name}.json").write_text(json.dumps(value))
-    (folder / "mappings/imagenet_to_label_2012_v2").write_text("\n".join(lines))
-    return folder
-
-
-def test_the_overlap_of_objectnet_is_read_from_its_mappings(tmp_path: Path) -> None:
-    found = objectnet_overlap(mappings(tmp_path / "whole", 113))
+def test_the_overlap_of_objectnet_is_read_from_its_objectnet_mappings(tmp_path: Path) -> None:
+    found = objectnet_overlap(objectnet_mappings(tmp_path / "whole", 113))
     assert (len(found), found["object_0"], found["object_7"]) == (113, [0, 500], [7])
     with pytest.raises(DataError, match="112 classes overlap with ImageNet, 113 are expected"):
-        objectnet_overlap(mappings(tmp_path / "less", 112))
+        objectnet_overlap(objectnet_mappings(tmp_path / "less", 112))
     with pytest.raises(DataError, match="the class mappings cannot be read: FileNotFoundError"):
         objectnet_overlap(tmp_path)
 

@@ -13,9 +13,12 @@ import torch
 from mmengine.registry import MODELS
 from PIL import Image
 
+from analysis.robustness.corruptions import corrupt, image_seed
 from analysis.robustness.scores import ALEXNET_ERRORS
 from classification.data import CenterCrop
+from classification.robustness import BorderlessTransform
 from classification.suites import CORRUPTIONS_OF_C, VALUES_OF_C_BAR, imagenet_names, subset
+from tests.classification.objectnet import objectnet_mappings
 
 ROOT = Path(__file__).resolve().parents[3]
 NAMES = imagenet_names()
@@ -53,6 +56,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         picture(folder / "imagenet/val" / NAMES[index % 3] / f"ILSVRC2012_val_{index + 2:08d}.JPEG", index)
     for seed, index in enumerate(subset("a")[:4]):
         picture(folder / "suites/imagenet-a" / NAMES[index] / "a.png", 10 + seed)
+    for seed, index in enumerate(subset("r")[:3]):
+        picture(folder / "suites/imagenet-r" / NAMES[index] / "a.png", 40 + seed)
+    for seed, index in enumerate((2, 999)):
+        picture(folder / "suites/sketch" / NAMES[index] / "a.png", 50 + seed)
+    objectnet = objectnet_mappings(folder / "suites/objectnet-1.0", 113)
+    for seed, name in enumerate(("object_0", "object_7", "object_300")):  # the last one has no class of ImageNet
+        picture(objectnet / "images" / name / "a.png", 60 + seed)
     for seed, name in enumerate(("2", "10", "100")):
         picture(folder / "suites/imagenetv2-matched-frequency-format-val" / name / "a.png", 20 + seed)
     for corruption in CORRUPTIONS_OF_C:
@@ -77,6 +87,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def teach(model: Any, folder: Path) -> None:
     """Give the head weights by which the logits of some images are what is wanted of each."""
     one, two, three = subset("a")[:3]
+    first, second, third = subset("r")[:3]
+    not_r = next(index for index in subset("a") if index not in subset("r"))
     suites, outside = folder / "suites", next(index for index in range(1000) if index not in subset("a"))
     v2 = suites / "imagenetv2-matched-frequency-format-val"
     wanted: list[tuple[Path, float, dict[int, float]]] = [
@@ -87,13 +99,27 @@ def teach(model: Any, folder: Path) -> None:
         (v2 / "2/a.png", 0.875, {2: 1}),
         (v2 / "10/a.png", 0.875, {3: 1}),  # what text order would take for right
         (v2 / "100/a.png", 0.875, {100: 1}),
+        (suites / "imagenet-r" / NAMES[first] / "a.png", 0.875, {first: 1, not_r: 2}),  # right among the subset alone
+        (suites / "imagenet-r" / NAMES[second] / "a.png", 0.875, {second: 1}),
+        (suites / "imagenet-r" / NAMES[third] / "a.png", 0.875, {first: 1}),
+        (suites / "sketch" / NAMES[2] / "a.png", 0.875, {2: 1}),
+        (suites / "sketch" / NAMES[999] / "a.png", 0.875, {998: 1}),
     ]
-    features, targets = [], torch.zeros(len(wanted), 1000)
-    for row, (image, crop_ratio, values) in enumerate(wanted):
-        features.append(model.backbone(inputs(model, image, crop_ratio))[0])
+    taught = [(CenterCrop(SIZE, crop_ratio)(str(image)), values) for image, crop_ratio, values in wanted]
+    taught += [(without_border(suites, "object_0"), {500: 1}), (without_border(suites, "object_7"), {8: 1})]
+    features, targets = [], torch.zeros(len(taught), 1000)
+    for row, (pixels, values) in enumerate(taught):
+        features.append(model.backbone(normalised(model, pixels))[0])
         for index, value in values.items():
             targets[row, index] = value
     model.head.weight.copy_((torch.linalg.pinv(torch.stack(features)) @ targets).T)
+
+
+def without_border(suites: Path, name: str) -> torch.Tensor:
+    """Pixels of an image of ObjectNet, uint8 (3, 32, 32)."""
+    path = str(suites / "objectnet-1.0/images" / name / "a.png")
+    pixels: torch.Tensor = BorderlessTransform(SIZE, 0.875, 2)({"img_path": path})["inputs"]
+    return pixels
 
 
 def network(folder: Path) -> Any:
@@ -107,17 +133,21 @@ def network(folder: Path) -> Any:
     return model.eval()
 
 
-def inputs(model: Any, image: Path, crop_ratio: float) -> torch.Tensor:
-    """Normalised pixels of an image, (1, 3, 32, 32), by timm's transform."""
-    pixels = CenterCrop(SIZE, crop_ratio)(str(image))[None]
-    return model.data_preprocessor({"inputs": pixels, "label": torch.zeros(1), "img_path": [""]})["inputs"]
+def normalised(model: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """Pixels, uint8 (3, 32, 32), as the network gets them, (1, 3, 32, 32)."""
+    return model.data_preprocessor({"inputs": pixels[None], "label": torch.zeros(1), "img_path": [""]})["inputs"]
 
 
 @torch.no_grad()
+def logits_of(folder: Path, pixels: torch.Tensor) -> np.ndarray:
+    """Logits of pixels, uint8 (3, 32, 32), by the model alone."""
+    model = network(folder)
+    return model(normalised(model, pixels))[0].numpy()
+
+
 def logits(folder: Path, image: Path, crop_ratio: float) -> np.ndarray:
     """Logits of an image, by timm's transform and the model alone."""
-    model = network(folder)
-    return model(inputs(model, image, crop_ratio))[0].numpy()
+    return logits_of(folder, CenterCrop(SIZE, crop_ratio)(str(image)))
 
 
 Evaluate = Callable[..., tuple[Any, dict[str, Any]]]
@@ -138,45 +168,58 @@ def evaluate(made: Path, tool: Any) -> Evaluate:
 
 @pytest.fixture(scope="module")
 def first(evaluate: Evaluate) -> tuple[Any, dict[str, Any]]:
-    suites = ("clean", "c", "cbar", "a", "v2", "real", "sketch", "resolution")
+    suites = ("clean", "c", "cbar", "a", "r", "sketch", "v2", "real", "objectnet", "shape", "resolution")
     return evaluate("--suites", *suites, "--no-data-check")
 
 
 def test_all_suites_that_are_there_have_a_score(first: tuple[Any, dict[str, Any]], made: Path) -> None:
     done, content = first
     assert done.code == 0, done.err
-    assert set(content["suites"]) == {"clean", "c", "cbar", "a", "v2", "real", "resolution"}
-    assert len(content["sets"]) == 1 + 75 + 50 + 1 + 1 + 1 + 2
+    public = ("c", "cbar", "a", "r", "sketch", "v2", "objectnet")
+    assert set(content["suites"]) == {*public, "clean", "real", "resolution"}
+    assert len(content["sets"]) == 1 + 75 + 50 + 6 + 2
     kinds = {name: one["kind"] for name, one in content["suites"].items()}
     assert kinds == {
-        **dict.fromkeys(("c", "cbar", "a", "v2"), "released"),
+        **dict.fromkeys(public, "released"),
         **dict.fromkeys(("clean", "real", "resolution"), "test data"),
     }
     (absent,) = content["absent"]
-    assert absent.startswith("sketch: ImageNet-Sketch is not in ")
-    assert "suites/sketch'; get it from HaohanWang/ImageNet-Sketch" in absent
+    assert absent.startswith("shape: Cue conflict (shape against texture) is not in ")
+    assert "suites/style-transfer-preprocessed-512'; get it from rgeirhos/texture-vs-shape" in absent
     assert f"absent: {absent}" in done.out
     assert "data check: a: " in done.out
     captions = [one["caption"] for one in content["worst"] if one["caption"].startswith("a: ")]
     assert any(f"a: a.png, {NAMES[subset('a')[2]]}, said {NAMES[subset('a')[0]]} (" in one for one in captions)
     page = (made / "run/robustness/report.html").read_text()
-    words = ("ImageNet-C (released)", "severity (0: clean)", "glass_blur", "absent: sketch", "<figure>", "incomplete")
+    words = ("ImageNet-C (released)", "severity (0: clean)", "glass_blur", "absent: shape", "<figure>", "incomplete")
     for one in words:
         assert one in page
     table = done.out[done.out.rindex("this checkpoint") :]
     assert table.count("\n") >= 1
 
 
-def test_a_subset_is_scored_over_its_own_logits(first: tuple[Any, dict[str, Any]], made: Path) -> None:
-    classes, right, right_of_all = subset("a"), 0, 0
-    for index in classes[:4]:
-        scores = logits(made, made / "suites/imagenet-a" / NAMES[index] / "a.png", 0.875)
+@pytest.mark.parametrize(("name", "images"), [("a", 4), ("r", 3)])
+def test_a_subset_is_scored_over_its_own_logits(
+    name: str, images: int, first: tuple[Any, dict[str, Any]], made: Path
+) -> None:
+    classes, right, right_of_all = subset(name), 0, 0
+    for index in classes[:images]:
+        scores = logits(made, made / f"suites/imagenet-{name}" / NAMES[index] / "a.png", 0.875)
         right += classes[int(np.argmax(scores[classes]))] == index
         right_of_all += int(np.argmax(scores)) == index
     assert right >= 2
     assert right_of_all == right - 1
-    assert first[1]["suites"]["a"]["scores"]["top1"] == 100 * right / 4
-    assert first[1]["suites"]["a"]["scores"]["images"] == 4
+    found = first[1]["suites"][name]["scores"]
+    assert (found["top1"], found["images"]) == (pytest.approx(100 * right / images), images)
+
+
+def test_sketch_and_objectnet_are_scored_by_their_labels(first: tuple[Any, dict[str, Any]], made: Path) -> None:
+    assert first[1]["suites"]["sketch"]["scores"]["top1"] == 50
+    said = [int(np.argmax(logits_of(made, without_border(made / "suites", name)))) for name in ("object_0", "object_7")]
+    assert said == [500, 8]  # one of the two classes of the first folder, none of the other's
+    found = first[1]["suites"]["objectnet"]["scores"]
+    assert (found["images"], found["top1"]) == (2, 50)
+    assert found["top1_of_all"] == pytest.approx(100 / 3)
 
 
 def test_images_of_c_are_scored_as_they_are(first: tuple[Any, dict[str, Any]], made: Path) -> None:
@@ -249,6 +292,40 @@ def test_a_suite_needs_no_validation_images(evaluate: Evaluate, made: Path) -> N
     done, _ = evaluate("--suites", "clean", "--cfg-options", "data_root=nowhere", work="without")
     assert done.code == 2
     assert "test data: 'nowhere' does not exist" in done.err
+
+
+def test_averaged_weights_on_crops_and_on_corruptions_as_the_authors_made_them(made: Path, tool: Any) -> None:
+    torch.manual_seed(1)
+    averaged = network(made / "no weights")
+    torch.nn.init.normal_(averaged.head.weight)
+    weights = torch.load(made / "tiny.pth")
+    torch.save({**weights, "ema_state_dict": averaged.state_dict()}, made / "with_average.pth")
+    how = ("--ema", "--protocol", "authors", "crop", "--suites", "clean", "c", "--data", made / "nowhere")
+    settings = ("test_pipeline.0.crop_ratio=1.0", "val_dataloader.dataset.indices=1")
+    options = ("--work-dir", made / "averaged", "--no-data-check", "--cfg-options", *settings)
+    done = tool("robustness.py", made / "tiny.py", made / "with_average.pth", *how, *options)
+    assert done.code == 0, done.err
+    kept = made / "averaged/robustness_ema/sets"
+    image = f"val/{NAMES[0]}/ILSVRC2012_val_00000002.JPEG"
+    cropped = CenterCrop(SIZE, 0.875)(str(made / "imagenet" / image))
+    photograph = CenterCrop(224, 0.875)(str(made / "imagenet" / image)).permute(1, 2, 0).numpy()
+    for name, pixels in {
+        "clean": cropped,
+        "c/snow/4": warped_corruption(photograph, "snow", 4, image),
+        "c/gaussian_noise/1": warped_corruption(photograph, "gaussian_noise", 1, image),
+    }.items():
+        with torch.no_grad():
+            expected = averaged(normalised(averaged, pixels))[0].softmax(0)
+        (worst,) = json.loads((kept / f"{name}.json").read_text())["details"]["worst"]
+        assert worst["predicted"] == int(expected.argmax()) != 0
+        assert worst["confidence"] == pytest.approx(float(expected.max()), rel=1e-4)
+
+
+def warped_corruption(photograph: np.ndarray, name: str, severity: int, image: str) -> torch.Tensor:
+    """A corruption of 224 x 224 pixels in the size of the network's input, uint8 (3, 32, 32)."""
+    pixels = corrupt(photograph, name, severity, image_seed(image, name, severity))
+    small = Image.fromarray(pixels).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.asarray(small).copy()).permute(2, 0, 1)
 
 
 @pytest.mark.parametrize(
