@@ -20,8 +20,13 @@ from backbones.errors import ConfigError
 from detection.annotations import add_categories, category_ids, fill_areas, read_annotations
 from detection.data import CompletedCOCO
 from detection.masks import to_rle
+from detection.mistakes import MISTAKE_IOU, MISTAKE_SCORE, count_mistakes
 
 IOU_TYPES = ("bbox", "segm")
+WORST_BY = (
+    f"most objects without a detection of their class (box IoU {MISTAKE_IOU}, score {MISTAKE_SCORE}) and detections "
+    "without an object"
+)
 COCO_STATS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
 
 
@@ -72,6 +77,9 @@ class FastCocoMetric(BaseMetric):
     Attributes:
         class_scores: ``bbox_mAP``, ``bbox_mAP_50``, ``segm_mAP``... in [0, 1] and number of ``objects`` of each class,
             ``None`` for a class without objects; of the last evaluation, in the main process.
+        worst_kept: Number of images with the most mistakes that ``details`` lists; it is 0 unless it is set.
+        details: ``worst`` images by their index in the data set, and ``worst_by``, what is counted, of the last
+            evaluation with ``worst_kept``.
 
     Raises:
         ConfigError: If the metric is another, or ``segm`` is asked of a detector without masks.
@@ -84,6 +92,8 @@ class FastCocoMetric(BaseMetric):
         if not self.metrics or not set(self.metrics) <= set(IOU_TYPES):
             raise ConfigError(f"metric={metric}: any of {', '.join(IOU_TYPES)}")
         self.class_scores: dict[str, dict[str, float | int | None]] = {}
+        self.worst_kept = 0
+        self.details: dict[str, Any] = {}
         self._ground_truth: COCO | None = None
 
     @property
@@ -108,7 +118,22 @@ class FastCocoMetric(BaseMetric):
         for kind, stats in self.statistics(results).items():
             values = (round(float(value), 4) for value in stats[: len(COCO_STATS)])
             scores |= {f"{kind}_{name}": value for name, value in zip(COCO_STATS, values, strict=True)}
+        if self.worst_kept:
+            self.details = {"worst": self._worst(results), "worst_by": WORST_BY}
         return scores
+
+    def _worst(self, results: list[ImageDetections]) -> list[dict[str, Any]]:
+        """The images with the most mistakes, by their index, the worst one first."""
+        assert self._ground_truth is not None
+        ids = np.array(category_ids(self._ground_truth.dataset["categories"], self.dataset_meta["classes"]))
+        found = []
+        for index, image in enumerate(results):
+            annotations = self._ground_truth.imgToAnns.get(image.image_id, [])
+            objects = [one for one in annotations if one["category_id"] in ids]
+            missed, false = count_mistakes(image.boxes, image.scores, ids[image.labels], objects)
+            found.append((missed + false, index, f"{missed} missed, {false} false"))
+        worst = sorted(found, key=lambda one: (-one[0], one[1]))[: self.worst_kept]
+        return [{"index": index, "caption": caption} for _, index, caption in worst]
 
     def statistics(self, results: list[ImageDetections]) -> dict[str, np.ndarray]:
         """COCO's twelve statistics, unrounded, for ``bbox`` and ``segm``.

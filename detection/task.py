@@ -21,6 +21,7 @@ from backbones.errors import ConfigError
 from detection.annotations import names_in_file
 from detection.coco_metric import IOU_TYPES
 from detection.data import CocoInstances
+from detection.mistakes import MISTAKE_SCORE
 from detection.results import coco_results
 from engine.config.building import registered_class
 from engine.config.datasets import inner_datasets, is_wrapper, mappings
@@ -48,7 +49,6 @@ FROM_MODEL = "from_model"  # masks are loaded and padded if the model has a head
 # Parts of mmdet, besides those under the key mask_head, that give masks.
 MASKED = ("RTMDetIns", "MaskFormer", "Mask2Former", "PanopticFPN", "SOLO", "YOLACT", "CondInst")
 WITHOUT_MASKS = ("Mosaic", "MixUp")  # transforms of mmdet
-SCORE_THRESHOLD = 0.3  # of the detections that are drawn
 
 
 def _counted_shape(cfg: Config) -> Shape:
@@ -230,7 +230,7 @@ DETECTION = register_task(
             PolygonMasks: ("masks", "height", "width"),
             HorizontalBoxes: ("tensor",),
         },
-        draw_options={"pred_score_thr": SCORE_THRESHOLD},
+        draw_options={"pred_score_thr": MISTAKE_SCORE},
         scale_sample=_scale_sample,
         complete_config=_complete_config,
         data_classes=names_in_file,

@@ -86,8 +86,18 @@ def predict_evenly(model: nn.Module, loader: DataLoader, count: int) -> dict[int
         count: Number of images.
     """
     dataset: Any = loader.dataset
-    chosen = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int)).tolist()
-    return {index: predict(model, dataset[index], loader.collate_fn) for index in chosen}
+    return {index: predict(model, dataset[index], loader.collate_fn) for index in spread_evenly(len(dataset), count)}
+
+
+def spread_evenly(total: int, count: int) -> list[int]:
+    """Indices that are spread evenly over a data set, the first and the last among them.
+
+    Args:
+        total: Number of images of the data set.
+        count: Number of indices, if there are as many images.
+    """
+    chosen: list[int] = np.unique(np.linspace(0, total - 1, min(count, total)).astype(int)).tolist()
+    return chosen
 
 
 def write_pictures(

@@ -35,6 +35,7 @@ from engine.training.loaders import workers_ended
 from engine.training.runner import Runner
 
 SETS_FOLDER = "sets"
+MAX_WORST = 4  # images of a set that its pictures show
 FILE_KEYS = ("img_path", "seg_map_path")
 
 
@@ -226,6 +227,9 @@ class SetEvaluator:
         evaluator = Evaluator(copy.deepcopy(one.evaluator or self.cfg.test_evaluator))
         dataset: Any = loader.dataset
         evaluator.dataset_meta = dataset.metainfo
+        for metric in evaluator.metrics:
+            if hasattr(metric, "worst_kept"):  # one that can tell the worst images
+                metric.worst_kept = MAX_WORST
         device = next(self.model.parameters()).device.type
         with workers_ended([loader]), torch.autocast(device, enabled=self.half):
             for batch in loader:

@@ -12,15 +12,15 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from analysis.robustness.corrupt_step import CorruptImage
-from analysis.robustness.evaluation import SetEvaluator, SetResult
+from analysis.robustness.evaluation import MAX_WORST, SetEvaluator, SetResult
 from analysis.robustness.planning import CLEAN, PlannedSuite
 from engine.config.datasets import mappings
 from engine.report.run_dir import scaled
 from engine.task import ImageSet, TaskSpec
-from engine.visualize import draw_sample, predict_evenly
+from engine.visualize import draw_sample, predict, spread_evenly
 
 WORST_FOLDER = "worst"
-MAX_OF_SUITE = 4  # pictures
+SPREAD = "spread evenly over the set: its metric tells no worst images"
 
 
 def draw_worst(
@@ -30,7 +30,7 @@ def draw_worst(
     results: Mapping[str, SetResult],
     task: TaskSpec,
 ) -> list[dict[str, str]]:
-    """Draw examples of each suite, of a corrupted one those of its worst set.
+    """Draw the worst examples of each suite, of a corrupted one those of its worst set.
 
     Args:
         evaluator: Evaluator of the sets, with its folder; the pictures go to ``worst/``.
@@ -40,7 +40,7 @@ def draw_worst(
         task: The task.
 
     Returns:
-        ``file``, below the folder, and ``caption`` of each picture.
+        ``file``, below the folder, ``caption``, and ``chosen``, what it was chosen by, of each picture.
     """
     target = evaluator.folder / WORST_FOLDER
     target.mkdir(parents=True, exist_ok=True)
@@ -51,11 +51,15 @@ def draw_worst(
         worst = min(suite.sets, key=lambda one: _score(results[one.name], task))
         loader = evaluator.loader(worst)
         place = target / f"{len(pictures):02}_"
-        if found := results[worst.name].details.get("worst"):
+        details = results[worst.name].details
+        found, first = details.get("worst"), len(pictures)
+        if not task.robustness.error_of:
+            pictures += _predictions(place, worst, found, loader, evaluator, visualizer)
+        elif found:
             pictures += _mistakes(place, worst.name, loader.dataset, found, task)
-        elif not task.robustness.error_of:
-            pictures += _predictions(place, worst, loader, evaluator, visualizer)
-    return [{"file": f"{WORST_FOLDER}/{Path(one['file']).name}", "caption": one["caption"]} for one in pictures]
+        for one in pictures[first:]:
+            one["chosen"] = details.get("worst_by", SPREAD)
+    return [{**one, "file": f"{WORST_FOLDER}/{Path(one['file']).name}"} for one in pictures]
 
 
 def _score(result: SetResult, task: TaskSpec) -> float:
@@ -67,7 +71,7 @@ def _mistakes(
     place: Path, name: str, dataset: Any, found: Sequence[Mapping[str, Any]], task: TaskSpec
 ) -> list[dict[str, str]]:
     """The inputs of the network that a metric has listed, with true and predicted class."""
-    wanted = {one["image"]: one for one in found[:MAX_OF_SUITE]}
+    wanted = {one["image"]: one for one in found[:MAX_WORST]}
     index_of = {dataset.get_data_info(index)["img_path"]: index for index in range(len(dataset))}
     classes, pictures = dataset.metainfo["classes"], []
     for number, (path, one) in enumerate(wanted.items()):
@@ -81,15 +85,26 @@ def _mistakes(
 
 
 def _predictions(
-    place: Path, one: ImageSet, loader: DataLoader, evaluator: SetEvaluator, visualizer: Any
+    place: Path,
+    one: ImageSet,
+    found: Sequence[Mapping[str, Any]] | None,
+    loader: DataLoader,
+    evaluator: SetEvaluator,
+    visualizer: Any,
 ) -> list[dict[str, str]]:
-    """Truth and prediction on images spread evenly over a set."""
+    """Truth and prediction on the images that a metric has listed, else on some that are spread evenly over a set."""
     steps = [node for node in mappings(dict(one.dataset)) if node.get("type") == CorruptImage.__name__]
     settings = {key: value for key, value in steps[0].items() if key != "type"} if steps else None
+    dataset: Any = loader.dataset
+    captions = {entry["index"]: f", {entry['caption']}" for entry in found or ()}
+    indices = list(captions) if found is not None else spread_evenly(len(dataset), MAX_WORST)
     pictures = []
-    for index, sample in predict_evenly(evaluator.model, loader, MAX_OF_SUITE).items():
-        file = place.with_name(f"{place.name}{index:06d}.png")
+    for number, index in enumerate(indices):
+        sample = predict(evaluator.model, dataset[index], loader.collate_fn)
+        file = place.with_name(f"{place.name}{number}.png")
         change = partial(CorruptImage(**settings).as_rgb, path=sample.img_path) if settings else None
         draw_sample(evaluator.cfg, visualizer, sample, file, truth=True, change=change)
-        pictures.append({"file": str(file), "caption": f"{one.name}: {Path(sample.img_path).name}"})
+        pictures.append(
+            {"file": str(file), "caption": f"{one.name}: {Path(sample.img_path).name}{captions.get(index, '')}"}
+        )
     return pictures

@@ -137,7 +137,9 @@ def _calibration(scores: Mapping[str, Any]) -> str:
 
 def _worst(folder: Path, pictures: Sequence[Mapping[str, str]]) -> str:
     figures = "".join(f'<div class="card">{figure(folder / one["file"], one["caption"])}</div>' for one in pictures)
-    return f'<div class="gallery">{figures}</div>' if figures else ""
+    chosen = "; ".join(dict.fromkeys(one["chosen"] for one in pictures))
+    words = f"Of each suite, of a corrupted one of its worst set: {chosen}."
+    return f'{note(words)}<div class="gallery">{figures}</div>' if figures else ""
 
 
 def _measured(content: Mapping[str, Any]) -> str:

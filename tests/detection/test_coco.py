@@ -163,6 +163,42 @@ def test_fast_coco_metric_statistics_equal_pycocotools(annotations: Path, truth:
         assert numbers[kind].tolist() == pytest.approx(reference(truth, found, kind), abs=1e-6)
 
 
+def test_the_worst_images_have_the_most_missed_and_false_of_pycocotools(annotations: Path, truth: COCO) -> None:
+    found = detections(truth, 2.0)
+    metric = FastCocoMetric(str(annotations))
+    metric.dataset_meta, metric.worst_kept = {"classes": CLASSES}, 5
+    metric.process({}, samples(found))
+    metric.evaluate(len(found))
+    sure = {image: [one for one in ones if one["score"] >= 0.3] for image, ones in found.items()}
+    images = list(found)
+    mistakes = {image: [0, 0] for image in images}
+    for one in reference_matches(truth, sure):
+        ignored = np.asarray(one["gtIgnore"], bool)
+        mistakes[one["image_id"]][0] += int((~ignored & (one["gtMatches"][0] == 0)).sum())
+        mistakes[one["image_id"]][1] += int((~one["dtIgnore"][0] & (one["dtMatches"][0] == 0)).sum())
+    worst = metric.details["worst"]
+    assert [one["caption"] for one in worst] == [
+        "{} missed, {} false".format(*mistakes[images[one["index"]]]) for one in worst
+    ]
+    assert [sum(mistakes[images[one["index"]]]) for one in worst] == sorted(map(sum, mistakes.values()))[:-6:-1]
+    assert FastCocoMetric(str(annotations)).details == {}
+
+
+def reference_matches(truth: COCO, found: dict[int, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The matches of each image and category at box IoU 0.5."""
+    entries = [
+        {"image_id": image, "category_id": list(IDS.values())[one["label"]], "score": one["score"], "bbox": one["box"]}
+        for image, ones in found.items()
+        for one in ones
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(truth, truth.loadRes(entries), "bbox")
+        evaluation.params.catIds, evaluation.params.iouThrs = list(IDS.values()), np.array([0.5])
+        evaluation.params.areaRng = evaluation.params.areaRng[:1]
+        evaluation.evaluate()
+    return [one for one in evaluation.evalImgs if one is not None]
+
+
 def test_the_scores_of_a_class_are_those_of_an_evaluation_of_it_alone(annotations: Path, truth: COCO) -> None:
     found = detections(truth, 2.0)
     classes = ("owl", "hen", "cat", "newt")  # a category without an object

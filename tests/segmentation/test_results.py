@@ -63,6 +63,23 @@ def test_the_scores_are_those_of_mmseg_and_those_of_each_class_are_kept(settings
     assert ours.class_scores["car"]["IoU"] == (0.0 if "nan_to_num" in settings else None)
 
 
+def test_the_worst_images_are_those_of_the_lowest_iou_of_their_own_classes() -> None:
+    random, metric, ious = np.random.default_rng(0), ClassIoUMetric(), []
+    metric.dataset_meta, metric.worst_kept = {"classes": CLASSES}, 2
+    for wrong in (0.1, 0.6, 0.0, 0.3):
+        truth = random.integers(0, 3, (20, 30))
+        labels = np.where(random.random(truth.shape) < wrong, 2, truth)
+        truth[:4] = 255
+        metric.process({}, [sample("a.jpg", labels, truth)])
+        sure = truth != 255
+        each = [(sure & (truth == k) & (labels == k), sure & ((truth == k) | (labels == k))) for k in range(3)]
+        ious.append(np.mean([both.sum() / either.sum() for both, either in each]))
+    nothing = np.full((4, 4), 255)
+    metric.process({}, [sample("a.jpg", np.zeros((4, 4), np.int64), nothing)])
+    metric.evaluate(5)
+    assert metric.details["worst"] == [{"index": i, "caption": f"IoU {100 * ious[i]:.1f}"} for i in (1, 3)]
+
+
 @pytest.mark.parametrize("reduce, values", [(False, None), (True, None), (False, (0, 255, 38, 7))])
 def test_labels_are_stored_as_the_data_set_stores_them(
     reduce: bool, values: tuple[int, ...] | None, tmp_path: Path

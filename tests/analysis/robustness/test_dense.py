@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,9 @@ def test_a_dense_model_is_evaluated_under_corruption(config: str, digits: Path, 
     assert tuple(summaries["c"]["scores"]) == labels
     assert [row[0] for row in performance_rows(summaries["c"])] == ["", *labels]
     pictures = draw_worst(evaluator, visualizer, suites, results, task)
-    assert len(pictures) == 4
+    assert pictures
+    listed = results[min(results, key=lambda name: name == "clean")].details["worst"]
+    assert len(listed) == len(pictures) <= 4
     content: dict[str, Any] = {
         **{"checkpoint": "x", "network": "x", "averaged": False, "tta": False, "suites": summaries, "worst": pictures},
         **{"published": [], "absent": [], "notes": list(plan.notes), "table": [], "command": "x"},
@@ -59,6 +62,27 @@ def test_a_dense_model_is_evaluated_under_corruption(config: str, digits: Path, 
     page = write_robustness_report(tmp_path / "robustness", content, suites, results, task).read_text()
     for words in ("mPC", "rPC", "regenerated", "severity (0: clean)", "<figure>"):
         assert words in page
+
+
+def test_test_time_augmentation_gives_the_scores_of_the_test_program(digits: Path, tmp_path: Path, tool: Any) -> None:
+    config = ROOT / "configs/segmentation/upernet_digits.py"
+    options = {"data_root": str(digits / "ade"), "val_dataloader.num_workers": 0, "val_dataloader.dataset.indices": 2}
+    options |= {"model.backbone.depths": [1, 1, 1, 1], "model.backbone.dims": [8, 16, 24, 32]}
+    cfg = load_config(config, {**options, "work_dir": str(tmp_path)}, Launch(), training=False).cfg
+    torch.manual_seed(0)
+    _predictor(cfg, tmp_path)
+    settings = [f"{key}={value}".replace(" ", "") for key, value in options.items()]
+    common = (config, tmp_path / "a.pth", "--tta", "--work-dir", tmp_path, "--no-data-check")
+    done = tool("robustness.py", *common, "--suites", "clean", "--cfg-options", *settings)
+    assert done.code == 0, done.err
+    content = json.loads((tmp_path / "robustness_tta/robustness.json").read_text())
+    done = tool("test.py", *common, "--cfg-options", *settings)
+    assert done.code == 0, done.err
+    (file,) = tmp_path.rglob("test*.json")
+    tested = json.loads(file.read_text())
+    assert content["suites"]["clean"]["scores"]["mIoU"] == pytest.approx(tested["metrics"]["mIoU"])
+    assert content["worst"]
+    assert all("IoU" in one["caption"] for one in content["worst"])
 
 
 def _predictor(cfg: Any, folder: Path) -> tuple[Any, Any]:
