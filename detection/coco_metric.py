@@ -23,7 +23,7 @@ from detection.masks import to_rle
 from detection.mistakes import MISTAKE_IOU, MISTAKE_SCORE, count_mistakes
 
 IOU_TYPES = ("bbox", "segm")
-WORST_BY = (
+MOST_MISTAKES = (
     f"most objects without a detection of their class (box IoU {MISTAKE_IOU}, score {MISTAKE_SCORE}) and detections "
     "without an object"
 )
@@ -119,7 +119,7 @@ class FastCocoMetric(BaseMetric):
             values = (round(float(value), 4) for value in stats[: len(COCO_STATS)])
             scores |= {f"{kind}_{name}": value for name, value in zip(COCO_STATS, values, strict=True)}
         if self.worst_kept:
-            self.details = {"worst": self._worst(results), "worst_by": WORST_BY}
+            self.details = {"worst": self._worst(results), "worst_by": MOST_MISTAKES}
         return scores
 
     def _worst(self, results: list[ImageDetections]) -> list[dict[str, Any]]:

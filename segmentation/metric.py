@@ -9,7 +9,7 @@ import torch
 from mmseg.evaluation import IoUMetric
 from mmseg.registry import METRICS
 
-WORST_BY = "lowest mean IoU over the classes that the truth or the prediction of the image has"
+LOWEST_IOU = "lowest mean IoU over the classes that the truth or the prediction of the image has"
 
 
 @METRICS.register_module()
@@ -49,7 +49,7 @@ class ClassIoUMetric(IoUMetric):
         if self.format_only:
             return dict(super().compute_metrics(results))
         if self.worst_kept:
-            self.details = {"worst": _worst(results, self.worst_kept), "worst_by": WORST_BY}
+            self.details = {"worst": _worst(results, self.worst_kept), "worst_by": LOWEST_IOU}
         areas = [sum(parts) for parts in zip(*results, strict=True)]
         values = self.total_area_to_metrics(*areas, self.metrics, self.nan_to_num, self.beta)
         percents = {name: np.round(100 * value, 2) for name, value in values.items() if name != "aAcc"}
