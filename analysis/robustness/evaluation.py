@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from backbones.errors import UserError
+from engine.config.building import building
 from engine.config.datasets import inner_datasets
 from engine.config.fingerprint import make_fingerprint
 from engine.data.preflight import dataset_paths
@@ -182,7 +183,9 @@ class SetEvaluator:
         """Data loader of a set, with the settings of the test data's."""
         settings = copy.deepcopy(self.cfg.test_dataloader)
         settings.dataset = ConfigDict(copy.deepcopy(dict(one.dataset)))
-        with redirect_stdout(io.StringIO()):  # COCO's readers announce each of the many readings
+        place = "test_dataloader"
+        # COCO's readers announce each of the many readings.
+        with redirect_stdout(io.StringIO()), building({place: settings}, place):
             return Runner.build_dataloader(settings, seed=self.cfg.get("randomness", {}).get("seed") or 0)
 
     def _digest(self, one: ImageSet) -> str:
@@ -224,7 +227,9 @@ class SetEvaluator:
     def _evaluate(self, one: ImageSet, digest: str, advance: Callable[[float], None]) -> SetResult:
         started = time.monotonic()
         loader = self.loader(one)
-        evaluator = Evaluator(copy.deepcopy(one.evaluator or self.cfg.test_evaluator))
+        metrics_cfg, place = one.evaluator or self.cfg.test_evaluator, "test_evaluator"
+        with building({place: metrics_cfg}, place):
+            evaluator = Evaluator(copy.deepcopy(metrics_cfg))
         dataset: Any = loader.dataset
         evaluator.dataset_meta = dataset.metainfo
         for metric in evaluator.metrics:

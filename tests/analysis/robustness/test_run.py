@@ -337,6 +337,10 @@ def warped_corruption(photograph: np.ndarray, name: str, severity: int, image: s
         (("--suites", "a", "--protocol", "rotate"), "--protocol rotate: no suite that is evaluated has it; there are"),
         (("--suites", "a", "--protocol", "c=resize"), "--protocol c=resize: no suite that is evaluated has it"),
         (("--tta",), "--tta: the config has no tta_pipeline and tta_model"),
+        (
+            ("--no-data-check", "--cfg-options", "val_dataloader.dataset.indices=2"),
+            "config does not build: test_dataloader.dataset: FolderDataset has no argument 'indices'",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(evaluate: Evaluate, arguments: tuple[str, ...], message: str) -> None:
