@@ -11,6 +11,7 @@ TABLE = "2.8"
 PAPER_COLUMNS = ("clean", "c", "cbar", "a", "r", "sketch")
 TIMM_COLUMNS = ("clean", "a", "r", "sketch", "v2", "real")
 TIMM_SOURCE = "huggingface/pytorch-image-models aa4b585, results/results-*.csv"
+TIMM_CROPPED_SIDE = 384  # pixels from which a centre crop is another protocol than the paper's warp
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,13 @@ class PublishedRow:
 
 
 def _timm(network: str, side: int, trained: str, *values: float) -> PublishedRow:
-    label = f"timm's result, {network} trained on {trained}, {side}²"
+    how = ", --protocol crop" if side >= TIMM_CROPPED_SIDE else ""
+    label = f"expected (timm{how}), {network} trained on {trained}, {side}²"
     return PublishedRow(label, network, side, dict(zip(TIMM_COLUMNS, values, strict=True)))
 
 
-# Columns top1 of TIMM_SOURCE: clean, A, R, Sketch, V2, ReaL. At 384 by a centre crop (--protocol crop), where the paper
-# warped; a network's weights of ImageNet-22K at 384, else of ImageNet-1K.
+# Columns top1 of TIMM_SOURCE: clean, A, R, Sketch, V2, ReaL; a network's weights of ImageNet-22K at 384, else of
+# ImageNet-1K.
 TIMM_ROWS = (
     _timm("convnext_tiny", 224, "1K", 82.066, 24.107, 47.133, 33.825, 70.930, 87.309),
     _timm("convnext_small", 224, "1K", 83.144, 31.373, 49.540, 37.063, 72.300, 88.052),

@@ -1,4 +1,4 @@
-"""Scores of robustness: corruption errors, performance under corruption, calibration, shape bias."""
+"""Scores of robustness: corruption errors, performance under corruption, calibration."""
 
 from __future__ import annotations
 
@@ -179,16 +179,3 @@ def expected_calibration_error(bins: Sequence[CalibrationBin]) -> float:
     """
     total = sum(one.count for one in bins)
     return 100 * math.fsum(one.count * abs(one.confidence - one.accuracy) for one in bins) / total if total else 0.0
-
-
-def shape_bias(shape_hits: int, texture_hits: int) -> float | None:
-    """Percentage of decisions for the shape among those for shape or texture; ``None`` without any of them.
-
-    Geirhos et al., "ImageNet-trained CNNs are biased towards texture" (ICLR 2019), section 3.1.
-
-    Args:
-        shape_hits: Images of a cue conflict that were classified by their shape.
-        texture_hits: Images that were classified by their texture.
-    """
-    decided = shape_hits + texture_hits
-    return 100 * shape_hits / decided if decided else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -275,5 +276,7 @@ def test_shape_bias_leaves_out_images_whose_cues_agree() -> None:
         metric.process(None, [sample(0, scores, path)])
     found = metric.evaluate(4)
     assert (found["shape"], found["texture"], found["images"], found["shape_bias"]) == (1, 1, 3, 50)
+    metric.process(None, [sample(0, [0.9, 0.0, 0.1, 0.0], "dog1-car2.png")])
+    assert math.isnan(metric.evaluate(1)["shape_bias"])  # nothing was decided for shape or texture
     with pytest.raises(DataError, match="the name is not <shape><n>-<texture><n>"):
         metric.process(None, [sample(0, [1.0, 0, 0, 0], "bird1-cat1.png")])

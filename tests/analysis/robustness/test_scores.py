@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from analysis.robustness import mean_corruption_error
+from analysis.robustness.expected import rows_of
+from analysis.robustness.planning import MADE_HERE, RELEASED, PlannedSuite
 from analysis.robustness.scores import (
     ALEXNET_ERRORS,
     calibration_bins,
     expected_calibration_error,
     mean_error,
     performance_under_corruption,
-    shape_bias,
 )
+from analysis.robustness.summary import score_rows
 from backbones.errors import ConfigError
+from engine.task import ImageSet
 
 
 def alexnet() -> dict[str, list[float]]:
@@ -87,6 +92,27 @@ def test_calibration_by_hand() -> None:
     assert expected_calibration_error([]) == 0
 
 
-def test_shape_bias_counts_decided_images_alone() -> None:
-    assert shape_bias(30, 10) == 75
-    assert shape_bias(0, 0) is None
+def test_a_result_stands_beside_the_row_of_the_paper_and_what_timm_leads_to_expect() -> None:
+    scores: dict[str, dict[str, Any]] = {
+        "a": {"top1": 24.0},
+        "c": {"mce": 53.0, "mean_error": 40.0},
+        "v2": {"top1": 71},
+    }
+    suites = [
+        PlannedSuite(name, name, RELEASED, "config", "", (ImageSet(name, {}, None),), "top1", name == "c")
+        for name in scores
+    ]
+    summaries = {name: {"scores": found} for name, found in scores.items()}
+    assert score_rows(suites, summaries, rows_of("convnext_tiny", 224), "this checkpoint") == [
+        ["", "a", "c mCE", "v2"],
+        ["this checkpoint", "24.0", "53.0", "71.0"],
+        ["Table 2.8, ConvNeXt-T trained on 1K, 224²", "24.2", "53.2", "-"],
+        ["expected (timm), convnext_tiny trained on 1K, 224²", "24.1", "-", "70.9"],
+    ]
+    regenerated = [replace(suite, kind=MADE_HERE) for suite in suites[1:2]]
+    rows = score_rows(regenerated, summaries, rows_of("convnext_base", 384), "this checkpoint")
+    assert [row[1] for row in rows] == ["c mCE *", "53.0", "-", "-"]
+    assert [row[0] for row in rows[2:]] == [
+        "Table 2.8, ConvNeXt-B trained on 22K, 384²",
+        "expected (timm, --protocol crop), convnext_base trained on 22K, 384²",
+    ]
