@@ -23,7 +23,7 @@ from tqdm import tqdm
 from analysis.robustness.corruptions import check_corruption, corrupt, image_seed
 from backbones.errors import ConfigError, DataError, MachineError, printable
 from backbones.files import atomic_write
-from engine.data.image_files import IMAGE_SUFFIXES, LoadCheckedImage
+from engine.data.image_files import IMAGE_SUFFIXES, OTHER_SUFFIXES, LoadCheckedImage
 from engine.data.paths import hidden_note, list_files
 from engine.launch.parent import end_with_parent
 
@@ -104,7 +104,7 @@ def corrupt_folder(
 
 
 def _images_below(source: Path, target: Path, settings: CopySettings) -> tuple[list[str], list[str]]:
-    """Paths of the images relative to the folder, in order, and lines about hidden files and unreadable folders."""
+    """Paths of the images relative to the folder, in order, and lines about what is passed over."""
     if not source.is_dir():
         raise DataError(f"{printable(source)} is not a folder: give the folder of the images")
     if target.resolve().is_relative_to(source.resolve()):
@@ -117,6 +117,9 @@ def _images_below(source: Path, target: Path, settings: CopySettings) -> tuple[l
     images = sorted(os.path.relpath(path, source) for path in files if path.lower().endswith(IMAGE_SUFFIXES))
     notes = [f"{printable(error.filename)} cannot be read: {error.strerror}" for error in unreadable]
     notes += hidden_note(str(source), [path for path in hidden if path.lower().endswith(IMAGE_SUFFIXES)])
+    if others := sorted(path for path in files if path.lower().endswith(OTHER_SUFFIXES)):
+        first = f"{len(others)} images of other formats are not copied, the first is {printable(others[0])}"
+        notes.append(f"{first}: convert them to JPEG or PNG")
     if not images:
         raise DataError(f"no image in {printable(source)} ({', '.join(IMAGE_SUFFIXES)})")
     by_target: dict[str, str] = {}

@@ -67,9 +67,13 @@ def test_damaged_images_are_listed_and_the_others_copied(tool: Any, images: Path
     content = (images / "a/b/one.JPEG").read_bytes()
     (images / "cut.jpg").write_bytes(content[:-30])
     (images / "text.png").write_text("no image")
+    (images / "a/moving.GIF").write_bytes(b"GIF89a")
     done = tool("corrupt.py", images, tmp_path / "out", "--names", "contrast", "--severities", "1")
     assert done.code == 1
-    assert done.out.endswith("3 files written, 0 were there, 1 sets\n")
+    first, last = done.out.splitlines()
+    assert first.startswith("1 images of other formats are not copied, the first is ")
+    assert first.endswith("in/a/moving.GIF: convert them to JPEG or PNG")
+    assert last.endswith("3 files written, 0 were there, 1 sets")
     lines = done.err.splitlines()
     assert lines[0] == "2 images could not be read:"
     assert "cut.jpg: is cut off after" in lines[1]
