@@ -42,7 +42,14 @@ def stand_in() -> dict[str, str]:
 
 
 def test_an_editable_install_needs_the_stand_in_and_is_a_place_on_the_path(tmp_path: Path) -> None:
-    for name in ("setup.py", "pyproject.toml", "README.md", "convnext_dense.py", "engine/__init__.py"):
+    for name in (
+        "setup.py",
+        "pyproject.toml",
+        "README.md",
+        "convnext_dense.py",
+        "convnext_dense_signals.py",
+        "engine/__init__.py",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     result = python(tmp_path, "-c", "import setuptools.build_meta as backend; backend.build_editable('.')")

@@ -1,23 +1,19 @@
 """Start the processes of a tool on this machine with torchrun's agent; see tools/launch.sh and docs/launching.md."""
 
-import argparse
 import os
-import signal
 import sys
-from pathlib import Path
 
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
-def leave(*_: object) -> None:
-    """End at a scheduler's signal before there are processes that could save."""
-    os.write(2, b"asked to stop before the first step: start again with the same command\n")
-    os._exit(75)  # engine.launch.exit_codes.EXIT_SAVED
+from convnext_dense_signals import leave_on_signals
 
+leave_on_signals()  # before anything else is imported
 
-for early in (signal.SIGTERM, signal.SIGUSR1):
-    signal.signal(early, leave)
-# Until then Ctrl-C ends the launcher at once, and without a traceback.
+import argparse  # noqa: E402
+import signal  # noqa: E402
+
+# Until there are processes Ctrl-C ends the launcher at once, and without a traceback.
 signal.signal(signal.SIGINT, signal.SIG_DFL)
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
 def main() -> None:

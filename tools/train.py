@@ -5,22 +5,17 @@
 """
 
 import os
-import signal
 import sys
-from pathlib import Path
 
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
-def leave(*_: object) -> None:
-    """End at a scheduler's signal during the imports; :func:`engine.run.train` does so from then on."""
-    os.write(2, b"asked to stop before the first step: start again with --resume\n")
-    os._exit(75)  # engine.launch.exit_codes.EXIT_SAVED
+from convnext_dense_signals import leave_on_signals
 
+leave_on_signals()  # before anything else is imported
 
-for early in (signal.SIGTERM, signal.SIGUSR1):
-    signal.signal(early, leave)
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from pathlib import Path  # noqa: E402
 
-from engine.cli import add_launch_options, add_trust_option, config_parser, run_tool  # noqa: E402  (after the signals)
+from engine.cli import add_launch_options, add_trust_option, config_parser, run_tool  # noqa: E402
 
 
 def main() -> None:

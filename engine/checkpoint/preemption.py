@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import Any
 
+from convnext_dense_signals import ASKED_TO_STOP
 from engine.distributed.agreement import StopRequest
 from engine.launch.child import handle_signals
 from engine.launch.exit_codes import EXIT_INTERRUPTED, EXIT_SAVED
@@ -69,7 +70,7 @@ def exiting_on_signals() -> Iterator[None]:
 
     def leave(number: int, _: Any) -> None:
         if not asked:
-            print("asked to stop before the first step: start again with --resume", file=sys.stderr)
+            print(ASKED_TO_STOP, file=sys.stderr)
         asked.append(number)
         raise SystemExit(EXIT_SAVED)
 

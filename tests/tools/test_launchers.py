@@ -56,7 +56,7 @@ def room(tmp_path: Path) -> Path:
     tools.mkdir(parents=True)
     for script in (*TOOLS.glob("*.sh"), TOOLS / "launch.py"):
         shutil.copy(script, tools)
-    for name in ("backbones", "engine", "convnext_dense.py"):
+    for name in ("backbones", "engine", "convnext_dense.py", "convnext_dense_signals.py"):
         (tools.parent / name).symlink_to(TOOLS.parent / name)
     for name in ("train.py", "test.py"):
         (tools / name).write_text(PROGRAM)

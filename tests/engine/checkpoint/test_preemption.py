@@ -136,7 +136,7 @@ def test_told_to_leave_before_the_first_step(capsys: pytest.CaptureFixture[str])
         os.kill(os.getpid(), signal.SIGTERM)
     assert left.value.code == EXIT_SAVED
     assert signal.getsignal(signal.SIGTERM) is before
-    assert capsys.readouterr().err == "asked to stop before the first step: start again with --resume\n"
+    assert capsys.readouterr().err == "asked to stop before the first step: start again with the same command\n"
 
 
 @pytest.mark.parametrize("instead", [None, SyntaxError("cannot be laid out")])
@@ -153,7 +153,7 @@ def test_told_to_leave_where_everything_is_caught(
     with pytest.raises(SystemExit) as left, exiting_on_signals():
         swallow()
     assert left.value.code == EXIT_SAVED
-    assert capsys.readouterr().err == "asked to stop before the first step: start again with --resume\n"
+    assert capsys.readouterr().err == "asked to stop before the first step: start again with the same command\n"
 
 
 def test_an_error_before_the_first_step_is_not_hidden() -> None:
