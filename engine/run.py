@@ -32,6 +32,7 @@ from engine.task import task_of
 from engine.training.build import build_runner
 from engine.training.ema import ModelEMAHook
 from engine.training.runner import Runner
+from engine.training.work_folder import kept_work_folder
 from engine.visualize import RESULTS, draw_test_images, result_writer
 
 MAX_PICTURES = 8
@@ -74,7 +75,7 @@ def train(
             check_before_training(cfg, runner.logger, cfg.resume)
         plan = _log_plan(plan, runner, review)
     try:
-        with record_run(runner, resolved, plan):
+        with record_run(runner, resolved, plan), kept_work_folder(runner):
             runner.train()  # builds the optimizer, loads or resumes, and runs the loop of engine.training.loops
     except Stop as stop:
         runner.logger.info(f"asked to stop: saved at step {runner.iter} of {runner.max_iters}; go on with --resume")

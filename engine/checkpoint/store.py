@@ -205,14 +205,25 @@ class CheckpointWriter:
         while True:
             content, file, then = self._jobs.get()
             try:
-                write_checkpoint(content, file)
-                with _disk_errors(file):
-                    then()
+                try:
+                    self._finish(content, file, then)
+                except MachineError as error:
+                    if not isinstance(error.__cause__, FileNotFoundError):
+                        raise
+                    with _disk_errors(file):
+                        file.parent.mkdir(parents=True, exist_ok=True)  # it was removed or moved meanwhile
+                    self._finish(content, file, then)
             except BaseException as error:
                 self._error = error
             finally:
                 del content
                 self._jobs.task_done()
+
+    @staticmethod
+    def _finish(content: dict[str, Any], file: Path, then: Callable[[], None]) -> None:
+        write_checkpoint(content, file)
+        with _disk_errors(file):
+            then()
 
 
 def cpu_copy(value: Any, known: dict[Any, Tensor] | None = None) -> Any:

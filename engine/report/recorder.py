@@ -24,7 +24,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from backbones.errors import UserError
+from backbones.errors import MachineError, UserError
 from engine.checkpoint.preemption import Stop
 from engine.config.datasets import inner_datasets
 from engine.config.load import Resolved, ema_settings
@@ -38,6 +38,10 @@ from engine.task import task_of
 RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"
 RESUME, LAUNCHER = "--resume", "--launcher"
 MAX_CONFIG_CHARACTERS = 2**16  # of a config file that are kept; a dumped config has a tenth of that
+
+
+class ForeignFolderError(MachineError):
+    """The work directory is another training's by now: nothing is to be written to it."""
 
 
 @contextmanager
@@ -56,6 +60,8 @@ def record_run(runner: Runner, resolved: Resolved, plan: TrainingPlan) -> Iterat
     runner.register_hook(record, priority="VERY_LOW")
     try:
         yield
+    except ForeignFolderError:
+        raise
     except BaseException as error:
         record.end(error)
         raise
