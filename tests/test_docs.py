@@ -92,6 +92,8 @@ def missing(document: str, folder: Path = ROOT) -> list[str]:
     found += [link for link in LINK.findall(document) if not (folder / link).exists()]
     for program, arguments in PROGRAM.findall(document):
         source = text(ROOT / program) if (ROOT / program).is_file() else ""
+        if program.endswith(".sh") and (same := (ROOT / program).with_suffix(".py")).is_file():
+            source += text(same)
         source += text(ROOT / "engine/cli.py") + text(ROOT / "tools/train.py") * program.startswith("tools/dist_train")
         # Up to a comment, which may speak of another program.
         options = OPTION.findall(arguments.partition("  #")[0])

@@ -7,6 +7,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -32,7 +33,7 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Measure speed beside other libraries, in turns.")
     commands = parser.add_subparsers(
-        required=True, metavar="{network,model,loading,detection,checkpointing,fcmae,corruptions,scaling}"
+        required=True, metavar="{network,model,loading,detection,checkpointing,fcmae,corruptions,scaling,roofline}"
     )
 
     def add(name: str, run: object, summary: str, rounds: int) -> argparse.ArgumentParser:
@@ -77,6 +78,10 @@ def parse() -> argparse.Namespace:
         "--processes", nargs="+", type=int, metavar="N", help="numbers of processes (default: 1 2 4 8)"
     )
     add_step_options(scaling)
+    roofline = add("roofline", run_roofline, "a step beside a large matrix product and copy; its slowest kernels", 10)
+    roofline.add_argument("name", metavar="NAME", help="a registered backbone")
+    roofline.add_argument("--train", action="store_true", help="forward and backward instead of forward")
+    add_step_options(roofline)
     return parser.parse_args()
 
 
@@ -280,6 +285,15 @@ def run_scaling(args: argparse.Namespace) -> "Output":
 
     args.threads = 1 if args.threads is None else args.threads
     result = measure_scaling(step_request(args), args.processes or PROCESS_COUNTS)
+    print(result.as_text())
+    return result.as_dict(), None
+
+
+def run_roofline(args: argparse.Namespace) -> "Output":
+    """Measure a network's step beside the limits of its device."""
+    from analysis.benchmark.roofline import measure_roofline
+
+    result = measure_roofline(replace(step_request(args), train=args.train))
     print(result.as_text())
     return result.as_dict(), None
 

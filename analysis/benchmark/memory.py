@@ -32,15 +32,20 @@ def step_memory(build_step: Callable[[], Callable[[], object]], device: str, thr
     step = build_step()
     step()  # memory that stays allocated after the first step, such as the compiler's, does not count
     if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step()
-        return torch.cuda.max_memory_allocated() - before
+        return gpu_step_memory(step)
     ctypes.CDLL(None).malloc_trim(0)  # otherwise freed memory would count
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak
     before = _resident("VmRSS")
     step()
     return _resident("VmHWM") - before
+
+
+def gpu_step_memory(step: Callable[[], object]) -> int:
+    """Peak memory in bytes of PyTorch's allocator in a warmed-up step, beyond what is held before it."""
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def check_memory_is_told(device: str) -> None:

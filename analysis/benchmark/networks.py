@@ -20,6 +20,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from analysis.benchmark.memory import gpu_step_memory
 from analysis.benchmark.peers import MEMORY_FORMATS, NETWORK_PEERS, OUR_SIDE, Contender, contenders
 from analysis.benchmark.request import BenchmarkRequest, benchmark_environment, check_benchmark_request
 from analysis.benchmark.timing import (
@@ -54,6 +55,7 @@ class SideTiming:
         seconds: Seconds of one step in each round.
         error: Relative error of its output against our plain blocks in float32.
         failure: Reason why there are no times.
+        peak_memory_bytes: On a GPU, peak memory of a step beyond what is held before it.
     """
 
     name: str
@@ -61,6 +63,7 @@ class SideTiming:
     seconds: tuple[float, ...] = ()
     error: float | None = None
     failure: str | None = None
+    peak_memory_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,7 @@ class ThroughputResult:
             rate, (low, high) = rates(side.seconds, asked.batch)
             speedup = "" if side is ours else str(Speedup.between(ours.seconds, side.seconds))
             error = "" if side.error is None else f"{side.error:.1e}"
+            error += "" if side.peak_memory_bytes is None else f", {side.peak_memory_bytes / 2**20:,.0f} MiB"
             numbers = (f"{rate:.1f}", f"{low:.1f}-{high:.1f}", f"{statistics.median(side.seconds):.4f}")
             lines.append(_ROW.format(side.name, side.how, *numbers, speedup, error).rstrip())
         return "\n".join([*lines, *self.notes])
@@ -128,7 +132,7 @@ def measure_network(request: BenchmarkRequest, clock: Callable[[], float] = time
     """
     check_benchmark_request(request)
     sides = contenders(request.name, request.peers, request.layout, request.compiled)
-    images = torch.randn(request.batch, 3, *request.shape, generator=torch.Generator().manual_seed(1))
+    images = random_images(request)
     expected = _expected(request, sides[0], images)
     steps: dict[str, Callable[[], object]] = {}
     found: dict[str, SideTiming] = {}
@@ -141,7 +145,9 @@ def measure_network(request: BenchmarkRequest, clock: Callable[[], float] = time
                 raise
             found[one.name] = SideTiming(one.name, one.how, failure=describe_error(failure, 120))
             continue
-        steps[one.name], found[one.name] = step, SideTiming(one.name, one.how, error=error)
+        memory = gpu_step_memory(step) if request.device == "cuda" else None
+        steps[one.name] = step
+        found[one.name] = SideTiming(one.name, one.how, error=error, peak_memory_bytes=memory)
     for name, seconds in take_turns(steps, request.rounds, lambda: synchronize(request.device), clock).items():
         found[name] = replace(found[name], seconds=seconds)
     return ThroughputResult(request, benchmark_environment(request), tuple(found[one.name] for one in sides))
@@ -161,13 +167,29 @@ def _prepare(
     Raises:
         MismatchError: If the error is beyond the rounding of the precision.
     """
-    dtype, memory_format = DTYPES[request.dtype], MEMORY_FORMATS[one.layout]
+    network, images = placed(request, one, images)
+    found = _outcome(request, network, images, DTYPES[request.dtype])
+    _compare(request, one.name, found, expected)
+    return network_step(request, network, images), relative_error(found[0], expected[0])
+
+
+def placed(request: BenchmarkRequest, one: Contender, images: Tensor) -> tuple[nn.Module, Tensor]:
+    """A side's network and the images on the device, in its memory format, compiled where it is."""
+    memory_format = MEMORY_FORMATS[one.layout]
     network = one.build().to(request.device).to(memory_format=memory_format)  # type: ignore[call-overload]
-    images = images.to(device=request.device, memory_format=memory_format)
     if one.compiled:
         network.compile()
-    found = _outcome(request, network, images, dtype)
-    _compare(request, one.name, found, expected)
+    return network, images.to(device=request.device, memory_format=memory_format)
+
+
+def random_images(request: BenchmarkRequest) -> Tensor:
+    """Images of a step, the same ones whenever they are drawn, (N, 3, H, W)."""
+    return torch.randn(request.batch, 3, *request.shape, generator=torch.Generator().manual_seed(1))
+
+
+def network_step(request: BenchmarkRequest, network: nn.Module, images: Tensor) -> Callable[[], object]:
+    """A step of a network on the device: forward, in training also backward, no optimizer."""
+    dtype = DTYPES[request.dtype]
 
     def infer() -> object:
         with torch.inference_mode(), autocast(request.device, dtype):
@@ -178,7 +200,7 @@ def _prepare(
         network.zero_grad(set_to_none=True)
 
     network.train(request.train)
-    return (train if request.train else infer), relative_error(found[0], expected[0])
+    return train if request.train else infer
 
 
 def _compare(request: BenchmarkRequest, side: str, found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
