@@ -60,6 +60,11 @@ class ForkServer:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment()
         )
 
+    @property
+    def pid(self) -> int:
+        """Process of the server."""
+        return self._server.pid
+
     def __call__(self, name: str, *args: object, **settings: str) -> Ended:
         """Run to the end; ``settings`` are variables of its environment."""
         out, err = self._folder / "out", self._folder / "err"
