@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ast
+import tempfile
 from collections.abc import Set
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 from mmengine.config import Config, ConfigDict
+from mmengine.config import config as config_module
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.utils import get_installed_path, import_modules_from_strings
 
@@ -15,8 +19,20 @@ from backbones.errors import ConfigError, UserError, describe_error
 from backbones.files import describe_special, read_text_file
 from backbones.packages import missing_package, missing_package_error
 from convnext_dense import PACKAGES, refuse_namesakes
+from engine.launch.leftovers import process_folder
 
 _PACKAGED = "/.mim/configs"  # in the installed package of a library
+
+
+def _folder_for_copies() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(dir=process_folder())
+
+
+# mmengine copies the files that it reads to temporary folders, which a kill leaves behind.
+_mmengine: Any = config_module
+_mmengine.tempfile = SimpleNamespace(
+    TemporaryDirectory=_folder_for_copies, NamedTemporaryFile=tempfile.NamedTemporaryFile
+)
 
 
 def read_config(path: Path) -> Config:

@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from backbones.errors import UserError
+from engine.launch.leftovers import process_folder
 
 Size = tuple[int, int]  # width, height
 
@@ -30,7 +31,7 @@ def applies_orientation(read_size: Callable[[str], Size], image_format: str) -> 
     exif = Image.Exif()
     exif[ORIENTATION_TAG] = SIDEWAYS_ORIENTATIONS[1]
     written = "JPEG" if image_format == "MPO" else image_format  # an MPO is a JPEG followed by others
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=process_folder()) as folder:
         path = Path(folder) / f"probe.{written.lower()}"
         try:
             Image.new("L", PROBE_SIZE).save(path, format=written, exif=exif)

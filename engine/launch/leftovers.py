@@ -44,12 +44,19 @@ def temporary_folder(prefix: str) -> Iterator[Path]:
 
 @cache
 def share_temporary_folder() -> None:
-    """Let all workers of this process use one folder of multiprocessing, which is found again after a kill."""
+    """Let this process and its workers use one folder of multiprocessing, which is found again after a kill."""
     clear_leftovers()
     folder = Path(get_temp_dir())  # workers inherit it; this process removes it when it exits
     with suppress(OSError):
         if not (folder / LOCK_FILE).exists():  # that of the process that started this one
             _hold(folder)
+
+
+def process_folder() -> Path | None:
+    """The temporary folder of this process, for files that a kill would leave behind; ``None`` if it was removed."""
+    share_temporary_folder()
+    folder = Path(get_temp_dir())
+    return folder if folder.is_dir() else None
 
 
 def worker_folder(pid: int) -> Path:

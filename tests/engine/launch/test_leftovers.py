@@ -19,6 +19,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from engine.config.custom_imports import read_config
 from engine.data.sampling import configure_workers
 from engine.launch import leftovers, parent
 from engine.launch.leftovers import LOCK_FILE, clear_leftovers, is_running, share_temporary_folder, temporary_folder
@@ -95,6 +96,23 @@ def test_workers_end_when_their_process_is_killed(watched: bool, place: Path) ->
             pass
     assert list(place.iterdir()) == []
     assert list(shared.iterdir()) == [other]
+
+
+def test_copies_of_a_config_are_cleared_after_a_kill(place: Path, tmp_path: Path) -> None:
+    config = tmp_path / "config.py"
+    config.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    process = FORK.Process(target=read_config, args=(config,))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    (left,) = place.iterdir()
+    assert list(left.glob("tmp*/*.py"))
+    config.write_text("value = 1\n")
+    process = FORK.Process(target=read_config, args=(config,))  # what every start does first
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert list(place.iterdir()) == []
 
 
 def hold(out: Connection) -> None:
