@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -29,8 +31,15 @@ def test_killed_trainings_end_the_same(digits: Path, tmp_path: Path) -> None:
 def test_what_is_executed_or_hangs_is_noticed(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.fuzz.files.MAX_SECONDS", 0.5)
     fuzzer = Damager(tmp_path / "work", digits, seed=1)
-    fuzzer._try("executing", (tmp_path / "work" / "executed").touch, 0)
-    fuzzer._try("hanging", lambda: [None for _ in iter(int, 1)], 0)
-    fuzzer._try("raising", lambda: 1 / 0, 0)
-    fuzzer._try("crashing", lambda: __import__("os").abort(), 0)
-    assert [line.split(":")[0] for line in fuzzer.failures] == ["executing", "hanging", "raising", "crashing"]
+    for name, read in {
+        "executing": (tmp_path / "work" / "executed").touch,
+        "computing": lambda: all(iter(lambda: True, False)),
+        "waiting": lambda: time.sleep(100),
+        "raising": lambda: 1 / 0,
+        "crashing": os.abort,
+    }.items():
+        fuzzer._try(name, read, 0)
+    said = dict(line.split(":", 1) for line in fuzzer.failures)
+    assert list(said) == ["executing", "computing", "waiting", "raising", "crashing"]
+    assert said["computing"].startswith(" exit code -9")
+    assert said["waiting"].startswith(" hangs")
