@@ -221,8 +221,10 @@ class Damager:
 
         def run(path: Path) -> None:
             if file.is_symlink() or not file.is_file() or file.read_bytes() != sound.read_bytes():
-                shutil.rmtree(file, ignore_errors=True)
-                file.unlink(missing_ok=True)
+                if file.is_dir() and not file.is_symlink():
+                    file.rmdir()
+                else:
+                    file.unlink(missing_ok=True)  # rmtree would open a pipe, and wait
                 shutil.copy(sound, file)
             check(path)
 

@@ -109,7 +109,7 @@ class Killer:
         ended = tool("train.py", *command, FUZZ_SIGNAL=by)
         expected = ended.code in ENDS if by else ended.code == 0
         well = expected and "Traceback" not in ended.err
-        return ended.code, "" if well else f"exit code {ended.code}: {ended.err[-1500:]}"
+        return ended.code, "" if well else f"exit code {ended.code}: {ended.err[:2000]} ... {ended.err[-1000:]}"
 
     def _chain(self, tool: ForkServer, task: str, number: int) -> None:
         work_dir = self._folder / f"{task}_{number}"
