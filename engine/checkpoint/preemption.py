@@ -64,21 +64,28 @@ class Signals:
 def exiting_on_signals() -> Iterator[None]:
     """Exit at a scheduler's signal inside of this context, before the first step, with the code of a saved run.
 
-    ``tools/train.py`` does the same during its imports.
+    ``tools/train.py`` does the same during its imports. Ctrl-C raises ``KeyboardInterrupt``,
+    at the end of the context if something in it caught it.
     """
     asked: list[int] = []
 
     def leave(number: int, _: Any) -> None:
-        if not asked:
+        if not asked and number != signal.SIGINT:
             print(ASKED_TO_STOP, file=sys.stderr)
         asked.append(number)
-        raise SystemExit(EXIT_SAVED)
+        raise end(number)
 
-    with handle_signals({signal.SIGTERM: leave, signal.SIGUSR1: leave}):
+    def end(number: int) -> BaseException:
+        return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(EXIT_SAVED)
+
+    handlers = dict.fromkeys((signal.SIGTERM, signal.SIGUSR1), leave)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored, as in the background
+        handlers[signal.SIGINT] = leave
+    with handle_signals(handlers):
         try:
             yield
         except Exception:  # of code that catches everything, as mmengine's layout of a config does
             if not asked:
                 raise
         if asked:
-            raise SystemExit(EXIT_SAVED)
+            raise end(asked[0])

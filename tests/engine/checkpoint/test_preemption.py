@@ -140,20 +140,36 @@ def test_told_to_leave_before_the_first_step(capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize("instead", [None, SyntaxError("cannot be laid out")])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_told_to_leave_where_everything_is_caught(
-    instead: Exception | None, capsys: pytest.CaptureFixture[str]
+    number: signal.Signals, instead: Exception | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def swallow() -> None:
         try:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         except BaseException:
             if instead is not None:
                 raise instead from None
 
-    with pytest.raises(SystemExit) as left, exiting_on_signals():
+    before = signal.getsignal(number)
+    with pytest.raises((SystemExit, KeyboardInterrupt)) as left, exiting_on_signals():
         swallow()
-    assert left.value.code == EXIT_SAVED
-    assert capsys.readouterr().err == "asked to stop before the first step: start again with the same command\n"
+    assert signal.getsignal(number) is before
+    if number == signal.SIGINT:
+        assert left.type is KeyboardInterrupt
+        assert capsys.readouterr().err == ""
+    else:
+        assert left.value.code == EXIT_SAVED
+        assert capsys.readouterr().err == "asked to stop before the first step: start again with the same command\n"
+
+
+def test_an_ignored_interrupt_stays_ignored_before_the_first_step() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with exiting_on_signals():
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_an_error_before_the_first_step_is_not_hidden() -> None:
