@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -15,12 +16,15 @@ from backbones.errors import DataError, nearest
 from classification.data import FolderDataset, class_folders, folder_difference, folder_fix, keep_listed, list_images
 from classification.decode import read_rgb
 from classification.model import MAX_BYTE
+from classification.stored import StoredSamples, describe_shards, match_classes, stored_difference
 from engine.data.checker import DATA_CHECKERS, PILLOW_MAX_PIXELS, DataFile, DatasetChecker
 from engine.data.image_files import ImageInfo, image_suffixes, read_bands
 from engine.data.network_input import NetworkInput
 from engine.data.orientation import Size
 from engine.data.paths import hidden_note, is_hidden
+from engine.data.shards import Shards, find_shards, open_table
 
+MAX_LISTED_IMAGES = 500_000  # images in shards of a split, unless all are checked: their paths take 0.3 GB
 MIN_CLASS_IMAGES = 2  # fewer training images of a class are worth a warning
 
 
@@ -63,14 +67,16 @@ class FolderChecker(DatasetChecker):
         return max(settings["mean"]) * settings["max_value"], max(settings["std"]) * settings["max_value"]
 
     def list_files(self) -> list[DataFile]:
-        """Compare folders with classes, and list the images."""
+        """Compare folders, or the labels of shards, with classes, and list the images."""
         classes = self.dataset.metainfo["classes"]
-        root = Path(self.dataset.data_root) / self.dataset.split
         self._class_and_path_by_digest: dict[int, tuple[str, str]] = {}
+        self._test_mode = self.dataset.get("test_mode", False)
+        if (shards := find_shards(self.dataset.data_root, self.dataset.split)) is not None:
+            return self._list_stored(shards, classes)
+        root = Path(self.dataset.data_root) / self.dataset.split
         if not root.is_dir():
             self.error("folder", str(root), "is no folder", "put the classes' folders there, or set data_root")
             return []
-        self._test_mode = self.dataset.get("test_mode", False)
         if difference := folder_difference(root, classes, self._test_mode):
             self._report_difference(root, classes, difference)
         if len(classes) == 1 and self.split == "train":
@@ -97,6 +103,34 @@ class FolderChecker(DatasetChecker):
             self.error("no images", str(root), "holds no image of any class", "bring the images")
         self.notes += hidden_note(f"the {self.split} data", self._hidden)
         return files
+
+    def _list_stored(self, shards: Shards, classes: Sequence[str]) -> list[DataFile]:
+        """Images of shards; of very many a part, spread evenly, unless all are to be checked.
+
+        Raises:
+            DataError: If a shard is damaged or contradicts another.
+        """
+        table, every = open_table(shards), self.dataset.get("every", 1)
+        found = match_classes(table, classes)
+        if difference := stored_difference(found, classes, self._test_mode):
+            self.error("classes", shards.place, difference, "set classes to those of the shards")
+        if len(classes) == 1 and self.split == "train":
+            problem = f"there is one class, {classes[0]!r}: nothing to tell apart"
+            self.error("one class", shards.place, problem, "add images of another class")
+        names = [name for name in classes if name in found]
+        for name in names:
+            self._check_number(Path(shards.place), name, len(found[name]))
+        for name in classes if self._test_mode and names else ():
+            if name not in found:
+                self._warn_unscored(Path(shards.place), name)
+        images = StoredSamples(table, [found[name][::every] for name in names], range(len(names)))
+        step = 1 if self.full else max(1, math.ceil(len(images) / MAX_LISTED_IMAGES))
+        part = f", of which 1 in {step} is checked" if step > 1 else ""
+        self.notes.append(
+            f"the {self.split} data: {len(images):,} images in {describe_shards(shards, table, classes)}{part}"
+        )
+        listed = (images[index] for index in range(0, len(images), step))
+        return [DataFile(one["img_path"], key=names[one["gt_label"]]) for one in listed]
 
     def _report_difference(self, root: Path, classes: tuple[str, ...], difference: str) -> None:
         folders = sorted(class_folders(root, classes))

@@ -24,9 +24,11 @@ from backbones.errors import ConfigError, DataError
 from backbones.files import read_text_file
 from classification import augment
 from classification.decode import Crop, read_crop, read_rgb
+from classification.stored import stored_samples
 from engine.config.schema import is_whole
 from engine.data.image_files import IMAGE_SUFFIXES, image_suffixes, read_bands
 from engine.data.paths import is_hidden, list_files
+from engine.data.shards import find_shards
 
 BICUBIC = InterpolationMode.BICUBIC
 CROP_ASPECT_RATIOS = (3 / 4, 4 / 3)  # range of width over height of the random crop
@@ -34,10 +36,11 @@ CROP_ASPECT_RATIOS = (3 / 4, 4 / 3)  # range of width over height of the random 
 
 @DATASETS.register_module()
 class FolderDataset(BaseDataset):
-    """Images in ``data_root/<split>/<class>/``, at any depth below the class folder and behind links.
+    """Images in ``data_root/<split>/<class>/``, at any depth below the class folder and behind links, or in shards.
 
     Args:
-        data_root: Folder of the data set.
+        data_root: Folder of the data set; or of shards, or a list of these, see
+            :func:`engine.data.shards.find.find_shards`. The same images give the same samples in the same order.
         split: Sub-folder, such as ``train`` or ``val``; ``.`` for none.
         metainfo: ``classes`` lists the class names; a label is a position in this list.
         pipeline: Configs of the transforms; the first one receives ``img_path`` and ``gt_label``.
@@ -54,7 +57,7 @@ class FolderDataset(BaseDataset):
 
     def __init__(
         self,
-        data_root: str,
+        data_root: str | Sequence[str],
         split: str,
         metainfo: dict[str, Any],
         pipeline: list[dict[str, Any]],
@@ -65,11 +68,19 @@ class FolderDataset(BaseDataset):
         if not is_whole(every, 1):
             raise ConfigError(f"dataset.every={every}: 10 takes every tenth image of a class, 1 takes all")
         self.split, self.every, self.suffixes = split, every, image_suffixes(stated_channels(pipeline))
-        super().__init__(ann_file, metainfo, data_root, pipeline=pipeline, test_mode=test_mode)
+        shards = find_shards(data_root, split) if data_root else None
+        if shards is not None and ann_file:
+            raise ConfigError(f"dataset.ann_file={ann_file!r}: a list of images is for class folders, not for shards")
+        self.shards = shards
+        settings: dict[str, Any] = {"pipeline": pipeline, "test_mode": test_mode, "serialize_data": shards is None}
+        super().__init__(ann_file, metainfo, "" if shards is not None else data_root, **settings)
+        self.data_root = data_root
 
-    def load_data_list(self) -> list[dict[str, Any]]:
+    def load_data_list(self) -> Sequence[dict[str, Any]]:
         """List the images in sorted order, with their labels."""
-        root = Path(self.data_root) / self.split
+        if self.shards is not None:
+            return stored_samples(self.shards, self.metainfo["classes"], self.every, self.test_mode)
+        root = Path(str(self.data_root)) / self.split
         if not root.is_dir():
             raise DataError(f"no image folder {str(root)!r}: put the classes' folders there, or set data_root")
         classes = self.metainfo["classes"]

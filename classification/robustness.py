@@ -290,7 +290,7 @@ class SomeFolders(FolderDataset):
         Raises:
             DataError: If there is none.
         """
-        root = Path(self.data_root, self.split)
+        root = Path(str(self.data_root), self.split)
         found = [(label, root / name) for label, name in enumerate(self.folders) if (root / name).is_dir()]
         samples = [
             {"img_path": image, "gt_label": label}

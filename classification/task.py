@@ -15,8 +15,10 @@ from backbones.errors import ConfigError, DataError
 from classification.data import class_folders, folder_fix
 from classification.model import ImageClassifier
 from classification.results import prediction_table
+from classification.stored import stored_names
 from classification.suites import CLASSIFIER_ROBUSTNESS
 from engine.config.classes import class_names
+from engine.data.shards import find_shards
 from engine.task import ClassLayer, ExportedNetwork, NamedClasses, Score, TaskSpec, register_task
 
 
@@ -61,11 +63,14 @@ def _check_training(cfg: Config, images: int) -> None:
 
 
 def _folder_names(dataset: Mapping[str, Any]) -> Sequence[str]:
-    """Names of the class folders of a data set, sorted as text.
+    """Names of the class folders of a data set, sorted as text; of shards, those of their labels.
 
     Raises:
-        DataError: If the folder is absent or holds no class folders.
+        DataError: If the folder is absent or holds no class folders, or shards have no names.
     """
+    shards = find_shards(dataset.get("data_root") or "", dataset.get("split") or "")
+    if shards is not None:
+        return stored_names(shards)
     root = Path(dataset.get("data_root") or "", dataset.get("split") or "")
     if not root.is_dir():
         raise DataError(f"classes: no folder {str(root)!r} to take their names from: set data_root, or state classes")

@@ -32,7 +32,14 @@ from backbones.weights import read_checkpoint
 from engine.checkpoint.model_weights import LOADER_SETTINGS, load_model
 from engine.config.building import build
 from engine.data.checker import build_checkers
-from engine.data.image_files import IMAGE_SUFFIXES, OTHER_SUFFIXES, PILLOW_ERRORS, DamagedImageError, read_bands
+from engine.data.image_files import (
+    IMAGE_SUFFIXES,
+    OTHER_SUFFIXES,
+    PILLOW_ERRORS,
+    DamagedImageError,
+    read_bands,
+    read_image_bytes,
+)
 from engine.data.paths import hidden_note, is_hidden
 from engine.report.lettering import drawn_names, write_drawn_names
 from engine.report.run_dir import DRAWN_AFTER, write_json
@@ -379,7 +386,10 @@ def draw_sample(
     """
     task, channels = task_of(cfg), stated_channels(cfg.test_dataloader.dataset.get("pipeline"))
     path, sample = sample.img_path, sample.cpu()
-    image = as_picture(read_bands(path, channels)) if channels else mmcv.imread(path, channel_order="rgb")
+    if channels:
+        image = as_picture(read_bands(path, channels))
+    else:
+        image = mmcv.imfrombytes(read_image_bytes(path), channel_order="rgb")
     image = image if change is None else change(image)
     height, width = image.shape[:2]
     if (height, width) != (size := _picture_size(height, width)) == tuple(sample.get("ori_shape", ())[:2]):

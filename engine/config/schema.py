@@ -63,6 +63,12 @@ _ONE_OR_MORE = (
 )
 _TEXT = (_is_a(str, os.PathLike), "text is needed")
 _TEXT_OR_NONE = (_is_a(str, os.PathLike, NoneType), "text is needed, or None")
+_PATHS_OR_NONE = (
+    lambda value: (
+        _TEXT_OR_NONE[0](value) or (isinstance(value, list | tuple) and len(value) > 0 and all(map(_TEXT[0], value)))
+    ),
+    "text is needed, a list of shards, or None",
+)
 _COUNT = (lambda value: is_whole(value, 1), "a whole number from 1 up is needed")
 _COUNT_OR_ZERO = (is_whole, "a whole number from 0 up is needed")
 _POSITIVE = (lambda value: is_number(value) and value > 0, "a positive number is needed")
@@ -75,7 +81,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model.backbone": _MAPPING,
     "model.backbone.weights": _TEXT_OR_NONE,
     "work_dir": _TEXT,
-    "data_root": _TEXT_OR_NONE,
+    "data_root": _PATHS_OR_NONE,
     "load_from": _TEXT_OR_NONE,
     "experiment_name": _TEXT_OR_NONE,
     "resume": _FLAG,
@@ -90,7 +96,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         for inside, rule in {
             "": _MAPPING_OR_NONE,
             ".dataset": _PART,
-            ".dataset.data_root": _TEXT_OR_NONE,
+            ".dataset.data_root": _PATHS_OR_NONE,
             ".dataset.ann_file": _TEXT_OR_NONE,
             ".dataset.split": _TEXT,
             ".dataset.data_prefix": _MAPPING,

@@ -62,6 +62,7 @@ def check_datasets(
     inspections: list[_Inspection] = []
     listed: Counter[str] = Counter()
     for number, checker in enumerate(checkers):
+        checker.full = full
         try:
             files = checker.list_files()
         except (ConfigError, DataError) as error:

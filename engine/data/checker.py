@@ -100,6 +100,7 @@ class DatasetChecker:
     Attributes:
         findings: Problems found so far.
         channels: Number of channels that the pipeline reads; ``None`` for colour images.
+        full: Whether every image is to be checked.
         notes: Facts worth a line that are neither right nor wrong.
         path_by_digest: First image of each content, by :attr:`engine.data.image_files.ImageInfo.digest`.
         path_by_real_path: Images by the path that is comparable between splits.
@@ -112,6 +113,7 @@ class DatasetChecker:
         self.channels = stated_channels(dataset.get("pipeline"))
         self.findings: list[DataFinding] = []
         self.notes: list[str] = []
+        self.full = False
         self.path_by_digest: dict[int, str] = {}
         self.path_by_real_path: dict[str, str] = {}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import warnings
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from backbones.errors import DataError, first_line, printable
 from backbones.file_kinds import SIGNATURE_BYTES, describe_content, truncation
 from backbones.files import describe_special, open_file
 from engine.data.orientation import ORIENTATION_TAG, SIDEWAYS_ORIENTATIONS, Size
+from engine.data.stored_image import StoredImage
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 # Of pictures that are not read: animations, drawings, formats of phones, raw data of cameras.
@@ -100,7 +102,7 @@ def read_image_bytes(path: str, backend_args: dict[str, Any] | None = None) -> b
     Decoders turn some truncated files into pictures with a grey or black lower part, without an error.
 
     Args:
-        path: File, or an address that mmengine's file backends know.
+        path: File, image in a shard, or an address that mmengine's file backends know.
         backend_args: Arguments of the file backend.
 
     Raises:
@@ -109,7 +111,7 @@ def read_image_bytes(path: str, backend_args: dict[str, Any] | None = None) -> b
     if special := describe_special(path):
         raise DamagedImageError.of(path, special)
     try:
-        content: bytes = fileio.get(path, backend_args=backend_args)
+        content: bytes = path.read() if isinstance(path, StoredImage) else fileio.get(path, backend_args=backend_args)
     except FileNotFoundError as error:
         raise DamagedImageError.of(path, missing_reason(path)) from error
     except OSError as error:
@@ -234,18 +236,22 @@ def _inspect_bands(path: str, channels: int, info: ImageInfo) -> ImageInfo:
 
 def _inspect_header(path: str, decode: bool, values: bool) -> ImageInfo:
     try:
+        if isinstance(path, StoredImage):
+            content = path.read()
+            return _inspect_file(io.BytesIO(content), len(content), decode, values)
         with open_file(path) as file:
-            return _inspect_file(file, decode, values)
+            return _inspect_file(file, os.fstat(file.fileno()).st_size, decode, values)
     except FileNotFoundError:
         return ImageInfo(("missing image", missing_reason(path)))
     except OSError as error:  # permissions, a folder in its place, a disk that fails
         return ImageInfo(("unreadable image", f"cannot be read: {error.strerror or error}"))
+    except DataError as error:  # a shard that has changed
+        return ImageInfo(("unreadable image", str(error).partition(": ")[2]))
     except ValueError as error:  # a name that cannot be a file's
         return ImageInfo(("missing image", f"is no name of a file: {error}"))
 
 
-def _inspect_file(file: BinaryIO, decode: bool, values: bool) -> ImageInfo:
-    size = os.fstat(file.fileno()).st_size
+def _inspect_file(file: BinaryIO, size: int, decode: bool, values: bool) -> ImageInfo:
     if not size:
         return ImageInfo(("empty image", "is empty (0 bytes)"))
     head = file.read(HEAD_BYTES)

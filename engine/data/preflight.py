@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from logging import Logger
 from pathlib import Path
@@ -19,6 +20,7 @@ from engine.data.check import check_datasets
 from engine.data.checker import DAMAGE_KINDS
 from engine.data.fault_tolerance import max_replaced_images
 from engine.data.findings import DataCheckResult
+from engine.data.shards.find import find_shards
 
 BRING_DATA_HINT = "see 'Bring your data' in README.md, or point data_root elsewhere with --cfg-options data_root=FOLDER"
 DATA_CHECK_FILE = "data_check.json"
@@ -49,10 +51,21 @@ def check_data_paths(cfg: Config, splits: tuple[str, ...]) -> None:
 
 
 def dataset_paths(dataset: ConfigDict) -> list[Path]:
-    """Files and folders that a data set reads, from its config."""
+    """Files and folders that a data set reads, from its config; of images in shards the shards.
+
+    Raises:
+        DataError: If they cannot be told.
+    """
     paths: list[Path] = []
     for one in inner_datasets(dataset):
-        root = Path(one.get("data_root") or ".")
+        stated = one.get("data_root") or "."
+        shards = find_shards(stated, one.split) if one.get("split") else None
+        if shards is not None:
+            paths += map(Path, shards.paths)
+            continue
+        if not isinstance(stated, str | os.PathLike):
+            raise DataError(f"data_root={stated!r}: a list is for shards of images with classes; name one folder")
+        root = Path(stated)
         parts = [one.get("split"), one.get("ann_file"), *one.get("data_prefix", {}).values()]
         paths += [root, *(root / part for part in parts if part)]
     return paths

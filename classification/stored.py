@@ -1,0 +1,138 @@
+"""Images in shards as samples of a classifier: which class of the config each label of the shards is."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from backbones.errors import DataError, nearest
+from engine.data.shards import Shards, ShardTable, open_table
+
+# The class in the name of an image: a WordNet id, as of ImageNet's training images, or a folder.
+CLASS_IN_NAME = re.compile(r"(?:.*/)?(n\d{8})_|([^/]+)/")
+
+
+class StoredSamples(Sequence[dict[str, Any]]):
+    """Samples of some classes, in their order and within a class by name, as of class folders.
+
+    Args:
+        table: Table of the shards.
+        rows: Rows of each class.
+        labels: Label of each class.
+    """
+
+    def __init__(self, table: ShardTable, rows: Sequence[range], labels: Sequence[int]) -> None:
+        self.table, self._rows, self._labels = table, tuple(rows), tuple(labels)
+        self._ends = np.cumsum([len(one) for one in rows]) if rows else np.zeros(1, np.int64)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: Any) -> Any:
+        """Sample of an index: the path of its image and its label."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        position = int(index) + (len(self) if index < 0 else 0)
+        if not 0 <= position < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        part = int(np.searchsorted(self._ends, position, "right"))
+        row = self._rows[part][position - int(self._ends[part])]  # an index from the end of the class
+        return {"img_path": self.table.image(row), "gt_label": self._labels[part]}
+
+
+def stored_names(shards: Shards) -> list[str]:
+    """Names of the classes in shards, in the order of their labels.
+
+    Raises:
+        DataError: If their labels are numbers, and nothing tells the names.
+    """
+    table = open_table(shards)
+    if names := table.class_names or sorted(_told_names(table)):
+        return list(names)
+    raise DataError(
+        f"classes: the labels in {shards.place!r} are numbers from {table.classes[0].label} to "
+        f"{table.classes[-1].label}, without names: state classes"
+    )
+
+
+def stored_samples(shards: Shards, classes: Sequence[str], every: int = 1, test_mode: bool = False) -> StoredSamples:
+    """Samples of shards.
+
+    Args:
+        shards: The shards of a split.
+        classes: Class names of the config.
+        every: Use every n-th image of each class.
+        test_mode: Allow classes without images.
+
+    Raises:
+        DataError: If labels and classes differ.
+    """
+    table = open_table(shards)
+    found = match_classes(table, classes)
+    if difference := stored_difference(found, classes, test_mode):
+        raise DataError(f"{shards.place!r}: {difference}: set classes to those of the shards")
+    present = [(label, found[name]) for label, name in enumerate(classes) if name in found]
+    return StoredSamples(table, [rows[::every] for _, rows in present], [label for label, _ in present])
+
+
+def match_classes(table: ShardTable, classes: Sequence[str]) -> dict[str, range]:
+    """Rows of each class in shards, by its name.
+
+    Labels that are names are taken as such. A number is a place in the list of names that the shards have; without one,
+    where names of images tell classes of which the config has some, it is that class; else a place in ``classes``.
+    A number beyond these is its own name, which is no class then.
+
+    Args:
+        table: Table of the shards.
+        classes: Class names of the config.
+    """
+    told, numbered = _told_names(table), not isinstance(table.classes[0].label, str)
+    if told and not (numbered and (table.class_names or set(told).isdisjoint(classes))):
+        names = told
+    else:
+        listed = table.class_names or tuple(classes)
+        numbers = [int(one.label) for one in table.classes]
+        names = [listed[number] if number < len(listed) else str(number) for number in numbers]
+    return {name: range(one.first, one.first + one.images) for name, one in zip(names, table.classes)}
+
+
+def stored_difference(found: dict[str, range], classes: Sequence[str], test_mode: bool = False) -> str | None:
+    """Description of the difference between the classes in shards and those of the config, ``None`` if there is none.
+
+    Args:
+        found: Rows by class.
+        classes: Class names of the config.
+        test_mode: Allow classes without images, as long as there is one of another class.
+    """
+    absent = [name for name in classes if name not in found]
+    unknown = sorted(found.keys() - set(classes))
+    if test_mode and len(absent) < len(classes):
+        absent = []
+    if not absent and not unknown:
+        return None
+    what = f"no image of class {absent[0]!r}" if absent else f"label {unknown[0]!r} is not in classes"
+    near = nearest((absent or unknown)[0], unknown if absent else classes, 1, quoted=True)
+    return f"{len(found):,} classes in the shards, {len(classes):,} in the config; {what}{near}"
+
+
+def describe_shards(shards: Shards, table: ShardTable, classes: Sequence[str]) -> str:
+    """Where shards lie, how many there are, and what tells the classes of their labels."""
+    count, told = len(shards.paths), _told_names(table)
+    place = f"{count:,} {shards.kind} {'file' if count == 1 else 'files'} of {os.path.abspath(shards.place)!r}"
+    if isinstance(table.classes[0].label, str) or table.class_names:
+        return f"{place}, which name their classes"
+    if told and not set(told).isdisjoint(classes):
+        return f"{place}, whose images name their classes"
+    return f"{place}, whose labels are numbers: 0 is {classes[0]!r}, the first of classes"
+
+
+def _told_names(table: ShardTable) -> list[str]:
+    """Name of the class of each label, where labels are names or names of images tell it; else none."""
+    if isinstance(table.classes[0].label, str):
+        return [str(one.label) for one in table.classes]
+    names = [match[1] or match[2] for one in table.classes if (match := CLASS_IN_NAME.match(one.prefix))]
+    return names if len(set(names)) == len(table.classes) else []

@@ -1,0 +1,127 @@
+"""What the headers of one shard say: name, label and place of each of its images."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from backbones.errors import DataError, printable
+
+MAX_NAME_BYTES = 255  # of an image in its shard, as of a file in a folder
+MAX_IMAGE_BYTES = 2**32 - 1
+
+
+@dataclass(frozen=True)
+class ShardHeaders:
+    """The images of a shard, in the order of the file.
+
+    Attributes:
+        names: Name of each, ``S`` in UTF-8.
+        labels: Number or name (``S``) of the class of each.
+        offsets: First byte of each, see :class:`engine.data.stored_image.StoredImage`.
+        sizes: Bytes of each in the file.
+        codings: :class:`engine.data.stored_image.Coding` of each.
+        classes: Names of the numbered classes, if the shard has them.
+        keyed: Whether a name is the key of one sample in all shards; otherwise it is one within its class.
+    """
+
+    names: np.ndarray
+    labels: np.ndarray
+    offsets: np.ndarray
+    sizes: np.ndarray
+    codings: np.ndarray
+    classes: tuple[str, ...] = ()
+    keyed: bool = False
+
+
+@dataclass
+class HeaderList:
+    """The images of a shard while they are listed.
+
+    Attributes:
+        path: The shard.
+    """
+
+    path: str
+    _rows: list[tuple[bytes, int, int, int]] = field(default_factory=list)
+    _labels: list[int | str] = field(default_factory=list)
+
+    def add(self, name: str, label: int | str, offset: int, size: int, coding: int) -> None:
+        """Add an image; arguments as the attributes of :class:`ShardHeaders`.
+
+        Raises:
+            DataError: If name or size are beyond what the table holds.
+        """
+        encoded = name.encode("utf-8", "surrogateescape")
+        if len(encoded) > MAX_NAME_BYTES or size > MAX_IMAGE_BYTES:
+            what = f"a name of {len(encoded)} bytes" if len(encoded) > MAX_NAME_BYTES else f"{size:,} bytes"
+            raise DataError(f"{printable(self.path)}: image {name[:60]!r} has {what}, which is too much")
+        self._rows.append((encoded, offset, size, coding))
+        self._labels.append(label)
+
+    def finish(self, classes: tuple[str, ...] = (), keyed: bool = False) -> ShardHeaders:
+        """The listed images as arrays.
+
+        Raises:
+            DataError: If labels are of two types, or a number is negative.
+        """
+        kinds = {type(label) for label in self._labels}
+        if len(kinds) > 1:
+            raise DataError(f"{printable(self.path)}: some labels are numbers, others are names of classes")
+        if kinds == {int} and (low := min(map(int, self._labels))) < 0:
+            raise DataError(f"{printable(self.path)}: label {low} is no number of a class: they begin with 0")
+        labels = [label if isinstance(label, int) else label.encode() for label in self._labels]
+        names, offsets, sizes, codings = zip(*self._rows) if self._rows else ((), (), (), ())
+        return ShardHeaders(
+            np.array(names, dtype=np.bytes_),
+            np.array(labels, dtype=np.int64 if kinds != {str} else np.bytes_),
+            np.array(offsets, dtype=np.uint64),
+            np.array(sizes, dtype=np.uint32),
+            np.array(codings, dtype=np.uint16),
+            classes,
+            keyed,
+        )
+
+
+def parse_label(content: bytes, suffix: str, member: str, path: str) -> int | str:
+    """Label in a member beside an image.
+
+    Args:
+        content: The member.
+        suffix: ``cls``, a number or a name as text, or ``json``, a mapping with ``label``.
+        member: Name of the member.
+        path: The shard.
+
+    Raises:
+        DataError: If it holds none.
+    """
+    label: Any = None
+    try:
+        text = content.decode().strip()
+        label = json.loads(text).get("label") if suffix == "json" else text
+    except (ValueError, AttributeError):
+        label = None
+    if isinstance(label, str) and label.lstrip("-").isdecimal():
+        label = int(label)
+    if isinstance(label, bool) or not isinstance(label, int | str) or label == "":
+        wanted = "a mapping with label, a number or a name" if suffix == "json" else "a number or a name"
+        raise DataError(f"{printable(path)}: {member!r} holds no label ({wanted} is needed)")
+    return label
+
+
+def parents(member: str) -> list[str]:
+    """Folders of a member of an archive, outer ones first."""
+    return [part for part in member.split("/")[:-1] if part not in ("", ".")]
+
+
+def refuse_outside(member: str, path: str) -> None:
+    """Raise an error for the name of a member that leads out of the folder into which an archive would be unpacked.
+
+    Raises:
+        DataError: Names shard and member. Nothing is unpacked, but who makes such a shard may have others do it.
+    """
+    if member.startswith(("/", "\\")) or ".." in member.replace("\\", "/").split("/"):
+        raise DataError(f"{printable(path)}: member {member!r} leads out of the archive: make it again")

@@ -1,0 +1,311 @@
+"""The table of all images of a split's shards: made once, kept in a file, mapped into the memory of all who read it.
+
+The file has a first line in JSON (shards, classes), rows of 16 bytes, and names. Images are sorted as in folders, by
+class and name, so that a label is a range of rows, and the part that the names of a class share is stored once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import takewhile
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from backbones.errors import DataError, MachineError, first_line, printable
+from backbones.files import NO_SPACE_ERRNOS, atomic_write, locked
+from backbones.kernels.autotune import cache_file
+from engine.data.shards.archives import read_tar, read_zip
+from engine.data.shards.find import Shards
+from engine.data.shards.headers import ShardHeaders
+from engine.data.shards.parquet import read_parquet
+from engine.data.stored_image import Coding, ShardState, StoredImage
+from engine.launch.parent import end_with_parent
+
+TABLE_VERSION = 1  # of the file
+TABLE_ROW = np.dtype([("offset", "<u8"), ("size", "<u4"), ("shard", "<u2"), ("coding", "<u2")])
+MAX_SHARDS = 2**16
+_ALIGNMENT = 64  # of the rows in the file
+
+
+class ClassRows(NamedTuple):
+    """The images of a class, rows that follow each other.
+
+    Attributes:
+        label: Number or name of the class, as in the shards.
+        first: First row.
+        images: Number of rows.
+        prefix: Beginning of all names.
+        width: Bytes of the rest of a name, filled up with zeros.
+        names: Place of the first name in the bytes of all names.
+    """
+
+    label: int | str
+    first: int
+    images: int
+    prefix: str
+    width: int
+    names: int
+
+
+class ShardTable:
+    """Places of the images in shards, by row; pickled by the path of its file.
+
+    Args:
+        file: File of the table.
+
+    Attributes:
+        shards: The shards.
+        classes: Rows of each class, in the order of their labels.
+        class_names: Names of numbered classes, where the shards tell them.
+
+    Raises:
+        OSError: If there is no such file.
+        ValueError: If it is none, or not whole.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        with file.open("rb") as opened:
+            first = opened.readline()
+            status = os.fstat(opened.fileno())
+        header = json.loads(first)
+        count, length = header["rows"], header["names"]
+        start = _aligned(len(first))
+        if header["version"] != TABLE_VERSION or status.st_size != start + count * TABLE_ROW.itemsize + length:
+            raise ValueError("another version, or not whole")
+        folder = str(file.parent)
+        self.shards = [ShardState(os.path.join(folder, path), *state) for path, *state in header["shards"]]
+        self.classes = [ClassRows(*one) for one in header["classes"]]
+        self.class_names: tuple[str, ...] = tuple(header["class_names"])
+        self._rows = np.memmap(file, TABLE_ROW, "r", start, (count,)) if count else np.empty(0, TABLE_ROW)
+        end = start + count * TABLE_ROW.itemsize
+        self._names = np.memmap(file, np.uint8, "r", end, (length,)) if length else np.empty(0, np.uint8)
+        self._firsts = np.array([one.first for one in self.classes])
+
+    def __reduce__(self) -> tuple[type[ShardTable], tuple[Path]]:
+        return ShardTable, (self.file,)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def image(self, row: int) -> StoredImage:
+        """Image of a row."""
+        one = self.classes[int(np.searchsorted(self._firsts, row, "right")) - 1]
+        place = one.names + (row - one.first) * one.width
+        rest = self._names[place : place + one.width].tobytes().rstrip(b"\0").decode("utf-8", "surrogateescape")
+        offset, size, shard, coding = self._rows[row].item()
+        return StoredImage(self.shards[shard], one.prefix + rest, offset, size, coding)
+
+
+def open_table(shards: Shards, progress: bool = True) -> ShardTable:
+    """Table of the images of shards; the first process of all that ask for it makes it, the others wait.
+
+    It lies beside the shards, where these are in one folder and it can be written, otherwise in the user's cache; it is
+    made anew when name, size or time of a shard has changed.
+
+    Args:
+        shards: The shards.
+        progress: Whether to show a progress bar in a terminal while the headers are read.
+
+    Raises:
+        DataError: If a shard is damaged or contradicts another.
+        MachineError: If the table cannot be written.
+    """
+    states = [_state(path) for path in shards.paths]
+    if len(states) >= MAX_SHARDS:
+        raise DataError(f"{shards.place!r}: {len(states):,} shards, {MAX_SHARDS - 1:,} at most: make larger ones")
+    places = _places(shards)
+    if (table := _valid(places, states)) is not None:
+        return table
+    file = next((place for place in places if _writable(place.parent)), places[-1])
+    try:
+        with locked(file.with_suffix(".lock")):
+            if (table := _valid(places, states)) is None:
+                headers = _read_all(shards, progress)
+                _write(file, states, headers)
+                table = ShardTable(file)
+            return table
+    except OSError as error:
+        room = "make room" if error.errno in NO_SPACE_ERRNOS else "set XDG_CACHE_HOME to your own folder"
+        raise MachineError(
+            f"{str(file)!r}: the table of the shards cannot be written ({error.strerror}): {room}"
+        ) from error
+
+
+def _state(path: str) -> ShardState:
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise DataError(f"{printable(path)}: cannot be read: {error.strerror}") from error
+    return ShardState(os.path.abspath(path), status.st_size, status.st_mtime_ns)
+
+
+def _places(shards: Shards) -> list[Path]:
+    """Files where the table may be, the best one first."""
+    folders = {os.path.dirname(os.path.abspath(path)) for path in shards.paths}
+    local = [os.path.basename(path) for path in shards.paths]
+    name = hashlib.sha256(json.dumps([TABLE_VERSION, shards.split, local]).encode()).hexdigest()[:16]
+    everywhere = hashlib.sha256(json.dumps([name, *map(os.path.abspath, shards.paths)]).encode()).hexdigest()[:16]
+    cached = cache_file().parent / "shards" / f"{everywhere}.table"
+    return [*(Path(folder) / f".shards-{name}.table" for folder in folders if len(folders) == 1), cached]
+
+
+def _writable(folder: Path) -> bool:
+    return folder.is_dir() and os.access(folder, os.W_OK)
+
+
+def _valid(places: Sequence[Path], states: list[ShardState]) -> ShardTable | None:
+    """The table of the first place that has one of shards as they are."""
+    for place in places:
+        try:
+            table = ShardTable(place)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if [(os.path.abspath(one.path), *one[1:]) for one in table.shards] == [tuple(one) for one in states]:
+            return table
+    return None
+
+
+def _read_all(shards: Shards, progress: bool) -> list[ShardHeaders]:
+    """Headers of all shards, read by several processes."""
+    jobs = [(shards.kind, path, shards.split) for path in shards.paths]
+    workers = min(len(os.sched_getaffinity(0)), len(jobs))
+    shown = tqdm(total=len(jobs), unit="shard", desc="headers", disable=not (progress and sys.stderr.isatty()))
+    with shown as bar:
+        headers = []
+        for one in _read_in_turn(jobs, workers):
+            headers.append(one)
+            bar.update()
+    return headers
+
+
+def _read_in_turn(jobs: Sequence[tuple[str, str, str]], workers: int) -> Iterator[ShardHeaders]:
+    if workers < 2:
+        yield from map(_read, jobs)
+        return
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("fork"), initializer=end_with_parent)
+    try:
+        yield from pool.map(_read, jobs)
+    except BrokenProcessPool as error:
+        raise MachineError("a process that read headers of shards was killed, probably for lack of memory") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _read(job: tuple[str, str, str]) -> ShardHeaders:
+    kind, path, split = job
+    try:
+        if kind == "parquet":
+            return read_parquet(path)
+        return read_tar(path, split) if kind == "tar" else read_zip(path, split)
+    except OSError as error:
+        raise DataError(f"{printable(path)}: cannot be read: {error.strerror or first_line(error)}") from error
+
+
+def _write(file: Path, states: Sequence[ShardState], headers: Sequence[ShardHeaders]) -> None:
+    """Sort the images of all shards, and write the table."""
+    classes, rows, names = _sorted(states, headers)
+    folder = file.parent
+    beside = all(Path(state.path).parent == folder.absolute() for state in states)
+    header: dict[str, Any] = {
+        "version": TABLE_VERSION,
+        "rows": sum(one.images for one in classes),
+        "names": sum(map(len, names)),
+        "shards": [[os.path.basename(path) if beside else path, *state] for path, *state in states],
+        "classes": classes,
+        "class_names": _class_names(states, headers),
+    }
+    line = json.dumps(header, separators=(",", ":")).encode() + b"\n"
+    line = line[:-1] + b" " * (_aligned(len(line)) - len(line)) + b"\n"
+    with atomic_write(file) as part, part.open("wb") as opened:
+        opened.write(line)
+        for block in (*rows, *names):
+            opened.write(block)
+
+
+def _aligned(length: int) -> int:
+    return -(-length // _ALIGNMENT) * _ALIGNMENT
+
+
+def _class_names(states: Sequence[ShardState], headers: Sequence[ShardHeaders]) -> tuple[str, ...]:
+    for state, one in zip(states, headers):
+        if one.classes != headers[0].classes:
+            raise DataError(f"{printable(state.path)}: names other classes than {os.path.basename(states[0].path)!r}")
+    return headers[0].classes
+
+
+def _sorted(
+    states: Sequence[ShardState], headers: Sequence[ShardHeaders]
+) -> tuple[list[ClassRows], list[bytes], list[bytes]]:
+    """Classes, and for each of them its rows and the ends of its names."""
+    kinds = {one.labels.dtype.kind: state for state, one in zip(reversed(states), reversed(headers)) if len(one.labels)}
+    if len(kinds) > 1:
+        numbers, texts = (os.path.basename(kinds[kind].path) for kind in ("i", "S"))
+        raise DataError(f"labels are numbers in {numbers!r}, names of classes in {texts!r}: make the shards alike")
+    if not kinds:
+        raise DataError(f"{printable(states[0].path)}: holds no image with a label, nor does another of the shards")
+    filled = [(number, one) for number, one in enumerate(headers) if len(one.labels)]
+    labels = np.concatenate([one.labels for _, one in filled])
+    shard = np.concatenate([np.full(len(one.labels), number, np.uint16) for number, one in filled])
+    table = np.empty(len(labels), TABLE_ROW)
+    table["shard"] = shard
+    for key in ("offset", "size", "coding"):
+        table[key] = np.concatenate([getattr(one, f"{key}s") for _, one in filled])
+    names = np.concatenate([one.names for _, one in filled])
+    if filled[0][1].keyed:
+        _refuse_twice(states, names, shard)
+    values, numbers = np.unique(labels, return_inverse=True)
+    order = np.lexsort((names, numbers))  # by class, then by name; stable
+    ends = np.searchsorted(numbers[order], np.arange(len(values)), "right").tolist()
+    classes: list[ClassRows] = []
+    rows: list[bytes] = []
+    ends_of_names: list[bytes] = []
+    place = 0
+    for value, first, end in zip(values.tolist(), [0, *ends[:-1]], ends):
+        chosen = order[first:end]
+        label = value.decode() if isinstance(value, bytes) else value
+        own = names[chosen]
+        if table["coding"][chosen[0]] != Coding.PARQUET:  # whose paths are no keys
+            _refuse_twice(states, own, shard[chosen], f" in class {label!r}")
+        prefix, text = _split_prefix(own)
+        classes.append(ClassRows(label, first, end - first, prefix, text.shape[1], place))
+        rows.append(table[chosen].tobytes())
+        ends_of_names.append(text.tobytes())
+        place += len(ends_of_names[-1])
+    return classes, rows, ends_of_names
+
+
+def _split_prefix(names: np.ndarray) -> tuple[str, np.ndarray]:
+    """What sorted names begin with, and the rest of each, ``(names, bytes)``, filled up with zeros."""
+    pair = zip(bytes(names[0]), bytes(names[-1]))
+    shared = bytes(one for one, _ in takewhile(lambda both: both[0] == both[1], pair))
+    while shared and shared[-1] >= 0x80:  # not within a character
+        shared = shared[:-1]
+    longest = int(np.char.str_len(names).max())
+    rest = names.view(np.uint8).reshape(len(names), -1)[:, len(shared) : longest]
+    return shared.decode("utf-8", "surrogateescape"), np.ascontiguousarray(rest)
+
+
+def _refuse_twice(states: Sequence[ShardState], names: np.ndarray, shard: np.ndarray, where: str = "") -> None:
+    """Raise an error if a name stands twice.
+
+    Raises:
+        DataError: With the name and its shards.
+    """
+    order = np.argsort(names, kind="stable")
+    same = np.flatnonzero(names[order[1:]] == names[order[:-1]])
+    if len(same):
+        first, second = order[same[0]], order[same[0] + 1]
+        name = bytes(names[first]).decode("utf-8", "replace")
+        files = " and ".join(dict.fromkeys(printable(states[shard[i]].path) for i in (first, second)))
+        raise DataError(f"{files}: two samples with the key {name!r}{where}: give each a key of its own")

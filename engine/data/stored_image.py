@@ -1,0 +1,144 @@
+"""An image inside of a shard: its path in words, and where its bytes are.
+
+The path is text as any other, such as ``train-0001.tar/n01440764_10026.jpg``: messages, reports and samplers need no
+case of their own. What reads the image finds the place in its attributes.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections import OrderedDict
+from enum import IntEnum
+from functools import lru_cache
+from typing import Any, BinaryIO, NamedTuple
+
+from backbones.errors import DataError, printable
+from backbones.files import open_file
+
+MAX_OPEN_SHARDS = 128  # of a process; the limit of open files is often 1,024
+ROW_GROUPS_KEPT = 2  # of parquet files, decoded, in a process
+
+
+class Coding(IntEnum):
+    """Form in which the bytes of an image lie in a shard."""
+
+    STORED = 0
+    DEFLATED = 1  # compressed member of a zip file
+    PARQUET = 2  # value of the column image.bytes
+
+
+class ShardState(NamedTuple):
+    """A shard as it was when its headers were read.
+
+    Attributes:
+        path: Path of the file.
+        size: Bytes.
+        mtime_ns: Time of its last change, in nanoseconds.
+    """
+
+    path: str
+    size: int
+    mtime_ns: int
+
+
+class StoredImage(str):
+    """Path of an image inside of a shard.
+
+    Args:
+        shard: The shard.
+        name: Name of the image in it.
+        offset: First byte; in a parquet file the row group, times 2**32, plus the row in it.
+        size: Number of bytes in the file; 0 in a parquet file.
+        coding: Form of the bytes.
+    """
+
+    shard: ShardState
+    offset: int
+    size: int
+    coding: Coding
+
+    def __new__(cls, shard: ShardState, name: str, offset: int, size: int, coding: int) -> StoredImage:
+        image = super().__new__(cls, f"{shard.path}/{name}")
+        image.shard, image.offset, image.size, image.coding = shard, offset, size, Coding(coding)
+        return image
+
+    def __getnewargs__(self) -> tuple[ShardState, str, int, int, int]:  # type: ignore[override]
+        """Arguments from which pickle makes the path again in another process."""
+        return self.shard, self[len(self.shard.path) + 1 :], self.offset, self.size, int(self.coding)
+
+    def __deepcopy__(self, memo: Any) -> StoredImage:
+        return self  # as of any text
+
+    def read(self) -> bytes:
+        """Bytes of the image.
+
+        Raises:
+            OSError: If the shard cannot be read, or its bytes cannot be decompressed.
+            DataError: If the shard has changed since its headers were read.
+        """
+        if self.coding == Coding.PARQUET:
+            group, row = divmod(self.offset, 2**32)
+            return _row_group(self.shard, group)[row].as_py() or b""
+        content = os.pread(_OPEN_SHARDS.get(self.shard).fileno(), self.size, self.offset)
+        if self.coding == Coding.STORED:
+            return content
+        try:
+            return zlib.decompress(content, wbits=-zlib.MAX_WBITS)
+        except zlib.error as error:
+            raise OSError(f"cannot be decompressed: {error}") from error
+
+
+def refuse_changed(shard: ShardState, size: int, mtime_ns: int) -> None:
+    """Raise an error if a shard is not what it was.
+
+    Raises:
+        DataError: If its size or time differs.
+    """
+    if (size, mtime_ns) != (shard.size, shard.mtime_ns):
+        raise DataError(f"{printable(shard.path)}: has changed since its images were listed: start again")
+
+
+class _OpenShards:
+    """Files kept open, the latest used ones; closed once nobody reads from them."""
+
+    def __init__(self) -> None:
+        self._files: OrderedDict[ShardState, BinaryIO] = OrderedDict()
+
+    def get(self, shard: ShardState) -> BinaryIO:
+        """The open file of a shard. A forked process may use it too: reads state their place."""
+        file = self._files.get(shard)
+        if file is None:
+            file = open_file(shard.path)
+            status = os.fstat(file.fileno())
+            refuse_changed(shard, status.st_size, status.st_mtime_ns)
+            self._files[shard] = file
+            while len(self._files) > MAX_OPEN_SHARDS:
+                self._files.popitem(last=False)
+        else:
+            self._files.move_to_end(shard)
+        return file
+
+
+_OPEN_SHARDS = _OpenShards()
+
+
+@lru_cache(maxsize=ROW_GROUPS_KEPT)
+def _row_group(shard: ShardState, group: int) -> Any:
+    """Column ``image.bytes`` of a row group."""
+    from pyarrow import ArrowException
+
+    try:
+        table = _parquet_file(shard).read_row_group(group, columns=["image.bytes"], use_threads=False)
+    except ArrowException as error:
+        raise OSError(f"row group {group} of the shard cannot be read: {error}") from error
+    return table["image"].combine_chunks().field("bytes")
+
+
+@lru_cache(maxsize=MAX_OPEN_SHARDS)
+def _parquet_file(shard: ShardState) -> Any:
+    from pyarrow.parquet import ParquetFile
+
+    status = os.stat(shard.path)
+    refuse_changed(shard, status.st_size, status.st_mtime_ns)
+    return ParquetFile(shard.path)

@@ -1,0 +1,257 @@
+"""Classification from shards: the samples of class folders, and one line for what is wrong with shards."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from backbones import UserError
+from classification.data import FolderDataset
+from classification.stored import stored_names
+from engine.data.fault_tolerance import FaultTolerantDataset
+from engine.data.image_files import inspect_image, read_image_bytes
+from engine.data.shards import find_shards
+from tests.shards import class_folders_of_noise, samples, to_shards, write_parquet, write_tar
+
+CLASSES = ("n01440764", "n01443537", "n01484850")
+KINDS = ("cls", "json", "folders", "zip", "parquet")
+PACK: list[dict[str, Any]] = [dict(type="ClassificationTransform", size=16)]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return class_folders_of_noise(tmp_path_factory.mktemp("folders"), CLASSES)
+
+
+def dataset(root: Any, split: str = "train", classes: tuple[str, ...] = CLASSES, **settings: Any) -> FolderDataset:
+    return FolderDataset(root if isinstance(root, list) else str(root), split, dict(classes=classes), PACK, **settings)
+
+
+def listed(data: FolderDataset) -> list[tuple[str, int, bytes]]:
+    found = [data.get_data_info(i) for i in range(len(data))]
+    return [(Path(one["img_path"]).name, one["gt_label"], read_image_bytes(one["img_path"])) for one in found]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_shards_give_the_samples_of_class_folders(folders: Path, tmp_path: Path, kind: str) -> None:
+    root = to_shards(kind, folders, tmp_path / "shards")
+    root = root / "set.zip" if kind == "zip" else root
+    ours, theirs = dataset(root), dataset(folders)
+    assert listed(ours) == listed(theirs)
+    assert listed(dataset(root, every=3)) == listed(dataset(folders, every=3))
+    turned = tuple(reversed(CLASSES))
+    if kind != "cls":
+        assert [one[1] for one in listed(dataset(root, classes=turned))] == [0] * 4 + [1] * 4 + [2] * 4
+    assert ours.get_cat_ids(11) == [2]
+    shards = find_shards(str(root), "train")
+    assert shards is not None
+    assert stored_names(shards) == list(CLASSES)
+    info = inspect_image(ours.get_data_info(5)["img_path"])
+    assert (info.problem, info.digest) == (None, inspect_image(theirs.get_data_info(5)["img_path"]).digest)
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_workers_read_shards(folders: Path, tmp_path: Path, start: str) -> None:
+    data = dataset(to_shards("json", folders, tmp_path))
+    expected = [data[i] for i in range(len(data))]
+    loaded = [
+        one for batch in DataLoader(data, 5, num_workers=2, multiprocessing_context=start) for one in split(batch)
+    ]
+    for one, two in zip(loaded, expected, strict=True):
+        assert torch.equal(one[0], two["inputs"])
+        assert (one[1], one[2]) == (two["label"], two["img_path"])
+    assert len(pickle.dumps(data)) < 5000
+
+
+def split(batch: dict[str, Any]) -> list[tuple[Any, int, str]]:
+    return list(zip(batch["inputs"], batch["label"].tolist(), batch["img_path"], strict=True))
+
+
+def test_numbers_follow_the_names_of_images_and_else_the_order_of_the_classes(folders: Path, tmp_path: Path) -> None:
+    write_tar(tmp_path / "a" / "train-0.tar", samples(folders, "cls"))
+    turned = (CLASSES[2], CLASSES[0], CLASSES[1])
+    names = [
+        one["img_path"].rpartition("/")[2] for one in map(dataset(tmp_path / "a", classes=turned).get_data_info, (0, 4))
+    ]
+    assert names == ["n01484850_0.jpg", "n01440764_0.jpg"]
+    plain = dataset(tmp_path / "a", classes=("fish", "gold", "shark"))
+    assert plain.get_data_info(0) | {"sample_idx": 0} == plain.get_data_info(0)
+    assert plain.get_data_info(8)["img_path"].endswith("n01484850_0.jpg")
+
+
+def test_validation_shards_beside_those_of_training(folders: Path, tmp_path: Path) -> None:
+    write_tar(tmp_path / "set-train-0.tar", samples(folders, "json"))
+    write_tar(tmp_path / "set-validation-0.tar", samples(folders, "json")[:4])
+    assert len(dataset(tmp_path)) == 12
+    assert len(dataset(tmp_path, "val", test_mode=True)) == 2
+    assert len(dataset([str(tmp_path / "set-train-0.tar"), str(tmp_path / "set-validation-0.tar")])) == 12
+    with pytest.raises(UserError, match=r"none of its 2 shards is of the split 'test' \(set-train-0\.tar\.\.\.\)"):
+        dataset(tmp_path, "test", test_mode=True)
+
+
+def test_a_tar_of_each_class_as_imagenet_is_downloaded(folders: Path, tmp_path: Path) -> None:
+    for name in CLASSES:
+        files = sorted((folders / "train" / name).iterdir())
+        write_tar(tmp_path / "train" / f"{name}.tar", [(file.name, file.read_bytes()) for file in files])
+    assert listed(dataset(tmp_path)) == listed(dataset(folders))
+
+
+def test_class_folders_beside_an_archive_are_class_folders(folders: Path, tmp_path: Path) -> None:
+    shutil.copytree(folders, tmp_path, dirs_exist_ok=True)
+    write_tar(tmp_path / "train" / "all.tar", samples(folders, "cls"))
+    assert find_shards(str(tmp_path), "train") is None
+
+
+def half(root: Path, folders: Path) -> None:
+    path = write_tar(root / "train-0.tar", samples(folders, "cls"))
+    path.write_bytes(path.read_bytes()[:9000])
+
+
+def between_members(root: Path, folders: Path) -> None:
+    path = write_tar(root / "train-0.tar", samples(folders, "cls")[:2])
+    path.write_bytes(path.read_bytes().rstrip(b"\0").ljust(4096, b"\0")[:4096].rstrip(b"\0"))
+    content = path.read_bytes()
+    path.write_bytes(content.ljust(-(-len(content) // 512) * 512, b"\0"))
+
+
+def compressed(root: Path, folders: Path) -> None:
+    path = write_tar(root / "train-0.tar", samples(folders, "cls"))
+    path.with_suffix(".tar.gz").write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+
+
+def bad_name(name: str) -> Callable[[Path, Path], None]:
+    return lambda root, folders: void(write_tar(root / "train-0.tar", [*samples(folders, "cls"), (name, b"x")]))
+
+
+def void(_: object) -> None:
+    pass
+
+
+def one_key_twice(root: Path, folders: Path) -> None:
+    write_tar(root / "train-0.tar", samples(folders, "cls")[:4])
+    write_tar(root / "train-1.tar", samples(folders, "cls"))
+
+
+def two_kinds(root: Path, folders: Path) -> None:
+    write_tar(root / "train-0.tar", samples(folders, "cls"))
+    shutil.make_archive(str(root / "train-1"), "zip", folders)
+
+
+def other_columns(root: Path, folders: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"img": [b"x"], "label": [0]}), root / "train-0.parquet")
+
+
+def half_parquet(root: Path, folders: Path) -> None:
+    write_parquet(root / "train-0.parquet", folders)
+    (root / "train-0.parquet").write_bytes((root / "train-0.parquet").read_bytes()[:3000])
+
+
+def half_zip(root: Path, folders: Path) -> None:
+    to_shards("zip", folders, root)
+    (root / "set.zip").write_bytes((root / "set.zip").read_bytes()[:-300])
+
+
+def extra(*members: tuple[str, bytes]) -> Callable[[Path, Path], None]:
+    return lambda root, folders: void(write_tar(root / "train-0.tar", [*samples(folders, "cls"), *members]))
+
+
+BAD = {
+    "half": (half, r"train-0\.tar: is damaged or cut off: no whole tar in its 9,000 bytes"),
+    "between members": (between_members, r"train-0\.tar: is damaged or cut off"),
+    "compressed": (compressed, r"train-0\.tar\.gz: is a compressed file: unpack it"),
+    "absolute": (bad_name("/etc/passwd.jpg"), r"train-0\.tar: member '/etc/passwd\.jpg' leads out of the archive"),
+    "outside": (bad_name("a/../../b.jpg"), r"train-0\.tar: member 'a/\.\./\.\./b\.jpg' leads out of the archive"),
+    "one key twice": (one_key_twice, r"train-0\.tar and \S*train-1\.tar: two samples with the key 'n01\d+_\d\.jpg'"),
+    "two kinds": (two_kinds, r"holds shards of 2 kinds \(train-0\.tar and train-1\.zip\): give each a folder"),
+    "other columns": (other_columns, r"columns image\.bytes and label are needed, it has img, label"),
+    "half parquet": (half_parquet, r"train-0\.parquet: is damaged or cut off"),
+    "half zip": (half_zip, r"set\.zip: is damaged or cut off: no whole zip file"),
+    "label outside": (
+        extra(("x.jpg", b"x"), ("x.cls", b"3")),
+        r"4 classes in the shards, 3 in the config; label '3' is",
+    ),
+    "no label": (extra(("x.jpg", b"x")), r"sample 'x' has no label: neither cls nor json"),
+    "label of text": (extra(("x.jpg", b"x"), ("x.json", b"[]")), r"'x\.json' holds no label \(a mapping with label"),
+    "negative": (extra(("x.jpg", b"x"), ("x.cls", b"-1")), r"label -1 is no number of a class: they begin with 0"),
+    "mixed labels": (extra(("x.jpg", b"x"), ("x.cls", b"cat")), r"some labels are numbers, others are names"),
+    "two images": (extra(("x.jpg", b"x"), ("x.png", b"x")), r"two samples with the key 'x'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_is_wrong_with_shards_is_one_line(folders: Path, tmp_path: Path, case: str) -> None:
+    make, message = BAD[case]
+    (tmp_path / "data").mkdir()
+    make(tmp_path / "data", folders)
+    root = tmp_path / "data" / "set.zip" if case == "half zip" else tmp_path / "data"
+    with pytest.raises(UserError, match=message) as caught:
+        dataset(root)
+    assert "\n" not in str(caught.value)
+
+
+def test_names_of_classes_in_json(folders: Path, tmp_path: Path) -> None:
+    members = []
+    for name, content in samples(folders, "json"):
+        named = {"label": CLASSES[json.loads(content)["label"]]} if name.endswith("json") else None
+        members.append((name, content if named is None else json.dumps(named).encode()))
+    write_tar(tmp_path / "train-0.tar", members)
+    assert listed(dataset(tmp_path)) == listed(dataset(folders))
+
+
+def test_a_changed_shard_is_listed_again_or_ends_a_training(folders: Path, tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "train-0.tar", samples(folders, "cls")[:-2])
+    data = dataset(tmp_path, test_mode=True)
+    image = data.get_data_info(0)["img_path"]
+    assert len(data) == 11
+    write_tar(path, samples(folders, "cls"))
+    assert len(dataset(tmp_path)) == 12
+    with pytest.raises(UserError, match=r"train-0\.tar: has changed since its images were listed: start again"):
+        read_image_bytes(image)
+    path.unlink()
+    with pytest.raises(UserError, match=r"train-0\.tar/n01440764_0\.jpg: is missing"):
+        read_image_bytes(image)
+
+
+def test_the_table_is_in_the_cache_where_shards_lie_in_several_folders(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    half = len(samples(folders, "cls")) // 2
+    parts = [samples(folders, "cls")[:half], samples(folders, "cls")[half:]]
+    paths = [write_tar(tmp_path / name / "train-0.tar", part) for name, part in zip("ab", parts, strict=True)]
+    assert listed(dataset(list(map(str, paths)))) == listed(dataset(folders))
+    (table,) = tmp_path.rglob("*.table")
+    assert table.parent == tmp_path / "cache/convnext-dense/shards"
+    table.write_bytes(table.read_bytes()[:-9])  # as after a fault of the disk: made anew
+    assert len(dataset(list(map(str, paths)))) == 12
+
+
+def test_without_pyarrow(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_parquet(tmp_path / "train-0.parquet", folders)
+    monkeypatch.setattr("engine.data.shards.parquet.is_absent", lambda package: True)
+    with pytest.raises(UserError, match=r"train-0\.parquet: package 'pyarrow' .*pip install -e '\.\[shards\]'"):
+        dataset(tmp_path)
+
+
+def test_a_damaged_image_of_a_shard_is_replaced_and_named(folders: Path, tmp_path: Path) -> None:
+    members = [
+        (name, content[:300] if name == "n01440764_1.jpg" else content) for name, content in samples(folders, "cls")
+    ]
+    write_tar(tmp_path / "train-0.tar", members)
+    data = FaultTolerantDataset(dataset(tmp_path), tmp_path)
+    assert data[1]["img_path"] != data.get_data_info(1)["img_path"]
+    (line,) = (tmp_path / "replaced_images.jsonl").read_text().splitlines()
+    assert json.loads(line)["file"] == f"{tmp_path}/train-0.tar/n01440764_1.jpg"

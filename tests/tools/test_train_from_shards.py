@@ -1,0 +1,46 @@
+"""A training from shards ends bit by bit as one from class folders, also killed and resumed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from demo.drawing import DIGIT_CLASSES
+from tests.shards import to_shards
+from tests.tools.test_exact_resume import CONFIGS, DEATH, EVERY_STEP, TASKS, assert_same_run
+
+SPLITS = ("train", "val")
+
+
+@pytest.fixture(scope="module")
+def roots(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Data root of each kind of the same images."""
+    target = tmp_path_factory.mktemp("shards")
+    for kind in ("cls", "zip"):
+        for split in SPLITS:
+            to_shards(kind, digits / "imagenet", target / kind, split, DIGIT_CLASSES)
+    return {"folder": digits / "imagenet", "cls": target / "cls", "zip": target / "zip" / "set.zip"}
+
+
+def train(tool: Any, folder: Path, root: Path, *flags: str, workers: int = 0, **environment: str) -> Any:
+    config = folder.with_suffix(".py")
+    settings = TASKS["classifier"].format(configs=str(CONFIGS), data="") + f"data_root = {str(root)!r}\n"
+    config.write_text(settings + EVERY_STEP + DEATH, encoding="utf-8")
+    options = ["--cfg-options", f"train_dataloader.num_workers={workers}", "train_cfg.max_epochs=2"]
+    return tool("train.py", config, "--work-dir", folder, *flags, *options, **environment)
+
+
+def test_the_same_training(tool: Any, roots: dict[str, Path], tmp_path: Path) -> None:
+    ended = train(tool, tmp_path / "folder", roots["folder"])
+    assert ended.code == 0, ended.err
+    for kind, workers in (("cls", 1), ("zip", 0)):
+        ended = train(tool, tmp_path / kind, roots[kind], workers=workers)
+        assert ended.code == 0, ended.err
+        assert_same_run(tmp_path / kind, tmp_path / "folder")
+    killed = train(tool, tmp_path / "killed", roots["cls"], workers=1, ASK_AT="7", ASK_BY="SIGKILL")
+    assert killed.code != 0
+    ended = train(tool, tmp_path / "killed", roots["cls"], "--resume", workers=1)
+    assert ended.code == 0, ended.err
+    assert_same_run(tmp_path / "killed", tmp_path / "folder")
