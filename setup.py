@@ -1,4 +1,4 @@
-"""Adds to pyproject.toml a dependency whose address is that of a folder here, which the file cannot state."""
+"""Adds to an editable install a dependency on a folder beside it, whose address pyproject.toml cannot state."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 from setuptools import Distribution, setup
 
+from build_backend import is_editable
+
 STAND_IN = Path(__file__).resolve().parent / "tools/opencv_stand_in"
 
 
@@ -14,9 +16,10 @@ class DistributionWithoutGui(Distribution):
     """A distribution that answers what its dependencies ask of ``opencv-python`` with an empty package."""
 
     def parse_config_files(self, *args: Any, **kwargs: Any) -> None:
-        """Read pyproject.toml, and add the stand-in to its dependencies."""
+        """Read pyproject.toml, and add the stand-in to the dependencies of an editable install."""
         super().parse_config_files(*args, **kwargs)
-        self.install_requires.append(f"opencv-python @ {STAND_IN.as_uri()}")
+        if is_editable():  # a wheel goes to places where there is no such folder
+            self.install_requires.append(f"opencv-python @ {STAND_IN.as_uri()}")
 
 
 setup(distclass=DistributionWithoutGui)

@@ -17,8 +17,14 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from convnext_dense import PACKAGES
+
 ROOT = Path(__file__).resolve().parents[1]
 TOOL = [str(ROOT / "tools/train.py"), str(ROOT / "configs/classification/digits.py"), "--dry-run"]
+HOOKS = (  # pip calls them in the second way, with the folder of the metadata that another hook has written
+    "backend.build_{0}('.')",
+    "backend.build_{0}('.', None, 'made/' + backend.prepare_metadata_for_build_{0}('made'))",
+)
 WITHIN = "from backbones.registry import list_backbones; assert 'convnext_tiny' in list_backbones()"
 
 
@@ -41,29 +47,47 @@ def stand_in() -> dict[str, str]:
     return dict(re.findall(r'^(name|version) = "(.+)"$', text, re.MULTILINE))
 
 
-def test_an_editable_install_needs_the_stand_in_and_is_a_place_on_the_path(tmp_path: Path) -> None:
-    for name in (
-        "setup.py",
-        "pyproject.toml",
-        "README.md",
-        "convnext_dense.py",
-        "convnext_dense_signals.py",
-        "engine/__init__.py",
-    ):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        shutil.copy(ROOT / name, tmp_path / name)
-    result = python(tmp_path, "-c", "import setuptools.build_meta as backend; backend.build_editable('.')")
+def built(folder: Path, hooks: str) -> tuple[zipfile.Path, dict[str, str | None]]:
+    """The wheel that hooks of the build backend make in a folder, and the address of each distribution it needs."""
+    for name in ("setup.py", "build_backend.py", "pyproject.toml", "README.md", "convnext_dense.py"):
+        shutil.copy(ROOT / name, folder / name)
+    for name in PACKAGES:
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "made").mkdir()
+    result = python(folder, "-c", f"import build_backend as backend; {hooks}")
     assert result.returncode == 0, result.stderr
-    (wheel,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        text = {Path(name).name: archive.read(name).decode() for name in archive.namelist()}
-    needed = [Requirement(line) for line in re.findall(r"^Requires-Dist: (.*)$", text["METADATA"], re.MULTILINE)]
-    addresses = {one.name: one.url for one in needed if one.url}
+    (wheel,) = folder.glob("*.whl")
+    archive = zipfile.Path(wheel)
+    (information,) = (one for one in archive.iterdir() if one.name.endswith(".dist-info"))
+    lines = re.findall(r"^Requires-Dist: (.*)$", (information / "METADATA").read_text(), re.MULTILINE)
+    needed = {Requirement(line).name: Requirement(line).url for line in lines}
+    assert {"torch", "onedl-mmcv", "opencv-python-headless"} <= needed.keys()
+    return archive, {name: url for name, url in needed.items() if url}
+
+
+@pytest.mark.parametrize("hooks", HOOKS)
+def test_an_editable_install_needs_the_stand_in_and_is_a_place_on_the_path(tmp_path: Path, hooks: str) -> None:
+    archive, addresses = built(tmp_path, hooks.format("editable"))
     assert addresses == {"opencv-python": (tmp_path / "tools/opencv_stand_in").as_uri()}
-    assert {"torch", "onedl-mmcv", "opencv-python-headless"} <= {one.name for one in needed}
     # A finder, which is asked after the path, would lose to a folder called "detection" where Python starts.
-    assert [value.strip() for name, value in text.items() if name.endswith(".pth")] == [str(tmp_path)]
-    assert not any(name.endswith(".py") for name in text)
+    assert [one.read_text().strip() for one in archive.iterdir() if one.name.endswith(".pth")] == [str(tmp_path)]
+    assert not any(name.endswith(".py") for name in archive.root.namelist())
+
+
+@pytest.mark.parametrize("hooks", HOOKS)
+def test_a_wheel_is_for_any_place(tmp_path: Path, hooks: str) -> None:
+    for name in ("checkout", "site"):
+        (tmp_path / name).mkdir()
+    archive, addresses = built(tmp_path / "checkout", hooks.format("wheel"))
+    assert addresses == {}
+    archive.root.extractall(tmp_path / "site")
+    shutil.rmtree(tmp_path / "checkout")
+    found = {path.relative_to(tmp_path / "site"): path for path in (tmp_path / "site").rglob("*.*") if path.is_file()}
+    assert not any(str(tmp_path).encode() in path.read_bytes() for path in found.values())
+    ours = {path.relative_to(ROOT) for name in PACKAGES for path in (ROOT / name).rglob("*.[cp]*") if path.is_file()}
+    assert {path for path in ours if path.suffix != ".pyc"} <= found.keys()
+    result = python(tmp_path, "-c", "import engine; print(engine.__file__)", path=tmp_path / "site")
+    assert result.stdout.strip() == str(tmp_path / "site/engine/__init__.py"), result.stderr
 
 
 def test_the_stand_in_satisfies_whoever_asks_for_the_windows() -> None:
