@@ -12,13 +12,12 @@ from mmengine.optim.scheduler.lr_scheduler import LRSchedulerMixin
 from mmengine.registry import PARAM_SCHEDULERS, DefaultScope
 
 from engine.config.building import building, registered_class
-from engine.optim.schedules import Placed, stated_schedules
+from engine.optim.schedules import WARM_UP_SHARE, Placed, stated_schedules
 from engine.planning.plan import Schedule
 
 MAX_STEPS = 1_000_000  # that are gone through for the rates, in 5 s
 MIN_EPOCH = 100  # steps of an epoch where they are not known; the rates of schedules in epochs hardly depend on them
 FOLLOW = "leave T_max and end out, and it ends with the training"
-WARM_UP_SHARE = 10  # a tenth of the training, where a warm-up is advised
 LAST_CUT = 11 / 12  # of a training: OpenMMLab's schedules of COCO, such as 33 of 36 epochs
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -78,6 +79,14 @@ def set_test_mode(dataset: Any, scope: str | None) -> None:
             dataset.setdefault("test_mode", True)
         if "test_mode" in parameters or "kwargs" not in parameters:
             return
+
+
+def expand_home(cfg: Config) -> None:
+    """Write the home folder for the ``~`` of paths in a config, which the shell does not do after ``data_root=``."""
+    for node in (cfg, *mappings([value for _, value in cfg.items()])):
+        for key, value in list(node.items()):
+            if isinstance(value, str) and value.startswith("~"):
+                node[key] = os.path.expanduser(value)
 
 
 def set_data_root(split: str, dataset: Any, root: str | None, notes: list[str]) -> None:

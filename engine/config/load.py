@@ -33,6 +33,7 @@ from engine.config.classes import FROM_DATA, check_own_names, class_names, fill_
 from engine.config.custom_imports import drop_library_variables, read_config
 from engine.config.datasets import (
     carry_to_test,
+    expand_home,
     inner_datasets,
     is_wrapper,
     mappings,
@@ -176,6 +177,7 @@ def resolve(cfg: Config, stated_batch: int, launch: Launch, training: bool = Tru
     notes: list[str] = []
     _check_backbone(cfg, notes)
     _set_hooks(cfg, notes)
+    expand_home(cfg)
     for split, dataset in _datasets(cfg):
         set_data_root(split, dataset, cfg.get("data_root"), notes)
     fill_classes(cfg)

@@ -23,6 +23,7 @@ POSITION_KEYS = (
     *("last_step", "_global_step", "_last_value", "verbose"),
     *("best", "num_bad_epochs", "cooldown_counter"),
 )
+WARM_UP_SHARE = 10  # a tenth of the training, where a warm-up is advised
 
 Placed = tuple[str, Any]  # a schedule's place in the config and its settings
 

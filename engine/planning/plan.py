@@ -21,7 +21,7 @@ from engine.config.load import Resolved
 from engine.config.schema import is_number
 from engine.config.world import Launch
 from engine.optim.param_groups import GroupRow, LayerDecayConstructor, group_rows, groups_of_config
-from engine.optim.schedules import LinearWarmUpLR, Placed, stated_schedules
+from engine.optim.schedules import WARM_UP_SHARE, LinearWarmUpLR, Placed, stated_schedules
 from engine.planning.memory import Memory, autocast_dtype, check_last_batch, estimate_memory
 from engine.task import TASK_SPECS, task_of
 
@@ -247,8 +247,8 @@ def _check_schedules(schedules: Sequence[Placed], loop: Any, peak: float) -> Non
         end = one.get("end", loop.get("max_epochs" if by_epoch else "max_iters"))
         if is_number(begin) and is_number(end) and begin >= end:
             raise ConfigError(
-                f"{place}: a schedule begins when training is over (begin={begin}, end={end}); with "
-                f"another length of training change both, such as --cfg-options {place}.begin=0"
+                f"{place}: a schedule begins when training is over (begin={begin}, end={end}); with another length of "
+                f"training change both, such as --cfg-options {_earlier(schedules, place, begin, end)}"
             )
         converted = one.get("convert_to_iter_based") and end is not None
         if by_epoch and "max_iters" in loop and not converted and "Plateau" not in str(one["type"]):
@@ -259,6 +259,14 @@ def _check_schedules(schedules: Sequence[Placed], loop: Any, peak: float) -> Non
         final = one.get("eta_min")
         if one.get("param_name", "lr") == "lr" and is_number(final) and final >= peak:
             raise ConfigError(f"{place}.eta_min={final:g} is not below the rate of {peak:g}: it would not fall")
+
+
+def _earlier(schedules: Sequence[Placed], place: str, begin: float, end: float) -> str:
+    """Options with which a schedule begins in a training that ends at ``end``, and the warm-up before it ends there."""
+    warm_ups = [one for one, settings in schedules if one != place and settings.get("end") == begin]
+    length = max(1, int(end) // WARM_UP_SHARE)
+    start = min(length, int(end) - 1) if warm_ups else 0
+    return " ".join([*(f"{one}.end={length}" for one in warm_ups), f"{place}.begin={start}"])
 
 
 def _precision(optim_wrapper: Mapping[str, Any]) -> str:

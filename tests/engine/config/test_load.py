@@ -98,6 +98,18 @@ def test_data_root_and_pipelines_reach_every_data_set(path: Path) -> None:
     assert train.pipeline != val.pipeline
 
 
+def test_the_home_folder_in_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "names.txt").write_text("cat\ndog~\n~newt\n", encoding="utf-8")
+    options = {"data_root": "~/pets", "classes": "~/names.txt", "model.backbone.weights": "~/w.pth"}
+    cfg = load(MASK, **options, **{"train_dataloader.dataset.data_root": "~", "work_dir": "a~b"}).cfg
+    assert [dataset.data_root for dataset in datasets(cfg)] == [str(tmp_path), *2 * [str(tmp_path / "pets")]]
+    assert cfg.val_evaluator.ann_file == str(tmp_path / "pets" / cfg.val_dataloader.dataset.ann_file)
+    assert cfg.model.backbone.weights == str(tmp_path / "w.pth")
+    assert datasets(cfg)[0].metainfo.classes == ("cat", "dog~", "~newt")
+    assert cfg.work_dir == "a~b"
+
+
 @pytest.mark.parametrize("path", [MASK, CASCADE], ids=lambda path: path.stem)
 def test_the_evaluator_reads_the_annotations_of_its_data_set(path: Path) -> None:
     options = {"data_root": "pets", "val_dataloader.dataset.ann_file": "val.json"}

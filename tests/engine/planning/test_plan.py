@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from analysis.dry_run import dry_run
+from analysis.schedules import review_schedules
 from backbones import UserError
 from engine.config.load import load_config
 from engine.config.world import Launch
-from engine.planning.plan import TrainingPlan, training_plan
+from engine.planning.plan import Schedule, TrainingPlan, training_plan
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 CLASSIFICATION = CONFIGS / "classification/convnext_tiny_in1k_300e.py"
@@ -138,6 +139,19 @@ def test_an_end_above_the_rate_is_refused() -> None:
         {"type": "CosineAnnealingParamScheduler", "param_name": "weight_decay", "eta_min": 0.4}
     ]
     plan(CLASSIFICATION, **options)
+
+
+@pytest.mark.parametrize("epochs, ends", [(1, (1, 0)), (2, (1, 1)), (20, (2, 2))])
+def test_the_advice_for_a_training_that_is_shorter_than_its_warm_up(epochs: int, ends: tuple[int, int]) -> None:
+    length = {"train_cfg.max_epochs": epochs}
+    with pytest.raises(UserError, match=r"param_scheduler\.1: a schedule begins when training is over") as refused:
+        plan(CLASSIFICATION, **length)
+    advice = dict(option.split("=") for option in str(refused.value).partition("--cfg-options ")[2].split())
+    assert advice == {"param_scheduler.0.end": str(ends[0]), "param_scheduler.1.begin": str(ends[1])}
+    options = {**length, **{key: int(value) for key, value in advice.items()}}
+    plan(CLASSIFICATION, **options)
+    cfg = load_config(CLASSIFICATION, options, Launch()).cfg
+    assert review_schedules(cfg, Schedule(epochs, None))[1] == []
 
 
 @pytest.mark.parametrize("schedule", [{}, {"end": 9}, {"by_epoch": True}, {"convert_to_iter_based": True}], ids=str)
