@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from convnext_dense import PACKAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOL = [str(ROOT / "tools/train.py"), str(ROOT / "configs/classification/digits.py"), "--dry-run"]
+PROJECT = ("setup.py", "build_backend.py", "MANIFEST.in", "pyproject.toml", "README.md", "convnext_dense.py")
 HOOKS = (  # pip calls them in the second way, with the folder of the metadata that another hook has written
     "backend.build_{0}('.')",
     "backend.build_{0}('.', None, 'made/' + backend.prepare_metadata_for_build_{0}('made'))",
@@ -49,7 +51,7 @@ def stand_in() -> dict[str, str]:
 
 def built(folder: Path, hooks: str) -> tuple[zipfile.Path, dict[str, str | None]]:
     """The wheel that hooks of the build backend make in a folder, and the address of each distribution it needs."""
-    for name in ("setup.py", "build_backend.py", "pyproject.toml", "README.md", "convnext_dense.py"):
+    for name in PROJECT:
         shutil.copy(ROOT / name, folder / name)
     for name in PACKAGES:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -88,6 +90,17 @@ def test_a_wheel_is_for_any_place(tmp_path: Path, hooks: str) -> None:
     assert {path for path in ours if path.suffix != ".pyc"} <= found.keys()
     result = python(tmp_path, "-c", "import engine; print(engine.__file__)", path=tmp_path / "site")
     assert result.stdout.strip() == str(tmp_path / "site/engine/__init__.py"), result.stderr
+
+
+def test_a_source_distribution_can_be_built_from(tmp_path: Path) -> None:
+    for name in PROJECT:
+        shutil.copy(ROOT / name, tmp_path / name)
+    result = python(tmp_path, "-c", "import build_backend as backend; backend.build_sdist('.')")
+    assert result.returncode == 0, result.stderr
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as files:
+        names = {Path(name).name for name in files.getnames()}
+    assert set(PROJECT) <= names
 
 
 def test_the_stand_in_satisfies_whoever_asks_for_the_windows() -> None:
