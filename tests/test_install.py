@@ -22,7 +22,10 @@ from convnext_dense import PACKAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOL = [str(ROOT / "tools/train.py"), str(ROOT / "configs/classification/digits.py"), "--dry-run"]
-PROJECT = ("setup.py", "build_backend.py", "MANIFEST.in", "pyproject.toml", "README.md", "convnext_dense.py")
+PROJECT = (
+    *("setup.py", "build_backend.py", "MANIFEST.in", "pyproject.toml", "README.md"),
+    *("convnext_dense.py", "convnext_dense_signals.py"),
+)
 HOOKS = (  # pip calls them in the second way, with the folder of the metadata that another hook has written
     "backend.build_{0}('.')",
     "backend.build_{0}('.', None, 'made/' + backend.prepare_metadata_for_build_{0}('made'))",
