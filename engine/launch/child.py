@@ -13,16 +13,21 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
+from engine.launch.exit_codes import EXIT_HUNG
+
 _COLOUR_CODE = re.compile(r"\x1b\[[0-9;]*m")
 POLL_SECONDS = 0.05
 LINES_SECONDS = 0.5  # between two readings of a log
+STOPPED_SECONDS = 30.0  # less than a step may take, so that what was stopped is not said to hang
+MAX_POLL_GAP_SECONDS = 3.0  # more between two looks means that this process was stopped itself
 
 
 class ChildProcess:
     """A running program, used as a context: however the block is left, the program ends.
 
     With a log the program runs in a session of its own, and everything that it has started ends with it. Without one it
-    shares the terminal, so that Ctrl-C reaches it too.
+    shares the terminal, so that Ctrl-C reaches it too. A program that is waited for and was stopped by a
+    signal is killed after ``STOPPED_SECONDS`` unless it is continued, with a line in its log or on stderr.
 
     Args:
         command: Program and arguments.
@@ -33,7 +38,8 @@ class ChildProcess:
         pass_fds: File descriptors that the program keeps open.
 
     Attributes:
-        exit_code: Exit code, negative for a signal; ``None`` as long as the program runs.
+        exit_code: Exit code, negative for a signal, 124 if it was stopped and not continued; ``None`` as long as the
+            program runs.
         memory_bytes: Largest resident size of the program, or of a process that it waited for, once it has ended. Never
             below this process's own size, which Linux counts in up to the program's start; trainings are above it.
     """
@@ -50,7 +56,8 @@ class ChildProcess:
         self.exit_code: int | None = None
         self.memory_bytes = 0
         self._log, self._grace = log, grace
-        self._started = time.monotonic()
+        self._started = self._polled = time.monotonic()
+        self._stopped_since: float | None = None
         with log.open("ab") if log is not None else nullcontext() as output:
             self._log_start = output.tell() if output is not None else 0
             self._process = subprocess.Popen(
@@ -82,15 +89,47 @@ class ChildProcess:
         """
         until = time.monotonic() + (timeout or 0.0)
         while self.exit_code is None:
-            pid, status, usage = os.wait4(self._process.pid, 0 if timeout is None else os.WNOHANG)
-            if pid:
+            blocks = timeout is None and self._stopped_since is None
+            kinds = os.WUNTRACED | os.WCONTINUED | (0 if blocks else os.WNOHANG)
+            pid, status, usage = os.wait4(self._process.pid, kinds)
+            if pid and (os.WIFSTOPPED(status) or os.WIFCONTINUED(status)):
+                self._stopped_since = time.monotonic() if os.WIFSTOPPED(status) else None
+            elif pid:
                 self.exit_code = self._process.returncode = os.waitstatus_to_exitcode(status)
                 self.memory_bytes = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-            elif time.monotonic() >= until:
-                raise subprocess.TimeoutExpired(self._process.args, timeout or 0.0)
+            elif self._stopped_too_long():
+                self._end_stopped()
+            elif timeout is not None and time.monotonic() >= until:
+                raise subprocess.TimeoutExpired(self._process.args, timeout)
             else:
                 time.sleep(POLL_SECONDS)
         return self.exit_code
+
+    def _stopped_too_long(self) -> bool:
+        now, last = time.monotonic(), self._polled
+        self._polled = now
+        if self._stopped_since is None:
+            return False
+        if now - max(last, self._stopped_since) > MAX_POLL_GAP_SECONDS:
+            self._stopped_since = now
+        return now - self._stopped_since > STOPPED_SECONDS
+
+    def _end_stopped(self) -> None:
+        """Kill the program and say why."""
+        line = f"error: process {self.pid} was stopped by a signal {STOPPED_SECONDS:.0f} s ago, and not continued"
+        self._kill()
+        self._stopped_since = None
+        self.wait()
+        self.exit_code = EXIT_HUNG
+        with self._log.open("a", encoding="utf-8") if self._log is not None else nullcontext(sys.stderr) as output:
+            print(f"{line} (kill -CONT)", file=output)
+
+    def _kill(self) -> None:
+        if self._log is None:
+            self._process.kill()
+        else:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
 
     def lines(self) -> Iterator[str | None]:
         """The lines of the log as they are written, and ``None`` after each reading, until the program has ended."""
@@ -118,11 +157,8 @@ class ChildProcess:
                 with suppress(subprocess.TimeoutExpired):
                     self.wait(self._grace)
         finally:
-            if self._log is not None:
-                with suppress(ProcessLookupError, PermissionError):
-                    os.killpg(self._process.pid, signal.SIGKILL)
-            elif self.exit_code is None:
-                self._process.kill()
+            if self._log is not None or self.exit_code is None:
+                self._kill()
             self.wait()
 
 

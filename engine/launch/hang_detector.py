@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from engine.launch.child import STOPPED_SECONDS
 from engine.launch.heartbeat import Phase, Position
 from engine.launch.leftovers import STOPPED_STATE, process_state
 
@@ -27,7 +28,6 @@ PATIENCE_SECONDS = {
     **dict.fromkeys((Phase.STEP, Phase.VALIDATION, Phase.SAVING), 1800.0),  # the timeout of torch's collectives
 }
 MAX_GAP_SECONDS = 3.0  # counted between two updates; more means that the launcher itself was suspended
-STOPPED_SECONDS = 30.0  # less than a step may take, so that a rank that was stopped is not said to hang
 STEP_HISTORY = 50  # durations in the median
 # Files of the functions in which a rank waits for the others.
 WAITING_FILES = ("distributed/distributed_c10d.py", "autograd/graph.py")

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from engine.launch import child
 from engine.launch.child import ChildProcess, interrupt_on_signals
+from engine.launch.exit_codes import EXIT_HUNG
 
 
 def alive(pid: int) -> bool:
@@ -85,3 +87,26 @@ def test_a_signal_is_an_interrupt_and_an_ignored_one_is_not(number: signal.Signa
             os.kill(os.getpid(), number)
     finally:
         signal.signal(number, before)
+
+
+@pytest.mark.parametrize("logged", [False, True])
+def test_a_program_that_is_stopped_is_ended_by_name(
+    logged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(child, "STOPPED_SECONDS", 0.5)
+    log = tmp_path / "log" if logged else None
+    with ChildProcess(["bash", "-c", "kill -STOP $$; sleep 60"], log) as program:
+        ended = [*program.lines(), program.exit_code][-1] if logged else program.wait()
+    assert ended == EXIT_HUNG
+    said = log.read_text() if log is not None else capsys.readouterr().err
+    assert said.startswith(f"error: process {program.pid} was stopped by a signal ")
+    assert len(said.splitlines()) == 1
+
+
+def test_a_program_that_is_continued_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ChildProcess(["bash", "-c", "kill -STOP $$; exit 7"], tmp_path / "log") as program:
+        with pytest.raises(subprocess.TimeoutExpired):
+            program.wait(0.5)
+        os.kill(program.pid, signal.SIGCONT)
+        monkeypatch.setattr(child, "STOPPED_SECONDS", 0.0)
+        assert program.wait() == 7
