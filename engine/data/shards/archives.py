@@ -21,7 +21,7 @@ from engine.data.stored_image import Coding
 
 LABEL_SUFFIXES = ("cls", "json")  # of WebDataset; the first that a sample has counts
 SAMPLE_IMAGES = ("jpg", "jpeg", "png", "webp")
-_TAR_BLOCK = 512
+TAR_BLOCK = 512
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a member of a zip file: signature, length of its name and of the rest
 _ENCRYPTED = 1  # flag of a member of a zip file
 _CODINGS = {zipfile.ZIP_STORED: Coding.STORED, zipfile.ZIP_DEFLATED: Coding.DEFLATED}
@@ -81,7 +81,7 @@ def _tar_members(path: str, file: BinaryIO) -> list[Member]:
             raise DataError(f"{printable(path)}: {found}") from error
         raise DataError(f"{printable(path)}: {_cut_off(size)} ({first_line(error)})") from error
     # The library takes anything that is no header for the end, also that of a file cut off between two members.
-    if os.pread(file.fileno(), _TAR_BLOCK, end) != bytes(_TAR_BLOCK):
+    if os.pread(file.fileno(), TAR_BLOCK, end) != bytes(TAR_BLOCK):
         raise DataError(f"{printable(path)}: {_cut_off(size)}")
     return members
 
