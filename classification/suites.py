@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from PIL import Image
 from timm.data import ImageNetInfo
 
 from backbones.errors import ConfigError, DataError
@@ -21,6 +20,7 @@ from classification.data import class_folders, list_images
 from classification.robustness import BorderlessTransform, WarpInputs, real_labels, timm_info
 from engine.config.classes import class_names
 from engine.config.datasets import inner_datasets
+from engine.data.image_files import inspect_image
 from engine.task import ImageSet, RobustnessSpec, RobustnessSuite
 
 TRANSFORM = "ClassificationTransform"
@@ -308,19 +308,21 @@ def _check_corrupted(
         for severity in range(1, 6):
             name = severity_folder(place / corruption, severity, values[severity - 1] if values else None)
             folder = place / corruption / name
-            if (size := _first_size(folder)) not in (None, (side, side)):
-                problems.append(f"{str(folder)!r}: images are {size[0]} x {size[1]} pixels, not {side} x {side}")
+            problems += _check_size(folder, side)
             problems += _check_folders(folder, names, VALIDATION_IMAGES)
     return problems
 
 
-def _first_size(folder: Path) -> tuple[int, int] | None:
-    """Width and height of the first image in a folder of class folders; ``None`` without one."""
+def _check_size(folder: Path, side: int) -> Iterator[str]:
+    """Check the first image in a folder of class folders."""
     for name in sorted(class_folders(folder, ())) if folder.is_dir() else ():
-        if images := sorted(list_images(folder / name)):
-            with Image.open(images[0]) as image:
-                return image.size
-    return None
+        for image in sorted(list_images(folder / name))[:1]:
+            info = inspect_image(image)
+            if info.problem:
+                yield f"{image!r} {info.problem[1]}"
+            elif info.size != (side, side):
+                yield f"{str(folder)!r}: images are {info.size[0]} x {info.size[1]} pixels, not {side} x {side}"
+            return
 
 
 def _check_test_data(names: bool, cfg: Config, place: Path) -> list[str]:

@@ -77,6 +77,19 @@ class EvaluationPlan:
             others = f" (the first of {len(lines)} problems)" if len(lines) > 1 else ""
             raise DataError(f"{lines[0]}{others}: complete the suite; --no-data-check evaluates what is there")
 
+    def without_empty_suites(self) -> EvaluationPlan:
+        """The plan without suites of which no set can be evaluated, which count as absent.
+
+        Raises:
+            DataError: If nothing is left.
+        """
+        empty = (f"{suite.name}: {suite.problems[0]}" for suite in self.suites if not suite.sets)
+        absent, suites = (*self.absent, *empty), tuple(suite for suite in self.suites if suite.sets)
+        if not suites:
+            others = f" (the first of {len(absent)} suites)" if len(absent) > 1 else ""
+            raise DataError(f"no suite can be evaluated: {absent[0]}{others}")
+        return EvaluationPlan(suites, absent, self.notes)
+
 
 def make_evaluation_plan(
     cfg: Config, names: Sequence[str], root: Path, protocols: Sequence[str], tta: bool = False

@@ -6,7 +6,7 @@ import copy
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from engine.report.recorder import command_line
 from engine.report.run_dir import scaled, write_json
 from engine.run import use_tta
 from engine.task import TASK_SPECS, TaskSpec, task_of
+from engine.training.build import make_work_dir
 from engine.visualize import load_predictor
 
 ROBUSTNESS_FOLDER = "robustness"
@@ -75,10 +76,12 @@ def evaluate_robustness(
         The content of ``robustness.json``.
 
     Raises:
-        UserError: If data is missing or incomplete, the checkpoint does not fit, or a suite or protocol is unknown.
+        UserError: If data is missing or incomplete, the checkpoint does not fit, a suite or protocol is unknown, or the
+            work directory cannot be written.
     """
     start_processes(launch)
     cfg = resolved.cfg
+    make_work_dir(cfg)
     task = task_of(cfg)
     checked = copy.deepcopy(cfg)  # a pipeline of test-time augmentation hides how labels are loaded
     if options.tta:
@@ -91,14 +94,13 @@ def evaluate_robustness(
         check_data_paths(cfg, ("test",))
     if options.data_check:
         plan.refuse_problems()
+    plan = plan.without_empty_suites()
     if options.data_check and own:
-        Path(cfg.work_dir).mkdir(parents=True, exist_ok=True)
         check_before_test(checked, MMLogger.get_instance("robustness", log_level="WARNING"))
     model, visualizer = load_predictor(cfg, checkpoint, options.averaged, launch.device, options.trust)
     mode = ("_ema" if options.averaged else "") + ("_tta" if options.tta else "")
     folder = Path(cfg.work_dir) / f"{ROBUSTNESS_FOLDER}{mode}"
     evaluator = SetEvaluator(cfg, model, folder, {"averaged": options.averaged, "tta": options.tta})
-    plan = replace(plan, suites=tuple(suite for suite in plan.suites if suite.sets))
     sets = [one for suite in plan.suites for one in suite.sets]
     progress = Progress(len(sets))
     try:

@@ -45,7 +45,7 @@ def build_runner(resolved: Resolved, launch: Launch, trust: bool = False) -> Run
     taken = {"classes": f"classes {cfg.get('classes')}"[:80] + f" (digest {make_fingerprint(cfg.get('classes'))[:8]})"}
     check_same_data("training", all_gather_object(taken))  # each process may have taken them from its own files
     settings = cfg.get("env_cfg", {})
-    _check_work_dir(cfg)
+    make_work_dir(cfg)
     compile_patience = COMPILE_PATIENCE_SECONDS if settings.get("compile") else 0.0
     HEARTBEAT.configure(cfg.work_dir, settings.get("patience") or compile_patience)
     LOADER_SETTINGS.trust = trust
@@ -60,7 +60,15 @@ def build_runner(resolved: Resolved, launch: Launch, trust: bool = False) -> Run
     return runner
 
 
-def _check_work_dir(cfg: Config) -> None:
+def make_work_dir(cfg: Config) -> None:
+    """Make the work directory.
+
+    Args:
+        cfg: Resolved config.
+
+    Raises:
+        MachineError: If it cannot be written.
+    """
     try:
         Path(cfg.work_dir).mkdir(parents=True, exist_ok=True)
         writable = os.access(cfg.work_dir, os.W_OK)

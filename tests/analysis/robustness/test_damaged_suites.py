@@ -41,6 +41,11 @@ def c_of_256_pixels(root: Path) -> None:
             fill(root / "imagenet-c" / corruption / str(severity), NAMES[:1], 256)
 
 
+def c_with_a_damaged_image(root: Path) -> None:
+    c_of_256_pixels(root)
+    (root / "imagenet-c/gaussian_noise/1" / NAMES[0] / "a.png").write_bytes(b"")
+
+
 def objectnet_without_a_mapping(root: Path) -> None:
     place = objectnet_mappings(fill(root / "objectnet-1.0/images", ["object_0"]).parent, 113)
     (place / "mappings/objectnet_to_imagenet_1k.json").unlink()
@@ -69,6 +74,7 @@ CASES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     ),
     "V2 lacks a folder": ("v2", lambda root: damage(root / V2, [*map(str, range(1000))], "7"), "wrong, lacks 7 "),
     "C has 256 pixels": ("c", c_of_256_pixels, "gaussian_noise/1': images are 256 x 256 pixels, not 224 x 224"),
+    "C has a damaged image": ("c", c_with_a_damaged_image, r"c: .*a\.png' is empty \(0 bytes\)"),
     "C lacks a corruption": (
         "c",
         lambda root: [fill(root / "imagenet-c" / name / "1", NAMES[:1]) for name in CORRUPTIONS_OF_C[1:]],

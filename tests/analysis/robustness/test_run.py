@@ -341,6 +341,8 @@ def warped_corruption(photograph: np.ndarray, name: str, severity: int, image: s
             ("--no-data-check", "--cfg-options", "val_dataloader.dataset.indices=2"),
             "config does not build: test_dataloader.dataset: FolderDataset has no argument 'indices'",
         ),
+        (("--suites", "shape", "--no-data-check"), "no suite can be evaluated: shape: Cue conflict (shape against"),
+        (("--work-dir", "/dev/null/x"), "work_dir '/dev/null/x' cannot be written: choose another with --work-dir"),
     ],
 )
 def test_wrong_arguments_are_named(evaluate: Evaluate, arguments: tuple[str, ...], message: str) -> None:
