@@ -51,7 +51,7 @@ def write_robustness_report(
             sections[heading] = _severities(heading, suite, results, task)
     sections["Other sizes of the input"] = _sizes(content)
     sections["Calibration"] = _calibration(content["suites"].get(CLEAN, {"scores": {}})["scores"])
-    sections["Worst examples"] = _worst(folder, content["worst"])
+    sections["Worst examples"] = _worst(folder, content["worst"], pairs=not task.robustness.error_of)
     sections["How it was measured"] = _measured(content)
     page = folder / REPORT_NAME
     with atomic_write(page) as part:
@@ -135,11 +135,13 @@ def _calibration(scores: Mapping[str, Any]) -> str:
     return plot("Calibration", "accuracy by confidence, in percent", lines, "confidence") + note(words)
 
 
-def _worst(folder: Path, pictures: Sequence[Mapping[str, str]]) -> str:
+def _worst(folder: Path, pictures: Sequence[Mapping[str, str]], pairs: bool) -> str:
+    """Pictures of inputs, or the wider ones of truth and prediction side by side."""
     figures = "".join(f'<div class="card">{figure(folder / one["file"], one["caption"])}</div>' for one in pictures)
     chosen = "; ".join(dict.fromkeys(one["chosen"] for one in pictures))
-    words = f"Of each suite, of a corrupted one of its worst set: {chosen}."
-    return f'{note(words)}<div class="gallery">{figures}</div>' if figures else ""
+    sides = " The truth is on the left, the prediction on the right." if pairs else ""
+    words = f"Of each suite, of a corrupted one of its worst set: {chosen}.{sides}"
+    return f'{note(words)}<div class="gallery{" pairs" if pairs else ""}">{figures}</div>' if figures else ""
 
 
 def _measured(content: Mapping[str, Any]) -> str:

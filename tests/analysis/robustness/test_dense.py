@@ -60,7 +60,7 @@ def test_a_dense_model_is_evaluated_under_corruption(config: str, digits: Path, 
         **{"published": [], "absent": [], "notes": list(plan.notes), "table": [], "command": "x"},
     }
     page = write_robustness_report(tmp_path / "robustness", content, suites, results, task).read_text()
-    for words in ("mPC", "rPC", "regenerated", "severity (0: clean)", "<figure>"):
+    for words in ("mPC", "rPC", "regenerated", "severity (0: clean)", "<figure>", "The truth is on the left, "):
         assert words in page
 
 
