@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Sequence
@@ -24,8 +23,8 @@ from torch import Tensor, nn
 from backbones.base import Backbone
 from backbones.channels import COLOUR_CHANNELS
 from backbones.errors import CheckpointError, ConfigError
-from backbones.files import read_text_file
 from backbones.weights import find_head, read_checkpoint
+from classification.class_lists import checked_rows
 from engine.config.building import build
 
 MAX_BYTE = 255.0  # largest pixel value of 8 bits
@@ -140,8 +139,9 @@ class ImageClassifier(BaseModel):
         num_classes: Outputs of the head.
         head_init_scale: Factor on the initial weights and bias of the head (0.001 for fine-tuning, Table 6); a loaded
             head is not scaled.
-        head_mapping: Row in the head of ``backbone.weights`` for each class, as from ImageNet-22K to 1K: a list, or a
-            file with a JSON list or one number per line (timm's ``*_indices.txt``).
+        head_mapping: Row in the head of ``backbone.weights`` for each class: ``wordnet`` from ImageNet-22K to 1K, a
+            list, or a file with a JSON list or one number per line (timm's ``*_indices.txt``). ``None``, in JSON
+            ``null``, in lines ``new``: the class gets a new row, with initial weights.
         data_preprocessor: Settings of :class:`ClassificationPreprocessor`.
     """
 
@@ -150,7 +150,7 @@ class ImageClassifier(BaseModel):
         backbone: dict[str, Any],
         num_classes: int,
         head_init_scale: float = 1.0,
-        head_mapping: str | Path | Sequence[int] | None = None,
+        head_mapping: str | Path | Sequence[int | None] | None = None,
         data_preprocessor: dict[str, Any] | None = None,
     ) -> None:
         settings = {"type": "ClassificationPreprocessor", "num_classes": num_classes, **(data_preprocessor or {})}
@@ -199,8 +199,10 @@ class ImageClassifier(BaseModel):
         weight, bias = found
         old = len(weight)
         if self.head_mapping is not None:
-            rows = torch.tensor(_checked_mapping(self.head_mapping, count, old))
-            weight, bias = weight[rows], bias[rows]
+            rows = checked_rows(self.head_mapping, count, old)
+            weight, bias = self._taken(rows, weight, bias)
+            new = f", a new row for class {', '.join(str(i) for i, row in enumerate(rows) if row is None)}"
+            done = f"mapped: {count - rows.count(None)} of {old} classes{new if None in rows else ''}"
         elif old != count:
             return f"re-initialised: {old} -> {count} classes, initial weights x {self.head_init_scale:g}"
         if weight.shape != self.head.weight.shape:
@@ -211,7 +213,17 @@ class ImageClassifier(BaseModel):
         with torch.no_grad():
             self.head.weight.copy_(weight)
             self.head.bias.copy_(bias)
-        return f"mapped: {count} of {old} classes" if self.head_mapping is not None else f"loaded: {count} classes"
+        return done if self.head_mapping is not None else f"loaded: {count} classes"
+
+    def _taken(self, rows: Sequence[int | None], weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of an old head; the initial ones for ``None``."""
+        if weight.shape[1] != self.head.in_features:
+            return weight, bias  # of another network, which the caller says
+        taken = [place for place, row in enumerate(rows) if row is not None]
+        source = [row for row in rows if row is not None]
+        weights, biases = self.head.weight.detach().clone(), self.head.bias.detach().clone()
+        weights[taken], biases[taken] = weight[source].to(weights), bias[source].to(biases)
+        return weights, biases
 
     def forward(self, inputs: Tensor, data_samples: Any = None, mode: str = "tensor") -> Any:
         """Classify images ``(N, 3, H, W)``.
@@ -246,35 +258,3 @@ class ImageClassifier(BaseModel):
             )
             for path, score, label, loss in zip(samples["img_path"], scores, labels.tolist(), losses, strict=True)
         ]
-
-
-def _checked_mapping(mapping: str | Path | Sequence[int], count: int, old: int) -> list[int]:
-    """Distinct rows of a head with ``old`` classes, one for each of the ``count`` classes.
-
-    Raises:
-        ConfigError: If the file cannot be read, or the rows are not ``count`` distinct rows of the old head.
-    """
-    rows = _read_mapping(mapping) if isinstance(mapping, str | Path) else list(mapping)
-    wrong = [row for row in rows if not isinstance(row, int) or isinstance(row, bool)]
-    if wrong:
-        raise ConfigError(f"head_mapping: {wrong[0]!r} is no row number")
-    if len(rows) != count:
-        raise ConfigError(f"head_mapping has {len(rows)} rows for {count} classes: one for each, in their order")
-    outside = [row for row in rows if not 0 <= row < old]
-    if outside:
-        raise ConfigError(f"head_mapping: row {outside[0]} is not in the old head, which has 0 to {old - 1}")
-    if len(set(rows)) < count:
-        twice = next(row for row in rows if rows.count(row) > 1)
-        raise ConfigError(f"head_mapping: row {twice} stands twice, so two classes would be one")
-    return rows
-
-
-def _read_mapping(path: str | Path) -> list[Any]:
-    try:
-        text = read_text_file(path)
-        rows = json.loads(text) if text.lstrip().startswith("[") else [int(line) for line in text.split()]
-    except OSError as error:
-        raise ConfigError(f"head_mapping {str(path)!r} cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise ConfigError(f"head_mapping {str(path)!r} is neither a JSON list nor one row number per line") from error
-    return list(rows)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from backbones.errors import DataError, nearest
+from classification.class_lists import describe_classes
 from engine.data.shards import Shards, ShardTable, open_table
 
 # The class in the name of an image: a WordNet id, as of ImageNet's training images, or a folder.
@@ -123,10 +124,12 @@ def describe_shards(shards: Shards, table: ShardTable, classes: Sequence[str]) -
     """Where shards lie, how many there are, and what tells the classes of their labels."""
     count, told = len(shards.paths), _told_names(table)
     place = f"{count:,} {shards.kind} {'file' if count == 1 else 'files'} of {os.path.abspath(shards.place)!r}"
+    known = describe_classes(table.class_names or told)
+    which = f" ({known})" if known else ""
     if isinstance(table.classes[0].label, str) or table.class_names:
-        return f"{place}, which name their classes"
+        return f"{place}, which name their classes{which}"
     if told and not set(told).isdisjoint(classes):
-        return f"{place}, whose images name their classes"
+        return f"{place}, whose images name their classes{which}"
     return f"{place}, whose labels are numbers: 0 is {classes[0]!r}, the first of classes"
 
 

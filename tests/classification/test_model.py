@@ -205,6 +205,16 @@ def test_rows_of_a_larger_head_are_taken_over(tmp_path: Path, form: str) -> None
         assert torch.equal(model.head.get_parameter(kind), expected)
 
 
+def test_a_class_that_the_old_head_lacks_gets_a_new_row(tmp_path: Path) -> None:
+    path, state = pretrained(tmp_path, 21)
+    model = fine_tuned(path, head_mapping=[20, None, 7, 3, 4, 11])
+    assert model.backbone.load_report.head == "mapped: 5 of 21 classes, a new row for class 1"
+    assert torch.equal(model.head.weight[2], state["head.weight"][7])
+    assert not any(torch.equal(model.head.weight[1], row) for row in state["head.weight"])
+    assert model.head.weight[1].abs().sum() > 0
+    assert model.head.bias[1] == 0
+
+
 @pytest.mark.parametrize(
     "mapping, message",
     [
