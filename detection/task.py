@@ -23,6 +23,7 @@ from detection.coco_metric import IOU_TYPES
 from detection.data import CocoInstances
 from detection.mistakes import MISTAKE_SCORE
 from detection.results import coco_results
+from detection.zoo import DETECTION_ZOO
 from engine.config.building import registered_class
 from engine.config.datasets import inner_datasets, is_wrapper, mappings
 from engine.planning.memory import training_shape
@@ -236,5 +237,6 @@ DETECTION = register_task(
         data_classes=names_in_file,
         check_training=_check_training,
         result_formats={"coco": coco_results},
+        zoo=DETECTION_ZOO,
     )
 )

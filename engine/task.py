@@ -240,6 +240,35 @@ class RobustnessSpec:
 
 
 @dataclass(frozen=True)
+class ZooSpec:
+    """What a trial of every method of a package has to know (:mod:`analysis.zoo`).
+
+    Attributes:
+        package: Name of the package that brings the configs, one folder for each method.
+        out_of_scope: Reason why the methods of a folder are not tried, by its name.
+        configs: Name of the config that is tried, by its folder; where none is stated, the simplest name decides.
+        stages: Index of the stage whose map takes the place of each map of the config's own backbone, by the folder;
+            where none is stated, the stage of the same stride.
+        shapes: Height and width of the images, by the folder, for a method that does not take any.
+        before_swap: Changes a config before the backbone is swapped in; gets the folder and the config.
+        after_swap: Changes a config afterwards; gets the folder, the config, and the channels of all four stages.
+        complete_batch: Returns a batch as the model's data preprocessor takes it; gets the folder, the model, a batch
+            with the annotations of ``dummy_batch``, and whether it is for training.
+    """
+
+    package: str
+    out_of_scope: Mapping[str, str]
+    configs: Mapping[str, str] = field(default_factory=dict)
+    stages: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    shapes: Mapping[str, Shape] = field(default_factory=dict)
+    before_swap: Callable[[str, Config], None] = lambda folder, cfg: None
+    after_swap: Callable[[str, Config, Sequence[int]], None] = lambda folder, cfg, channels: None
+    complete_batch: Callable[[str, nn.Module, dict[str, Any], bool], dict[str, Any]] = (
+        lambda folder, model, batch, training: batch
+    )
+
+
+@dataclass(frozen=True)
 class TaskSpec:
     """A task as engine and analysis see it.
 
@@ -280,6 +309,7 @@ class TaskSpec:
         check_training: Raises ConfigError where a training would learn nothing, or fail with a number of images per
             process.
         robustness: Suites and corruptions by which the robustness of its models is measured.
+        zoo: Package of methods that can be tried on any backbone; ``None`` for a task without one.
     """
 
     name: str
@@ -314,6 +344,7 @@ class TaskSpec:
     data_classes: Callable[[Mapping[str, Any]], Sequence[str]] = lambda dataset: ()
     check_training: Callable[[Config, int], None] = lambda cfg, per_process: None
     robustness: RobustnessSpec = field(default_factory=RobustnessSpec)
+    zoo: ZooSpec | None = None
 
 
 CUSTOM_TASK = TaskSpec("custom task")

@@ -31,6 +31,7 @@ from engine.task import (
 )
 from segmentation.data import IGNORE_INDEX
 from segmentation.results import label_pngs
+from segmentation.zoo import SEGMENTATION_ZOO
 
 LABEL_SETTINGS = ("reduce_zero_label", "unlabelled", "label_values")  # of ``LoadLabels``
 SEGMENTOR_SHAPE = (512, 2048)  # of the papers' FLOPs, which they write "2048 x 512"
@@ -89,7 +90,7 @@ def _activation_forward(model: EncoderDecoder, images: Tensor) -> object:
 def _dummy_batch(model: EncoderDecoder, images: Tensor, training: bool) -> dict[str, Any]:
     """Label maps in which all classes alternate."""
     height, width = images.shape[-2:]
-    labels = torch.arange(height * width, device=images.device).view(1, height, width) % model.decode_head.num_classes
+    labels = torch.arange(height * width, device=images.device).view(1, height, width) % model.num_classes
     samples = [SegDataSample(metainfo=image_meta(images), gt_sem_seg=PixelData(data=labels)) for _ in images]
     return {"inputs": images, "data_samples": samples, "mode": "loss" if training else "predict"}
 
@@ -213,5 +214,6 @@ SEGMENTATION = register_task(
             },
             severities={"16": SIXTEEN_CORRUPTIONS},
         ),
+        zoo=SEGMENTATION_ZOO,
     )
 )

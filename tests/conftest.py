@@ -31,9 +31,13 @@ def no_scope() -> Iterator[None]:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tests marked ``gpu`` and ``native`` are for machines that have one, and what the compiled form needs.
 
+    Those marked ``zoo`` are long, and run where the mark is asked for.
+
     A compiler that is there and fails is no reason to skip.
     """
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("no GPU")
+    if item.get_closest_marker("zoo") and "zoo" not in item.config.option.markexpr:
+        pytest.skip("long: only with -m zoo")
     if item.get_closest_marker("native") and not (has_avx512() and any(map(shutil.which, native.COMPILERS))):
         pytest.skip("no AVX-512, or no C compiler")

@@ -1,0 +1,94 @@
+"""The table of methods: a few of them here, all of them where the mark ``zoo`` is chosen (``pytest -m zoo``)."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import detection.task  # noqa: F401
+import segmentation.task  # noqa: F401
+from analysis.zoo import table
+from analysis.zoo.catalog import Method, all_methods, chosen_methods, tasks_by_package
+from analysis.zoo.table import markdown, tried, try_apart, write_section
+from analysis.zoo.trial import Outcome, try_method
+from backbones.errors import ConfigError, DataError
+
+PACKAGES = ("mmdet", "mmseg")
+# A head behind a pyramid, one behind a single map; heads with an index, and with several.
+FEW = [("mmdet", "atss"), ("mmdet", "conditional_detr"), ("mmseg", "ccnet"), ("mmseg", "ann")]
+BAR = 0.9
+
+
+def method_of(package: str, folder: str) -> Method:
+    (method,) = chosen_methods([package], [folder])
+    return method
+
+
+@pytest.mark.parametrize(("package", "folder"), FEW)
+def test_a_few_methods_work(package: str, folder: str) -> None:
+    method = method_of(package, folder)
+    outcome = try_method(method.config, method.folder, "convnext_atto", method.task)
+    assert not outcome.reason, outcome.trace
+    assert outcome.step == "predict"
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize("package", PACKAGES)
+def test_nine_of_ten_methods_work(package: str) -> None:
+    results = list(tried([package], [], "convnext_atto", print))
+    assert sum(not outcome.reason for _, outcome in results) >= BAR * len(results)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_stated_folders_and_configs_exist(package: str) -> None:
+    task = tasks_by_package()[package]
+    methods = {method.folder: method for method in all_methods(task)}
+    assert all(method.config.is_file() for method in methods.values())
+    stated = {*task.zoo.out_of_scope, *task.zoo.configs, *task.zoo.stages, *task.zoo.shapes}
+    assert stated <= methods.keys()
+
+
+def test_a_crash_and_an_endless_loop_are_lines_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = method_of("mmseg", "ccnet")
+    monkeypatch.setattr(table, "try_method", lambda *_: os._exit(7))
+    assert try_apart(method, "convnext_atto") == Outcome(reason="the process ended with exit code 7")
+    monkeypatch.setattr(table, "try_method", lambda *_: time.sleep(60))
+    assert try_apart(method, "convnext_atto", seconds=0.2) == Outcome(reason="not done after 0.2 s")
+    monkeypatch.setattr(table, "try_method", lambda *_: Outcome("loss", "wrong"))
+    assert try_apart(method, "convnext_atto") == Outcome("loss", "wrong")
+
+
+def test_a_failing_method_names_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = method_of("mmseg", "ccnet")
+
+    def wrong(folder: str, model: Any, batch: dict[str, Any], training: bool) -> dict[str, Any]:
+        raise ValueError("no | batch\nat all")
+
+    monkeypatch.setitem(vars(method.task.zoo), "complete_batch", wrong)
+    outcome = try_method(method.config, method.folder, "convnext_atto", method.task)
+    assert (outcome.step, outcome.reason) == ("loss", "ValueError: no | batch at all")
+    assert "in wrong" in outcome.trace
+    text = markdown("mmseg", [(method, outcome), (method, Outcome("predict"))])
+    assert "1 of the 2 methods of mmseg that are in scope work (50%)." in text
+    assert "| loss: ValueError: no \\| batch at all |" in text
+
+
+def test_wrong_names() -> None:
+    with pytest.raises(ConfigError, match="mmdet has no method 'atsss': did you mean atss"):
+        chosen_methods(["mmdet"], ["atsss"])
+    with pytest.raises(ConfigError, match="convnext_ato"):
+        next(tried(["mmdet"], ["atss"], "convnext_ato", print))
+
+
+def test_a_section_of_a_page_is_replaced(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- x -->\nold\n<!-- end of x -->\nb\n")
+    write_section(page, "x", "new")
+    write_section(page, "x", "newer")
+    assert page.read_text() == "a\n<!-- x -->\n\nnewer\n\n<!-- end of x -->\nb\n"
+    with pytest.raises(DataError, match="has no lines '<!-- y -->'"):
+        write_section(page, "y", "new")
