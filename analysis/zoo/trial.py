@@ -27,7 +27,7 @@ IMAGES = 2
 MAX_COUNTS = {"num_queries": 50, "max_per_img": 20, "nms_pre": 200, "num_points": 500}
 MAX_SAMPLES = 16  # proposals of an image that a head on regions learns from
 RATE = 1e-3
-MAX_REASON = 200  # characters
+MAX_REASON_LENGTH = 200  # characters
 
 
 @dataclass
@@ -55,7 +55,7 @@ def _recorded(outcome: Outcome) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        outcome.reason = f"{type(error).__name__}: {' '.join(str(error).split())[:MAX_REASON]}"
+        outcome.reason = f"{type(error).__name__}: {' '.join(str(error).split())[:MAX_REASON_LENGTH]}"
         outcome.trace = traceback.format_exc()
 
 
