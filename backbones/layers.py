@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import accumulate
 
 import torch
@@ -30,6 +31,18 @@ class LayerNorm2d(nn.LayerNorm):
         x = x.permute(0, 2, 3, 1)
         x = F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
         return x.permute(0, 3, 1, 2)
+
+
+class ContiguousMaps(nn.Module):
+    """Feature maps in PyTorch's own layout of memory, as the last neck of a config: ``dict(type="ContiguousMaps")``.
+
+    Backbones compute in ``channels_last``, and convolutions keep it. A few heads (mmdet's CenterNet, mmseg's DMNet)
+    look at maps by ``view``, which refuses that layout.
+    """
+
+    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The maps, each ``(N, C, H, W)``; copies of those that are not contiguous."""
+        return tuple(one.contiguous() for one in maps)
 
 
 class GRN(nn.Module):

@@ -20,6 +20,7 @@ from backbones.base import Backbone
 from backbones.convnext import ConvNeXt
 from backbones.errors import ConfigError
 from backbones.isotropic import IsotropicConvNeXt
+from backbones.layers import ContiguousMaps
 from backbones.roadmap import RESNET50_TO_TINY, RESNET200_TO_BASE
 from backbones.timm_backbones import TimmConvNet, TimmSwin, TimmVisionTransformer
 from backbones.variants import (
@@ -37,6 +38,7 @@ from backbones.variants import (
 )
 
 BACKBONES = Registry("backbone", scope="backbones")
+MODELS.register_module(module=ContiguousMaps)
 
 
 def register_backbone(name: str, build: Callable[..., Backbone]) -> None:

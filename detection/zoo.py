@@ -22,7 +22,7 @@ DATA = "only names a data set; the method has a folder of its own"
 # Heads on the semantic maps of Hybrid Task Cascade read label maps of an eighth of the image's size.
 SEMANTIC_STRIDE = 8
 STUFF, IGNORED = 100, 255  # labels of made-up label maps: a class of stuff of COCO's panoptic 133, and none
-LANES, LANE_POINTS = 4, 72
+MAX_LANES, LANE_POINTS = 4, 72
 
 
 def _before_swap(folder: str, cfg: Config) -> None:
@@ -58,7 +58,7 @@ def _label_map(shape: tuple[int, int]) -> PixelData:
 
 def _lanes() -> np.ndarray:
     """One lane upwards in the middle, in the layout of mmdet's ``LinesToArray``, and places for others."""
-    lanes = np.full((LANES, 6 + LANE_POINTS), -1e5, np.float32)
+    lanes = np.full((MAX_LANES, 6 + LANE_POINTS), -1e5, np.float32)
     lanes[:, 0], lanes[:, 1] = 1, 0
     lanes[0, :6] = 0, 1, 0, 400, 0.5, 40
     lanes[0, 6:46] = 400

@@ -43,6 +43,8 @@ def _after_swap(folder: str, cfg: Config, channels: Sequence[int]) -> None:
             head.channels = head.in_channels  # its classifier reads the map itself
         if "c1_in_channels" in head:
             head.c1_in_channels = channels[0]  # of the finest map, which it reads beside
+    if folder == "dmnet":
+        model.neck = {"type": "ContiguousMaps"}
     wrapper = model.pop("wrapper", None)
     if wrapper is None:
         return
@@ -80,6 +82,8 @@ SEGMENTATION_ZOO = ZooSpec(
         "san": "segments by text: its network is CLIP's, whose weights and vocabulary are a download",
         "vpd": "depth from a diffusion model, which is a download",
     },
+    # The one with the plainest name takes two images at once.
+    configs={"swin": "swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py"},
     before_swap=_before_swap,
     after_swap=_after_swap,
     complete_batch=_complete_batch,

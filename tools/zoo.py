@@ -1,4 +1,4 @@
-"""Try the methods of mmdet and mmseg on a backbone: ``python tools/zoo.py [mmdet|mmseg|ops] [METHOD ...]``.
+"""Try the methods of mmdet and mmseg on a backbone: ``python tools/zoo.py [mmdet|mmseg|ops] [METHOD ...] [--write]``.
 
 Exit code 1 if a method that was named does not work.
 """
@@ -28,14 +28,15 @@ def main() -> None:
     )
     parser.add_argument("methods", metavar="METHOD", nargs="*", help="name of a folder of configs (default: all)")
     parser.add_argument("--backbone", default="convnext_atto", metavar="NAME", help="backbone (default: convnext_atto)")
-    parser.add_argument("--write", action="store_true", help="write the list of ops into docs/zoo.md too")
+    parser.add_argument("--write", action="store_true", help="write the tables into docs/zoo.md too")
     args = parser.parse_args()
     if args.package == "ops" and args.methods:
         parser.error("ops lists all functions: name no method")
-    if args.write and args.package != "ops":
-        parser.error("--write is for ops")
+    if args.write and args.methods:
+        parser.error("--write is for whole tables: name no method")
 
     # The tasks register themselves, and with them their packages.
+    import detection.task  # noqa: F401
     import segmentation.task  # noqa: F401
     from analysis.zoo.ops import ops_markdown
     from analysis.zoo.table import sections, tried, write_section
@@ -51,7 +52,10 @@ def main() -> None:
     failed = [outcome for _, outcome in results if outcome.reason]
     print(f"{len(results) - len(failed)} of {len(results)} methods work on {args.backbone}")
     if not args.methods:
-        print("\n\n".join(sections(results).values()))
+        for name, text in sections(results, args.backbone).items():
+            print(f"\n{text}")
+            if args.write:
+                write_section(PAGE, name, text)
     elif failed:
         print("\n".join(outcome.trace for outcome in failed), file=sys.stderr)
         sys.exit(1)

@@ -14,6 +14,7 @@ from analysis.zoo.backbone_swap import our_levels
 from analysis.zoo.catalog import Method, chosen_methods
 from analysis.zoo.trial import Outcome, try_method
 from backbones.errors import DataError
+from engine.report.environment import machine
 
 MAX_SECONDS = 600
 MAX_BYTES = 16 << 30
@@ -87,22 +88,24 @@ def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def sections(results: Sequence[tuple[Method, Outcome]]) -> dict[str, str]:
-    """The tables of all packages among the results, for the docs, by the name of the package."""
-    packages = dict.fromkeys(method.package for method, _ in results)
-    return {name: markdown(name, [pair for pair in results if pair[0].package == name]) for name in packages}
-
-
-def markdown(package: str, results: Sequence[tuple[Method, Outcome]]) -> str:
-    """The table of one package for the docs, with its count, and what is out of scope.
+def sections(results: Sequence[tuple[Method, Outcome]], backbone: str) -> dict[str, str]:
+    """The tables of all packages among the results, for the docs, by the name of the package.
 
     Args:
-        package: Name of the package.
-        results: Outcome of each of its methods.
+        results: Outcome of each method.
+        backbone: Name of the backbone on which they were tried, now and on this machine.
     """
+    packages = dict.fromkeys(method.package for method, _ in results)
+    return {name: _markdown(name, [pair for pair in results if pair[0].package == name], backbone) for name in packages}
+
+
+def _markdown(package: str, results: Sequence[tuple[Method, Outcome]], backbone: str) -> str:
+    """The table of one package, with its count, and what is out of scope."""
     works = sum(not outcome.reason for _, outcome in results)
+    here = machine()
     lines = [
-        f"{works} of the {len(results)} methods of {package} that are in scope work ({works / len(results):.0%}).",
+        f"{works} of the {len(results)} methods of {package} that are in scope work ({works / len(results):.0%}) on",
+        f"`{backbone}`: measured on {time.strftime('%Y-%m-%d')} on {here['cpu']}, {here['cores']} cores.",
         "",
         _row(("method", "config", "result")),
         "|---|---|---|",

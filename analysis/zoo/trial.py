@@ -26,7 +26,7 @@ IMAGES = 2
 # What detectors state for large images, as the most that a small one has places for, or that a trial has to wait for.
 MAX_COUNTS = {"num_queries": 50, "max_per_img": 20, "nms_pre": 200, "num_points": 500}
 MAX_SAMPLES = 16  # proposals of an image that a head on regions learns from
-RATE = 1e-3
+TRIAL_RATE = 1e-3  # learning rate of the one step
 MAX_REASON_LENGTH = 200  # characters
 
 
@@ -129,7 +129,7 @@ def _train(task: TaskSpec, folder: str, model: BaseModel, outcome: Outcome) -> N
         raise TrialError("no gradient reaches the backbone")
     outcome.step = "step"
     before = dict(model.named_parameters())[reached[0]].detach().clone()
-    torch.optim.SGD([p for p in model.parameters() if p.grad is not None], RATE).step()
+    torch.optim.SGD([p for p in model.parameters() if p.grad is not None], TRIAL_RATE).step()
     if torch.equal(before, dict(model.named_parameters())[reached[0]]):
         raise TrialError(f"the step leaves {reached[0]} as it was")
 

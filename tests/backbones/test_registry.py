@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import torch
 from mmdet.registry import MODELS as DETECTION
 from mmengine.registry import MODELS
 from mmseg.registry import MODELS as SEGMENTATION
@@ -29,6 +30,16 @@ def new_name() -> Iterator[str]:
 
 def test_list_follows_the_table() -> None:
     assert [name for name in list_backbones() if name in CONVNEXT_V1] == list(CONVNEXT_V1)
+
+
+@pytest.mark.parametrize("models", [MODELS, DETECTION, SEGMENTATION], ids=["mmengine", "mmdet", "mmseg"])
+def test_the_neck_that_changes_the_layout_of_memory(models: object) -> None:
+    neck = models.build([dict(type="ContiguousMaps")])  # type: ignore[attr-defined]
+    images = torch.randn(2, 3, 4, 5)
+    (there, again) = neck([images, images.contiguous(memory_format=torch.channels_last)])
+    assert there is images
+    assert again.is_contiguous()
+    assert torch.equal(again, images)
 
 
 @pytest.mark.parametrize("models", [MODELS, DETECTION, SEGMENTATION], ids=["mmengine", "mmdet", "mmseg"])

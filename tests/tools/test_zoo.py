@@ -29,9 +29,11 @@ def test_a_named_method_that_does_not_work(program: Callable[..., Any]) -> None:
 def test_wrong_arguments(program: Callable[..., Any]) -> None:
     done = program("zoo.py", "mmseg", "fnc")
     assert (done.code, done.err.strip()) == (2, "error: mmseg has no method 'fnc': did you mean fcn?")
+    done = program("zoo.py", "mmdet", "atsss")
+    assert (done.code, done.err.strip()) == (2, "error: mmdet has no method 'atsss': did you mean atss?")
     done = program("zoo.py", "mmseg", "ccnet", "--backbone", "convnext_ato")
     assert done.code == 2
     assert "convnext_ato" in done.err
-    done = program("zoo.py", "mmseg", "--write")
+    done = program("zoo.py", "mmseg", "ccnet", "--write")
     assert done.code == 2
-    assert "--write is for ops" in done.err
+    assert "--write is for whole tables" in done.err

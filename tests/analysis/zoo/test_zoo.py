@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import detection.task  # noqa: F401
 import segmentation.task  # noqa: F401
 from analysis.zoo import table
 from analysis.zoo.catalog import Method, all_methods, chosen_methods, tasks_by_package
-from analysis.zoo.table import markdown, tried, try_apart, write_section
+from analysis.zoo.table import sections, tried, try_apart, write_section
 from analysis.zoo.trial import Outcome, try_method
 from backbones.errors import ConfigError, DataError
 
@@ -21,6 +22,7 @@ PACKAGES = ("mmdet", "mmseg")
 # A head behind a pyramid, one behind a single map; heads with an index, and with several.
 FEW = [("mmdet", "atss"), ("mmdet", "conditional_detr"), ("mmseg", "ccnet"), ("mmseg", "ann")]
 BAR = 0.9
+PAGE = Path(__file__).resolve().parents[3] / "docs/zoo.md"
 
 
 def method_of(package: str, folder: str) -> Method:
@@ -41,6 +43,19 @@ def test_a_few_methods_work(package: str, folder: str) -> None:
 def test_nine_of_ten_methods_work(package: str) -> None:
     results = list(tried([package], [], "convnext_atto", print))
     assert sum(not outcome.reason for _, outcome in results) >= BAR * len(results)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_page_has_all_methods_and_nine_of_ten_work(package: str) -> None:
+    section = PAGE.read_text(encoding="utf-8").partition(f"<!-- {package} -->")[2].partition("<!-- end of")[0]
+    tables = [re.findall(r"^\| (\S+) \| (.+) \|$", part, re.MULTILINE) for part in section.split("Not tried:")]
+    results, reasons = (dict(rows[1:]) for rows in tables)
+    methods = chosen_methods([package], [])
+    assert results.keys() == {method.folder for method in methods if not method.excluded}
+    assert reasons == {method.folder: method.excluded for method in methods if method.excluded}
+    works = [folder for folder, rest in results.items() if rest.endswith(f"| {table.WORKS}")]
+    assert len(works) >= BAR * len(results)
+    assert section.strip().startswith(f"{len(works)} of the {len(results)} methods of {package}")
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -72,8 +87,10 @@ def test_a_failing_method_names_its_step(monkeypatch: pytest.MonkeyPatch) -> Non
     outcome = try_method(method.config, method.folder, "convnext_atto", method.task)
     assert (outcome.step, outcome.reason) == ("loss", "ValueError: no | batch at all")
     assert "in wrong" in outcome.trace
-    text = markdown("mmseg", [(method, outcome), (method, Outcome("predict"))])
-    assert "1 of the 2 methods of mmseg that are in scope work (50%)." in text
+    text = sections([(method, outcome), (method, Outcome("predict"))], "convnext_atto")["mmseg"]
+    assert text.startswith(
+        "1 of the 2 methods of mmseg that are in scope work (50%) on\n`convnext_atto`: measured on 2"
+    )
     assert "| loss: ValueError: no \\| batch at all |" in text
 
 
