@@ -47,12 +47,12 @@ def try_apart(method: Method, backbone: str, seconds: float = MAX_SECONDS) -> Ou
     sender.close()
     try:
         if not results.poll(seconds):
-            return Outcome(reason=f"not done after {seconds:g} s")
+            return Outcome("process", f"not done after {seconds:g} s")
         outcome: Outcome = results.recv()
         return outcome
     except EOFError:
         child.join()
-        return Outcome(reason=f"the process ended with exit code {child.exitcode}")
+        return Outcome("process", f"ended with exit code {child.exitcode}")
     finally:
         child.kill()
         child.join()
@@ -79,9 +79,14 @@ def tried(
             continue
         began = time.monotonic()
         outcome = try_apart(method, backbone)
-        said = f"{outcome.step}: {outcome.reason}" if outcome.reason else WORKS
-        report(f"{method.folder:22} {method.config.name}\n{'':22} {said} ({time.monotonic() - began:.0f} s)")
+        report(
+            f"{method.folder:22} {method.config.name}\n{'':22} {_result(outcome)} ({time.monotonic() - began:.0f} s)"
+        )
         yield method, outcome
+
+
+def _result(outcome: Outcome) -> str:
+    return f"{outcome.step}: {outcome.reason}" if outcome.reason else WORKS
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -111,8 +116,7 @@ def _markdown(package: str, results: Sequence[tuple[Method, Outcome]], backbone:
         "|---|---|---|",
     ]
     for method, outcome in results:
-        said = f"{outcome.step}: {outcome.reason}" if outcome.reason else WORKS
-        lines.append(_row((method.folder, f"`{method.config.stem}`", said)))
+        lines.append(_row((method.folder, f"`{method.config.stem}`", _result(outcome))))
     excluded = [method for method in chosen_methods([package], ()) if method.excluded]
     lines += ["", "Not tried:", "", _row(("method", "reason")), "|---|---|"]
     lines += [_row((method.folder, method.excluded)) for method in excluded]

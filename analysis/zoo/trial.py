@@ -35,7 +35,7 @@ class Outcome:
     """How a trial ended.
 
     Attributes:
-        step: The last of :data:`STEPS` that was begun.
+        step: The last of :data:`STEPS` that was begun; ``process`` if the process of the trial came to an early end.
         reason: Cause of the failure in one line; empty if the method works.
         trace: Traceback of the failure.
     """

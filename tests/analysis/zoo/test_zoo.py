@@ -70,9 +70,9 @@ def test_stated_folders_and_configs_exist(package: str) -> None:
 def test_a_crash_and_an_endless_loop_are_lines_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     method = method_of("mmseg", "ccnet")
     monkeypatch.setattr(table, "try_method", lambda *_: os._exit(7))
-    assert try_apart(method, "convnext_atto") == Outcome(reason="the process ended with exit code 7")
+    assert try_apart(method, "convnext_atto") == Outcome("process", "ended with exit code 7")
     monkeypatch.setattr(table, "try_method", lambda *_: time.sleep(60))
-    assert try_apart(method, "convnext_atto", seconds=0.2) == Outcome(reason="not done after 0.2 s")
+    assert try_apart(method, "convnext_atto", seconds=0.2) == Outcome("process", "not done after 0.2 s")
     monkeypatch.setattr(table, "try_method", lambda *_: Outcome("loss", "wrong"))
     assert try_apart(method, "convnext_atto") == Outcome("loss", "wrong")
 
