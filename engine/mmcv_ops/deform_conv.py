@@ -40,7 +40,28 @@ class _Convolution:
     def __call__(
         self, input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None = None, bias: Tensor | None = None
     ) -> Tensor:
+        if mask is not None:
+            size = self._output_size(input, weight)
+            offset, mask = _leading(offset, size), _leading(mask, size)
         return deform_conv2d(input, offset, weight, bias, mask=mask, **self.sizes)
+
+    def _output_size(self, input: Tensor, weight: Tensor) -> _Pair:
+        """Height and width of the output."""
+        pairs = zip(input.shape[2:], weight.shape[2:], *self.sizes.values(), strict=True)
+        height, width = ((n + 2 * pad - dilation * (k - 1) - 1) // stride + 1 for n, k, stride, pad, dilation in pairs)
+        return height, width
+
+
+def _leading(maps: Tensor, size: _Pair) -> Tensor:
+    """Maps of the output's size from the first numbers of larger ones, (B, C, H, W) to (B, C, *size).
+
+    The compiled modulated op takes only the address of each image's displacements and factors, and reads maps of the
+    output's size from there; mmdet's DyHead gives it those of the level below, which are larger.
+    """
+    count = maps.shape[1] * size[0] * size[1]
+    if maps.shape[2:] == size or maps[0].numel() < count:
+        return maps
+    return maps.flatten(1)[:, :count].unflatten(1, (maps.shape[1], *size))
 
 
 def _write(convolution: _Convolution, tensors: Sequence[Tensor], output: Tensor) -> None:

@@ -115,6 +115,26 @@ def test_modulated_deform_conv(name: str, with_bias: bool, device: str) -> None:
     torch.testing.assert_close(ops.modulated_deform_conv2d(*inputs, given, *options(case)).cpu(), expected)
 
 
+def test_maps_larger_than_the_output_are_read_from_their_beginning() -> None:
+    """As the compiled op does, which mmdet's DyHead relies on: it gives displacements of the next finer level."""
+    case = CASES["uneven"]
+    made = tensors(case)
+    expected = reference(made["image"], made["offset"], made["mask"], made["weight"], None, *options_of(case))
+    for key in ("offset", "mask"):
+        height, width = made[key].shape[2:]
+        buffer = torch.full((2, made[key][0].numel() * 4), torch.nan, dtype=torch.float64)
+        buffer[:, : made[key][0].numel()] = made[key].flatten(1)
+        made[key] = buffer.view(2, -1, 2 * height, 2 * width).requires_grad_()
+    inputs = [made[key] for key in ("image", "offset", "mask", "weight")]
+    found = ops.modulated_deform_conv2d(*inputs, None, *options(case))
+    torch.testing.assert_close(found, expected)
+    found.sum().backward()
+    for key in ("offset", "mask"):
+        used, unused = made[key].grad.flatten(1).tensor_split([made[key][0].numel() // 4], dim=1)
+        assert used.count_nonzero() > 0
+        assert unused.count_nonzero() == 0
+
+
 def options_of(case: dict[str, Any]) -> tuple[Any, int, int]:
     return case["sizes"], case["groups"], case["deform_groups"]
 
