@@ -82,8 +82,16 @@ SEGMENTATION_ZOO = ZooSpec(
         "san": "segments by text: its network is CLIP's, whose weights and vocabulary are a download",
         "vpd": "depth from a diffusion model, which is a download",
     },
-    # The one with the plainest name takes two images at once.
-    configs={"swin": "swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py"},
+    configs={
+        # MLA adds maps of one size, as a plain vision transformer has them.
+        "setr": "setr_vit-l_naive_8xb2-160k_ade20k-512x512.py",
+        "swin": "swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py",
+        # That of ResNet-18 states no size of padding, and fails on its own backbone too.
+        "upernet": "upernet_r50_4xb4-80k_ade20k-512x512.py",
+    },
+    # LR-ASPP takes averages of 49 x 49 places of the last map, of stride 8 in its own network.
+    stages={"mobilenet_v3": (0, 1, 2)},
+    shapes={"mobilenet_v3": (784, 784)},
     before_swap=_before_swap,
     after_swap=_after_swap,
     complete_batch=_complete_batch,

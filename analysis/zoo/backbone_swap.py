@@ -41,11 +41,25 @@ def _maps(outputs: Any) -> Iterator[torch.Tensor]:
 
 
 def stated_levels(node: ConfigDict) -> Levels:
-    """What the neck, or the heads, say that they take: the longest of their ``in_channels``."""
+    """What the neck, or the heads, say that they take: by their ``in_index``, or the longest of their ``in_channels``.
+
+    Args:
+        node: The part of the config with ``backbone``.
+
+    Returns:
+        Channels of the maps, 0 for a map that nothing takes.
+    """
     readers = node.get("neck") or [part for key, part in node.items() if key.endswith("head")]
-    stated = [part["in_channels"] for part in mappings(readers) if "in_channels" in part]
-    lists = [(one,) if isinstance(one, int) else tuple(one) for one in stated]
-    return Levels(max(lists, key=len, default=()))
+    longest: tuple[int, ...] = ()
+    indexed: dict[int, int] = {}
+    for part in (part for part in mappings(readers) if "in_channels" in part):
+        stated, index = part["in_channels"], part.get("in_index", ())
+        channels = (stated,) if isinstance(stated, int) else tuple(stated)
+        indexed.update(zip((index,) if isinstance(index, int) else index, channels, strict=False))
+        longest = max(longest, channels, key=len)
+    if min(indexed, default=-1) < 0:  # none, or counted from the end
+        return Levels(longest)
+    return Levels(tuple(indexed.get(place, 0) for place in range(max(indexed) + 1)))
 
 
 def original_levels(node: ConfigDict) -> Levels:
@@ -121,8 +135,11 @@ class _Swap:
         if first:
             for part in mappings(first):
                 self._channels(part)
-        for part in mappings({"heads": heads}):
-            if not first or (isinstance(part.get("in_channels"), list | tuple) and "in_index" not in part):
+        # A single number deep in a head is of a layer of its own.
+        outer = [part for head in heads for part in (head if isinstance(head, list) else [head])]
+        for part in mappings(outer):
+            whole = isinstance(part.get("in_channels"), list | tuple) and "in_index" not in part
+            if whole or (not first and ("in_index" in part or any(part is one for one in outer))):
                 self._channels(part)
 
     def _new(self, index: int) -> int:
@@ -142,7 +159,7 @@ class _Swap:
             return
         indices = part.get("in_index")
         if isinstance(indices, list | tuple):
-            part["in_channels"] = [self._new(i) for i in indices]
+            part["in_channels"] = type(stated)(self._new(i) for i in indices)
             part["in_index"] = [self.out.index(self.stages[i]) for i in indices]
             return
         # All maps or neighbours among them, from either end.
@@ -150,7 +167,7 @@ class _Swap:
             for first in range(len(old) - len(stated), -1, -1):
                 places = list(order)[first : first + len(stated)]
                 if [old[i] for i in places] == list(stated):
-                    part["in_channels"] = [self._new(i) for i in places]
+                    part["in_channels"] = type(stated)(self._new(i) for i in places)
                     return
 
 
