@@ -18,6 +18,7 @@ from engine.task import ZooSpec
 TRACKER = "tracker, or a tracker's detector: takes videos"
 LANGUAGE = "detects by text, whose tokenizer and encoder are a download"
 DATA = "only names a data set; the method has a folder of its own"
+BACKBONE, RECIPE = "backbone", "recipe of training"
 
 # Heads on the semantic maps of Hybrid Task Cascade read label maps of an eighth of the image's size.
 SEMANTIC_STRIDE = 8
@@ -77,8 +78,9 @@ def _complete_batch(folder: str, model: nn.Module, batch: dict[str, Any], traini
         sample.set_metainfo({"img_id": index, "img_path": "", "border": (0, 0, 0, 0)})
         sample.set_metainfo({"homography_matrix": np.eye(3, dtype=np.float32)})
         sample.gt_sem_seg = _label_map((height // scale, width // scale))
-        boxes: Tensor = sample.gt_instances.bboxes
-        sample.proposals = InstanceData(bboxes=boxes.clone(), scores=torch.ones(len(boxes)))
+        if getattr(model, "rpn_head", None) is None:  # Fast R-CNN and others without proposals of their own
+            boxes: Tensor = sample.gt_instances.bboxes
+            sample.proposals = InstanceData(bboxes=boxes.clone(), scores=torch.ones(len(boxes)))
         if folder == "clrnet":
             sample.lines_array, sample.org_width, sample.org_height = _lanes(), width, height
             sample.gt_sem_seg = PixelData(sem_seg=torch.ones(1, height, width, dtype=torch.long))
@@ -102,8 +104,21 @@ DETECTION_ZOO = ZooSpec(
         **dict.fromkeys(("pascal_voc", "v3det", "wider_face"), DATA),
         "common": "bases for others, no models",
     },
+    kinds={
+        **dict.fromkeys(("convnext", "efficientnet", "hrnet", "pvt", "regnet", "res2net", "resnest"), BACKBONE),
+        **dict.fromkeys(("resnet_strikes_back", "swin", "timm_example"), BACKBONE),
+        **dict.fromkeys(("empirical_attention", "gcnet"), BACKBONE),  # attention inside of a ResNet
+        **dict.fromkeys(("albu_example", "gn", "gn+ws", "instaboost", "scratch"), RECIPE),
+        **dict.fromkeys(("selfsup_pretrain", "simple_copy_paste", "strong_baselines"), RECIPE),
+    },
+    bound={
+        "detectors": "feeds its pyramid back into its own ResNet",
+        "misc": "wraps detectors of Detectron2, with backbones of their own",
+        "tridentnet": "the three branches of its own ResNet are the method",
+    },
     configs={
         "cascade_rpn": "cascade-rpn_faster-rcnn_r50-caffe_fpn_1x_coco.py",
+        "fpg": "faster-rcnn_r50_fpg-chn128_crop640-50e_coco.py",
         "guided_anchoring": "ga-retinanet_r50_fpn_1x_coco.py",
         "hrnet": "faster-rcnn_hrnetv2p-w18-1x_coco.py",
         "lad": "lad_r50-paa-r101_fpn_2xb8_coco_1x.py",

@@ -246,6 +246,9 @@ class ZooSpec:
     Attributes:
         package: Name of the package that brings the configs, one folder for each method.
         out_of_scope: Reason why the methods of a folder are not tried, by its name.
+        kinds: What a folder holds that has no method of its own, such as a backbone: without it, neck and head of
+            another method remain.
+        bound: Reason why a method in scope works on no backbone but its own, by its folder.
         configs: Name of the config that is tried, by its folder; where none is stated, the simplest name decides.
         stages: Index of the stage whose map takes the place of each map of the config's own backbone, by the folder;
             where none is stated, the stage of the same stride.
@@ -258,6 +261,8 @@ class ZooSpec:
 
     package: str
     out_of_scope: Mapping[str, str]
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    bound: Mapping[str, str] = field(default_factory=dict)
     configs: Mapping[str, str] = field(default_factory=dict)
     stages: Mapping[str, Sequence[int]] = field(default_factory=dict)
     shapes: Mapping[str, Shape] = field(default_factory=dict)

@@ -82,6 +82,18 @@ SEGMENTATION_ZOO = ZooSpec(
         "san": "segments by text: its network is CLIP's, whose weights and vocabulary are a download",
         "vpd": "depth from a diffusion model, which is a download",
     },
+    kinds=dict.fromkeys(
+        (
+            *("beit", "bisenetv2", "cgnet", "convnext", "erfnet", "fastscnn", "hrnet", "icnet", "mae", "mobilenet_v2"),
+            *("poolformer", "resnest", "swin", "twins", "unet", "vit"),
+        ),
+        "backbone",
+    ),
+    bound={
+        "ddrnet": "its head reads the two branches of its own network",
+        "dpt": "its head reads the class token of a plain vision transformer",
+        "pidnet": "its head reads the three branches of its own network",
+    },
     configs={
         # MLA adds maps of one size, as a plain vision transformer has them.
         "setr": "setr_vit-l_naive_8xb2-160k_ade20k-512x512.py",

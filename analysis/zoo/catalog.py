@@ -11,6 +11,7 @@ from pathlib import Path
 from backbones.errors import ConfigError, MachineError
 from engine.task import TASK_SPECS, TaskSpec, ZooSpec
 
+METHOD = "method"
 # Words of file names, from the plainest network to the ones that need most memory.
 PLAIN, LARGE = ("r50", "r18"), ("r101", "x101", "amp", "caffe", "ms-", "lsj", "tta", "syncbn", "strong")
 
@@ -24,12 +25,16 @@ class Method:
         folder: Name of the folder.
         config: The config that is tried.
         excluded: Reason why it is not tried; empty for one that is.
+        kind: What the folder holds: :data:`METHOD`, or what the task's ``ZooSpec`` says.
+        bound: Reason why it works on no backbone but its own; empty if there is none.
     """
 
     task: TaskSpec
     folder: str
     config: Path
     excluded: str = ""
+    kind: str = METHOD
+    bound: str = ""
 
     @property
     def package(self) -> str:
@@ -86,6 +91,8 @@ def all_methods(task: TaskSpec) -> list[Method]:
             folder.name,
             folder / zoo.configs[folder.name] if folder.name in zoo.configs else _simplest(folder),
             zoo.out_of_scope.get(folder.name, ""),
+            zoo.kinds.get(folder.name, METHOD),
+            zoo.bound.get(folder.name, ""),
         )
         for folder in folders
     ]

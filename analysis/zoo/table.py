@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from analysis.zoo.backbone_swap import our_levels
-from analysis.zoo.catalog import Method, chosen_methods
+from analysis.zoo.catalog import METHOD, Method, chosen_methods
 from analysis.zoo.trial import Outcome, try_method
 from backbones.errors import DataError
 from engine.report.environment import machine
@@ -89,6 +89,11 @@ def _result(outcome: Outcome) -> str:
     return f"{outcome.step}: {outcome.reason}" if outcome.reason else WORKS
 
 
+def _count(results: Sequence[tuple[Method, Outcome]]) -> str:
+    works = sum(not outcome.reason for _, outcome in results)
+    return f"{works} of the {len(results)}" + (f" ({works / len(results):.0%})" if results else "")
+
+
 def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
@@ -106,19 +111,21 @@ def sections(results: Sequence[tuple[Method, Outcome]], backbone: str) -> dict[s
 
 def _markdown(package: str, results: Sequence[tuple[Method, Outcome]], backbone: str) -> str:
     """The table of one package, with its count, and what is out of scope."""
-    works = sum(not outcome.reason for _, outcome in results)
+    own = [pair for pair in results if pair[0].kind == METHOD]
     here = machine()
     lines = [
-        f"{works} of the {len(results)} methods of {package} that are in scope work ({works / len(results):.0%}) on",
-        f"`{backbone}`: measured on {time.strftime('%Y-%m-%d')} on {here['cpu']}, {here['cores']} cores.",
+        f"{_count(results)} folders of {package} that are in scope work on `{backbone}`, and",
+        f"{_count(own)} among them that hold a method of their own:",
+        f"measured on {time.strftime('%Y-%m-%d')} on {here['cpu']}, {here['cores']} cores.",
         "",
-        _row(("method", "config", "result")),
-        "|---|---|---|",
+        _row(("folder", "holds a", "config", "result")),
+        "|---|---|---|---|",
     ]
     for method, outcome in results:
-        lines.append(_row((method.folder, f"`{method.config.stem}`", _result(outcome))))
+        why = f"{method.bound} ({_result(outcome)})" if method.bound and outcome.reason else _result(outcome)
+        lines.append(_row((method.folder, method.kind, f"`{method.config.stem}`", why)))
     excluded = [method for method in chosen_methods([package], ()) if method.excluded]
-    lines += ["", "Not tried:", "", _row(("method", "reason")), "|---|---|"]
+    lines += ["", "Not tried:", "", _row(("folder", "reason")), "|---|---|"]
     lines += [_row((method.folder, method.excluded)) for method in excluded]
     return "\n".join(lines)
 
