@@ -145,7 +145,8 @@ def try_method(path: Path, folder: str, backbone: str, task: TaskSpec) -> Outcom
     """
     outcome = Outcome()
     torch.manual_seed(0)
-    MessageHub.get_current_instance().update_info("iter", 0)  # a few losses grow with the steps of a run
+    for count in ("iter", "epoch"):  # a few losses change with the steps of a run
+        MessageHub.get_current_instance().update_info(count, 0)
     with _recorded(outcome):
         cfg = trial_config(path, folder, backbone, task)
         outcome.step = "build"

@@ -55,6 +55,11 @@ def test_levels_of_a_backbone_and_of_one_that_is_not_here() -> None:
     assert original_levels(node) == Levels((7, 8, 9))
     heads = ConfigDict(backbone={"type": "x"}, head={"in_channels": 5}, aux_head={"in_channels": [3, 4]})
     assert original_levels(heads) == Levels((3, 4))
+    heads.head.in_index = -1
+    assert original_levels(heads) == Levels((3, 4))
+    heads.head.in_index = 3
+    heads.aux_head.in_index = [1, 2]
+    assert original_levels(heads) == Levels((0, 3, 4, 5))
 
 
 def test_our_levels_and_an_unknown_name() -> None:
@@ -85,6 +90,29 @@ def test_heads_without_a_neck_follow_their_index() -> None:
     swap_backbones(model, "convnext_atto")
     assert model.decode_head == {"in_channels": [80, 320], "in_index": [0, 2]}
     assert [head.in_channels for head in model.auxiliary_head] == [160, 320, 9]
+
+
+def test_numbers_deep_in_a_head_are_of_its_own_layers() -> None:
+    inner = {"in_channels": 512, "conv": {"in_channels": 512}}
+    model = ConfigDict(
+        backbone=resnet(),
+        decode_head={"generator": {"in_channels": 512, "in_index": 3}, "update": [dict(inner)], "in_channels": 512},
+    )
+    swap_backbones(model, "convnext_atto")
+    head = model.decode_head
+    assert (head.generator.in_channels, head.in_channels, head["update"]) == (320, 320, [inner])
+
+
+def test_a_tuple_stays_one() -> None:
+    model = ConfigDict(
+        backbone=resnet(), neck={"in_channels": (128, 256)}, head={"in_channels": (64,), "in_index": (0,)}
+    )
+    swap_backbones(model, "convnext_atto")
+    assert model.neck.in_channels == (80, 160)
+    del model["neck"]
+    model.backbone = ConfigDict(resnet())
+    swap_backbones(model, "convnext_atto")
+    assert model.head.in_channels == (40,)
 
 
 def test_stages_can_be_stated_and_nested_models_are_found() -> None:

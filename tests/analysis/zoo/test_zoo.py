@@ -13,7 +13,7 @@ import pytest
 import detection.task  # noqa: F401
 import segmentation.task  # noqa: F401
 from analysis.zoo import table
-from analysis.zoo.catalog import Method, all_methods, chosen_methods, tasks_by_package
+from analysis.zoo.catalog import METHOD, Method, all_methods, chosen_methods, tasks_by_package
 from analysis.zoo.table import sections, tried, try_apart, write_section
 from analysis.zoo.trial import Outcome, try_method
 from backbones.errors import ConfigError, DataError
@@ -51,11 +51,17 @@ def test_the_page_has_all_methods_and_nine_of_ten_work(package: str) -> None:
     tables = [re.findall(r"^\| (\S+) \| (.+) \|$", part, re.MULTILINE) for part in section.split("Not tried:")]
     results, reasons = (dict(rows[1:]) for rows in tables)
     methods = chosen_methods([package], [])
-    assert results.keys() == {method.folder for method in methods if not method.excluded}
+    tried = [method for method in methods if not method.excluded]
     assert reasons == {method.folder: method.excluded for method in methods if method.excluded}
-    works = [folder for folder, rest in results.items() if rest.endswith(f"| {table.WORKS}")]
-    assert len(works) >= BAR * len(results)
-    assert section.strip().startswith(f"{len(works)} of the {len(results)} methods of {package}")
+    assert {folder: rest.split(" | ")[:2] for folder, rest in results.items()} == {
+        method.folder: [method.kind, f"`{method.config.stem}`"] for method in tried
+    }
+    counts = []
+    for group in (tried, [method for method in tried if method.kind == METHOD]):
+        works = sum(results[method.folder].endswith(f"| {table.WORKS}") for method in group)
+        assert works >= BAR * len(group)
+        counts.append(f"{works} of the {len(group)} ")
+    assert [section.find(count) >= 0 for count in counts] == [True, True]
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -63,8 +69,10 @@ def test_stated_folders_and_configs_exist(package: str) -> None:
     task = tasks_by_package()[package]
     methods = {method.folder: method for method in all_methods(task)}
     assert all(method.config.is_file() for method in methods.values())
-    stated = {*task.zoo.out_of_scope, *task.zoo.configs, *task.zoo.stages, *task.zoo.shapes}
+    zoo = task.zoo
+    stated = {*zoo.out_of_scope, *zoo.kinds, *zoo.bound, *zoo.configs, *zoo.stages, *zoo.shapes}
     assert stated <= methods.keys()
+    assert not zoo.out_of_scope.keys() & {*zoo.kinds, *zoo.bound}
 
 
 def test_a_crash_and_an_endless_loop_are_lines_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,11 +95,26 @@ def test_a_failing_method_names_its_step(monkeypatch: pytest.MonkeyPatch) -> Non
     outcome = try_method(method.config, method.folder, "convnext_atto", method.task)
     assert (outcome.step, outcome.reason) == ("loss", "ValueError: no | batch at all")
     assert "in wrong" in outcome.trace
-    text = sections([(method, outcome), (method, Outcome("predict"))], "convnext_atto")["mmseg"]
-    assert text.startswith(
-        "1 of the 2 methods of mmseg that are in scope work (50%) on\n`convnext_atto`: measured on 2"
+    assert "| loss: ValueError: no \\| batch at all |" in table_of((method, outcome))
+
+
+def table_of(*results: tuple[Method, Outcome]) -> str:
+    return sections(results, "convnext_atto")["mmseg"]
+
+
+def test_folders_of_backbones_are_counted_apart_and_bound_methods_say_why() -> None:
+    works, fails = Outcome("predict"), Outcome("loss", "ValueError: no")
+    text = table_of(
+        (method_of("mmseg", "ccnet"), works),
+        (method_of("mmseg", "pidnet"), fails),
+        (method_of("mmseg", "swin"), works),
     )
-    assert "| loss: ValueError: no \\| batch at all |" in text
+    assert text.startswith(
+        "2 of the 3 (67%) folders of mmseg that are in scope work on `convnext_atto`, and\n"
+        "1 of the 2 (50%) among them that hold a method of their own:\nmeasured on 2"
+    )
+    assert "| swin | backbone | `swin-tiny-patch4" in text
+    assert "| its head reads the three branches of its own network (loss: ValueError: no) |" in text
 
 
 def test_wrong_names() -> None:
