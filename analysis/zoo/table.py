@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from analysis.zoo.backbone_swap import our_levels
 from analysis.zoo.catalog import METHOD, Method, chosen_methods
 from analysis.zoo.trial import Outcome, try_method
 from backbones.errors import DataError
+from engine.config.backbone_swap import our_levels
 from engine.report.environment import machine
 
 MAX_SECONDS = 600

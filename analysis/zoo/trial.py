@@ -16,7 +16,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor
 
-from analysis.zoo.backbone_swap import our_levels, swap_backbones, without_downloads
+from engine.config.backbone_swap import our_levels, swap_backbones, without_downloads
 from engine.config.datasets import mappings
 from engine.task import Shape, TaskSpec
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import tempfile
-from collections.abc import Set
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -72,32 +71,11 @@ def _refuse_special_bases(path: Path, seen: set[Path]) -> None:
         raise ConfigError(f"config {str(path)!r} {special}")
     bases: list[Path] = []
     with suppress(Exception):  # what else is wrong with a file mmengine says
-        bases = list(_bases(path, read_text_file(path, "utf-8")))
+        bases = list(base_files(path, read_text_file(path, "utf-8")))
     for base in bases:
         if base.absolute() not in seen:
             seen.add(base.absolute())
             _refuse_special_bases(base, seen)
-
-
-def drop_library_variables(cfg: Config, path: Path, settings: Set[str]) -> list[str]:
-    """Take out the top-level keys of a library's bases that are no settings, such as ``crop_size``; a line says which.
-
-    They are variables of its files, or parts that its files enter into ``model`` themselves (``data_preprocessor``).
-    """
-    variables = sorted(_library_keys(path) & {*cfg} - settings)
-    for key in variables:
-        cfg.pop(key)
-    names = ", ".join(variables)
-    return [f"variables of a library's bases, which nothing reads from here on: {names}"] if variables else []
-
-
-def _library_keys(path: Path) -> set[str]:
-    """Top-level keys of a config's bases that have a ``model-index.yml`` above them, as those of mmdet and mmseg."""
-    found: set[str] = set()
-    for base in _bases(path, read_text_file(path, "utf-8")):
-        is_library = any((folder / "model-index.yml").is_file() for folder in base.resolve().parents)
-        found |= {*Config.fromfile(str(base), import_custom_modules=False)} if is_library else _library_keys(base)
-    return found
 
 
 def _import_failure(path: Path, error: ImportError, names: list[str]) -> UserError:
@@ -118,7 +96,8 @@ def _import_failure(path: Path, error: ImportError, names: list[str]) -> UserErr
 def _imported_modules(path: Path) -> list[str]:
     """Modules that a config file and its bases name, those of the bases first."""
     text = read_text_file(path, "utf-8")
-    bases = [base for base in _bases(path, text) if _PACKAGED not in str(base)]  # a library's import what is not here
+    # A library's import what is not here.
+    bases = [base for base in base_files(path, text) if _PACKAGED not in str(base)]
     names = [name for base in bases for name in _imported_modules(base)]
     if "custom_imports" not in text:
         return names
@@ -130,8 +109,13 @@ def _imported_modules(path: Path) -> list[str]:
     return names + imports
 
 
-def _bases(path: Path, text: str) -> list[Path]:
-    """Files that ``_base_`` of a Python config states; none of another format, which mmengine merges by itself."""
+def base_files(path: Path, text: str) -> list[Path]:
+    """Files that ``_base_`` of a Python config states; none of another format, which mmengine merges by itself.
+
+    Args:
+        path: The config's file.
+        text: Its contents.
+    """
     if path.suffix != ".py":
         return []
     for node in ast.parse(text).body:

@@ -30,7 +30,7 @@ from engine.config.building import build
 from engine.config.channels import set_image_channels
 from engine.config.class_weights import set_class_weights
 from engine.config.classes import FROM_DATA, check_own_names, class_names, fill_classes, palette
-from engine.config.custom_imports import drop_library_variables, read_config
+from engine.config.custom_imports import read_config
 from engine.config.datasets import (
     carry_to_test,
     expand_home,
@@ -42,6 +42,7 @@ from engine.config.datasets import (
     set_test_mode,
 )
 from engine.config.environment import check_environment, check_noise_scale
+from engine.config.libraries import adopt_library_settings
 from engine.config.options import check_options, drop_foreign_arguments, merge_options
 from engine.config.precision import fit_precision
 from engine.config.schema import check_settings, is_whole
@@ -132,7 +133,7 @@ def load_config(
                 f"config {str(path)!r} begins with a byte order mark: save it as UTF-8 without one"
             ) from error
         raise ConfigError(f"config {str(path)!r} cannot be read: {_root_cause(error)}") from error
-    unread = drop_library_variables(cfg, Path(path), {*RUNNER_KEYS, *DRIVERS})
+    adopted = adopt_library_settings(cfg, Path(path), {*RUNNER_KEYS, *DRIVERS})
     stated = _stated_batch(cfg, path)
     options = options or {}
     completed = copy.deepcopy(cfg)
@@ -152,7 +153,7 @@ def load_config(
     cfg.setdefault("work_dir", str(Path("work_dirs") / Path(path).stem))
     resolved = resolve(cfg, stated, launch or Launch.from_environment(), training)
     changed = {key: (before[key], value) for key, value in options.items()}
-    return replace(resolved, notes=(*unread, *dropped, *resolved.notes), changed=changed)
+    return replace(resolved, notes=(*adopted, *dropped, *resolved.notes), changed=changed)
 
 
 def resolve(cfg: Config, stated_batch: int, launch: Launch, training: bool = True) -> Resolved:
@@ -345,6 +346,11 @@ def _set_channels(model: ConfigDict) -> None:
                     channels = getattr(build(MODELS, unloaded, "model.backbone"), "out_channels", None)
                 if channels is None:
                     raise ConfigError(f"{key}={value!r}: {model.backbone.type} does not say its channels, give numbers")
+            if match[1] is not None and int(match[1]) >= len(channels):
+                raise ConfigError(
+                    f"{key}={value!r}: number of maps that the backbone returns: {len(channels)}; state its "
+                    "out_indices, such as (0, 1, 2, 3)"
+                )
             node[key] = list(channels) if match[1] is None else channels[int(match[1])]
 
 

@@ -35,6 +35,7 @@ from engine.config.building import registered_class
 from engine.config.load import ema_settings
 from engine.config.precision import CpuAmpOptimWrapper
 from engine.optim.tensors import tensors_in
+from engine.planning.misfits import MisfitError, refusing_misfits
 from engine.task import Shape, task_of_model
 
 _GIB = 2**30
@@ -137,6 +138,7 @@ def estimate_memory(model: nn.Module, cfg: Config, processes: int, images: int) 
 
     Raises:
         SingleValueError: If a batch normalisation gets one value per channel, which has no variance.
+        MisfitError: If a part of the model cannot read what another one gives.
         UserError: If the model refuses images of the size in the config.
     """
     params, buffers = _bytes(model.parameters()), _bytes(model.buffers())
@@ -146,9 +148,10 @@ def estimate_memory(model: nn.Module, cfg: Config, processes: int, images: int) 
     activations, reason = None, "the config does not tell the size of the training images"
     with _refusing_single_values(model, images) as pooled:
         try:
-            found = activation_bytes(model, images, shape or ANY_SHAPE, autocast_dtype(cfg.optim_wrapper))
+            with refusing_misfits(model, cfg.model):
+                found = activation_bytes(model, images, shape or ANY_SHAPE, autocast_dtype(cfg.optim_wrapper))
             activations = found if shape is not None else None
-        except SingleValueError:
+        except (SingleValueError, MisfitError):
             raise
         except (RuntimeError, AssertionError, AttributeError, TypeError, ValueError) as error:
             if isinstance(error, UserError) and shape is not None:

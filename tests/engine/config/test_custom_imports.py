@@ -77,6 +77,7 @@ def test_a_whole_training_of_a_library(base: str, text: str, tmp_path: Path) -> 
     resolved = load_config(file, launch=Launch())
     assert dry_run(resolved, Launch())
     assert "dataset_type" in resolved.notes[0]
+    assert resolved.cfg.train_dataloader.dataset.data_root.startswith("data/")
     dumped = tmp_path / "dumped.py"
     resolved.cfg.dump(dumped)
     assert load_config(dumped, launch=Launch()).notes == ()

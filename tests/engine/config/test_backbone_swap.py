@@ -9,7 +9,8 @@ from mmengine.config import ConfigDict
 from mmengine.registry import init_default_scope
 
 import detection.task  # noqa: F401
-from analysis.zoo.backbone_swap import (
+from backbones.errors import ConfigError
+from engine.config.backbone_swap import (
     Levels,
     chosen_stages,
     original_levels,
@@ -17,7 +18,6 @@ from analysis.zoo.backbone_swap import (
     swap_backbones,
     without_downloads,
 )
-from backbones.errors import ConfigError
 
 ATTO = (40, 80, 160, 320)
 OURS = Levels(ATTO, (4, 8, 16, 32))

@@ -109,29 +109,26 @@ def chosen_stages(levels: Levels, ours: Levels) -> tuple[int, ...]:
     return tuple(max(0, STAGES - count + i) for i in range(count))
 
 
-class _Swap:
-    """The change of one backbone and of the layers that read its maps.
+class _Fitting:
+    """The layers that read a backbone's maps, told of those of another.
 
     Args:
-        node: The part of the config with ``backbone``; changed.
-        name: Name of a registered backbone.
-        stages: Index of our stage in the place of each map; ``None`` for :func:`chosen_stages`.
+        levels: The maps that are replaced.
+        channels: Channels of our stages.
+        stages: Index of our stage in the place of each map.
+        out: Indices of the stages that are returned.
     """
 
-    def __init__(self, node: ConfigDict, name: str, stages: Sequence[int] | None) -> None:
-        self.node = node
-        self.levels = original_levels(node)
-        ours = our_levels(name)
-        self.stages = tuple(stages or chosen_stages(self.levels, ours)) or (STAGES - 1,)
-        self.out = tuple(sorted(set(self.stages)))
-        self.channels = ours.channels
-        node["backbone"] = ConfigDict(type=name, out_indices=self.out)
+    def __init__(
+        self, levels: Levels, channels: tuple[int, ...], stages: tuple[int, ...], out: tuple[int, ...]
+    ) -> None:
+        self.levels, self.channels, self.stages, self.out = levels, channels, stages, out
 
-    def apply(self) -> None:
+    def apply(self, node: ConfigDict) -> None:
         """Give the neck, and the heads that read the backbone, our channels and indices."""
-        neck = self.node.get("neck")
+        neck = node.get("neck")
         first = neck[0] if isinstance(neck, list) else neck
-        heads = [part for key, part in self.node.items() if key.endswith("head") and part]
+        heads = [part for key, part in node.items() if key.endswith("head") and part]
         if first:
             for part in mappings(first):
                 self._channels(part)
@@ -141,6 +138,8 @@ class _Swap:
             whole = isinstance(part.get("in_channels"), list | tuple) and "in_index" not in part
             if whole or (not first and ("in_index" in part or any(part is one for one in outer))):
                 self._channels(part)
+            if not first and self.levels.channels[:1] == (part.get("c1_in_channels"),):
+                part["c1_in_channels"] = self._new(0)  # the finest map, which DeepLabV3+ reads beside
 
     def _new(self, index: int) -> int:
         return self.channels[self.stages[index]]
@@ -148,11 +147,11 @@ class _Swap:
     def _channels(self, part: ConfigDict) -> None:
         """Replace ``in_channels``, and ``in_index`` with it, of a layer that reads maps of the backbone."""
         stated, old = part.get("in_channels"), self.levels.channels
-        if stated is None:
+        if not isinstance(stated, int | list | tuple):  # none, or a name that stands for channels
             return
         if isinstance(stated, int):
             index = part.get("in_index", max((i for i, c in enumerate(old) if c == stated), default=None))
-            if index is not None and old[index] == stated:
+            if index is not None and index < len(old) and old[index] == stated:
                 part["in_channels"] = self._new(index)
                 if "in_index" in part:
                     part["in_index"] = self.out.index(self.stages[index])
@@ -171,6 +170,26 @@ class _Swap:
                     return
 
 
+def fit_channels(
+    node: ConfigDict, levels: Levels, ours: Levels, stages: Sequence[int] | None = None
+) -> tuple[int, ...]:
+    """Give what reads the maps of a backbone the channels of ours.
+
+    Args:
+        node: The part of the config with the neck and the heads; changed.
+        levels: The maps that are replaced.
+        ours: The maps of our stages.
+        stages: Index of our stage in the place of each map of the old one; ``None`` for the one of the same stride.
+
+    Returns:
+        Indices of the stages that are read.
+    """
+    chosen = tuple(stages or chosen_stages(levels, ours)) or (STAGES - 1,)
+    out = tuple(sorted(set(chosen)))
+    _Fitting(levels, ours.channels, chosen, out).apply(node)
+    return out
+
+
 def swap_backbones(model: ConfigDict, name: str, stages: Sequence[int] | None = None) -> None:
     """Swap a backbone of ours in wherever the model of a config has one.
 
@@ -179,9 +198,11 @@ def swap_backbones(model: ConfigDict, name: str, stages: Sequence[int] | None = 
         name: Name of a registered backbone.
         stages: Index of our stage in the place of each map of the old one; ``None`` for the one of the same stride.
     """
+    ours = our_levels(name)
     for node in list(mappings(model)):
         if isinstance(node.get("backbone"), dict):
-            _Swap(node, name, stages).apply()
+            out = fit_channels(node, original_levels(node), ours, stages)
+            node["backbone"] = ConfigDict(type=name, out_indices=out)
 
 
 def without_downloads(model: ConfigDict) -> None:

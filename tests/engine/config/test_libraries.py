@@ -1,0 +1,151 @@
+"""A config of mmdet or mmseg with one of our backbones in the place of its own, and our data, batch and classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import engine.run  # noqa: F401  (registers the loops)
+from analysis.dry_run import dry_run
+from backbones.errors import ConfigError
+from engine.config.load import Resolved, load_config
+from engine.config.world import Launch
+
+ATSS = "mmdet::atss/atss_r50_fpn_1x_coco.py"
+RETINANET = "mmdet::retinanet/retinanet_r50_fpn_1x_coco.py"
+FCN = "mmseg::fcn/fcn_r50-d8_4xb4-80k_ade20k-512x512.py"
+Load = Callable[..., Resolved]
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Load:
+    """Load a config of six lines: its base, its backbone, and what else it states."""
+
+    def load(base: str, backbone: str = "", rest: str = "", batch: int = 16) -> Resolved:
+        task, classes = ("detection", "coco") if base.startswith("mmdet") else ("segmentation", "ade20k")
+        lines = [
+            f"_base_ = [{base!r}]",
+            f"custom_imports = dict(imports=[{task!r}])",
+            f"classes = {classes!r}",
+            "data_root = 'own/data'",
+            f"batch = dict(size={batch}, per_gpu=1)",
+            f"model = dict(backbone=dict(type='convnext_atto'{backbone}))",
+        ]
+        file = tmp_path / "own.py"
+        file.write_text("\n".join([*lines, rest, ""]))
+        return load_config(file, launch=Launch())
+
+    return load
+
+
+def test_a_detector_takes_our_network_and_our_data(load: Load) -> None:
+    resolved = load(ATSS)
+    cfg = resolved.cfg
+    assert cfg.model.backbone == {"type": "convnext_atto", "out_indices": (0, 1, 2, 3)}
+    assert cfg.model.neck.in_channels == [40, 80, 160, 320]
+    assert cfg.model.bbox_head.in_channels == 256
+    assert cfg.train_dataloader.dataset.data_root == "own/data"
+    assert cfg.val_evaluator.ann_file == "own/data/annotations/instances_val2017.json"
+    notes = "\n".join(resolved.notes)
+    assert "data in 'data/coco/' of a library's bases -> 'own/data'" in notes
+    assert "ResNet -> convnext_atto: left out depth, num_stages, out_indices, frozen_stages" in notes
+    assert "a library's for a batch" not in notes
+    assert any("activations of 1 image " in line for line in dry_run(resolved, Launch()))
+
+
+def test_a_segmentor_takes_our_network_and_our_data(load: Load) -> None:
+    resolved = load(FCN)
+    cfg = resolved.cfg
+    assert (cfg.model.decode_head.in_channels, cfg.model.auxiliary_head.in_channels) == (320, 160)
+    assert cfg.model.pretrained is None
+    assert cfg.test_dataloader.dataset.data_root == "own/data"
+    assert any("activations of 1 image " in line for line in dry_run(resolved, Launch()))
+
+
+def test_paths_that_begin_with_their_data_folder_move_too(load: Load) -> None:
+    cfg = load("mmdet::panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py").cfg
+    assert cfg.val_evaluator.seg_prefix == "own/data/annotations/panoptic_val2017"
+
+
+def test_what_the_config_states_itself_stays(load: Load) -> None:
+    model = load(ATSS, ", frozen_stages=1, dims=(8, 16, 24, 32)").cfg.model
+    assert model.backbone.frozen_stages == 1
+    assert model.neck.in_channels == [8, 16, 24, 32]
+    own = "model['neck'] = dict(in_channels='from_backbone', start_level=0)"
+    model = load(RETINANET, ", out_indices=(1, 2, 3)", own).cfg.model
+    assert (model.neck.in_channels, model.neck.start_level) == ([80, 160, 320], 0)
+
+
+def test_a_rate_of_another_batch_is_noted(load: Load) -> None:
+    note = "optim_wrapper.optimizer.lr=0.01 is a library's for a batch of 16, and this one is 4: state the rate"
+    assert any(one.startswith(note) for one in load(ATSS, batch=4).notes)
+    own = "optim_wrapper = dict(optimizer=dict(lr=0.0025))"
+    assert not any("a library's for a batch" in one for one in load(ATSS, rest=own, batch=4).notes)
+
+
+@pytest.mark.parametrize(
+    ("base", "backbone", "rest", "message"),
+    [
+        (
+            ATSS,
+            ", out_indices=(0, 1, 2, 3)",
+            "",
+            "model.neck.lateral_convs.0.conv takes 512 channels and gets 80: correct in_channels of model.neck; "
+            "the backbone gives 40, 80, 160, 320, which 'from_backbone' stands for",
+        ),
+        (
+            ATSS,
+            ", out_indices=(1, 2, 3)",
+            "",
+            "model.neck.in_channels has 4 numbers, and the backbone returns 3 maps: state "
+            "in_channels='from_backbone', or other out_indices of the backbone",
+        ),
+        (
+            "mmseg::upernet/upernet_r50_4xb4-80k_ade20k-512x512.py",
+            ", out_indices=(2, 3)",
+            "",
+            "model.decode_head.in_index=[0, 1, 2, 3], and the backbone returns 2 maps: state its out_indices, such as "
+            "(0, 1, 2, 3)",
+        ),
+        (
+            FCN,
+            "",
+            "model['decode_head'] = dict(in_channels=7)",
+            "model.decode_head.convs.0.conv takes 7 channels and gets 320: correct in_channels of model.decode_head; "
+            "the backbone gives 40, 80, 160, 320, which 'from_backbone' stands for",
+        ),
+        (
+            FCN,
+            ", out_indices=None",
+            "",
+            "model.backbone returns one vector for each image, and no map: state out_indices=(0, 1, 2, 3)",
+        ),
+        (
+            FCN,
+            ", out_indices=(3,)",
+            "model['decode_head'] = dict(in_channels='from_backbone[3]')",
+            "in_channels='from_backbone[3]': number of maps that the backbone returns: 1; state its out_indices, such "
+            "as (0, 1, 2, 3)",
+        ),
+        (
+            ATSS,
+            ", depth=50",
+            "",
+            "config does not build: model.backbone: convnext_atto has no argument 'depth'; nearest: depths; correct "
+            "it, or leave out with _delete_=True beside type='convnext_atto' what the base has for another type",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_named_with_the_fix(load: Load, base: str, backbone: str, rest: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        dry_run(load(base, backbone, rest), Launch())
+    assert str(caught.value) == message
+
+
+def test_a_base_of_a_library_needs_a_task(tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(f"_base_ = [{ATSS!r}]\n")
+    with pytest.raises(ConfigError, match="names no task: add custom_imports"):
+        load_config(file, launch=Launch())
