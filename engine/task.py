@@ -246,7 +246,7 @@ class ZooSpec:
     Attributes:
         package: Name of the package that brings the configs, one folder for each method.
         out_of_scope: Reason why the methods of a folder are not tried, by its name.
-        kinds: What a folder holds that has no method of its own, such as a backbone: without it, neck and head of
+        kinds: Contents of a folder without a method of its own, such as a backbone: without it, neck and head of
             another method remain.
         bound: Reason why a method in scope works on no backbone but its own, by its folder.
         configs: Name of the config that is tried, by its folder; where none is stated, the simplest name decides.

@@ -25,7 +25,7 @@ class Method:
         folder: Name of the folder.
         config: The config that is tried.
         excluded: Reason why it is not tried; empty for one that is.
-        kind: What the folder holds: :data:`METHOD`, or what the task's ``ZooSpec`` says.
+        kind: Contents of the folder: :data:`METHOD`, or as the task's ``ZooSpec`` says.
         bound: Reason why it works on no backbone but its own; empty if there is none.
     """
 

@@ -76,7 +76,7 @@ def _fit_images(model: ConfigDict, shape: Shape) -> None:
 
 
 def trial_config(path: Path, folder: str, backbone: str, task: TaskSpec) -> Config:
-    """A config of a package with the backbone swapped in, without weights, for small images.
+    """A config of a package with the backbone swapped in, without weights.
 
     Args:
         path: The config's file.
@@ -93,7 +93,6 @@ def trial_config(path: Path, folder: str, backbone: str, task: TaskSpec) -> Conf
     zoo.before_swap(folder, cfg)
     swap_backbones(cfg.model, backbone, zoo.stages.get(folder))
     zoo.after_swap(folder, cfg, our_levels(backbone).channels)
-    _fit_images(cfg.model, zoo.shapes.get(folder, SHAPE))
     return cfg
 
 
@@ -144,13 +143,27 @@ def try_method(path: Path, folder: str, backbone: str, task: TaskSpec) -> Outcom
         task: Task whose ``zoo`` has the package.
     """
     outcome = Outcome()
+    with _recorded(outcome):
+        return try_model(trial_config(path, folder, backbone, task).model, folder, task)
+    return outcome
+
+
+def try_model(settings: ConfigDict, folder: str, task: TaskSpec) -> Outcome:
+    """Try a model on small images, in the scope of its package.
+
+    Args:
+        settings: ``model`` of a config, without weights; changed.
+        folder: Name of its method's folder.
+        task: Task whose ``zoo`` has the package.
+    """
+    assert task.zoo is not None
+    outcome = Outcome(STEPS[1])
     torch.manual_seed(0)
     for count in ("iter", "epoch"):  # a few losses change with the steps of a run
         MessageHub.get_current_instance().update_info(count, 0)
     with _recorded(outcome):
-        cfg = trial_config(path, folder, backbone, task)
-        outcome.step = "build"
-        model = MODELS.build(cfg.model)
+        _fit_images(settings, task.zoo.shapes.get(folder, SHAPE))
+        model = MODELS.build(settings)
         model.init_weights()
         model.train()
         _train(task, folder, model, outcome)

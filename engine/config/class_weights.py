@@ -45,7 +45,8 @@ def _visit(node: Any, place: str, rows: int | None, names: Sequence[str], backgr
         if key not in PER_CLASS_KEYS or not isinstance(value, list | tuple | Mapping | str):
             _visit(value, f"{place}.{key}", rows, names, background, notes)
         elif rows is not None and not node.get("use_mask"):
-            extra = 0 if node.get("use_sigmoid") else background
+            # A loss of queries has a class "no object" in any task.
+            extra = 0 if node.get("use_sigmoid") else max(background, int(place.endswith(".loss_cls")))
             value = _read_weights(value, f"{place}.{key}") if isinstance(value, str) else value
             node[key] = _weights(value, f"{place}.{key}", names, extra, notes)
 

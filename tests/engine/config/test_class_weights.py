@@ -74,3 +74,9 @@ def test_wrong_weights_are_named(value: Any, key: str, message: str) -> None:
 def test_a_softmax_of_a_detector_has_a_weight_for_the_background() -> None:
     with pytest.raises(ConfigError, match="has 2 weights for 2 classes and the background: give 3"):
         weights([1.0, 1.0], background=1)
+
+
+def test_a_loss_of_queries_has_a_weight_for_no_object() -> None:
+    model = {"head": {"num_classes": 2, "loss_cls": {"class_weight": [1.0, 1.0, 0.1]}}}
+    set_class_weights(model, NAMES, 0, [])
+    assert model["head"]["loss_cls"] == {"class_weight": [1.0, 1.0, 0.1]}
