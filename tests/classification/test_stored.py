@@ -255,3 +255,11 @@ def test_a_damaged_image_of_a_shard_is_replaced_and_named(folders: Path, tmp_pat
     assert data[1]["img_path"] != data.get_data_info(1)["img_path"]
     (line,) = (tmp_path / "replaced_images.jsonl").read_text().splitlines()
     assert json.loads(line)["file"] == f"{tmp_path}/train-0.tar/n01440764_1.jpg"
+
+
+def test_hidden_files_of_a_mac_in_a_tar_are_no_images(folders: Path, tmp_path: Path) -> None:
+    files = [path for name in CLASSES for path in sorted((folders / "train" / name).iterdir())]
+    members = [(f"./{path.parent.name}/{path.name}", path.read_bytes()) for path in files]
+    hidden = [(f"{place}a.jpg", b"x") for place in ("._cat/", "./n01440764/._", "__MACOSX/n01440764/")]
+    write_tar(tmp_path / "train-0.tar", [*hidden, *members])
+    assert listed(dataset(tmp_path)) == listed(dataset(folders))

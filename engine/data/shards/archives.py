@@ -125,7 +125,8 @@ def _class_folders(path: str, members: Iterable[Member], split: str) -> ShardHea
     images = [
         member
         for member in members
-        if member.name.lower().endswith(IMAGE_SUFFIXES) and not any(map(is_hidden, member.name.lstrip("./").split("/")))
+        if member.name.lower().endswith(IMAGE_SUFFIXES)
+        and not any(map(is_hidden, [*parents(member.name), os.path.basename(member.name)]))
     ]
     outer = _split_folder([parents(member.name) for member in images], split, path)
     found = HeaderList(path)
