@@ -133,3 +133,20 @@ def test_images_that_are_gone_are_no_reason_to_keep_a_result(case: Case) -> None
         (case.folder / "val" / name / "0.png").unlink()
     with pytest.raises(DataError):
         case.evaluate()
+
+
+def test_what_is_left_counts_the_evaluated_sets_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter((0.0, 60.0, 120.0))
+    monkeypatch.setattr("analysis.robustness.evaluation.time.monotonic", lambda: next(clock))
+    progress = Progress(5)
+    progress.finish("clean", reused=True)
+    progress.finish("a", reused=False)
+    progress.finish("r", reused=False)
+    monkeypatch.undo()
+    assert capsys.readouterr().out.splitlines() == [
+        "[1/5] clean",
+        "[2/5] a, about 3:00 left",
+        "[3/5] r, about 2:00 left",
+    ]
