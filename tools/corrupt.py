@@ -15,6 +15,7 @@ from backbones.errors import printable
 from engine.cli import run_tool
 
 SHOWN_IMAGES = 20
+MAX_CROP = 4096  # pixels; images are made larger for a larger crop
 
 
 def main() -> None:
@@ -38,8 +39,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.workers is not None and args.workers < 1:
         parser.error("--workers: at least 1")
-    if args.crop < 0:
-        parser.error("--crop: at least 1")
+    if not 0 <= args.crop <= MAX_CROP:
+        parser.error(f"--crop {args.crop}: a side from 1 to {MAX_CROP} pixels, or 0 for whole images")
 
     from analysis.robustness.corrupted_folder import CopySettings, corrupt_folder
     from analysis.robustness.corruptions import BAR_CORRUPTIONS, CORRUPTIONS, DENSE_CORRUPTIONS, EXTRA_CORRUPTIONS

@@ -63,6 +63,13 @@ def test_as_the_authors_did(tool: Any, images: Path, tmp_path: Path) -> None:
         assert copy.quantization[0][0] == 5  # 16 at quality 50
 
 
+@pytest.mark.parametrize("side", [-1, 100_000])
+def test_a_crop_has_a_size_that_fits_into_memory(tool: Any, images: Path, tmp_path: Path, side: int) -> None:
+    failed = tool("corrupt.py", images, tmp_path / "out", "--crop", side)
+    assert failed.code == 2
+    assert failed.err.splitlines()[-1].endswith(f"--crop {side}: a side from 1 to 4096 pixels, or 0 for whole images")
+
+
 def test_damaged_images_are_listed_and_the_others_copied(tool: Any, images: Path, tmp_path: Path) -> None:
     content = (images / "a/b/one.JPEG").read_bytes()
     (images / "cut.jpg").write_bytes(content[:-30])
