@@ -35,6 +35,8 @@ class ResumableRun(Protocol):
     def train_loop(self) -> Any: ...
     @property
     def train_dataloader(self) -> Any: ...
+    @property
+    def message_hub(self) -> Any: ...
 
 
 def resume_state(runner: ResumableRun) -> dict[str, Any]:
@@ -100,6 +102,15 @@ def restore_position(runner: ResumableRun, saved: Mapping[str, Any]) -> None:
         runner.checkpoint_hook.validated = loop.iter
 
 
+def _restore_counts(runner: ResumableRun) -> None:
+    """Let the message hub count as after the last step: mmengine's hook has counted on when the training began."""
+    done = runner.train_loop.iter
+    if done:
+        runner.message_hub.update_info("iter", done - 1)
+        if runner.train_loop.by_epoch:
+            runner.message_hub.update_info("epoch", (done - 1) // len(runner.train_dataloader))
+
+
 def begin_random_state(runner: ResumableRun) -> None:
     """Give each process of a new run random numbers of its own for mixup, random erasing and stochastic depth.
 
@@ -115,7 +126,7 @@ def begin_random_state(runner: ResumableRun) -> None:
 
 
 def restore_random_state(runner: ResumableRun, saved: Mapping[str, Any]) -> None:
-    """Restore random states and unsynchronised statistics of this process.
+    """Restore random states and unsynchronised statistics of this process, and the counts of the message hub.
 
     With another number of processes than the checkpoint's, each is seeded by seed, rank and step instead; so is each
     but the first one where all processes were saved with common random numbers.
@@ -124,6 +135,7 @@ def restore_random_state(runner: ResumableRun, saved: Mapping[str, Any]) -> None
         runner: Runner at the step of the checkpoint, with its model on its device.
         saved: Result of :func:`resume_state`.
     """
+    _restore_counts(runner)
     ranks = saved["ranks"]
     if len(ranks) != get_world_size():
         runner.logger.warning(

@@ -224,6 +224,15 @@ def test_asked_to_stop(train: Train, whole: Path, tmp_path: Path, by: str, momen
 
 
 @ONE_TASK
+def test_asked_to_stop_again_before_a_step(train: Train, whole: Path, tmp_path: Path) -> None:
+    """After the last step and, resumed, in the validation that is left to do."""
+    assert train(tmp_path, ASK_AT="15", ASK_BY="SIGTERM").code == EXIT_SAVED
+    assert train(tmp_path, "--resume", ASK_AT="val", ASK_BY="SIGTERM").code == EXIT_SAVED
+    assert train(tmp_path, "--resume").code == 0
+    assert_same_run(tmp_path, whole)
+
+
+@ONE_TASK
 def test_a_second_training_in_the_folder_of_the_first(train: Train, whole: Path, tmp_path: Path) -> None:
     """It is refused, and what the first one left stays as it is."""
     shutil.copytree(whole, tmp_path / "work")

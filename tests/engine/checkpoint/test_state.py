@@ -25,7 +25,11 @@ def test_common_random_numbers_of_an_old_checkpoint_become_each_process_s_own(
 ) -> None:
     saved = {"ranks": [saved_by(0), saved_by(0 if common else 1)]}
     run = SimpleNamespace(
-        seed=0, model=nn.Linear(1, 1), logger=logging.getLogger("resumed"), train_loop=SimpleNamespace(iter=3)
+        seed=0,
+        model=nn.Linear(1, 1),
+        logger=logging.getLogger("resumed"),
+        train_loop=SimpleNamespace(iter=3, by_epoch=False),
+        message_hub=SimpleNamespace(update_info=lambda key, value: None),
     )
     monkeypatch.setattr(state, "get_world_size", lambda: 2)
     drawn = []
