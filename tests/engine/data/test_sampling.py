@@ -111,6 +111,33 @@ def test_two_processes_share_the_samples_of_one(make: Any, monkeypatch: pytest.M
         assert sorted(alone[step]) == sorted(shared[0][step] + shared[1][step])
 
 
+@pytest.mark.parametrize("make", [DefaultSampler, InfiniteSampler])
+def test_machines_share_the_samples_of_one_and_go_on_with_fewer(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """2 x 8 and 16 x 8 processes, and 8 x 8 after half of these machines were lost, with one global batch."""
+    size, batch, lost_at = 5_003, 256, 7
+
+    def steps(world: int, begin: int = 0) -> list[list[tuple[int, int]]]:
+        monkeypatch.setattr(sampling, "get_world_size", lambda: world)
+        shares = []
+        for rank in range(world):
+            monkeypatch.setattr("mmengine.dataset.sampler.get_dist_info", lambda rank=rank: (rank, world))
+            sampler = make(range(size), seed=1)
+            found = ResumableBatchSampler(BatchSampler(sampler, batch // world, False), sampler, size, 3)
+            found.seek_step(begin)
+            shares.append(seeded_indices(islice(found, 2 * size // batch - begin)))
+        assert all(len({len(share[step]) for share in shares}) == 1 for step in range(len(shares[0])))
+        return [sorted(chain(*parts)) for parts in zip(*shares, strict=True)]
+
+    alone = steps(1)
+    for world in (16, 128):
+        found = steps(world)
+        assert found[:-1] == alone[:-1]
+        assert set(alone[-1]) <= set(found[-1])  # which every process fills up to the same number of images
+    assert steps(64, lost_at)[:-1] == alone[lost_at:-1]
+    if make is DefaultSampler:
+        assert {index for step in alone for index, _ in step} == set(range(size))
+
+
 def test_seeded_index_survives_pickling_and_copying() -> None:
     index = SeededIndex(7, 2**62 + 1)
     for same in (index, pickle.loads(pickle.dumps(index)), copy.deepcopy(index)):
