@@ -51,7 +51,7 @@ def read_config(path: Path) -> Config:
     """
     # A library is found by its own name: its distribution may have another one than mmengine lists, as those here have.
     MODULE2PACKAGE.update({library: library for library in MODULE2PACKAGE})
-    _refuse_special_bases(path, set())
+    _refuse_bases(path, ())
     cfg = Config.fromfile(str(path), import_custom_modules=False)
     names = list(dict.fromkeys(_imported_modules(path)))
     refuse_namesakes(*(name for name in names if name in PACKAGES))
@@ -65,17 +65,22 @@ def read_config(path: Path) -> Config:
     return cfg
 
 
-def _refuse_special_bases(path: Path, seen: set[Path]) -> None:
-    """Refuse pipes and the like among a config's bases: mmengine would wait for them."""
+def _refuse_bases(path: Path, inner: tuple[Path, ...]) -> None:
+    """Refuse pipes and the like among a config's bases, and circles: mmengine would wait for them, or never end.
+
+    Args:
+        path: The config's file, or one of its bases.
+        inner: Files that lead to it.
+    """
     if special := describe_special(path):
         raise ConfigError(f"config {str(path)!r} {special}")
+    if path.absolute() in inner:
+        raise ConfigError(f"config {str(inner[0])!r} cannot be read: its _base_ files lead back to one another")
     bases: list[Path] = []
     with suppress(Exception):  # what else is wrong with a file mmengine says
-        bases = list(base_files(path, read_text_file(path, "utf-8")))
+        bases = base_files(path, read_text_file(path, "utf-8"))
     for base in bases:
-        if base.absolute() not in seen:
-            seen.add(base.absolute())
-            _refuse_special_bases(base, seen)
+        _refuse_bases(base, (*inner, path.absolute()))
 
 
 def _import_failure(path: Path, error: ImportError, names: list[str]) -> UserError:

@@ -123,8 +123,6 @@ def load_config(
         cfg = read_config(Path(path))
     except UserError:
         raise
-    except RecursionError as error:
-        raise ConfigError(f"config {str(path)!r} cannot be read: its _base_ files lead back to one another") from error
     except (Exception, SystemExit) as error:  # a config is a program: it may raise anything
         if package := missing_package(error):
             raise missing_package_error(package, f"config {str(path)!r}") from error

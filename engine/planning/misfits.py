@@ -69,7 +69,8 @@ def _wrong_channels(name: str, takes: int, gets: int, maps: tuple[int, ...]) -> 
 
 def _missing_maps(model: nn.Module, settings: Mapping[str, Any], maps: int) -> str:
     """The first part that reads other maps than the backbone returns; empty if there is none."""
-    if getattr(model.backbone, "out_indices", ()) is None:
+    reads_maps = any(key == "neck" or key.endswith("head") for key in settings)  # a classifier reads the vector
+    if reads_maps and getattr(model.backbone, "out_indices", ()) is None:
         return "model.backbone returns one vector for each image, and no map: state out_indices=(0, 1, 2, 3)"
     neck = settings.get("neck") or {}
     first = neck[0] if isinstance(neck, list) else neck

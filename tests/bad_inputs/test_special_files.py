@@ -14,7 +14,7 @@ import torch
 
 from backbones.files import describe_special, open_file
 from backbones.weights import read_checkpoint
-from classification.model import _read_mapping
+from classification.class_lists import _read_rows
 from detection.annotations import read_annotations
 from engine.checkpoint.store import last_good
 from engine.config.class_weights import _read_weights
@@ -84,7 +84,7 @@ def test_what_is_no_file_is_named(kind: str, tmp_path: Path) -> None:
     with refused(path, kind):
         read_image_bytes(str(path))
     assert kind in str(inspect_image(str(path)).problem)
-    for read in (lambda: read_annotations(path), lambda: _read_mapping(path), lambda: _read_weights(str(path), "x")):
+    for read in (lambda: read_annotations(path), lambda: _read_rows(path), lambda: _read_weights(str(path), "x")):
         with pytest.raises((OSError, ValueError), match=kind):
             read()
     assert read_text(path) == ""

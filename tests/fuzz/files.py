@@ -36,7 +36,7 @@ from backbones.errors import UserError
 from backbones.kernels.autotune import Autotuner
 from backbones.registry import build_backbone
 from backbones.weights import load_backbone_weights, read_checkpoint
-from classification.model import _read_mapping
+from classification.class_lists import _read_rows
 from engine.checkpoint.store import last_checkpoint, last_good
 from engine.config.load import load_config
 from engine.data.check import check_datasets
@@ -239,7 +239,7 @@ class Damager:
         return {
             "config": (config, load_config),
             "class list": (classes, lambda path: load_config(CONFIG["classifier"], {"classes": str(path)})),
-            "rows of a head": (rows, _read_mapping),
+            "rows of a head": (rows, _read_rows),
         }
 
     def _run_files(self) -> dict[str, tuple[Path, Callable[[Path], Any]]]:

@@ -76,12 +76,13 @@ class Killer:
             self._configs[task] = folder / f"{task}.py"
             settings = TASKS[task].format(configs=str(CONFIGS), data=str(digits))
             self._configs[task].write_text(settings + EVERY_STEP + smaller + KILLER, encoding="utf-8")
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)  # who loses a parent becomes a child of this process
+        self._others: set[int] = set()
 
     def run(self, kills: int, tasks: tuple[str, ...] = tuple(SMALLER), minutes: float = math.inf) -> None:
         """Kill so many times, or as often as the time allows, in chains of one to five; each chain ends."""
         until = time.monotonic() + 60 * minutes
-        with serving(self._folder, self._temporary) as tool:
+        self._others = children()  # of other tests
+        with adopting_orphans(), serving(self._folder, self._temporary) as tool:
             tool("train.py", "--help")  # waits for the imports
             for task in tasks:
                 began = time.monotonic()
@@ -150,7 +151,7 @@ class Killer:
     def _processes(self, tool: ForkServer) -> int:
         """Number of processes that trainings have left behind, after a while in which they may end; they are killed."""
         until = time.monotonic() + WORKERS_END_SECONDS
-        while left := list(orphans(tool)):
+        while left := list(running(children() - self._others - {tool.pid})):
             if time.monotonic() > until:
                 for pid in left:
                     os.kill(pid, signal.SIGKILL)
@@ -159,13 +160,28 @@ class Killer:
         return 0
 
 
-def orphans(tool: ForkServer) -> Iterator[int]:
-    """Running children of this process other than the server; those that have ended are forgotten."""
-    for pid in map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()):
-        if pid != tool.pid:
-            with suppress(ChildProcessError):
-                if os.waitpid(pid, os.WNOHANG)[0] == 0:
-                    yield pid
+def children() -> set[int]:
+    """Process ids of the children of this process."""
+    return set(map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()))
+
+
+def running(pids: set[int]) -> Iterator[int]:
+    """Those of some children that run; the others are forgotten."""
+    for pid in pids:
+        with suppress(ChildProcessError):
+            if os.waitpid(pid, os.WNOHANG)[0] == 0:
+                yield pid
+
+
+@contextmanager
+def adopting_orphans() -> Iterator[None]:
+    """Context in which a process that loses its parent becomes a child of this one."""
+    prctl = ctypes.CDLL(None).prctl
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        yield
+    finally:
+        prctl(PR_SET_CHILD_SUBREAPER, 0)
 
 
 @contextmanager
