@@ -265,7 +265,7 @@ def _training_part(name: str) -> Part:
     command = ["bash", str(ROOT / "tools/dist_train.sh"), str(ROOT / "configs" / config), "1", "--work-dir", "{out}"]
     command += ["--per-gpu-batch", "auto"] if name == AUTO else []
     command += ["--cfg-options", *SHORT[config], *options]
-    return Part(f"training, {name}", tuple(command), 60, (*NEEDED, "mmdet", "mmseg"), judge_training)
+    return Part(f"training, {name}", tuple(command), 60, judge=judge_training)
 
 
 def _training_result(place: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -59,6 +60,7 @@ class Sweep:
         return process
 
     def _run(self, *args: Any, **settings: Any) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have these tests ignore it
         output = (self.folder / "output").open("a", buffering=1)
         sys.stdout = sys.stderr = output
         try:

@@ -28,16 +28,17 @@ FORK = multiprocessing.get_context("fork")
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A temporary folder and a shared memory of the test's own."""
-    (tmp_path / "tmp").mkdir()
-    (tmp_path / "shm").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
-    monkeypatch.setattr(leftovers, "SHARED_MEMORY", tmp_path / "shm")
+def place(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A temporary folder and a shared memory of the test's own; sockets below it allow paths of 107 bytes."""
+    folder = tmp_path_factory.mktemp("l")
+    (folder / "tmp").mkdir()
+    (folder / "shm").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder / "tmp"))
+    monkeypatch.setattr(leftovers, "SHARED_MEMORY", folder / "shm")
     configuration: Any = multiprocessing.current_process()
     monkeypatch.setitem(configuration._config, "tempdir", None)
     share_temporary_folder.cache_clear()
-    yield tmp_path / "tmp"
+    yield folder / "tmp"
     share_temporary_folder.cache_clear()
 
 
