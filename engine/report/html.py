@@ -20,6 +20,9 @@ GIB = 2**30
 JPEG_QUALITY = 88
 MAX_POINTS = 400  # of a line; a plot has about as many pixels
 MIN_UNMARKED_POINTS = 30  # a line with fewer points marks each of them
+PLOT_LEFT, PLOT_RIGHT = 54, 444  # pixels of the SVG
+LEGEND_Y, LEGEND_ROW, LEGEND_MARK, LEGEND_GAP = 30, 16, 20, 14
+LETTER_WIDTH = 7  # pixels at the size of a plot's text, of wide fonts
 
 # Colours of plots and page by name: in light mode, in dark mode.
 COLOURS = {
@@ -136,23 +139,26 @@ def plot(heading: str, title: str, lines: Mapping[str, CurveLine], x_label: str 
     if not drawn:
         return ""
     values = [y for _, points in drawn.values() for _, y in points]
-    xs = _Axis(0, max(x for _, points in drawn.values() for x, _ in points), 54, 444)
-    ys = _Axis(min(0, *values), max(0, *values), 246, 44)
+    places = _legend_places(drawn) if len(lines) > 1 else {}
+    top = max((y for _, y in places.values()), default=LEGEND_Y) + 14
+    xs = _Axis(0, max(x for _, points in drawn.values() for x, _ in points), PLOT_LEFT, PLOT_RIGHT)
+    ys = _Axis(min(0, *values), max(0, *values), 246, top)
     rows = "".join(
-        f'<path class="grid" d="M54 {ys(at):.1f}H444"/>'
+        f'<path class="grid" d="M{PLOT_LEFT} {ys(at):.1f}H{PLOT_RIGHT}"/>'
         f'<text x="48" y="{ys(at) + 4:.1f}" text-anchor="end">{at:.4g}</text>'
         for at in ys.ticks()
     )
     columns = "".join(f'<text x="{xs(at):.1f}" y="262" text-anchor="middle">{at:,.4g}</text>' for at in xs.ticks())
     curves = "".join(
         _drawn_line(colour, [(xs(x), ys(y)) for x, y in points])
-        + (_legend(54 + 134 * index, label, colour) if len(lines) > 1 else "")
-        for index, (label, (colour, points)) in enumerate(drawn.items())
+        + (_legend(*places[label], label, colour) if label in places else "")
+        for label, (colour, points) in drawn.items()
     )
     return (
         f'<svg viewBox="0 0 460 288" role="img" aria-label="{escape(f"{heading}, {title}")}">'
         f'<text x="8" y="16" class="title">{escape(title)}</text>{rows}{columns}'
-        f'<path class="axis" d="M54 44V246H444"/><text x="249" y="280" text-anchor="middle">{escape(x_label)}</text>'
+        f'<path class="axis" d="M{PLOT_LEFT} {top}V246H{PLOT_RIGHT}"/>'
+        f'<text x="249" y="280" text-anchor="middle">{escape(x_label)}</text>'
         f"{curves}</svg>"
     )
 
@@ -185,9 +191,21 @@ class _Axis:
         return [round(self.low + index * self.step, 12) for index in range(count + 1)]
 
 
-def _legend(x: int, label: str, colour: str) -> str:
-    line = f'<path class="line" style="stroke:var(--{colour})" d="M{x} 30h16"/>'
-    return f'{line}<text x="{x + 20}" y="34">{escape(label)}</text>'
+def _legend_places(labels: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """Where the entry of each label begins: side by side as far as they fit, then in further rows."""
+    x, y, places = PLOT_LEFT, LEGEND_Y, dict[str, tuple[int, int]]()
+    for label in labels:
+        width = LEGEND_MARK + LETTER_WIDTH * len(label)
+        if places and x + width > PLOT_RIGHT:
+            x, y = PLOT_LEFT, y + LEGEND_ROW
+        places[label] = (x, y)
+        x += width + LEGEND_GAP
+    return places
+
+
+def _legend(x: int, y: int, label: str, colour: str) -> str:
+    line = f'<path class="line" style="stroke:var(--{colour})" d="M{x} {y}h16"/>'
+    return f'{line}<text x="{x + LEGEND_MARK}" y="{y + 4}">{escape(label)}</text>'
 
 
 def _drawn_line(colour: str, points: Sequence[tuple[float, float]]) -> str:
