@@ -1,4 +1,4 @@
-"""Step 4 of 6 in miniature: the weight decay, in rungs of 2 and 3 epochs.
+"""Step 4 of 6 in miniature: the weight decay, in rungs of 2 and 6 epochs.
 
 python tools/sweep.py configs/sweeps/digits/weight_decay.py --jobs 2
 """
@@ -7,4 +7,4 @@ _base_ = "baseline.py"
 
 space = {"optim_wrapper.optimizer.weight_decay": dict(grid=[1e-5, 1e-3, 1e-1])}
 seeds = 1
-rungs = dict(lengths=(2, 3), keep=0.34)
+rungs = dict(lengths=(2, 6), keep=0.34)
