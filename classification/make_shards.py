@@ -14,11 +14,8 @@ import re
 import sys
 import tarfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from itertools import islice
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +32,7 @@ from engine.data.shards import find_shards, open_table
 from engine.data.shards.archives import TAR_BLOCK, read_tar
 from engine.data.shards.parquet import read_parquet
 from engine.data.stored_image import ShardState, StoredImage
-from engine.launch.parent import end_with_parent
+from engine.launch.pool import in_processes
 
 BYTE_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 MIN_SHARD_BYTES = 10_000
@@ -215,21 +212,8 @@ def _begin(target: Path, settings: ShardSettings, jobs: Sequence[_Job]) -> None:
 def _write_all(jobs: Sequence[_Job], workers: int | None) -> None:
     count = min(workers or len(os.sched_getaffinity(0)), len(jobs))
     with tqdm(total=len(jobs), unit="shard", desc="shards", disable=not sys.stderr.isatty()) as bar:
-        for _ in _written(jobs, count):
+        for _ in in_processes(_write, jobs, count, "wrote shards"):
             bar.update()
-
-
-def _written(jobs: Sequence[_Job], workers: int) -> Iterator[None]:
-    if workers < 2:
-        yield from map(_write, jobs)
-        return
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("fork"), initializer=end_with_parent)
-    try:
-        yield from pool.map(_write, jobs)
-    except BrokenProcessPool as error:
-        raise MachineError("a process that wrote shards was killed, probably for lack of memory") from error
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _write(job: _Job) -> None:

@@ -192,7 +192,7 @@ class Controller:
                 self._active[frozen.number] = active
                 seeds = [seed for seed, chain in active.seeds.items() if not chain[-1].is_over]
                 self._screen.say(
-                    f"trial {frozen.number}: seed{'s'[: len(seeds) > 1]} {', '.join(map(str, seeds))} to train"
+                    f"trial {frozen.number}: seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))} to train"
                 )
 
     def _activate(self, trial: Trial, rung: int) -> ActiveTrial:

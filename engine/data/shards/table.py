@@ -10,11 +10,8 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from itertools import takewhile
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +26,7 @@ from engine.data.shards.find import Shards
 from engine.data.shards.headers import ShardHeaders
 from engine.data.shards.parquet import read_parquet
 from engine.data.stored_image import Coding, ShardState, StoredImage
-from engine.launch.parent import end_with_parent
+from engine.launch.pool import in_processes
 
 TABLE_VERSION = 1  # of the file
 TABLE_ROW = np.dtype([("offset", "<u8"), ("size", "<u4"), ("shard", "<u2"), ("coding", "<u2")])
@@ -183,23 +180,10 @@ def _read_all(shards: Shards, progress: bool) -> list[ShardHeaders]:
     shown = tqdm(total=len(jobs), unit="shard", desc="headers", disable=not (progress and sys.stderr.isatty()))
     with shown as bar:
         headers = []
-        for one in _read_in_turn(jobs, workers):
+        for one in in_processes(_read, jobs, workers, "read headers of shards"):
             headers.append(one)
             bar.update()
     return headers
-
-
-def _read_in_turn(jobs: Sequence[tuple[str, str, str]], workers: int) -> Iterator[ShardHeaders]:
-    if workers < 2:
-        yield from map(_read, jobs)
-        return
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("fork"), initializer=end_with_parent)
-    try:
-        yield from pool.map(_read, jobs)
-    except BrokenProcessPool as error:
-        raise MachineError("a process that read headers of shards was killed, probably for lack of memory") from error
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _read(job: tuple[str, str, str]) -> ShardHeaders:
