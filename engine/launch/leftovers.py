@@ -23,6 +23,10 @@ PREFIXES = ("launch_", "pymp-")  # of the launcher's folders, and of those of Py
 SHARED_MEMORY = Path("/dev/shm")
 STOPPED_STATE = "T"  # state of a process after SIGSTOP
 _WORKER = "worker-"
+# Workers pass tensors on through sockets in the folder of multiprocessing: <folder>/pymp-xxxxxxxx/listener-xxxxxxxx.
+_SOCKET_BYTES = 103  # longest path of a socket (macOS; Linux allows 107)
+_SOCKET_NAME_BYTES = 32
+_SHORT_FOLDER = "/tmp"
 
 
 @contextmanager
@@ -46,7 +50,12 @@ def temporary_folder(prefix: str) -> Iterator[Path]:
 def share_temporary_folder() -> None:
     """Let this process and its workers use one folder of multiprocessing, which is found again after a kill."""
     clear_leftovers()
-    folder = Path(get_temp_dir())  # workers inherit it; this process removes it when it exits
+    configured = tempfile.tempdir
+    tempfile.tempdir = _folders()[-1]
+    try:
+        folder = Path(get_temp_dir())  # workers inherit it; this process removes it when it exits
+    finally:
+        tempfile.tempdir = configured
     with suppress(OSError):
         if not (folder / LOCK_FILE).exists():  # that of the process that started this one
             _hold(folder)
@@ -68,13 +77,19 @@ def worker_folder(pid: int) -> Path:
 
 def clear_leftovers() -> None:
     """Remove the folders and the shared memory of processes that were killed."""
-    for prefix in PREFIXES:
-        for folder in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
-            with suppress(OSError):
-                if _is_dead(folder):
-                    for pid in [place.name.removeprefix(_WORKER) for place in folder.glob(f"{_WORKER}*")]:
-                        _clear_shared_memory(int(pid))
-                    shutil.rmtree(folder)
+    for folder in (found for place in _folders() for prefix in PREFIXES for found in Path(place).glob(f"{prefix}*")):
+        with suppress(OSError):
+            if _is_dead(folder):
+                for pid in [place.name.removeprefix(_WORKER) for place in folder.glob(f"{_WORKER}*")]:
+                    _clear_shared_memory(int(pid))
+                shutil.rmtree(folder)
+
+
+def _folders() -> list[str]:
+    """The temporary folder and, if the paths of sockets in it would be too long, the one that has them."""
+    folder = tempfile.gettempdir()
+    too_long = len(os.fsencode(folder)) + _SOCKET_NAME_BYTES > _SOCKET_BYTES
+    return [folder, _SHORT_FOLDER] if too_long and os.access(_SHORT_FOLDER, os.W_OK) else [folder]
 
 
 def _hold(folder: Path) -> int:

@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -55,7 +56,7 @@ class Killer:
     """Kills trainings of each task again and again.
 
     Args:
-        folder: Folder for configs, trainings, and the temporary files of the trainings.
+        folder: Folder for configs and trainings.
         digits: Folder of the digits.
         seed: Seed of the moments.
 
@@ -68,8 +69,7 @@ class Killer:
         self.counts: Counter[str] = Counter()
         self.failures: list[str] = []
         self._folder, self._random = folder, random.Random(seed)
-        self._temporary = folder / "tmp"
-        self._temporary.mkdir(parents=True)
+        folder.mkdir(parents=True)
         self._configs: dict[str, Path] = {}
         self._seconds: dict[str, float] = {}
         for task, smaller in SMALLER.items():
@@ -82,7 +82,9 @@ class Killer:
         """Kill so many times, or as often as the time allows, in chains of one to five; each chain ends."""
         until = time.monotonic() + 60 * minutes
         self._others = children()  # of other tests
-        with adopting_orphans(), serving(self._folder, self._temporary) as tool:
+        # A short path, as sockets in a long one would be elsewhere.
+        with tempfile.TemporaryDirectory(prefix="k") as name, adopting_orphans(), serving(self._folder, name) as tool:
+            self._temporary = Path(name)
             tool("train.py", "--help")  # waits for the imports
             for task in tasks:
                 began = time.monotonic()
@@ -185,10 +187,10 @@ def adopting_orphans() -> Iterator[None]:
 
 
 @contextmanager
-def serving(folder: Path, temporary: Path) -> Iterator[ForkServer]:
+def serving(folder: Path, temporary: str) -> Iterator[ForkServer]:
     """A fork server whose programs have a temporary folder of their own."""
     before = os.environ.get("TMPDIR")
-    os.environ["TMPDIR"] = str(temporary)
+    os.environ["TMPDIR"] = temporary
     server = ForkServer(folder)
     try:
         yield server

@@ -67,6 +67,26 @@ def load(out: Connection, watched: bool) -> None:
     time.sleep(1000)
 
 
+def test_workers_pass_tensors_on_below_a_long_temporary_folder(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = place / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    monkeypatch.setattr(leftovers, "_SHORT_FOLDER", str(place))
+    here, there = FORK.Pipe()
+    process = FORK.Process(target=load, args=(there, False))
+    process.start()
+    assert here.poll(60)
+    assert len(here.recv()) == 2
+    process.kill()
+    process.join()
+    (left,) = place.glob("pymp-*")
+    until = time.monotonic() + 30
+    while left.exists():  # the workers hold it until they have ended
+        assert time.monotonic() < until
+        clear_leftovers()
+    assert list(long.iterdir()) == []
+
+
 @pytest.mark.parametrize("watched", [False, True])
 def test_workers_end_when_their_process_is_killed(watched: bool, place: Path) -> None:
     here, there = FORK.Pipe()
