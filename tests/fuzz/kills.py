@@ -83,7 +83,8 @@ class Killer:
         until = time.monotonic() + 60 * minutes
         self._others = children()  # of other tests
         # A short path, as sockets in a long one would be elsewhere.
-        with tempfile.TemporaryDirectory(prefix="k") as name, adopting_orphans(), serving(self._folder, name) as tool:
+        short = tempfile.TemporaryDirectory(prefix="k", dir="/tmp")
+        with short as name, adopting_orphans(), serving(self._folder, name) as tool:
             self._temporary = Path(name)
             tool("train.py", "--help")  # waits for the imports
             for task in tasks:

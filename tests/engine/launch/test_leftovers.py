@@ -28,9 +28,13 @@ FORK = multiprocessing.get_context("fork")
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A temporary folder and a shared memory of the test's own; sockets below it allow paths of 107 bytes."""
-    folder = tmp_path_factory.mktemp("l")
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A temporary folder and a shared memory of the test's own, with room for the paths of sockets below it.
+
+    Those of pytest, which creates the folder of all tests with the first ``tmp_path``, stay where they are.
+    """
+    parent_folder = tempfile.TemporaryDirectory(prefix="l", dir="/tmp")
+    folder = Path(parent_folder.name)
     (folder / "tmp").mkdir()
     (folder / "shm").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder / "tmp"))
@@ -38,7 +42,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     configuration: Any = multiprocessing.current_process()
     monkeypatch.setitem(configuration._config, "tempdir", None)
     share_temporary_folder.cache_clear()
-    yield folder / "tmp"
+    with parent_folder:
+        yield folder / "tmp"
     share_temporary_folder.cache_clear()
 
 
