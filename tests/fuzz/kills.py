@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from engine.checkpoint.store import RUN_ID_FILE
 from engine.launch.exit_codes import EXIT_INTERRUPTED, EXIT_SAVED
 from tests.programs import ForkServer
 from tests.tools.test_exact_resume import CONFIGS, EVERY_STEP, TASKS, assert_same_run
@@ -71,7 +72,7 @@ class Killer:
         self._folder, self._random = folder, random.Random(seed)
         folder.mkdir(parents=True)
         self._configs: dict[str, Path] = {}
-        self._seconds: dict[str, float] = {}
+        self._seconds: dict[str, tuple[float, float]] = {}  # until the first step, and until the end
         for task, smaller in SMALLER.items():
             self._configs[task] = folder / f"{task}.py"
             settings = TASKS[task].format(configs=str(CONFIGS), data=str(digits))
@@ -88,10 +89,10 @@ class Killer:
             self._temporary = Path(name)
             tool("train.py", "--help")  # waits for the imports
             for task in tasks:
-                began = time.monotonic()
-                code, said = self._train(tool, task, self._folder / f"{task}_whole", 0)
+                began, whole = time.time(), self._folder / f"{task}_whole"
+                code, said = self._train(tool, task, whole, 0)
                 assert code == 0, said
-                self._seconds[task] = time.monotonic() - began
+                self._seconds[task] = (whole / RUN_ID_FILE).stat().st_mtime - began, time.time() - began
             chain = 0
             while self.counts["kills"] < kills and time.monotonic() < until:
                 self._chain(tool, tasks[chain % len(tasks)], chain)
@@ -121,7 +122,8 @@ class Killer:
         killed: set[str] = set()
         for _ in range(self._random.randint(1, 5)):
             by, workers = self._random.choice(SIGNALS), self._random.choice((0, 2))
-            after = self._random.uniform(0.0, self._seconds[task])
+            start, whole = self._seconds[task]
+            after = self._random.uniform(self._random.choice((0.0, start, start)), whole)  # a start is most of the time
             steps.append(f"{by.name} after {after:.3f} s with {workers} workers")
             code, said = self._train(tool, task, work_dir, workers, f"{int(by)} {after}")
             if code:  # it had not ended by then
