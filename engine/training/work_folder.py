@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import math
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from mmengine.dist import is_main_process
-from mmengine.hooks import Hook
+from mmengine.hooks import Hook, LoggerHook
 from mmengine.runner import Runner
 
 from backbones.errors import MachineError, printable
@@ -17,20 +19,34 @@ from engine.checkpoint.store import RUN_ID_FILE, begin_run
 from engine.report.recorder import ForeignFolderError
 
 
+LOOK_SECONDS = 1.0
+
+
 class WorkFolderHook(Hook):
     """Makes the work directory again where it is gone, before anything is written to it.
 
-    Nothing of the training is lost by that: the state is in memory, and the next checkpoint has all of it.
+    Nothing of the training is lost by that: the state is in memory, and the next checkpoint has all of it. A look asks
+    the file system several times, which it may feel over a network: one is taken every second, before a step's
+    values are logged, and before a validation's metrics.
+
+    Args:
+        clock: Source of the seconds.
     """
 
     priority = "VERY_HIGH"
 
-    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Look before each step."""
-        self._keep(runner)
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._looked = clock, -math.inf
 
-    def _after_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
-        self._keep(runner)
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Look before a step, once a second."""
+        self._keep_now_and_then(runner)
+
+    def _after_iter(self, runner: Runner, batch_idx: int, *_: Any, mode: str = "train", **__: Any) -> None:
+        if self._is_written(runner, batch_idx, mode):
+            self._keep(runner)
+        else:
+            self._keep_now_and_then(runner)
 
     def _after_epoch(self, runner: Runner, *_: Any, **__: Any) -> None:
         self._keep(runner)
@@ -42,6 +58,17 @@ class WorkFolderHook(Hook):
     def after_run(self, runner: Runner) -> None:
         """Look before the logs are closed."""
         self._keep(runner)
+
+    def _is_written(self, runner: Runner, batch_idx: int, mode: str) -> bool:
+        """Whether files are opened after a batch: by metrics after the last one, or for the values of a step."""
+        intervals = [hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook) and mode == "train"]
+        due = any(self.every_n_inner_iters(batch_idx, interval) for interval in intervals)
+        return due or self.end_of_epoch(getattr(runner, f"{mode}_dataloader"), batch_idx)
+
+    def _keep_now_and_then(self, runner: Runner) -> None:
+        if (now := self._clock()) - self._looked >= LOOK_SECONDS:
+            self._looked = now
+            self._keep(runner)
 
     def _keep(self, runner: Any) -> None:
         folder, log_dir = Path(runner.work_dir), Path(runner.log_dir)

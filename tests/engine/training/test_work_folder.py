@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from mmengine.hooks import Hook
+from mmengine.hooks import Hook, LoggerHook
 from mmengine.registry import HOOKS
 
 from backbones.errors import MachineError
@@ -70,6 +70,26 @@ def test_it_goes_on_in_a_new_folder(at: str, digits: Path, tmp_path: Path, capsy
     assert "going on in a new one" in log.read_text()
     assert (tmp_path / "work/report.html").is_file()
     assert (tmp_path / "work/run_id").is_file()
+
+
+def test_it_looks_once_a_second_and_before_files_are_opened(tmp_path: Path) -> None:
+    now, looks = [0.0], list[tuple[int, str]]()
+    hook = WorkFolderHook(clock=lambda: now[0])
+    hook._keep = lambda _: looks.append(place)  # type: ignore[method-assign]
+    runner: Any = SimpleNamespace(hooks=[hook, LoggerHook(interval=10)], train_dataloader=range(24), val_dataloader=range(9))
+    for step in range(24):
+        now[0], place = 0.3 * step, (step, "before")
+        hook.before_train_iter(runner, step)
+        place = (step, "after")
+        hook.after_train_iter(runner, step)
+    logged = [(9, "after"), (19, "after"), (23, "after")]
+    assert looks == sorted([*((step, "before") for step in range(0, 24, 4)), *logged])
+    looks.clear()
+    for step in range(9):  # the metrics of a validation may write files
+        place = (step, "val")
+        hook.after_val_iter(runner, step)
+    hook.after_val_epoch(runner)
+    assert looks == [(8, "val"), (8, "val")]
 
 
 def test_a_folder_that_cannot_be_made_again_ends_it_in_a_line(
