@@ -8,12 +8,15 @@ import io
 import os
 import secrets
 import stat
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, BinaryIO
 
 PART_SUFFIX = ".part"
+COMPILATION_PREFIX = "convnext-"  # of temporary folders in which kernels are compiled
+LOCK_FILE = "convnext-dense.lock"  # in temporary folders: held while a process uses one
 OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 NO_SPACE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -122,6 +125,32 @@ def try_lock(file: Path) -> IO[str] | None:
         holder.close()
         return None
     return holder
+
+
+@contextmanager
+def held_folder(prefix: str) -> Iterator[Path]:
+    """A temporary folder that is removed at the end of the context; after a kill its lock tells that nobody uses it.
+
+    Args:
+        prefix: Beginning of its name, one of those that :mod:`engine.launch.leftovers` clears.
+    """
+    with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as name, ExitStack() as stack:
+        with suppress(OSError):  # a file system without locks: what a kill leaves there stays
+            stack.callback(os.close, hold_folder(Path(name)))
+        yield Path(name)
+
+
+def hold_folder(folder: Path) -> int:
+    """Lock a new folder; the lock has its name, ``LOCK_FILE``, only once it is held.
+
+    Returns:
+        A file descriptor: the lock is held until it, and every copy that a forked process has, is closed.
+    """
+    draft = folder / f"{LOCK_FILE}{PART_SUFFIX}"
+    descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    draft.rename(folder / LOCK_FILE)
+    return descriptor
 
 
 def remove_partial_files(folder: Path) -> None:

@@ -18,8 +18,10 @@ from functools import cache
 from multiprocessing.util import get_temp_dir
 from pathlib import Path
 
-LOCK_FILE = "convnext-dense.lock"
-PREFIXES = ("launch_", "pymp-")  # of the launcher's folders, and of those of Python's multiprocessing
+from backbones.files import COMPILATION_PREFIX, LOCK_FILE, held_folder, hold_folder
+
+# Of the launcher's folders, those of Python's multiprocessing, and those in which the CPU kernels are compiled.
+PREFIXES = ("launch_", "pymp-", COMPILATION_PREFIX)
 SHARED_MEMORY = Path("/dev/shm")
 STOPPED_STATE = "T"  # state of a process after SIGSTOP
 _WORKER = "worker-"
@@ -37,13 +39,11 @@ def temporary_folder(prefix: str) -> Iterator[Path]:
         prefix: One of ``PREFIXES``.
     """
     clear_leftovers()
-    with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as name:
-        lock = _hold(Path(name))
-        try:
-            yield Path(name)
-        finally:
-            os.close(lock)
-            clear_leftovers()
+    try:
+        with held_folder(prefix) as folder:
+            yield folder
+    finally:
+        clear_leftovers()
 
 
 @cache
@@ -58,7 +58,7 @@ def share_temporary_folder() -> None:
         tempfile.tempdir = configured
     with suppress(OSError):
         if not (folder / LOCK_FILE).exists():  # that of the process that started this one
-            _hold(folder)
+            hold_folder(folder)
 
 
 def process_folder() -> Path | None:
@@ -90,15 +90,6 @@ def _folders() -> list[str]:
     folder = tempfile.gettempdir()
     too_long = len(os.fsencode(folder)) + _SOCKET_NAME_BYTES > _SOCKET_BYTES
     return [folder, _SHORT_FOLDER] if too_long and os.access(_SHORT_FOLDER, os.W_OK) else [folder]
-
-
-def _hold(folder: Path) -> int:
-    """Lock a new folder; the lock has its name only once it is held."""
-    draft = folder / f"{LOCK_FILE}.part"
-    descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    draft.rename(folder / LOCK_FILE)
-    return descriptor
 
 
 def _is_dead(folder: Path) -> bool:

@@ -18,7 +18,6 @@ from backbones.errors import MachineError, printable
 from engine.checkpoint.store import RUN_ID_FILE, begin_run
 from engine.report.recorder import ForeignFolderError
 
-
 LOOK_SECONDS = 1.0
 
 

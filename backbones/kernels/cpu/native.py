@@ -23,7 +23,6 @@ import os
 import shlex
 import shutil
 import subprocess
-import tempfile
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +30,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from backbones.files import COMPILATION_PREFIX, held_folder
 from backbones.kernels.autotune import cache_file, read_cached, write_cached
 from backbones.kernels.cpu import autograd
 from backbones.kernels.cpu.autograd import Products, Weights, even_slices
@@ -277,10 +277,10 @@ def _cached(library: Path) -> bytes | None:
 
 def _compiled(command: list[str], library: Path) -> bytes | str:
     """The library, compiled, tried and written to the cache where that is possible; or why it is not to be used."""
-    with tempfile.TemporaryDirectory(prefix="convnext-") as folder:
-        draft = Path(folder) / "cpu.so"
+    with held_folder(COMPILATION_PREFIX) as folder:
+        draft, place = folder / "cpu.so", os.environ | {"TMPDIR": str(folder)}  # the compiler's own files too
         run = [*command, "-o", str(draft), str(SOURCE)]
-        subprocess.run(run, check=True, capture_output=True, timeout=COMPILE_TIMEOUT_SECONDS)
+        subprocess.run(run, check=True, capture_output=True, timeout=COMPILE_TIMEOUT_SECONDS, env=place)
         content = draft.read_bytes()
     if failure := failed_trial(content):
         return f"{SOURCE.name} as {command[0]} compiles it {failure}"

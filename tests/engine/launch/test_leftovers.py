@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import multiprocessing
 import os
@@ -19,10 +20,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from backbones.files import COMPILATION_PREFIX, LOCK_FILE
+from backbones.kernels.cpu.native import _compiled
 from engine.config.custom_imports import read_config
 from engine.data.sampling import configure_workers
 from engine.launch import leftovers, parent
-from engine.launch.leftovers import LOCK_FILE, clear_leftovers, is_running, share_temporary_folder, temporary_folder
+from engine.launch.leftovers import clear_leftovers, is_running, share_temporary_folder, temporary_folder
 
 FORK = multiprocessing.get_context("fork")
 
@@ -138,6 +141,36 @@ def test_copies_of_a_config_are_cleared_after_a_kill(place: Path, tmp_path: Path
     process.start()
     process.join()
     assert process.exitcode == 0
+    assert list(place.iterdir()) == []
+
+
+def test_what_a_kill_leaves_of_a_compilation_is_cleared(place: Path, tmp_path: Path) -> None:
+    """The compiler is killed with the process that waits for it; both have their files in one folder."""
+    compiler, config, target = tmp_path / "compiler", tmp_path / "config.py", tmp_path / "cpu.so"
+    compiler.write_text("#!/bin/sh\n: > $TMPDIR/draft.s\nkill -9 $PPID\n")
+    compiler.chmod(0o700)
+    process = FORK.Process(target=_compiled, args=([str(compiler)], target))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    (left,) = place.iterdir()
+    assert left.name.startswith(COMPILATION_PREFIX)
+    assert (left / "draft.s").exists()
+    config.write_text("value = 1\n")
+    process = FORK.Process(target=read_config, args=(config,))  # what every start does first
+    process.start()
+    process.join()
+    assert list(place.iterdir()) == []
+    assert not target.exists()
+
+
+def test_a_file_system_without_locks(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with temporary_folder("launch_") as folder:
+        assert folder.is_dir()
     assert list(place.iterdir()) == []
 
 

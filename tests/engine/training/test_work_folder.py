@@ -76,7 +76,9 @@ def test_it_looks_once_a_second_and_before_files_are_opened(tmp_path: Path) -> N
     now, looks = [0.0], list[tuple[int, str]]()
     hook = WorkFolderHook(clock=lambda: now[0])
     hook._keep = lambda _: looks.append(place)  # type: ignore[method-assign]
-    runner: Any = SimpleNamespace(hooks=[hook, LoggerHook(interval=10)], train_dataloader=range(24), val_dataloader=range(9))
+    runner: Any = SimpleNamespace(
+        hooks=[hook, LoggerHook(interval=10)], train_dataloader=range(24), val_dataloader=range(9)
+    )
     for step in range(24):
         now[0], place = 0.3 * step, (step, "before")
         hook.before_train_iter(runner, step)
