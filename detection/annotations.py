@@ -10,7 +10,7 @@ from typing import Any
 from pycocotools import mask as coco_masks
 
 from backbones.errors import DataError
-from backbones.files import read_text_file
+from engine.data.shards.unpacked import data_file, read_data_file
 
 MIN_POLYGON_VALUES = 6  # coordinates of a triangle
 
@@ -40,13 +40,14 @@ def category_ids(categories: Sequence[dict[str, Any]], names: Sequence[str]) -> 
 
 
 def read_annotations(path: str | Path) -> Any:
-    """Content of an annotation file, JSON in UTF-8, with or without a byte order mark.
+    """Content of an annotation file, JSON in UTF-8, with or without a byte order mark; it may lie in an archive.
 
     Raises:
         OSError: If the file cannot be read.
+        DataError: If the archive is damaged.
         ValueError: If it is no JSON.
     """
-    return json.loads(read_text_file(path))
+    return json.loads(read_data_file(path).decode("utf-8-sig"))
 
 
 def absent_classes(categories: Sequence[dict[str, Any]], names: Sequence[str]) -> list[str]:
@@ -103,7 +104,7 @@ def names_in_file(dataset: Mapping[str, Any]) -> list[str]:
         DataError: If the file is absent, no JSON, or has no categories with id and name.
     """
     path = Path(dataset.get("data_root") or "", dataset.get("ann_file") or "")
-    if not path.is_file():
+    if not data_file(path).is_file():
         raise DataError(
             f"classes: no file {str(path)!r} to take their names from: set data_root and ann_file, or classes"
         )

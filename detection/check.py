@@ -27,6 +27,7 @@ from engine.config.schema import is_number
 from engine.data.checker import DATA_CHECKERS, DataFile, DatasetChecker, repeated
 from engine.data.orientation import Size
 from engine.data.paths import leads_outside
+from engine.data.shards.unpacked import ArchivePlace, find_archive
 
 BOX_TOLERANCE_PIXELS = 2.0  # by which a box may stick out of its image through rounding
 MAX_BAD_BOX_FRACTION = 0.1  # of the objects; more bad boxes mean a wrong box format
@@ -62,10 +63,19 @@ class CocoChecker(DatasetChecker):
         images = self._check_images(content["images"])
         self._check_annotations(content["annotations"], images, self._check_categories(content))
         return [
-            DataFile(os.path.join(self.folder, image["file_name"]), stated_size=(image["width"], image["height"]))
+            DataFile(self._image_path(image["file_name"]), stated_size=(image["width"], image["height"]))
             for image in images.values()
             if not leads_outside(self.folder, image["file_name"])
         ]
+
+    def _image_path(self, name: str) -> str:
+        """Path of an image, in an archive where there is no such folder."""
+        stored = self._archive.file(name) if self._archive is not None else None
+        return stored or os.path.join(self.folder, name)
+
+    @cached_property
+    def _archive(self) -> ArchivePlace | None:
+        return find_archive(self.folder)
 
     @property
     def filters(self) -> Mapping[str, Any]:

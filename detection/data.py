@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import cv2
@@ -19,6 +20,7 @@ from backbones.errors import DataError
 from detection.annotations import add_categories, category_ids, fill_areas, read_annotations
 from engine.data.image_files import DamagedImageError
 from engine.data.paths import leads_outside
+from engine.data.shards.unpacked import ArchivePlace, find_archive
 
 
 @MODELS.register_module()
@@ -113,7 +115,13 @@ class CocoInstances(CocoDataset):
         name = raw_data_info["raw_img_info"]["file_name"]
         if leads_outside(self.data_prefix["img"], name):
             raise DataError(f"{self.ann_file}: file name {name!r} leads out of {self.data_prefix['img']!r}")
-        return super().parse_data_info(raw_data_info)
+        info = super().parse_data_info(raw_data_info)
+        stored = self._archive.file(name) if self._archive is not None else None
+        return info if stored is None else {**info, "img_path": stored}
+
+    @cached_property
+    def _archive(self) -> ArchivePlace | None:
+        return find_archive(self.data_prefix["img"])
 
     def filter_data(self) -> list[dict[str, Any]]:
         """Drop images that are too small and, if ``filter_cfg`` says so, those without an object.

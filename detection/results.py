@@ -13,6 +13,7 @@ from mmengine.evaluator import BaseMetric
 from detection.annotations import add_categories, category_ids, read_annotations
 from detection.coco_metric import ImageDetections, image_detections
 from engine.data.paths import real_path
+from engine.data.shards.unpacked import data_file
 
 
 class CocoResults(BaseMetric):
@@ -110,7 +111,7 @@ def _text_code(code: dict[str, Any]) -> dict[str, Any]:
 def _annotations(dataset: ConfigDict) -> dict[str, Any]:
     """Content of the annotation file of a data set, nothing where it is absent."""
     path = Path(dataset.get("data_root") or "", dataset.get("ann_file") or "")
-    if not path.is_file():
+    if not data_file(path).is_file():
         return {}
     content: dict[str, Any] = read_annotations(path)
     return content

@@ -11,11 +11,11 @@ import numpy as np
 from mmcv.transforms import LoadAnnotations
 from mmseg.datasets import BaseSegDataset
 
-from backbones.files import read_text_file
 from engine.data.checker import DATA_CHECKERS, DataFile, DatasetChecker, orientation_cause, repeated
 from engine.data.image_files import LABEL_MODES, ImageInfo, image_suffixes
 from engine.data.orientation import Size
-from engine.data.paths import hidden_note, leads_outside, list_files
+from engine.data.paths import hidden_note, leads_outside
+from engine.data.shards.unpacked import named_files, read_data_file
 from segmentation.data import IGNORE_INDEX, as_suffixes, names_by_stem, read_labels, without_suffix
 
 MAX_TRIED_PIXELS = 16_000_000  # of an image that is sent through the pipeline
@@ -45,11 +45,13 @@ class LabelChecker(DatasetChecker):
         self._read_label_settings()
         folders = [self._folder("img_path"), self._folder("seg_map_path")]
         suffixes = [self.dataset.get("img_suffix", ".jpg"), self.dataset.get("seg_map_suffix", ".png")]
+        self._hidden: dict[str, list[str]] = {folder: [] for folder in folders}
+        self._files = {folder: named_files(folder, self._hidden[folder]) or {} for folder in folders}
         names = [self._names(*pair) for pair in zip(folders, suffixes, strict=True)]
         listed = self.dataset.get("ann_file")
         stems = self._read_stems(*folders) if listed else self._pair_files(folders, suffixes, names)
         images, labels = (
-            {stem: os.path.join(folder, found.get(stem, [stem + as_suffixes(suffix)[0]])[0]) for stem in stems}
+            {stem: self._path(folder, found.get(stem, [stem + as_suffixes(suffix)[0]])[0]) for stem in stems}
             for folder, suffix, found in zip(folders, suffixes, names, strict=True)
         )
         files = [DataFile(images[stem], key=stem) for stem in stems]
@@ -57,11 +59,14 @@ class LabelChecker(DatasetChecker):
 
     def _names(self, folder: str, suffix: str | Sequence[str]) -> dict[str, list[str]]:
         """Names of the files of a folder by their stems."""
-        found = names_by_stem([os.path.relpath(path, folder) for path in list_files(folder, [])], suffix)
+        found = names_by_stem(self._files[folder], suffix)
         for names in (names for names in found.values() if len(names) > 1):
             problem = f"has the stem of {names[1]}, so that both have the same labels"
             self.error("two images", os.path.join(folder, names[0]), problem, "remove one, or rename it")
         return found
+
+    def _path(self, folder: str, name: str) -> str:
+        return self._files[folder].get(name) or os.path.join(folder, name)
 
     def _folder(self, prefix: str) -> str:
         return os.path.join(self.dataset.get("data_root") or "", self.dataset.get("data_prefix", {}).get(prefix) or "")
@@ -84,14 +89,12 @@ class LabelChecker(DatasetChecker):
         self, folders: list[str], suffixes: list[str | Sequence[str]], stems: list[dict[str, list[str]]]
     ) -> list[str]:
         for folder, stated, found, role in zip(folders, suffixes, stems, ("images", "labels"), strict=True):
-            hidden: list[str] = []
-            names = [os.path.relpath(path, folder) for path in list_files(folder, hidden)]
-            self.notes += hidden_note(f"the {role} of the {self.split} data", hidden)
+            self.notes += hidden_note(f"the {role} of the {self.split} data", self._hidden[folder])
             suffix = " or ".join(as_suffixes(stated))
             several = ", or state several: img_suffix=('.jpg', '.png')" if role == "images" else ""
             if not found:
                 self.error("no files", folder, f"holds no {suffix} file", f"bring the {role}, or set their suffix")
-            for name in sorted(names):
+            for name in sorted(self._files[folder]):
                 if name.lower().endswith(image_suffixes(self.channels)) and without_suffix(name, stated) is None:
                     path = os.path.join(folder, name)
                     self.warn(
@@ -109,7 +112,7 @@ class LabelChecker(DatasetChecker):
 
     def _read_stems(self, images: str, labels: str) -> list[str]:
         path = os.path.join(self.dataset.get("data_root") or "", self.dataset.ann_file)
-        stems = [line.strip() for line in read_text_file(path).splitlines() if line.strip()]
+        stems = [line.strip() for line in read_data_file(path).decode("utf-8-sig").splitlines() if line.strip()]
         for problem in repeated("", stems):
             self.warn("listed twice", path, problem, "keep one")
         astray = [one for one in dict.fromkeys(stems) if leads_outside(images, one) or leads_outside(labels, one)]

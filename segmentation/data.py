@@ -17,10 +17,11 @@ from PIL import Image, UnidentifiedImageError
 
 from backbones.channels import ChannelStatistics
 from backbones.errors import ConfigError, DataError, first_line
-from backbones.files import read_text_file
 from engine.config.schema import is_whole
 from engine.data.image_files import PILLOW_ERRORS, DamagedImageError, read_image_bytes, undecodable_reason
-from engine.data.paths import leads_outside, list_files
+from engine.data.paths import leads_outside
+from engine.data.shards.unpacked import named_files, read_data_file, stored_path
+from engine.data.stored_image import StoredFile
 
 IGNORE_INDEX = 255  # label of pixels that are not labelled
 
@@ -65,6 +66,7 @@ class LabelPngDataset(BaseSegDataset):
             DataError: If a folder is missing or empty, a file has no partner or two, or ``ann_file`` names a file
                 elsewhere.
         """
+        self._paths: dict[str, str] = {}
         images = self._by_stem(self.data_prefix["img_path"], self.img_suffix)
         labels = self._by_stem(self.data_prefix["seg_map_path"], self.seg_map_suffix)
         if twice := sorted(stem for stem, names in images.items() if len(names) > 1):
@@ -77,9 +79,9 @@ class LabelPngDataset(BaseSegDataset):
                     f"{len(unpaired)} files under {self.data_root!r} have no partner: {unpaired[0]!r} has no {partner}"
                 )
             return [self._pair(stem) for stem in sorted(images, key=lambda stem: self._image_names[stem])]
-        if not Path(self.ann_file).is_file():
+        if not Path(self.ann_file).is_file() and not isinstance(stored_path(self.ann_file), StoredFile):
             raise DataError(f"{self.ann_file!r} is no file with a name of an image per line")
-        lines = read_text_file(self.ann_file).splitlines()
+        lines = read_data_file(self.ann_file).decode("utf-8-sig").splitlines()
         pairs = [self._pair(line.strip()) for line in lines if line.strip()]
         for info in pairs:
             for key in ("img_path", "seg_map_path"):
@@ -89,10 +91,12 @@ class LabelPngDataset(BaseSegDataset):
 
     def _pair(self, stem: str) -> dict[str, Any]:
         """The entry that mmseg makes of a pair; its own search reads hidden folders and follows circular links."""
-        image = self._image_names.get(stem, stem + as_suffixes(self.img_suffix)[0])
+        name = self._image_names.get(stem, stem + as_suffixes(self.img_suffix)[0])
+        image = os.path.join(self.data_prefix["img_path"], name)
+        labels = os.path.join(self.data_prefix["seg_map_path"], stem + self.seg_map_suffix)
         return {
-            "img_path": os.path.join(self.data_prefix["img_path"], image),
-            "seg_map_path": os.path.join(self.data_prefix["seg_map_path"], stem + self.seg_map_suffix),
+            "img_path": self._paths.get(image, image),
+            "seg_map_path": self._paths.get(labels, labels),
             "label_map": self.label_map,
             "reduce_zero_label": self.reduce_zero_label,
             "seg_fields": [],
@@ -105,11 +109,12 @@ class LabelPngDataset(BaseSegDataset):
         values: list[int] = np.unique(load(self.get_data_info(idx))["gt_seg_map"]).tolist()
         return [value for value in values if value != IGNORE_INDEX]
 
-    @staticmethod
-    def _by_stem(folder: str, suffix: str | Sequence[str]) -> dict[str, list[str]]:
-        if not Path(folder).is_dir():
+    def _by_stem(self, folder: str, suffix: str | Sequence[str]) -> dict[str, list[str]]:
+        files = named_files(folder, [])
+        if files is None:
             raise DataError(f"no folder {folder!r}: put the data there, or set data_root")
-        found = names_by_stem([os.path.relpath(path, folder) for path in list_files(folder, [])], suffix)
+        self._paths |= {path: path for path in files.values() if isinstance(path, StoredFile)}
+        found = names_by_stem(files, suffix)
         if not found:
             raise DataError(f"no {' or '.join(as_suffixes(suffix))} file in {folder!r}")
         return found

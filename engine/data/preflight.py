@@ -21,6 +21,7 @@ from engine.data.checker import DAMAGE_KINDS
 from engine.data.fault_tolerance import max_replaced_images
 from engine.data.findings import DataCheckResult
 from engine.data.shards.find import find_shards
+from engine.data.shards.unpacked import data_file, refuse_absent
 
 BRING_DATA_HINT = "see 'Bring your data' in README.md, or point data_root elsewhere with --cfg-options data_root=FOLDER"
 DATA_CHECK_FILE = "data_check.json"
@@ -45,7 +46,8 @@ def check_data_paths(cfg: Config, splits: tuple[str, ...]) -> None:
         for path in dataset_paths(loader.dataset):
             if special := describe_special(path):
                 raise DataError(f"{split} data: {str(path)!r} {special}")
-            if not path.exists():
+            refuse_absent(path)
+            if not data_file(path).exists():
                 place = f"{str(path)!r} does not exist (looked from {str(Path.cwd())!r})"
                 raise DataError(f"{split} data: {place}; {BRING_DATA_HINT}")
 
@@ -171,7 +173,8 @@ def data_fingerprint(cfg: Config, splits: tuple[str, ...] = ("train", "val")) ->
     settings: list[Any] = []
     for split in splits:
         if loader := cfg.get(f"{split}_dataloader"):
-            stats = [path.stat() for path in dataset_paths(loader.dataset) if path.exists()]
+            files = map(data_file, dataset_paths(loader.dataset))
+            stats = [path.stat() for path in files if path.exists()]
             settings.append([loader.dataset.to_dict(), [(stat.st_size, stat.st_mtime_ns) for stat in stats]])
     return make_fingerprint(*settings)[:16]
 

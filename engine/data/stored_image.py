@@ -89,6 +89,27 @@ class StoredImage(str):
             raise OSError(f"cannot be decompressed: {error}") from error
 
 
+class StoredFile(StoredImage):
+    """File in an archive, under the path that it would have if the archive were unpacked.
+
+    Args:
+        shard: The archive.
+        path: Path of the file.
+        offset: First byte.
+        size: Number of bytes in the archive.
+        coding: Form of the bytes.
+    """
+
+    def __new__(cls, shard: ShardState, path: str, offset: int, size: int, coding: int) -> StoredFile:
+        file = str.__new__(cls, path)
+        file.shard, file.offset, file.size, file.coding = shard, offset, size, Coding(coding)
+        return file
+
+    def __getnewargs__(self) -> tuple[ShardState, str, int, int, int]:  # type: ignore[override]
+        """Arguments from which pickle makes the path again in another process."""
+        return self.shard, str(self), self.offset, self.size, int(self.coding)
+
+
 def refuse_changed(shard: ShardState, size: int, mtime_ns: int) -> None:
     """Raise an error if a shard is not what it was.
 

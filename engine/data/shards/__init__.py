@@ -1,8 +1,8 @@
 """Images in shards: WebDataset tars, parquet files of Hugging Face, zip files; listed once, then read in place.
 
 ``find`` says which files are the shards of a split; ``headers``, ``archives`` and ``parquet`` read where their images
-are, and ``table`` keeps this in a memory-mapped file. What an image needs to be read is in
-:mod:`engine.data.stored_image`.
+are, and ``table`` keeps this in a memory-mapped file. ``unpacked`` finds files of data sets in archives that were not
+unpacked. What an image needs to be read is in :mod:`engine.data.stored_image`.
 """
 
 from engine.data.shards.find import Shards, find_shards

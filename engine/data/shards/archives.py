@@ -22,6 +22,7 @@ from engine.data.stored_image import Coding
 LABEL_SUFFIXES = ("cls", "json")  # of WebDataset; the first that a sample has counts
 SAMPLE_IMAGES = ("jpg", "jpeg", "png", "webp")
 TAR_BLOCK = 512
+ALL_FILES = "*"  # split of a table that lists every file by its folder, as of an archive that is not unpacked
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a member of a zip file: signature, length of its name and of the rest
 _ENCRYPTED = 1  # flag of a member of a zip file
 _CODINGS = {zipfile.ZIP_STORED: Coding.STORED, zipfile.ZIP_DEFLATED: Coding.DEFLATED}
@@ -48,7 +49,7 @@ def read_tar(path: str, split: str) -> ShardHeaders:
 
     Args:
         path: The file.
-        split: Folder inside of it, where it has folders of several splits.
+        split: Folder inside of it, where it has folders of several splits; or ``ALL_FILES``.
 
     Raises:
         DataError: If it is damaged, compressed, or does not tell the label of an image.
@@ -57,6 +58,8 @@ def read_tar(path: str, split: str) -> ShardHeaders:
     with open_file(path) as file:
         members = _tar_members(path, file)
         labelled = any(_suffix(member.name) in LABEL_SUFFIXES for member in members)
+        if split == ALL_FILES:
+            return _all_files(path, members)
         return _samples(path, file, members) if labelled else _class_folders(path, members, split)
 
 
@@ -146,6 +149,19 @@ def _class_folders(path: str, members: Iterable[Member], split: str) -> ShardHea
     return found.finish()
 
 
+def _all_files(path: str, members: Iterable[Member]) -> ShardHeaders:
+    """All files that are not hidden, with the folder as label and the path in the archive as name."""
+    found = HeaderList(path)
+    for member in members:
+        folders, name = parents(member.name), os.path.basename(member.name)
+        if not any(map(is_hidden, [*folders, name])):
+            found.add("/".join([*folders, name]), "/".join(folders), member.offset, member.size, member.coding)
+    headers = found.finish()
+    if not len(headers.names):
+        raise DataError(f"{printable(path)}: holds no file")
+    return headers
+
+
 def split_words(path: str) -> bool:
     """Whether a file is named for a split, so that its name is none of a class."""
     name = os.path.basename(path).lower()
@@ -172,7 +188,7 @@ def read_zip(path: str, split: str) -> ShardHeaders:
 
     Args:
         path: The file.
-        split: Folder inside of it, where it has folders of several splits.
+        split: Folder inside of it, where it has folders of several splits; or ``ALL_FILES``.
 
     Raises:
         DataError: If it is damaged, or a member is encrypted or compressed by another method than deflate.
@@ -188,7 +204,7 @@ def read_zip(path: str, split: str) -> ShardHeaders:
             known = describe_content(os.pread(file.fileno(), SIGNATURE_BYTES, 0))
             reason = known or f"is damaged or cut off: no whole zip file ({first_line(error)}), fetch it again"
             raise DataError(f"{printable(path)}: {reason}") from error
-    return _class_folders(path, members, split)
+    return _all_files(path, members) if split == ALL_FILES else _class_folders(path, members, split)
 
 
 def _zip_member(path: str, file: BinaryIO, info: zipfile.ZipInfo) -> Member:

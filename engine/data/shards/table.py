@@ -95,13 +95,34 @@ class ShardTable:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def image(self, row: int) -> StoredImage:
-        """Image of a row."""
+    def name(self, row: int) -> str:
+        """Name of the image of a row."""
         one = self.classes[int(np.searchsorted(self._firsts, row, "right")) - 1]
         place = one.names + (row - one.first) * one.width
         rest = self._names[place : place + one.width].tobytes().rstrip(b"\0").decode("utf-8", "surrogateescape")
+        return one.prefix + rest
+
+    def image(self, row: int) -> StoredImage:
+        """Image of a row."""
         offset, size, shard, coding = self._rows[row].item()
-        return StoredImage(self.shards[shard], one.prefix + rest, offset, size, coding)
+        return StoredImage(self.shards[shard], self.name(row), offset, size, coding)
+
+    def find(self, rows: ClassRows, name: str) -> int | None:
+        """Row of the image of a class with a name; ``None`` if there is none.
+
+        Args:
+            rows: Rows of the class.
+            name: Name as of an image of the table.
+        """
+        low, high = rows.first, rows.first + rows.images
+        wanted = name.encode("utf-8", "surrogateescape")
+        while low < high:  # they are sorted by their bytes
+            middle = (low + high) // 2
+            found = self.name(middle).encode("utf-8", "surrogateescape")
+            if found == wanted:
+                return middle
+            low, high = (middle + 1, high) if found < wanted else (low, middle)
+        return None
 
 
 def open_table(shards: Shards, progress: bool = True) -> ShardTable:
