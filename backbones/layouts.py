@@ -484,6 +484,7 @@ class MatchedTensors:
         names: Name in the file for each of ``tensors``.
         others: Names of the file's other tensors.
         final_norm: Whether the file must have the norm of the pooled vector; one of :data:`ENCODER_FAMILIES` need not.
+        norm_of_map: Whether the norm of the pooled vector was trained on each place of the last map too, as DINOv3's.
     """
 
     layout: str
@@ -491,6 +492,7 @@ class MatchedTensors:
     names: dict[str, str]
     others: tuple[str, ...]
     final_norm: bool = True
+    norm_of_map: bool = False
 
     @property
     def head(self) -> tuple[Tensor, Tensor] | None:
@@ -537,7 +539,11 @@ def find_convnext(tensors: Mapping[str, Tensor], source: str) -> MatchedTensors 
     for ours, name in names.items():
         check_finite(name, found[ours], source)
     check_constant(_without_head(found), source)
-    return MatchedTensors(layout.name, found, names, others, not _is_encoder(sizes, layout, prefix, others))
+    # DINOv3 normalises patches and pooled vector alike (facebookresearch/dinov3, dinov3/models/convnext.py, norms[3]);
+    # its own files have that norm a second time, those of transformers have their own layout.
+    norm_of_map = layout is DINOV3 or _module_prefix(prefix, "norms.3") + "weight" in others
+    final_norm = not _is_encoder(sizes, layout, prefix, others)
+    return MatchedTensors(layout.name, found, names, others, final_norm, norm_of_map)
 
 
 def _without_head(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

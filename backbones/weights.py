@@ -339,7 +339,8 @@ def load_backbone_weights(
     """Load the weights in a checkpoint into a backbone and log the report.
 
     The layouts of ConvNeXt are recognised; the names of other networks are translated by their ``rename_weights``.
-    Output norms that are not in the file get weight 1 and bias 0.
+    Output norms that are not in the file get weight 1 and bias 0; that of the last map gets the norm of the pooled
+    vector where it was trained on the map too (DINOv3).
 
     Args:
         network: The backbone; its ``may_be_missing`` and :data:`backbones.layouts.ENCODER_FAMILIES` tell which tensors
@@ -354,6 +355,10 @@ def load_backbone_weights(
     """
     matched = _match_names(network, network_tensors(checkpoint, source, averaged), source)
     expected = network.state_dict()
+    if matched.norm_of_map and "norm3.weight" in expected:
+        for part in ("weight", "bias"):
+            matched.tensors[f"norm3.{part}"] = matched.tensors.pop(f"norm.{part}")
+            matched.names[f"norm3.{part}"] = matched.names.pop(f"norm.{part}")
     missing = [name for name in expected if name not in matched.tensors]
     adapted = adapt_input_layer(matched.tensors, expected)
     _refuse_another_network(network, matched, expected, missing, source)

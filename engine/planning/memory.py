@@ -59,7 +59,7 @@ class Memory:
         parameters: Weights and buffers.
         gradients: Gradients of the trained parameters.
         moments: Moments that the optimizer keeps.
-        averages: Averaged weights, a copy of the parameters; 0 without them.
+        averages: Averaged weights, a copy of the trained parameters; 0 without them.
         buckets: Buckets in which several processes exchange gradients.
         activations: Activations of one forward pass; ``None`` where they could not be counted.
         images: Number of images of that pass.
@@ -164,7 +164,7 @@ def estimate_memory(model: nn.Module, cfg: Config, processes: int, images: int) 
         parameters=params // share + buffers,
         gradients=_FLOAT32_BYTES * trained // share,
         moments=_FLOAT32_BYTES * trained * moments_of(cfg.optim_wrapper.optimizer) // share,
-        averages=params // share if averaged else 0,
+        averages=_FLOAT32_BYTES * trained // share if averaged else 0,
         buckets=_FLOAT32_BYTES * trained if processes > 1 and not sharded else 0,
         activations=activations,
         images=images,

@@ -35,7 +35,7 @@ class ModelEMAHook(Hook):
 
     Attributes:
         averages: Averages by name of the parameter, starting with the weights before the first step, as in timm's
-            ``ModelEma`` of the released code. Buffers are not averaged.
+            ``ModelEma`` of the released code. Buffers are not averaged, and frozen parameters are their own averages.
         steps: Number of optimizer steps that were averaged.
 
     Raises:
@@ -112,7 +112,7 @@ class ModelEMAHook(Hook):
 
     def _weights(self) -> dict[str, Tensor]:
         reshard(self._model)
-        return {name: param.detach() for name, param in self._model.named_parameters()}
+        return {name: param.detach() for name, param in self._model.named_parameters() if param.requires_grad}
 
     @torch.no_grad()
     def _swap(self) -> None:

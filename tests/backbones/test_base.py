@@ -205,6 +205,26 @@ def test_frozen_stages_of_convnext() -> None:
     assert not any(module.training for module in network.modules())
 
 
+def test_a_frozen_backbone_keeps_no_activations_and_gets_no_gradient() -> None:
+    network = build_backbone("convnext_atto", out_indices=(0, 1, 2, 3), frozen_stages=4, drop_path_rate=0.5).train()
+    kept: list[int] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor.untyped_storage().nbytes())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        maps = network(torch.randn(1, 3, 64, 64))
+    # Each of the output norms, which learn, keeps a few tensors of the size of its map; each of 12 blocks would too.
+    assert len(kept) <= 4 * 5
+    assert sum(kept) < 3 * sum(one.untyped_storage().nbytes() for one in maps)
+    sum(one.sum() for one in maps).backward()
+    norms = [f"norm{i}" for i in range(4)]
+    reached = {name for name, param in network.named_parameters() if param.grad is not None}
+    assert reached == {f"{norm}.{kind}" for norm in norms for kind in ("weight", "bias")}
+    assert [name for name, one in network.named_modules() if one.training] == ["", *norms]
+
+
 @pytest.mark.parametrize("stages", [-2, 5, 1.5, "1"])
 def test_frozen_stages_out_of_range(stages: Any) -> None:
     with pytest.raises(UserError, match=r"frozen_stages=\S+: a whole number from -1 \(nothing\) to 4"):

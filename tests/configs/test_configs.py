@@ -46,7 +46,7 @@ ABLATION = ROOT / "configs/classification/convnext_tiny_in1k_subset_ablation.py"
 MASK = ROOT / "configs/detection/mask_rcnn_convnext_tiny_coco_3x.py"
 CASCADE = ROOT / "configs/detection/cascade_mask_rcnn_convnext_tiny_coco_3x.py"
 UPERNET = ROOT / "configs/segmentation/upernet_convnext_tiny_ade20k_160k.py"
-SLIDING = sorted((ROOT / "configs/segmentation").glob("*_160k.py"))
+SLIDING = sorted((ROOT / "configs/segmentation").glob("*_*0k.py"))
 CPU, CLUSTER = Launch(), Launch(processes=8, device="cuda", local_processes=8)
 GPUS = Launch(processes=4, device="cuda", local_processes=4)  # divides the small batches of the digits too
 SHORTEST, LONGEST = 15, 60
@@ -152,10 +152,16 @@ def test_every_parameter_learns_once(path: Path) -> None:
     groups = groups_of(cfg, model)
     grouped = [param for group in groups for param in group.params]
     assert sorted(map(id, grouped)) == sorted(id(param) for param in model.parameters() if param.requires_grad)
-    # The stem and the first stage of ResNets in detectors, as in mmdet, and nothing else.
+    # The stem and the first stage of ResNets in detectors, as in mmdet; all of a backbone but its output norms; and
+    # nothing else.
     frozen = [name for name, param in model.named_parameters() if not param.requires_grad]
-    assert bool(frozen) == ("cascade_mask_rcnn_resne" in path.stem)
-    assert all(re.match(r"backbone\.(conv1|bn1|layer1)\.", name) for name in frozen)
+    resnet, whole = "cascade_mask_rcnn_resne" in path.stem, re.search("^linear_|_frozen_", path.stem) is not None
+    assert bool(frozen) == (resnet or whole)
+    parts = "downsample_layers|stages" if whole else "conv1|bn1|layer1"
+    assert all(re.match(rf"backbone\.({parts})\.", name) for name in frozen)
+    assert not whole or {name for name, _ in model.named_parameters() if name not in frozen and "backbone" in name} == {
+        f"backbone.norm{i}.{kind}" for i in model.backbone.out_indices for kind in ("weight", "bias")
+    }
     assert groups[0].lr_scale == 1
     scales = {group.lr_scale for group in groups}
     assert (len(scales) > 1) == ("decay_rate" in cfg.optim_wrapper.get("paramwise_cfg", {}))

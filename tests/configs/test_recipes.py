@@ -27,7 +27,7 @@ RECIPES = {name: (table["cite"], {**table["all"], **own}) for table in TABLES fo
 WITHOUT_SOURCE = re.compile(r"digits|own_(data|images)|convnext_(atto|femto|pico|nano)_in1k_300e|_ablation")
 CLUSTER = Launch(processes=16, device="cuda", local_processes=8)
 EXPECTED_IN_DOCSTRING = ("top1", "box_ap", "mask_ap", "miou", "miou_multi_scale")
-HEADS = {"CascadeRoIHead": "cascade", "StandardRoIHead": "mask_rcnn"}
+HEADS = {"CascadeRoIHead": "cascade", "StandardRoIHead": "mask_rcnn", "LinearProbeHead": "linear"}
 WARM_UPS = ("LinearLR", "LinearWarmUpLR")
 SCHEDULES = {"CosineAnnealingLR": "cosine", "PolyDecayLR": "poly", "MultiStepLR": "steps"}
 
@@ -143,7 +143,7 @@ def preprocessing(key: str) -> Callable[[Config], Any]:
 READ: dict[str, Callable[[Config], Any]] = {
     "task": lambda cfg: task_of(cfg).name,
     "network": lambda cfg: cfg.model.backbone.type,
-    "heads": lambda cfg: HEADS[cfg.model.roi_head.type],
+    "heads": lambda cfg: HEADS[(cfg.model.get("roi_head") or cfg.model.decode_head).type],
     "classes": classes,
     "size": size,
     "crop_ratio": lambda cfg: cfg.test_pipeline[0]["crop_ratio"],

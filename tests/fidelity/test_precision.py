@@ -65,6 +65,18 @@ RELEASED = {
     "segmentation/upernet_convnextv2_large_ade20k_160k": HALF,
     "segmentation/upernet_convnextv2_huge_ade20k_160k": HALF,
     "segmentation/upernet_convnextv2_huge_in22k_ade20k_160k": HALF,
+    # facebookresearch/dinov3, dinov3/eval/segmentation/configs/config-ade20k-linear-training.yaml:6, FLOAT32
+    "segmentation/linear_dinov3_convnext_tiny_ade20k_40k": FULL,
+    "segmentation/linear_dinov3_convnext_small_ade20k_40k": FULL,
+    "segmentation/linear_dinov3_convnext_base_ade20k_40k": FULL,
+    "segmentation/linear_dinov3_convnext_large_ade20k_40k": FULL,
+    # no config of a tuned or a frozen DINOv3 in UperNet or Mask R-CNN is published: as ConvNeXt of the same size, above
+    "segmentation/upernet_dinov3_convnext_tiny_ade20k_160k": HALF,
+    "segmentation/upernet_dinov3_convnext_small_ade20k_160k": HALF,
+    "segmentation/upernet_dinov3_convnext_base_ade20k_160k": HALF,
+    "segmentation/upernet_dinov3_convnext_large_ade20k_160k": FULL,
+    "detection/mask_rcnn_dinov3_convnext_tiny_coco_3x": HALF,
+    "detection/mask_rcnn_dinov3_convnext_tiny_frozen_coco_3x": HALF,
     # facebookresearch/ConvNeXt, main.py:191, --use_amp False, which no command of TRAINING.md changes
     "classification/convnext_tiny_in1k_300e": FULL,
     "classification/convnext_xlarge_in22k_90e": FULL,

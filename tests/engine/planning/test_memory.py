@@ -106,6 +106,11 @@ def test_the_parts_of_a_training() -> None:
     plain = memory(CLASSIFICATION, Launch(), **few, **{"optim_wrapper.optimizer.type": "SGD"})
     assert plain.moments == 0
     assert "optimizer's moments" not in str(plain)
+    frozen = memory(CLASSIFICATION, Launch(), **few, **{"model.backbone.frozen_stages": 4})
+    learns = 768 * 1000 + 1000 + 2 * 768  # the head and the norm before it
+    assert (frozen.parameters, frozen.gradients, frozen.averages) == (alone.parameters, 4 * learns, 4 * learns)
+    assert frozen.activations is not None
+    assert frozen.activations < alone.activations / 50
 
 
 def test_the_sentence() -> None:

@@ -141,6 +141,18 @@ def test_both_weights_are_evaluated_and_labelled(whole: Runner) -> None:
     assert averaged != pytest.approx(raw_history(whole), rel=1e-3)
 
 
+def test_frozen_parameters_have_no_average_and_are_saved_as_they_are(tmp_path: Path) -> None:
+    cfg = config(tmp_path, 1)
+    cfg.model.backbone.update(frozen_stages=4, out_indices=(3,))
+    runner = build_runner(resolve(cfg, BATCH, Launch()), Launch())
+    runner.train()
+    assert set(averages(runner).averages) == {"line.weight", "backbone.norm3.weight", "backbone.norm3.bias"}
+    saved = read_checkpoint(str(tmp_path / "epoch_1.pth"))
+    assert set(saved["ema_state_dict"]) == {"steps", *(f"module.{name}" for name in saved["state_dict"])}
+    stem = "backbone.downsample_layers.0.0.weight"
+    assert torch.equal(saved["ema_state_dict"][f"module.{stem}"], saved["state_dict"][stem])
+
+
 def test_the_average_is_the_exponential_one(tmp_path: Path) -> None:
     before: list[float] = []
     after: list[float] = []
