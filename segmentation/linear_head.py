@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmcv.cnn import build_norm_layer
-from mmseg.models.decode_heads import FCNHead
 from mmseg.models import HEADS
+from mmseg.models.decode_heads import FCNHead
 from torch import Tensor
 
 
