@@ -25,6 +25,6 @@ from engine.config.building import add_function_scope  # noqa: E402
 
 add_function_scope("mmdet")
 
-from detection import check, coco_metric, data, task, visualizer  # noqa: E402
+from detection import check, coco_metric, data, last_epochs, task, visualizer  # noqa: E402
 
-__all__ = ["check", "coco_metric", "data", "task", "visualizer"]
+__all__ = ["check", "coco_metric", "data", "last_epochs", "task", "visualizer"]

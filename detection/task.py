@@ -25,6 +25,7 @@ from detection.mistakes import MISTAKE_SCORE
 from detection.results import coco_results
 from detection.zoo import DETECTION_ZOO
 from engine.config.building import registered_class
+from engine.config.classes import class_names
 from engine.config.datasets import inner_datasets, is_wrapper, mappings
 from engine.planning.memory import training_shape
 from engine.task import (
@@ -46,10 +47,12 @@ RELEASED_SCALE = (800, 1333)  # of the papers' tests, which are on images of at 
 # 1,000 proposals, each mask head the first 100 of them.
 PROPOSALS, MASK_PROPOSALS = 1000, 100
 DUMMY_OBJECTS = 8  # annotated in each made-up training image
+FROM_CLASSES = "from_classes"
 FROM_MODEL = "from_model"  # masks are loaded and padded if the model has a head for them
 # Parts of mmdet, besides those under the key mask_head, that give masks.
 MASKED = ("RTMDetIns", "MaskFormer", "Mask2Former", "PanopticFPN", "SOLO", "YOLACT", "CondInst")
 WITHOUT_MASKS = ("Mosaic", "MixUp")  # transforms of mmdet
+STUFF_CLASSES = "stuff_classes"  # driver: classes whose regions are not counted, the last ones of ``classes``
 
 
 def _counted_shape(cfg: Config) -> Shape:
@@ -153,6 +156,7 @@ def _complete_config(cfg: Config, notes: list[str]) -> None:
 
     The file of a part of a ``ConcatDataset`` may lack classes that others have.
     """
+    _set_stuff(cfg, notes)
     parts = inner_datasets(cfg.train_dataloader.dataset) if cfg.get("train_dataloader") else []
     for part in parts if len(parts) > 1 else ():
         if registered_class(DATASETS, part["type"]) is CocoInstances:
@@ -167,6 +171,38 @@ def _complete_config(cfg: Config, notes: list[str]) -> None:
         node.update({key: masks for key in ("with_mask", "pad_mask") if node.get(key) == FROM_MODEL})
         if str(node.get("type")).rpartition(".")[2] == "FastCocoMetric":
             node.setdefault("metric", IOU_TYPES if masks else IOU_TYPES[:1])
+
+
+def _set_stuff(cfg: Config, notes: list[str]) -> None:
+    """Tell heads and data sets which of the classes are things, the first ones, and which are stuff.
+
+    Raises:
+        ConfigError: If a class of stuff stands before a thing, or no head knows stuff.
+    """
+    heads = [node for node in mappings(cfg.model) if "num_things_classes" in node]
+    names, stated = class_names(cfg.classes), cfg.get(STUFF_CLASSES)
+    if stated and not heads:
+        raise ConfigError(
+            f"{STUFF_CLASSES}: {cfg.model.type} knows no stuff: take configs/_base_/mask2former.py, or leave it out"
+        )
+    every = class_names(stated) if stated else ()
+    stuff = [name for name in names if name in every]
+    if names[len(names) - len(stuff) :] != tuple(stuff):
+        wrong = next(name for name in reversed(names) if name not in stuff)
+        raise ConfigError(
+            f"{STUFF_CLASSES}: things come first in classes, and {wrong!r} comes after {stuff[0]!r}, which is stuff"
+        )
+    if absent := [name for name in every if name not in names]:
+        notes.append(f"{STUFF_CLASSES}: {absent[0]!r} and {len(absent) - 1} more are none of the classes")
+    for node in heads:
+        counts = [node[key] for key in ("num_things_classes", "num_stuff_classes")]
+        own = all(isinstance(count, int) for count in counts)
+        if own and not stated and sum(counts) == len(names):
+            continue  # of a library's config
+        node.num_things_classes, node.num_stuff_classes = len(names) - len(stuff), len(stuff)
+    for node in mappings(cfg.model):
+        if node.get("panoptic_on") == FROM_CLASSES:
+            node.panoptic_on = bool(stuff)
 
 
 def _check_training(cfg: Config, images: int) -> None:
@@ -225,6 +261,7 @@ DETECTION = register_task(
         # Training images of COCO 2017 that mmdet keeps: those with an object.
         named_classes={"coco": NamedClasses(lambda: CocoDataset.METAINFO["classes"], 117_266)},
         coloured_classes=True,
+        drivers=(STUFF_CLASSES,),
         sample_types={
             DetDataSample: (),
             BitmapMasks: ("masks", "height", "width"),

@@ -14,11 +14,13 @@ from engine.config.schema import is_number
 
 # ``class_weight`` of mmseg's and mmdet's losses; ``alpha`` of mmseg's focal loss where it is a list.
 PER_CLASS_KEYS = ("class_weight", "alpha")
+NO_OBJECT = "no object"  # name of the background in weights by name
 
 
 def set_class_weights(model: Any, names: Sequence[str], background: int, notes: list[str]) -> None:
     """Turn weights by class name into lists, in place, and check the length of lists.
 
+    The weight of the background, or of queries without an object, has the name :data:`NO_OBJECT`.
     Names that are all of other classes come from the config that this one is based on: they are left out.
 
     Args:
@@ -40,7 +42,7 @@ def _visit(node: Any, place: str, rows: int | None, names: Sequence[str], backgr
             _visit(inner, f"{place}.{index}", rows, names, background, notes)
     if not isinstance(node, dict):
         return
-    rows = node.get("num_classes", rows)
+    rows = node.get("num_classes", node.get("num_things_classes", rows))
     for key, value in list(node.items()):
         if key not in PER_CLASS_KEYS or not isinstance(value, list | tuple | Mapping | str):
             _visit(value, f"{place}.{key}", rows, names, background, notes)
@@ -64,7 +66,8 @@ def _read_weights(path: str, place: str) -> Any:
 
 def _weights(value: Any, place: str, names: Sequence[str], extra: int, notes: list[str]) -> list[float] | None:
     if isinstance(value, Mapping):
-        unknown = [name for name in value if name not in names]
+        others = value.get(NO_OBJECT, 1.0) if extra and NO_OBJECT not in names else 1.0
+        unknown = [name for name in value if name not in names and not (extra and name == NO_OBJECT)]
         if unknown and len(unknown) == len(value):
             notes.append(f"{place}: weights of {', '.join(map(repr, unknown[:5]))}, none of the classes, are left out")
             return None
@@ -73,7 +76,7 @@ def _weights(value: Any, place: str, names: Sequence[str], extra: int, notes: li
                 f"{place}: {unknown[0]!r} is none of the classes ({', '.join(names[:5])}); weights of a base "
                 "config are merged with these unless they have _delete_=True"
             )
-        value = [*(value.get(name, 1.0) for name in names), *[1.0] * extra]
+        value = [*(value.get(name, 1.0) for name in names), *[others] * extra]
     count = len(names) + extra
     if not isinstance(value, list | tuple):
         raise ConfigError(f"{place}: a list of {count} weights is needed, not {value!r}")

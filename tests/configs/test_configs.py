@@ -46,7 +46,7 @@ ABLATION = ROOT / "configs/classification/convnext_tiny_in1k_subset_ablation.py"
 MASK = ROOT / "configs/detection/mask_rcnn_convnext_tiny_coco_3x.py"
 CASCADE = ROOT / "configs/detection/cascade_mask_rcnn_convnext_tiny_coco_3x.py"
 UPERNET = ROOT / "configs/segmentation/upernet_convnext_tiny_ade20k_160k.py"
-SLIDING = sorted((ROOT / "configs/segmentation").glob("*_*0k.py"))
+SLIDING = [p for p in sorted((ROOT / "configs/segmentation").glob("*_*0k.py")) if "mask2former" not in p.stem]
 CPU, CLUSTER = Launch(), Launch(processes=8, device="cuda", local_processes=8)
 GPUS = Launch(processes=4, device="cuda", local_processes=4)  # divides the small batches of the digits too
 SHORTEST, LONGEST = 15, 60
@@ -98,6 +98,8 @@ def rates(cfg: Config, epoch_length: int, shrink: int = 1) -> list[float]:
         if not options.get("by_epoch", True):
             options |= {"begin": options["begin"] // shrink} if "begin" in options else {}
             options |= {"end": (options["end"] - 1) // shrink + 1} if "end" in options else {}
+            if "milestones" in options:
+                options["milestones"] = [step // shrink for step in options["milestones"]]
         scheduled.append((place, options))
     schedulers = build_schedules(scheduled, optimizer, epochs, steps, epoch_length)
     seen = []
@@ -164,7 +166,9 @@ def test_every_parameter_learns_once(path: Path) -> None:
     }
     assert groups[0].lr_scale == 1
     scales = {group.lr_scale for group in groups}
-    assert (len(scales) > 1) == ("decay_rate" in cfg.optim_wrapper.get("paramwise_cfg", {}))
+    paramwise = cfg.optim_wrapper.get("paramwise_cfg", {})
+    factors = [one for one in paramwise.get("custom_keys", {}).values() if "lr_mult" in one]
+    assert (len(scales) > 1) == ("decay_rate" in paramwise or bool(factors))
 
 
 @every_config
@@ -226,20 +230,23 @@ def test_rates_rise_to_the_stated_one_and_end_low(path: Path) -> None:
     cfg = resolved(path)
     shrink = max(1, cfg.train_cfg.get("max_iters", 0) // 600)
     # Detection warms up for up to 999 iterations, which has to be well before the first cut.
-    curve = rates(cfg, epoch_length=max(1, 1800 // cfg.train_cfg.get("max_epochs", 900)), shrink=shrink)
+    steps = 4000 if path.stem.startswith("rtmdet") else 1800
+    curve = rates(cfg, epoch_length=max(1, steps // cfg.train_cfg.get("max_epochs", 900)), shrink=shrink)
     stated = cfg.optim_wrapper.optimizer.lr
     # A polynomial falls from step 0 on, also during the warm-up, and is below the stated rate when that ends.
     peak = stated
     warm_up, decay = cfg.param_scheduler[0], cfg.param_scheduler[-1]
-    if decay["type"] == "PolyDecayLR":
+    warm = warm_up["type"] in ("LinearLR", "LinearWarmUpLR")
+    if decay["type"] == "PolyDecayLR" and warm:
         peak *= 1 - (warm_up["end"] - 1) / cfg.train_cfg.max_iters
     elif path.stem.endswith("_own_data"):  # so do a line and a cosine from the start
         done = (warm_up["end"] - 1) / len(curve)
         peak *= 1 - done if decay["type"] == "PolyLR" else (1 + math.cos(math.pi * done)) / 2
     assert max(curve) == pytest.approx(peak, rel=0.01)
-    warm = any(one["type"] in ("LinearLR", "LinearWarmUpLR") for one in cfg.param_scheduler)
     assert curve[0] < 0.1 * stated if warm else curve[0] == stated
-    assert 0 <= curve[-1] < 0.05 * stated
+    # A cosine may end at a twentieth of the rate, and the shortest schedule has one cut.
+    last = 0.0501 if path.stem.startswith("rtmdet") else 0.05
+    assert 0 <= curve[-1] < (0.101 if decay.get("milestones") == [11] else last) * stated
 
 
 @every_config

@@ -27,7 +27,15 @@ RECIPES = {name: (table["cite"], {**table["all"], **own}) for table in TABLES fo
 WITHOUT_SOURCE = re.compile(r"digits|own_(data|images)|convnext_(atto|femto|pico|nano)_in1k_300e|_ablation")
 CLUSTER = Launch(processes=16, device="cuda", local_processes=8)
 EXPECTED_IN_DOCSTRING = ("top1", "box_ap", "mask_ap", "miou", "miou_multi_scale")
-HEADS = {"CascadeRoIHead": "cascade", "StandardRoIHead": "mask_rcnn", "LinearProbeHead": "linear"}
+HEADS = {
+    "CascadeRoIHead": "cascade",
+    "StandardRoIHead": "mask_rcnn",
+    "LinearProbeHead": "linear",
+    "Mask2Former": "mask2former",
+    "Mask2FormerHead": "mask2former",
+    "DINO": "dino",
+    "RTMDet": "rtmdet",
+}
 WARM_UPS = ("LinearLR", "LinearWarmUpLR")
 SCHEDULES = {"CosineAnnealingLR": "cosine", "PolyDecayLR": "poly", "MultiStepLR": "steps"}
 
@@ -40,7 +48,9 @@ def walk(node: Any) -> Iterator[dict[str, Any]]:
 
 
 def classes(cfg: Config) -> int:
-    counts = {node["num_classes"] for node in walk(cfg.model.to_dict()) if "num_classes" in node}
+    nodes = list(walk(cfg.model.to_dict()))
+    counts = {node["num_classes"] for node in nodes if "num_classes" in node}
+    counts |= {node["num_things_classes"] + node["num_stuff_classes"] for node in nodes if "num_things_classes" in node}
     (count,) = counts
     return count
 
@@ -100,14 +110,38 @@ def shortest_sides(cfg: Config) -> list[int]:
 def crop(cfg: Config) -> int:
     """Side of the training crop, which the padding of the model and the window of slide testing have to be too."""
     found = {tuple(step["crop_size"]) for step in cfg.train_pipeline if step["type"] == "RandomCrop"}
-    found |= {tuple(cfg.model.data_preprocessor.size), tuple(cfg.model.test_cfg.crop_size)}
+    found |= {tuple(cfg.model.data_preprocessor.size), tuple(cfg.model.test_cfg.get("crop_size", found.copy().pop()))}
     ((height, width),) = found
     assert height == width
+    if cfg.model.test_cfg.mode == "whole":
+        (resize,) = (step for step in cfg.train_pipeline if step["type"] == "RandomChoiceResize")
+        assert (min(resize.scales), max(resize.scales), resize.max_size) == (height // 2, 2 * height, 4 * height)
+        assert {tuple(step["scale"]) for step in cfg.test_pipeline if "scale" in step} == {(4 * height, height)}
+        return height
     assert cfg.model.test_cfg.mode == "slide"
     assert [step / height for step in cfg.model.test_cfg.stride] == pytest.approx([2 / 3, 2 / 3], abs=2e-3)
     resized = [tuple(step["scale"]) for step in walk([*cfg.train_pipeline, *cfg.test_pipeline]) if "scale" in step]
     assert set(resized) == {(4 * height, height)}
     return height
+
+
+def heads(cfg: Config) -> str:
+    """Kind of the heads: that of two stages, of the segmentor, or of the whole detector."""
+    parts = (cfg.model.get("roi_head"), cfg.model.get("decode_head"), cfg.model)
+    return next(HEADS[part["type"]] for part in parts if part)
+
+
+def levels(cfg: Config) -> int:
+    """Number of scales, which neck, encoder and decoder state too."""
+    model = cfg.model
+    found = {model.num_feature_levels, model.neck.num_outs, model.encoder.layer_cfg.self_attn_cfg.num_levels}
+    (count,) = found | {model.decoder.layer_cfg.cross_attn_cfg.num_levels}
+    return count
+
+
+def queries(cfg: Config) -> int:
+    (count,) = {node["num_queries"] for node in walk(cfg.model.to_dict()) if "num_queries" in node}
+    return count
 
 
 def scales(cfg: Config) -> list[float]:
@@ -143,7 +177,11 @@ def preprocessing(key: str) -> Callable[[Config], Any]:
 READ: dict[str, Callable[[Config], Any]] = {
     "task": lambda cfg: task_of(cfg).name,
     "network": lambda cfg: cfg.model.backbone.type,
-    "heads": lambda cfg: HEADS[(cfg.model.get("roi_head") or cfg.model.decode_head).type],
+    "heads": heads,
+    "levels": levels,
+    "queries": queries,
+    "backbone_rate": lambda cfg: cfg.optim_wrapper.paramwise_cfg.get("custom_keys", {})["backbone"]["lr_mult"],
+    "power": lambda cfg: cfg.param_scheduler[-1]["power"],
     "classes": classes,
     "size": size,
     "crop_ratio": lambda cfg: cfg.test_pipeline[0]["crop_ratio"],

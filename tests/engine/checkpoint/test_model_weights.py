@@ -30,7 +30,7 @@ from engine.run import train
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 DETECTOR, SEGMENTOR = CONFIGS / "detection/mask_rcnn_digits.py", CONFIGS / "segmentation/upernet_digits.py"
 CLASSIFIER = CONFIGS / "classification/digits.py"
-LARGE = sorted(path for task in ("detection", "segmentation") for path in (CONFIGS / task).glob("*_convnext_*.py"))
+LARGE = sorted(path for path in CONFIGS.glob("*/*_convnext_*.py") if path.stem.startswith(("mask_rcnn", "cas", "uper")))
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CLASSES = {DETECTOR: DIGITS, SEGMENTOR: ("background", *DIGITS), CLASSIFIER: DIGITS}
 CLASS_LAYERS = {

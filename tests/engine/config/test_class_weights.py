@@ -80,3 +80,12 @@ def test_a_loss_of_queries_has_a_weight_for_no_object() -> None:
     model = {"head": {"num_classes": 2, "loss_cls": {"class_weight": [1.0, 1.0, 0.1]}}}
     set_class_weights(model, NAMES, 0, [])
     assert model["head"]["loss_cls"] == {"class_weight": [1.0, 1.0, 0.1]}
+
+
+def test_queries_without_an_object_have_a_weight_by_name() -> None:
+    head = {"num_classes": 2, "loss_cls": {"class_weight": {"no object": 0.1}}}
+    set_class_weights({"decode_head": head}, ("a", "b"), 0, [])
+    assert head["loss_cls"] == {"class_weight": [1.0, 1.0, 0.1]}
+    other = {"num_classes": 2, "loss_decode": {"class_weight": {"a": 2.0, "no object": 0.1}}}
+    with pytest.raises(ConfigError, match=r"loss_decode\.class_weight: 'no object' is none of the classes"):
+        set_class_weights({"decode_head": other}, ("a", "b"), 0, [])

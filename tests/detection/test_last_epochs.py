@@ -1,0 +1,40 @@
+"""The pipeline of the last epochs reaches the data set that reads files, and the workers."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from mmengine.dataset import BaseDataset, ConcatDataset
+from torch.utils.data import DataLoader
+
+import detection  # noqa: F401
+from detection.last_epochs import LastEpochsPipelineHook
+from engine.data.fault_tolerance import FaultTolerantDataset
+
+
+class Numbers(BaseDataset):
+    def load_data_list(self) -> list[dict[str, Any]]:
+        return [{"number": 1.0}, {"number": 2.0}]
+
+
+def first(item: dict[str, Any]) -> dict[str, int]:
+    return {"from": 1}
+
+
+def last(item: dict[str, Any]) -> dict[str, int]:
+    return {"from": 2}
+
+
+@pytest.mark.parametrize("start, seen", [(0, [1, 1, 2, 2]), (3, [2])], ids=["from the start", "resumed"])
+def test_the_last_epochs_have_their_pipeline(start: int, seen: list[int], tmp_path: Any) -> None:
+    parts = [Numbers(pipeline=[first]) for _ in range(2)]
+    loader = DataLoader(FaultTolerantDataset(ConcatDataset(parts), tmp_path), num_workers=1, persistent_workers=True)
+    hook = LastEpochsPipelineHook(epochs=2, pipeline=[last])
+    runner: Any = SimpleNamespace(max_epochs=4, train_dataloader=loader, logger=SimpleNamespace(info=lambda line: None))
+    found = []
+    for runner.epoch in range(start, 4):
+        hook.before_train_epoch(runner)
+        found.append({int(batch["from"]) for batch in loader})
+    assert found == [{one} for one in seen]
