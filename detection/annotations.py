@@ -10,6 +10,7 @@ from typing import Any
 from pycocotools import mask as coco_masks
 
 from backbones.errors import DataError
+from detection.annotation_file import AnnotationFile
 from engine.data.shards.unpacked import data_file, read_data_file
 
 MIN_POLYGON_VALUES = 6  # coordinates of a triangle
@@ -109,7 +110,7 @@ def names_in_file(dataset: Mapping[str, Any]) -> list[str]:
             f"classes: no file {str(path)!r} to take their names from: set data_root and ann_file, or classes"
         )
     try:
-        names = category_names(read_annotations(path)["categories"])
+        names = category_names(AnnotationFile(path).categories)
         return [names[number] for number in sorted(names)]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise DataError(f"classes: {str(path)!r} has no list of categories with id and name: state classes") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cached_property
 from typing import Any
@@ -18,7 +18,8 @@ from mmdet.structures.bbox import HorizontalBoxes
 from mmdet.structures.mask import BitmapMasks
 
 from backbones.errors import nearest
-from detection.annotations import absent_classes, category_names, lacking_classes, read_annotations
+from detection.annotation_file import MAX_ID, ODD, AnnotationFile, Entries
+from detection.annotations import absent_classes, category_names, lacking_classes
 from detection.data import OrderedCOCO
 from detection.left_out import CROWD, NO_AREA, LeftOut, count_left_out
 from engine.config.building import registered_class
@@ -36,7 +37,6 @@ MAX_COORDINATE_RATIO = 100  # over the image's size; drawing a polygon further o
 MAX_ASTRAY_FRACTION = 0.5  # of the objects; more masks outside their images mean other coordinates
 MAX_NAMED_CLASSES = 6
 MAX_RUN_BITS = 60  # of one run in a compressed mask
-MAX_ID = 2**53  # JSON readers disagree about larger numbers
 MAX_AREA_RATIO = 1.1  # of an object's stated area to that of its box
 REQUIRED: dict[str, dict[str, tuple[type, ...]]] = {
     "images": {"id": (int,), "file_name": (str,), "width": (int, float), "height": (int, float)},
@@ -61,7 +61,7 @@ class CocoChecker(DatasetChecker):
         if content is None:
             return []
         images = self._check_images(content["images"])
-        self._check_annotations(content["annotations"], images, self._check_categories(content))
+        self._check_annotations(images, self._check_categories(content["categories"]))
         return [
             DataFile(self._image_path(image["file_name"]), stated_size=(image["width"], image["height"]))
             for image in images.values()
@@ -102,24 +102,36 @@ class CocoChecker(DatasetChecker):
         return f"{self.file} {kind} {item.get('id', '?') if isinstance(item, dict) else '?'}"
 
     def _read(self) -> dict[str, list[Any]] | None:
-        """Content of the annotation file: the entries with all required fields; ``None`` if it is not in the format."""
+        """Images and categories with all required fields; ``None`` if the file is not in the format.
+
+        Annotations are read one by one: all of COCO's at once would take gigabytes.
+        """
         try:
-            content = read_annotations(self.file)
+            self._content = AnnotationFile(self.file)
         except (OSError, ValueError, RecursionError) as error:
             self.error("annotation file", self.file, f"is no JSON: {error}", "copy it again, or write a new one")
             return None
-        if not isinstance(content, dict):
-            self.error("annotation file", self.file, f"holds a {type(content).__name__}, no mapping", COCO_FORMAT_HINT)
+        if self._content.content_type != "dict":
+            problem = f"holds a {self._content.content_type}, no mapping"
+            self.error("annotation file", self.file, problem, COCO_FORMAT_HINT)
             return None
+        annotations = self._content.annotations
+        lists = {"images": self._content.images, "annotations": annotations, "categories": self._content.categories}
         parts: dict[str, list[Any]] = {}
         for name, fields in REQUIRED.items():
-            rows = content.get(name)
-            if not isinstance(rows, list):
+            rows = lists[name]
+            if not isinstance(rows, Entries | list):
                 self.error("annotation file", self.file, f"has no list {name!r}", COCO_FORMAT_HINT)
                 return None
             kind = {"images": "image", "annotations": "annotation", "categories": "category"}[name]
-            parts[name] = [row for row in rows if self._has_fields(kind, row, fields)]
-            for problem in repeated(f"{kind} id", (row["id"] for row in parts[name])):
+            if annotations is not None and rows is annotations:
+                for index in np.flatnonzero(annotations.rows["flags"] & ODD):
+                    self._has_fields(kind, annotations[index], fields)
+                problems = [f"{kind} id {one!r} occurs {count} times" for one, count in self._content.repeated_ids]
+            else:
+                parts[name] = [row for row in rows if self._has_fields(kind, row, fields)]
+                problems = repeated(f"{kind} id", (row["id"] for row in parts[name]))
+            for problem in problems:
                 self.error(f"duplicate {kind} id", self.file, problem, "give each its own id")
         return parts
 
@@ -151,27 +163,27 @@ class CocoChecker(DatasetChecker):
             self.error("no images", self.file, "lists no image", COCO_FORMAT_HINT)
         return {row["id"]: row for row in rows}
 
-    def _check_categories(self, content: dict[str, list[Any]]) -> dict[int, str]:
+    def _check_categories(self, categories: list[dict[str, Any]]) -> dict[int, str]:
         """Check the categories against the classes; returns their names by id."""
-        classes, names = list(self.dataset.metainfo["classes"]), category_names(content["categories"])
-        for problem in repeated("category", (str(row["name"]) for row in content["categories"])):
+        classes, names = list(self.dataset.metainfo["classes"]), category_names(categories)
+        for problem in repeated("category", (str(row["name"]) for row in categories)):
             problem += ": the objects of all but the last are dropped"
             self.error("duplicate category", self.file, problem, "merge them")
-        absent = absent_classes(content["categories"], classes)
+        absent = absent_classes(categories, classes)
         if absent:
-            self._report_absent(absent, classes, content["categories"])
-        objects = Counter(row["category_id"] for row in content["annotations"])
+            self._report_absent(absent, classes, categories)
+        objects = self._content.count_objects()
         for number, name in names.items():
             if name not in classes and objects[number]:
                 problem = f"category {name!r} is none of the classes: its {objects[number]:,} objects are background"
                 self.warn("category without a class", self.file, problem, "add it to classes if it should be found")
         if self.split != "train":  # crowds are not scored
-            objects = Counter(row["category_id"] for row in content["annotations"] if not row.get("iscrowd"))
+            objects = self._content.count_objects(crowds=False)
         idle = [name for number, name in names.items() if name in classes and not objects[number]]
         if self.split == "train":
             for name in (name for name in idle if not self._objects_of_other_parts[name]):
                 self.warn("class without objects", self.file, f"class {name!r} has no object", "it cannot be learnt")
-        elif idle and content["annotations"]:
+        elif idle and self._content.annotations:
             problem = f"has no {self.split} object of {_some(idle)}, of which no AP is counted"
             self.warn("class without objects", self.file, problem, "bring some if their scores matter")
         return names
@@ -197,41 +209,24 @@ class CocoChecker(DatasetChecker):
             if path == self.file or not path.endswith(".json"):
                 continue
             with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # reported by its own check
-                content = read_annotations(path)
-                names = category_names(content["categories"])
+                content = AnnotationFile(path)
+                names = category_names(content.categories)
                 counts.update(dict.fromkeys(names.values(), 0))
-                counts.update(names[row["category_id"]] for row in content["annotations"])
+                counts.update({names[number]: count for number, count in content.count_objects().items()})
         return counts
 
-    def _check_annotations(
-        self, rows: list[dict[str, Any]], images: dict[int, dict[str, Any]], categories: dict[int, str]
-    ) -> None:
+    def _check_annotations(self, images: dict[int, dict[str, Any]], categories: dict[int, str]) -> None:
         states: Counter[str] = Counter()
         self._astray: list[str] = []  # places of objects with all polygons outside of their image
-        counted = []
-        for row in rows:
-            image = images.get(row["image_id"])
-            if image is None:
-                problem = f"is of image {row['image_id']}, which the file does not list"
-                self.warn("unknown image", self._place("annotation", row), problem, "list the image, or remove this")
-                continue
-            if row["category_id"] not in categories:
-                problem = f"is of category {row['category_id']}, which the file does not list: it is dropped"
-                self.error("unknown category", self._place("annotation", row), problem, "list the category")
-                continue
-            state = self._check_box(row, image)
-            states[state] += 1
-            self._check_crowd(row)
-            if state != "wrong":
-                counted.append(row)
-            if state in ("whole", "outside") and self.with_mask:
-                self._check_mask(row, image)
-        self._report_astray(states["whole"] + states["outside"])
-        self._check_areas(counted)
+        self._unstated: list[str] = []  # places of objects without an area
         class_ids = {number for number, name in categories.items() if name in self.dataset.metainfo["classes"]}
+        counted = self._counted(images, categories, states)
         counts = count_left_out(counted, images, class_ids, self.filters, self.with_mask and self.split == "train")
+        self._report_astray(states["whole"] + states["outside"])
+        self._check_areas(states.total() - states["wrong"])
         self._report_left_out(counts)
-        count, most = len(rows), MAX_BAD_BOX_FRACTION * len(rows)
+        count = sum(self._content.count_objects().values())
+        most = MAX_BAD_BOX_FRACTION * count
         if not count and images:
             self.error("no objects", self.file, "has no annotation", "bring the objects, or another file")
         elif states["dropped"] > most:
@@ -244,22 +239,48 @@ class CocoChecker(DatasetChecker):
             problem = f"none of its {count:,} annotations is trained on: they are of other classes, or left out"
             self.error("no objects", self.file, problem, "check classes, ignore, and the filters of the data set")
 
+    def _counted(
+        self, images: dict[int, dict[str, Any]], categories: dict[int, str], states: Counter[str]
+    ) -> Iterator[dict[str, Any]]:
+        """Check each annotation, count how its box is, and yield those with a box."""
+        annotations = self._content.annotations
+        assert annotations is not None
+        for index in np.flatnonzero((annotations.rows["flags"] & ODD) == 0).tolist():
+            row = annotations[index]
+            image = images.get(row["image_id"])
+            if image is None:
+                problem = f"is of image {row['image_id']}, which the file does not list"
+                self.warn("unknown image", self._place("annotation", row), problem, "list the image, or remove this")
+                continue
+            if row["category_id"] not in categories:
+                problem = f"is of category {row['category_id']}, which the file does not list: it is dropped"
+                self.error("unknown category", self._place("annotation", row), problem, "list the category")
+                continue
+            state = self._check_box(row, image)
+            states[state] += 1
+            self._check_crowd(row)
+            if state in ("whole", "outside") and self.with_mask:
+                self._check_mask(row, image)
+            if state != "wrong":
+                if row.get("area") is None:
+                    self._unstated.append(self._place("annotation", row))
+                yield row
+
     def _has_error(self) -> bool:
         return any(finding.level == "error" for finding in self.findings)
 
-    def _check_areas(self, rows: list[dict[str, Any]]) -> None:
+    def _check_areas(self, objects: int) -> None:
         """Note areas that are not stated: they are computed, see :func:`detection.annotations.fill_areas`."""
-        unstated = [row for row in rows if row.get("area") is None]
-        if not unstated:
+        if not self._unstated:
             return
         kind = registered_class(DATASETS, self.dataset.type)
         if kind is not None and issubclass(kind.COCOAPI, OrderedCOCO):
-            which = f"{len(unstated):,} of {len(rows):,} objects of the {self.split} data"
+            which = f"{len(self._unstated):,} of {objects:,} objects of the {self.split} data"
             self.notes.append(f"{which} state no area: it is computed from the mask, without a mask from the box")
             return
-        for row in unstated:
+        for place in self._unstated:
             fix = "state it, or use CocoInstances, which computes it"
-            self.error("area field", self._place("annotation", row), "has no area", fix)
+            self.error("area field", place, "has no area", fix)
 
     def _report_left_out(self, counts: LeftOut) -> None:
         """Report objects and images that are not trained on: a warning where they are many, a note in any case."""

@@ -80,18 +80,20 @@ def count_left_out(
         filters: ``filter_cfg`` of the data set; empty where images are not filtered, as in a validation.
         with_mask: Whether masks are trained on.
     """
-    ours = [one for one in objects if one["category_id"] in class_ids]
-    with_object = {one["image_id"] for one in ours}
     small = {key for key, image in images.items() if min(image["width"], image["height"]) < filters.get("min_size", 0)}
-    empty = images.keys() - with_object if filters.get("filter_empty_gt", False) else set()
-    counts = LeftOut(len(ours), len(images), small_images=len(small), empty_images=len(empty - small))
-    kept = set()
-    for one in ours:
+    counts, with_object, kept = LeftOut(total_images=len(images), small_images=len(small)), set(), set()
+    for one in objects:
+        if one["category_id"] not in class_ids:
+            continue
+        counts.total_objects += 1
+        with_object.add(one["image_id"])
         reason = IN_DROPPED_IMAGE if one["image_id"] in small else _reason(one, images[one["image_id"]], with_mask)
         if reason:
             counts.objects[reason] += 1
         else:
             kept.add(one["image_id"])
+    empty = images.keys() - with_object if filters.get("filter_empty_gt", False) else set()
+    counts.empty_images = len(empty - small)
     counts.background_images = len(images.keys() - small - empty - kept)
     return counts
 

@@ -1,0 +1,71 @@
+"""Arrays in one file with a header, written once by the first process and mapped into the memory of all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from backbones.errors import MachineError
+from backbones.files import NO_SPACE_ERRNOS, atomic_write, locked
+
+Arrays = list[np.ndarray]
+
+
+def mapped_arrays(file: Path, key: Any, make: Callable[[], tuple[Any, Arrays]]) -> tuple[Any, Arrays]:
+    """Header and arrays that are kept in a file; the first process of all that ask for them makes it, the others wait.
+
+    Args:
+        file: The file.
+        key: State of their source, as JSON gives it back; they are made anew where the file has another.
+        make: Returns header, as JSON gives it back, and one-dimensional arrays.
+
+    Raises:
+        MachineError: If the file cannot be written.
+    """
+    if (found := _read(file, key)) is not None:
+        return found
+    try:
+        with locked(file.with_suffix(".lock")):
+            if (found := _read(file, key)) is None:
+                _write(file, key, *make())
+                found = _read(file, key)
+    except OSError as error:
+        if error.filename is not None and Path(error.filename).parent != file.parent:
+            raise  # of what it is made from
+        fix = "make room" if error.errno in NO_SPACE_ERRNOS else "set XDG_CACHE_HOME to your own folder"
+        raise MachineError(f"{str(file)!r} cannot be written ({error.strerror}): {fix}") from error
+    if found is None:
+        raise MachineError(f"{str(file)!r} cannot be read again after it was written: check the disk")
+    return found
+
+
+def _write(file: Path, key: Any, header: Any, arrays: Sequence[np.ndarray]) -> None:
+    told = [[one.dtype.descr if one.dtype.names else one.dtype.str, len(one)] for one in arrays]
+    line = json.dumps({"key": key, "header": header, "arrays": told}).encode()
+    with atomic_write(file) as part, part.open("wb") as opened:
+        opened.write(line + b" " * (-(len(line) + 1) % 64) + b"\n")
+        for one in arrays:
+            opened.write(one.tobytes())
+            opened.write(bytes(-one.nbytes % 64))
+
+
+def _read(file: Path, key: Any) -> tuple[Any, Arrays] | None:
+    """What the file holds, ``None`` if it is absent, not whole, or of another key."""
+    try:
+        with file.open("rb") as opened:
+            line = opened.readline()
+        told = json.loads(line)
+        if told["key"] != key:
+            return None
+        start, arrays = len(line), []
+        for kind, length in told["arrays"]:
+            dtype = np.dtype([tuple(field) for field in kind] if isinstance(kind, list) else kind)
+            arrays.append(np.memmap(file, dtype, "r", start, (length,)) if length else np.empty(0, dtype))
+            start += length * dtype.itemsize + -(length * dtype.itemsize) % 64
+        return (told["header"], arrays) if start == file.stat().st_size else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
