@@ -36,7 +36,7 @@ INSTALL_NAMES = {
     "yaml": "pyyaml",
 }
 # Packages of this project's extras in pyproject.toml; those of its dependencies come with ``pip install -e .``.
-EXTRAS = {"export": ("onnx", "onnxruntime", "onnxscript"), "shards": ("pyarrow",)}
+EXTRAS = {"export": ("onnx", "onnxruntime", "onnxscript"), "shards": ("pyarrow",), "stores": ("aiohttp", "fsspec")}
 # Loggers of mmengine import their package when they begin to write: backends of visualizers -> packages.
 LOGGER_PACKAGES = {
     "AimVisBackend": ("aim",),

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from backbones.errors import DataError, nearest
@@ -17,6 +18,7 @@ from classification.data import FolderDataset, class_folders, folder_difference,
 from classification.decode import read_rgb
 from classification.model import MAX_BYTE
 from classification.stored import StoredSamples, describe_shards, match_classes, stored_difference
+from engine.data.block_shuffle import DEFAULT_OPEN_SHARDS, BlockShuffleSampler, label_mixing
 from engine.data.checker import DATA_CHECKERS, PILLOW_MAX_PIXELS, DataFile, DatasetChecker
 from engine.data.image_files import ImageInfo, image_suffixes, read_bands
 from engine.data.network_input import NetworkInput
@@ -25,6 +27,7 @@ from engine.data.paths import hidden_note, is_hidden
 from engine.data.shards import Shards, find_shards, open_table
 
 MAX_LISTED_IMAGES = 500_000  # images in shards of a split, unless all are checked: their paths take 0.3 GB
+MAX_FETCHED_SHARDS = 4  # of a store, unless all are checked
 MIN_CLASS_IMAGES = 2  # fewer training images of a class are worth a warning
 
 
@@ -71,7 +74,8 @@ class FolderChecker(DatasetChecker):
         classes = self.dataset.metainfo["classes"]
         self._class_and_path_by_digest: dict[int, tuple[str, str]] = {}
         self._test_mode = self.dataset.get("test_mode", False)
-        if (shards := find_shards(self.dataset.data_root, self.dataset.split)) is not None:
+        shards = find_shards(self.dataset.data_root, self.dataset.split, self.dataset.get("shard_cache"))
+        if shards is not None:
             return self._list_stored(shards, classes)
         root = Path(self.dataset.data_root) / self.dataset.split
         if not root.is_dir():
@@ -124,13 +128,45 @@ class FolderChecker(DatasetChecker):
             if name not in found:
                 self._warn_unscored(Path(shards.place), name)
         images = StoredSamples(table, [found[name][::every] for name in names], range(len(names)))
-        step = 1 if self.full else max(1, math.ceil(len(images) / MAX_LISTED_IMAGES))
-        part = f", of which 1 in {step} is checked" if step > 1 else ""
+        chosen, part = self._chosen(images, shards)
         self.notes.append(
             f"the {self.split} data: {len(images):,} images in {describe_shards(shards, table, classes)}{part}"
         )
-        listed = (images[index] for index in range(0, len(images), step))
-        return [DataFile(one["img_path"], key=names[one["gt_label"]]) for one in listed]
+        self._check_order(images, shards)
+        return [DataFile(one["img_path"], key=names[one["gt_label"]]) for one in map(images.__getitem__, chosen)]
+
+    def _chosen(self, images: StoredSamples, shards: Shards) -> tuple[Sequence[int], str]:
+        """Images to check, in the order in which to read them, and words about the others."""
+        if shards.cache is not None:
+            layout = images.layout()
+            order = np.argsort(layout.numbers, kind="stable")
+            self.in_order = True  # whole shards are fetched
+            few = len(layout.shards) if self.full else MAX_FETCHED_SHARDS
+            chosen = order[: np.searchsorted(layout.numbers[order], few)].tolist()
+            return chosen, f", of which those of {few} shards are checked" if few < len(layout.shards) else ""
+        step = 1 if self.full else max(1, math.ceil(len(images) / MAX_LISTED_IMAGES))
+        return range(0, len(images), step), f", of which 1 in {step} is checked" if step > 1 else ""
+
+    def _check_order(self, images: StoredSamples, shards: Shards) -> None:
+        """Say how well a block shuffle mixes the classes, and refuse an order that fetches a shard for each image."""
+        loader = self.cfg[f"{self.split}_dataloader"]
+        sampler, layout = loader.get("sampler") or {}, images.layout()
+        by_blocks = str(sampler.get("type")).endswith(BlockShuffleSampler.__name__)
+        if by_blocks and self.split == "train" and len(images):
+            shards_of_block = sampler.get("open_shards", DEFAULT_OPEN_SHARDS)
+            batch = int((self.cfg.get("batch") or {}).get("size") or loader.batch_size)
+            ours, uniform = label_mixing(layout, images.labels(), shards_of_block, batch)
+            text = (
+                f"a batch of {batch:,} has {ours:,.1f} classes on average, {uniform:,.1f} if all images were shuffled"
+            )
+            self.notes.append(f"the {self.split} data: in blocks of {shards_of_block} shards, {text}")
+        size = sum(shard.size for shard in layout.shards if shard.cache is not None)
+        if shards.cache is not None and not by_blocks and size > shards.cache.size:
+            problem = (
+                f"the shards have {size:,} bytes, shard_cache {shards.cache.size:,}: images in this order fetch each"
+            )
+            fix = f"set {self.split}_dataloader.sampler.type=BlockShuffleSampler, or a larger shard_cache.size"
+            self.error("order of images", shards.place, f"{problem} shard again and again", fix)
 
     def _report_difference(self, root: Path, classes: tuple[str, ...], difference: str) -> None:
         folders = sorted(class_folders(root, classes))

@@ -24,11 +24,11 @@ from backbones.errors import ConfigError, DataError
 from backbones.files import read_text_file
 from classification import augment
 from classification.decode import Crop, read_crop, read_rgb
-from classification.stored import stored_samples
+from classification.stored import StoredSamples, stored_samples
 from engine.config.schema import is_whole
 from engine.data.image_files import IMAGE_SUFFIXES, image_suffixes, read_bands
 from engine.data.paths import is_hidden, list_files
-from engine.data.shards import find_shards
+from engine.data.shards import ShardLayout, find_shards
 
 BICUBIC = InterpolationMode.BICUBIC
 CROP_ASPECT_RATIOS = (3 / 4, 4 / 3)  # range of width over height of the random crop
@@ -48,6 +48,7 @@ class FolderDataset(BaseDataset):
         test_mode: Allow classes without a folder or images, as in a small validation set.
         ann_file: Text file with a line ``<class>/<image>`` for each image to use, in ``data_root`` unless its path is
             absolute; the other images of the folders do not count. All of them without it.
+        shard_cache: Cache of the shards of a store, see :meth:`engine.data.stores.cache.ShardCache.of`.
 
     Raises:
         ConfigError: If ``every`` is no positive number.
@@ -64,11 +65,12 @@ class FolderDataset(BaseDataset):
         every: int = 1,
         test_mode: bool = False,
         ann_file: str = "",
+        shard_cache: dict[str, Any] | None = None,
     ) -> None:
         if not is_whole(every, 1):
             raise ConfigError(f"dataset.every={every}: 10 takes every tenth image of a class, 1 takes all")
         self.split, self.every, self.suffixes = split, every, image_suffixes(stated_channels(pipeline))
-        shards = find_shards(data_root, split) if data_root else None
+        shards = find_shards(data_root, split, shard_cache) if data_root else None
         if shards is not None and ann_file:
             raise ConfigError(f"dataset.ann_file={ann_file!r}: a list of images is for class folders, not for shards")
         self.shards = shards
@@ -102,6 +104,17 @@ class FolderDataset(BaseDataset):
         if not samples:
             raise DataError(f"{str(root)!r} holds no image of any class ({', '.join(self.suffixes)})")
         return samples
+
+    def shard_layout(self) -> ShardLayout:
+        """Where the images lie, for :class:`engine.data.block_shuffle.BlockShuffleSampler`.
+
+        Raises:
+            ConfigError: If they lie in folders.
+        """
+        self.full_init()
+        if not isinstance(self.data_list, StoredSamples):
+            raise ConfigError("BlockShuffleSampler is for images in shards; DefaultSampler shuffles those in folders")
+        return self.data_list.layout()
 
     def get_cat_ids(self, idx: int) -> list[int]:
         """Label of an image in a list, for mmengine's ``ClassBalancedDataset``."""

@@ -10,7 +10,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import sys
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -34,7 +33,6 @@ from engine.data.shards.parquet import read_parquet
 from engine.data.stored_image import ShardState, StoredImage
 from engine.launch.pool import in_processes
 
-BYTE_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 MIN_SHARD_BYTES = 10_000
 SHARD_PLAN_FILE = "shards.json"
 SHARD_SPLITS = ("train", "val", "test")
@@ -98,18 +96,6 @@ class _Job:
     images: tuple[tuple[str, int], ...]  # path below the root, and label
     classes: tuple[str, ...]
     settings: ShardSettings
-
-
-def parse_size(text: str) -> int:
-    """Number of bytes of a size such as ``256MB``.
-
-    Raises:
-        ConfigError: If it is none.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?B)?", text.strip().upper())
-    if not match:
-        raise ConfigError(f"--size {text!r}: a number with a unit is needed, such as 256MB or 1GB")
-    return round(float(match[1]) * BYTE_UNITS[match[2] or "B"])
 
 
 def make_shards(

@@ -11,7 +11,8 @@ import numpy as np
 
 from backbones.errors import DataError, nearest
 from classification.class_lists import describe_classes
-from engine.data.shards import Shards, ShardTable, open_table
+from engine.data.shards import ShardLayout, Shards, ShardTable, open_table
+from engine.data.stores import is_store_url
 
 # The class in the name of an image: a WordNet id, as of ImageNet's training images, or a folder.
 CLASS_IN_NAME = re.compile(r"(?:.*/)?(n\d{8})_|([^/]+)/")
@@ -32,6 +33,15 @@ class StoredSamples(Sequence[dict[str, Any]]):
 
     def __len__(self) -> int:
         return int(self._ends[-1])
+
+    def layout(self) -> ShardLayout:
+        """The shards, and the one of each sample."""
+        numbers = [self.table.shard_numbers(one) for one in self._rows]
+        return ShardLayout(self.table.shards, np.concatenate(numbers) if numbers else np.empty(0, np.uint16))
+
+    def labels(self) -> np.ndarray:
+        """Label of each sample."""
+        return np.repeat(np.array(self._labels, np.int64), [len(one) for one in self._rows])
 
     def __getitem__(self, index: Any) -> Any:
         """Sample of an index: the path of its image and its label."""
@@ -123,7 +133,8 @@ def stored_difference(found: dict[str, range], classes: Sequence[str], test_mode
 def describe_shards(shards: Shards, table: ShardTable, classes: Sequence[str]) -> str:
     """Where shards lie, how many there are, and what tells the classes of their labels."""
     count, told = len(shards.paths), _told_names(table)
-    place = f"{count:,} {shards.kind} {'file' if count == 1 else 'files'} of {os.path.abspath(shards.place)!r}"
+    where = shards.place if is_store_url(shards.place) else os.path.abspath(shards.place)
+    place = f"{count:,} {shards.kind} {'file' if count == 1 else 'files'} of {where!r}"
     known = describe_classes(table.class_names or told)
     which = f" ({known})" if known else ""
     if isinstance(table.classes[0].label, str) or table.class_names:

@@ -68,7 +68,7 @@ def _folder_names(dataset: Mapping[str, Any]) -> Sequence[str]:
     Raises:
         DataError: If the folder is absent or holds no class folders, or shards have no names.
     """
-    shards = find_shards(dataset.get("data_root") or "", dataset.get("split") or "")
+    shards = find_shards(dataset.get("data_root") or "", dataset.get("split") or "", dataset.get("shard_cache"))
     if shards is not None:
         return stored_names(shards)
     root = Path(dataset.get("data_root") or "", dataset.get("split") or "")

@@ -27,9 +27,10 @@ def main() -> None:
     parser.add_argument("--workers", type=int, metavar="N", help="number of processes (default: one for each core)")
     args = parser.parse_args()
 
-    from classification.make_shards import ShardSettings, make_shards, parse_size
+    from classification.make_shards import ShardSettings, make_shards
+    from engine.data.stores.cache import parse_size
 
-    settings = ShardSettings(args.to, parse_size(args.size), args.resize_short, args.quality)
+    settings = ShardSettings(args.to, parse_size(args.size, "--size"), args.resize_short, args.quality)
     for split, made in make_shards(args.source, args.target, settings, args.workers).items():
         print(f"{args.target}: {made.images:,} {split} images of {made.classes:,} classes in {made.shards:,} shards")
     print(f"train from them with --cfg-options data_root={args.target}")

@@ -98,6 +98,12 @@ def set_data_root(split: str, dataset: Any, root: str | None, notes: list[str]) 
             notes.append(f"{split} data is in its own data_root {one['data_root']!r}, not in the config's {root!r}")
 
 
+def set_shard_cache(dataset: Any, settings: Any) -> None:
+    """Give a data set, or those inside of a wrapper, the config's ``shard_cache`` where they state none."""
+    for one in inner_datasets(dataset) if settings is not None else ():
+        one.setdefault("shard_cache", settings)
+
+
 def carry_to_test(cfg: Config, fallback: Config | None = None) -> None:
     """Test on the validation data where a config, changed in place, states no test or only what differs (no type).
 

@@ -39,6 +39,7 @@ from engine.config.datasets import (
     mappings,
     set_data_root,
     set_pipeline,
+    set_shard_cache,
     set_test_mode,
 )
 from engine.config.environment import check_environment, check_noise_scale
@@ -49,7 +50,7 @@ from engine.config.schema import check_settings, is_whole
 from engine.config.world import Launch
 from engine.task import TASK_SPECS, task_of
 
-DRIVERS = ("classes", "data_root", "batch", "train_pipeline", "test_pipeline")
+DRIVERS = ("classes", "data_root", "shard_cache", "batch", "train_pipeline", "test_pipeline")
 RUNNER_KEYS = (
     *("model", "work_dir", "train_dataloader", "val_dataloader", "test_dataloader", "train_cfg", "val_cfg", "test_cfg"),
     *("optim_wrapper", "param_scheduler", "val_evaluator", "test_evaluator", "default_hooks", "custom_hooks"),
@@ -179,6 +180,7 @@ def resolve(cfg: Config, stated_batch: int, launch: Launch, training: bool = Tru
     expand_home(cfg)
     for split, dataset in _datasets(cfg):
         set_data_root(split, dataset, cfg.get("data_root"), notes)
+        set_shard_cache(dataset, cfg.get("shard_cache"))
     fill_classes(cfg)
     task_of(cfg).complete_config(cfg, notes)
     _set_classes(cfg, notes)

@@ -1,11 +1,12 @@
 """Training data of all tasks: checked before a run, read in an order that follows from the step, kept from stopping it.
 
 ``checker`` and ``check`` find what is wrong with data, ``preflight`` runs them before a training; ``sampling`` makes
-data loaders resumable; ``fault_tolerance`` replaces damaged images; ``balance`` repeats
-images of rare classes; ``image_files`` inspects and loads single files.
+data loaders resumable, ``block_shuffle`` reads few shards at a time; ``fault_tolerance`` replaces damaged images;
+``balance`` repeats images of rare classes; ``image_files`` inspects and loads single files.
 """
 
 from engine.data.balance import BalancedDataset
+from engine.data.block_shuffle import BlockShuffleSampler
 from engine.data.check import check_datasets
 from engine.data.checker import DATA_CHECKERS, DataFile, DatasetChecker
 from engine.data.fault_tolerance import FaultTolerantDataset
@@ -17,6 +18,7 @@ from engine.data.sampling import ResumableBatchSampler, SeededIndex, build_train
 __all__ = [
     "DATA_CHECKERS",
     "BalancedDataset",
+    "BlockShuffleSampler",
     "DamagedImageError",
     "DataCheckResult",
     "DataFile",

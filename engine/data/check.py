@@ -124,7 +124,8 @@ def evenly_spread(count: int) -> Iterator[int]:
 
 def _plan_inspections(number: int, checker: DatasetChecker, files: list[DataFile], full: bool) -> Iterator[_Inspection]:
     values_left = len(files) if full else MAX_LABEL_FILES
-    for file in (files[i] for i in evenly_spread(len(files))):
+    order = range(len(files)) if checker.in_order else evenly_spread(len(files))
+    for file in (files[i] for i in order):
         needs_values = checker.needs_values(file)
         channels = checker.channels if file.role == "image" else None
         decode = full or channels is not None

@@ -101,6 +101,7 @@ class DatasetChecker:
         findings: Problems found so far.
         channels: Number of channels that the pipeline reads; ``None`` for colour images.
         full: Whether every image is to be checked.
+        in_order: Whether images are read in the order in which they are listed, not spread evenly.
         notes: Facts worth a line that are neither right nor wrong.
         path_by_digest: First image of each content, by :attr:`engine.data.image_files.ImageInfo.digest`.
         path_by_real_path: Images by the path that is comparable between splits.
@@ -113,7 +114,7 @@ class DatasetChecker:
         self.channels = stated_channels(dataset.get("pipeline"))
         self.findings: list[DataFinding] = []
         self.notes: list[str] = []
-        self.full = False
+        self.full = self.in_order = False
         self.path_by_digest: dict[int, str] = {}
         self.path_by_real_path: dict[str, str] = {}
 

@@ -20,8 +20,9 @@ from engine.data.check import check_datasets
 from engine.data.checker import DAMAGE_KINDS
 from engine.data.fault_tolerance import max_replaced_images
 from engine.data.findings import DataCheckResult
-from engine.data.shards.find import find_shards
+from engine.data.shards import Shards, find_shards, shard_states
 from engine.data.shards.unpacked import data_file, refuse_absent
+from engine.data.stores import is_store_url
 
 BRING_DATA_HINT = "see 'Bring your data' in README.md, or point data_root elsewhere with --cfg-options data_root=FOLDER"
 DATA_CHECK_FILE = "data_check.json"
@@ -61,9 +62,8 @@ def dataset_paths(dataset: ConfigDict) -> list[Path]:
     paths: list[Path] = []
     for one in inner_datasets(dataset):
         stated = one.get("data_root") or "."
-        shards = find_shards(stated, one.split) if one.get("split") else None
-        if shards is not None:
-            paths += map(Path, shards.paths)
+        if (shards := _shards_of(one)) is not None:
+            paths += [Path(path) for path in shards.paths if not is_store_url(path)]
             continue
         if not isinstance(stated, str | os.PathLike):
             raise DataError(f"data_root={stated!r}: a list is for shards of images with classes; name one folder")
@@ -71,6 +71,20 @@ def dataset_paths(dataset: ConfigDict) -> list[Path]:
         parts = [one.get("split"), one.get("ann_file"), *one.get("data_prefix", {}).values()]
         paths += [root, *(root / part for part in parts if part)]
     return paths
+
+
+def _shards_of(dataset: ConfigDict) -> Shards | None:
+    return find_shards(dataset.get("data_root") or ".", dataset.split) if dataset.get("split") else None
+
+
+def stored_versions(dataset: ConfigDict) -> list[list[Any]]:
+    """URL, size and version of the shards that a data set reads from stores, from its config.
+
+    Raises:
+        UserError: If a store cannot be asked.
+    """
+    found = [shards for shards in map(_shards_of, inner_datasets(dataset)) if shards is not None and shards.cache]
+    return [list(state[:3]) for shards in found for state in shard_states(shards) if state.cache is not None]
 
 
 def check_before_training(cfg: Config, logger: Logger, resume: bool) -> None:
@@ -173,9 +187,10 @@ def data_fingerprint(cfg: Config, splits: tuple[str, ...] = ("train", "val")) ->
     settings: list[Any] = []
     for split in splits:
         if loader := cfg.get(f"{split}_dataloader"):
-            files = map(data_file, dataset_paths(loader.dataset))
-            stats = [path.stat() for path in files if path.exists()]
-            settings.append([loader.dataset.to_dict(), [(stat.st_size, stat.st_mtime_ns) for stat in stats]])
+            paths = map(data_file, dataset_paths(loader.dataset))
+            stats = [path.stat() for path in paths if path.exists()]
+            files = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
+            settings.append([loader.dataset.to_dict(), files, *stored_versions(loader.dataset)])
     return make_fingerprint(*settings)[:16]
 
 

@@ -55,7 +55,8 @@ class ResumableBatchSampler(Sampler[list[int]]):
     """Batches of :class:`SeededIndex`, starting at any batch of an epoch or of an endless stream.
 
     A sampler without epochs has a method ``skip`` to an absolute position, as mmengine's ``InfiniteSampler``; one whose
-    order depends on the epoch has ``set_epoch``, as its ``DefaultSampler``.
+    order depends on the epoch has ``set_epoch``, as its ``DefaultSampler``. One with ``seek_sample`` begins its next
+    iteration after so many samples of this process; of others the batches before are made and dropped.
 
     Args:
         batches: Batches of plain indices of this process.
@@ -97,7 +98,12 @@ class ResumableBatchSampler(Sampler[list[int]]):
         if hasattr(self.sampler, "skip"):
             self.sampler.skip(0)  # else the stream would go on where the previous iterator stopped
         epoch = getattr(self.sampler, "epoch", 0)
-        for number, batch in enumerate(islice(iter(self.batches), start, None), start):
+        if type(self.batches) is BatchSampler and hasattr(self.sampler, "seek_sample"):
+            self.sampler.seek_sample(start * self.batches.batch_size)
+            batches = iter(self.batches)
+        else:
+            batches = islice(iter(self.batches), start, None)
+        for number, batch in enumerate(batches, start):
             # An endless stream has no epochs: count its passes over the data.
             passes = epoch + number * len(batch) * get_world_size() // self._dataset_size
             yield [SeededIndex(index, seed_of(self._seed, passes, index)) for index in batch]

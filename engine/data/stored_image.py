@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from backbones.errors import DataError, printable
 from backbones.files import open_file
+from engine.data.stores.cache import ShardCache
 
 MAX_OPEN_SHARDS = 128  # of a process; the limit of open files is often 1,024
 ROW_GROUPS_KEPT = 2  # of parquet files, decoded, in a process
@@ -32,14 +33,16 @@ class ShardState(NamedTuple):
     """A shard as it was when its headers were read.
 
     Attributes:
-        path: Path of the file.
+        path: Path of the file, or URL of an object in a store.
         size: Bytes.
-        mtime_ns: Time of its last change, in nanoseconds.
+        mtime_ns: Time of its last change, in nanoseconds; of an object the version that the store tells.
+        cache: Cache of an object; ``None`` for a file.
     """
 
     path: str
     size: int
     mtime_ns: int
+    cache: ShardCache | None = None
 
 
 class StoredImage(str):
@@ -76,6 +79,7 @@ class StoredImage(str):
         Raises:
             OSError: If the shard cannot be read, or its bytes cannot be decompressed.
             DataError: If the shard has changed since its headers were read.
+            MachineError: If it cannot be fetched from its store.
         """
         if self.coding == Coding.PARQUET:
             group, row = divmod(self.offset, 2**32)
@@ -120,25 +124,60 @@ def refuse_changed(shard: ShardState, size: int, mtime_ns: int) -> None:
         raise DataError(f"{printable(shard.path)}: has changed since its images were listed: start again")
 
 
+def open_shard(shard: ShardState) -> BinaryIO:
+    """Open a shard for reading; one of a store is fetched first where it is not here.
+
+    Raises:
+        OSError: If it cannot be opened.
+        DataError: If it is not what it was when its headers were read.
+        MachineError: If it cannot be fetched from its store.
+    """
+    if shard.cache is not None:
+        return shard.cache.open(shard)
+    file = open_file(shard.path)
+    status = os.fstat(file.fileno())
+    refuse_changed(shard, status.st_size, status.st_mtime_ns)
+    return file
+
+
 class _OpenShards:
     """Files kept open, the latest used ones; closed once nobody reads from them."""
 
     def __init__(self) -> None:
         self._files: OrderedDict[ShardState, BinaryIO] = OrderedDict()
+        self._parquets: dict[ShardState, Any] = {}
 
     def get(self, shard: ShardState) -> BinaryIO:
         """The open file of a shard. A forked process may use it too: reads state their place."""
         file = self._files.get(shard)
         if file is None:
-            file = open_file(shard.path)
-            status = os.fstat(file.fileno())
-            refuse_changed(shard, status.st_size, status.st_mtime_ns)
-            self._files[shard] = file
+            self._files[shard] = file = open_shard(shard)
+            if shard.cache is not None:
+                self._drop_removed()
             while len(self._files) > MAX_OPEN_SHARDS:
-                self._files.popitem(last=False)
+                self._close(next(iter(self._files)))
         else:
             self._files.move_to_end(shard)
         return file
+
+    def parquet(self, shard: ShardState) -> Any:
+        """The reader of a parquet file."""
+        from pyarrow.parquet import ParquetFile
+
+        file = self.get(shard)
+        if shard not in self._parquets:  # by the open file: its name may be gone
+            self._parquets[shard] = ParquetFile(f"/dev/fd/{file.fileno()}")
+        return self._parquets[shard]
+
+    def _close(self, shard: ShardState) -> None:
+        del self._files[shard]
+        self._parquets.pop(shard, None)
+
+    def _drop_removed(self) -> None:
+        """Close what has gone from a cache: it still takes its room on the disk."""
+        gone = [shard for shard, file in self._files.items() if not os.fstat(file.fileno()).st_nlink]
+        for shard in gone:
+            self._close(shard)
 
 
 _OPEN_SHARDS = _OpenShards()
@@ -150,16 +189,7 @@ def _row_group(shard: ShardState, group: int) -> Any:
     from pyarrow import ArrowException
 
     try:
-        table = _parquet_file(shard).read_row_group(group, columns=["image.bytes"], use_threads=False)
+        table = _OPEN_SHARDS.parquet(shard).read_row_group(group, columns=["image.bytes"], use_threads=False)
     except ArrowException as error:
         raise OSError(f"row group {group} of the shard cannot be read: {error}") from error
     return table["image"].combine_chunks().field("bytes")
-
-
-@lru_cache(maxsize=MAX_OPEN_SHARDS)
-def _parquet_file(shard: ShardState) -> Any:
-    from pyarrow.parquet import ParquetFile
-
-    status = os.stat(shard.path)
-    refuse_changed(shard, status.st_size, status.st_mtime_ns)
-    return ParquetFile(shard.path)

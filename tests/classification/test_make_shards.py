@@ -13,10 +13,11 @@ from PIL import Image
 from backbones import UserError
 from classification import make_shards as module
 from classification.data import FolderDataset
-from classification.make_shards import ShardSettings, make_shards, parse_size
+from classification.make_shards import ShardSettings, make_shards
 from classification.stored import stored_names
 from engine.data.image_files import read_image_bytes
 from engine.data.shards import find_shards
+from engine.data.stores.cache import parse_size
 from tests.shards import class_folders_of_noise
 
 CLASSES = ("cat", "dog", "newt")
@@ -102,7 +103,7 @@ def test_images_are_shrunk(folders: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text, size", [("256MB", 256 * 10**6), ("1.5 gb", 15 * 10**8), ("20000", 20000)])
 def test_sizes(text: str, size: int) -> None:
-    assert parse_size(text) == size
+    assert parse_size(text, "--size") == size
 
 
 def test_bad_input_is_one_line(folders: Path, tmp_path: Path) -> None:
@@ -129,7 +130,7 @@ def test_bad_input_is_one_line(folders: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message):
             ShardSettings(**settings)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="a number with a unit"):
-        parse_size("many")
+        parse_size("many", "--size")
     (folders / "train/cat/cat_1.jpg").write_bytes(b"")
     with pytest.raises(UserError, match=r"cat_1\.jpg: is empty"):
         make_shards(folders, tmp_path / "again", SMALL, workers=1)

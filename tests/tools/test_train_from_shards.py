@@ -1,4 +1,4 @@
-"""A training from shards ends bit by bit as one from class folders, also killed and resumed."""
+"""A training from shards, local or in a store, ends bit by bit as one from class folders, also killed and resumed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 
 from demo.drawing import DIGIT_CLASSES
 from tests.shards import to_shards
+from tests.store_server import serve
 from tests.tools.test_exact_resume import CONFIGS, DEATH, EVERY_STEP, TASKS, assert_same_run
 
 SPLITS = ("train", "val")
@@ -24,23 +25,49 @@ def roots(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     return {"folder": digits / "imagenet", "cls": target / "cls", "zip": target / "zip" / "set.zip"}
 
 
-def train(tool: Any, folder: Path, root: Path, *flags: str, workers: int = 0, **environment: str) -> Any:
+def train(
+    tool: Any, folder: Path, root: Path | str, *flags: str, workers: int = 0, blocks: bool = False, **environment: str
+) -> Any:
     config = folder.with_suffix(".py")
     settings = TASKS["classifier"].format(configs=str(CONFIGS), data="") + f"data_root = {str(root)!r}\n"
+    settings += f"shard_cache = dict(folder={str(folder) + '_cache'!r}, size='9MB')\n"
     config.write_text(settings + EVERY_STEP + DEATH, encoding="utf-8")
     options = ["--cfg-options", f"train_dataloader.num_workers={workers}", "train_cfg.max_epochs=2"]
+    if blocks:
+        options += [f"{one}_dataloader.sampler.type=BlockShuffleSampler" for one in SPLITS]
+        options += ["train_dataloader.sampler.open_shards=1"]
     return tool("train.py", config, "--work-dir", folder, *flags, *options, **environment)
 
 
 def test_the_same_training(tool: Any, roots: dict[str, Path], tmp_path: Path) -> None:
     ended = train(tool, tmp_path / "folder", roots["folder"])
     assert ended.code == 0, ended.err
-    for kind, workers in (("cls", 1), ("zip", 0)):
-        ended = train(tool, tmp_path / kind, roots[kind], workers=workers)
-        assert ended.code == 0, ended.err
-        assert_same_run(tmp_path / kind, tmp_path / "folder")
+    with serve(roots["cls"]) as store:
+        for kind, workers, root in (("cls", 1, roots["cls"]), ("zip", 0, roots["zip"]), ("store", 0, store.url)):
+            ended = train(tool, tmp_path / kind, root, workers=workers)
+            assert ended.code == 0, ended.err
+            assert_same_run(tmp_path / kind, tmp_path / "folder")
     killed = train(tool, tmp_path / "killed", roots["cls"], workers=1, ASK_AT="7", ASK_BY="SIGKILL")
     assert killed.code != 0
     ended = train(tool, tmp_path / "killed", roots["cls"], "--resume", workers=1)
     assert ended.code == 0, ended.err
     assert_same_run(tmp_path / "killed", tmp_path / "folder")
+
+
+def test_the_same_training_from_a_store(tool: Any, roots: dict[str, Path], tmp_path: Path) -> None:
+    with serve(roots["cls"]) as store:
+        local = train(tool, tmp_path / "local", roots["cls"], blocks=True)
+        assert local.code == 0, local.err
+        store.faults = ["503", "", "cut"]
+        killed = train(tool, tmp_path / "store", store.url, workers=1, blocks=True, ASK_AT="7", ASK_BY="SIGKILL")
+        assert killed.code != 0
+        asked = len(store.gets)
+        ended = train(tool, tmp_path / "store", store.url, "--resume", workers=1, blocks=True)
+        assert ended.code == 0, ended.err
+        assert len(store.gets) == asked  # all of it is in the cache
+        assert_same_run(tmp_path / "store", tmp_path / "local")
+        store.always = "403"
+        refused = train(tool, tmp_path / "refused", store.url)
+    assert refused.code == 2
+    (line,) = [one for one in refused.err.splitlines() if "set-" in one]
+    assert "access is refused, or credentials are missing (ClientResponseError: 403" in line

@@ -6,6 +6,6 @@ unpacked. What an image needs to be read is in :mod:`engine.data.stored_image`.
 """
 
 from engine.data.shards.find import Shards, find_shards
-from engine.data.shards.table import ClassRows, ShardTable, open_table
+from engine.data.shards.table import ClassRows, ShardLayout, ShardTable, open_table, shard_states
 
-__all__ = ["ClassRows", "ShardTable", "Shards", "find_shards", "open_table"]
+__all__ = ["ClassRows", "ShardLayout", "ShardTable", "Shards", "find_shards", "open_table", "shard_states"]

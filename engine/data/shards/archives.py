@@ -44,18 +44,19 @@ class Member(NamedTuple):
     coding: Coding = Coding.STORED
 
 
-def read_tar(path: str, split: str) -> ShardHeaders:
+def read_tar(path: str, split: str, copy: str | None = None) -> ShardHeaders:
     """Headers of a tar file: WebDataset's samples, class folders, or the images of one class, which gives its name.
 
     Args:
         path: The file.
         split: Folder inside of it, where it has folders of several splits; or ``ALL_FILES``.
+        copy: File to read in its place, of a shard of a store.
 
     Raises:
         DataError: If it is damaged, compressed, or does not tell the label of an image.
         OSError: If it cannot be read.
     """
-    with open_file(path) as file:
+    with open_file(copy or path) as file:
         members = _tar_members(path, file)
         labelled = any(_suffix(member.name) in LABEL_SUFFIXES for member in members)
         if split == ALL_FILES:
@@ -183,18 +184,19 @@ def _split_folder(folders: Sequence[Sequence[str]], split: str, path: str) -> li
     return common
 
 
-def read_zip(path: str, split: str) -> ShardHeaders:
+def read_zip(path: str, split: str, copy: str | None = None) -> ShardHeaders:
     """Headers of a zip file with class folders inside.
 
     Args:
         path: The file.
         split: Folder inside of it, where it has folders of several splits; or ``ALL_FILES``.
+        copy: File to read in its place, of a shard of a store.
 
     Raises:
         DataError: If it is damaged, or a member is encrypted or compressed by another method than deflate.
         OSError: If it cannot be read.
     """
-    with open_file(path) as file:
+    with open_file(copy or path) as file:
         try:
             with zipfile.ZipFile(file) as archive:
                 members = [_zip_member(path, file, info) for info in archive.infolist() if not info.is_dir()]

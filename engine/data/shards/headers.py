@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from backbones.errors import DataError, printable
+from backbones.files import atomic_write
 
 MAX_NAME_BYTES = 255  # of an image in its shard, as of a file in a folder
 MAX_IMAGE_BYTES = 2**32 - 1
@@ -84,6 +87,29 @@ class HeaderList:
             classes,
             keyed,
         )
+
+
+def write_headers(file: Path, headers: ShardHeaders) -> None:
+    """Keep the headers of a shard in a file.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    said = json.dumps([headers.classes, headers.keyed])
+    arrays = {name: getattr(headers, name) for name in ("names", "labels", "offsets", "sizes", "codings")}
+    with atomic_write(file) as part, part.open("wb") as opened:
+        np.savez(opened, said=np.array(said), **arrays)
+
+
+def read_headers(file: Path) -> ShardHeaders | None:
+    """Headers that were kept in a file; ``None`` if it is absent, or not whole."""
+    try:
+        with np.load(file, allow_pickle=False) as kept:
+            arrays = {name: kept[name] for name in kept.files}
+        classes, keyed = json.loads(str(arrays.pop("said")))
+        return ShardHeaders(**arrays, classes=tuple(classes), keyed=keyed)
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+        return None
 
 
 def parse_label(content: bytes, suffix: str, member: str, path: str) -> int | str:

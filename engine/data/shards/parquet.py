@@ -19,8 +19,12 @@ from engine.data.stored_image import Coding
 PARQUET_PACKAGE = "pyarrow"
 
 
-def read_parquet(path: str) -> ShardHeaders:
+def read_parquet(path: str, copy: str | None = None) -> ShardHeaders:
     """Headers of a parquet file.
+
+    Args:
+        path: The file.
+        copy: File to read in its place, of a shard of a store.
 
     Raises:
         DataError: If it is damaged, or has no such columns.
@@ -32,10 +36,10 @@ def read_parquet(path: str) -> ShardHeaders:
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
-    with open_file(path) as opened:
+    with open_file(copy or path) as opened:
         head = opened.read(SIGNATURE_BYTES)
     try:
-        with ParquetFile(path) as file:
+        with ParquetFile(copy or path) as file:
             _check_columns(path, file.schema_arrow)
             classes = _class_names(file.schema_arrow)
             found = HeaderList(path)

@@ -23,14 +23,16 @@ from backbones.files import NO_SPACE_ERRNOS, atomic_write, locked
 from backbones.kernels.autotune import cache_file
 from engine.data.shards.archives import read_tar, read_zip
 from engine.data.shards.find import Shards
-from engine.data.shards.headers import ShardHeaders
+from engine.data.shards.headers import ShardHeaders, read_headers, write_headers
 from engine.data.shards.parquet import read_parquet
-from engine.data.stored_image import Coding, ShardState, StoredImage
+from engine.data.stored_image import Coding, ShardState, StoredImage, open_shard
+from engine.data.stores import ShardCache, is_store_url, stored_states
 from engine.launch.pool import in_processes
 
 TABLE_VERSION = 1  # of the file
 TABLE_ROW = np.dtype([("offset", "<u8"), ("size", "<u4"), ("shard", "<u2"), ("coding", "<u2")])
 MAX_SHARDS = 2**16
+HEADERS_VERSION = 1  # of what is kept of a shard of a store
 _ALIGNMENT = 64  # of the rows in the file
 
 
@@ -54,11 +56,24 @@ class ClassRows(NamedTuple):
     names: int
 
 
+class ShardLayout(NamedTuple):
+    """Where the samples of a data set lie.
+
+    Attributes:
+        shards: The shards.
+        numbers: Number of the shard of each sample, ``uint16``.
+    """
+
+    shards: list[ShardState]
+    numbers: np.ndarray
+
+
 class ShardTable:
     """Places of the images in shards, by row; pickled by the path of its file.
 
     Args:
         file: File of the table.
+        cache: Cache of the shards of a store.
 
     Attributes:
         shards: The shards.
@@ -70,8 +85,8 @@ class ShardTable:
         ValueError: If it is none, or not whole.
     """
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, file: Path, cache: ShardCache | None = None) -> None:
+        self.file, self.cache = file, cache
         with file.open("rb") as opened:
             first = opened.readline()
             status = os.fstat(opened.fileno())
@@ -81,7 +96,12 @@ class ShardTable:
         if header["version"] != TABLE_VERSION or status.st_size != start + count * TABLE_ROW.itemsize + length:
             raise ValueError("another version, or not whole")
         folder = str(file.parent)
-        self.shards = [ShardState(os.path.join(folder, path), *state) for path, *state in header["shards"]]
+        self.shards = [
+            ShardState(path, size, version, cache)
+            if is_store_url(path)
+            else ShardState(os.path.join(folder, path), size, version)
+            for path, size, version in header["shards"]
+        ]
         self.classes = [ClassRows(*one) for one in header["classes"]]
         self.class_names: tuple[str, ...] = tuple(header["class_names"])
         self._rows = np.memmap(file, TABLE_ROW, "r", start, (count,)) if count else np.empty(0, TABLE_ROW)
@@ -89,11 +109,15 @@ class ShardTable:
         self._names = np.memmap(file, np.uint8, "r", end, (length,)) if length else np.empty(0, np.uint8)
         self._firsts = np.array([one.first for one in self.classes])
 
-    def __reduce__(self) -> tuple[type[ShardTable], tuple[Path]]:
-        return ShardTable, (self.file,)
+    def __reduce__(self) -> tuple[type[ShardTable], tuple[Path, ShardCache | None]]:
+        return ShardTable, (self.file, self.cache)
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def shard_numbers(self, rows: range) -> np.ndarray:
+        """Number of the shard of each of some rows, ``uint16``."""
+        return np.asarray(self._rows["shard"][rows.start : rows.stop : rows.step])
 
     def name(self, row: int) -> str:
         """Name of the image of a row."""
@@ -139,28 +163,42 @@ def open_table(shards: Shards, progress: bool = True) -> ShardTable:
         DataError: If a shard is damaged or contradicts another.
         MachineError: If the table cannot be written.
     """
-    states = [_state(path) for path in shards.paths]
+    states = shard_states(shards)
     if len(states) >= MAX_SHARDS:
         raise DataError(f"{shards.place!r}: {len(states):,} shards, {MAX_SHARDS - 1:,} at most: make larger ones")
     places = _places(shards)
-    if (table := _valid(places, states)) is not None:
+    if (table := _valid(places, states, shards.cache)) is not None:
         return table
     file = next((place for place in places if _writable(place.parent)), places[-1])
     try:
         with locked(file.with_suffix(".lock")):
-            if (table := _valid(places, states)) is None:
-                headers = _read_all(shards, progress)
+            if (table := _valid(places, states, shards.cache)) is None:
+                headers = _read_all(shards, states, progress)
                 _write(file, states, headers)
-                table = ShardTable(file)
+                table = ShardTable(file, shards.cache)
             return table
     except OSError as error:
-        room = "make room" if error.errno in NO_SPACE_ERRNOS else "set XDG_CACHE_HOME to your own folder"
+        setting = "XDG_CACHE_HOME" if shards.cache is None else "shard_cache.folder"
+        room = "make room" if error.errno in NO_SPACE_ERRNOS else f"set {setting} to your own folder"
         raise MachineError(
             f"{str(file)!r}: the table of the shards cannot be written ({error.strerror}): {room}"
         ) from error
 
 
-def _state(path: str) -> ShardState:
+def shard_states(shards: Shards) -> list[ShardState]:
+    """Size and time, or version in a store, of each shard as it is now.
+
+    Raises:
+        UserError: If one is absent, or its store cannot be asked.
+    """
+    urls = [path for path in shards.paths if is_store_url(path)]
+    stored = {url: (one.size, one.version) for url, one in zip(urls, stored_states(urls))}
+    return [
+        ShardState(path, *stored[path], shards.cache) if path in stored else _file_state(path) for path in shards.paths
+    ]
+
+
+def _file_state(path: str) -> ShardState:
     try:
         status = os.stat(path)
     except OSError as error:
@@ -168,35 +206,42 @@ def _state(path: str) -> ShardState:
     return ShardState(os.path.abspath(path), status.st_size, status.st_mtime_ns)
 
 
+def _absolute(path: str) -> str:
+    return path if is_store_url(path) else os.path.abspath(path)
+
+
 def _places(shards: Shards) -> list[Path]:
     """Files where the table may be, the best one first."""
-    folders = {os.path.dirname(os.path.abspath(path)) for path in shards.paths}
+    folders = {os.path.dirname(_absolute(path)) for path in shards.paths}
     local = [os.path.basename(path) for path in shards.paths]
     name = hashlib.sha256(json.dumps([TABLE_VERSION, shards.split, local]).encode()).hexdigest()[:16]
-    everywhere = hashlib.sha256(json.dumps([name, *map(os.path.abspath, shards.paths)]).encode()).hexdigest()[:16]
-    cached = cache_file().parent / "shards" / f"{everywhere}.table"
-    return [*(Path(folder) / f".shards-{name}.table" for folder in folders if len(folders) == 1), cached]
+    everywhere = hashlib.sha256(json.dumps([name, *map(_absolute, shards.paths)]).encode()).hexdigest()[:16]
+    folder = cache_file().parent / "shards" if shards.cache is None else Path(shards.cache.folder)
+    cached = folder / f"{everywhere}.table"
+    if shards.cache is not None:
+        return [cached]
+    return [*(Path(one) / f".shards-{name}.table" for one in folders if len(folders) == 1), cached]
 
 
 def _writable(folder: Path) -> bool:
     return folder.is_dir() and os.access(folder, os.W_OK)
 
 
-def _valid(places: Sequence[Path], states: list[ShardState]) -> ShardTable | None:
+def _valid(places: Sequence[Path], states: list[ShardState], cache: ShardCache | None) -> ShardTable | None:
     """The table of the first place that has one of shards as they are."""
     for place in places:
         try:
-            table = ShardTable(place)
+            table = ShardTable(place, cache)
         except (OSError, ValueError, KeyError, TypeError):
             continue
-        if [(os.path.abspath(one.path), *one[1:]) for one in table.shards] == [tuple(one) for one in states]:
+        if [(_absolute(one.path), *one[1:]) for one in table.shards] == [tuple(one) for one in states]:
             return table
     return None
 
 
-def _read_all(shards: Shards, progress: bool) -> list[ShardHeaders]:
+def _read_all(shards: Shards, states: Sequence[ShardState], progress: bool) -> list[ShardHeaders]:
     """Headers of all shards, read by several processes."""
-    jobs = [(shards.kind, path, shards.split) for path in shards.paths]
+    jobs = [(shards.kind, state, shards.split) for state in states]
     workers = min(len(os.sched_getaffinity(0)), len(jobs))
     shown = tqdm(total=len(jobs), unit="shard", desc="headers", disable=not (progress and sys.stderr.isatty()))
     with shown as bar:
@@ -207,26 +252,46 @@ def _read_all(shards: Shards, progress: bool) -> list[ShardHeaders]:
     return headers
 
 
-def _read(job: tuple[str, str, str]) -> ShardHeaders:
-    kind, path, split = job
+def _read(job: tuple[str, ShardState, str]) -> ShardHeaders:
+    kind, shard, split = job
+    if shard.cache is not None:
+        return _read_stored(kind, shard, split)
     try:
-        if kind == "parquet":
-            return read_parquet(path)
-        return read_tar(path, split) if kind == "tar" else read_zip(path, split)
+        return _read_file(kind, shard.path, split)
     except OSError as error:
-        raise DataError(f"{printable(path)}: cannot be read: {error.strerror or first_line(error)}") from error
+        raise DataError(f"{printable(shard.path)}: cannot be read: {error.strerror or first_line(error)}") from error
+
+
+def _read_file(kind: str, path: str, split: str, copy: str | None = None) -> ShardHeaders:
+    if kind == "parquet":
+        return read_parquet(path, copy)
+    return (read_tar if kind == "tar" else read_zip)(path, split, copy)
+
+
+def _read_stored(kind: str, shard: ShardState, split: str) -> ShardHeaders:
+    """Headers of a shard of a store; they are kept, so that a first reading that was stopped goes on."""
+    assert shard.cache is not None
+    key = json.dumps([HEADERS_VERSION, split, *shard[:3]])
+    kept = Path(shard.cache.folder, "headers", f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz")
+    if (headers := read_headers(kept)) is not None:
+        return headers
+    with open_shard(shard) as file:
+        headers = _read_file(kind, shard.path, split, f"/dev/fd/{file.fileno()}")
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    write_headers(kept, headers)
+    return headers
 
 
 def _write(file: Path, states: Sequence[ShardState], headers: Sequence[ShardHeaders]) -> None:
     """Sort the images of all shards, and write the table."""
     classes, rows, names = _sorted(states, headers)
     folder = file.parent
-    beside = all(Path(state.path).parent == folder.absolute() for state in states)
+    beside = all(not is_store_url(state.path) and Path(state.path).parent == folder.absolute() for state in states)
     header: dict[str, Any] = {
         "version": TABLE_VERSION,
         "rows": sum(one.images for one in classes),
         "names": sum(map(len, names)),
-        "shards": [[os.path.basename(path) if beside else path, *state] for path, *state in states],
+        "shards": [[os.path.basename(path) if beside else path, *state[:2]] for path, *state in states],
         "classes": classes,
         "class_names": _class_names(states, headers),
     }
