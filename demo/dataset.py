@@ -5,6 +5,8 @@ Layout under the root::
     imagenet/{train,val}/<class>/*.png                      one digit per 48x48 picture
     coco/{train2017,val2017}/*.jpg                          scenes of several digits, 160x160
     coco/annotations/instances_{train,val}2017.json
+    coco/annotations/panoptic_{train,val}2017.json          the same digits, and the photographs as stuff ...
+    coco/annotations/panoptic_{train,val}2017/*.png         ... with the ids of the segments as colours
     ade/images/{training,validation}/*.jpg                  the same scenes
     ade/annotations/{training,validation}/*.png             0 ignored, 1 background, 2..11 zero..nine
     digits.json                                             version, seed and counts; written last, with a complete set
@@ -29,10 +31,11 @@ from demo.drawing import (
     compose_scene,
     load_material,
 )
-from demo.formats import coco_annotation, label_map
+from demo.formats import coco_annotation, label_map, panoptic_annotation
 
 STAMP = "digits.json"
 SEGMENTATION_CLASSES = ("background", *DIGIT_CLASSES)
+STUFF_ID = 100  # category id of the photographs; those of the digits are 1 to 10
 
 _GENERATOR = "engine.digits"  # as in the stamps of the first version: data sets with it stay valid
 _FIRST_ID = {"train": 1, "val": 500_001}  # COCO image ids are unique over the splits, whatever their sizes
@@ -51,8 +54,10 @@ def _write_scenes(root: Path, split: str, count: int, seed: int, material: Mater
     ade_split = {"train": "training", "val": "validation"}[split]
     coco, annotations = root / "coco" / f"{split}2017", root / "coco" / "annotations"
     ade, labels = root / "ade" / "images" / ade_split, root / "ade" / "annotations" / ade_split
-    for folder in (coco, annotations, ade, labels):
+    panoptic = annotations / f"panoptic_{split}2017"
+    for folder in (coco, panoptic, ade, labels):
         folder.mkdir(parents=True, exist_ok=True)
+    segments: list[Any] = []
     listed: dict[str, Any] = {
         "info": {"description": "Handwritten digits on photographs", "version": str(DRAWING_VERSION)},
         "licenses": [],
@@ -71,7 +76,14 @@ def _write_scenes(root: Path, split: str, count: int, seed: int, material: Mater
         Image.fromarray(label_map(scene.instances)).save(labels / f"{ade_name}.png")
         listed["images"].append({"id": image_id, "file_name": name, "width": width, "height": height})
         listed["annotations"] += [coco_annotation(o, image_id, n) for n, o in enumerate(scene.instances, 1)]
+        entry, pixels = panoptic_annotation(scene.instances, image_id, STUFF_ID)
+        Image.fromarray(pixels).save(panoptic / entry["file_name"])
+        segments.append(entry)
     (annotations / f"instances_{split}2017.json").write_text(json.dumps(listed))
+    categories = [{**one, "isthing": 1} for one in listed["categories"]]
+    categories.append({"id": STUFF_ID, "name": "background", "supercategory": "photograph", "isthing": 0})
+    listed |= {"annotations": segments, "categories": categories}
+    (annotations / f"panoptic_{split}2017.json").write_text(json.dumps(listed))
 
 
 def read_stamp(root: Path) -> dict[str, Any] | None:

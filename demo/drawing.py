@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.datasets import load_digits, load_sample_images
 
-DRAWING_VERSION = 2  # raise it with every change that alters a byte of the output
+DRAWING_VERSION = 3  # raise it with every change that alters a byte of the output
 DIGIT_CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 DIGIT_SPLITS = ("train", "val")
 DIGIT_IMAGE_SIZE = 48  # pixels, pictures of one digit

@@ -1,4 +1,4 @@
-"""Annotations of a scene in the formats of COCO (polygons, run lengths) and ADE20K (label maps)."""
+"""Annotations of a scene in the formats of COCO (polygons, run lengths, panoptic ids) and ADE20K (label maps)."""
 
 from __future__ import annotations
 
@@ -30,6 +30,44 @@ def label_map(instances: list[Instance], size: int = SCENE_SIZE) -> npt.NDArray[
         if not instance.crowd:
             labels[instance.mask] = 2 + instance.label
     return labels
+
+
+def panoptic_annotation(
+    instances: list[Instance], image_id: int, stuff_id: int, size: int = SCENE_SIZE
+) -> tuple[dict[str, Any], npt.NDArray[np.uint8]]:
+    """Panoptic annotation of a scene as in COCO: each digit is a thing, the photograph around them is stuff.
+
+    As in :func:`label_map` the pixel around each digit is no segment.
+
+    Args:
+        instances: Digits of the scene.
+        image_id: Image id.
+        stuff_id: Category id of the photograph.
+        size: Side of the scene in pixels.
+
+    Returns:
+        Entry of "annotations", and the pixels of the PNG, RGB, (size, size, 3), whose red + 256 green is a segment.
+    """
+    ids = (label_map([], size) * (len(instances) + 1)).astype(np.int64)
+    labels = label_map([one for one in instances if not one.crowd], size)
+    ids[labels == 0] = 0
+    for number, instance in enumerate(instances, 1):
+        ids[instance.mask] = number
+    categories = {number: (1 + one.label, int(one.crowd)) for number, one in enumerate(instances, 1)}
+    categories[len(instances) + 1] = (stuff_id, 0)
+    segments = [
+        {
+            "id": number,
+            "category_id": category,
+            "area": int((ids == number).sum()),
+            "bbox": list(box_of(ids == number)),
+            "iscrowd": crowd,
+        }
+        for number, (category, crowd) in categories.items()
+        if (ids == number).any()
+    ]
+    entry = {"image_id": image_id, "file_name": f"{image_id:012d}.png", "segments_info": segments}
+    return entry, np.stack([ids % 256, ids // 256, 0 * ids], -1).astype(np.uint8)
 
 
 def mask_to_polygons(mask: Mask) -> list[list[float]]:

@@ -25,6 +25,28 @@ from engine.config.building import add_function_scope  # noqa: E402
 
 add_function_scope("mmdet")
 
-from detection import check, coco_metric, data, last_epochs, task, visualizer  # noqa: E402
+from detection import (  # noqa: E402
+    check,
+    coco_metric,
+    data,
+    last_epochs,
+    panoptic,
+    panoptic_check,
+    panoptic_metric,
+    panoptic_task,
+    task,
+    visualizer,
+)
 
-__all__ = ["check", "coco_metric", "data", "last_epochs", "task", "visualizer"]
+__all__ = [
+    "check",
+    "coco_metric",
+    "data",
+    "last_epochs",
+    "panoptic",
+    "panoptic_check",
+    "panoptic_metric",
+    "panoptic_task",
+    "task",
+    "visualizer",
+]

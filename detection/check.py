@@ -60,7 +60,7 @@ class CocoChecker(DatasetChecker):
         content = self._read()
         if content is None:
             return []
-        images = self._check_images(content["images"])
+        images = self.check_images(content["images"])
         self._check_annotations(images, self._check_categories(content["categories"]))
         return [
             DataFile(self._image_path(image["file_name"]), stated_size=(image["width"], image["height"]))
@@ -126,16 +126,23 @@ class CocoChecker(DatasetChecker):
             kind = {"images": "image", "annotations": "annotation", "categories": "category"}[name]
             if annotations is not None and rows is annotations:
                 for index in np.flatnonzero(annotations.rows["flags"] & ODD):
-                    self._has_fields(kind, annotations[index], fields)
+                    self.has_fields(kind, annotations[index], fields)
                 problems = [f"{kind} id {one!r} occurs {count} times" for one, count in self._content.repeated_ids]
             else:
-                parts[name] = [row for row in rows if self._has_fields(kind, row, fields)]
+                parts[name] = [row for row in rows if self.has_fields(kind, row, fields)]
                 problems = repeated(f"{kind} id", (row["id"] for row in parts[name]))
             for problem in problems:
                 self.error(f"duplicate {kind} id", self.file, problem, "give each its own id")
         return parts
 
-    def _has_fields(self, kind: str, row: Any, fields: dict[str, tuple[type, ...]]) -> bool:
+    def has_fields(self, kind: str, row: Any, fields: Mapping[str, tuple[type, ...]]) -> bool:
+        """Check that an entry has fields of their types.
+
+        Args:
+            kind: ``image``, ``annotation`` or ``category``.
+            row: Entry of the annotation file.
+            fields: Types by the name of the field.
+        """
         for name, types in fields.items():
             value = row.get(name) if isinstance(row, dict) else None
             if not isinstance(value, types) or isinstance(value, bool):
@@ -149,7 +156,8 @@ class CocoChecker(DatasetChecker):
             return False
         return True
 
-    def _check_images(self, rows: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    def check_images(self, rows: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+        """Check the list of the images; returns its entries by id."""
         for problem in repeated("file name", (row["file_name"] for row in rows)):
             self.warn("duplicate file name", self.file, problem, "merge the copies, which share its objects")
         for row in rows:

@@ -14,7 +14,7 @@ from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import HorizontalBoxes
 from mmdet.structures.mask import BitmapMasks, PolygonMasks
 from mmengine.config import Config
-from mmengine.structures import BaseDataElement, InstanceData
+from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from torch import Tensor, nn
 
 from backbones.errors import ConfigError
@@ -114,8 +114,11 @@ def _export_wrapper(model: BaseDetector) -> ExportedNetwork:
 
 
 def _scale_sample(sample: BaseDataElement, factor: int) -> None:
-    """Enlarge boxes and masks of a sample, true and predicted ones, by a whole factor."""
+    """Enlarge boxes, masks and maps of a sample, true and predicted ones, by a whole factor."""
     for name, instances in list(sample.items()):
+        if name.endswith("_seg"):
+            enlarged = instances.sem_seg.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
+            setattr(sample, name, PixelData(sem_seg=enlarged))  # a PixelData accepts no other size once it has one
         if not name.endswith("_instances"):
             continue
         if "bboxes" in instances:  # missing in the annotations of an image without objects
@@ -261,7 +264,6 @@ DETECTION = register_task(
         # Training images of COCO 2017 that mmdet keeps: those with an object.
         named_classes={"coco": NamedClasses(lambda: CocoDataset.METAINFO["classes"], 117_266)},
         coloured_classes=True,
-        drivers=(STUFF_CLASSES,),
         sample_types={
             DetDataSample: (),
             BitmapMasks: ("masks", "height", "width"),

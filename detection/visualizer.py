@@ -8,7 +8,9 @@ from typing import Any
 import cv2
 import numpy as np
 from mmdet.registry import VISUALIZERS
+from mmdet.structures import INSTANCE_OFFSET, DetDataSample
 from mmdet.visualization import DetLocalVisualizer
+from mmengine.structures import PixelData
 
 from detection.labels import Box, place_labels
 from engine.report.lettering import BLACK, MIN_FONT_SIZE, Lettering, letter, text_size
@@ -16,6 +18,24 @@ from engine.report.lettering import BLACK, MIN_FONT_SIZE, Lettering, letter, tex
 POINTS_PER_INCH = 72  # font sizes of matplotlib
 USUAL_SIDE = 1280  # pixels; text in larger pictures is larger
 LINE_WIDTH = 1  # pixels, of lines from names to boxes
+
+
+def panoptic_sample(sample: DetDataSample, num_classes: int) -> DetDataSample:
+    """The segments of a panoptic sample, true ones (made of things and label map) and predicted ones.
+
+    Args:
+        sample: Sample with ``pred_panoptic_seg``, and with annotations ``gt_instances`` and ``gt_sem_seg``.
+        num_classes: Number of classes; this number stands for pixels without a segment.
+    """
+    drawn = DetDataSample(pred_panoptic_seg=sample.pred_panoptic_seg)
+    if "gt_sem_seg" in sample:
+        labels = sample.gt_sem_seg.sem_seg.numpy().astype(np.int64)
+        segments = np.where(labels < num_classes, labels, num_classes)
+        things = sample.gt_instances
+        for number, (label, mask) in enumerate(zip(things.labels.tolist(), things.masks.masks, strict=True), 1):
+            segments[:, mask.astype(bool)] = label + number * INSTANCE_OFFSET
+        drawn.gt_panoptic_seg = PixelData(sem_seg=segments)
+    return drawn
 
 
 @VISUALIZERS.register_module()
@@ -29,6 +49,30 @@ class DetectionVisualizer(DetLocalVisualizer):
 
     _texts: tuple[Lettering, ...] = ()
     _boxes: tuple[Box, ...] = ()  # of the first texts, which name them
+
+    def add_datasample(
+        self, name: str, image: np.ndarray, data_sample: Any = None, *args: Any, **settings: Any
+    ) -> None:
+        """Draw a sample; of a panoptic one the segments, true and predicted ones, in place of boxes and masks.
+
+        Args:
+            name: Name of the picture.
+            image: RGB, uint8, (H, W, 3).
+            data_sample: Sample of mmdet.
+            *args: Further arguments as in mmdet.
+            **settings: The same by name.
+        """
+        if data_sample is not None and "pred_panoptic_seg" in data_sample:
+            data_sample = panoptic_sample(data_sample.cpu(), len(self.dataset_meta["classes"]))
+        super().add_datasample(name, image, data_sample, *args, **settings)
+
+    def _draw_panoptic_seg(self, image: np.ndarray, panoptic_seg: PixelData, classes: Any, palette: Any) -> np.ndarray:
+        """Draw segments; mmdet's fails without one."""
+        segments = panoptic_seg.sem_seg[0] % INSTANCE_OFFSET
+        if (segments == len(classes)).all():
+            return image
+        drawn: np.ndarray = super()._draw_panoptic_seg(image, panoptic_seg, classes, palette)
+        return drawn
 
     def set_image(self, image: np.ndarray) -> None:
         """Begin a picture: RGB, uint8, (H, W, 3)."""

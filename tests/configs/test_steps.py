@@ -86,8 +86,16 @@ def images(cfg: Config) -> dict[str, Any]:
 
 
 def instances(cfg: Config) -> dict[str, Any]:
-    masks = any(step.get("with_mask") for step in cfg.train_pipeline)
-    return demo_mm_inputs(IMAGES, [[3, SIDE, SIDE]] * IMAGES, num_items=[3] * IMAGES, num_classes=80, with_mask=masks)
+    panoptic = cfg.get("task") == "panoptic"
+    masks = panoptic or any(step.get("with_mask") for step in cfg.train_pipeline)
+    shapes = [[3, SIDE, SIDE]] * IMAGES
+    known = cfg.model.panoptic_head.num_things_classes if panoptic else 80
+    batch = demo_mm_inputs(IMAGES, shapes, num_items=[3] * IMAGES, num_classes=known, with_mask=masks)
+    for sample in batch["data_samples"] if panoptic else ():
+        labels = torch.full((1, SIDE, SIDE), 255)
+        labels[..., : SIDE // 2] = known  # the first class of stuff
+        sample.gt_sem_seg = PixelData(sem_seg=labels)
+    return batch
 
 
 def label_maps(cfg: Config) -> dict[str, Any]:
@@ -123,7 +131,7 @@ def task(path: Path) -> str:
 def test_one_step(path: Path) -> None:
     torch.manual_seed(0)
     cfg = shrunken(path)
-    if task(path) == "detection" and cfg.classes != "coco":
+    if task(path) == "detection" and "roi_head" in cfg.model and cfg.classes != "coco":
         cfg.model.roi_head.mask_head.num_classes = cfg.model.roi_head.bbox_head.num_classes = 80  # of the made-up boxes
     init_default_scope(cfg.default_scope)
     model = MODELS.build(cfg.model)

@@ -1,0 +1,35 @@
+"""Mask2Former with ConvNeXt-T on COCO, panoptic, 50 epochs; no published number.
+
+    bash tools/dist_train.sh configs/detection/mask2former_convnext_tiny_coco_panoptic_50e.py 8 \
+        --cfg-options model.backbone.weights=work_dirs/convnext_tiny_in1k_300e/epoch_300.pth
+
+8 GPUs with 2 images each, large-scale jitter at 1024 x 1024. All other settings are those of
+facebookresearch/Mask2Former with Swin-T, which has 53.2 PQ; layer-wise decay, in place of a tenth of the rate for the
+backbone, and stochastic depth are those of ConvNeXt-T with Mask R-CNN. In float32, as released by mmdet; --cfg-options
+optim_wrapper.type=AmpOptimWrapper optim_wrapper.dtype=bfloat16 trains in bfloat16.
+"""
+
+_base_ = [
+    "../_base_/mask2former.py",
+    "../_base_/coco_panoptic.py",
+    "../_base_/schedule_mask2former.py",
+    "../_base_/runtime.py",
+]
+
+model = dict(
+    data_preprocessor=dict(
+        pad_seg=True,
+        seg_pad_value=255,
+        batch_augments=[
+            dict(type="BatchFixedSizePad", size=(1024, 1024), pad_mask=True, pad_seg=True, seg_pad_value=255),
+        ],
+    ),
+    backbone=dict(type="convnext_tiny", drop_path_rate=0.4),
+    test_cfg=dict(instance_on=False),
+)
+
+optim_wrapper = dict(paramwise_cfg=dict(decay_rate=0.95, decay_type="layer"))
+train_cfg = dict(type="IterationLoop", max_iters=368_750, val_interval=36_875)
+param_scheduler = [dict(type="MultiStepLR", milestones=[327_778, 355_092], gamma=0.1, by_epoch=False)]
+
+default_hooks = dict(checkpoint=dict(by_epoch=False, interval=36_875))
