@@ -11,7 +11,7 @@ from torch import nn
 from analysis.start_check import silence
 from backbones.published import cached_file, is_published, nearest_published
 from backbones.weights import read_checkpoint
-from engine.checkpoint.model_weights import backbones_of, load_model
+from engine.checkpoint.model_weights import backbones_of, load_model_weights
 from engine.config.classes import class_names
 from engine.planning.plan import build_on_meta
 
@@ -39,7 +39,7 @@ def starting_weights(cfg: Any, trust: bool = False) -> list[str]:
         if whole and not absent["model"]:
             classes = class_names(cfg.classes) if cfg.get("classes") else None
             checkpoint = read_checkpoint(whole, trust)
-            lines.append(f"model: {load_model(model, checkpoint, whole, classes=classes, training=True)}")
+            lines.append(f"model: {load_model_weights(model, checkpoint, whole, classes=classes, training=True)}")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""Predictions as a file: the class of each image in a table."""
+"""Predictions of a classifier: those of one image in Python, and the class of each image in a table."""
 
 from __future__ import annotations
 
@@ -9,8 +9,39 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
+from torch import Tensor
 
 from backbones.files import atomic_write
+from engine.prediction.predictor import Prediction
+
+
+class ClassPrediction(Prediction):
+    """What a classifier predicts for an image.
+
+    Attributes:
+        probabilities: Probability of each class, (K,), float32.
+        label: Position of the most probable class.
+        name: Name of the most probable class.
+    """
+
+    @property
+    def probabilities(self) -> Tensor:
+        scores: Tensor = self.sample.scores
+        return scores
+
+    @property
+    def label(self) -> int:
+        return int(self.sample.pred_label)
+
+    @property
+    def name(self) -> str:
+        return self.classes[self.label]
+
+    def top(self, count: int = 5) -> list[tuple[str, float]]:
+        """The most probable classes and their probabilities, the first one first."""
+        values, labels = self.probabilities.topk(min(count, len(self.classes)))
+        return [(self.classes[label], value) for value, label in zip(values.tolist(), labels.tolist(), strict=True)]
+
 
 _HEADER = ("image", "class", "probability")
 

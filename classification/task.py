@@ -14,7 +14,7 @@ from torch import Tensor
 from backbones.errors import ConfigError, DataError
 from classification.data import class_folders, folder_fix
 from classification.model import ImageClassifier
-from classification.results import prediction_table
+from classification.results import ClassPrediction, prediction_table
 from classification.stored import stored_names
 from classification.suites import CLASSIFIER_ROBUSTNESS
 from engine.config.classes import class_names
@@ -102,6 +102,7 @@ CLASSIFICATION = register_task(
             "imagenet-22k": NamedClasses(partial(_imagenet_names, "imagenet-22k"), 14_197_122),
         },
         result_formats={"csv": prediction_table},
+        prediction=ClassPrediction,
         data_classes=_folder_names,
         check_training=_check_training,
         robustness=CLASSIFIER_ROBUSTNESS,

@@ -10,8 +10,8 @@ from mmengine.registry import VISUALIZERS
 from mmengine.structures import BaseDataElement
 from mmengine.visualization import Visualizer
 
+from engine.prediction.visualize import MAX_ENLARGED_SIDE
 from engine.report.lettering import Lettering, letter
-from engine.visualize import MAX_ENLARGED_SIDE
 
 MIN_CAPTIONED_SIDE = 320  # pixels; smaller images are enlarged
 LINE_HEIGHT = 22  # pixels

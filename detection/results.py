@@ -1,4 +1,4 @@
-"""Detections as files: COCO's results format, which its evaluation server and the COCO API read."""
+"""Detections of one image in Python, and files in COCO's results format, for its evaluation server and the COCO API."""
 
 from __future__ import annotations
 
@@ -9,11 +9,62 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import BaseMetric
+from torch import Tensor
 
 from detection.annotations import add_categories, category_ids, read_annotations
 from detection.coco_metric import ImageDetections, image_detections
 from engine.data.paths import real_path
 from engine.data.shards.unpacked import data_file
+from engine.prediction.predictor import Prediction
+
+
+class Detections(Prediction):
+    """What a detector finds in an image, in the order of the scores; ``test_cfg`` says how many it keeps.
+
+    Attributes:
+        boxes: Left, top, right and bottom in pixels, (N, 4), float32.
+        scores: Score of each object, (N,), float32.
+        labels: Position of the class of each object, (N,), int64.
+        masks: Pixels of each object, (N, H, W), bool; ``None`` of a detector without masks.
+    """
+
+    @property
+    def boxes(self) -> Tensor:
+        boxes: Tensor = self.sample.pred_instances.bboxes
+        return boxes
+
+    @property
+    def scores(self) -> Tensor:
+        scores: Tensor = self.sample.pred_instances.scores
+        return scores
+
+    @property
+    def labels(self) -> Tensor:
+        labels: Tensor = self.sample.pred_instances.labels
+        return labels
+
+    @property
+    def masks(self) -> Tensor | None:
+        masks: Tensor | None = self.sample.pred_instances.get("masks")
+        return masks
+
+    def to_coco(self, image_id: int = 0) -> list[dict[str, Any]]:
+        """The objects in COCO's results format.
+
+        Args:
+            image_id: Id of the image in the annotation file.
+
+        Returns:
+            A dict for each object with ``image_id``, ``category_id``, ``score``, ``bbox`` (left, top, width, height
+                in pixels) and, with masks, ``segmentation`` (run-length code). Category ids are those of the test
+                data's annotation file; where it is absent, the classes are numbered from 1.
+        """
+        ids = list(coco_categories(self.config.test_dataloader.dataset))
+        found = image_detections(self.sample.to_dict(), image_id)
+        return [
+            box | ({} if found.masks is None else {"segmentation": _text_code(found.masks[index])})
+            for index, box in enumerate(_box_entries(found, ids))
+        ]
 
 
 class CocoResults(BaseMetric):
@@ -52,12 +103,10 @@ class CocoResults(BaseMetric):
         ids = list(self.categories)
         boxes, masks = [], []
         for image in results:
-            for index, label in enumerate(image.labels.tolist()):
-                entry = {"image_id": image.image_id, "category_id": ids[label]}
-                boxes.append({**entry, "bbox": image.boxes[index].tolist(), "score": image.scores[index].item()})
-                if image.masks is not None:
-                    score = image.mask_scores[index].item()
-                    masks.append({**entry, "segmentation": _text_code(image.masks[index]), "score": score})
+            boxes += (entries := _box_entries(image, ids))
+            for entry, code, score in zip(entries, image.masks or (), image.mask_scores.tolist(), strict=False):
+                kept = {name: entry[name] for name in ("image_id", "category_id")}
+                masks.append({**kept, "segmentation": _text_code(code), "score": score})
         content: dict[str, Any] = {"bbox": boxes}
         if any(image.masks is not None for image in results):
             content["segm"] = masks
@@ -84,12 +133,8 @@ def coco_results(cfg: Config, folder: Path, images: Mapping[Path, str] | None) -
         DataError: If no class is a category of the annotation file.
     """
     dataset = cfg.test_dataloader.dataset
-    classes = list(dataset.metainfo["classes"])
     content = _annotations(dataset)
-    if content.get("categories"):
-        add_categories(content, classes)
-    categories = content.get("categories") or [{"id": i, "name": name} for i, name in enumerate(classes, 1)]
-    named = dict(zip(category_ids(categories, classes), classes, strict=True))
+    named = _categories(content, list(dataset.metainfo["classes"]))
     if images is None:
         return CocoResults(folder, named)
     root = Path(dataset.get("data_root") or "", dataset.get("data_prefix", {}).get("img") or "")
@@ -100,6 +145,30 @@ def coco_results(cfg: Config, folder: Path, images: Mapping[Path, str] | None) -
         image_ids[path] = known.get(path, following)
         following += path not in known
     return CocoResults(folder, named, image_ids)
+
+
+def coco_categories(dataset: ConfigDict) -> dict[int, str]:
+    """Names of the classes of a data set by the ids of its annotation file, in their order.
+
+    Raises:
+        DataError: If no class is a category of the annotation file.
+    """
+    return _categories(_annotations(dataset), list(dataset.metainfo["classes"]))
+
+
+def _categories(content: dict[str, Any], classes: list[str]) -> dict[int, str]:
+    if content.get("categories"):
+        add_categories(content, classes)
+    categories = content.get("categories") or [{"id": i, "name": name} for i, name in enumerate(classes, 1)]
+    return dict(zip(category_ids(categories, classes), classes, strict=True))
+
+
+def _box_entries(image: ImageDetections, ids: Sequence[int]) -> list[dict[str, Any]]:
+    """The boxes of an image in COCO's results format."""
+    return [
+        {"image_id": image.image_id, "category_id": ids[label], "bbox": box, "score": score}
+        for label, box, score in zip(image.labels.tolist(), image.boxes.tolist(), image.scores.tolist(), strict=True)
+    ]
 
 
 def _text_code(code: dict[str, Any]) -> dict[str, Any]:

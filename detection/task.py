@@ -22,7 +22,7 @@ from detection.annotations import names_in_file
 from detection.coco_metric import IOU_TYPES
 from detection.data import CocoInstances
 from detection.mistakes import MISTAKE_SCORE
-from detection.results import coco_results
+from detection.results import Detections, coco_results
 from detection.zoo import DETECTION_ZOO
 from engine.config.building import registered_class
 from engine.config.classes import class_names
@@ -276,6 +276,7 @@ DETECTION = register_task(
         data_classes=names_in_file,
         check_training=_check_training,
         result_formats={"coco": coco_results},
+        prediction=Detections,
         zoo=DETECTION_ZOO,
     )
 )

@@ -24,6 +24,7 @@ from engine.config.options import parse_options
 from engine.config.world import Launch
 from engine.data.preflight import check_before_test, check_before_training, check_data_paths
 from engine.planning.plan import Review, TrainingPlan, training_plan
+from engine.prediction.visualize import RESULTS, draw_test_images, result_writer
 from engine.report.class_scores import class_lines, collect_class_scores
 from engine.report.environment import environment
 from engine.report.recorder import command_line, record_run, report_test
@@ -33,7 +34,6 @@ from engine.training.build import build_runner
 from engine.training.ema import ModelEMAHook
 from engine.training.runner import Runner
 from engine.training.work_folder import kept_work_folder
-from engine.visualize import RESULTS, draw_test_images, result_writer
 
 MAX_PICTURES = 8
 PICTURES = "pictures"  # folder of a test's drawings

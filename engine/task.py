@@ -308,6 +308,7 @@ class TaskSpec:
         result_formats: Formats in which predictions are written to files, by name. Each returns a metric without scores
             that writes them; gets the resolved config, an existing folder, and the names of the pictures by the path
             of the image, ``None`` for the images of the test data.
+        prediction: Subclass of ``engine.prediction.predictor.Prediction`` with what its models predict.
         drivers: Names of the task's own settings at the top level of a config, which ``complete_config`` copies.
         complete_config: Fills in, in place, what follows from other settings; gets the config, and a list for notes.
         data_classes: Returns the class names that the files of a data set tell; gets the data set's settings.
@@ -344,6 +345,7 @@ class TaskSpec:
     result_formats: Mapping[str, Callable[[Config, Path, Mapping[Path, str] | None], BaseMetric]] = field(
         default_factory=dict
     )
+    prediction: Callable[..., Any] | None = None
     drivers: tuple[str, ...] = ()
     complete_config: Callable[[Config, list[str]], None] = lambda cfg, notes: None
     data_classes: Callable[[Mapping[str, Any]], Sequence[str]] = lambda dataset: ()

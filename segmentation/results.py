@@ -1,4 +1,4 @@
-"""Predictions as files: label PNGs as the data set stores them."""
+"""Predictions of a segmentor: those of one image in Python, and label PNGs as the data set stores them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,33 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from PIL import Image
+from torch import Tensor
 
+from engine.prediction.predictor import Prediction
 from segmentation.data import without_suffix
+
+
+class LabelPrediction(Prediction):
+    """What a segmentor predicts for an image.
+
+    Attributes:
+        labels: Position of the class of each pixel, (H, W), int64.
+    """
+
+    @property
+    def labels(self) -> Tensor:
+        labels: Tensor = self.sample.pred_sem_seg.data.squeeze(0)
+        return labels
+
+    def shares(self) -> dict[str, float]:
+        """Share of the image that each class covers, of those that cover any, the largest first."""
+        counts = torch.bincount(self.labels.flatten(), minlength=len(self.classes)) / self.labels.numel()
+        shares = dict(zip(self.classes, counts.tolist(), strict=True))
+        return {name: shares[name] for name in sorted(shares, key=lambda name: -shares[name]) if shares[name]}
 
 
 class LabelPngs(BaseMetric):

@@ -30,7 +30,7 @@ from engine.task import (
     register_task,
 )
 from segmentation.data import IGNORE_INDEX
-from segmentation.results import label_pngs
+from segmentation.results import LabelPrediction, label_pngs
 from segmentation.zoo import SEGMENTATION_ZOO
 
 LABEL_SETTINGS = ("reduce_zero_label", "unlabelled", "label_values")  # of ``LoadLabels``
@@ -207,6 +207,7 @@ SEGMENTATION = register_task(
         data_classes=_no_names,
         check_training=_check_training,
         result_formats={"png": label_pngs},
+        prediction=LabelPrediction,
         robustness=RobustnessSpec(
             protocols={
                 **WHOLE_IMAGE,

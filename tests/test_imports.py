@@ -27,7 +27,7 @@ OURS = {*MAY_IMPORT, "tools", "configs", "tests"}
 # The modules and packages in engine/, from low to high.
 ENGINE_ORDER = (
     *("launch", "cli", "mmcv_ops", "task", "config", "distributed", "optim", "checkpoint", "data"),
-    *("planning", "report", "nonfinite", "training", "visualize", "run"),
+    *("planning", "report", "nonfinite", "training", "prediction", "run"),
 )
 
 
@@ -91,7 +91,8 @@ def test_the_order_of_engine_is_whole() -> None:
         path.stem for path in (ROOT / "engine").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
     }
     assert found - {"__init__"} == set(ENGINE_ORDER)
-    assert not imported_parts((ROOT / "engine/__init__.py").read_text(encoding="utf-8"))
+    # load_model, once it is used: tests/tools/test_help.py sees that nothing heavy is imported before.
+    assert imported_parts((ROOT / "engine/__init__.py").read_text(encoding="utf-8")) == {"prediction"}
 
 
 @pytest.mark.parametrize("part", ENGINE_ORDER)

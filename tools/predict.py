@@ -34,7 +34,14 @@ def main() -> None:
     from engine.config.options import parse_options
     from engine.config.world import Launch
     from engine.data.image_files import image_suffixes
-    from engine.visualize import RESULTS, SkippedImagesError, find_images, load_predictor, predict_images, unread_images
+    from engine.prediction.visualize import (
+        RESULTS,
+        SkippedImagesError,
+        find_images,
+        load_predictor,
+        predict_images,
+        unread_images,
+    )
 
     launch = Launch.from_environment()
     known = partial(recorded_classes, args.checkpoint, args.trust_checkpoint)

@@ -21,7 +21,7 @@ from backbones.channels import image_channels
 from backbones.registry import build_backbone
 from backbones.variants import BASELINES
 from backbones.weights import find_head, read_checkpoint
-from engine.checkpoint.model_weights import LOADER_SETTINGS, file_classes, load_model, recorded_classes
+from engine.checkpoint.model_weights import LOADER_SETTINGS, file_classes, load_model_weights, recorded_classes
 from engine.config.building import build
 from engine.config.classes import class_names
 from engine.config.load import load_config
@@ -225,7 +225,7 @@ def _load_whole(cfg: Config, checkpoint: str, averaged: bool, trust: bool) -> Ba
     LOADER_SETTINGS.trust = trust
     model = build(MODELS, cfg.model, "model", cfg.default_scope)
     classes = cfg.test_dataloader.dataset.metainfo["classes"]
-    print(load_model(model, read_checkpoint(checkpoint, trust), checkpoint, averaged, classes))
+    print(load_model_weights(model, read_checkpoint(checkpoint, trust), checkpoint, averaged, classes))
     return model
 
 

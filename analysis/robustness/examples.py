@@ -15,9 +15,9 @@ from analysis.robustness.corrupt_step import CorruptImage
 from analysis.robustness.evaluation import MAX_WORST, SetEvaluator, SetResult
 from analysis.robustness.planning import CLEAN, PlannedSuite
 from engine.config.datasets import mappings
+from engine.prediction.visualize import draw_sample, predict, spread_evenly
 from engine.report.run_dir import scaled
 from engine.task import ImageSet, TaskSpec
-from engine.visualize import draw_sample, predict, spread_evenly
 
 WORST_FOLDER = "worst"
 SPREAD = "spread evenly over the set: its metric tells no worst images"

@@ -25,13 +25,13 @@ from engine.config.load import Resolved
 from engine.config.world import Launch
 from engine.data.preflight import check_before_test, check_data_paths
 from engine.distributed.processes import start_processes
+from engine.prediction.visualize import load_predictor
 from engine.report.environment import environment
 from engine.report.recorder import command_line
 from engine.report.run_dir import scaled, write_json
 from engine.run import use_tta
 from engine.task import TASK_SPECS, TaskSpec, task_of
 from engine.training.build import make_work_dir
-from engine.visualize import load_predictor
 
 ROBUSTNESS_FOLDER = "robustness"
 ROBUSTNESS_RESULT = "robustness.json"

@@ -21,9 +21,9 @@ from backbones.errors import ConfigError
 from classification.model import MAX_BYTE
 from classification.visualizer import FONT_SIZE
 from engine.config.schema import is_whole
+from engine.prediction.visualize import predict_evenly, write_pictures
 from engine.report.lettering import Lettering, letter
 from engine.report.recorder import only_warning
-from engine.visualize import predict_evenly, write_pictures
 
 MIN_PANEL_SIDE = 224  # pixels; smaller images are enlarged
 GAP, CAPTION_HEIGHT = 4, 24  # pixels

@@ -5,7 +5,7 @@ when; ``preemption`` saves when a run is asked to stop, and ``model_weights`` lo
 """
 
 from engine.checkpoint.hook import ResumableCheckpointHook
-from engine.checkpoint.model_weights import load_model
+from engine.checkpoint.model_weights import load_model_weights
 from engine.checkpoint.preemption import Signals, Stop
 from engine.checkpoint.store import CheckpointWriter, last_good, write_checkpoint
 
@@ -15,6 +15,6 @@ __all__ = [
     "Signals",
     "Stop",
     "last_good",
-    "load_model",
+    "load_model_weights",
     "write_checkpoint",
 ]

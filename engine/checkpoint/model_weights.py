@@ -81,7 +81,7 @@ class ModelLoadReport:
         return report
 
 
-def load_model(
+def load_model_weights(
     model: nn.Module,
     checkpoint: Mapping[str, Any],
     source: str,

@@ -15,7 +15,7 @@ from mmengine.dist import is_main_process
 
 from backbones.errors import CheckpointError, ConfigError, UserError, describe_error
 from backbones.weights import read_checkpoint
-from engine.checkpoint.model_weights import load_model
+from engine.checkpoint.model_weights import load_model_weights
 from engine.checkpoint.state import (
     begin_random_state,
     check_resumable,
@@ -75,7 +75,7 @@ class CheckpointManager:
         runner.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         classes = class_names(runner.cfg.classes) if runner.cfg.get("classes") else None
         starts_training = runner.is_training and not runner.is_resuming
-        report = load_model(runner.model, checkpoint, filename, runner.averaged, classes, starts_training)
+        report = load_model_weights(runner.model, checkpoint, filename, runner.averaged, classes, starts_training)
         runner.logger.info(str(report))
         meta = checkpoint.get("meta")
         run = meta.get("run") if isinstance(meta, dict) else None

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from backbones import UserError, build_backbone
 from backbones.file_kinds import describe_content
 from backbones.weights import network_tensors, read_checkpoint
-from engine.checkpoint.model_weights import load_model
+from engine.checkpoint.model_weights import load_model_weights
 
 SMALL = {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8)}
 FOREIGN = {
@@ -146,4 +146,4 @@ def test_a_whole_model_below_any_prefix() -> None:
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     for prefix in ("", "module.", "model.", "net.module."):
         content = {"state_dict": {prefix + name: value for name, value in model.state_dict().items()}}
-        assert load_model(model, content, "a.pth").loaded == len(model.state_dict())
+        assert load_model_weights(model, content, "a.pth").loaded == len(model.state_dict())

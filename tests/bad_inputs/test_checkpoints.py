@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from backbones import build_backbone
 from backbones.weights import read_checkpoint
-from engine.checkpoint.model_weights import load_model
+from engine.checkpoint.model_weights import load_model_weights
 from engine.checkpoint.store import last_good, write_checkpoint
 from engine.config.load import load_config
 from engine.config.world import Launch
@@ -189,7 +189,7 @@ def test_weights_that_do_not_fit(case: str) -> None:
     model = nn.Linear(3, 2)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with refused("checkpoint 'a.pth'", word):
-        load_model(model, checkpoint, "a.pth")
+        load_model_weights(model, checkpoint, "a.pth")
     assert same(before, model.state_dict())
 
 

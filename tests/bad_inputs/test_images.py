@@ -26,7 +26,7 @@ from engine.data.checker import build_checkers
 from engine.data.fault_tolerance import REPLACED_IMAGES_FILE, FaultTolerantDataset
 from engine.data.image_files import DamagedImageError
 from engine.data.sampling import SeededIndex
-from engine.visualize import SkippedImagesError, find_images, predict_images, unread_images
+from engine.prediction.visualize import SkippedImagesError, find_images, predict_images, unread_images
 from tests.bad_inputs.builders import (
     CONFIG,
     DAMAGED,
@@ -141,7 +141,7 @@ def test_predicting_goes_on_after_any_image(tasks: Any, task: str, tmp_path: Pat
     def fails(model: Any, item: Any, collate: Any) -> Any:
         raise RuntimeError("Kernel size can't be greater than actual input size\nsecond line")
 
-    monkeypatch.setattr("engine.visualize.predict", fails)
+    monkeypatch.setattr("engine.prediction.visualize.predict", fails)
     with DefaultScope.overwrite_default_scope(cfg.default_scope), pytest.raises(SkippedImagesError) as caught:
         list(predict_images(cfg, None, None, find_images([folder]), tmp_path / "out"))
     assert [path.name for path in caught.value.skipped] == ["a.png", "b.png", "c.png"]
@@ -198,7 +198,7 @@ def test_a_large_image_is_drawn_at_a_smaller_size(tasks: Any, tmp_path: Path, mo
     """The detector's answers come out at that size, and for files at that of the image."""
     path, cfg = tmp_path / "large.png", tasks["detector"].cfg
     Image.new("L", (60, 40)).save(path)
-    monkeypatch.setattr("engine.visualize.MAX_PICTURE_PIXELS", 600)
+    monkeypatch.setattr("engine.prediction.visualize.MAX_PICTURE_PIXELS", 600)
     asked, drawn, written = [], [], []
 
     def answer(model: Any, item: Any, collate: Any) -> Any:
@@ -209,8 +209,8 @@ def test_a_large_image_is_drawn_at_a_smaller_size(tasks: Any, tmp_path: Path, mo
         add_datasample=lambda name, image, sample, **_: drawn.append((image.shape, sample.ori_shape))
     )
     writer = SimpleNamespace(process=lambda _, samples: written.append(samples[0]["ori_shape"]), results=[])
-    monkeypatch.setattr("engine.visualize.predict", answer)
-    monkeypatch.setattr("engine.visualize.result_writer", lambda *_: writer)
+    monkeypatch.setattr("engine.prediction.visualize.predict", answer)
+    monkeypatch.setattr("engine.prediction.visualize.result_writer", lambda *_: writer)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         for name in (None, "coco"):
             assert len(list(predict_images(cfg, None, drawer, [path], tmp_path / "out", name))) == 1
@@ -231,7 +231,7 @@ def test_errors_that_are_not_the_image_s_end_it(tasks: Any, tmp_path: Path, monk
     def fails(model: Any, item: Any, collate: Any) -> Any:
         raise error
 
-    monkeypatch.setattr("engine.visualize.predict", fails)
+    monkeypatch.setattr("engine.prediction.visualize.predict", fails)
     with pytest.raises(type(error)) as caught:
         list(predict_images(tasks["classifier"].cfg, None, None, find_images([tmp_path / "in"]), tmp_path / "out"))
     assert caught.value is error

@@ -19,8 +19,8 @@ from analysis.robustness.report import write_robustness_report
 from analysis.robustness.summary import is_performance, performance_rows, summarize_suites
 from engine.config.load import load_config
 from engine.config.world import Launch
+from engine.prediction.visualize import load_predictor
 from engine.task import task_of
-from engine.visualize import load_predictor
 
 ROOT = Path(__file__).resolve().parents[3]
 CASES = {

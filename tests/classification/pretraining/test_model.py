@@ -13,7 +13,7 @@ from torch import nn
 from backbones.errors import ConfigError
 from backbones.layers import GRN
 from classification.pretraining.model import MaskedAutoencoder
-from engine.checkpoint.model_weights import load_model
+from engine.checkpoint.model_weights import load_model_weights
 from tests.backbones.naming import sparse
 
 SMALL = dict(type="convnextv2_atto", depths=(1, 1, 1, 1), dims=(8, 8, 8, 16))
@@ -169,7 +169,7 @@ def test_a_released_pre_training_loads_whole(dense: bool) -> None:
     encoder = trained.backbone.state_dict()
     rest = {name: one for name, one in trained.state_dict().items() if not name.startswith("backbone.")}
     named = {f"encoder.{name}": one for name, one in encoder.items()} if dense else sparse(encoder)
-    report = load_model(fresh, {"model": {**named, **rest}}, "checkpoint-799.pth", training=True)
+    report = load_model_weights(fresh, {"model": {**named, **rest}}, "checkpoint-799.pth", training=True)
     assert report.loaded == report.total == len(state)
     data = batch()
     assert fresh(**data, mode="loss")["loss"] == trained(**data, mode="loss")["loss"]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from backbones.errors import CheckpointError
 from classification.pretraining.model import MaskedAutoencoder
-from engine.checkpoint.model_weights import load_model
+from engine.checkpoint.model_weights import load_model_weights
 
 CONFIG = Path(__file__).resolve().parents[3] / "configs/pretraining/fcmae_digits.py"
 DEPTHS, DIMS, DECODER = (1, 2, 1, 1), (8, 12, 16, 20), 24
@@ -129,7 +129,7 @@ def autoencoder(form: str = "packed", channels: int = 3) -> MaskedAutoencoder:
 @pytest.mark.parametrize("form", ["packed", "dense"])
 def test_a_loaded_checkpoint_predicts_what_the_released_network_does(form: str, channels: int) -> None:
     state, model = released(channels), autoencoder(form, channels)
-    report = load_model(model, checkpoint(state), "checkpoint-1599.pth", training=True)
+    report = load_model_weights(model, checkpoint(state), "checkpoint-1599.pth", training=True)
     assert (report.loaded, report.missing, report.unexpected) == (len(state), (), ())
     images = torch.randn(2, channels, 64, 96)
     order = torch.tensor([[4, 1, 0, 2, 3, 5], [5, 3, 2, 1, 0, 4]])
@@ -164,7 +164,7 @@ def test_a_checkpoint_that_is_not_whole_is_named(change: Any, message: str) -> N
     state = released()
     change(state)
     with pytest.raises(CheckpointError, match=message):
-        load_model(autoencoder(), checkpoint(state), "checkpoint-1599.pth", training=True)
+        load_model_weights(autoencoder(), checkpoint(state), "checkpoint-1599.pth", training=True)
 
 
 @pytest.mark.parametrize("prefix", ["", "backbone."])
@@ -174,4 +174,4 @@ def test_a_released_encoder_alone_is_told_where_it_goes(prefix: str) -> None:
     with pytest.raises(
         CheckpointError, match=r"backbone alone, without mask_token, .*: give it as model.backbone.weig"
     ):
-        load_model(autoencoder(), {"model": state}, "convnextv2_atto_1k_224_fcmae.pt", training=True)
+        load_model_weights(autoencoder(), {"model": state}, "convnextv2_atto_1k_224_fcmae.pt", training=True)

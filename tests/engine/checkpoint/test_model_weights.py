@@ -21,7 +21,7 @@ from backbones import UserError
 from backbones.variants import CONVNEXT_V1
 from backbones.weights import read_checkpoint
 from demo.dataset import make_digits
-from engine.checkpoint.model_weights import backbones_of, load_model
+from engine.checkpoint.model_weights import backbones_of, load_model_weights
 from engine.config.load import Resolved, load_config
 from engine.config.world import Launch
 from engine.run import test as run_test
@@ -132,7 +132,7 @@ def test_the_released_names_are_those_of_the_config(path: Path) -> None:
     heads = names_of_a_segmentor() if "upernet" in path.stem else names_of_a_detector("cascade" in path.stem)
     expected += heads
     assert sorted(expected) == sorted(model.state_dict())
-    report = load_model(model, {"state_dict": model.state_dict()}, "released.pth")
+    report = load_model_weights(model, {"state_dict": model.state_dict()}, "released.pth")
     assert (report.loaded, report.total, report.layout) == (len(expected), len(expected), "")
 
 
@@ -141,7 +141,7 @@ def test_a_released_model_is_loaded_whole(config: Path, tmp_path: Path) -> None:
     torch.save(released(config), tmp_path / "released.pth")
     checkpoint, model = read_checkpoint(str(tmp_path / "released.pth")), built(config)
     total = len(model.state_dict())
-    report = load_model(model, checkpoint, "released.pth", classes=CLASSES[config])
+    report = load_model_weights(model, checkpoint, "released.pth", classes=CLASSES[config])
     assert str(report) == f"{total}/{total} tensors loaded from released.pth"
     assert_holds(model, checkpoint["state_dict"])
 
@@ -149,7 +149,7 @@ def test_a_released_model_is_loaded_whole(config: Path, tmp_path: Path) -> None:
 @tasks
 def test_a_model_of_the_zoo_is_renamed(config: Path) -> None:
     model, total = built(config), len(released(config)["state_dict"])
-    report = load_model(model, model_zoo(config), "zoo.pth", classes=CLASSES[config])
+    report = load_model_weights(model, model_zoo(config), "zoo.pth", classes=CLASSES[config])
     kept = "data_preprocessor.mean, data_preprocessor.std"
     assert str(report) == f"{total}/{total} tensors loaded from zoo.pth (mmpretrain layout), skipped: {kept}"
     assert_holds(model, released(config)["state_dict"])
@@ -160,7 +160,7 @@ def test_other_normalisation_is_refused() -> None:
     checkpoint = model_zoo(SEGMENTOR)
     checkpoint["state_dict"]["data_preprocessor.std"] = torch.ones(3, 1, 1)
     with pytest.raises(UserError, match=r"data_preprocessor\.std \[1\.0, 1\.0, 1\.0\], the config has \[58\.39"):
-        load_model(built(SEGMENTOR), checkpoint, "zoo.pth")
+        load_model_weights(built(SEGMENTOR), checkpoint, "zoo.pth")
 
 
 @pytest.mark.parametrize("of", [released, model_zoo])
@@ -175,7 +175,7 @@ def test_what_is_missing_and_what_has_no_place_is_named(of: Any) -> None:
     )
     message = rf"lacks 2/{len(before)} tensors \({lost}\), and 2 of its tensors have no place here \({foreign}\)$"
     with pytest.raises(UserError, match=message):
-        load_model(model, checkpoint, "model.pth")
+        load_model_weights(model, checkpoint, "model.pth")
     assert_holds(model, before)
 
 
@@ -183,7 +183,7 @@ def test_a_backbone_that_is_not_whole_is_refused() -> None:
     checkpoint = model_zoo(DETECTOR)
     del checkpoint["state_dict"]["backbone.stages.2.0.pointwise_conv1.weight"]
     with pytest.raises(UserError, match=r"lacks 1 of \d+ tensors: stages\.2\.0\.pwconv1"):
-        load_model(built(DETECTOR), checkpoint, "zoo.pth")
+        load_model_weights(built(DETECTOR), checkpoint, "zoo.pth")
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["test", "training"])
@@ -201,7 +201,7 @@ def test_a_damaged_tensor_is_named(value: Tensor, message: str, training: bool) 
     checkpoint = released(DETECTOR)
     checkpoint["state_dict"]["roi_head.bbox_head.fc_cls.bias"] = value
     with pytest.raises(UserError, match=message):
-        load_model(built(DETECTOR), checkpoint, "a.pth", training=training)
+        load_model_weights(built(DETECTOR), checkpoint, "a.pth", training=training)
 
 
 def test_old_files_have_no_batch_counters() -> None:
@@ -210,12 +210,12 @@ def test_old_files_have_no_batch_counters() -> None:
     counters = [name for name in state if name.endswith("num_batches_tracked")]
     for name in counters:
         del state[name]
-    report = load_model(model, checkpoint, "old.pth")
+    report = load_model_weights(model, checkpoint, "old.pth")
     assert report.missing == tuple(counters)
     assert str(report).endswith(f"old.pth, {len(counters)} batch counters begin at 0")
     del state["decode_head.bottleneck.bn.running_var"]
     with pytest.raises(UserError, match=r"lacks 2/\d+ tensors \(decode_head\.bottleneck\.bn\.running_var, "):
-        load_model(built(SEGMENTOR), checkpoint, "old.pth")
+        load_model_weights(built(SEGMENTOR), checkpoint, "old.pth")
 
 
 @every_task
@@ -226,29 +226,31 @@ def test_permuted_classes_are_refused(config: Path, training: bool) -> None:
     message = f"'a.pth' has the classes in another order: {names[3]!r} is number 3 there and 4 in the config; give"
     for meta in (checkpoint["meta"], {"dataset_meta": {"classes": names}, "CLASSES": permuted}):
         with pytest.raises(UserError, match=message):
-            load_model(built(config), checkpoint | {"meta": meta}, "a.pth", classes=permuted, training=training)
+            load_model_weights(built(config), checkpoint | {"meta": meta}, "a.pth", classes=permuted, training=training)
 
 
 def test_other_spellings_of_classes_are_told() -> None:
     checkpoint = released(DETECTOR)
     same = ["Zero", "one ", *DIGITS[2:]]
-    assert not load_model(built(DETECTOR), checkpoint, "a.pth", classes=same).remark
-    other = load_model(built(DETECTOR), checkpoint, "a.pth", classes=["nought", *DIGITS[1:]])
+    assert not load_model_weights(built(DETECTOR), checkpoint, "a.pth", classes=same).remark
+    other = load_model_weights(built(DETECTOR), checkpoint, "a.pth", classes=["nought", *DIGITS[1:]])
     assert str(other).endswith(
         ", 1 of 10 classes have other names in the file (number 0 is 'zero' there, 'nought' here)"
     )
     twice = {"CLASSES": ("one", "one", *("x" * i for i in range(1, 9)))}  # ImageNet has two cranes
-    remark = load_model(built(DETECTOR), checkpoint | {"meta": twice}, "a.pth", classes=DIGITS).remark
+    remark = load_model_weights(built(DETECTOR), checkpoint | {"meta": twice}, "a.pth", classes=DIGITS).remark
     assert remark.startswith("10 of 10 classes have other names")
     for meta in ({}, "text", {"CLASSES": None}, {"dataset_meta": None}):
-        assert not load_model(built(DETECTOR), checkpoint | {"meta": meta}, "a.pth", classes=DIGITS[::-1]).remark
+        assert not load_model_weights(
+            built(DETECTOR), checkpoint | {"meta": meta}, "a.pth", classes=DIGITS[::-1]
+        ).remark
 
 
 @every_task
 def test_another_number_of_classes_begins_with_new_heads(config: Path) -> None:
     checkpoint, model, old = released(config), built(config, 4), len(CLASSES[config])
     fresh = {name: value.clone() for name, value in model.state_dict().items()}
-    report = load_model(model, checkpoint, "coco.pth", classes=["zero", "nine", "a", "b"], training=True)
+    report = load_model_weights(model, checkpoint, "coco.pth", classes=["zero", "nine", "a", "b"], training=True)
     layers = CLASS_LAYERS[config]
     assert set(report.missing) == {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
     loaded, total = len(fresh) - 2 * len(layers), len(fresh)
@@ -258,13 +260,13 @@ def test_another_number_of_classes_begins_with_new_heads(config: Path) -> None:
     assert set(head.rpartition(": ")[2].split(", ")) == set(layers)
     assert_holds(model, checkpoint["state_dict"] | {name: fresh[name] for name in report.missing})
     with pytest.raises(UserError, match=r"does not fit: .* check classes and model"):
-        load_model(built(config, 4), checkpoint, "coco.pth")
+        load_model_weights(built(config, 4), checkpoint, "coco.pth")
 
 
 @every_task
 def test_the_same_number_of_classes_keeps_the_heads(config: Path) -> None:
     checkpoint, model = released(config), built(config)
-    report = load_model(model, checkpoint, "coco.pth", classes=CLASSES[config], training=True)
+    report = load_model_weights(model, checkpoint, "coco.pth", classes=CLASSES[config], training=True)
     assert (report.head, report.missing) == (f"kept: {len(CLASSES[config])} classes", ())
     assert_holds(model, checkpoint["state_dict"])
 
@@ -283,14 +285,14 @@ def test_other_differences_of_shape_stay_errors_in_training(classes: int, layer:
     for kind in ("weight", "bias"):
         checkpoint["state_dict"][f"{layer}.{kind}"] = checkpoint["state_dict"][f"{layer}.{kind}"][:4]
     with pytest.raises(UserError, match="does not fit"):
-        load_model(built(DETECTOR, classes), checkpoint, "coco.pth", training=True)
+        load_model_weights(built(DETECTOR, classes), checkpoint, "coco.pth", training=True)
 
 
 def test_a_released_classifier_is_a_whole_model() -> None:
     state = released(CLASSIFIER)["state_dict"]
     bare = {name.removeprefix("backbone."): value for name, value in state.items()}
     model = built(CLASSIFIER)
-    report = load_model(model, {"model": bare, "model_ema": {}}, "released.pth")
+    report = load_model_weights(model, {"model": bare, "model_ema": {}}, "released.pth")
     assert (report.loaded, report.total, report.layout) == (len(state), len(state), "official")
     assert_holds(model, state)
     zoo = {
@@ -298,10 +300,12 @@ def test_a_released_classifier_is_a_whole_model() -> None:
     }
     zoo = {n.replace(".dwconv.", ".depthwise_conv.").replace(".pwconv", ".pointwise_conv"): v for n, v in zoo.items()}
     model = built(CLASSIFIER)
-    assert load_model(model, {"state_dict": zoo}, "zoo.pth").layout == "mmpretrain"
+    assert load_model_weights(model, {"state_dict": zoo}, "zoo.pth").layout == "mmpretrain"
     assert_holds(model, state)
     model = built(CLASSIFIER)
-    load_model(model, {"model": {}, "model_ema": {f"module.{n}": value for n, value in bare.items()}}, "a.pth", True)
+    load_model_weights(
+        model, {"model": {}, "model_ema": {f"module.{n}": value for n, value in bare.items()}}, "a.pth", True
+    )
     assert_holds(model, state)
 
 
@@ -310,7 +314,7 @@ def test_a_classifier_is_no_detector() -> None:
     bare = {name.removeprefix("backbone."): value for name, value in state.items()}
     for checkpoint, head in (({"model": bare}, "norm.weight"), ({"state_dict": state}, "backbone.norm.weight")):
         with pytest.raises(UserError, match=rf"another model: it lacks \d+/\d+ tensors .*no place here \({head}, "):
-            load_model(built(DETECTOR), checkpoint, "classifier.pth")
+            load_model_weights(built(DETECTOR), checkpoint, "classifier.pth")
 
 
 def test_load_reports_of_backbones_are_kept(tmp_path: Path) -> None:

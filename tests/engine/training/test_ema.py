@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from backbones import UserError
 from backbones.weights import read_checkpoint
-from engine.checkpoint.model_weights import load_model
+from engine.checkpoint.model_weights import load_model_weights
 from engine.config.load import resolve
 from engine.config.world import Launch
 from engine.training.build import build_runner
@@ -183,7 +183,7 @@ def test_averaging_and_validation_leave_the_training_alone(whole: Runner, tmp_pa
     assert not any(name.startswith("val/ema/") for name in without.message_hub.log_scalars)
     checkpoint = read_checkpoint(str(tmp_path / "without/epoch_3.pth"))
     with pytest.raises(UserError, match="no averaged weights"):
-        load_model(without.model, checkpoint, "epoch_3.pth", averaged=True)
+        load_model_weights(without.model, checkpoint, "epoch_3.pth", averaged=True)
 
 
 def test_an_interrupted_run_goes_on_where_it_was(whole: Runner, tmp_path: Path) -> None:
@@ -289,5 +289,5 @@ def test_both_weights_can_be_loaded_for_a_test(whole: Runner) -> None:
         (True, saved["ema_state_dict"]["module.line.weight"]),
     ):
         model = MODELS.build(whole.cfg.model)
-        load_model(model, saved, "epoch_3.pth", averaged)
+        load_model_weights(model, saved, "epoch_3.pth", averaged)
         assert torch.equal(model.line.weight, expected)

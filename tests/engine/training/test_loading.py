@@ -15,7 +15,7 @@ from torch import nn
 
 from backbones import UserError
 from engine.checkpoint import model_weights
-from engine.checkpoint.model_weights import load_model
+from engine.checkpoint.model_weights import load_model_weights
 
 
 class Model(nn.Module):
@@ -46,53 +46,53 @@ def checkpoint() -> dict[str, Any]:
 
 def test_raw_weights(checkpoint: dict[str, Any]) -> None:
     model = Model()
-    assert str(load_model(model, checkpoint, "run.pth")) == "9/9 tensors loaded from run.pth"
+    assert str(load_model_weights(model, checkpoint, "run.pth")) == "9/9 tensors loaded from run.pth"
     assert holds(model, 1)
 
 
 def test_averaged_weights(checkpoint: dict[str, Any]) -> None:
     model = Model()
-    report = load_model(model, checkpoint, "run.pth", averaged=True)
+    report = load_model_weights(model, checkpoint, "run.pth", averaged=True)
     assert str(report) == "9/9 tensors loaded from run.pth (averaged weights)"
     assert holds(model, 2)
 
 
 def test_a_bare_mapping_of_tensors(checkpoint: dict[str, Any]) -> None:
     model = Model()
-    load_model(model, checkpoint["state_dict"], "bare.pth")
+    load_model_weights(model, checkpoint["state_dict"], "bare.pth")
     assert holds(model, 1)
 
 
 def test_no_averages_to_load(checkpoint: dict[str, Any]) -> None:
     del checkpoint["ema_state_dict"]
     with pytest.raises(UserError, match=r"'run\.pth' has no averaged weights: leave --ema out"):
-        load_model(Model(), checkpoint, "run.pth", averaged=True)
+        load_model_weights(Model(), checkpoint, "run.pth", averaged=True)
 
 
 def test_a_missing_tensor(checkpoint: dict[str, Any]) -> None:
     del checkpoint["state_dict"]["head.bias"], checkpoint["state_dict"]["norm.running_var"]
     model = filled(5)
     with pytest.raises(UserError, match=r"another model: it lacks 2/9 tensors \(norm\.running_var, head\.bias\)$"):
-        load_model(model, checkpoint, "run.pth")
+        load_model_weights(model, checkpoint, "run.pth")
     assert holds(model, 5)
 
 
 def test_a_tensor_without_a_place(checkpoint: dict[str, Any]) -> None:
     checkpoint["state_dict"]["neck.weight"] = torch.zeros(1)
     with pytest.raises(UserError, match=r"another model: 1 of its tensors have no place here \(neck\.weight\)$"):
-        load_model(Model(), checkpoint, "run.pth")
+        load_model_weights(Model(), checkpoint, "run.pth")
 
 
 def test_another_number_of_classes(checkpoint: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"head\.weight is \(3, 2\), the config wants \(10, 2\); check classes"):
-        load_model(Model(classes=10), checkpoint, "run.pth")
+        load_model_weights(Model(classes=10), checkpoint, "run.pth")
 
 
 def test_something_else_altogether() -> None:
     with pytest.raises(UserError, match="lacks 9/9 tensors"):
-        load_model(Model(), {"epoch": 3}, "run.pth")
+        load_model_weights(Model(), {"epoch": 3}, "run.pth")
     with pytest.raises(UserError, match="lacks 9/9 tensors"):
-        load_model(Model(), {"state_dict": {}}, "run.pth")
+        load_model_weights(Model(), {"state_dict": {}}, "run.pth")
 
 
 def test_a_wrapped_model(checkpoint: dict[str, Any]) -> None:
@@ -104,7 +104,7 @@ def test_a_wrapped_model(checkpoint: dict[str, Any]) -> None:
     MODEL_WRAPPERS.register_module(name="WrapperOfTheTest", module=Wrapper)
     try:
         wrapped = Wrapper(Model())
-        load_model(wrapped, checkpoint, "run.pth")
+        load_model_weights(wrapped, checkpoint, "run.pth")
     finally:
         MODEL_WRAPPERS._module_dict.pop("WrapperOfTheTest")
     assert holds(wrapped.module, 1)

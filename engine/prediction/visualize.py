@@ -29,7 +29,7 @@ from backbones.channels import stated_channels
 from backbones.errors import ConfigError, DataError, MachineError, UserError, describe_error
 from backbones.files import NO_SPACE_ERRNOS
 from backbones.weights import read_checkpoint
-from engine.checkpoint.model_weights import LOADER_SETTINGS, load_model
+from engine.checkpoint.model_weights import LOADER_SETTINGS, load_model_weights
 from engine.config.building import build
 from engine.data.checker import build_checkers
 from engine.data.image_files import (
@@ -166,7 +166,7 @@ def load_predictor(
     cfg.model.get("module", cfg.model).backbone.pop("weights", None)  # with or without test-time augmentation
     model = build(MODELS, cfg.model, "model")
     meta = dict(cfg.test_dataloader.dataset.metainfo)
-    print(load_model(model, read_checkpoint(checkpoint, trust), checkpoint, averaged, meta["classes"]))
+    print(load_model_weights(model, read_checkpoint(checkpoint, trust), checkpoint, averaged, meta["classes"]))
     visualizer = VISUALIZERS.build({**cfg.visualizer, "vis_backends": None, "name": "predict"})
     visualizer.dataset_meta = {**meta, "classes": drawn_names(meta["classes"])}
     return model.to(device).eval(), visualizer
@@ -231,7 +231,7 @@ def predict_images(
         MachineError: If the folder cannot be written.
         ConfigError: If the folder is that of the images, or the task has no such format.
     """
-    pipeline = _image_pipeline(cfg)
+    pipeline = image_pipeline(cfg)
     collate = FUNCTIONS.get(cfg.test_dataloader.get("collate_fn", {"type": "pseudo_collate"})["type"])
     _make_folder(out)
     if any(image.parent.samefile(out) for image in images):
@@ -287,7 +287,7 @@ def _reduced(item: dict[str, Any]) -> dict[str, Any]:
     return {**item, "data_samples": smaller}
 
 
-def _image_pipeline(cfg: Config) -> Compose:
+def image_pipeline(cfg: Config) -> Compose:
     """The test pipeline without the steps that load labels."""
     steps = cfg.test_dataloader.dataset.pipeline
     kept = [step for step in steps if loads_image(step) or not transform_name(step).startswith("Load")]
@@ -384,18 +384,37 @@ def draw_sample(
         truth: Whether the annotations are drawn beside the prediction.
         change: Change of the image, RGB (H, W, 3), that had been predicted on; ``None`` for none.
     """
-    task, channels = task_of(cfg), stated_channels(cfg.test_dataloader.dataset.get("pipeline"))
-    path, sample = sample.img_path, sample.cpu()
-    if channels:
-        image = as_picture(read_bands(path, channels))
-    else:
-        image = mmcv.imfrombytes(read_image_bytes(path), channel_order="rgb")
-    image = image if change is None else change(image)
-    height, width = image.shape[:2]
+    image = read_picture(cfg, sample.img_path)
+    draw_on(cfg, visualizer, sample, image if change is None else change(image), target, truth)
+
+
+def read_picture(cfg: Config, path: str) -> np.ndarray:
+    """Read an image as people see it, RGB, uint8, (H, W, 3); other channels than colours as a picture."""
+    if channels := stated_channels(cfg.test_dataloader.dataset.get("pipeline")):
+        return as_picture(read_bands(path, channels))
+    image: np.ndarray = mmcv.imfrombytes(read_image_bytes(path), channel_order="rgb")
+    return image
+
+
+def draw_on(
+    cfg: Config, visualizer: Any, sample: BaseDataElement, image: np.ndarray, target: Path, truth: bool
+) -> None:
+    """Draw a sample on a picture.
+
+    Args:
+        cfg: Resolved config.
+        visualizer: Visualizer of the task.
+        sample: Prediction.
+        image: Picture, RGB, uint8, (H, W, 3).
+        target: File of the drawing.
+        truth: Whether the annotations are drawn beside the prediction.
+    """
+    sample, (height, width) = sample.cpu(), image.shape[:2]
     if (height, width) != (size := _picture_size(height, width)) == tuple(sample.get("ori_shape", ())[:2]):
         height, width = size  # that of the answer, by _reduced
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
     factor = min(round(MIN_PICTURE_SIDE / min(height, width)), MAX_ENLARGED_SIDE // max(height, width))
+    task = task_of(cfg)
     if factor > 1:
         task.scale_sample(sample, factor)
         image = cv2.resize(image, (factor * width, factor * height), interpolation=cv2.INTER_CUBIC)

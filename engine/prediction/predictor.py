@@ -1,0 +1,147 @@
+"""A trained model in Python: ``load_model(CONFIG, CHECKPOINT).predict("image.jpg")``."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from functools import partial
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine.config import Config
+from mmengine.registry import FUNCTIONS
+from mmengine.structures import BaseDataElement
+from PIL import Image
+from torch import nn
+
+from backbones.channels import COLOUR_CHANNELS
+from backbones.errors import DataError
+from engine.checkpoint.model_weights import recorded_classes
+from engine.config.load import load_config
+from engine.config.options import parse_options
+from engine.config.world import Launch
+from engine.launch.leftovers import process_folder
+from engine.prediction.visualize import draw_on, image_pipeline, load_predictor, predict, read_picture
+from engine.task import task_of
+
+ImageSource = str | PathLike[str] | np.ndarray
+
+
+class Prediction:
+    """What a model predicts for one image; each task has a subclass with the tensors it predicts.
+
+    Attributes:
+        sample: Data element of the task's library, with all that the model gives, on the CPU.
+        classes: Class names in the order of the labels.
+        config: Resolved config of the model.
+    """
+
+    def __init__(self, predictor: Predictor, sample: BaseDataElement, image: ImageSource) -> None:
+        self.sample = sample
+        self.classes = predictor.classes
+        self.config = predictor.cfg
+        self._predictor, self._image = predictor, image
+
+    def draw(self, path: str | PathLike[str]) -> Path:
+        """Draw the prediction on its image, as ``tools/predict.py`` does.
+
+        Args:
+            path: File of the picture; its folder exists.
+
+        Returns:
+            The file.
+        """
+        cfg, image = self.config, self._image
+        picture = image if isinstance(image, np.ndarray) else read_picture(cfg, fspath(image))
+        draw_on(cfg, self._predictor.visualizer, self.sample, picture, Path(path), truth=False)
+        return Path(path)
+
+
+class Predictor:
+    """A trained model with the preprocessing of its tests, for one image at a time.
+
+    Args:
+        cfg: Resolved config.
+        model: Model of :func:`engine.prediction.visualize.load_predictor`.
+        visualizer: Visualizer of :func:`engine.prediction.visualize.load_predictor`.
+
+    Attributes:
+        cfg: Resolved config.
+        model: The network, in evaluation mode.
+        classes: Class names in the order of the labels.
+    """
+
+    def __init__(self, cfg: Config, model: nn.Module, visualizer: Any) -> None:
+        self.cfg, self.model, self.visualizer = cfg, model, visualizer
+        self.classes = tuple(cfg.test_dataloader.dataset.metainfo["classes"])
+        self._task = task_of(cfg)
+        self._pipeline = image_pipeline(cfg)
+        self._collate = FUNCTIONS.get(cfg.test_dataloader.get("collate_fn", {"type": "pseudo_collate"})["type"])
+
+    def predict(self, image: ImageSource) -> Prediction:
+        """Predict one image.
+
+        Args:
+            image: Image file; or RGB pixels, uint8, (H, W, 3).
+
+        Returns:
+            The prediction, with the attributes of its task: ``probabilities``, ``label`` and ``name`` of a classifier;
+                ``boxes``, ``masks``, ``scores``, ``labels`` and ``to_coco()`` of a detector; ``labels`` of a segmentor.
+
+        Raises:
+            DamagedImageError: If the file is missing or cannot be decoded.
+            DataError: If the pixels are of another shape or type.
+        """
+        if isinstance(image, np.ndarray):
+            item = self._from_pixels(image)
+        else:
+            item = self._from_file(fspath(image))
+        kind = self._task.prediction or Prediction
+        prediction: Prediction = kind(self, predict(self.model, item, self._collate).cpu(), image)
+        return prediction
+
+    def _from_file(self, path: str) -> Any:
+        return self._pipeline({"img_path": path, "img_id": 0, **copy.deepcopy(dict(self._task.image_fields))})
+
+    def _from_pixels(self, image: np.ndarray) -> Any:
+        """Go through a lossless file: a pipeline begins at one, and a step may both read and transform."""
+        if image.ndim != 3 or image.shape[2] != COLOUR_CHANNELS or image.dtype != np.uint8:
+            raise DataError(f"an image is uint8 (H, W, 3) in RGB, this one is {image.dtype} {image.shape}")
+        with tempfile.TemporaryDirectory(dir=process_folder()) as folder:
+            path = Path(folder, "image.png")
+            Image.fromarray(image).save(path, compress_level=1)
+            return self._from_file(str(path))
+
+
+def load_model(
+    config: str | PathLike[str],
+    checkpoint: str | PathLike[str],
+    *,
+    averaged: bool = False,
+    device: str | None = None,
+    options: tuple[str, ...] = (),
+    trust: bool = False,
+) -> Predictor:
+    """Load a trained model with all that it needs to predict images.
+
+    Args:
+        config: Config file.
+        checkpoint: Path or URL of a checkpoint of a run.
+        averaged: Whether to load the averaged weights (EMA).
+        device: Device of the model; ``None`` for a GPU if there is one.
+        options: Overrides, ``"key=value"`` each, as ``--cfg-options``.
+        trust: Whether to execute code that the checkpoint asks for.
+
+    Returns:
+        The model with its preprocessing; ``predict`` takes one image.
+
+    Raises:
+        ConfigError: If the config cannot be read.
+        CheckpointError: If the checkpoint is missing or of another model.
+    """
+    launch, source = Launch.from_environment(), fspath(checkpoint)
+    known = partial(recorded_classes, source, trust)
+    cfg = load_config(fspath(config), parse_options(list(options)), launch, known_classes=known).cfg
+    return Predictor(cfg, *load_predictor(cfg, source, averaged, device or launch.device, trust))
