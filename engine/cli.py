@@ -16,6 +16,7 @@ from backbones.files import NO_SPACE_ERRNOS
 from backbones.packages import missing_package, missing_package_error
 from engine.launch.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED
 from engine.launch.heartbeat import HEARTBEAT
+from engine.launch.workers import LostWorkerError, lost_worker
 
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
 UNCHECKED = "--no-data-check"
@@ -57,6 +58,8 @@ def run_tool(main: Callable[[], None]) -> None:
             error = MachineError(f"{raised.strerror}{where}: make room and start again, a training with --resume")
         if package := missing_package(raised):
             error = missing_package_error(package)
+        if lost := lost_worker(raised):  # which was noticed in the midst of something else
+            error = LostWorkerError("a worker of a data loader (process {}) {}".format(*lost))
         if isinstance(error, UserError):
             HEARTBEAT.report_error(error, one_line(error))
             _print_error(f"error: {one_line(error)}")

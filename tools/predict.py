@@ -28,7 +28,7 @@ def main() -> None:
     args = parser.parse_args()
 
     from backbones.channels import stated_channels
-    from backbones.errors import printable
+    from backbones.errors import ConfigError, printable
     from engine.checkpoint.model_weights import recorded_classes
     from engine.config.load import load_config
     from engine.config.options import parse_options
@@ -44,6 +44,8 @@ def main() -> None:
     )
 
     launch = Launch.from_environment()
+    if launch.processes > 1:  # each would draw all images, into the same files
+        raise ConfigError(f"{launch.processes} processes: predict.py runs in one, without launcher and WORLD_SIZE")
     known = partial(recorded_classes, args.checkpoint, args.trust_checkpoint)
     cfg = load_config(args.config, parse_options(args.cfg_options), launch, known_classes=known).cfg
     suffixes = image_suffixes(stated_channels(cfg.test_dataloader.dataset.get("pipeline")))

@@ -26,6 +26,7 @@ from backbones.errors import MachineError, printable
 from engine.launch.exit_codes import EXIT_HUNG
 from engine.launch.heartbeat import STACK_SIGNAL, STACKS_FILE, read_frames
 from engine.launch.leftovers import STOPPED_STATE, process_state, worker_folder
+from engine.launch.workers import LostWorkerError, lost_worker
 
 WORKER_PATIENCE_SECONDS = (
     45.0  # without CPU time and bytes; with WORKER_POLL_SECONDS and the stack it is still within the minute
@@ -108,9 +109,11 @@ def _watched(notes: Tensor, dataset: Any, batches: Any) -> Iterator[Any]:
                 batch = next(batches)
             except StopIteration:
                 return
-            except RuntimeError as error:  # torch's about the worker that was killed
+            except RuntimeError as error:  # torch's about a worker that was killed
                 if watch.diagnosis:
                     raise HungWorkerError(watch.diagnosis) from error
+                if lost := lost_worker(error):
+                    raise LostWorkerError(watch.describe_lost(*lost)) from error
                 raise
             watch.waits_since = None
             yield batch
@@ -140,16 +143,31 @@ class _Watch:
             for number, (pid, sample, does) in enumerate(self._notes.tolist()):
                 with suppress(OSError, ValueError, IndexError, StopIteration):  # it ends, which torch notices; no /proc
                     if pid and not self.diagnosis:
-                        self._look_at(f"worker {number} of a data loader", pid, sample, does, now)
+                        self._look_at(number, pid, sample, does, now)
 
-    def _look_at(self, name: str, pid: int, sample: int, does: int, now: float) -> None:
+    def describe_lost(self, pid: int, end: str) -> str:
+        """One line about a worker that died.
+
+        Args:
+            pid: Its process.
+            end: How it died, from :func:`engine.launch.workers.lost_worker`.
+        """
+        for number, (noted, sample, does) in enumerate(self._notes.tolist()):
+            if noted == pid and does != _IDLE:
+                return f"{self._name(number, pid, sample, does)} {end}"
+        return f"a worker of a data loader (process {pid}) {end}"
+
+    def _name(self, number: int, pid: int, sample: int, does: int) -> str:
+        what = "collating a batch, of which the last is sample" if does == _COLLATES else "sample"
+        return f"worker {number} of a data loader (process {pid}, {what} {sample}{_path_of(self._dataset, sample)})"
+
+    def _look_at(self, number: int, pid: int, sample: int, does: int, now: float) -> None:
         """Kill a worker that is in the way of the batch that is waited for, or warn of one."""
         idle, state, waits_since = self._idle_seconds(pid, now), process_state(pid), self.waits_since
         busy = does != _IDLE
         if waits_since is None or now - waits_since < WORKER_PATIENCE_SECONDS or not (busy or state == STOPPED_STATE):
             return
-        what = "collating a batch, of which the last is sample" if does == _COLLATES else "sample"
-        who = f"{name} (process {pid}, {what} {sample}{_path_of(self._dataset, sample)})"
+        who = self._name(number, pid, sample, does)
         if idle >= WORKER_PATIENCE_SECONDS and state != _WAITS_FOR_DISK:
             self.diagnosis = f"{who} {_reason(pid, state, idle)}"
             os.kill(pid, signal.SIGKILL)

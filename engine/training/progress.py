@@ -66,8 +66,8 @@ class TestPositionHook(Hook):
         HEARTBEAT.enter(Phase.VALIDATION, f"test, batch {batch_idx + 1} of {len(runner.test_dataloader)}")
 
     def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Announce that the next batch is waited for."""
-        HEARTBEAT.enter(Phase.DATA)
+        """Announce that the next batch is waited for, or that the scores are computed, which may take longer."""
+        HEARTBEAT.enter(Phase.VALIDATION if self.end_of_epoch(runner.test_dataloader, batch_idx) else Phase.DATA)
 
     def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Announce that the results are written."""

@@ -12,6 +12,7 @@ import pytest
 
 from backbones.errors import MachineError
 from engine.cli import add_launch_options, run_tool
+from engine.launch.exit_codes import EXIT_FAILED
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -58,6 +59,19 @@ def test_an_absent_package_is_one_line(capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().err.startswith(line)
     with pytest.raises(ImportError, match="cannot import name"):
         run_tool(broken_import)
+
+
+def test_a_worker_that_died_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """torch says so wherever the process is then."""
+
+    def step() -> None:
+        raise RuntimeError("DataLoader worker (pid 25) is killed by signal: Killed. ")
+
+    with pytest.raises(SystemExit) as stopped:
+        run_tool(step)
+    assert stopped.value.code == EXIT_FAILED
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: a worker of a data loader (process 25) was ended by a signal (Killed), most often")
 
 
 @pytest.mark.parametrize("options", [[], ["--no-data-check"]])

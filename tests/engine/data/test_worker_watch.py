@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import time
@@ -17,8 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 from engine.data import worker_watch
 from engine.data.sampling import _report_thread, configure_workers
 from engine.data.worker_watch import HungWorkerError
-from engine.launch.exit_codes import EXIT_HUNG
+from engine.launch.exit_codes import EXIT_FAILED, EXIT_HUNG
 from engine.launch.leftovers import share_temporary_folder
+from engine.launch.workers import LostWorkerError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what a process is doing")
 BAD = 5
@@ -46,6 +48,15 @@ class Samples(Dataset):
 
     def stop(self) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
+
+    def kill(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def crash(self) -> None:
+        os.kill(os.getpid(), signal.SIGBUS)
+
+    def leave(self) -> None:
+        os._exit(3)
 
     def compute(self) -> None:
         until = time.monotonic() + 4
@@ -94,6 +105,28 @@ def test_a_worker_that_does_nothing_is_named(way: str, said: str) -> None:
         load(way)
     assert len(str(caught.value).splitlines()) == 1
     assert caught.value.exit_code == EXIT_HUNG
+
+
+@pytest.mark.parametrize(
+    ("way", "said"),
+    [
+        ("kill", "was ended by a signal (Killed), most often by the kernel, for lack of memory: fewer workers"),
+        ("crash", "was ended by a signal (Bus error): shared memory (/dev/shm) may be full"),
+        ("leave", "left with exit code 3"),
+    ],
+)
+def test_a_worker_that_dies_is_named(way: str, said: str) -> None:
+    with pytest.raises(LostWorkerError) as caught:
+        load(way)
+    (line,) = str(caught.value).splitlines()
+    assert re.match(r"worker 1 of a data loader \(process \d+, sample 5, picture_5.png\) ", line)
+    assert said in line
+    assert caught.value.exit_code == EXIT_FAILED
+
+
+def test_another_error_of_a_worker_stays() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'absent'"):
+        load("absent")
 
 
 def test_a_worker_that_hangs_while_it_collates_is_named() -> None:

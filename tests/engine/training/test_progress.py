@@ -1,4 +1,4 @@
-"""The first line of a slow training."""
+"""The first line of a slow training, and what the launcher is told during a test."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from mmengine.hooks import LoggerHook
 
+from engine.launch.heartbeat import Phase
 from engine.training import progress
-from engine.training.progress import FirstLineHook
+from engine.training.progress import FirstLineHook, TestPositionHook
 
 
 @pytest.mark.parametrize(
@@ -35,3 +36,14 @@ def test_a_slow_training_says_early_how_long_it_takes(
         runner.iter = step
         hook.after_train_iter(runner, step)
     assert lines == said
+
+
+def test_the_scores_of_a_test_may_take_longer_than_a_batch_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Phase] = []
+    monkeypatch.setattr(progress.HEARTBEAT, "enter", lambda phase, place="": told.append(phase))
+    hook, runner = TestPositionHook(), SimpleNamespace(test_dataloader=range(2))
+    for batch in range(2):
+        hook.before_test_iter(runner, batch)
+        hook.after_test_iter(runner, batch)
+    hook.after_test_epoch(runner)
+    assert told == [Phase.VALIDATION, Phase.DATA, Phase.VALIDATION, Phase.VALIDATION, Phase.SAVING]
