@@ -44,6 +44,7 @@ def main() -> None:
     from analysis.schedules import review_schedules
     from analysis.standing import check_untrained, closing_lines, finished_line, obstacle, resumes
     from analysis.start_check import checked_plan
+    from backbones.files import remove_partial_files
     from engine.config.load import load_config
     from engine.config.options import parse_options
     from engine.config.world import Launch
@@ -66,6 +67,8 @@ def main() -> None:
         if not resume and (line := obstacle(folder)):
             lines.append(f"note: {line}")
     elif resume and (line := finished_line(resolved.cfg)):
+        if is_main:  # of a start that was killed while it wrote its last files
+            remove_partial_files(folder)
         lines = [line]
     else:
         if not resume:

@@ -208,6 +208,21 @@ def test_ctrl_c_in_a_terminal_saves_once_and_leaves_with_code_130(start: Callabl
     assert b"Traceback" not in shown
 
 
+def test_a_second_ctrl_c_ends_at_once(start: Callable) -> None:
+    """One within 2 seconds is the same, as the terminal and a shell both send it."""
+    program = "signal.signal(signal.SIGINT, lambda *_: say('ready')); say('ready')\nwhile True:\n    time.sleep(60)"
+    process = start(program, "--processes", "2", "--grace", "300")
+    for _ in range(2):
+        wait_for(process, 2)
+        process.send_signal(signal.SIGINT)
+    wait_for(process, 2)
+    time.sleep(2.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    code, _, err = end(process)
+    assert (code, err) == (130, ["error: interrupted twice: ranks 0, 1 ended without saving"])
+
+
 def test_who_does_not_stop_in_time_is_killed(start: Callable) -> None:
     program = "signal.signal(signal.SIGTERM, signal.SIG_IGN); say('ready'); time.sleep(60)"
     process = start(program, "--processes", "1", "--grace", "1")
