@@ -150,7 +150,7 @@ class _Watch:
 
         Args:
             pid: Its process.
-            end: How it died, from :func:`engine.launch.workers.lost_worker`.
+            end: Description of its end, from :func:`engine.launch.workers.lost_worker`.
         """
         for number, (noted, sample, does) in enumerate(self._notes.tolist()):
             if noted == pid and does != _IDLE:

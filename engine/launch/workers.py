@@ -25,7 +25,7 @@ def lost_worker(error: BaseException) -> tuple[int, str] | None:
     """Process of a worker that died, and how, in words that follow its name; ``None`` for any other error.
 
     Args:
-        error: What was raised; torch has the details in its cause.
+        error: Exception; torch puts the details into its cause.
     """
     said = next(filter(None, (_SAID.match(str(one)) for one in (error.__cause__, error))), None)
     if not isinstance(error, RuntimeError) or said is None:

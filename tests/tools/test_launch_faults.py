@@ -220,7 +220,7 @@ def test_a_second_ctrl_c_ends_at_once(start: Callable) -> None:
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     code, _, err = end(process)
-    assert (code, err) == (130, ["error: interrupted twice: ranks 0, 1 ended without saving"])
+    assert (code, err) == (130, ["interrupted twice: ranks 0, 1 ended without saving"])
 
 
 def test_who_does_not_stop_in_time_is_killed(start: Callable) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from backbones.files import PART_SUFFIX
 from engine.config.load import load_config
 from tests.pages import Page
 
@@ -149,7 +150,10 @@ def test_a_finished_training_says_so_and_is_trained_longer_on_request(finished: 
         assert ended.code == 0, ended.err
         return ended
 
+    partial = finished / f".report.html.0123456789abcdef{PART_SUFFIX}"
+    partial.touch()  # as a start that was killed while it wrote leaves it
     (line,) = resume(1).out.splitlines()
+    assert not partial.exists()
     assert line.startswith(f"finished before, after 1 epoch; report {finished / 'report.html'}, last checkpoint ")
     assert line.endswith("to train longer: --resume --cfg-options train_cfg.max_epochs=N with N above 1")
     longer = resume(2).out

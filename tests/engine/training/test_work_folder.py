@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -70,6 +71,7 @@ def test_it_goes_on_in_a_new_folder(at: str, digits: Path, tmp_path: Path, capsy
     assert "going on in a new one" in log.read_text()
     assert (tmp_path / "work/report.html").is_file()
     assert (tmp_path / "work/run_id").is_file()
+    assert (tmp_path / "work" / CONFIG.name).is_file()
 
 
 def test_it_looks_once_a_second_and_before_files_are_opened(tmp_path: Path) -> None:
@@ -92,6 +94,15 @@ def test_it_looks_once_a_second_and_before_files_are_opened(tmp_path: Path) -> N
         hook.after_val_iter(runner, step)
     hook.after_val_epoch(runner)
     assert looks == [(8, "val"), (8, "val")]
+
+
+def test_storage_that_fails_for_a_moment_is_left_to_who_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Path) -> bool:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "is_dir", fail)
+    runner: Any = SimpleNamespace(work_dir="work", log_dir="work/log")
+    WorkFolderHook().after_train(runner)
 
 
 def test_a_folder_that_cannot_be_made_again_ends_it_in_a_line(
