@@ -50,7 +50,7 @@ PANOPTIC = register_task(
         scores_note="PQ is SQ, how well segments match, times RQ, how many are found, in percent.",
         main_metric="PQ",
         dummy_batch=_dummy_batch,
-        # Training images of COCO 2017 with a thing.
+        # Training images of COCO 2017 with an object; they were not counted in the panoptic file.
         named_classes={
             "coco-panoptic": NamedClasses(lambda: COCO_NAMES["classes"], 117_266),
             "coco-stuff": NamedClasses(lambda: COCO_NAMES["stuff_classes"], 117_266),
