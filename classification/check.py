@@ -16,6 +16,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from backbones.errors import DataError, nearest
 from classification.data import FolderDataset, class_folders, folder_difference, folder_fix, keep_listed, list_images
 from classification.decode import read_rgb
+from classification.hold_out import HoldOut
 from classification.model import MAX_BYTE
 from classification.stored import StoredSamples, describe_shards, match_classes, stored_difference
 from engine.data.block_shuffle import DEFAULT_OPEN_SHARDS, BlockShuffleSampler, label_mixing
@@ -100,6 +101,7 @@ class FolderChecker(DatasetChecker):
         images = {name: self._list_class(root, name) for name in classes if name in folders}
         if listed := self.dataset.get("ann_file"):
             images = self._keep_listed(images, os.path.join(self.dataset.data_root, listed), root)
+        images = {name: self._hold_out.choose(paths, name) for name, paths in images.items()}
         for name, paths in images.items():
             self._check_number(root, name, len(paths))
         files = [DataFile(path, key=name) for name, paths in images.items() for path in paths[::every]]
@@ -107,6 +109,11 @@ class FolderChecker(DatasetChecker):
             self.error("no images", str(root), "holds no image of any class", "bring the images")
         self.notes += hidden_note(f"the {self.split} data", self._hidden)
         return files
+
+    @property
+    def _hold_out(self) -> HoldOut:
+        keys = {"hold_out": "one_in", "held_out": "held", "hold_out_seed": "seed"}
+        return HoldOut(**{ours: self.dataset[key] for key, ours in keys.items() if key in self.dataset})
 
     def _list_stored(self, shards: Shards, classes: Sequence[str]) -> list[DataFile]:
         """Images of shards; of very many a part, spread evenly, unless all are to be checked.
@@ -127,7 +134,8 @@ class FolderChecker(DatasetChecker):
         for name in classes if self._test_mode and names else ():
             if name not in found:
                 self._warn_unscored(Path(shards.place), name)
-        images = StoredSamples(table, [found[name][::every] for name in names], range(len(names)))
+        chosen_rows = [self._hold_out.choose(found[name], name)[::every] for name in names]
+        images = StoredSamples(table, chosen_rows, range(len(names)))
         chosen, part = self._chosen(images, shards)
         self.notes.append(
             f"the {self.split} data: {len(images):,} images in {describe_shards(shards, table, classes)}{part}"

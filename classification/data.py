@@ -24,6 +24,7 @@ from backbones.errors import ConfigError, DataError
 from backbones.files import read_text_file
 from classification import augment
 from classification.decode import Crop, read_crop, read_rgb
+from classification.hold_out import HoldOut
 from classification.stored import StoredSamples, stored_samples
 from engine.config.schema import is_whole
 from engine.data.image_files import IMAGE_SUFFIXES, image_suffixes, read_bands
@@ -48,6 +49,9 @@ class FolderDataset(BaseDataset):
         test_mode: Allow classes without a folder or images, as in a small validation set.
         ann_file: Text file with a line ``<class>/<image>`` for each image to use, in ``data_root`` unless its path is
             absolute; the other images of the folders do not count. All of them without it.
+        hold_out: Hold out one in so many images of each class for validation, at random; 0 for none.
+        held_out: Whether these are the images held out, not the others.
+        hold_out_seed: Seed of the choice.
         shard_cache: Cache of the shards of a store, see :meth:`engine.data.stores.cache.ShardCache.of`.
 
     Raises:
@@ -65,10 +69,14 @@ class FolderDataset(BaseDataset):
         every: int = 1,
         test_mode: bool = False,
         ann_file: str = "",
+        hold_out: int = 0,
+        held_out: bool = False,
+        hold_out_seed: int = 0,
         shard_cache: dict[str, Any] | None = None,
     ) -> None:
         if not is_whole(every, 1):
             raise ConfigError(f"dataset.every={every}: 10 takes every tenth image of a class, 1 takes all")
+        self.hold_out = HoldOut(hold_out, held_out, hold_out_seed)
         self.split, self.every, self.suffixes = split, every, image_suffixes(stated_channels(pipeline))
         shards = find_shards(data_root, split, shard_cache) if data_root else None
         if shards is not None and ann_file:
@@ -81,7 +89,7 @@ class FolderDataset(BaseDataset):
     def load_data_list(self) -> Sequence[dict[str, Any]]:
         """List the images in sorted order, with their labels."""
         if self.shards is not None:
-            return stored_samples(self.shards, self.metainfo["classes"], self.every, self.test_mode)
+            return stored_samples(self.shards, self.metainfo["classes"], self.every, self.test_mode, self.hold_out)
         root = Path(str(self.data_root)) / self.split
         if not root.is_dir():
             raise DataError(f"no image folder {str(root)!r}: put the classes' folders there, or set data_root")
@@ -97,7 +105,7 @@ class FolderDataset(BaseDataset):
             if absent:
                 raise DataError(f"{self.ann_file}: {absent[0]!r} is no image of a class in {str(root)!r}")
         for label, name in enumerate(classes):
-            images = images_of.get(name, [])
+            images = self.hold_out.choose(images_of.get(name, []), name)
             if not images and not self.test_mode:
                 raise DataError(f"{str(root / name)!r} holds no image ({', '.join(self.suffixes)})")
             samples += [{"img_path": image, "gt_label": label} for image in images[:: self.every]]

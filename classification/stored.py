@@ -11,6 +11,7 @@ import numpy as np
 
 from backbones.errors import DataError, nearest
 from classification.class_lists import describe_classes
+from classification.hold_out import HoldOut
 from engine.data.shards import ShardLayout, Shards, ShardTable, open_table
 from engine.data.stores import is_store_url
 
@@ -23,11 +24,11 @@ class StoredSamples(Sequence[dict[str, Any]]):
 
     Args:
         table: Table of the shards.
-        rows: Rows of each class.
+        rows: Rows of each class, ranges or arrays of numbers.
         labels: Label of each class.
     """
 
-    def __init__(self, table: ShardTable, rows: Sequence[range], labels: Sequence[int]) -> None:
+    def __init__(self, table: ShardTable, rows: Sequence[Sequence[int]], labels: Sequence[int]) -> None:
         self.table, self._rows, self._labels = table, tuple(rows), tuple(labels)
         self._ends = np.cumsum([len(one) for one in rows]) if rows else np.zeros(1, np.int64)
 
@@ -51,7 +52,7 @@ class StoredSamples(Sequence[dict[str, Any]]):
         if not 0 <= position < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         part = int(np.searchsorted(self._ends, position, "right"))
-        row = self._rows[part][position - int(self._ends[part])]  # an index from the end of the class
+        row = int(self._rows[part][position - int(self._ends[part])])  # an index from the end of the class
         return {"img_path": self.table.image(row), "gt_label": self._labels[part]}
 
 
@@ -70,7 +71,9 @@ def stored_names(shards: Shards) -> list[str]:
     )
 
 
-def stored_samples(shards: Shards, classes: Sequence[str], every: int = 1, test_mode: bool = False) -> StoredSamples:
+def stored_samples(
+    shards: Shards, classes: Sequence[str], every: int = 1, test_mode: bool = False, hold_out: HoldOut | None = None
+) -> StoredSamples:
     """Samples of shards.
 
     Args:
@@ -78,6 +81,7 @@ def stored_samples(shards: Shards, classes: Sequence[str], every: int = 1, test_
         classes: Class names of the config.
         every: Use every n-th image of each class.
         test_mode: Allow classes without images.
+        hold_out: Choice of a part of each class, before ``every``.
 
     Raises:
         DataError: If labels and classes differ.
@@ -87,7 +91,9 @@ def stored_samples(shards: Shards, classes: Sequence[str], every: int = 1, test_
     if difference := stored_difference(found, classes, test_mode):
         raise DataError(f"{shards.place!r}: {difference}: set classes to those of the shards")
     present = [(label, found[name]) for label, name in enumerate(classes) if name in found]
-    return StoredSamples(table, [rows[::every] for _, rows in present], [label for label, _ in present])
+    hold_out = hold_out or HoldOut()
+    chosen = [hold_out.choose(rows, classes[label])[::every] for label, rows in present]
+    return StoredSamples(table, chosen, [label for label, _ in present])
 
 
 def match_classes(table: ShardTable, classes: Sequence[str]) -> dict[str, range]:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import errno
 import io
+import os
+import signal
+import time
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +89,21 @@ def test_a_call_that_was_stopped_is_gone_on_with(
     assert len(calls) == sum(one.shards for one in made.values()) - 2
     assert content(tmp_path / "made") == content(tmp_path / "whole")
     assert not list((tmp_path / "made").glob("*.part")) + list((tmp_path / "made").glob(".*.part"))
+
+
+def test_after_a_kill_a_second_call_gives_the_same_bytes(folders: Path, tmp_path: Path) -> None:
+    make_shards(folders, tmp_path / "whole", SMALL, workers=1)
+    made = tmp_path / "made"
+    child = get_context("fork").Process(target=make_shards, args=(folders, made, SMALL, 2))
+    child.start()
+    while not any(made.glob("*.tar")):
+        time.sleep(0.001)
+    assert child.pid is not None
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    make_shards(folders, made, SMALL, workers=2)
+    assert content(made) == content(tmp_path / "whole")
+    assert not list(made.glob(".*.part"))
 
 
 def test_what_was_written_is_read_again(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

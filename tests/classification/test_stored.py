@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +13,16 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine.config import Config
 from torch.utils.data import DataLoader
 
 from backbones import UserError
 from classification.data import FolderDataset
 from classification.stored import stored_names
+from engine.data.check import check_datasets
 from engine.data.fault_tolerance import FaultTolerantDataset
 from engine.data.image_files import inspect_image, read_image_bytes
+from engine.data.sampling import build_train_loader
 from engine.data.shards import find_shards
 from tests.shards import class_folders_of_noise, samples, to_shards, write_parquet, write_tar
 
@@ -57,6 +61,23 @@ def test_shards_give_the_samples_of_class_folders(folders: Path, tmp_path: Path,
     assert stored_names(shards) == list(CLASSES)
     info = inspect_image(ours.get_data_info(5)["img_path"])
     assert (info.problem, info.digest) == (None, inspect_image(theirs.get_data_info(5)["img_path"]).digest)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 4])
+def test_the_batches_of_a_training_are_those_of_folders(folders: Path, tmp_path: Path, workers: int) -> None:
+    root = to_shards("parquet", folders, tmp_path)
+    step = dict(type="ClassificationTransform", size=16, training=True, rand_augment="rand-m9-mstd0.5-inc1")
+
+    def batches(place: Path, count: int) -> list[Any]:
+        settings = dict(type="FolderDataset", data_root=str(place), split="train", pipeline=[step])
+        loader = dict(batch_size=4, num_workers=count, sampler=dict(type="DefaultSampler", shuffle=True))
+        loader |= dict(dataset=settings | dict(metainfo=dict(classes=CLASSES)), collate_fn=dict(type="default_collate"))
+        built = build_train_loader(loader, 3, True, lambda data: FaultTolerantDataset(data, tmp_path))
+        return [(batch["inputs"], batch["label"].tolist()) for batch in built]
+
+    for one, two in zip(batches(root, workers), batches(folders, 0), strict=True):
+        assert torch.equal(one[0], two[0])
+        assert one[1] == two[1]
 
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])
@@ -200,6 +221,48 @@ def test_what_is_wrong_with_shards_is_one_line(folders: Path, tmp_path: Path, ca
     with pytest.raises(UserError, match=message) as caught:
         dataset(root)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_the_data_check_says_what_is_wrong_with_shards(folders: Path, tmp_path: Path, case: str) -> None:
+    make, message = BAD[case]
+    (tmp_path / "data").mkdir()
+    make(tmp_path / "data", folders)
+    root = tmp_path / "data" / "set.zip" if case == "half zip" else tmp_path / "data"
+    settings = dict(type="FolderDataset", data_root=str(root), split="train", metainfo=dict(classes=CLASSES))
+    loader = dict(batch_size=2, dataset=settings)
+    found = check_datasets(Config(dict(default_scope="mmengine", train_dataloader=loader)), ("train",), workers=1)
+    assert [str(one) for one in found.errors if re.search(message, str(one))]
+    assert not list(tmp_path.rglob("passwd*"))
+    assert not (tmp_path / "b.jpg").exists()
+
+
+def test_a_part_is_held_out_for_validation(folders: Path, tmp_path: Path) -> None:
+    many = class_folders_of_noise(tmp_path / "many", CLASSES, 20)
+    root = to_shards("cls", many, tmp_path / "shards")
+    whole = listed(dataset(many))
+    kept, held = (listed(dataset(many, hold_out=6, held_out=one)) for one in (False, True))
+    assert sorted(kept + held) == sorted(whole)
+    assert 9 <= len(held) <= 12  # 3 or 4 of each class
+    assert held != whole[::6]
+    for one, expected in ((False, kept), (True, held)):
+        assert listed(dataset(root, hold_out=6, held_out=one)) == expected
+        assert listed(dataset(root, hold_out=6, held_out=one, every=2)) == listed(
+            dataset(many, hold_out=6, held_out=one, every=2)
+        )
+    assert listed(dataset(many, hold_out=6, held_out=True, hold_out_seed=1)) != held
+    for settings, message in (
+        (dict(hold_out=1), r"dataset\.hold_out=1: 30 holds out one in thirty"),
+        (dict(held_out=True), r"dataset\.hold_out=0: 30 holds out one in thirty"),
+        (dict(hold_out=3, hold_out_seed=-1), r"dataset\.hold_out_seed=-1: a whole number"),
+    ):
+        with pytest.raises(UserError, match=message):
+            dataset(many, **settings)
+    for place in (many, root):
+        settings = dict(type="FolderDataset", data_root=str(place), split="train", metainfo=dict(classes=CLASSES))
+        loader = dict(batch_size=2, dataset=settings | dict(hold_out=6, held_out=True))
+        found = check_datasets(Config(dict(default_scope="mmengine", train_dataloader=loader)), ("train",), workers=1)
+        assert found.inspected == {"train images": (len(held), len(held))}
 
 
 def test_names_of_classes_in_json(folders: Path, tmp_path: Path) -> None:

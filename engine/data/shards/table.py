@@ -115,9 +115,10 @@ class ShardTable:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def shard_numbers(self, rows: range) -> np.ndarray:
-        """Number of the shard of each of some rows, ``uint16``."""
-        return np.asarray(self._rows["shard"][rows.start : rows.stop : rows.step])
+    def shard_numbers(self, rows: Sequence[int]) -> np.ndarray:
+        """Number of the shard of each of some rows, a range or an array, ``uint16``."""
+        chosen: Any = slice(rows.start, rows.stop, rows.step) if isinstance(rows, range) else rows
+        return np.asarray(self._rows["shard"][chosen])
 
     def name(self, row: int) -> str:
         """Name of the image of a row."""
