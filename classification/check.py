@@ -101,7 +101,7 @@ class FolderChecker(DatasetChecker):
         images = {name: self._list_class(root, name) for name in classes if name in folders}
         if listed := self.dataset.get("ann_file"):
             images = self._keep_listed(images, os.path.join(self.dataset.data_root, listed), root)
-        images = {name: self._hold_out.choose(paths, name) for name, paths in images.items()}
+        images = {name: list(self._hold_out.choose(paths, name)) for name, paths in images.items()}
         for name, paths in images.items():
             self._check_number(root, name, len(paths))
         files = [DataFile(path, key=name) for name, paths in images.items() for path in paths[::every]]
