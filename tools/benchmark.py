@@ -95,7 +95,11 @@ def add_device_options(command: argparse.ArgumentParser) -> None:
 def add_loading_options(command: argparse.ArgumentParser) -> None:
     """Add the options of ``loading``."""
     command.add_argument("config")
-    command.add_argument("--peer", choices=("timm", "torchvision", "all", "none"), default="timm", help="other side")
+    choices = ("timm", "torchvision", "storage", "all", "none")
+    command.add_argument(
+        "--peer", choices=choices, default="timm", help="other side; storage: shards, read by others too"
+    )
+    command.add_argument("--cold", action="store_true", help="with --peer storage: drop files from the page cache")
     command.add_argument("--workers", type=int, default=0, metavar="N", help="worker processes (default: none)")
     add_config_options(command)
 
@@ -213,11 +217,16 @@ def run_loading(args: argparse.Namespace) -> "Output":
     cfg = load_config(args.config, parse_options(args.cfg_options), training=False).cfg
     check_data_paths(cfg, ("train",))
 
-    from analysis.benchmark.loading import LOADING_PEERS, measure_loading
+    from analysis.benchmark.loading import LOADING_PEERS, STORAGE, measure_loading
+    from analysis.benchmark.storage import absent_peers
 
     peers = {"all": LOADING_PEERS, "none": ()}.get(args.peer, (args.peer,))
-    result = measure_loading(cfg, peers, args.workers, args.rounds)
+    if (args.cold and args.peer != STORAGE) or (args.workers and args.peer == STORAGE):
+        raise ConfigError("--cold is for --peer storage, which reads in one process: leave --workers out")
+    result = measure_loading(cfg, peers, args.workers, args.rounds, args.cold)
     print(result.as_text(), flush=True)
+    if args.peer == STORAGE and (absent := absent_peers()):
+        print(f"not measured, as it is not installed: {', '.join(absent)}")
     return result.as_dict(), None
 
 

@@ -11,10 +11,12 @@ import statistics
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import cv2
@@ -35,6 +37,7 @@ from torchvision.datasets.folder import pil_loader
 from torchvision.transforms import InterpolationMode, v2
 
 from analysis.benchmark.peers import OUR_SIDE
+from analysis.benchmark.storage import forget, image_folder, storage_data, streams
 from analysis.benchmark.timing import MismatchError, Speedup, rates, take_turns
 from backbones.errors import ConfigError
 from backbones.kernels.cpu.dispatch import cpu_name
@@ -43,6 +46,7 @@ from engine.data.fault_tolerance import FaultTolerantDataset
 from engine.data.sampling import SeededIndex
 
 LOADING_PEERS = ("timm", "torchvision")
+STORAGE = "storage"
 LOADING_BATCH = 64
 BATCHES_PER_WORKER = 2  # in a turn, so that one is decoded while another is handed over
 COMPARED_IMAGES = 32
@@ -151,14 +155,15 @@ class PillowFiles:
         return self.transform(pil_loader(info["img_path"])), info["gt_label"]
 
 
-def measure_loading(cfg: Config, peers: Sequence[str], workers: int, rounds: int) -> LoadingResult:
+def measure_loading(cfg: Config, peers: Sequence[str], workers: int, rounds: int, cold: bool = False) -> LoadingResult:
     """Compare our images with timm's, then time all sides.
 
     Args:
         cfg: Resolved config of a classifier.
-        peers: Names out of ``LOADING_PEERS``.
+        peers: Names out of ``LOADING_PEERS``, or ``storage``: the same images in shards, and libraries that read these.
         workers: Number of worker processes, 0 to read in this process.
         rounds: Number of turns of each side.
+        cold: Whether the files leave the page cache before each turn.
 
     Raises:
         ConfigError: If the config does not train a classifier on images in folders.
@@ -177,10 +182,15 @@ def measure_loading(cfg: Config, peers: Sequence[str], workers: int, rounds: int
             sides = {OUR_SIDE: ours, **peer_data(dataset, settings, peers)}
             batches = max(workers * BATCHES_PER_WORKER, 1)
             steps = {name: reading_step(*side, len(dataset), batches, workers) for name, side in sides.items()}
+            files: dict[str, list[str]] = {}
+            if STORAGE in peers:
+                steps |= storage_steps(cfg, dataset, ours[1], settings, Path(folder), batches)
+                files = side_files(dataset, Path(folder), steps)
             for one in steps.values():
                 one()
             # What other processes do meanwhile costs time, but not a core's own.
-            taken = take_turns(steps, rounds, clock=time.perf_counter if workers else time.process_time)
+            clock = time.perf_counter if workers or cold else time.process_time
+            taken = cold_turns(steps, files, rounds) if cold else take_turns(steps, rounds, clock=clock)
     finally:
         torch.set_num_threads(threads)
         cv2.setNumThreads(cv_threads)
@@ -277,6 +287,71 @@ def torchvision_transform(
     convert = [make.PILToTensor()]
     whole: Callable[[Image.Image], Tensor] = make.Compose(convert + steps if on_tensors else steps + convert)
     return whole
+
+
+def storage_steps(
+    cfg: Config,
+    dataset: BaseDataset,
+    collate: Callable[..., Any],
+    settings: dict[str, Any],
+    folder: Path,
+    batches: int,
+) -> dict[str, Callable[[], object]]:
+    """Steps that read as many batches from shards and by the libraries that read these.
+
+    Args:
+        cfg: Resolved config of a classifier.
+        dataset: Its training data, class folders.
+        collate: Collate function of our sides.
+        settings: Arguments of the transform.
+        folder: Folder for the shards.
+        batches: Number of batches of a step.
+    """
+    transform = timm_transform(**settings)
+    sides = {name: (FaultTolerantDataset(data, folder), collate) for name, data in storage_data(cfg, folder).items()}
+    sides["torchvision, ImageFolder"] = (image_folder(cfg, transform), fast_collate)
+    steps = {name: reading_step(*side, len(dataset), batches, 0) for name, side in sides.items()}
+    for name, stream in streams(folder, dataset, transform, fast_collate, LOADING_BATCH).items():
+        steps[name] = _next_of(stream, batches)
+    return steps
+
+
+def _next_of(stream: Iterator[Any], batches: int) -> Callable[[], object]:
+    return lambda: deque(islice(stream, batches), maxlen=0)
+
+
+def side_files(dataset: BaseDataset, folder: Path, sides: Iterable[str]) -> dict[str, list[str]]:
+    """Files that each side reads.
+
+    Args:
+        dataset: Our data set of class folders.
+        folder: Folder of the shards.
+        sides: Names of the sides.
+    """
+    images = [str(dataset.get_data_info(index)["img_path"]) for index in range(len(dataset))]
+    shards = {"ours, tar": "wds", "ours, parquet": "parquet", "webdataset": "wds", "litdata": "litdata"}
+    found = {name: folder / shards[name] for name in sides if name in shards}
+    return {name: [str(one) for one in found[name].iterdir()] if name in found else images for name in sides}
+
+
+def cold_turns(
+    steps: Mapping[str, Callable[[], object]], files: Mapping[str, Sequence[str]], rounds: int
+) -> dict[str, tuple[float, ...]]:
+    """Elapsed seconds of one step of each side in each round, its files not in the page cache.
+
+    Args:
+        steps: Steps by name.
+        files: Files that each of them reads.
+        rounds: Number of turns of each.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            forget(files[name])
+            begin = time.perf_counter()
+            step()
+            taken[name].append(time.perf_counter() - begin)
+    return {name: tuple(seconds) for name, seconds in taken.items()}
 
 
 def compare_augmentation(dataset: BaseDataset, settings: dict[str, Any]) -> float:

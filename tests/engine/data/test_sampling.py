@@ -98,6 +98,21 @@ def test_another_seed_gives_other_samples() -> None:
     assert not {seed for batch in one for _, seed in batch} & {seed for batch in two for _, seed in batch}
 
 
+@pytest.mark.parametrize("settings", [{}, {"round_up": False}, {"shuffle": False}], ids=str)
+@pytest.mark.parametrize("world", [1, 3, 16])
+def test_the_order_is_that_of_mmengine(monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], world: int) -> None:
+    monkeypatch.setattr(sampling, "INDICES_AT_ONCE", 3)
+    for rank in range(world):
+        monkeypatch.setattr("mmengine.dataset.sampler.get_dist_info", lambda rank=rank: (rank, world))
+        sampler = DefaultSampler(range(SAMPLES), seed=5, **settings)
+        sampler.set_epoch(2)
+        expected = list(BatchSampler(sampler, 2, False))
+        for start in range(len(expected) + 1):
+            found = batches(sampler)
+            found.seek_batch(start)
+            assert [list(map(int, batch)) for batch in found] == expected[start:]
+
+
 @pytest.mark.parametrize("make", [DefaultSampler, InfiniteSampler])
 def test_two_processes_share_the_samples_of_one(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A step of two processes with batches of 2 has the images and seeds of one process with a batch of 4."""
