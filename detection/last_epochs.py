@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmcv.transforms import Compose
-from mmengine import HOOKS
 from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
 
 from engine.data.sampling import shutdown_workers
 

@@ -16,7 +16,7 @@ from mmdet.datasets.api_wrappers import COCOPanoptic
 from mmdet.datasets.transforms import LoadAnnotations
 from mmdet.structures.bbox import HorizontalBoxes
 from mmdet.structures.mask import BitmapMasks
-from mmengine import DATASETS, TRANSFORMS
+from mmengine.registry import DATASETS, TRANSFORMS
 from PIL import Image, UnidentifiedImageError
 
 from backbones.errors import DataError

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 from mmdet.structures import INSTANCE_OFFSET
-from mmengine import METRICS
 from mmengine.evaluator import BaseMetric
+from mmengine.registry import METRICS
 
 from backbones.errors import ConfigError
 from detection.panoptic import read_segments
