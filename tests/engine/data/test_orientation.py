@@ -12,6 +12,7 @@ from PIL import Image
 
 from classification.check import FolderChecker
 from classification.decode import read_crop, read_rgb
+from engine.data import orientation
 from engine.data.checker import DataFile, DatasetChecker
 from engine.data.image_files import LoadCheckedImage, inspect_image
 from engine.data.orientation import applies_orientation
@@ -93,6 +94,19 @@ def test_orientation_in_xmp_data_alone_is_none(tmp_path: Path) -> None:
         assert image.getexif()[0x0112] == 6
     assert inspect_image(str(tmp_path / "a.jpg")).orientation == 1
     assert LoadCheckedImage()({"img_path": str(tmp_path / "a.jpg")})["img"].shape[:2] == STORED[::-1]
+
+
+def test_what_a_kill_leaves_of_a_trial_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is in the folder of the process, which the next start clears."""
+    places: list[Path] = []
+
+    def read_size(path: str) -> tuple[int, int]:
+        places.append(Path(path))
+        return STORED
+
+    monkeypatch.setattr(orientation, "process_folder", lambda: tmp_path)
+    applies_orientation(read_size, "PNG")
+    assert [place.parents[1] for place in places] == [tmp_path]
 
 
 def test_a_format_that_cannot_be_tried_counts_as_not_turned() -> None:

@@ -103,6 +103,22 @@ def test_a_program_that_is_stopped_is_ended_by_name(
     assert len(said.splitlines()) == 1
 
 
+def test_time_in_which_nobody_looked_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process may have been stopped with the program."""
+    now = [100.0]
+    monkeypatch.setattr(child.time, "monotonic", lambda: now[0])
+    with ChildProcess(["true"]) as program:
+        program._stopped_since = 100.0
+        now[0] += child.STOPPED_SECONDS + child.MAX_POLL_GAP_SECONDS
+        assert not program._stopped_too_long()
+        now[0] += 1.0
+        assert not program._stopped_too_long()
+        for _ in range(round(child.STOPPED_SECONDS)):
+            now[0] += 1.0
+            late = program._stopped_too_long()
+        assert late
+
+
 def test_a_program_that_is_continued_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with ChildProcess(["bash", "-c", "kill -STOP $$; exit 7"], tmp_path / "log") as program:
         with pytest.raises(subprocess.TimeoutExpired):

@@ -93,7 +93,20 @@ def test_it_looks_once_a_second_and_before_files_are_opened(tmp_path: Path) -> N
         place = (step, "val")
         hook.after_val_iter(runner, step)
     hook.after_val_epoch(runner)
-    assert looks == [(8, "val"), (8, "val")]
+    hook.after_train(runner)
+    hook.after_run(runner)
+    assert looks == [(8, "val")] * 4
+
+
+def test_an_emptied_folder_is_the_run_s_again(tmp_path: Path) -> None:
+    said: list[str] = []
+    logger = SimpleNamespace(handlers=[], warning=said.append)
+    visualizer = SimpleNamespace(get_backend=lambda _: None)
+    runner: Any = SimpleNamespace(work_dir=str(tmp_path), log_dir=str(tmp_path), run_id="mine", logger=logger)
+    runner.visualizer, runner.dump_config = visualizer, lambda: None
+    WorkFolderHook().after_train(runner)  # the folder of the logs is there, the name of the run is not
+    assert len(said) == 1
+    assert (tmp_path / "run_id").read_text() == "mine"
 
 
 def test_storage_that_fails_for_a_moment_is_left_to_who_writes(monkeypatch: pytest.MonkeyPatch) -> None:
