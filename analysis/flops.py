@@ -16,12 +16,12 @@ biases and ReLU, count only half of a layer norm or less, and leave RoIAlign and
 
 from __future__ import annotations
 
+import copy
 import re
 import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +124,10 @@ def count_config(path: str | Path, shape: Shape | None = None, options: dict[str
     if shape is None:
         raise ConfigError(f"config {str(path)!r}: its test pipeline states no size; give the image with --shape H W")
 
-    build_model = partial(build, MODELS, cfg.model, "model", cfg.get("default_scope"))
+    def build_model() -> nn.Module:
+        model: nn.Module = build(MODELS, copy.deepcopy(cfg.model), "model", cfg.get("default_scope"))
+        return model  # mmdet's models change their settings
+
     return _count_built(str(path), task.counted_parts, build_model, task.count_forward, shape)
 
 
@@ -175,7 +178,7 @@ def _count_built(
             model = build().eval()
             try:
                 return count_model(name, model, torch.zeros(1, image_channels(model), *shape), run, parts(model))
-            except (RuntimeError, AssertionError) as error:
+            except (RuntimeError, AssertionError, AttributeError, TypeError) as error:
                 failures.append(error)
     reason = first_line(failures[-1])
     raise ConfigError(f"{name} does not run on an image of {shape[0]} x {shape[1]}: {reason}") from failures[-1]

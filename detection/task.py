@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,8 @@ def _count_forward(model: BaseDetector, images: Tensor) -> object:
         ConfigError: If the proposals are pooled by something else than mmdet's ``SingleRoIExtractor``.
     """
     if not isinstance(model, TwoStageDetector):
-        return model(images, mode="tensor")
+        # Transformers want to know the sizes of the images.
+        return model(images, _dummy_batch(model, images, False)["data_samples"], mode="tensor")
     features = model.extract_feat(images)
     outputs = [model.rpn_head(features)]
     for kind, proposals in (("bbox", PROPOSALS), ("mask", MASK_PROPOSALS)):
@@ -87,9 +89,13 @@ def _counted_parts(model: BaseDetector) -> str:
 
 
 def _activation_forward(model: BaseDetector, images: Tensor) -> object:
-    """Run backbone, neck and the dense head; the heads on proposals are left out, their number is not known."""
-    features = model.extract_feat(images)
-    return features, (model.rpn_head if isinstance(model, TwoStageDetector) else model.bbox_head)(features)
+    """Run backbone, neck and the dense head, or the transformer; heads on proposals are left out, of unknown number."""
+    head = getattr(model, "rpn_head" if isinstance(model, TwoStageDetector) else "bbox_head", None)
+    needed = [] if head is None else signature(head.forward).parameters.values()
+    if head is not None and len([one for one in needed if one.default is one.empty]) == 1:
+        features = model.extract_feat(images)
+        return features, head(features)
+    return model(**_dummy_batch(model, images, True))  # a transformer, whose queries in training depend on the boxes
 
 
 def _dummy_batch(model: BaseDetector, images: Tensor, training: bool) -> dict[str, Any]:

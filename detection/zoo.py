@@ -114,6 +114,8 @@ DETECTION_ZOO = ZooSpec(
     bound={
         "detectors": "feeds its pyramid back into its own ResNet",
         "misc": "wraps detectors of Detectron2, with backbones of their own",
+        "queryinst": "mmdet pastes no mask of an (untrained) box outside the image on a CPU; on its own ResNet too",
+        "ssd": "mmdet's prediction reads loss_cls, which its head does not have; on its own VGG too",
         "tridentnet": "the three branches of its own ResNet are the method",
     },
     configs={

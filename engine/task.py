@@ -248,7 +248,7 @@ class ZooSpec:
         out_of_scope: Reason why the methods of a folder are not tried, by its name.
         kinds: Contents of a folder without a method of its own, such as a backbone: without it, neck and head of
             another method remain.
-        bound: Reason why a method in scope works on no backbone but its own, by its folder.
+        bound: Reason why a method in scope works on no backbone, or on none but its own, by its folder.
         configs: Name of the config that is tried, by its folder; where none is stated, the simplest name decides.
         stages: Index of the stage whose map takes the place of each map of the config's own backbone, by the folder;
             where none is stated, the stage of the same stride.

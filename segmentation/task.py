@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from typing import Any
 
+import mmseg.datasets
 import torch
 import torch.nn.functional as F
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.structures import BaseDataElement, PixelData
-from mmseg.datasets import ADE20KDataset
 from mmseg.models.segmentors import EncoderDecoder
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
@@ -67,7 +68,13 @@ class FullSizeSegmentor(nn.Module):
 
 def _count_forward(model: EncoderDecoder, images: Tensor) -> object:
     """Run the model up to the decode head's scores at stride 4: resizing them to the image belongs to testing."""
-    return model.decode_head(model.extract_feat(images))
+    return _scores(model, model.decode_head, model.extract_feat(images), images)
+
+
+def _scores(model: EncoderDecoder, head: nn.Module, features: Sequence[Tensor], images: Tensor) -> Any:
+    """What a head returns for maps of the backbone; those of mmdet, such as Mask2Former's, want the samples too."""
+    wants_samples = "batch_data_samples" in signature(head.forward).parameters
+    return head(features, *([_dummy_batch(model, images, True)["data_samples"]] if wants_samples else []))
 
 
 def _counted_parts(model: EncoderDecoder) -> str:
@@ -81,7 +88,11 @@ def _activation_forward(model: EncoderDecoder, images: Tensor) -> object:
     features = model.extract_feat(images)
     losses = []
     for head in _heads(model):
-        scores = F.interpolate(head(features), size=images.shape[-2:], mode="bilinear")
+        found = _scores(model, head, features, images)
+        if not isinstance(found, Tensor):  # masks of queries, which are compared at points
+            losses.append(found)
+            continue
+        scores = F.interpolate(found, size=images.shape[-2:], mode="bilinear")
         labels = torch.zeros(scores.shape[0], *scores.shape[2:], dtype=torch.long, device=images.device)
         losses.append(F.cross_entropy(scores.float(), labels))
     return features, losses
@@ -117,9 +128,16 @@ def _heads(model: EncoderDecoder) -> list[nn.Module]:
 
 
 def _complete_config(cfg: Config, notes: list[str]) -> None:
-    """Copy :data:`LABEL_SETTINGS` from the top level to data sets and pipelines that state none."""
+    """Copy :data:`LABEL_SETTINGS` from the top level to data sets and pipelines that state none.
+
+    In pipelines of mmseg, ``LoadLabels``, which knows them, takes the place of ``LoadAnnotations``, and of a data set
+    with other classes ``LabelPngDataset``.
+    """
     loaders = [cfg[key] for key in ("train_dataloader", "val_dataloader", "test_dataloader") if cfg.get(key)]
     datasets = [one for loader in loaders for one in inner_datasets(loader.dataset)]
+    own_classes = [one for one in datasets if _replace_dataset(one, class_names(cfg.classes), notes)]
+    if own_classes or any(cfg.get(name) is not None for name in LABEL_SETTINGS):
+        _load_labels(cfg, notes)
     steps = [node for node in mappings(dict(cfg)) if str(node.get("type")).rpartition(".")[2] == "LoadLabels"]
     for name in LABEL_SETTINGS:
         places = [*datasets, *steps] if name == "reduce_zero_label" else steps
@@ -133,6 +151,30 @@ def _complete_config(cfg: Config, notes: list[str]) -> None:
             elif place[name] != value:
                 notes.append(f"{name}={place[name]} of {place['type']} goes before {name}={value} of the config")
     notes[:] = dict.fromkeys(notes)
+
+
+def _replace_dataset(dataset: ConfigDict, classes: Sequence[str], notes: list[str]) -> bool:
+    """Put ``LabelPngDataset`` in the place of a data set of mmseg that has other classes; whether it did."""
+    kind = getattr(mmseg.datasets, str(dataset.get("type")).rpartition(".")[2], None)
+    theirs = getattr(kind, "METAINFO", {}).get("classes")
+    if kind is None or not theirs or set(classes) <= set(theirs):
+        return False
+    defaults = {name: one.default for name, one in signature(kind).parameters.items() if name.endswith("_suffix")}
+    notes.append(
+        f"{dataset.type} -> LabelPngDataset: the config's classes are others; labels 0, 1, 2... in their order"
+    )
+    dataset.update(type="LabelPngDataset", **{name: dataset.get(name, value) for name, value in defaults.items()})
+    return True
+
+
+def _load_labels(cfg: Config, notes: list[str]) -> None:
+    """Put ``LoadLabels`` in the place of mmseg's step, whose own statements about labels are another data set's."""
+    steps = [node for node in mappings(dict(cfg)) if str(node.get("type")).rpartition(".")[2] == "LoadAnnotations"]
+    for step in steps:
+        step.clear()
+        step.update(type="LoadLabels", num_classes=len(class_names(cfg.classes)))
+    if steps:
+        notes.append(f"LoadAnnotations -> LoadLabels in {len(steps)} places: it knows {', '.join(LABEL_SETTINGS)}")
 
 
 def _no_names(dataset: Mapping[str, Any]) -> Sequence[str]:
@@ -197,7 +239,7 @@ SEGMENTATION = register_task(
         class_layers={"conv_seg": ClassLayer()},
         class_metrics={"IoUMetric": "ClassIoUMetric"},
         # Training images of ADE20K's scene parsing benchmark: Zhou et al., 2017.
-        named_classes={"ade20k": NamedClasses(lambda: ADE20KDataset.METAINFO["classes"], 20_210)},
+        named_classes={"ade20k": NamedClasses(lambda: mmseg.datasets.ADE20KDataset.METAINFO["classes"], 20_210)},
         coloured_classes=True,
         sample_types={SegDataSample: ()},
         image_fields={"reduce_zero_label": False, "seg_fields": []},

@@ -10,9 +10,11 @@ kernels, fragmentation of the allocator, and the block that is gathered while a 
 
 from __future__ import annotations
 
+import copy
+import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from math import ceil, prod
@@ -21,7 +23,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.optim import AmpOptimWrapper
-from mmengine.registry import OPTIM_WRAPPERS
+from mmengine.registry import MODELS, OPTIM_WRAPPERS
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode  # the class has no public name
@@ -31,7 +33,7 @@ from backbones.channels import image_channels
 from backbones.errors import ConfigError, UserError, first_line
 from engine.checkpoint.state import LOCAL_BATCH_NORMS
 from engine.config.batch import BatchPlan, micro_batch_size
-from engine.config.building import registered_class
+from engine.config.building import build, registered_class
 from engine.config.load import ema_settings
 from engine.config.precision import CpuAmpOptimWrapper
 from engine.optim.tensors import tensors_in
@@ -42,6 +44,7 @@ _GIB = 2**30
 _FLOAT32_BYTES = 4
 ANY_SHAPE = (256, 256)  # of images whose size the config does not tell: only the layers' own refusals count
 
+SMALL_SHAPES = ((256, 256), (256, 320))  # at which a model that has to compute is run
 
 _SINGLE = "normalises over the batch and gets one value per channel"
 _OTHER_NORM = "a norm_cfg such as dict(type='GN', num_groups=32)"
@@ -158,6 +161,8 @@ def estimate_memory(model: nn.Module, cfg: Config, processes: int, images: int) 
                 raise  # so would the first step
             # An estimate never stops a training: a model of an unknown kind may want more than images.
             reason = first_line(error)
+            with suppress(RuntimeError, AssertionError, AttributeError, TypeError, ValueError):
+                activations = None if shape is None else _from_small_images(cfg, images, shape)
     sharded = processes > 1 and bool(cfg.get("env_cfg", {}).get("sharded"))
     share = processes if sharded else 1
     return Memory(
@@ -172,6 +177,28 @@ def estimate_memory(model: nn.Module, cfg: Config, processes: int, images: int) 
         reason=reason,
         pooled=next(iter(pooled), ""),
     )
+
+
+def _from_small_images(cfg: Config, images: int, shape: Shape) -> int:
+    """Activations of a model that has to compute, in bytes: a line in the pixels through two small images.
+
+    Deformable attention compares numbers, which tensors without content do not have. Mixed precision is that of a CPU.
+    """
+    settings, dtype = copy.deepcopy(cfg.model), autocast_dtype(cfg.optim_wrapper)
+    settings.get("backbone", {}).pop("weights", None)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said already when the model was built for the plan
+        model = build(MODELS, settings, "model", cfg.get("default_scope")).train()
+        counts = []
+        for small in SMALL_SHAPES:
+            with LiveStorages() as meter, torch.autocast("cpu", torch.bfloat16, enabled=dtype is not None):
+                pictures = torch.zeros(1, image_channels(model), *small)
+                kept = task_of_model(model).activation_forward(model, pictures)
+                counts.append(meter.bytes)
+                del kept
+    sizes = [prod(small) for small in SMALL_SHAPES]
+    one = counts[0] + (counts[1] - counts[0]) * (prod(shape) - sizes[0]) / (sizes[1] - sizes[0])
+    return round(images * one)
 
 
 @contextmanager

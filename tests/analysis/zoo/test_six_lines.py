@@ -9,6 +9,7 @@ import pytest
 from mmengine.registry import init_default_scope
 
 from analysis.dry_run import dry_run
+from analysis.flops import count_config
 from analysis.zoo.catalog import tasks_by_package
 from analysis.zoo.trial import try_model
 from engine.config.load import load_config
@@ -37,7 +38,9 @@ def test_six_lines_are_an_experiment(base: str, tmp_path: Path) -> None:
     file = tmp_path / "own.py"
     file.write_text(text)
     resolved = load_config(file, launch=Launch())
-    assert dry_run(resolved, Launch())
+    (memory,) = [line for line in dry_run(resolved, Launch()) if line.startswith("memory")]
+    assert "activations of 2 images" in memory
+    assert count_config(file).flops > 1e9
     init_default_scope(package)
     outcome = try_model(resolved.cfg.model, name.partition("/")[0], tasks_by_package()[package])
     assert not outcome.reason, outcome.trace

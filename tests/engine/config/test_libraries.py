@@ -64,6 +64,21 @@ def test_a_segmentor_takes_our_network_and_our_data(load: Load) -> None:
     assert any("activations of 1 image " in line for line in dry_run(resolved, Launch()))
 
 
+def test_classes_of_ones_own_in_a_data_set_of_the_library(load: Load) -> None:
+    resolved = load(FCN, rest="classes = ('sky', 'road', 'pavement')\nunlabelled = 11")
+    cfg = resolved.cfg
+    for loader in (cfg.train_dataloader, cfg.test_dataloader):
+        dataset = loader.dataset
+        assert (dataset.type, dataset.img_suffix, dataset.seg_map_suffix) == ("LabelPngDataset", ".jpg", ".png")
+        (step,) = [step for step in dataset.pipeline if step.type == "LoadLabels"]
+        assert step == dict(type="LoadLabels", num_classes=3, unlabelled=11)  # and no reduce_zero_label, as ADE20K's
+    assert "reduce_zero_label" not in str(resolved.cfg.train_pipeline)
+    notes = "\n".join(resolved.notes)
+    assert "ADE20KDataset -> LabelPngDataset: the config's classes are others" in notes
+    assert "LoadAnnotations -> LoadLabels" in notes
+    assert load(FCN).cfg.train_dataloader.dataset.type == "ADE20KDataset"
+
+
 def test_paths_that_begin_with_their_data_folder_move_too(load: Load) -> None:
     cfg = load("mmdet::panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py").cfg
     assert cfg.val_evaluator.seg_prefix == "own/data/annotations/panoptic_val2017"
