@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmcv.cnn import build_norm_layer
-from mmseg.models import HEADS
 from mmseg.models.decode_heads import FCNHead
+from mmseg.registry import MODELS
 from torch import Tensor
 
 
-@HEADS.register_module()
+@MODELS.register_module()
 class LinearProbeHead(FCNHead):
     """Classify each place of a map by a linear layer behind dropout and a batch norm.
 

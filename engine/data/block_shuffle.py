@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from mmengine.dataset.sampler import DATA_SAMPLERS
 from mmengine.dist import get_dist_info, sync_random_seed
+from mmengine.registry import DATA_SAMPLERS
 from torch.utils.data import Sampler
 
 from backbones.errors import ConfigError

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mmengine.dataset.sampler import DATA_SAMPLERS
+from mmengine.registry import DATA_SAMPLERS
 from torch.utils.data import BatchSampler
 
 from backbones import UserError
