@@ -82,6 +82,8 @@ RELEASED = {
     "segmentation/mask2former_convnext_tiny_ade20k_160k": FULL,
     "segmentation/mask2former_convnext_base_in22k_ade20k_50k": FULL,
     "segmentation/mask2former_convnext_large_in22k_ade20k_160k": FULL,
+    # no config of DINOv3 in Mask2Former is published: as its ConvNeXt-T
+    "segmentation/mask2former_dinov3_convnext_tiny_ade20k_160k": FULL,
     # facebookresearch/ConvNeXt, main.py:191, --use_amp False, which no command of TRAINING.md changes
     "classification/convnext_tiny_in1k_300e": FULL,
     "classification/convnext_xlarge_in22k_90e": FULL,
