@@ -126,10 +126,15 @@ class ChildProcess:
 
     def _kill(self) -> None:
         if self._log is None:
-            self._process.kill()
+            self._signal(signal.SIGKILL)
         else:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        """Send a signal to the program; ``Popen`` would take the exit code of one that has ended from :meth:`wait`."""
+        with suppress(ProcessLookupError):
+            os.kill(self._process.pid, number)
 
     def lines(self) -> Iterator[str | None]:
         """The lines of the log as they are written, and ``None`` after each reading, until the program has ended."""
@@ -153,7 +158,7 @@ class ChildProcess:
     def __exit__(self, *_: object) -> None:
         try:
             if self.exit_code is None and self._grace:
-                self._process.terminate()
+                self._signal(signal.SIGTERM)
                 with suppress(subprocess.TimeoutExpired):
                     self.wait(self._grace)
         finally:

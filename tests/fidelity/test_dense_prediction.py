@@ -221,7 +221,7 @@ def test_label_0_of_ade20k_is_ignored_and_norms_are_synchronised() -> None:
             assert norms == {"SyncBatchNorm"}
 
 
-@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("name", [name for name in DENSE if not re.search("/(mask2former|dino)_", name)])
 def test_gradients_are_not_clipped_and_the_loss_scale_is_dynamic(name: str) -> None:
     # facebookresearch/ConvNeXt: object_detection/configs/convnext/cascade_mask_rcnn_convnext_tiny_*, lines 140-147, and
     # its other configs (grad_clip=None); Swin's detectors the same, its segmentors have no optimizer_config.

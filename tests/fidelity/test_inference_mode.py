@@ -20,7 +20,7 @@ from engine.config.load import load_config
 from engine.config.world import Launch
 
 ROOT = Path(__file__).resolve().parents[2]
-SEGMENTORS = sorted((ROOT / "configs/segmentation").glob("*_160k.py"))
+SEGMENTORS = sorted((ROOT / "configs/segmentation").glob("upernet_*_160k.py"))
 TINY = ROOT / "configs/segmentation/upernet_convnext_tiny_ade20k_160k.py"
 # SwinTransformer/Swin-Transformer-Semantic-Segmentation (mmseg 0.11), tools/test.py:88-91;
 # mmseg/datasets/pipelines/test_time_aug.py:72-74 and 111 multiplies the size of the pipeline by each, and takes the

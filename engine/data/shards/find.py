@@ -111,9 +111,9 @@ def _entries(folder: str) -> list[tuple[str, bool]] | None:
         return None
     with os.scandir(folder) as entries:
         return [
-            (entry.path, entry.is_dir())
+            (entry.path, os.path.isdir(entry.path))
             for entry in entries
-            if not is_hidden(entry.name) and (entry.is_dir() or entry.is_file())
+            if not is_hidden(entry.name) and os.path.exists(entry.path)  # not a circle of links
         ]
 
 

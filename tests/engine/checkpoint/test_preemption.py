@@ -151,10 +151,14 @@ def test_told_to_leave_where_everything_is_caught(
             if instead is not None:
                 raise instead from None
 
-    before = signal.getsignal(number)
-    with pytest.raises((SystemExit, KeyboardInterrupt)) as left, exiting_on_signals():
-        swallow()
-    assert signal.getsignal(number) is before
+    usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    before = signal.signal(number, usual)  # a test in the background may have been started to ignore Ctrl-C
+    try:
+        with pytest.raises((SystemExit, KeyboardInterrupt)) as left, exiting_on_signals():
+            swallow()
+        assert signal.getsignal(number) is usual
+    finally:
+        signal.signal(number, before)
     if number == signal.SIGINT:
         assert left.type is KeyboardInterrupt
         assert capsys.readouterr().err == ""

@@ -119,6 +119,13 @@ def test_time_in_which_nobody_looked_does_not_count(monkeypatch: pytest.MonkeyPa
         assert late
 
 
+@pytest.mark.parametrize("grace", [0.0, 10.0])
+def test_a_program_that_has_ended_before_it_is_told_to_has_its_exit_code(grace: float) -> None:
+    with ChildProcess(["bash", "-c", "exit 7"], grace=grace) as program:
+        os.waitid(os.P_PID, program.pid, os.WEXITED | os.WNOWAIT)
+    assert program.exit_code == 7
+
+
 def test_a_program_that_is_continued_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with ChildProcess(["bash", "-c", "kill -STOP $$; exit 7"], tmp_path / "log") as program:
         with pytest.raises(subprocess.TimeoutExpired):
