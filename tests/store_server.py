@@ -23,7 +23,7 @@ class Store:
         url: Address of the folder.
         faults: Faults of the next answers about file contents: ``503``, ``cut``, ``slow``, ``401``.
         always: Fault of all answers about contents and properties.
-        ranges: Whether it answers by range.
+        ranges: Whether requests for a range of bytes get that range, or the whole file.
         gets: Names of the files whose content was asked for.
     """
 

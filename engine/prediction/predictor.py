@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from functools import partial
 from os import PathLike, fspath
@@ -11,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from mmengine.config import Config
-from mmengine.registry import FUNCTIONS
 from mmengine.structures import BaseDataElement
 from PIL import Image
 from torch import nn
@@ -23,7 +21,7 @@ from engine.config.load import load_config
 from engine.config.options import parse_options
 from engine.config.world import Launch
 from engine.launch.leftovers import process_folder
-from engine.prediction.visualize import draw_on, image_pipeline, load_predictor, predict, read_picture
+from engine.prediction.visualize import draw_on, image_reader, load_predictor, predict, read_picture
 from engine.task import task_of
 
 ImageSource = str | PathLike[str] | np.ndarray
@@ -77,8 +75,7 @@ class Predictor:
         self.cfg, self.model, self.visualizer = cfg, model, visualizer
         self.classes = tuple(cfg.test_dataloader.dataset.metainfo["classes"])
         self._task = task_of(cfg)
-        self._pipeline = image_pipeline(cfg)
-        self._collate = FUNCTIONS.get(cfg.test_dataloader.get("collate_fn", {"type": "pseudo_collate"})["type"])
+        self._read, self._collate = image_reader(cfg)
 
     def predict(self, image: ImageSource) -> Prediction:
         """Predict one image.
@@ -97,13 +94,10 @@ class Predictor:
         if isinstance(image, np.ndarray):
             item = self._from_pixels(image)
         else:
-            item = self._from_file(fspath(image))
+            item = self._read(fspath(image), 0)
         kind = self._task.prediction or Prediction
         prediction: Prediction = kind(self, predict(self.model, item, self._collate).cpu(), image)
         return prediction
-
-    def _from_file(self, path: str) -> Any:
-        return self._pipeline({"img_path": path, "img_id": 0, **copy.deepcopy(dict(self._task.image_fields))})
 
     def _from_pixels(self, image: np.ndarray) -> Any:
         """Go through a lossless file: a pipeline begins at one, and a step may both read and transform."""
@@ -112,7 +106,7 @@ class Predictor:
         with tempfile.TemporaryDirectory(dir=process_folder()) as folder:
             path = Path(folder, "image.png")
             Image.fromarray(image).save(path, compress_level=1)
-            return self._from_file(str(path))
+            return self._read(str(path), 0)
 
 
 def load_model(

@@ -231,12 +231,11 @@ def predict_images(
         MachineError: If the folder cannot be written.
         ConfigError: If the folder is that of the images, or the task has no such format.
     """
-    pipeline = image_pipeline(cfg)
-    collate = FUNCTIONS.get(cfg.test_dataloader.get("collate_fn", {"type": "pseudo_collate"})["type"])
+    read, collate = image_reader(cfg)
     _make_folder(out)
     if any(image.parent.samefile(out) for image in images):
         raise ConfigError(f"the drawings would overwrite the images in {str(out)!r}: choose another folder with --out")
-    names, task = _drawing_names(images), task_of(cfg)
+    names = _drawing_names(images)
     if line := write_drawn_names(cfg.test_dataloader.dataset.metainfo["classes"], out):
         print(line)
     writer = result_writer(cfg, result_format, out / RESULTS, names) if result_format else None
@@ -246,7 +245,7 @@ def predict_images(
         try:
             if data_check and (errors := checker.image_errors(str(image))):
                 raise DamagedImageError.of(image, f"{errors[0].problem}; {errors[0].fix}")
-            item = pipeline({"img_path": str(image), "img_id": index, **copy.deepcopy(task.image_fields)})
+            item = read(str(image), index)
             sample = predict(model, drawn := _reduced(item), collate)
             draw_sample(cfg, visualizer, sample, target, truth=False)
             sample = predict(model, item, collate) if writer is not None and drawn is not item else sample
@@ -287,11 +286,24 @@ def _reduced(item: dict[str, Any]) -> dict[str, Any]:
     return {**item, "data_samples": smaller}
 
 
-def image_pipeline(cfg: Config) -> Compose:
-    """The test pipeline without the steps that load labels."""
-    steps = cfg.test_dataloader.dataset.pipeline
+def image_reader(cfg: Config) -> tuple[Callable[[str, int], Any], Callable[[list[Any]], Any]]:
+    """What reads an image without labels for a model, and what makes a batch of such items.
+
+    Args:
+        cfg: Resolved config.
+
+    Returns:
+        The test pipeline without the steps that load labels, which gets the path of an image and its id, and the
+            collate function of the test data.
+    """
+    steps, fields = cfg.test_dataloader.dataset.pipeline, task_of(cfg).image_fields
     kept = [step for step in steps if loads_image(step) or not transform_name(step).startswith("Load")]
-    return Compose([ConfigDict(step) for step in kept])
+    pipeline = Compose([ConfigDict(step) for step in kept])
+
+    def read(path: str, image_id: int) -> Any:
+        return pipeline({"img_path": path, "img_id": image_id, **copy.deepcopy(dict(fields))})
+
+    return read, FUNCTIONS.get(cfg.test_dataloader.get("collate_fn", {"type": "pseudo_collate"})["type"])
 
 
 def _drawing_names(images: Sequence[Path]) -> dict[Path, str]:
