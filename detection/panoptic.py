@@ -6,7 +6,6 @@ needs the package panopticapi, without which mmdet's own parts for this format d
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,11 +16,10 @@ from mmdet.datasets.transforms import LoadAnnotations
 from mmdet.structures.bbox import HorizontalBoxes
 from mmdet.structures.mask import BitmapMasks
 from mmengine.registry import DATASETS, TRANSFORMS
-from PIL import Image, UnidentifiedImageError
 
 from backbones.errors import DataError
 from detection.annotations import category_ids, read_annotations
-from engine.data.image_files import PILLOW_ERRORS, DamagedImageError, read_image_bytes, undecodable_reason
+from engine.data.image_files import read_stored_values
 from engine.data.paths import leads_outside
 
 VOID_LABEL = 255  # in label maps: pixels without a segment
@@ -34,14 +32,7 @@ def read_segments(path: str) -> np.ndarray:
         DamagedImageError: If the file is missing, or cannot be decoded.
         DataError: If it has no three channels.
     """
-    content = read_image_bytes(path)
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            pixels = np.array(image)
-    except UnidentifiedImageError as error:
-        raise DamagedImageError.of(path, undecodable_reason(content)) from error
-    except PILLOW_ERRORS as error:
-        raise DamagedImageError.of(path, f"cannot be decoded: {error}") from error
+    pixels = read_stored_values(path)
     if pixels.ndim != 3 or pixels.shape[-1] != 3 or pixels.dtype != np.uint8:
         raise DataError(f"{path}: is no RGB image of 8 bits, whose colours are the ids of segments")
     return pixels.astype(np.int32) @ np.array([1, 256, 65536], np.int32)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,12 +12,11 @@ from mmseg.datasets import BaseSegDataset
 from mmseg.datasets.transforms import LoadAnnotations
 from mmseg.models.data_preprocessor import SegDataPreProcessor
 from mmseg.registry import DATASETS, MODELS, TRANSFORMS
-from PIL import Image, UnidentifiedImageError
 
 from backbones.channels import ChannelStatistics
-from backbones.errors import ConfigError, DataError, first_line
+from backbones.errors import ConfigError, DataError
 from engine.config.schema import is_whole
-from engine.data.image_files import PILLOW_ERRORS, DamagedImageError, read_image_bytes, undecodable_reason
+from engine.data.image_files import read_stored_values
 from engine.data.paths import leads_outside
 from engine.data.shards.unpacked import named_files, read_data_file, stored_path
 from engine.data.stored_image import StoredFile
@@ -230,14 +228,7 @@ def read_labels(path: str, backend_args: dict[str, Any] | None = None) -> np.nda
         DamagedImageError: If the file cannot be decoded.
         DataError: If the image has several channels.
     """
-    content = read_image_bytes(path, backend_args)
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            labels = np.array(image)
-    except UnidentifiedImageError as error:
-        raise DamagedImageError.of(path, undecodable_reason(content)) from error
-    except PILLOW_ERRORS as error:
-        raise DamagedImageError.of(path, f"cannot be decoded: {first_line(error)}") from error
+    labels = read_stored_values(path, backend_args)
     if labels.ndim > 2:
         raise DataError(f"{path}: a label image has one channel (grey or palette), not {labels.shape[-1]}")
     if labels.dtype.kind == "f":

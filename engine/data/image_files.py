@@ -191,6 +191,26 @@ def missing_reason(path: str) -> str:
     return "is missing: its name has backslashes, which separate folders on Windows alone; write / in the annotations"
 
 
+def read_stored_values(path: str, backend_args: dict[str, Any] | None = None) -> np.ndarray:
+    """Read an image file whose pixels are labels or ids: (H, W), or (H, W, C), with the values of the file.
+
+    Args:
+        path: Image file.
+        backend_args: Arguments of mmengine's file backend.
+
+    Raises:
+        DamagedImageError: If the file is missing, truncated or cannot be decoded.
+    """
+    content = read_image_bytes(path, backend_args)
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return np.array(image)
+    except UnidentifiedImageError as error:
+        raise DamagedImageError.of(path, undecodable_reason(content)) from error
+    except PILLOW_ERRORS as error:
+        raise DamagedImageError.of(path, f"cannot be decoded: {first_line(error)}") from error
+
+
 def undecodable_reason(content: bytes, guess: str = "damaged, or no image") -> str:
     """Description of a file that no decoder takes.
 
