@@ -137,12 +137,25 @@ def test_a_hang_in_a_collective_names_who_keeps_the_others_waiting(start: Callab
 def test_waiting_for_a_long_phase_is_no_hang(start: Callable) -> None:
     """Rank 0 validates for longer than a step may take, while rank 1 waits in a step."""
     program = """
+def wait_for(name):
+    while not os.path.exists(f"{sys.argv[1]}.{name}"):
+        time.sleep(0.05)
+
+def mark(name):
+    open(f"{sys.argv[1]}.{name}", "w").close()
+
 HEARTBEAT.configure(sys.argv[1], 0.5)
-for step in range(1, 9):
-    HEARTBEAT.enter(Phase.STEP, f"step {step}")
-if RANK == 0:
+if RANK == 0:  # validates before the other rank begins to wait, and until it has ended its step
     HEARTBEAT.enter(Phase.VALIDATION)
-time.sleep(4)
+    mark("validates")
+    wait_for("waited")
+else:
+    wait_for("validates")
+    for step in range(1, 9):
+        HEARTBEAT.enter(Phase.STEP, f"step {step}")
+    time.sleep(4)
+    HEARTBEAT.enter(Phase.SAVING)
+    mark("waited")
 """
     assert end(start(program, "--processes", "2")) == (0, [], [])
 
