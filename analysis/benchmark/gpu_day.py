@@ -103,6 +103,7 @@ def planned_parts() -> list[Part]:
     return [
         _gpu_tests("kernels", 90, "tests/backbones/kernels"),
         *(_network_part(name, 128, train) for name in ("convnext_tiny", "convnextv2_tiny") for train in (False, True)),
+        _gpu_tests("deformable attention", 60, "tests/engine/mmcv_ops/test_ms_deform_attn.py"),
         makes_digits,
         *trainings[:4],
         *(_roofline_part(train) for train in (True, False)),

@@ -9,13 +9,13 @@ from typing import Any
 from torch import nn
 
 from engine.checkpoint.model_weights import backbones_of
-from engine.optim.precision import losses_in_float32
+from engine.optim.precision import attention_in_float32, losses_in_float32
 
 COMPILED_PARTS = ("backbone", "neck")
 
 
 def prepare_for_training(model: nn.Module, settings: Mapping[str, Any], logger: logging.Logger) -> None:
-    """Keep the losses in float32 and compile what ``env_cfg.compile`` asks for.
+    """Keep losses and deformable attention in float32 and compile what ``env_cfg.compile`` asks for.
 
     Args:
         model: Model; changed in place.
@@ -23,6 +23,7 @@ def prepare_for_training(model: nn.Module, settings: Mapping[str, Any], logger: 
         logger: Logger of the run.
     """
     losses_in_float32(model)
+    attention_in_float32(model)
     options = settings.get("compile", False)
     if options is not False:
         parts = compile_parts(model, {} if options is True else options)

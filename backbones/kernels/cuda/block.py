@@ -11,7 +11,7 @@ has to run without these kernels.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache, partial
+from functools import partial
 
 import torch
 from timm.layers import DropPath
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from backbones.kernels.autotune import TuningKey, autotuner, device_name
 from backbones.kernels.cuda.dwconv_norm import dwconv_norm, supports_dwconv_norm
-from backbones.kernels.cuda.launch import FLOATS, HAS_TRITON
+from backbones.kernels.cuda.launch import FLOATS, HAS_TRITON, is_capable
 from backbones.kernels.cuda.mlp import mlp
 from backbones.kernels.cuda.packed_dwconv import packed_dwconv, supports_packed_dwconv
 from backbones.kernels.protocol import FUSED_FORM, PLAIN_FORM, BlockLayers, draw_drop_path, is_unmodified
@@ -166,18 +166,12 @@ def _is_fused(
     static = (*static, int(training), int(autocast))
     if torch.compiler.is_compiling():
         return _predict(half, x.device, dtype, static) == FUSED_FORM
-    if autotuner.forced(half) is None and not _is_capable(x.device):
+    if autotuner.forced(half) is None and not is_capable(x.device):
         return False
     key = TuningKey.of_tensor(half, x, static, dtype)
     parameters = [p for layer in layers for p in layer.parameters() if p.requires_grad] if training else []
     calls = {name: partial(_rehearse, form, inputs, parameters, training) for name, form in forms.items()}
     return autotuner.select(key, calls, x) == FUSED_FORM
-
-
-@cache
-def _is_capable(device: torch.device) -> bool:
-    """Whether the kernels are tried on a device without being forced: GPUs with bfloat16, from Ampere on."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 @torch.compiler.assume_constant_result
@@ -188,7 +182,7 @@ def _predict(half: str, device: torch.device, dtype: torch.dtype, static: tuple[
     """
     if torch.compiler.is_exporting():
         return PLAIN_FORM
-    if autotuner.forced(half) is None and not _is_capable(device):
+    if autotuner.forced(half) is None and not is_capable(device):
         return PLAIN_FORM
     return autotuner.predict(TuningKey(half, device_name(device), str(dtype), static, 0), (FUSED_FORM, PLAIN_FORM))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -23,6 +24,12 @@ def runs_kernels(x: Tensor) -> bool:
     Elsewhere the operations compute the plain PyTorch steps that define them.
     """
     return HAS_TRITON and (x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1")
+
+
+@cache
+def is_capable(device: torch.device) -> bool:
+    """Whether the kernels are tried on a device without being forced: GPUs with bfloat16, from Ampere on."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def on_device(x: Tensor) -> AbstractContextManager[object]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from mmcv.ops import multi_scale_deform_attn
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
@@ -22,7 +23,7 @@ from backbones import build_backbone
 from backbones.layers import GRN, LayerNorm2d
 from engine.config.load import load_config
 from engine.config.world import Launch
-from engine.optim.precision import losses_in_float32
+from engine.optim.precision import attention_in_float32, losses_in_float32
 from engine.training.build import build_runner
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
@@ -291,3 +292,36 @@ def test_training_in_mixed_precision_follows_float32(half: torch.dtype) -> None:
         curves.append(losses)
     assert curves[0][-1] < curves[0][0]
     assert curves[1] == pytest.approx(curves[0], abs=0.05)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_deformable_attention_samples_float32(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    plain = multi_scale_deform_attn.multi_scale_deformable_attn_pytorch
+
+    def sampled(value: Tensor, *args: Any) -> Tensor:
+        seen.append(value.dtype)
+        return plain(value, *args)
+
+    monkeypatch.setattr(multi_scale_deform_attn, "multi_scale_deformable_attn_pytorch", sampled)
+    layer = multi_scale_deform_attn.MultiScaleDeformableAttention(8, 2, 1, 2).to(device).eval()
+    query, points = torch.randn(4, 1, 8, device=device), torch.rand(1, 4, 1, 2, device=device)
+    shapes, starts = (torch.tensor(numbers, device=device) for numbers in ([[2, 2]], [0]))
+
+    def run(dtype: torch.dtype) -> Tensor:
+        with torch.autocast(device, dtype):
+            out: Tensor = layer(
+                query,
+                reference_points=points,
+                spatial_shapes=shapes,
+                level_start_index=starts,
+            )
+        return out
+
+    before = run(torch.bfloat16)
+    attention_in_float32(nn.Sequential(layer))
+    after = run(torch.bfloat16)
+    run(torch.float16)
+    assert seen[0] == torch.bfloat16
+    assert torch.bfloat16 not in seen[1:]
+    torch.testing.assert_close(before, after, atol=0.02, rtol=0.02)

@@ -162,7 +162,7 @@ def test_a_device_that_has_kernels_chooses_by_measuring(
 ) -> None:
     # The way of a GPU, walked on a CPU: both forms are rehearsed, in training with their backward pass.
     monkeypatch.setattr("backbones.kernels.cuda.block._is_responsible", lambda _: True)
-    monkeypatch.setattr("backbones.kernels.cuda.block._is_capable", lambda _: True)
+    monkeypatch.setattr("backbones.kernels.cuda.block.is_capable", lambda _: True)
     monkeypatch.setattr("backbones.kernels.autotune.TIMING_ROUNDS", 2)
     block, x = make(drop_path=0.5, **options), image(4, 6, 5, 4)
     expected = results(block, x, "plain")

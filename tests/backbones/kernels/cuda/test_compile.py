@@ -24,19 +24,22 @@ from backbones.kernels.cuda import (
     packed_dwconv,
     packed_dwconv_triton,
 )
+from engine.mmcv_ops import ms_deform_attn, ms_deform_attn_triton
 
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 pytestmark = pytest.mark.skipif(not TOOL.exists(), reason="this build of Triton has no tools for NVIDIA GPUs")
 
 HOPPER = GPUTarget("cuda", 90, 32)
-MAPS = {"x", "out", "grad", "conv", "again", "z"}
+MAPS = {"x", "out", "grad", "conv", "again", "z", "values", "locations", "weights", "grad_locations", "grad_weights"}
 COUNTS = {"height", "width", "units", "band", "pixels", "steps", "visible", "rows", "columns", "tiles"}
-TABLES = {"numbers": "*i64", "slots": "*i32"}
+COUNTS |= {"per_image", "keys", "levels", "points"}
+TABLES = {"numbers": "*i64", "slots": "*i32", "shapes": "*i64"}
 MASKED = 96  # channels in three chunks
 TALL = dwconv_norm.candidate_tiles(MASKED, 7)["tall"]
 SHAPE = dict(C=MASKED, K=7, ROWS=TALL.rows, COLS=TALL.cols, BLOCK=TALL.block)
 UNITS = packed_dwconv.packed_candidate_tiles(MASKED, 8)["wide"]
 PACKED = dict(C=MASKED, K=7, SIDE=8, ROWS=UNITS.rows, BLOCK=UNITS.block)
+HEADS = dict(HEADS=8, C=32, ROWS=ms_deform_attn.ATTENTION_ELEMENTS // 32, BLOCK=32)
 TILE = dict(C=384, ROWS=grn.TILE_ROWS, BLOCK=grn.TILE_CHANNELS)
 KERNELS: list[tuple[Any, dict[str, Any], int, int]] = [  # kernel, sizes, warps, registers at most
     (dwconv_norm_triton.conv_norm_kernel, dict(**SHAPE, SAVE=True), TALL.warps, 255),
@@ -55,6 +58,8 @@ KERNELS: list[tuple[Any, dict[str, Any], int, int]] = [  # kernel, sizes, warps,
         UNITS.warps,
         144,
     ),
+    (ms_deform_attn_triton.attention_kernel, HEADS, ms_deform_attn.ATTENTION_WARPS, 48),
+    (ms_deform_attn_triton.attention_grad_kernel, HEADS, ms_deform_attn.ATTENTION_WARPS, 64),
     (packed_dwconv_triton.packed_weight_grad_kernel, dict(**PACKED, TAPS=7, UNITS=1, COLS=8), 4, 255),
 ]
 

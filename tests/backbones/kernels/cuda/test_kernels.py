@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
-from itertools import chain
-from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 pytest.importorskip("triton")
-
-# Before anything is interpreted: modules that Triton imports while it runs must find its functions as they were.
-import triton.experimental.gluon
-from triton.runtime import interpreter
-from triton.runtime.jit import JITFunction
 
 from backbones.convnext import ConvNeXt
 from backbones.kernels.autotune import autotuner
@@ -37,6 +27,7 @@ from backbones.kernels.cuda import (
     packed_dwconv_triton,
 )
 from backbones.masked import PackedLayout
+from tests.triton_interpreter import interpreted
 
 KERNELS = (dwconv_norm_triton, grn_triton, maps_triton, mlp_triton, packed_dwconv_triton)
 EPS = torch.finfo(torch.float32).eps
@@ -49,7 +40,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     autotuner.clear()
     if request.param == "interpreter":
-        with interpreted():
+        with interpreted(*KERNELS):
             yield "cpu"
     else:
         yield "cuda"
@@ -66,41 +57,6 @@ def without_tf32() -> Iterator[None]:
     yield
     for one, allowed in zip(settings, before, strict=True):
         one.allow_tf32 = allowed
-
-
-@contextmanager
-def interpreted() -> Iterator[None]:
-    """Put interpreted functions in the place of compiled ones: Triton itself decides that when it is first imported.
-
-    Its patches of the language stay in place meanwhile. A function called from a kernel would else patch again at each
-    call, and never take that back.
-    """
-    language = [module for name, module in sys.modules.items() if name.startswith("triton.language")]
-    made: dict[int, interpreter.InterpretedFunction] = {}
-    module: ModuleType
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        patch.setattr(interpreter, "_convert_float", converted)
-        patch.setattr(interpreter.InterpretedFunction, "__call__", lambda self, *a, **k: self.rewrite()(*a, **k))
-        scopes = [interpreter._patch_lang(f.fn) for f in (grn_triton.normal, triton.language.standard.zeros)]
-        for module in chain(language, KERNELS):
-            for name, value in list(vars(module).items()):
-                if isinstance(value, JITFunction):
-                    function = made.setdefault(id(value), interpreter.InterpretedFunction(value.fn))
-                    patch.setattr(module, name, function)
-        try:
-            yield
-        finally:
-            for scope in reversed(scopes):
-                scope.restore()
-
-
-def converted(numbers: np.ndarray, source: Any, target: Any, _: Any) -> np.ndarray:
-    """Bits of float32 as bfloat16 and back, rounded to nearest as a GPU does; the interpreter would cut them off."""
-    if source == triton.language.bfloat16:
-        return numbers.view(np.uint16).astype(np.uint32) << 16
-    halves = torch.from_numpy(np.ascontiguousarray(numbers)).bfloat16().view(torch.int16)
-    return halves.numpy().view(np.uint16)
 
 
 def values(*shape: int, seed: int = 0) -> Tensor:
