@@ -10,12 +10,14 @@ from mmengine.registry import VISUALIZERS
 from mmengine.structures import BaseDataElement
 from mmengine.visualization import Visualizer
 
+from engine.prediction.panel_visualizer import save_picture
 from engine.prediction.visualize import MAX_ENLARGED_SIDE
 from engine.report.lettering import Lettering, letter
+from engine.report.panels import font_size
 
 MIN_CAPTIONED_SIDE = 320  # pixels; smaller images are enlarged
-LINE_HEIGHT = 22  # pixels
-FONT_SIZE = 15  # pixels
+LINE_HEIGHT = 1.5  # font sizes
+MIN_CAPTION_SIZE = 15  # pixels, of the font
 RIGHT, WRONG, NO_TRUTH = (
     (140, 230, 140),
     (240, 170, 120),
@@ -66,11 +68,14 @@ class ClassificationVisualizer(Visualizer):
                 colour = RIGHT if index == data_sample.gt_label else WRONG
                 colour = NO_TRUTH if data_sample.gt_label < 0 else colour
                 lines.append((f"{100 * score:5.1f} %  {classes[index]}", colour))
-        caption = np.full((LINE_HEIGHT * len(lines) + 8, image.shape[1], 3), 32, np.uint8)
+        size = max(MIN_CAPTION_SIZE, font_size(*image.shape[:2]))
+        margin, height = size // 2, round(LINE_HEIGHT * size)
+        caption = np.full((height * len(lines) + margin, image.shape[1], 3), 32, np.uint8)
         texts = [
-            Lettering(text, 8, LINE_HEIGHT * row + 4, FONT_SIZE, colour) for row, (text, colour) in enumerate(lines)
+            Lettering(text, margin, height * row + margin // 2, size, colour)
+            for row, (text, colour) in enumerate(lines)
         ]
         picture = np.vstack([image, letter(caption, texts)])
         if out_file:
-            cv2.imwrite(out_file, picture[..., ::-1])
+            save_picture(picture, out_file)
         return picture

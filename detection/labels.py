@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-COVERED = 1 / 4  # of a box, which its name may cover at most
+import numpy as np
+
+COVERED = 1 / 4  # of a box, which a name may cover at most
 REACH = 4  # heights of a name, which it may be away from its box
 
 
@@ -17,20 +19,22 @@ class Box(NamedTuple):
     right: float
     bottom: float
 
-    @property
-    def area(self) -> float:
-        """Pixels inside."""
-        return max(0.0, self.right - self.left) * max(0.0, self.bottom - self.top)
 
-    def common(self, other: Box) -> float:
-        """Pixels that are in another rectangle too."""
-        left, top = max(self.left, other.left), max(self.top, other.top)
-        return Box(left, top, min(self.right, other.right), min(self.bottom, other.bottom)).area
+class Place(NamedTuple):
+    """Place of a name.
+
+    Attributes:
+        box: Edges of the name.
+        away: Whether the name is so far from its object that a line should lead to it.
+    """
+
+    box: Box
+    away: bool
 
 
 def place_labels(
     boxes: Sequence[Box], sizes: Sequence[tuple[float, float]], picture: tuple[float, float]
-) -> list[tuple[Box, bool]]:
+) -> list[Place | None]:
     """Place a name at each box: inside of a large one, else beside it; where all of that is taken, further away.
 
     Args:
@@ -39,41 +43,48 @@ def place_labels(
         picture: Width and height of the picture in pixels.
 
     Returns:
-        The place of each name, inside of the picture as far as it fits, and whether it is so far from its box that a
-        line should lead to it. Names cover one another, or a small object, only where no other place is within reach.
+        The place of each name, inside of the picture; ``None`` where every place within reach covers another name or
+        more than a quarter of an object.
     """
-    placed: list[tuple[Box, bool]] = []
+    edges = np.asarray(boxes, float).reshape(-1, 4)
+    areas = np.maximum((edges[:, 2] - edges[:, 0]) * (edges[:, 3] - edges[:, 1]), 1.0)
+    names: list[Box] = []
+    places: list[Place | None] = []
     for box, size in zip(boxes, sizes, strict=True):
-        found: tuple[float, Box, bool] | None = None
-        for place, away in _places(box, size, picture):
-            taken = sum(place.common(other) for other, _ in placed)
-            taken += 0 if _is_large(box, size) else place.common(box)
-            if found is None or taken < found[0]:
-                found = taken, place, away
-            if not taken:
-                break
-        assert found is not None, "every box has places"
-        placed.append(found[1:])
-    return placed
+        taken = np.reshape(names, (-1, 4))
+        free = (
+            place
+            for place in _places(box, size, picture)
+            if not _overlap(place.box, taken).any() and (_overlap(place.box, edges) <= COVERED * areas).all()
+        )
+        found = next(free, None)
+        places.append(found)
+        if found is not None:
+            names.append(found.box)
+    return places
 
 
-def _places(box: Box, size: tuple[float, float], picture: tuple[float, float]) -> Iterator[tuple[Box, bool]]:
-    """Places for the name of a box, the best first, and whether they are away from it."""
+def _overlap(box: Box, others: np.ndarray) -> np.ndarray:
+    """Pixels that a box has in common with each of some others, (N, 4)."""
+    low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
+    common: np.ndarray = np.maximum(high - low, 0).prod(axis=1)
+    return common
+
+
+def _places(box: Box, size: tuple[float, float], picture: tuple[float, float]) -> Iterator[Place]:
+    """Places for the name of a box inside of the picture, the best first."""
     width, height = size
+    if width > picture[0] or height > picture[1]:
+        return
     inside = (box.left, box.top)
     beside = [(box.left, box.top - height), (box.left, box.bottom), (box.right, box.top), (box.left - width, box.top)]
-    for x, y in [inside, *beside] if _is_large(box, size) else [*beside, inside]:
-        yield _moved_inside(x, y, size, picture), False
+    for x, y in [inside, *beside] if width <= box.right - box.left else [*beside, inside]:
+        yield Place(_moved_inside(x, y, size, picture), away=False)
     for step in range(1, 2 * REACH + 1):
         away = step * height / 2
         for x in (box.left, box.right + away, box.left - width - away):
             for y in (box.top - height - away, box.bottom + away):
-                yield _moved_inside(x, y, size, picture), True
-
-
-def _is_large(box: Box, size: tuple[float, float]) -> bool:
-    """Whether the name of a box leaves most of it to be seen."""
-    return size[0] * size[1] <= COVERED * box.area and size[0] <= box.right - box.left
+                yield Place(_moved_inside(x, y, size, picture), away=True)
 
 
 def _moved_inside(left: float, top: float, size: tuple[float, float], picture: tuple[float, float]) -> Box:

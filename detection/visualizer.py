@@ -1,136 +1,151 @@
-"""Pictures of detections."""
+"""Pictures of detections and of panoptic segments."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import colorsys
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 from mmdet.registry import VISUALIZERS
 from mmdet.structures import INSTANCE_OFFSET, DetDataSample
-from mmdet.visualization import DetLocalVisualizer
-from mmengine.structures import PixelData
+from mmdet.structures.bbox import get_box_tensor
+from mmengine.structures import InstanceData
 
 from detection.labels import Box, place_labels
-from engine.report.lettering import BLACK, MIN_FONT_SIZE, Lettering, letter, text_size
+from engine.prediction.panel_visualizer import Panel, PanelVisualizer
+from engine.report.lettering import Colour, Lettering, letter, text_size
+from engine.report.overlay import name_inside, tint
+from engine.report.panels import font_size, ink_on
 
-POINTS_PER_INCH = 72  # font sizes of matplotlib
-USUAL_SIDE = 1280  # pixels; text in larger pictures is larger
-LINE_WIDTH = 1  # pixels, of lines from names to boxes
+LINE_RATIO = 1 / 8  # of the font size, width of the edges of boxes
+# Lightness and hue of the instances of a class against its colour, one after the other.
+SHADES = ((0.0, 0.0), (0.2, 0.03), (-0.16, -0.03), (0.1, -0.05), (-0.08, 0.05), (0.28, 0.0), (-0.24, 0.0))
+LIGHTNESS = (0.2, 0.85)
 
 
-def panoptic_sample(sample: DetDataSample, num_classes: int) -> DetDataSample:
-    """The segments of a panoptic sample, true ones (made of things and label map) and predicted ones.
+def instance_colours(labels: Sequence[int], colours: Sequence[Colour]) -> list[Colour]:
+    """Colours that tell the instances of a class apart, and from those of other classes.
 
     Args:
-        sample: Sample with ``pred_panoptic_seg``, and with annotations ``gt_instances`` and ``gt_sem_seg``.
-        num_classes: Number of classes; this number stands for pixels without a segment.
+        labels: Class of each instance.
+        colours: Colours of the classes, RGB.
+
+    Returns:
+        A shade of its class's colour for each instance; the first instance of a class has the colour itself.
     """
-    drawn = DetDataSample(pred_panoptic_seg=sample.pred_panoptic_seg)
-    if "gt_sem_seg" in sample:
-        labels = sample.gt_sem_seg.sem_seg.numpy().astype(np.int64)
-        segments = np.where(labels < num_classes, labels, num_classes)
-        things = sample.gt_instances
-        for number, (label, mask) in enumerate(zip(things.labels.tolist(), things.masks.masks, strict=True), 1):
-            segments[:, mask.astype(bool)] = label + number * INSTANCE_OFFSET
-        drawn.gt_panoptic_seg = PixelData(sem_seg=segments)
-    return drawn
+    counts: defaultdict[int, int] = defaultdict(int)
+    shades = []
+    for label in labels:
+        shades.append(_shade(colours[label], counts[label]))
+        counts[label] += 1
+    return shades
+
+
+def _shade(colour: Colour, number: int) -> Colour:
+    if number == 0:
+        return colour
+    lighter, turned = SHADES[number % len(SHADES)]
+    hue, lightness, saturation = colorsys.rgb_to_hls(*(value / 255 for value in colour))
+    lightness = min(max(lightness + lighter, LIGHTNESS[0]), LIGHTNESS[1])
+    red, green, blue = (round(255 * one) for one in colorsys.hls_to_rgb((hue + turned) % 1, lightness, saturation))
+    return red, green, blue
 
 
 @VISUALIZERS.register_module()
-class DetectionVisualizer(DetLocalVisualizer):
-    """mmdet's ``DetLocalVisualizer`` that writes class names in any script, above boxes and masks.
+class DetectionVisualizer(PanelVisualizer):
+    """Draws masks in a shade for each instance, boxes in the colours of the classes, and names in any script.
 
-    The name of a small box stands beside it, and names do not cover one another as long as there is room.
-
-    Takes the arguments of ``DetLocalVisualizer``.
+    The name of a small box stands beside it, a line leads to it where it is further away, and where a name would cover
+    another one or a small object there is none: the legend has the colour. Panoptic samples show their segments.
     """
 
-    _texts: tuple[Lettering, ...] = ()
-    _boxes: tuple[Box, ...] = ()  # of the first texts, which name them
+    def truth_panel(self, image: np.ndarray, sample: DetDataSample) -> Panel | None:
+        """Draw the annotations: instances, or segments if that is what is predicted."""
+        if "gt_instances" not in sample:
+            return None
+        if "pred_panoptic_seg" not in sample:
+            return self._instances_panel(image, sample.gt_instances)
+        return (
+            self._segments_panel(image, _true_segments(sample, len(self.classes))) if "gt_sem_seg" in sample else None
+        )
 
-    def add_datasample(
-        self, name: str, image: np.ndarray, data_sample: Any = None, *args: Any, **settings: Any
-    ) -> None:
-        """Draw a sample; of a panoptic one the segments, true and predicted ones, in place of boxes and masks.
+    def prediction_panel(self, image: np.ndarray, sample: DetDataSample, min_score: float) -> Panel | None:
+        """Draw the instances with a score above ``min_score``, or the panoptic segments."""
+        if "pred_panoptic_seg" in sample:
+            return self._segments_panel(image, np.asarray(sample.pred_panoptic_seg.sem_seg[0]))
+        if "pred_instances" not in sample:
+            return None
+        return self._instances_panel(image, sample.pred_instances[sample.pred_instances.scores > min_score])
 
-        Args:
-            name: Name of the picture.
-            image: RGB, uint8, (H, W, 3).
-            data_sample: Sample of mmdet.
-            *args: Further arguments as in mmdet.
-            **settings: The same by name.
-        """
-        if data_sample is not None and "pred_panoptic_seg" in data_sample:
-            data_sample = panoptic_sample(data_sample.cpu(), len(self.dataset_meta["classes"]))
-        super().add_datasample(name, image, data_sample, *args, **settings)
+    def _instances_panel(self, image: np.ndarray, instances: InstanceData) -> Panel:
+        """Draw instances, the large masks first."""
+        labels = instances.labels.tolist()
+        shades, colours = instance_colours(labels, self.colours), [self.colours[label] for label in labels]
+        boxes = [Box(*row) for row in get_box_tensor(instances.bboxes).reshape(-1, 4).tolist()]
+        picture, size = image.copy(), font_size(*image.shape[:2])
+        line = max(1, round(size * LINE_RATIO))
+        if "masks" in instances:
+            masks = _bitmaps(instances.masks)
+            for index in np.argsort(-masks.sum(axis=(1, 2)), kind="stable").tolist():
+                tint(picture, masks[index], shades[index])
+                outlines, _ = cv2.findContours(masks[index].astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+                cv2.drawContours(picture, outlines, -1, shades[index], line)
+        for box, colour in zip(boxes, colours, strict=True):
+            corners = np.round(box).astype(int).tolist()
+            cv2.rectangle(picture, corners[:2], corners[2:], colour, line)
+        names = [self.classes[label] for label in labels]
+        if "scores" in instances:
+            scores = instances.scores.tolist()
+            names = [f"{name} {100 * score:.0f}" for name, score in zip(names, scores, strict=True)]
+        return Panel(_with_names(picture, boxes, names, colours, size), sorted(set(labels)))
 
-    def _draw_panoptic_seg(self, image: np.ndarray, panoptic_seg: PixelData, classes: Any, palette: Any) -> np.ndarray:
-        """Draw segments; mmdet's fails without one."""
-        segments = panoptic_seg.sem_seg[0] % INSTANCE_OFFSET
-        if (segments == len(classes)).all():
-            return image
-        drawn: np.ndarray = super()._draw_panoptic_seg(image, panoptic_seg, classes, palette)
-        return drawn
+    def _segments_panel(self, image: np.ndarray, segments: np.ndarray) -> Panel:
+        """Draw panoptic segments, (H, W), of mmdet's numbers: class plus ``INSTANCE_OFFSET`` times instance."""
+        numbers = [one for one in np.unique(segments).tolist() if one % INSTANCE_OFFSET < len(self.classes)]
+        labels = [one % INSTANCE_OFFSET for one in numbers]
+        picture, size, texts = image.copy(), font_size(*image.shape[:2]), []
+        for number, label, shade in zip(numbers, labels, instance_colours(labels, self.colours), strict=True):
+            mask = segments == number
+            tint(picture, mask, shade)
+            texts.append(name_inside(mask, self.classes[label], size, shade))
+        return Panel(letter(picture, [text for text in texts if text is not None]), sorted(set(labels)))
 
-    def set_image(self, image: np.ndarray) -> None:
-        """Begin a picture: RGB, uint8, (H, W, 3)."""
-        self._texts, self._boxes = (), ()
-        super().set_image(image)
 
-    def draw_bboxes(self, bboxes: Any, *args: Any, **settings: Any) -> DetectionVisualizer:
-        """Draw boxes, ``(N, 4)``, whose names follow as texts; other arguments as in mmengine."""
-        self._boxes = tuple(Box(*row) for row in bboxes.reshape(-1, 4).tolist())
-        super().draw_bboxes(bboxes, *args, **settings)
-        return self
+def _true_segments(sample: DetDataSample, num_classes: int) -> np.ndarray:
+    """Segments, (H, W), of the annotations of a panoptic sample: its things on its label map."""
+    labels = sample.gt_sem_seg.sem_seg.numpy().astype(np.int64)[0]
+    segments = np.where(labels < num_classes, labels, num_classes)
+    things = sample.gt_instances
+    for number, (label, mask) in enumerate(zip(things.labels.tolist(), _bitmaps(things.masks), strict=True), 1):
+        segments[mask] = label + number * INSTANCE_OFFSET
+    return segments
 
-    def draw_texts(
-        self,
-        texts: str,
-        positions: Any,
-        font_sizes: int,
-        colors: tuple[int, int, int],
-        horizontal_alignments: str = "left",
-        bboxes: Any = None,
-    ) -> DetectionVisualizer:
-        """Keep a text for :meth:`get_image`, which draws it above everything else.
 
-        Args:
-            texts: The text.
-            positions: Left or centre, and upper edge in pixels, (2,).
-            font_sizes: Size of the font in points.
-            colors: Colour, RGB.
-            horizontal_alignments: ``left`` or ``center``.
-            bboxes: Box behind the text, which is black.
-        """
-        x, y = (float(value) for value in positions)
-        size = max(MIN_FONT_SIZE, round(font_sizes * self.dpi / POINTS_PER_INCH))
-        size = round(size * max(1.0, self.width / USUAL_SIDE, self.height / USUAL_SIDE))
-        red, green, blue = (int(value) for value in colors)
-        centred = horizontal_alignments == "center"
-        self._texts += (Lettering(texts, x, y, size, (red, green, blue), BLACK, centred),)
-        return self
+def _bitmaps(masks: Any) -> np.ndarray:
+    """Masks of mmdet's kinds or a tensor as bool, (N, H, W)."""
+    bitmaps = masks.to_ndarray() if hasattr(masks, "to_ndarray") else np.asarray(masks)
+    return bitmaps.astype(bool)
 
-    def draw_binary_masks(self, *args: Any, **settings: Any) -> DetectionVisualizer:
-        """Blend masks into the picture; arguments as in mmengine."""
-        kept, self._texts = (self._texts, self._boxes), ()  # mmengine reads the picture by get_image
-        super().draw_binary_masks(*args, **settings)
-        self._texts, self._boxes = kept
-        return self
 
-    def get_image(self) -> np.ndarray:
-        """The picture with its texts, RGB, uint8, (H, W, 3)."""
-        image = np.ascontiguousarray(super().get_image())
-        count = min(len(self._boxes), len(self._texts))
-        named, others = self._texts[:count], self._texts[count:]
-        sizes = [text_size(one.text, one.size) for one in named]
-        texts = []
-        for one, box, (place, away) in zip(
-            named, self._boxes, place_labels(self._boxes[:count], sizes, (self.width, self.height)), strict=False
-        ):
-            if away:
-                start, end = ((round((at.left + at.right) / 2), round((at.top + at.bottom) / 2)) for at in (place, box))
-                cv2.line(image, start, end, one.colour, LINE_WIDTH, cv2.LINE_AA)
-            texts.append(replace(one, x=place.left + 1, y=place.top))
-        return letter(image, [*texts, *others])
+def _with_names(
+    picture: np.ndarray, boxes: Sequence[Box], names: Sequence[str], colours: Sequence[Colour], size: int
+) -> np.ndarray:
+    """The picture with the names of boxes in a font size, and lines to those that are away from their boxes."""
+    sizes = [text_size(name, size) for name in names]
+    texts = []
+    places = place_labels(boxes, sizes, (picture.shape[1], picture.shape[0]))
+    for name, box, colour, place in zip(names, boxes, colours, places, strict=True):
+        if place is None:
+            continue
+        if place.away:
+            start, end = (_centre(one) for one in (place.box, box))
+            cv2.line(picture, start, end, colour, max(1, round(size * LINE_RATIO)), cv2.LINE_AA)
+        texts.append(Lettering(name, place.box.left + 1, place.box.top, size, ink_on(colour), colour))
+    return letter(picture, texts)
+
+
+def _centre(box: Box) -> tuple[int, int]:
+    return round((box.left + box.right) / 2), round((box.top + box.bottom) / 2)

@@ -2,45 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
-from mmengine.structures import PixelData
+from mmengine.structures import BaseDataElement, PixelData
 from mmseg.registry import VISUALIZERS
-from mmseg.visualization import SegLocalVisualizer
 
-from engine.report.lettering import BLACK, MIN_FONT_SIZE, WHITE, Lettering, letter
-
-FONT_SIZE_RATIO = 1 / 25  # of the image's shorter side
+from engine.prediction.panel_visualizer import Panel, PanelVisualizer
+from engine.report.lettering import letter
+from engine.report.overlay import name_inside, overlay_labels
+from engine.report.panels import font_size
 
 
 @VISUALIZERS.register_module()
-class SegmentationVisualizer(SegLocalVisualizer):
-    """mmseg's ``SegLocalVisualizer`` that writes class names in any script.
+class SegmentationVisualizer(PanelVisualizer):
+    """Tints each pixel in the colour of its class, and names a class, in any script, where it has room for the name.
 
-    Takes the arguments of ``SegLocalVisualizer``.
+    Pixels without a class are left as they are.
     """
 
-    def _draw_sem_seg(
-        self,
-        image: np.ndarray,
-        sem_seg: PixelData,
-        classes: Sequence[str],
-        palette: Sequence[Sequence[int]],
-        with_labels: bool = True,
-    ) -> np.ndarray:
-        picture = super()._draw_sem_seg(image, sem_seg, classes, palette, with_labels=False)
-        if not with_labels:
-            return picture
-        labels = np.asarray(sem_seg.cpu().data)[0]
-        size = max(MIN_FONT_SIZE, round(min(image.shape[:2]) * FONT_SIZE_RATIO))
-        texts = []
-        for index in np.unique(labels[labels < len(classes)]).tolist():
-            row = int(np.argmax((labels == index).sum(axis=1)))  # the row with most pixels, and the middle one of them
-            columns = np.flatnonzero(labels[row] == index)
-            x, colour = int(columns[len(columns) // 2]), tuple(palette[index])
-            ink = BLACK if np.mean(colour) > 127 else WHITE
-            texts.append(Lettering(classes[index], x, row, size, ink, colour))
-        picture = letter(picture, texts)
-        self.set_image(picture)
-        return picture
+    def truth_panel(self, image: np.ndarray, sample: BaseDataElement) -> Panel | None:
+        """Draw the annotated label map."""
+        return self._panel(image, sample.gt_sem_seg) if "gt_sem_seg" in sample else None
+
+    def prediction_panel(self, image: np.ndarray, sample: BaseDataElement, min_score: float) -> Panel | None:
+        """Draw the predicted label map, whatever its scores."""
+        return self._panel(image, sample.pred_sem_seg) if "pred_sem_seg" in sample else None
+
+    def _panel(self, image: np.ndarray, label_map: PixelData) -> Panel:
+        labels, colours, size = np.asarray(label_map.data)[0], self.colours, font_size(*image.shape[:2])
+        shown = np.unique(labels[(labels >= 0) & (labels < len(colours))]).tolist()
+        picture = overlay_labels(image, labels, colours)
+        places = (name_inside(labels == index, self.classes[index], size, colours[index]) for index in shown)
+        return Panel(letter(picture, [place for place in places if place is not None]), shown)

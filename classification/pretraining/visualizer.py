@@ -19,14 +19,13 @@ from backbones.bands import as_picture
 from backbones.channels import COLOUR_CHANNELS
 from backbones.errors import ConfigError
 from classification.model import MAX_BYTE
-from classification.visualizer import FONT_SIZE
 from engine.config.schema import is_whole
+from engine.prediction.panel_visualizer import save_picture
 from engine.prediction.visualize import predict_evenly, write_pictures
-from engine.report.lettering import Lettering, letter
+from engine.report.panels import join_panels
 from engine.report.recorder import only_warning
 
 MIN_PANEL_SIDE = 224  # pixels; smaller images are enlarged
-GAP, CAPTION_HEIGHT = 4, 24  # pixels
 HIDDEN_COLOUR = 128
 TITLES = ("image", "what the encoder sees", "prediction", "prediction at hidden places")
 
@@ -66,15 +65,9 @@ class ReconstructionVisualizer(Visualizer):
         factor = max(1, -(-MIN_PANEL_SIDE // min(height, width)))
         size = (width * factor, height * factor)
         drawn = [cv2.resize(np.ascontiguousarray(panel), size, interpolation=cv2.INTER_CUBIC) for panel in panels]
-        picture = np.full((CAPTION_HEIGHT + size[1], 4 * size[0] + 3 * GAP, 3), 32, np.uint8)
-        titles = []
-        for number, (panel, title) in enumerate(zip(drawn, TITLES, strict=True)):
-            left = number * (size[0] + GAP)
-            picture[CAPTION_HEIGHT:, left : left + size[0]] = panel
-            titles.append(Lettering(title, left + 4, 3, FONT_SIZE, (230, 230, 230)))
-        picture = letter(picture, titles)
+        picture = join_panels(dict(zip(TITLES, drawn, strict=True)), {})
         if out_file:
-            cv2.imwrite(out_file, picture[..., ::-1])
+            save_picture(picture, out_file)
         return picture
 
 

@@ -1,6 +1,7 @@
 """Parts of the self-contained HTML reports of trainings and of the demo: numbers, tables, plots, pictures.
 
-A page loads nothing from elsewhere; its colours follow the reader's light or dark setting.
+A page loads nothing from elsewhere, its colours follow the reader's light or dark setting, and it can be sent around:
+of the machine's folders it keeps as much as tells files apart.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -18,6 +20,10 @@ from PIL import Image
 NONE = "–"
 GIB = 2**30
 JPEG_QUALITY = 88
+# Absolute paths in text; a slash after a letter or a colon is one of a relative path or an address.
+ABSOLUTE_PATH = re.compile(r"""(?<![\w:/.~-])(?:/[^\s/"'<>&,;()]+){2,}""")
+MARKUP = re.compile(r"(<style>.*?</style>|<[^>]*>)", re.DOTALL)
+KEPT_PARTS = 2  # of a path, the last ones
 MAX_POINTS = 400  # of a line; a plot has about as many pixels
 MIN_UNMARKED_POINTS = 30  # a line with fewer points marks each of them
 PLOT_LEFT, PLOT_RIGHT = 54, 444  # pixels of the SVG
@@ -67,12 +73,20 @@ def document(title: str, lead: str, sections: Mapping[str, str]) -> str:
     """
     parts = [f"<section><h2>{escape(name)}</h2>\n{text}</section>" for name, text in sections.items() if text]
     body = "\n".join(parts)
-    return (
+    page = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title>\n<style>{_style()}</style></head>\n<body><main>\n"
         f"<h1>{escape(title)}</h1>\n{lead}\n{body}\n</main></body></html>\n"
     )
+    return "".join(one if MARKUP.match(one) else without_folders(one) for one in MARKUP.split(page))
+
+
+def without_folders(text: str) -> str:
+    """Text whose absolute paths are those from here or from the home folder, and the last parts of all others."""
+    for folder, short in ((Path.cwd(), ""), (Path.home(), "~/")):
+        text = re.sub(rf"(?<![\w:/.~-]){re.escape(escape(str(folder)))}/", short, text)
+    return ABSOLUTE_PATH.sub(lambda found: "/".join(["…", *found[0].split("/")[2:][-KEPT_PARTS:]]), text)
 
 
 def facts(rows: Mapping[str, Any]) -> str:
@@ -246,7 +260,7 @@ def _confusion_cell(count: int, share: float, right: bool) -> str:
 
 
 def figure(path: Path, caption: str) -> str:
-    """Return an embedded picture as HTML, in JPEG: a quarter of the size of the PNG."""
+    """Return an embedded picture as HTML, in JPEG: a quarter of the PNG's size. A click makes it fill the window."""
     try:
         file = io.BytesIO()
         Image.open(path).convert("RGB").save(file, "JPEG", quality=JPEG_QUALITY)
@@ -255,7 +269,8 @@ def figure(path: Path, caption: str) -> str:
     data = base64.b64encode(file.getvalue()).decode()
     words = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
     alt = escape(f"prediction {path.parent.parent.name} {path.stem}")
-    return f'<figure><img src="data:image/jpeg;base64,{data}" alt="{alt}">{words}</figure>'
+    picture = f'<img src="data:image/jpeg;base64,{data}" alt="{alt}">'
+    return f'<figure><label class="zoom"><input type="checkbox" aria-label="enlarge">{picture}</label>{words}</figure>'
 
 
 def _style() -> str:
@@ -299,6 +314,11 @@ svg .line{stroke-width:2;fill:none;stroke-linejoin:round}
 figure{margin:0}
 figure+figure{margin-top:.6rem}
 img{display:block;width:100%;height:auto;border-radius:.3rem}
+.zoom{display:block;cursor:zoom-in}
+.zoom input{position:absolute;opacity:0}
+.zoom input:focus-visible+img{outline:2px solid var(--trained)}
+.zoom input:checked+img{position:fixed;inset:0;z-index:1;width:100%;height:100%;object-fit:contain;border-radius:0;
+background:var(--page);cursor:zoom-out}
 .wide{overflow-x:auto}
 table{border-collapse:collapse;font-size:.9rem}
 th,td{padding:.35rem .8rem;border-bottom:1px solid var(--line);text-align:right;font-variant-numeric:tabular-nums}

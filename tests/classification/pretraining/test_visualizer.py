@@ -15,8 +15,6 @@ from mmengine.structures import BaseDataElement
 from backbones.errors import ConfigError
 from classification.pretraining.model import MaskedAutoencoder
 from classification.pretraining.visualizer import (
-    CAPTION_HEIGHT,
-    GAP,
     HIDDEN_COLOUR,
     ReconstructionHook,
     ReconstructionVisualizer,
@@ -37,9 +35,11 @@ def sample(channels: int, values: float = 255.0) -> BaseDataElement:
 
 def panels(one: BaseDataElement) -> list[np.ndarray]:
     """The four panels at the size of the image: it is enlarged by a whole factor."""
-    picture = ReconstructionVisualizer().add_datasample("", np.zeros((1, 1, 3), np.uint8), one)[CAPTION_HEIGHT:]
-    width = (picture.shape[1] - 3 * GAP) // 4
-    parts = [picture[:, number * (width + GAP) :][:, :width] for number in range(4)]
+    picture = ReconstructionVisualizer().add_datasample("", np.zeros((1, 1, 3), np.uint8), one)
+    factor = picture.shape[1] // (4 * 64)  # the gaps are narrower than a panel
+    height, width = 96 * factor, 64 * factor
+    gap = (picture.shape[1] - 4 * width) // 3
+    parts = [picture[-height:, number * (width + gap) :][:, :width] for number in range(4)]
     return [cv2.resize(part, (64, 96), interpolation=cv2.INTER_AREA) for part in parts]
 
 
