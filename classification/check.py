@@ -14,6 +14,7 @@ import numpy as np
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from backbones.errors import DataError, nearest
+from classification.class_lists import describe_classes
 from classification.data import FolderDataset, class_folders, folder_difference, folder_fix, keep_listed, list_images
 from classification.decode import read_rgb
 from classification.hold_out import HoldOut
@@ -105,6 +106,8 @@ class FolderChecker(DatasetChecker):
         for name, paths in images.items():
             self._check_number(root, name, len(paths))
         files = [DataFile(path, key=name) for name, paths in images.items() for path in paths[::every]]
+        if known := describe_classes(classes if folders == set(classes) else sorted(folders)):
+            self.notes.append(f"the {self.split} data: the class folders of {str(root)!r} are {known}")
         if self._test_mode and folders & set(classes) and not files:
             self.error("no images", str(root), "holds no image of any class", "bring the images")
         self.notes += hidden_note(f"the {self.split} data", self._hidden)

@@ -7,6 +7,7 @@ the 1,000 classes (n04399382, a teddy bear), others have it, or two more; winter
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -28,6 +29,7 @@ CLASS_LISTS = {
 }
 WINTER_2021 = 19167
 BY_WORDNET_ID = "wordnet"  # as head_mapping: rows by the lists above
+WORDNET_ID = re.compile(r"n\d{8}")
 NEW_ROW = "new"  # in a text file of rows; null in JSON
 TEDDY = 850  # class of ImageNet-1K that 22K lacks: a widespread map file gives it the row of another class
 
@@ -71,7 +73,11 @@ def rows_of_imagenet_1k(old: int) -> list[int | None]:
     Raises:
         ConfigError: If no list is known that has so many classes.
     """
-    place = {name: row for row, name in enumerate(class_list(old))}
+    return _rows_by_id(class_list(old))
+
+
+def _rows_by_id(names: Sequence[str]) -> list[int | None]:
+    place = {name: row for row, name in enumerate(names)}
     return [place.get(name) for name in class_list(1000)]
 
 
@@ -79,18 +85,26 @@ def checked_rows(mapping: str | Path | Sequence[int | None], count: int, old: in
     """Rows of a head with ``old`` classes, one for each of ``count`` classes; ``None`` for a new row.
 
     Args:
-        mapping: The rows, a file of them, or ``wordnet`` for those of ImageNet-1K by the list of ``old`` classes.
+        mapping: The rows; a file of them, or of the WordNet ids of the old head's classes; or ``wordnet`` for those of
+            ImageNet-1K by the list of ``old`` classes.
         count: Number of classes.
         old: Number of classes of the old head.
 
     Raises:
         ConfigError: If the file cannot be read, or the rows are not ``count`` distinct rows of the old head.
     """
-    if mapping == BY_WORDNET_ID:
+    rows: list[Any] = []
+    if mapping != BY_WORDNET_ID:
+        rows = _read_rows(mapping) if isinstance(mapping, str | Path) else list(mapping)
+    by_id = bool(rows) and all(isinstance(row, str) and WORDNET_ID.fullmatch(row) for row in rows)
+    if by_id and (len(set(rows)) != old or len(rows) != old):
+        found = f"{len(rows):,} WordNet ids, {len(set(rows)):,} different ones"
+        raise ConfigError(f"head_mapping {str(mapping)!r} has {found}: one for each of the head's {old:,} is needed")
+    if mapping == BY_WORDNET_ID or by_id:
         if count != len(class_list(1000)):
-            raise ConfigError(f"head_mapping={mapping!r} is for the 1,000 classes of ImageNet-1K, not for {count:,}")
-        return rows_of_imagenet_1k(old)
-    rows = _read_rows(mapping) if isinstance(mapping, str | Path) else list(mapping)
+            text = f"head_mapping={str(mapping)!r} is for the 1,000 classes of ImageNet-1K, not for {count:,}"
+            raise ConfigError(text)
+        return _rows_by_id(rows) if by_id else rows_of_imagenet_1k(old)
     wrong = [row for row in rows if row is not None and (not isinstance(row, int) or isinstance(row, bool))]
     if wrong:
         raise ConfigError(f"head_mapping: {wrong[0]!r} is no row number")
@@ -114,7 +128,10 @@ def _read_rows(path: str | Path) -> list[Any]:
         text = read_text_file(path)
         if text.lstrip().startswith("["):
             return list(json.loads(text))
-        return [None if line == NEW_ROW else int(line) for line in text.split()]
+        lines = text.split()
+        if any(WORDNET_ID.fullmatch(line) for line in lines):
+            return list(lines)
+        return [None if line == NEW_ROW else int(line) for line in lines]
     except OSError as error:
         raise ConfigError(f"head_mapping {str(path)!r} cannot be read ({error.strerror})") from error
     except ValueError as error:

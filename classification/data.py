@@ -124,6 +124,18 @@ class FolderDataset(BaseDataset):
             raise ConfigError("BlockShuffleSampler is for images in shards; DefaultSampler shuffles those in folders")
         return self.data_list.layout()
 
+    def get_data_info(self, idx: int) -> dict[str, Any]:
+        """Path and label of a sample; those in shards are made when they are asked for, and need no copy."""
+        if not isinstance(self.data_list, StoredSamples):
+            info: dict[str, Any] = super().get_data_info(idx)
+            return info
+        return {**self.data_list[idx], "sample_idx": int(idx) if idx >= 0 else len(self) + int(idx)}
+
+    def read_ahead(self, indices: Sequence[int]) -> None:
+        """Have the system begin to read the images of a batch, where they lie in shards on a disk."""
+        if isinstance(self.data_list, StoredSamples):
+            self.data_list.read_ahead(indices)
+
     def get_cat_ids(self, idx: int) -> list[int]:
         """Label of an image in a list, for mmengine's ``ClassBalancedDataset``."""
         return [self.get_data_info(idx)["gt_label"]]

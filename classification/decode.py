@@ -68,10 +68,11 @@ def read_crop(path: str, choose_crop: Callable[[Tensor], Crop], size: int) -> np
     """
     pixels = _decode(path, read_image_bytes(path))
     top, left, height, width = choose_crop(pixels.permute(2, 0, 1))
-    # Contiguous with the channels last: only then the result is too.
-    part = pixels[None, top : top + height, left : left + width].contiguous().permute(0, 3, 1, 2)
-    resized: Tensor = interpolate(part, (size, size), mode="bicubic", antialias=True)
-    return resized[0].permute(1, 2, 0).numpy()
+    # Contiguous with the channels last: only then the result is too. NumPy takes parts faster than torch.
+    part = np.ascontiguousarray(pixels.numpy()[top : top + height, left : left + width])
+    channels_last = torch.from_numpy(part)[None].permute(0, 3, 1, 2)
+    resized: Tensor = interpolate(channels_last, (size, size), mode="bicubic", antialias=True)
+    return resized.numpy()[0].transpose(1, 2, 0)
 
 
 def is_plain_jpeg(content: bytes) -> bool:
@@ -107,7 +108,9 @@ def _decode(path: str, content: bytes) -> Tensor:
     with _open_image(path, content) as image:
         jpeg = image.format == "JPEG" and image.mode in ("RGB", "L")
         pixels = _decode_jpeg(content) if jpeg else None
-        return torch.from_numpy(np.array(_to_rgb(image))) if pixels is None else pixels
+        # Pillow copies an image that is RGB already.
+        rgb = image if image.mode == "RGB" else _to_rgb(image)
+        return torch.from_numpy(np.array(rgb)) if pixels is None else pixels
 
 
 @contextmanager

@@ -140,8 +140,8 @@ class ImageClassifier(BaseModel):
         head_init_scale: Factor on the initial weights and bias of the head (0.001 for fine-tuning, Table 6); a loaded
             head is not scaled.
         head_mapping: Row in the head of ``backbone.weights`` for each class: ``wordnet`` from ImageNet-22K to 1K, a
-            list, or a file with a JSON list or one number per line (timm's ``*_indices.txt``). ``None``, in JSON
-            ``null``, in lines ``new``: the class gets a new row, with initial weights.
+            list, or a file with a JSON list or one number per line (timm's ``*_indices.txt``), or with the WordNet ids
+            of that head. ``None``, in JSON ``null``, in lines ``new``: a new row, with initial weights.
         data_preprocessor: Settings of :class:`ClassificationPreprocessor`.
     """
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -30,10 +32,10 @@ class StoredSamples(Sequence[dict[str, Any]]):
 
     def __init__(self, table: ShardTable, rows: Sequence[Sequence[int]], labels: Sequence[int]) -> None:
         self.table, self._rows, self._labels = table, tuple(rows), tuple(labels)
-        self._ends = np.cumsum([len(one) for one in rows]) if rows else np.zeros(1, np.int64)
+        self._ends = list(accumulate(map(len, rows))) or [0]
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return self._ends[-1]
 
     def layout(self) -> ShardLayout:
         """The shards, and the one of each sample."""
@@ -48,12 +50,20 @@ class StoredSamples(Sequence[dict[str, Any]]):
         """Sample of an index: the path of its image and its label."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
+        row, part = self._place(index)
+        return {"img_path": self.table.image(row), "gt_label": self._labels[part]}
+
+    def read_ahead(self, indices: Iterable[int]) -> None:
+        """Have the system begin to read images, all of them at once."""
+        self.table.read_ahead([self._place(index)[0] for index in indices])
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """Row of a sample in the table, and number of its class."""
         position = int(index) + (len(self) if index < 0 else 0)
         if not 0 <= position < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
-        part = int(np.searchsorted(self._ends, position, "right"))
-        row = int(self._rows[part][position - int(self._ends[part])])  # an index from the end of the class
-        return {"img_path": self.table.image(row), "gt_label": self._labels[part]}
+        part = bisect_right(self._ends, position)
+        return int(self._rows[part][position - self._ends[part]]), part  # an index from the end of the class
 
 
 def stored_names(shards: Shards) -> list[str]:

@@ -225,8 +225,8 @@ def run_loading(args: argparse.Namespace) -> "Output":
         raise ConfigError("--cold is for --peer storage, which reads in one process: leave --workers out")
     result = measure_loading(cfg, peers, args.workers, args.rounds, args.cold)
     print(result.as_text(), flush=True)
-    if args.peer == STORAGE and (absent := absent_peers()):
-        print(f"not measured, as it is not installed: {', '.join(absent)}")
+    for name, reason in absent_peers().items() if args.peer == STORAGE else ():
+        print(f"not measured: {name} {reason}")
     return result.as_dict(), None
 
 

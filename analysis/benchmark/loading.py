@@ -37,18 +37,21 @@ from torchvision.datasets.folder import pil_loader
 from torchvision.transforms import InterpolationMode, v2
 
 from analysis.benchmark.peers import OUR_SIDE
-from analysis.benchmark.storage import forget, image_folder, storage_data, streams
+from analysis.benchmark.storage import forget, image_folder, storage_data, stored_settings, streams
 from analysis.benchmark.timing import MismatchError, Speedup, rates, take_turns
 from backbones.errors import ConfigError
 from backbones.kernels.cpu.dispatch import cpu_name
 from engine.checkpoint.rng import seed_of, seeded
 from engine.data.fault_tolerance import FaultTolerantDataset
+from engine.data.image_files import read_image_bytes
 from engine.data.sampling import SeededIndex
 
 LOADING_PEERS = ("timm", "torchvision")
 STORAGE = "storage"
+FOLDER_BYTES, TAR_BYTES = "folder, bytes alone", "tar, bytes alone"  # sides that do not decode
 LOADING_BATCH = 64
 BATCHES_PER_WORKER = 2  # in a turn, so that one is decoded while another is handed over
+COLD_BATCHES = 32  # in a turn of files that are not in memory
 COMPARED_IMAGES = 32
 # Mean difference of our images from timm's, in levels of 255. Rounding, which later operations may amplify, stays far
 # below 1; another operation or crop changes an image by tens.
@@ -70,6 +73,7 @@ class LoadingResult:
         place: Device, versions and date, in words.
         seconds: Seconds per image and worker of each library and variant in each round, ours first: CPU time of the
             process, or elapsed time with workers.
+        cold: Whether files were not in the page cache before each turn; the time is elapsed time then.
     """
 
     images: int
@@ -79,6 +83,7 @@ class LoadingResult:
     difference: float
     place: dict[str, str]
     seconds: dict[str, tuple[float, ...]]
+    cold: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """The result as plain data."""
@@ -95,6 +100,8 @@ class LoadingResult:
     def as_text(self) -> str:
         """The result as a table for people."""
         how = f"{self.workers} worker processes, elapsed time" if self.workers else "one process, its CPU time"
+        if self.cold:
+            how = "one process, elapsed time, files not in the page cache before each turn"
         lines = [
             f"{self.images:,} training images of {self.megapixels:.2f} megapixels and {self.kilobytes:.0f} kB "
             f"in the mean, {how}, {len(self.seconds[OUR_SIDE])} rounds in turns",
@@ -107,6 +114,9 @@ class LoadingResult:
             rate, (low, high) = rates(taken)
             speedup = "" if name == OUR_SIDE else str(Speedup.between(self.seconds[OUR_SIDE], taken))
             lines.append(_ROW.format(name, f"{rate:.0f}", f"{low:.0f}-{high:.0f}", speedup).rstrip())
+        if self.cold:
+            alone = Speedup.between(self.seconds[TAR_BYTES], self.seconds[FOLDER_BYTES])
+            lines.append(f"bytes alone, without decoding: tar is {alone} times as fast as the folder")
         return "\n".join(lines)
 
 
@@ -128,6 +138,21 @@ class NextBatches:
             positions = range(self.position, self.position + LOADING_BATCH)
             self.position += LOADING_BATCH
             yield [SeededIndex(int(self.order[i % len(self.order)]), seed_of(0, i)) for i in positions]
+
+
+class ImageBytes:
+    """The files of the images of a data set, neither decoded nor augmented.
+
+    Args:
+        dataset: Our data set.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __getitems__(self, indices: Sequence[int]) -> list[bytes]:
+        self.dataset.read_ahead(indices)
+        return [read_image_bytes(self.dataset.get_data_info(index)["img_path"]) for index in indices]
 
 
 class OpenedFiles:
@@ -181,10 +206,16 @@ def measure_loading(cfg: Config, peers: Sequence[str], workers: int, rounds: int
             ours = (FaultTolerantDataset(dataset, folder), FUNCTIONS.get(collate.get("collate", collate["type"])))
             sides = {OUR_SIDE: ours, **peer_data(dataset, settings, peers)}
             batches = max(workers * BATCHES_PER_WORKER, 1)
+            if cold:  # fewer would show what readers have in memory from the turn before
+                batches = min(COLD_BATCHES, max(len(dataset) // LOADING_BATCH, 1))
             steps = {name: reading_step(*side, len(dataset), batches, workers) for name, side in sides.items()}
             files: dict[str, list[str]] = {}
             if STORAGE in peers:
                 steps |= storage_steps(cfg, dataset, ours[1], settings, Path(folder), batches)
+                if cold:
+                    tar = DATASETS.build(stored_settings(cfg, Path(folder, "wds")))
+                    for name, data in ((FOLDER_BYTES, dataset), (TAR_BYTES, tar)):
+                        steps[name] = reading_step(ImageBytes(data), len, len(data), batches, 0)
                 files = side_files(dataset, Path(folder), steps)
             for one in steps.values():
                 one()
@@ -196,7 +227,7 @@ def measure_loading(cfg: Config, peers: Sequence[str], workers: int, rounds: int
         cv2.setNumThreads(cv_threads)
     per_image = max(workers, 1) / (batches * LOADING_BATCH)
     found = {name: tuple(one * per_image for one in seconds) for name, seconds in taken.items()}
-    return LoadingResult(len(dataset), *_mean_size(dataset), workers, difference, loading_environment(), found)
+    return LoadingResult(len(dataset), *_mean_size(dataset), workers, difference, loading_environment(), found, cold)
 
 
 def training_settings(cfg: Config) -> dict[str, Any]:
@@ -329,7 +360,13 @@ def side_files(dataset: BaseDataset, folder: Path, sides: Iterable[str]) -> dict
         sides: Names of the sides.
     """
     images = [str(dataset.get_data_info(index)["img_path"]) for index in range(len(dataset))]
-    shards = {"ours, tar": "wds", "ours, parquet": "parquet", "webdataset": "wds", "litdata": "litdata"}
+    shards = {
+        "ours, tar": "wds",
+        TAR_BYTES: "wds",
+        "ours, parquet": "parquet",
+        "webdataset": "wds",
+        "litdata": "litdata",
+    }
     found = {name: folder / shards[name] for name in sides if name in shards}
     return {name: [str(one) for one in found[name].iterdir()] if name in found else images for name in sides}
 

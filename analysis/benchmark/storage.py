@@ -10,6 +10,7 @@ import io
 import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from mmengine.registry import DATASETS
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from backbones.errors import ConfigError
+from backbones.errors import ConfigError, describe_error
 from backbones.packages import is_absent
 from classification.make_shards import ShardSettings, make_shards
 from engine.data.shards.archives import SAMPLE_IMAGES
@@ -49,14 +50,25 @@ def storage_data(cfg: Config, folder: Path) -> dict[str, Any]:
         if to == "parquet" and is_absent("pyarrow"):
             continue
         make_shards(root, folder / to, ShardSettings(to, SHARD_BYTES))
-        stored = copy.deepcopy(settings) | {"data_root": str(folder / to), "split": "train"}
-        found[name] = DATASETS.build(stored)
+        found[name] = DATASETS.build(stored_settings(cfg, folder / to))
     return found
 
 
-def absent_peers() -> list[str]:
-    """Packages that are not installed, and so are not measured."""
-    return [name for name in STORAGE_PEERS if is_absent(name)]
+def stored_settings(cfg: Config, folder: Path) -> dict[str, Any]:
+    """Settings of the training data of a config, from the shards in a folder."""
+    settings: dict[str, Any] = copy.deepcopy(cfg.train_dataloader.dataset)
+    return settings | {"data_root": str(folder), "split": "train"}
+
+
+def absent_peers() -> dict[str, str]:
+    """Packages that are not measured, as they are not installed or cannot be imported, and why."""
+    found = {}
+    for name in STORAGE_PEERS:
+        try:
+            import_module(name)
+        except Exception as error:  # whatever a package does when it is imported, or what it imports
+            found[name] = "is not installed" if is_absent(name) else f"cannot be imported ({describe_error(error)})"
+    return found
 
 
 def image_folder(cfg: Config, transform: Callable[[Image.Image], Any]) -> Any:

@@ -67,15 +67,31 @@ def seeded(seed: int) -> Iterator[None]:
     Args:
         seed: Number from 0 to 2**64 - 1.
     """
+    with kept_random_state():
+        seed_cpu(seed)
+        yield
+
+
+@contextmanager
+def kept_random_state() -> Iterator[None]:
+    """Restore the states of the CPU generators of Python, NumPy and torch at the end of this context."""
     numpy: Any = np.random.get_state()
     before = RandomState(random.getstate(), numpy, torch.get_rng_state())
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.default_generator.manual_seed(seed)
     try:
         yield
     finally:
         before.restore()
+
+
+def seed_cpu(seed: int) -> None:
+    """Seed the CPU generators of Python, NumPy and torch.
+
+    Args:
+        seed: Number from 0 to 2**64 - 1.
+    """
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
 
 
 def seed_process(*parts: int) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import errno
 import json
 import os
-from contextlib import nullcontext, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from backbones.errors import DataError, first_line, printable
-from engine.checkpoint.rng import seeded
+from engine.checkpoint.rng import kept_random_state, seed_cpu
 from engine.data.image_files import DamagedImageError
 
 REPLACED_IMAGES_FILE = "replaced_images.jsonl"
@@ -53,6 +54,7 @@ class FaultTolerantDataset:
         # One file for each process of a job: lines that several machines append to one file may mix.
         name = REPLACED_IMAGES_FILE if not rank else REPLACED_IMAGES_FILE.replace(".", f"_rank{rank}.")
         self.replaced_file = Path(work_dir) / name
+        self._in_batch = False
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -68,12 +70,39 @@ class FaultTolerantDataset:
         Raises:
             DataError: If the labels are wrong, or one image after the other cannot be read.
         """
+        if self._in_batch or not hasattr(index, "seed"):
+            return self._sample(index)
+        with kept_random_state():
+            return self._sample(index)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        """Samples of a batch, which torch's loaders ask for at once.
+
+        The random state is kept once for all of them: for a small image this takes longer than reading it.
+
+        Raises:
+            DataError: As of a single sample.
+        """
+        if announce := getattr(self.dataset, "read_ahead", None):
+            announce(indices)
+        if not all(hasattr(index, "seed") for index in indices):
+            return [self[index] for index in indices]
+        with kept_random_state():
+            self._in_batch = True
+            try:
+                return [self[index] for index in indices]
+            finally:
+                self._in_batch = False
+
+    def _sample(self, index: int) -> Any:
+        """Sample of an index; leaves the random state as it was used."""
         seed = getattr(index, "seed", None)
         current, substitutes = int(index), None
         for _ in range(MAX_CONSECUTIVE_FAILURES):
             try:
-                with nullcontext() if seed is None else seeded(seed):
-                    return self.dataset[current]
+                if seed is not None:
+                    seed_cpu(seed)
+                return self.dataset[current]
             except (DamagedImageError, OSError, cv2.error) as error:
                 if getattr(error, "errno", None) in PROCESS_ERRNOS:
                     raise

@@ -108,10 +108,10 @@ def read_image_bytes(path: str, backend_args: dict[str, Any] | None = None) -> b
     Raises:
         DamagedImageError: If the file is missing, empty or truncated.
     """
-    if special := describe_special(path):
+    if not isinstance(path, StoredImage) and (special := describe_special(path)):
         raise DamagedImageError.of(path, special)
     try:
-        content: bytes = path.read() if isinstance(path, StoredImage) else fileio.get(path, backend_args=backend_args)
+        content = _read_all(path, backend_args)
     except FileNotFoundError as error:
         raise DamagedImageError.of(path, missing_reason(path)) from error
     except OSError as error:
@@ -120,6 +120,17 @@ def read_image_bytes(path: str, backend_args: dict[str, Any] | None = None) -> b
         raise DamagedImageError.of(path, "is empty (0 bytes)")
     if reason := truncation(content[:HEAD_BYTES], content[-TAIL_BYTES:], len(content), lambda: content):
         raise DamagedImageError.of(path, reason)
+    return content
+
+
+def _read_all(path: str, backend_args: dict[str, Any] | None) -> bytes:
+    content: bytes
+    if isinstance(path, StoredImage):
+        return path.read()
+    if backend_args is None and "://" not in path:  # mmengine's backends take longer than a small file
+        with open(path, "rb", buffering=0) as file:
+            return file.read()
+    content = fileio.get(path, backend_args=backend_args)
     return content
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections import OrderedDict
+from contextlib import suppress
 from enum import IntEnum
 from functools import lru_cache
 from typing import Any, BinaryIO, NamedTuple
@@ -18,6 +19,7 @@ from backbones.files import open_file
 from engine.data.stores.cache import ShardCache
 
 MAX_OPEN_SHARDS = 128  # of a process; the limit of open files is often 1,024
+IMAGE_COLUMN = "image.bytes"  # of parquet files
 ROW_GROUPS_KEPT = 2  # of parquet files, decoded, in a process
 
 
@@ -140,6 +142,26 @@ def open_shard(shard: ShardState) -> BinaryIO:
     return file
 
 
+def begin_reading(shard: ShardState, offset: int, size: int, coding: int) -> None:
+    """Have the system begin to read an image into its memory, and do not wait for it.
+
+    A disk serves many reads in the time of one. Nothing happens where the shard lies in a store or cannot be opened:
+    whoever reads the image says so.
+
+    Args:
+        shard: The shard.
+        offset: First byte, or row group and row, see :class:`StoredImage`.
+        size: Number of bytes in the file.
+        coding: Form of the bytes.
+    """
+    if shard.cache is not None:
+        return
+    with suppress(OSError, DataError):
+        if coding == Coding.PARQUET:
+            offset, size = _OPEN_SHARDS.image_column(shard, offset // 2**32)
+        os.posix_fadvise(_OPEN_SHARDS.get(shard).fileno(), offset, size, os.POSIX_FADV_WILLNEED)
+
+
 class _OpenShards:
     """Files kept open, the latest used ones; closed once nobody reads from them."""
 
@@ -169,6 +191,14 @@ class _OpenShards:
             self._parquets[shard] = ParquetFile(f"/dev/fd/{file.fileno()}")
         return self._parquets[shard]
 
+    def image_column(self, shard: ShardState, group: int) -> tuple[int, int]:
+        """First byte and number of bytes of the column ``image.bytes`` in a row group of a parquet file."""
+        found = self.parquet(shard).metadata.row_group(group)
+        columns = map(found.column, range(found.num_columns))
+        column = next(one for one in columns if one.path_in_schema == IMAGE_COLUMN)
+        first = column.dictionary_page_offset or column.data_page_offset
+        return first, column.total_compressed_size
+
     def _close(self, shard: ShardState) -> None:
         del self._files[shard]
         self._parquets.pop(shard, None)
@@ -189,7 +219,7 @@ def _row_group(shard: ShardState, group: int) -> Any:
     from pyarrow import ArrowException
 
     try:
-        table = _OPEN_SHARDS.parquet(shard).read_row_group(group, columns=["image.bytes"], use_threads=False)
+        table = _OPEN_SHARDS.parquet(shard).read_row_group(group, columns=[IMAGE_COLUMN], use_threads=False)
     except ArrowException as error:
         raise OSError(f"row group {group} of the shard cannot be read: {error}") from error
     return table["image"].combine_chunks().field("bytes")

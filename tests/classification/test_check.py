@@ -46,6 +46,15 @@ def test_folder_checker_of_sound_folders(pets: Path) -> None:
     assert checked(pets, every=2).inspected == {"train images": (4, 4)}
 
 
+def test_folder_checker_says_which_list_the_class_folders_are(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "describe_classes", lambda names: f"the list {', '.join(names)}")
+    assert (
+        f"the train data: the class folders of {str(pets / 'train')!r} are the list dog, cat"
+        in checked(pets, ("dog", "cat")).notes
+    )
+    assert any(note.endswith("are the list cat, dog") for note in checked(pets, ("dog", "cow")).notes)
+
+
 def test_folder_checker_of_a_list(pets: Path) -> None:
     (pets / "some.txt").write_text("cat/0.png\ncat/1.png\ndog/2.png\ndog/9.png\n")
     found = checked(pets, ann_file="some.txt")

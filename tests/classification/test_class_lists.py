@@ -70,3 +70,25 @@ def test_by_wordnet_id() -> None:
         checked_rows("wordnet", 10, 21841)
     with pytest.raises(UserError, match=r"no list of 19,167 classes of ImageNet is known"):
         checked_rows("wordnet", 1000, 19167)
+
+
+def test_by_a_list_of_wordnet_ids_as_of_winter_2021(tmp_path: Path) -> None:
+    listed = list(reversed(class_list(21843)))[:19167]
+    file = tmp_path / "winter21.txt"
+    file.write_text("\n".join(listed))
+    rows = checked_rows(file, 1000, 19167)
+    assert len(rows) == 1000
+    for name, row in zip(class_list(1000), rows, strict=True):
+        assert (row is None) == (name not in listed)
+        assert row is None or listed[row] == name
+    file.write_text("\n".join([*listed[:-1], listed[0]]))
+    with pytest.raises(
+        UserError, match=r"19,167 WordNet ids, 19,166 different ones: one for each of the head's 19,167"
+    ):
+        checked_rows(file, 1000, 19167)
+    file.write_text("\n".join([*listed[:-1], "3"]))
+    with pytest.raises(UserError, match=r"head_mapping: 'n\d{8}' is no row number"):
+        checked_rows(file, 1000, 19167)
+    file.write_text("\n".join(listed))
+    with pytest.raises(UserError, match=r"is for the 1,000 classes of ImageNet-1K, not for 10"):
+        checked_rows(file, 10, 19167)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import pickle
 import re
 import shutil
@@ -22,8 +23,9 @@ from classification.stored import stored_names
 from engine.data.check import check_datasets
 from engine.data.fault_tolerance import FaultTolerantDataset
 from engine.data.image_files import inspect_image, read_image_bytes
-from engine.data.sampling import build_train_loader
+from engine.data.sampling import SeededIndex, build_train_loader
 from engine.data.shards import find_shards
+from engine.data.stored_image import Coding
 from tests.shards import class_folders_of_noise, samples, to_shards, write_parquet, write_tar
 
 CLASSES = ("n01440764", "n01443537", "n01484850")
@@ -78,6 +80,34 @@ def test_the_batches_of_a_training_are_those_of_folders(folders: Path, tmp_path:
     for one, two in zip(batches(root, workers), batches(folders, 0), strict=True):
         assert torch.equal(one[0], two[0])
         assert one[1] == two[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_is_read_ahead_where_its_images_lie(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    asked: list[bytes] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda file, start, size, _: asked.append(os.pread(file, size, start)))
+    data = dataset(to_shards(kind, folders, tmp_path / "shards"))
+    indices = [7, 2, 5]
+    batch = FaultTolerantDataset(data, tmp_path).__getitems__([SeededIndex(one, 3) for one in indices])
+    assert [one["img_path"] for one in batch] == [data.get_data_info(one)["img_path"] for one in indices]
+    assert len(asked) == 3
+    for one in batch:
+        path, content = one["img_path"], read_image_bytes(one["img_path"])
+        if path.coding == Coding.PARQUET:  # compressed, but noise is not
+            content = content[-200:-20]
+        if path.coding == Coding.DEFLATED:
+            content = os.pread(os.open(path.shard.path, os.O_RDONLY), path.size, path.offset)
+        assert any(content in part for part in asked)
+
+
+def test_what_cannot_be_read_ahead_is_no_error_yet(folders: Path, tmp_path: Path) -> None:
+    data = dataset(to_shards("cls", folders, tmp_path / "shards"))
+    for shard in (tmp_path / "shards").glob("*.tar"):
+        shard.unlink()
+    data.read_ahead(range(len(data)))
+    dataset(folders).read_ahead([0])
 
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import sys
+from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -25,7 +26,7 @@ from engine.data.shards.archives import read_tar, read_zip
 from engine.data.shards.find import Shards
 from engine.data.shards.headers import ShardHeaders, read_headers, write_headers
 from engine.data.shards.parquet import read_parquet
-from engine.data.stored_image import Coding, ShardState, StoredImage, open_shard
+from engine.data.stored_image import Coding, ShardState, StoredImage, begin_reading, open_shard
 from engine.data.stores import ShardCache, is_store_url, stored_states
 from engine.launch.pool import in_processes
 
@@ -104,10 +105,12 @@ class ShardTable:
         ]
         self.classes = [ClassRows(*one) for one in header["classes"]]
         self.class_names: tuple[str, ...] = tuple(header["class_names"])
-        self._rows = np.memmap(file, TABLE_ROW, "r", start, (count,)) if count else np.empty(0, TABLE_ROW)
+        # As plain arrays, of which a part is taken in half the time.
+        rows = np.memmap(file, TABLE_ROW, "r", start, (count,)) if count else np.empty(0, TABLE_ROW)
         end = start + count * TABLE_ROW.itemsize
-        self._names = np.memmap(file, np.uint8, "r", end, (length,)) if length else np.empty(0, np.uint8)
-        self._firsts = np.array([one.first for one in self.classes])
+        names = np.memmap(file, np.uint8, "r", end, (length,)) if length else np.empty(0, np.uint8)
+        self._rows, self._names = np.asarray(rows), np.asarray(names)
+        self._firsts = [one.first for one in self.classes]
 
     def __reduce__(self) -> tuple[type[ShardTable], tuple[Path, ShardCache | None]]:
         return ShardTable, (self.file, self.cache)
@@ -122,7 +125,7 @@ class ShardTable:
 
     def name(self, row: int) -> str:
         """Name of the image of a row."""
-        one = self.classes[int(np.searchsorted(self._firsts, row, "right")) - 1]
+        one = self.classes[bisect_right(self._firsts, row) - 1]
         place = one.names + (row - one.first) * one.width
         rest = self._names[place : place + one.width].tobytes().rstrip(b"\0").decode("utf-8", "surrogateescape")
         return one.prefix + rest
@@ -131,6 +134,12 @@ class ShardTable:
         """Image of a row."""
         offset, size, shard, coding = self._rows[row].item()
         return StoredImage(self.shards[shard], self.name(row), offset, size, coding)
+
+    def read_ahead(self, rows: Sequence[int]) -> None:
+        """Have the system begin to read the images of some rows, where their shards lie on a disk."""
+        places = sorted((shard, offset, size, coding) for offset, size, shard, coding in self._rows[rows].tolist())
+        for shard, offset, size, coding in places:
+            begin_reading(self.shards[shard], offset, size, coding)
 
     def find(self, rows: ClassRows, name: str) -> int | None:
         """Row of the image of a class with a name; ``None`` if there is none.

@@ -52,3 +52,12 @@ def test_batches_are_whole_and_images_are_rgb(tmp_path: Path) -> None:
     Image.new("L", (2, 3)).save(path)
     stored = storage.read_stored((str(path), 1))
     assert stored == {"image": path.read_bytes(), "label": 1}
+
+
+def test_a_package_that_cannot_be_imported_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "litdata.py").write_text("import a_package_that_nobody_has\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(storage, "STORAGE_PEERS", ("litdata", "webdataset_of_nobody"))
+    absent = storage.absent_peers()
+    assert "cannot be imported (ModuleNotFoundError: No module named 'a_package_that_nobody_has')" in absent["litdata"]
+    assert absent["webdataset_of_nobody"] == "is not installed"

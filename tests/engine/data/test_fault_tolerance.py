@@ -73,6 +73,22 @@ def test_fault_tolerant_dataset_restores_the_random_state(tmp_path: Path) -> Non
     assert (random.random(), np.random.rand(), float(torch.rand(()))) == expected
 
 
+def test_fault_tolerant_dataset_gives_a_batch_as_single_samples(tmp_path: Path) -> None:
+    samples = FaultTolerantDataset(Numbers(errors=damaged(3)), tmp_path)
+    indices = [SeededIndex(index, seed) for index, seed in ((3, 11), (4, 11), (4, 12))]
+    single = [samples[index] for index in indices]
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
+    expected = random.random(), np.random.rand(), float(torch.rand(()))
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
+    assert samples.__getitems__(indices) == single
+    assert (random.random(), np.random.rand(), float(torch.rand(()))) == expected
+    torch.manual_seed(5)
+    plain = samples.__getitems__([4, 4])
+    torch.manual_seed(5)
+    assert plain[0] != plain[1]
+    assert plain[0]["noise"][2] == float(torch.rand(()))  # without a seed it goes on with the process's numbers
+
+
 def test_fault_tolerant_dataset_replaces_a_damaged_image_reproducibly(tmp_path: Path) -> None:
     samples = FaultTolerantDataset(Numbers(errors=damaged(3, 7)), tmp_path)
     sample = samples[SeededIndex(3, 11)]
