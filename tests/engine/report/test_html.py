@@ -26,8 +26,8 @@ from tests.pages import Page
 )
 def test_folders_of_the_machine_are_left_out(text: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "cwd", lambda: Path("/srv/someone/checkout"))
-    monkeypatch.setattr(Path, "home", lambda: Path("/home/someone"))
-    given = text.replace("HERE", "/srv/someone/checkout").replace("HOME", "/home/someone")
+    monkeypatch.setattr(Path, "home", lambda: Path("/users/someone"))
+    given = text.replace("HERE", "/srv/someone/checkout").replace("HOME", "/users/someone")
     assert without_folders(given) == shown
     page = Page(document(given, note(given), {given: note(given)}))
     assert page.words.count(shown) >= 4
