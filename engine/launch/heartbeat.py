@@ -14,6 +14,7 @@ import mmap
 import os
 import signal
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from enum import IntEnum
@@ -71,12 +72,14 @@ class Position(NamedTuple):
 
 
 class Heartbeat:
-    """Announcements of this process to its launcher; all methods do nothing until :meth:`start` finds a launcher."""
+    """Announcements of this process to its launcher; nothing is written until :meth:`start` finds a launcher."""
 
     def __init__(self) -> None:
         self._folder: Path | None = None
         self._page: mmap.mmap
         self._position = Position()
+        self._seconds = dict.fromkeys(_PHASE_NAMES, 0.0)
+        self._since = time.monotonic()
 
     def start(self) -> None:
         """Open the position file, if torchrun's agent has given this rank a folder.
@@ -120,6 +123,11 @@ class Heartbeat:
         yield
         self._announce(phase=before)
 
+    def seconds(self) -> dict[str, float]:
+        """Seconds of this process so far by activity, such as ``waiting for data``."""
+        self._count()
+        return dict(self._seconds)
+
     def report_error(self, error: BaseException, line: str | None = None) -> bool:
         """Write the error that ends this rank to a file for the launcher.
 
@@ -140,9 +148,16 @@ class Heartbeat:
             (self._folder / ERROR_FILE).write_text(json.dumps(report), encoding="utf-8")
         return lost
 
+    def _count(self) -> None:
+        """Add the time since the last announcement to its activity."""
+        now = time.monotonic()
+        self._seconds[_PHASE_NAMES[self._position.phase]] += now - self._since
+        self._since = now
+
     def _announce(self, **changes: Any) -> None:
+        self._count()
+        now = self._position = self._position._replace(sequence=self._position.sequence + 1, **changes)
         if self._folder is not None:
-            now = self._position = self._position._replace(sequence=self._position.sequence + 1, **changes)
             self._page[:] = _LAYOUT.pack(*now[:4], now.place.encode(), now.folder.encode())
 
 

@@ -28,6 +28,7 @@ from backbones.errors import MachineError, UserError
 from engine.checkpoint.preemption import Stop
 from engine.config.datasets import inner_datasets
 from engine.config.load import Resolved, ema_settings
+from engine.launch.heartbeat import HEARTBEAT
 from engine.planning.plan import TrainingPlan
 from engine.report.class_scores import CLASS_SCORES
 from engine.report.environment import code_diff, environment, read_text, without_secrets
@@ -79,6 +80,7 @@ class RunRecorder(Hook):
         self._folder = Path(runner.work_dir)
         self._start: dict[str, Any] = {"folder": runner.timestamp, "outcome": RUNNING, "began": _now()}
         self._earlier: list[Any] = []
+        self._seconds_before = HEARTBEAT.seconds()
         with only_warning(self._runner.logger):
             listed = read_json(self._folder / STARTS).get("starts")
             self._earlier = listed if isinstance(listed, list) else []
@@ -111,7 +113,7 @@ class RunRecorder(Hook):
                 write_json(self._folder / CLASS_SCORES, {"step": runner.iter, "scores": scores})
             else:
                 (self._folder / CLASS_SCORES).unlink(missing_ok=True)
-        self._update(to_step=runner.iter, seconds=self._seconds())
+        self._update(to_step=runner.iter, **self._seconds())
 
     def end(self, error: BaseException | None) -> None:
         """Record how the training ended, by an exception or regularly (``None``), and write the report."""
@@ -121,7 +123,7 @@ class RunRecorder(Hook):
             if outcome == FINISHED and step < steps:
                 reasons = (getattr(hook, "reason", "") for hook in self._runner.hooks)  # of early stopping
                 reason = f"early stopping: {next(filter(None, reasons), 'a hook ended it')}"
-            self._start |= {"outcome": outcome, "reason": reason, "ended": _now(), "seconds": self._seconds()}
+            self._start |= {"outcome": outcome, "reason": reason, "ended": _now(), **self._seconds()}
             command = self._start["command"]
             go_on = command if RESUME in shlex.split(command) else f"{command} {RESUME}"
             self._update(to_step=step, of_steps=steps, go_on=go_on, **_peak_memory())
@@ -133,9 +135,12 @@ class RunRecorder(Hook):
             self._save()
             write_training_report(self._folder)
 
-    def _seconds(self) -> float:
+    def _seconds(self) -> dict[str, Any]:
+        """Duration of this start so far, and of what it did."""
         began = datetime.fromisoformat(self._start["began"])
-        return round((datetime.now().astimezone() - began).total_seconds(), 1)
+        before = self._seconds_before
+        spent = {name: round(seconds - before[name], 1) for name, seconds in HEARTBEAT.seconds().items()}
+        return {"seconds": round((datetime.now().astimezone() - began).total_seconds(), 1), "spent": spent}
 
     def _save(self) -> None:
         write_json(self._folder / STARTS, {"starts": [*self._earlier, self._start]})

@@ -6,6 +6,7 @@ Files that are missing are left out or said to be missing, so that a report can 
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from html import escape
@@ -59,6 +60,12 @@ TESTS = {"test": "test", "test_ema": "test, EMA", "test_tta": "test, TTA", "test
 MAX_CONFUSION_CLASSES = 30  # that fit a page
 MAX_REPORT_PICTURES = 8
 MAX_EVENTS = 5  # listed one by one
+# Share of the time that an activity may usually take, and what makes it shorter.
+SLOW = {
+    "waiting for data": (0.1, "more train_dataloader.num_workers, smaller images or shards help (docs/shards.md)"),
+    "validation": (0.3, "validate less often (train_cfg.val_interval), or on fewer images"),
+    "saving": (0.1, "save less often (default_hooks.checkpoint), or to a faster disk"),
+}
 RAW, AVERAGED = "raw weights", "averaged (EMA)"
 
 
@@ -249,6 +256,10 @@ def _events(run: Mapping[str, Any]) -> str:
         lines.append(
             f"{count:,} image{'s' if count > 1 else ''} could not be read and were replaced: {REPLACED_IMAGES_FILE}"
         )
+    shares = _shares(run["starts"])
+    for activity, (usual, fix) in SLOW.items():
+        if shares.get(activity, 0.0) > usual:
+            lines.append(f"{shares[activity]:.0%} of the time went to {activity}: {fix}")
     for event in run["non_finite"][:MAX_EVENTS]:
         words = [f"not finite at {event['folder'].replace('_', ' ')}"]
         words += [f"first in {event['place']}"] if event.get("place") else []
@@ -261,6 +272,17 @@ def _events(run: Mapping[str, Any]) -> str:
         lines += [str(line) for line in run["data_check"].get("notes", [])]
         lines += _findings(run["data_check"].get("findings", []))
     return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>" if lines else ""
+
+
+def _shares(starts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Share of each activity in the time of all starts, 0 to 1, beside the start-up."""
+    spent: Counter[str] = Counter()
+    for start in starts:
+        seconds = start.get("spent")
+        for activity, value in seconds.items() if isinstance(seconds, dict) else ():
+            spent[activity] += finite(value) or 0.0
+    del spent["starting"]
+    return {activity: value / total for activity, value in spent.items()} if (total := spent.total()) else {}
 
 
 def _findings(findings: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -314,6 +336,7 @@ def _training(run: Mapping[str, Any], last: Mapping[str, Any]) -> str:
         "averaged weights (EMA)": (f"decay {about['ema']:g}" if about.get("ema") else "none") if about else None,
         "seed": about.get("seed"),
         "time of a step": f"{seconds:.3g} s{speed}" if seconds else None,
+        "time went to": ", ".join(f"{name} {share:.0%}" for name, share in _shares(run["starts"]).items()) or None,
         "peak memory": f"{memory(int(peak))} of the main process" if peak else NONE,
         "peak GPU memory": memory(run["gpu_memory_bytes"]) if run["gpu_memory_bytes"] else None,
     }

@@ -20,6 +20,7 @@ from engine.launch.heartbeat import (
     HEARTBEAT,
     POSITION_FILE,
     STACKS_FILE,
+    Heartbeat,
     Phase,
     Position,
     read_error_report,
@@ -212,3 +213,16 @@ def test_a_process_that_is_stopped_and_not_continued() -> None:
             assert detector.update({1: process.pid}, now + 1001) == {}
         finally:
             process.kill()
+
+
+def test_the_time_of_each_activity_is_counted_without_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr("engine.launch.heartbeat.time.monotonic", lambda: next(clock))
+    heartbeat = Heartbeat()
+    heartbeat.enter(Phase.DATA)
+    heartbeat.enter(Phase.STEP)
+    with heartbeat.during(Phase.SAVING):
+        pass
+    heartbeat.enter(Phase.VALIDATION)
+    spent = {"starting": 10.0, "waiting for data": 10.0, "training": 20.0, "saving": 10.0, "validation": 10.0}
+    assert heartbeat.seconds() == spent

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ from engine.checkpoint.preemption import Stop
 from engine.config.load import load_config
 from engine.config.world import Launch
 from engine.distributed.agreement import StopRequest
+from engine.launch.heartbeat import HEARTBEAT, Phase
 from engine.planning.plan import training_plan
 from engine.report.environment import (
     code_diff,
@@ -80,10 +82,13 @@ def test_a_finished_training_leaves_its_record(tmp_path: Path, planned: tuple[An
     with started(runner, planned):
         running = starts(tmp_path)[0]
         assert (running["outcome"], running["from_step"]) == ("running", 0)
+        HEARTBEAT.enter(Phase.VALIDATION)
+        time.sleep(0.2)
         assert "Running" in (tmp_path / "report.html").read_text()
         runner.iter = 10
     (start,) = starts(tmp_path)
     assert (start["outcome"], start["from_step"], start["to_step"], start["of_steps"]) == ("finished", 0, 10, 10)
+    assert 0.2 <= start["spent"]["validation"] <= sum(start["spent"].values()) <= start["seconds"] + 1
     assert start["config"]["changed"]["batch.size"] == [64, 8]
     assert "The classification recipe" in start["config"]["text"]
     assert start["weights"] == runner.load_reports

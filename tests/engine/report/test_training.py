@@ -300,3 +300,19 @@ def test_names_that_pictures_cannot_show_have_a_legend(folder: Path) -> None:
     page = read_page(folder)
     assert "in the pictures 'class 0' is '<猫>', '[dog face]' is '🐶'" in page.words
     assert "猫" not in page.tags
+
+
+def test_the_page_says_what_took_the_time(folder: Path) -> None:
+    spent = {"starting": 500, "waiting for data": 30, "training": 50, "validation": 10, "saving": 10}
+    starts = [
+        a_start("20260101_000000", 0, 30, "failed", spent=spent),
+        a_start("20260101_000100", 30, 40, "finished", spent={"training": 99.6, "waiting for data": "none"}),
+        a_start("20260101_000200", 40, 40, "finished", spent=None),
+    ]
+    write_json(folder / "starts.json", {"starts": starts})
+    words = read_page(folder).words
+    assert "waiting for data 15%, training 75%, validation 5%, saving 5%" in words
+    assert "15% of the time went to waiting for data: more train_dataloader.num_workers" in words
+    assert "of the time went to saving" not in words
+    write_json(folder / "starts.json", {"starts": starts[2:]})
+    assert "time went to" not in read_page(folder).words
