@@ -6,7 +6,7 @@ Files that are missing are left out or said to be missing, so that a report can 
 from __future__ import annotations
 
 import shlex
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from html import escape
@@ -276,13 +276,14 @@ def _events(run: Mapping[str, Any]) -> str:
 
 def _shares(starts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Share of each activity in the time of all starts, 0 to 1, beside the start-up."""
-    spent: Counter[str] = Counter()
+    spent: defaultdict[str, float] = defaultdict(float)
     for start in starts:
         seconds = start.get("spent")
         for activity, value in seconds.items() if isinstance(seconds, dict) else ():
             spent[activity] += finite(value) or 0.0
-    del spent["starting"]
-    return {activity: value / total for activity, value in spent.items()} if (total := spent.total()) else {}
+    spent.pop("starting", None)
+    total = sum(spent.values())
+    return {activity: value / total for activity, value in spent.items()} if total else {}
 
 
 def _findings(findings: Sequence[Mapping[str, Any]]) -> list[str]:
