@@ -13,6 +13,7 @@ from engine.config.building import build
 from engine.config.load import Resolved
 from engine.config.world import Launch
 from engine.data.preflight import check_for_a_minute, dataset_paths, refuse_errors
+from engine.data.shards.unpacked import data_file
 from engine.optim.param_groups import group_table
 from engine.planning.plan import Review, epoch_steps
 
@@ -47,7 +48,7 @@ def dry_run(
     weights = starting_weights(cfg, trust)
     splits = [split for split in ("train", "val") if cfg.get(f"{split}_dataloader")]
     paths = {split: dataset_paths(cfg[f"{split}_dataloader"].dataset) for split in splits}
-    present = tuple(split for split in splits if all(path.exists() for path in paths[split]))
+    present = tuple(split for split in splits if all(data_file(path).exists() for path in paths[split]))
     checked = []
     if data_check and present:
         result = check_for_a_minute(cfg, present)
@@ -73,4 +74,4 @@ def dry_run(
 
 
 def _presence(path: Path) -> str:
-    return f"{path} ({'present' if path.exists() else 'ABSENT'})"
+    return f"{path} ({'present' if data_file(path).exists() else 'ABSENT'})"

@@ -195,9 +195,14 @@ def _kept(path: str, suffix: str) -> Path:
 def _inflated(file: StoredFile) -> str:
     """Copy of a file of an archive in the user's cache, made anew when the archive has changed."""
     source = f"{os.path.abspath(file.shard.path)}/{file}"
-    kept = _kept(f"{source} {file.shard.size} {file.shard.mtime_ns} {file.offset}", ".json")
-    with locked(kept.with_suffix(".lock")):
+    version = hashlib.sha256(f"{file.shard.size} {file.shard.mtime_ns} {file.offset}".encode()).hexdigest()[:16]
+    lock = _kept(source, ".lock")
+    kept = lock.with_name(f"{lock.stem}-{version}.json")
+    with locked(lock):
         if not kept.exists():
+            for former in lock.parent.glob(f"{lock.stem}-*.json"):  # of the archive before it changed
+                former.unlink()
+                _kept(str(former), ".table").unlink(missing_ok=True)
             with atomic_write(kept) as part, part.open("wb") as target, open_file(file.shard.path) as archive:
                 inflate = zlib.decompressobj(-zlib.MAX_WBITS) if file.coding == Coding.DEFLATED else None
                 for at in range(0, file.size, WINDOW_BYTES):

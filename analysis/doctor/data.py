@@ -7,13 +7,16 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 
 from analysis.doctor.examination import CheckResult, Checks, DoctorOptions, bad, notice, ok
+from backbones.errors import DataError, UserError
 from backbones.published import is_published
+from engine.config.datasets import inner_datasets
 from engine.config.load import load_config
 from engine.config.world import Launch
 from engine.data.preflight import BRING_DATA_HINT, dataset_paths
+from engine.data.shards.unpacked import data_file
 from engine.planning.plan import training_plan
 from engine.report.environment import ROOT
 from engine.report.html import GIB, memory
@@ -42,8 +45,13 @@ def usual_places() -> dict[str, Path]:
 def check_places(places: Mapping[str, Path]) -> Iterator[CheckResult]:
     """Presence of the data sets; a missing one matters only to trainings on it."""
     for path in places.values():
-        if path.is_dir() and any(path.iterdir()):
-            yield ok("data", f"{path} is there")
+        try:
+            found = data_file(path)
+        except DataError as error:  # of its archive
+            yield bad("data", str(error), "fetch it again")
+            continue
+        if found.is_file() or (path.is_dir() and any(path.iterdir())):
+            yield ok("data", f"{found} is there")
         else:
             state = "empty" if path.is_dir() else "absent"
             yield notice("data", f"{path} is {state}", BRING_DATA_HINT.partition(",")[0])
@@ -60,11 +68,8 @@ def check_config(config: str, launch: Launch) -> Iterator[CheckResult]:
     yield ok("config", f"{config}: {plan.batch}")
     loaders = {split: resolved.cfg.get(f"{split}_dataloader") for split in ("train", "val")}
     for split, loader in loaders.items():
-        needed = dataset_paths(loader.dataset) if loader else []
-        if absent := [str(path) for path in needed if not path.exists()]:
-            yield bad(f"data, {split}", f"{', '.join(absent)} absent", BRING_DATA_HINT)
-        elif needed:
-            yield ok(f"data, {split}", f"{needed[0]} is there")
+        if loader:
+            yield check_data_set(f"data, {split}", loader.dataset)
     sources = {
         "model.backbone.weights": resolved.cfg.model.get("backbone", {}).get("weights"),
         "load_from": resolved.cfg.get("load_from"),
@@ -78,6 +83,24 @@ def check_config(config: str, launch: Launch) -> Iterator[CheckResult]:
     kept = resolved.cfg.default_hooks.get("checkpoint", {}).get("max_keep_ckpts", 1)
     # Beside those that are kept: the best one, and the next one while it is written.
     yield from check_disk(free_bytes(work_dir), work_dir, (max(kept, 1) + 2) * held)
+
+
+def check_data_set(name: str, dataset: ConfigDict) -> CheckResult:
+    """Presence of what a data set reads: files and folders, archives that hold them, or shards in a store.
+
+    Args:
+        name: Name of the check.
+        dataset: Config of the data set.
+    """
+    try:
+        needed = dataset_paths(dataset)
+        absent = [str(path) for path in needed if not data_file(path).exists()]
+    except UserError as error:  # of an archive, or of a store
+        return bad(name, str(error), "mend the data, or set data_root")
+    if absent:
+        return bad(name, f"{', '.join(absent)} absent", BRING_DATA_HINT)
+    stores = [str(one.get("data_root")) for one in inner_datasets(dataset)]
+    return ok(name, f"{data_file(needed[0]) if needed else stores[0]} is there")
 
 
 def check_work_dir(folder: Path) -> Iterator[CheckResult]:

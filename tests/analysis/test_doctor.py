@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -13,13 +14,14 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine.config import ConfigDict
 from packaging.specifiers import SpecifierSet
 
 from analysis.doctor import data as doctor_data
 from analysis.doctor import examination as doctor
 from analysis.doctor import network as doctor_network
 from analysis.doctor import trial as doctor_trial
-from analysis.doctor.data import check_config, check_disk, check_places, check_work_dir, free_bytes
+from analysis.doctor.data import check_config, check_data_set, check_disk, check_places, check_work_dir, free_bytes
 from analysis.doctor.examination import CheckResult, DoctorOptions, diagnose, run_check, write_results
 from analysis.doctor.hardware import (
     Gpus,
@@ -48,6 +50,8 @@ from analysis.doctor.trial import TRIAL_TASKS, ProgramEnd, task_result, trial, t
 from engine.config.world import Launch
 from engine.report.html import GIB
 from engine.report.run_dir import write_json
+from tests.shards import write_tar
+from tests.store_server import serve
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 2**20
@@ -321,6 +325,11 @@ def test_places_of_data(tmp_path: Path) -> None:
     one(check_places({"a": tmp_path / "absent"}), "note", "is absent", "Bring your data")
     one(check_places({"a": tmp_path / "empty"}), "note", "is empty")
     one(check_places({"a": tmp_path / "full"}), "ok", "is there")
+    (tmp_path / "ADEChallengeData2016.zip").write_bytes(b"no archive")
+    one(check_places({"a": tmp_path / "ADEChallengeData2016"}), "bad", "ADEChallengeData2016.zip", "fetch it again")
+    (tmp_path / "full/train/1.png").touch()
+    shutil.make_archive(str(tmp_path / "ADEChallengeData2016"), "zip", tmp_path, "full")
+    one(check_places({"a": tmp_path / "ADEChallengeData2016"}), "ok", "ADEChallengeData2016.zip is there")
     assert [str(path) for path in doctor_data.usual_places().values()] == [
         "data/imagenet",
         "data/coco",
@@ -360,6 +369,20 @@ def test_a_config_and_its_data(digits: Path, tmp_path: Path) -> None:
     absent = list(check_config(str(config(data_root="'/absent'")), Launch()))
     assert [result.level for result in absent if result.name.startswith("data")] == ["bad", "bad"]
     one(check_config("configs/absent.py", Launch()), "bad", "'configs/absent.py' does not exist")
+
+
+def test_data_in_an_archive_or_a_store_is_there(digits: Path, tmp_path: Path) -> None:
+    (tmp_path / "coco").mkdir()
+    shutil.make_archive(str(tmp_path / "coco/train2017"), "zip", digits / "coco", "train2017")
+    shutil.make_archive(str(tmp_path / "coco/annotations_trainval2017"), "zip", digits / "coco", "annotations")
+    names = dict(ann_file="annotations/instances_train2017.json", data_prefix=dict(img="train2017/"))
+    coco = ConfigDict(data_root=str(tmp_path / "coco"), **names)
+    one([check_data_set("data", coco)], "ok", f"{tmp_path / 'coco'} is there")
+    coco.data_prefix.img = "val2017/"
+    one([check_data_set("data", coco)], "bad", f"{tmp_path / 'coco/val2017'} absent")
+    write_tar(tmp_path / "store/train/a.tar", [])
+    with serve(tmp_path / "store") as store:
+        one([check_data_set("data", ConfigDict(data_root=f"{store.url}/train/a.tar", split="train"))], "ok", store.url)
 
 
 def test_a_check_that_fails_itself_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,6 +132,11 @@ def test_a_file_in_an_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, m
     for _ in range(2):
         file = AnnotationFile(tmp_path / "annotations/a.json")
         assert list(file.annotations) == content()["annotations"]
+    with zipfile.ZipFile(tmp_path / "annotations_2017.zip", "w", method) as archive:
+        archive.writestr("annotations/a.json", json.dumps(content(objects=3)))
+    assert list(AnnotationFile(tmp_path / "annotations/a.json").annotations) == content(objects=3)["annotations"]
+    # Of the archive as it was nothing is left.
+    assert [len(list((tmp_path / "cache").rglob(f"annotations/*{end}"))) for end in (".json", ".table")] == [kept] * 2
     assert not (tmp_path / "annotations").exists()
 
 

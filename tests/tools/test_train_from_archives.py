@@ -48,6 +48,13 @@ def test_the_same_training(tool: Any, roots: dict[str, Path], tmp_path: Path, ta
     ended = train(tool, tmp_path / "killed", task, roots["archives"], "--resume")
     assert ended.code == 0, ended.err
     assert_same_run(tmp_path / "killed", tmp_path / "folders")
+    checkpoint = next((tmp_path / "folders").glob("best_*.pth"))
+    metrics = []
+    for name in ("folders", "killed"):  # the configs of the folders and of the archives
+        tested = tool("test.py", tmp_path / f"{name}.py", checkpoint, "--work-dir", tmp_path / f"test_{name}")
+        assert (tested.code, tested.err) == (0, ""), tested.err
+        metrics.append(json.loads((tmp_path / f"test_{name}/test.json").read_text(encoding="utf-8"))["metrics"])
+    assert metrics[0] == metrics[1] != {}
     assert not (roots["archives"] / "coco/train2017").exists()
     assert not (roots["archives"] / "ade").exists()
 

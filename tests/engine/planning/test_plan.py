@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,14 @@ def test_what_does_not_build_is_one_line(options: dict[str, Any], message: str) 
     with pytest.raises(UserError, match=message) as caught:
         plan(CLASSIFICATION, **options)
     assert "\n" not in str(caught.value)
+
+
+def test_a_dry_run_finds_data_in_archives(digits: Path, tmp_path: Path) -> None:
+    shutil.make_archive(str(tmp_path / "train2017"), "zip", digits / "coco", "train2017")
+    options = {"data_root": str(tmp_path), "model.backbone.weights": None}
+    lines = dry_run(load_config(MASK, options, Launch()), Launch(), data_check=False)
+    assert f"train data: {tmp_path / 'train2017'} (present)" in lines
+    assert f"val data: {tmp_path / 'val2017'} (ABSENT)" in lines
 
 
 def test_a_dry_run_tells_where_the_data_would_be(tmp_path: Path) -> None:
