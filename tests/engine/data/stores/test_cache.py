@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec import AbstractFileSystem
 
 from backbones import UserError
 from engine.data.stored_image import ShardState, StoredImage
@@ -271,6 +272,80 @@ def test_stores_of_fsspec(tmp_path: Path) -> None:
         assert (one.size, one.folder, one.version > 0) == (SIZE, False, True)
         assert read(cache, ShardState(url, one.size, one.version, cache)) == content_of("a.tar")
     assert [one.folder for one in list_store("memory://bucket") or []] == [True]
+
+
+class Bucket(AbstractFileSystem):
+    """A store whose entries have the properties that those of Google or Hugging Face have.
+
+    Args:
+        protocol: Protocol of its URLs.
+        properties: Properties of each entry, beside name, type and size.
+        refuses: Error of each question.
+    """
+
+    cachable = False
+
+    def __init__(self, protocol: str, properties: dict[str, Any], refuses: Exception | None = None) -> None:
+        super().__init__()
+        self.protocol, self.properties, self.refuses = protocol, properties, refuses
+
+    def info(self, path: str, **_: Any) -> dict[str, Any]:
+        if self.refuses is not None:
+            raise self.refuses
+        return {"name": path, "type": "file", "size": SIZE, **self.properties}
+
+    def ls(self, path: str, detail: bool = True, **_: Any) -> list[dict[str, Any]]:
+        return [self.info(f"{path}/{name}") for name in NAMES]
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
+        return content_of(path.rpartition("/")[2])[start:end]
+
+
+URLS = {"gs": "gs://bucket/train", "hf": "hf://datasets/owner/name/train"}
+
+
+def serve_by(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access_module, "is_absent", lambda package: False)  # gcsfs is not installed everywhere
+    monkeypatch.setattr("fsspec.core.url_to_fs", lambda url, **_: (bucket, url.partition("://")[2]))
+
+
+@pytest.mark.parametrize(
+    ("protocol", "properties", "others"),
+    [
+        ("gs", {"etag": "CJ=", "generation": "1"}, {"etag": "CK=", "generation": "2"}),
+        ("hf", {"blob_id": "a", "lfs": {"sha256": "1"}}, {"blob_id": "a", "lfs": {"sha256": "2"}}),
+    ],
+)
+def test_shards_of_google_and_hugging_face(
+    protocol: str, properties: dict[str, Any], others: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket, cache = Bucket(protocol, properties), cache_of(tmp_path)
+    serve_by(bucket, monkeypatch)
+    listed = list_store(URLS[protocol])
+    assert listed is not None
+    assert [one.url for one in listed] == [f"{URLS[protocol]}/{name}" for name in NAMES]
+    shards = [ShardState(one.url, one.size, one.version, cache) for one in stored_states([one.url for one in listed])]
+    assert read(cache, shards[1]) == content_of("b.tar")
+    bucket.properties = others
+    with pytest.raises(UserError, match=r"train/c\.tar: has changed since its images were listed: start again"):
+        read(cache, shards[2])
+    assert kept(cache) == ["b.tar"]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "kind", "fix"),
+    [
+        ("gs", "DefaultCredentialsError", "run gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDE"),
+        ("hf", "GatedRepoError", "run hf auth login, or set HF_TOKEN, and accept the conditions"),
+    ],
+)
+def test_missing_credentials(protocol: str, kind: str, fix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    serve_by(Bucket(protocol, {}, type(kind, (Exception,), {})("none were found")), monkeypatch)
+    with pytest.raises(UserError) as caught:
+        stored_states([f"{URLS[protocol]}/a.tar"])
+    reason = f"access is refused, or credentials are missing ({kind}: none were found): {fix}"
+    assert str(caught.value).startswith(f"{URLS[protocol]}/a.tar: {reason}")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
