@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, BinaryIO
 
 PART_SUFFIX = ".part"
+MAX_PART_STEM = 200  # bytes of a file's name in that of its partial file; file systems take 255 in all
 COMPILATION_PREFIX = "convnext-"  # of temporary folders in which kernels are compiled
 LOCK_FILE = "convnext-dense.lock"  # in temporary folders: held while a process uses one
 OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
@@ -32,7 +33,8 @@ def atomic_write(file: Path, durable: bool = True) -> Iterator[Path]:
         file: The file to write; an existing one is replaced.
         durable: Whether to wait for the disk. Without, the file may be empty after a power failure.
     """
-    part = file.with_name(f".{file.name}.{secrets.token_hex(8)}{PART_SUFFIX}")
+    stem = file.name.encode(errors="surrogateescape")[:MAX_PART_STEM].decode(errors="ignore")
+    part = file.with_name(f".{stem}.{secrets.token_hex(8)}{PART_SUFFIX}")
     os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
     try:
         yield part

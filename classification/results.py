@@ -1,18 +1,13 @@
-"""Predictions of a classifier: those of one image in Python, and the class of each image in a table."""
+"""Predictions of a classifier: those of one image in Python, and the class of each image in a table or a list."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
-from mmengine.evaluator import BaseMetric
 from torch import Tensor
 
-from backbones.files import atomic_write
 from engine.prediction.predictor import Prediction
+from engine.prediction.result_files import PROBABILITIES, ListingWriter, ResultRequest, TableWriter
 
 
 class ClassPrediction(Prediction):
@@ -43,45 +38,35 @@ class ClassPrediction(Prediction):
         return [(self.classes[label], value) for value, label in zip(values.tolist(), labels.tolist(), strict=True)]
 
 
-_HEADER = ("image", "class", "probability")
+def _entry(sample: dict[str, Any], request: ResultRequest) -> dict[str, Any]:
+    """Entry of an image in the list of predictions."""
+    label, scores = int(sample["pred_label"]), sample["scores"].tolist()
+    classes = request.cfg.test_dataloader.dataset.metainfo["classes"]
+    entry = {"class": classes[label], "class_id": label, "probability": scores[label]}
+    return entry | ({"probabilities": scores} if request.probabilities else {})
 
 
-class PredictionTable(BaseMetric):
-    """Writes the most probable class of each image to ``predictions.csv``; gives no score.
-
-    Args:
-        folder: Output folder.
-        classes: Class names in the order of the labels.
-    """
-
-    default_prefix = "results"
-
-    def __init__(self, folder: Path, classes: Sequence[str]) -> None:
-        super().__init__(collect_device="cpu")
-        self.folder, self.classes = folder, classes
-
-    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
-        """Keep path, class and its probability of each image."""
-        for sample in data_samples:
-            label = int(sample["pred_label"])
-            self.results.append((sample["img_path"], self.classes[label], f"{float(sample['scores'][label]):.4f}"))
-
-    def compute_metrics(self, results: list[tuple[str, str, str]]) -> dict[str, float]:
-        """Write the table; return no scores."""
-        with (
-            atomic_write(self.folder / "predictions.csv") as part,
-            part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
-        ):
-            csv.writer(file).writerows([_HEADER, *results])
-        return {}
+def _rows(sample: dict[str, Any], request: ResultRequest) -> list[list[Any]]:
+    """Row of an image in the table."""
+    entry = _entry(sample, request)
+    every = [f"{value:.4f}" for value in entry.get("probabilities", ())]
+    return [[entry["class"], f"{entry['probability']:.4f}", entry["class_id"], *every]]
 
 
-def prediction_table(cfg: Config, folder: Path, images: Mapping[Path, str] | None) -> PredictionTable:
-    """Return the writer of the table for a resolved config.
+def prediction_table(request: ResultRequest) -> TableWriter:
+    """Return the writer of a table with the most probable class of each image, by choice with the probabilities of all.
 
     Args:
-        cfg: Resolved config.
-        folder: Output folder, which exists.
-        images: Ignored: the table has the paths of the images.
+        request: Config, folder and choices.
     """
-    return PredictionTable(folder, cfg.test_dataloader.dataset.metainfo["classes"])
+    classes = request.cfg.test_dataloader.dataset.metainfo["classes"] if request.probabilities else ()
+    return TableWriter(request, ("class", "probability", "class_id", *classes), _rows, (PROBABILITIES,))
+
+
+def prediction_list(request: ResultRequest) -> ListingWriter:
+    """Return the writer of a list with the most probable class of each image, by choice with the probabilities of all.
+
+    Args:
+        request: Config, folder and choices.
+    """
+    return ListingWriter(request, _entry, (PROBABILITIES,))

@@ -13,10 +13,11 @@ from mmengine.structures import PixelData
 from torch import Tensor
 
 from detection.panoptic import VOID_LABEL
+from detection.panoptic_results import PanopticPrediction, PanopticResults, list_panoptic_images, pack_panoptic
 from detection.task import DETECTION, STUFF_CLASSES
 from engine.config.classes import class_names
 from engine.config.datasets import mappings
-from engine.task import NamedClasses, Score, register_task
+from engine.task import NamedClasses, Score, SubmissionSpec, register_task
 
 COCO_NAMES = CocoPanopticDataset.METAINFO
 
@@ -57,7 +58,10 @@ PANOPTIC = register_task(
         },
         drivers=(STUFF_CLASSES,),
         complete_config=_complete_config,
-        result_formats={},
+        result_formats={"coco": PanopticResults},
+        predicted_fields=("pred_panoptic_seg",),
+        submission=SubmissionSpec("coco", pack_panoptic, list_panoptic_images),
+        prediction=PanopticPrediction,
         zoo=None,
     )
 )

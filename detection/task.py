@@ -23,7 +23,7 @@ from detection.annotations import names_in_file
 from detection.coco_metric import IOU_TYPES
 from detection.data import CocoInstances
 from detection.mistakes import MISTAKE_SCORE
-from detection.results import Detections, coco_results
+from detection.results import CocoResults, Detections, LabelmeFiles, ObjectList, ObjectTable, YoloFiles, pack_coco
 from detection.zoo import DETECTION_ZOO
 from engine.config.building import registered_class
 from engine.config.classes import class_names
@@ -35,6 +35,7 @@ from engine.task import (
     NamedClasses,
     Score,
     Shape,
+    SubmissionSpec,
     TaskSpec,
     image_meta,
     pipeline_scale,
@@ -281,7 +282,15 @@ DETECTION = register_task(
         complete_config=_complete_config,
         data_classes=names_in_file,
         check_training=_check_training,
-        result_formats={"coco": coco_results},
+        result_formats={
+            "coco": CocoResults,
+            "json": ObjectList,
+            "csv": ObjectTable,
+            "labelme": LabelmeFiles,
+            "yolo": YoloFiles,
+        },
+        predicted_fields=("pred_instances",),
+        submission=SubmissionSpec("coco", pack_coco),
         prediction=Detections,
         zoo=DETECTION_ZOO,
     )

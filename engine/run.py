@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
-from mmengine.dist import is_main_process
+from mmengine.dist import barrier, is_main_process
 from mmengine.registry import HOOKS
 
 from backbones.errors import CheckpointError, ConfigError
@@ -24,7 +25,9 @@ from engine.config.options import parse_options
 from engine.config.world import Launch
 from engine.data.preflight import check_before_test, check_before_training, check_data_paths
 from engine.planning.plan import Review, TrainingPlan, training_plan
-from engine.prediction.visualize import RESULTS, draw_test_images, result_writer
+from engine.prediction.result_files import RESULTS, ResultMetric, ResultRequest, result_writer
+from engine.prediction.saved import SavedPredictions, score_saved
+from engine.prediction.visualize import draw_test_images, without_labels
 from engine.report.class_scores import class_lines, collect_class_scores
 from engine.report.environment import environment
 from engine.report.recorder import command_line, record_run, report_test
@@ -96,7 +99,7 @@ def _log_plan(plan: TrainingPlan, runner: Runner, review: Review | None) -> Trai
 
 
 def evaluated_config(
-    config: str, options: list[str] | None, work_dir: str | None, checkpoint: str, trust: bool
+    config: str, options: list[str] | None, work_dir: str | None, checkpoint: str | None, trust: bool
 ) -> tuple[Resolved, Launch]:
     """Resolve the config with which a checkpoint is evaluated, and whose classes may be recorded in it.
 
@@ -104,14 +107,14 @@ def evaluated_config(
         config: Config file.
         options: Overrides as ``key=value``.
         work_dir: Work directory, in place of the config's.
-        checkpoint: Path or URL of the checkpoint.
+        checkpoint: Path or URL of the checkpoint; ``None`` where there is none.
         trust: Whether to execute code that the checkpoint asks for (``--trust-checkpoint``).
     """
     changes = parse_options(options)
     if work_dir:
         changes["work_dir"] = work_dir
     launch = Launch.from_environment()
-    known = partial(recorded_classes, checkpoint, trust)
+    known = partial(recorded_classes, checkpoint, trust) if checkpoint else None
     return load_config(config, changes, launch, training=False, known_classes=known), launch
 
 
@@ -124,6 +127,7 @@ def test(
     trust: bool = False,
     result_format: str | None = None,
     data_check: bool = True,
+    saved: Path | None = None,
 ) -> dict[str, float]:
     """Evaluate a checkpoint on the test data; write ``test.json`` and some pictures to the work directory.
 
@@ -136,6 +140,7 @@ def test(
         trust: Whether to execute code that the checkpoint asks for (``--trust-checkpoint``).
         result_format: Format in which the predictions are also written, to ``results/``; ``None`` for none.
         data_check: Whether to check the test data first.
+        saved: File to which the predictions are saved, for :func:`rescore`; ``None`` for none.
 
     Returns:
         Metrics by name.
@@ -143,6 +148,27 @@ def test(
     Raises:
         UserError: If data is missing, the checkpoint does not fit, or the config has no test-time augmentation.
     """
+    cfg = resolved.cfg
+    folder, name = Path(cfg.work_dir), "test" + ("_ema" if averaged else "") + ("_tta" if tta else "")
+    written = [f"{name}.json", *([] if tta else [PICTURES])]
+    runner = _test_runner(resolved, launch, checkpoint, averaged, tta, trust, data_check)
+    if result_format:
+        written.append(name.replace("test", RESULTS))
+        request = ResultRequest(cfg, folder / written[-1], test_data=True)
+        runner.test_loop.evaluator.metrics.append(ResultMetric(result_writer(result_format, request)))
+    if saved is not None:
+        runner.test_loop.evaluator.metrics.append(SavedPredictions(cfg, saved))
+    metrics = {name: float(value) for name, value in runner.test().items()}
+    if is_main_process():
+        _write_test(runner, {"checkpoint": checkpoint, "averaged": averaged, "tta": tta, "metrics": metrics}, written)
+    report_test(runner)
+    return metrics
+
+
+def _test_runner(
+    resolved: Resolved, launch: Launch, checkpoint: str, averaged: bool, tta: bool, trust: bool, data_check: bool
+) -> Runner:
+    """Runner of a test, after the checks; arguments as those of :func:`test`."""
     cfg = resolved.cfg
     check_data_paths(cfg, ("test",))
     _check_weight_file("checkpoint", checkpoint)
@@ -155,15 +181,63 @@ def test(
     if data_check:
         check_before_test(checked, runner.logger)
     runner.averaged = averaged
-    name = "test" + ("_ema" if averaged else "") + ("_tta" if tta else "")
-    folder, written = Path(cfg.work_dir), [f"{name}.json", *([] if tta else [PICTURES])]
-    if result_format:
-        written.append(name.replace("test", RESULTS))
-        runner.test_loop.evaluator.metrics.append(result_writer(cfg, result_format, folder / written[-1]))
-    metrics = {name: float(value) for name, value in runner.test().items()}
+    return runner
+
+
+def write_submission(
+    resolved: Resolved, launch: Launch, checkpoint: str, averaged: bool = False, tta: bool = False, trust: bool = False
+) -> list[Path]:
+    """Predict a test set, which needs no annotations, and write what its evaluation server takes.
+
+    Args:
+        resolved: Resolved config.
+        launch: Processes and devices of the job.
+        checkpoint: Path or URL of the weights of the whole model.
+        averaged: Whether to use the averaged weights in it.
+        tta: Whether to test at several scales and flipped, as the config says.
+        trust: Whether to execute code that the checkpoint asks for (``--trust-checkpoint``).
+
+    Returns:
+        The files to upload; none in other processes than the main one.
+
+    Raises:
+        UserError: If data is missing, the checkpoint does not fit, or no server takes results of the task.
+    """
+    cfg, task = resolved.cfg, task_of(resolved.cfg)
+    if task.submission is None:
+        raise ConfigError(f"--format-only: there are no files for a server of {task.name}; --format writes others")
+    dataset = cfg.test_dataloader.dataset
+    task.submission.list_images(dataset)
+    for node, key in ((dataset, "pipeline"), (cfg, "tta_pipeline")):
+        if node.get(key):
+            node[key] = without_labels(node[key])
+    runner = _test_runner(resolved, launch, checkpoint, averaged, tta, trust, data_check=False)
+    folder = Path(cfg.work_dir) / ("submission" + ("_ema" if averaged else "") + ("_tta" if tta else ""))
     if is_main_process():
-        _write_test(runner, {"checkpoint": checkpoint, "averaged": averaged, "tta": tta, "metrics": metrics}, written)
-    report_test(runner)
+        shutil.rmtree(folder, ignore_errors=True)
+    barrier()
+    request = ResultRequest(cfg, folder, test_data=True, submission=True)
+    runner.test_loop.evaluator.metrics[:] = [ResultMetric(result_writer(task.submission.result_format, request))]
+    runner.test()
+    return task.submission.pack(folder, Path(cfg.work_dir).name, cfg) if is_main_process() else []
+
+
+def rescore(resolved: Resolved, saved: Path) -> dict[str, float]:
+    """Score the predictions that a test has saved, without the network; the scores are those of the test.
+
+    Args:
+        resolved: Resolved config.
+        saved: File of predictions.
+
+    Returns:
+        Metrics by name.
+
+    Raises:
+        DataError: If it is no such file, or of other classes or images than the test data's.
+    """
+    metrics, evaluator = score_saved(resolved.cfg, saved)
+    if scores := collect_class_scores(evaluator):
+        print(class_lines("scores of the classes", scores, (task_of(resolved.cfg),)))
     return metrics
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmengine.config import Config
-from mmengine.evaluator import BaseMetric
 from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
@@ -87,6 +86,22 @@ class ExportedNetwork:
     outputs: tuple[str, ...]
     prefix: str = ""
     note: str = ""
+
+
+@dataclass(frozen=True)
+class SubmissionSpec:
+    """How predictions of a test set without annotations become what an evaluation server takes.
+
+    Attributes:
+        result_format: Format of the predictions, one of the task's.
+        pack: Packs the written files; gets their folder, the name of the method and the resolved config, and returns
+            what is to be uploaded.
+        list_images: Changes the settings of the test data, in place, so that it lists images without annotations.
+    """
+
+    result_format: str
+    pack: Callable[[Path, str, Config], list[Path]]
+    list_images: Callable[[Any], None] = lambda dataset: None
 
 
 class TensorForward(nn.Module):
@@ -305,9 +320,10 @@ class TaskSpec:
         image_fields: Fields that the test pipeline expects of an image without annotations, beside its path and id.
         draw_options: Arguments of the visualizer's ``add_datasample``.
         scale_sample: Scales boxes, masks and label maps of a sample to a picture enlarged by a whole factor, in place.
-        result_formats: Formats in which predictions are written to files, by name. Each returns a metric without scores
-            that writes them; gets the resolved config, an existing folder, and the names of the pictures by the path
-            of the image, ``None`` for the images of the test data.
+        result_formats: Formats in which predictions are written to files, by name. Each returns the
+            ``engine.prediction.result_files.ResultWriter`` for an ``engine.prediction.result_files.ResultRequest``.
+        predicted_fields: Fields of a sample that its models predict and its metrics need.
+        submission: Files for an evaluation server; ``None`` for a task without one.
         prediction: Subclass of ``engine.prediction.predictor.Prediction`` with what its models predict.
         drivers: Names of the task's own settings at the top level of a config, which ``complete_config`` copies.
         complete_config: Fills in, in place, what follows from other settings; gets the config, and a list for notes.
@@ -342,9 +358,9 @@ class TaskSpec:
     image_fields: Mapping[str, Any] = field(default_factory=dict)
     draw_options: Mapping[str, Any] = field(default_factory=dict)
     scale_sample: Callable[[BaseDataElement, int], None] = lambda sample, factor: None
-    result_formats: Mapping[str, Callable[[Config, Path, Mapping[Path, str] | None], BaseMetric]] = field(
-        default_factory=dict
-    )
+    result_formats: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
+    predicted_fields: tuple[str, ...] = ()
+    submission: SubmissionSpec | None = None
     prediction: Callable[..., Any] | None = None
     drivers: tuple[str, ...] = ()
     complete_config: Callable[[Config, list[str]], None] = lambda cfg, notes: None

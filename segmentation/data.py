@@ -55,6 +55,7 @@ class LabelPngDataset(BaseSegDataset):
 
     Takes the arguments of mmseg's ``BaseSegDataset``, and as ``img_suffix`` several suffixes too, such as
     ``(".jpg", ".png")``. With ``ann_file``, a file with a name per line, the other files of the folders do not count.
+    Without ``seg_map_path`` in ``data_prefix`` it lists images alone.
     """
 
     def load_data_list(self) -> list[dict[str, Any]]:
@@ -66,6 +67,10 @@ class LabelPngDataset(BaseSegDataset):
         """
         self._paths: dict[str, str] = {}
         images = self._by_stem(self.data_prefix["img_path"], self.img_suffix)
+        if "seg_map_path" not in self.data_prefix:  # a test set whose labels a server keeps
+            names = sorted(name for found in images.values() for name in found)
+            paths = (os.path.join(self.data_prefix["img_path"], name) for name in names)
+            return [{"img_path": self._paths.get(path, path), "seg_fields": []} for path in paths]
         labels = self._by_stem(self.data_prefix["seg_map_path"], self.seg_map_suffix)
         if twice := sorted(stem for stem, names in images.items() if len(names) > 1):
             raise DataError(f"{self.data_prefix['img_path']!r}: {' and '.join(images[twice[0]])} have the same labels")

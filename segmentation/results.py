@@ -1,21 +1,38 @@
-"""Predictions of a segmentor: those of one image in Python, and label PNGs as the data set stores them."""
+"""Predictions of a segmentor: those of one image in Python, and files, such as label PNGs of its data set's kind."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.evaluator import BaseMetric
-from PIL import Image
+from pycocotools import mask as coco_masks
 from torch import Tensor
 
+from backbones.files import atomic_write
+from engine.config.classes import palette
+from engine.prediction.images import NamedImage
+from engine.prediction.polygons import labelme_file, labelme_shape, mask_polygons, polygon_area
 from engine.prediction.predictor import Prediction
+from engine.prediction.result_files import (
+    LIST_FILE,
+    PROBABILITIES,
+    TABLE_FILE,
+    ResultRequest,
+    ResultWriter,
+    write_json_file,
+    write_json_lists,
+    write_png,
+    write_table,
+    write_zip,
+)
 from segmentation.data import without_suffix
+
+COLOURED = "_coloured"  # end of the name of the folder of coloured labels, beside that of the labels
 
 
 class LabelPrediction(Prediction):
@@ -37,66 +54,179 @@ class LabelPrediction(Prediction):
         return {name: shares[name] for name in sorted(shares, key=lambda name: -shares[name]) if shares[name]}
 
 
-class LabelPngs(BaseMetric):
-    """Writes the predicted class of each pixel as a grey PNG of the image's size; gives no score.
+def _probabilities(sample: dict[str, Any]) -> np.ndarray:
+    """Probability of each class at each pixel, (K, H, W), float16; of one output those of the second of two classes."""
+    logits = sample["seg_logits"]["data"].float()
+    values = logits.sigmoid() if len(logits) == 1 else logits.softmax(0)
+    return values.half().cpu().numpy()
 
-    A class is stored as in the labels of the data set: class ``i`` as ``i + 1`` with ``reduce_zero_label``, as in
-    ADE20K, or as its number in ``label_values``, else as ``i``; in 16 bits where 8 do not suffice.
+
+class SegmentationWriter(ResultWriter):
+    """What the formats of a segmentor have in common: names, and the probabilities of each image in a file by choice.
 
     Args:
-        folder: Output folder.
-        dataset: Resolved config of the data set, whose folders, suffixes and ``reduce_zero_label`` hold.
-        images: Names of the files without suffix, by the path of the image; ``None`` for the names of the labels in
-            the data set.
-        values: Stored value of each class, if the config has ``label_values``.
+        request: Config, folder and choices.
     """
 
-    default_prefix = "results"
+    options = (PROBABILITIES,)
 
-    def __init__(
-        self,
-        folder: Path,
-        dataset: Mapping[str, Any],
-        images: Mapping[Path, str] | None,
-        values: Sequence[int] | None = None,
-    ) -> None:
-        super().__init__()
-        self.folder, self.images = folder, images
+    def __init__(self, request: ResultRequest) -> None:
+        super().__init__(request)
+        dataset = request.cfg.test_dataloader.dataset
         self.image_folder = os.path.join(dataset.get("data_root") or "", dataset["data_prefix"].get("img_path") or "")
         self.image_suffix = dataset.get("img_suffix", ".jpg")
-        suffix = dataset.get("seg_map_suffix", ".png")
-        self.suffix = suffix if suffix.lower().endswith(".png") else os.path.splitext(suffix)[0] + ".png"
-        offset, classes = int(bool(dataset.get("reduce_zero_label", False))), len(dataset["metainfo"]["classes"])
-        stored = values or range(offset, classes + offset)
-        self.stored = np.array(stored, np.uint8 if max(stored) < 256 else np.uint16)
+        offset, values = int(bool(dataset.get("reduce_zero_label", False))), request.cfg.get("label_values")
+        self.stored = list(values or range(offset, len(self.classes) + offset))
 
-    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
-        """Write the labels of a batch."""
-        for sample in data_samples:
-            labels = self.stored[sample["pred_sem_seg"]["data"].squeeze(0).cpu().numpy()]
-            path = self.folder / f"{self._name(sample['img_path'])}{self.suffix}"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(labels).save(path)
-            self.results.append(path.name)  # mmengine warns of an evaluation without results
-
-    def _name(self, path: str) -> str:
-        if self.images is not None:
-            return self.images[Path(path)]
-        name = os.path.relpath(path, self.image_folder)
+    def name(self, sample: dict[str, Any], image: NamedImage | None) -> str:
+        """Name without suffix of what is written for one image; of the test data that of its labels."""
+        if image is not None:
+            return image.name
+        name = os.path.relpath(sample["img_path"], self.image_folder)
         stem = without_suffix(name, self.image_suffix)
         return name if stem is None else stem
 
-    def compute_metrics(self, results: list[str]) -> dict[str, float]:
-        """Return no scores."""
-        return {}
+    def write(self, sample: dict[str, Any], image: NamedImage | None) -> Any:
+        """Write the files of one image; returns what the files of all need."""
+        labels = sample["pred_sem_seg"]["data"].squeeze(0).cpu().numpy()
+        name = self.name(sample, image)
+        if self.request.probabilities:
+            with (
+                atomic_write(self.place(f"probabilities/{name}", ".npz"), durable=False) as part,
+                part.open("wb") as file,
+            ):
+                np.savez_compressed(file, probabilities=_probabilities(sample))
+        return self.write_labels(labels, name, sample, image)
+
+    def write_labels(self, labels: np.ndarray, name: str, sample: dict[str, Any], image: NamedImage | None) -> Any:
+        """Write the classes of the pixels of one image.
+
+        Args:
+            labels: Position of the class of each pixel, (H, W).
+            name: Name without suffix of what is written.
+            sample: Prediction.
+            image: Name of the image; ``None`` for one of the test data.
+        """
+        raise NotImplementedError
+
+    def regions(self, labels: np.ndarray) -> list[tuple[dict[str, Any], np.ndarray]]:
+        """The classes of an image, the largest first, with the mask of each, (H, W), boolean."""
+        counts = np.bincount(labels.ravel(), minlength=len(self.classes))[: len(self.classes)]
+        return [
+            (
+                {
+                    "class": self.classes[label],
+                    "class_id": label,
+                    "value": int(self.stored[label]),
+                    "pixels": int(counts[label]),
+                    "share": round(float(counts[label] / labels.size), 6),
+                },
+                labels == label,
+            )
+            for label in np.argsort(-counts, kind="stable").tolist()
+            if counts[label]
+        ]
 
 
-def label_pngs(cfg: Config, folder: Path, images: Mapping[Path, str] | None) -> LabelPngs:
-    """Return the writer of label PNGs for a resolved config.
+class LabelPngs(SegmentationWriter):
+    """Writes the predicted class of each pixel as a grey PNG of the image's size, and a coloured one beside them.
+
+    A class is stored as in the labels of the data set: class ``i`` as ``i + 1`` with ``reduce_zero_label``, as in
+    ADE20K, or as its number in ``label_values``, else as ``i``; in 16 bits where 8 do not suffice. The colours are the
+    data set's palette.
 
     Args:
-        cfg: Resolved config.
-        folder: Output folder, which exists.
-        images: Names of the images that are predicted, by path; ``None`` for those of the test data.
+        request: Config, folder and choices.
     """
-    return LabelPngs(folder, cfg.test_dataloader.dataset, images, cfg.get("label_values"))
+
+    def __init__(self, request: ResultRequest) -> None:
+        super().__init__(request)
+        dataset = request.cfg.test_dataloader.dataset
+        suffix = dataset.get("seg_map_suffix", ".png")
+        self.suffix = suffix if suffix.lower().endswith(".png") else os.path.splitext(suffix)[0] + ".png"
+        self.values = np.array(self.stored, np.uint8 if max(self.stored) < 256 else np.uint16)
+        colours = dataset["metainfo"].get("palette") or palette(self.classes)
+        self.colours = np.array(colours, np.uint8)
+        self.coloured = self.folder.with_name(self.folder.name + COLOURED)
+
+    def write_labels(self, labels: np.ndarray, name: str, sample: dict[str, Any], image: NamedImage | None) -> Any:
+        """Write both pictures."""
+        write_png(self.place(name, self.suffix), self.values[labels])
+        if not self.request.submission:
+            write_png(self.place(name, ".png", self.coloured), self.colours[labels])
+
+
+class RegionList(SegmentationWriter):
+    """Writes ``predictions.json``: the classes of each image with their share and their mask as a run-length code.
+
+    Args:
+        request: Config, folder and choices.
+    """
+
+    def write_labels(self, labels: np.ndarray, name: str, sample: dict[str, Any], image: NamedImage | None) -> Any:
+        """Return the entry of an image."""
+        segments = []
+        for entry, mask in self.regions(labels):
+            code = coco_masks.encode(np.asfortranarray(mask, np.uint8))
+            segments.append({**entry, "mask": {"size": list(mask.shape), "counts": code["counts"].decode("ascii")}})
+        height, width = labels.shape
+        return {"file_name": self.file_name(sample, image), "height": height, "width": width, "segments": segments}
+
+    def finish(self, records: Iterable[Any]) -> None:
+        """Write the file."""
+        write_json_lists(self.folder / LIST_FILE, {"classes": self.classes}, "images", records)
+
+
+class RegionTable(SegmentationWriter):
+    """Writes ``predictions.csv``: pixels and share of each class in each image.
+
+    Args:
+        request: Config, folder and choices.
+    """
+
+    def write_labels(self, labels: np.ndarray, name: str, sample: dict[str, Any], image: NamedImage | None) -> Any:
+        """Return the rows of an image."""
+        return [[self.location(sample, image), *entry.values()] for entry, _ in self.regions(labels)]
+
+    def finish(self, records: Iterable[Any]) -> None:
+        """Write the table."""
+        header = ("image", "class", "class_id", "value", "pixels", "share")
+        write_table(self.folder / TABLE_FILE, header, (row for rows in records for row in rows))
+
+
+class RegionPolygons(SegmentationWriter):
+    """Writes ``labelme/<name>.json`` for each image: outlines of the regions of each class.
+
+    Args:
+        request: Config, folder and choices.
+    """
+
+    needs_image_files = True
+
+    def write_labels(self, labels: np.ndarray, name: str, sample: dict[str, Any], image: NamedImage | None) -> Any:
+        """Write the file of an image; what lies inside of another region comes later, and so above it."""
+        outlines = [(entry, part) for entry, mask in self.regions(labels) for part in mask_polygons(mask)]
+        outlines.sort(key=lambda one: -polygon_area(one[1]))
+        shapes = [labelme_shape(entry["class"], part, "polygon", None) for entry, part in outlines]
+        path, place = Path(sample["img_path"]), self.place(f"labelme/{name}", ".json")
+        height, width = labels.shape
+        write_json_file(place, labelme_file(path, place, (height, width), shapes))
+
+
+def pack_labels(folder: Path, method: str, cfg: Config) -> list[Path]:
+    """Pack label PNGs as ADE20K's server takes them: with the names of the images, without folders, in one zip.
+
+    Args:
+        folder: Folder of :class:`LabelPngs`.
+        method: Name of the method.
+        cfg: Resolved config.
+
+    Source: http://sceneparsing.csail.mit.edu/eval/, the scene parsing challenge.
+    """
+    pngs = sorted(path for path in folder.rglob("*.png"))
+    return [write_zip(folder / f"{method}.zip", [(path, path.name) for path in pngs])]
+
+
+def list_label_images(dataset: Any) -> None:
+    """Have the settings of a data set list images alone, in place."""
+    dataset.data_prefix.pop("seg_map_path", None)

@@ -25,13 +25,22 @@ from engine.task import (
     NamedClasses,
     RobustnessSpec,
     Score,
+    SubmissionSpec,
     TaskSpec,
     image_meta,
     pipeline_scale,
     register_task,
 )
 from segmentation.data import IGNORE_INDEX
-from segmentation.results import LabelPrediction, label_pngs
+from segmentation.results import (
+    LabelPngs,
+    LabelPrediction,
+    RegionList,
+    RegionPolygons,
+    RegionTable,
+    list_label_images,
+    pack_labels,
+)
 from segmentation.zoo import SEGMENTATION_ZOO
 
 LABEL_SETTINGS = ("reduce_zero_label", "unlabelled", "label_values")  # of ``LoadLabels``
@@ -248,7 +257,9 @@ SEGMENTATION = register_task(
         complete_config=_complete_config,
         data_classes=_no_names,
         check_training=_check_training,
-        result_formats={"png": label_pngs},
+        result_formats={"png": LabelPngs, "json": RegionList, "csv": RegionTable, "labelme": RegionPolygons},
+        predicted_fields=("pred_sem_seg",),
+        submission=SubmissionSpec("png", pack_labels, list_label_images),
         prediction=LabelPrediction,
         robustness=RobustnessSpec(
             protocols={

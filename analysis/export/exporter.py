@@ -21,7 +21,7 @@ from analysis.export.source import ExportSource, Shape, SizeRange
 from backbones.channels import COLOUR_CHANNELS
 from backbones.errors import ConfigError, DataError, MachineError, UserError, describe_error
 from backbones.packages import install_command, is_absent
-from engine.prediction.visualize import find_images
+from engine.prediction.images import find_images
 
 MAX_RELATIVE_DIFFERENCE = 1e-3  # relative to the largest absolute output of the source
 MAX_PHOTOGRAPHS = 4

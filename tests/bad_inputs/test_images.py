@@ -16,6 +16,7 @@ import torch
 from mmengine.registry import DATASETS, DefaultScope
 from mmengine.structures import BaseDataElement
 from PIL import Image
+from torch import nn
 
 from backbones.errors import ConfigError
 from classification.visualizer import ClassificationVisualizer
@@ -26,7 +27,8 @@ from engine.data.checker import build_checkers
 from engine.data.fault_tolerance import REPLACED_IMAGES_FILE, FaultTolerantDataset
 from engine.data.image_files import DamagedImageError
 from engine.data.sampling import SeededIndex
-from engine.prediction.visualize import SkippedImagesError, find_images, predict_images, unread_images
+from engine.prediction.folder import Output, SkippedImagesError, predict_images
+from engine.prediction.images import find_images, name_images, unread_images
 from tests.bad_inputs.builders import (
     CONFIG,
     DAMAGED,
@@ -38,6 +40,12 @@ from tests.bad_inputs.builders import (
     pixels,
     refused,
 )
+
+
+def predicted(cfg: Any, given: list[Path], out: Path, drawer: Any = None, form: str | None = None, **more: Any) -> Any:
+    """What is drawn for images by a network that a test has replaced."""
+    images = name_images(find_images(given), given)
+    return list(predict_images(cfg, nn.Identity(), drawer, images, Output(out, form), **more))
 
 
 class Task:
@@ -126,7 +134,7 @@ def test_predicting_names_it(tasks: Any, harm: str, tmp_path: Path) -> None:
     path.parent.mkdir()
     HARM[harm][0](path)
     with refused(path.parent if harm != "nothing" else path):
-        list(predict_images(tasks["classifier"].cfg, None, None, find_images([path]), tmp_path / "out"))
+        predicted(tasks["classifier"].cfg, [path], tmp_path / "out")
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -138,12 +146,12 @@ def test_predicting_goes_on_after_any_image(tasks: Any, task: str, tmp_path: Pat
         (folder / name).write_bytes(encoded(Image.fromarray(pixels(40, 64)), "PNG"))
     (folder / "b.png").write_bytes(DAMAGED["noise inside.png"][0]())
 
-    def fails(model: Any, item: Any, collate: Any) -> Any:
+    def fails(model: Any, items: Any, collate: Any) -> Any:
         raise RuntimeError("Kernel size can't be greater than actual input size\nsecond line")
 
-    monkeypatch.setattr("engine.prediction.visualize.predict", fails)
+    monkeypatch.setattr("engine.prediction.folder.predict_batch", fails)
     with DefaultScope.overwrite_default_scope(cfg.default_scope), pytest.raises(SkippedImagesError) as caught:
-        list(predict_images(cfg, None, None, find_images([folder]), tmp_path / "out"))
+        predicted(cfg, [folder], tmp_path / "out")
     assert [path.name for path in caught.value.skipped] == ["a.png", "b.png", "c.png"]
     assert caught.value.skipped[folder / "b.png"].startswith("cannot be decoded")
     assert caught.value.skipped[folder / "c.png"] == (
@@ -163,16 +171,20 @@ def test_pictures_of_formats_that_are_not_read_are_listed(tasks: Any, tmp_path: 
     assert [path.name for path in unread] == ["b.gif", "c.HEIC", "d.svg", "e.avif"]
     cfg, images = tasks["classifier"].cfg, find_images([folder])
     with pytest.raises(SkippedImagesError, match=r"^5 of 5 images were skipped, the first is ") as caught:
-        list(predict_images(cfg, None, None, images, tmp_path / "out", unread=unread))
+        predicted(cfg, [folder], tmp_path / "out", unread=unread)
     assert list(caught.value.skipped) == [*unread, *images]
     assert caught.value.skipped[folder / "c.HEIC"].startswith("is not read, as .HEIC is none of .jpg, .jpeg, .png")
 
 
-def test_a_folder_of_folders_says_what_to_give(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a/1.png").write_bytes(encoded(Image.fromarray(pixels()), "PNG"))
-    with refused(f"{tmp_path!s}", f"give those of its subfolders: {tmp_path}/*"):
-        find_images([tmp_path])
+def test_images_of_subfolders_are_found_and_what_was_written_is_not(tmp_path: Path) -> None:
+    for name in ("b.png", "a/1.png", "a/c/1.jpg", "out/b.png", "a/film.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    images = find_images([tmp_path], left_out=tmp_path / "out")
+    assert images == [tmp_path / name for name in ("b.png", "a/1.png", "a/c/1.jpg")]
+    assert [one.name for one in name_images(images, [tmp_path])] == ["b", "a/1", "a/c/1"]
+    (film,) = unread_images([tmp_path], left_out=tmp_path / "out").items()
+    assert film == (tmp_path / "a/film.mp4", "is a video in a folder of images, and not read: name the file itself")
 
 
 def test_a_picture_of_a_narrow_image_stays_small(tmp_path: Path) -> None:
@@ -201,23 +213,25 @@ def test_a_large_image_is_drawn_at_a_smaller_size(tasks: Any, tmp_path: Path, mo
     monkeypatch.setattr("engine.prediction.visualize.MAX_PICTURE_PIXELS", 600)
     asked, drawn, written = [], [], []
 
-    def answer(model: Any, item: Any, collate: Any) -> Any:
-        asked.append((item["inputs"].shape[1:], item["data_samples"].ori_shape, item["data_samples"].scale_factor))
-        return item["data_samples"]
+    def answer(model: Any, items: Any, collate: Any) -> Any:
+        for item in items:
+            asked.append((item["inputs"].shape[1:], item["data_samples"].ori_shape, item["data_samples"].scale_factor))
+        return [item["data_samples"] for item in items]
 
-    drawer = SimpleNamespace(
-        add_datasample=lambda name, image, sample, **_: drawn.append((image.shape, sample.ori_shape))
-    )
-    writer = SimpleNamespace(process=lambda _, samples: written.append(samples[0]["ori_shape"]), results=[])
-    monkeypatch.setattr("engine.prediction.visualize.predict", answer)
-    monkeypatch.setattr("engine.prediction.visualize.result_writer", lambda *_: writer)
+    def draw(name: str, image: Any, sample: Any, out_file: str, **_: Any) -> None:
+        Path(out_file).touch()
+        drawn.append((image.shape, sample.ori_shape))
+
+    writer = SimpleNamespace(write=lambda sample, _: written.append(sample["ori_shape"]), finish=lambda _: None)
+    monkeypatch.setattr("engine.prediction.folder.predict_batch", answer)
+    monkeypatch.setattr("engine.prediction.folder.result_writer", lambda *_: writer)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         for name in (None, "coco"):
-            assert len(list(predict_images(cfg, None, drawer, [path], tmp_path / "out", name))) == 1
+            assert len(predicted(cfg, [path], tmp_path / "out", SimpleNamespace(add_datasample=draw), name)) == 1
     (shape, size, scale), *others = asked
     assert size == (20, 30)
     assert scale == pytest.approx((shape[1] / 30, shape[0] / 20), abs=0.1)
-    assert others == [asked[0], (shape, (40, 60), pytest.approx((shape[1] / 60, shape[0] / 40), abs=0.1))]
+    assert others == [(shape, (40, 60), pytest.approx((shape[1] / 60, shape[0] / 40), abs=0.1)), asked[0]]
     assert [one for _, one in drawn] == [size, size]
     assert all(picture[0] * 3 == picture[1] * 2 for picture, _ in drawn)
     assert written == [(40, 60)]
@@ -228,12 +242,12 @@ def test_errors_that_are_not_the_image_s_end_it(tasks: Any, tmp_path: Path, monk
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.png").write_bytes(encoded(Image.fromarray(pixels()), "PNG"))
 
-    def fails(model: Any, item: Any, collate: Any) -> Any:
+    def fails(model: Any, items: Any, collate: Any) -> Any:
         raise error
 
-    monkeypatch.setattr("engine.prediction.visualize.predict", fails)
+    monkeypatch.setattr("engine.prediction.folder.predict_batch", fails)
     with pytest.raises(type(error)) as caught:
-        list(predict_images(tasks["classifier"].cfg, None, None, find_images([tmp_path / "in"]), tmp_path / "out"))
+        predicted(tasks["classifier"].cfg, [tmp_path / "in"], tmp_path / "out")
     assert caught.value is error
 
 

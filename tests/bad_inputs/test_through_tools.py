@@ -123,7 +123,8 @@ def test_unusual_images_are_drawn_and_nothing_else_is_written(tool: Any, weights
     options = ["--cfg-options", f"work_dir={tmp_path / 'work'}"]
     ended = tool("predict.py", CONFIG["classifier"], weights, folder, "--out", out, *options)
     assert ended.code == 0, ended.err
-    assert len(list(out.iterdir())) == len(UNUSUAL)
+    assert len(list(out.glob("*.png"))) == len(UNUSUAL)
+    assert [path.name for path in out.iterdir() if path.suffix != ".png"] == [".done"]
     assert contents(folder) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
 

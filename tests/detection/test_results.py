@@ -23,9 +23,11 @@ from pycocotools.coco import COCO
 import detection  # noqa: F401
 from backbones import UserError
 from detection.coco_metric import ClassCocoMetric, FastCocoMetric
-from detection.results import coco_results
+from detection.results import CocoResults
 from detection.visualizer import DetectionVisualizer
 from engine.config.classes import palette
+from engine.prediction.images import name_images
+from engine.prediction.result_files import ResultMetric, ResultRequest
 
 WIDTH, HEIGHT = 60, 40
 CLASSES = ("dog", "cat")
@@ -74,7 +76,7 @@ def loaded(folder: Path, name: str, truth: Path) -> COCO:
 
 
 def test_results_of_the_test_data_have_the_ids_of_the_annotation_file(folder: Path) -> None:
-    writer = coco_results(config(folder), folder, None)
+    writer = ResultMetric(CocoResults(ResultRequest(config(folder), folder, test_data=True)))
     given = [sample(30, folder / "images/b.png", 0), sample(10, folder / "images/sub/a.png", 1)]
     for one in given:
         writer.process(None, [one])
@@ -135,39 +137,37 @@ def test_mmdets_own_metric_keeps_the_scores_of_the_classes(classes: tuple[str, .
 def test_results_of_other_images_come_with_a_list_of_them(folder: Path) -> None:
     new = folder / "new.png"
     Image.new("L", (30, 20)).save(new)
-    known, damaged = folder / "images/sub/a.png", folder / "damaged.png"
-    writer = coco_results(config(folder), folder, {new: "new", known: "a", damaged: "damaged", folder / "b.png": "b"})
-    for number, path in enumerate((new, known, folder / "b.png")):  # one was skipped
-        writer.process(None, [sample(number, path, 1, with_masks=False)])
-    writer.compute_metrics(writer.results)
-    assert [one["image_id"] for one in json.loads((folder / "bbox.json").read_text())] == [31, 10, 33]
+    known = folder / "images/sub/a.png"
+    writer = CocoResults(ResultRequest(config(folder), folder))
+    images = name_images([new, known, folder / "b.png"])
+    writer.finish([writer.write(sample(0, one.path, 1, with_masks=False), one) for one in images])
+    assert [one["image_id"] for one in json.loads((folder / "bbox.json").read_text())] == [31, 10, 32]
     assert not (folder / "segm.json").exists()
     listed = json.loads((folder / "images.json").read_text())
     assert listed["images"] == [
         {"id": 31, "file_name": "new.png", "width": WIDTH, "height": HEIGHT},
-        {"id": 10, "file_name": "a.png", "width": WIDTH, "height": HEIGHT},
-        {"id": 33, "file_name": "b.png", "width": WIDTH, "height": HEIGHT},
+        {"id": 10, "file_name": "images/sub/a.png", "width": WIDTH, "height": HEIGHT},
+        {"id": 32, "file_name": "b.png", "width": WIDTH, "height": HEIGHT},
     ]
     assert listed["categories"] == [{"id": 7, "name": "dog"}, {"id": 9, "name": "cat"}]
     assert len(loaded(folder, "bbox", folder / "images.json").anns) == 3
 
 
 def test_without_an_annotation_file_classes_and_images_are_numbered(folder: Path) -> None:
-    writer = coco_results(config(folder, "absent.json"), folder, {folder / "images/b.png": "b"})
-    writer.process(None, [sample(0, folder / "images/b.png", 1)])
-    writer.compute_metrics(writer.results)
+    writer = CocoResults(ResultRequest(config(folder, "absent.json"), folder))
+    (image,) = name_images([folder / "images/b.png"])
+    writer.finish([writer.write(sample(0, image.path, 1), image)])
     (entry,) = json.loads((folder / "segm.json").read_text())
     assert (entry["image_id"], entry["category_id"]) == (1, 2)
 
 
 def test_an_image_without_detections_and_no_image_at_all(folder: Path) -> None:
-    writer = coco_results(config(folder), folder, None)
+    writer = CocoResults(ResultRequest(config(folder), folder, test_data=True))
     empty = sample(30, folder / "images/b.png", 0)
     empty["pred_instances"] = InstanceData(
         bboxes=torch.zeros(0, 4), scores=torch.zeros(0), labels=torch.zeros(0, dtype=torch.int64)
     )
-    writer.process(None, [empty])
-    writer.compute_metrics(writer.results)
+    writer.finish([writer.write(empty, None)])
     assert json.loads((folder / "bbox.json").read_text()) == []
 
 
@@ -175,7 +175,7 @@ def test_a_class_that_the_file_lacks_is_an_error(folder: Path) -> None:
     cfg = config(folder)
     cfg.test_dataloader.dataset.metainfo.classes = ("owl",)
     with pytest.raises(UserError, match="no category of the annotation file"):
-        coco_results(cfg, folder, None)
+        CocoResults(ResultRequest(cfg, folder, test_data=True))
 
 
 @pytest.mark.parametrize("name", ["кошка", "قطة", "$\\frac$", "a_b^c"])

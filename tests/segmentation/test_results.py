@@ -15,8 +15,11 @@ from mmseg.structures import SegDataSample
 from PIL import Image
 
 import segmentation  # noqa: F401
+from engine.config.classes import palette
+from engine.prediction.images import name_images
+from engine.prediction.result_files import ResultMetric, ResultRequest
 from segmentation.metric import ClassIoUMetric
-from segmentation.results import label_pngs
+from segmentation.results import LabelPngs
 
 CLASSES = ("wall", "sky", "tree", "car")
 
@@ -87,7 +90,7 @@ def test_labels_are_stored_as_the_data_set_stores_them(
     if values:
         cfg.test_dataloader.dataset.img_suffix = (".jpg", "_leftImg8bit.png")
     cfg.label_values = values
-    writer = label_pngs(cfg, tmp_path / "out", None)
+    writer = ResultMetric(LabelPngs(ResultRequest(cfg, tmp_path / "out", test_data=True)))
     writer.process(None, [sample(str(tmp_path / "images/city/a_leftImg8bit.png"), labels)])
     assert writer.evaluate(1) == {}
     with Image.open(tmp_path / "out/city/a_labels.png") as image:
@@ -96,14 +99,19 @@ def test_labels_are_stored_as_the_data_set_stores_them(
 
 
 def test_labels_of_other_images_have_the_names_of_their_pictures(tmp_path: Path) -> None:
-    writer = label_pngs(config(tmp_path), tmp_path, {Path("x/a.jpg"): "a.jpg", Path("x/a.png"): "a.png"})
-    labels = np.zeros((2, 3), np.int64)
-    writer.process(None, [sample("x/a.jpg", labels), sample("x/a.png", labels)])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jpg.png", "a.png.png"]
+    writer = LabelPngs(ResultRequest(config(tmp_path), tmp_path / "results"))
+    labels = np.array([[0, 1, 3]])
+    for image in name_images([Path("x/a.jpg"), Path("x/a.png"), Path("x/y/a.png")]):
+        writer.write(sample(str(image.path), labels), image)
+    for folder in ("results", "results_coloured"):
+        names = sorted(path.relative_to(tmp_path / folder).as_posix() for path in (tmp_path / folder).rglob("*.png"))
+        assert names == ["a.jpg.png", "a.png.png", "y/a.png"]
+    coloured = np.asarray(Image.open(tmp_path / "results_coloured/y/a.png"))
+    assert coloured.tolist() == [[list(palette(CLASSES)[label]) for label in (0, 1, 3)]]
 
 
 def test_many_classes_take_16_bits(tmp_path: Path) -> None:
     cfg = config(tmp_path, reduce_zero_label=True, metainfo=dict(classes=tuple(map(str, range(256)))))
-    writer = label_pngs(cfg, tmp_path, {Path("a.jpg"): "a"})
-    writer.process(None, [sample("a.jpg", np.array([[0, 255]]))])
+    writer = LabelPngs(ResultRequest(cfg, tmp_path))
+    writer.write(sample("a.jpg", np.array([[0, 255]])), *name_images([Path("a.jpg")]))
     assert np.asarray(Image.open(tmp_path / "a.png")).tolist() == [[1, 256]]

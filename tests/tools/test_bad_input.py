@@ -243,12 +243,6 @@ def test_images_that_are_none(tool: Any, settings: Any, weights: Any, tmp_path: 
         assert_one_line(tool(*arguments, path, *settings("classifier")), path, needle)
 
 
-def test_predictions_by_several_processes(tool: Any, settings: Any, weights: Any, tmp_path: Path) -> None:
-    """The launcher has no mode for it: two that draw the same files would disturb one another."""
-    arguments = (CONFIG["classifier"], weights["sound"], tmp_path, *settings("classifier"))
-    assert_one_line(tool("predict.py", *arguments, WORLD_SIZE="2"), "2 processes: predict.py runs in one")
-
-
 def test_test_images_without_class_folders(tool: Any, settings: Any, weights: Any, tmp_path: Path) -> None:
     """They have no scores; the error says how to predict on them."""
     (tmp_path / "data/val").mkdir(parents=True)

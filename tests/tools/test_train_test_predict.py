@@ -252,8 +252,8 @@ def test_images_of_one_name_in_several_folders_have_drawings_of_their_own(
     where = [*(tmp_path / "in/a", *images), "--out", drawn, "--format", "csv", *classifier.options()[2:]]
     ended = tool("predict.py", classifier.config, classifier.checkpoint, *where)
     assert ended.code == 0, ended.err
-    names = ["0.jpg.png", "1.png", "a_0.png", "in_a_0.png.png", "in_b_0.png.png"]
-    assert sorted(file.name for file in drawn.glob("*.png")) == names
+    names = ["a_0.png", "b/0.png", "in/1.png", "in/a/0.png", "in/b/0.png"]
+    assert sorted(file.relative_to(drawn).as_posix() for file in drawn.rglob("*.png")) == names
     (table,) = (drawn / "results").glob("*.csv")
     assert len(table.read_text().splitlines()) == 1 + len(images)
 
@@ -284,4 +284,4 @@ def test_several_scales_and_flips(segmentor: Trained, tool: Any, tmp_path: Path)
 
 def test_a_format_of_another_task_is_an_error(classifier: Trained, tool: Any) -> None:
     ended = tool("test.py", classifier.config, classifier.checkpoint, "--format", "coco", *classifier.options())
-    assert (ended.code, ended.err) == (2, "error: --format coco: classification has csv\n")
+    assert (ended.code, ended.err) == (2, "error: --format coco: classification has csv, json\n")
