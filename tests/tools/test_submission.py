@@ -19,15 +19,20 @@ from engine.config.load import load_config
 from tests.engine.prediction.test_predictor import CONFIGS, SMALL, TASKS, small_settings
 
 
-def submitted(task: str, tool: Any, tmp_path: Path, *options: str) -> Any:
-    """What ``tools/test.py --format-only`` says, with random weights."""
-    name, *_ = TASKS[task]
-    cfg = load_config(CONFIGS / name, {"work_dir": str(tmp_path), **small_settings()}).cfg
+def random_checkpoint(task: str, folder: Path) -> Path:
+    """A checkpoint of a small model with random weights."""
+    cfg = load_config(CONFIGS / TASKS[task][0], {"work_dir": str(folder), **small_settings()}).cfg
     init_default_scope(cfg.default_scope)
     torch.manual_seed(0)
-    torch.save({"state_dict": build(MODELS, cfg.model, "model").state_dict()}, tmp_path / "model.pth")
+    torch.save({"state_dict": build(MODELS, cfg.model, "model").state_dict()}, folder / "model.pth")
+    return folder / "model.pth"
+
+
+def submitted(task: str, tool: Any, tmp_path: Path, *options: str) -> Any:
+    """What ``tools/test.py --format-only`` says, with random weights."""
+    name, checkpoint = TASKS[task][0], random_checkpoint(task, tmp_path)
     where = ("--work-dir", tmp_path / "method", "--cfg-options", f"data_root={tmp_path / 'data'}", *SMALL, *options)
-    return tool("test.py", CONFIGS / name, tmp_path / "model.pth", "--format-only", *where)
+    return tool("test.py", CONFIGS / name, checkpoint, "--format-only", *where)
 
 
 def test_coco_takes_a_zip_for_boxes_and_one_for_masks(tool: Any, digits: Path, tmp_path: Path) -> None:
