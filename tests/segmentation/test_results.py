@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ from mmengine.structures import PixelData
 from mmseg.evaluation import IoUMetric
 from mmseg.structures import SegDataSample
 from PIL import Image
+from pycocotools import mask as masks
 
 import segmentation  # noqa: F401
 from engine.config.classes import palette
 from engine.prediction.images import name_images
 from engine.prediction.result_files import ResultMetric, ResultRequest
 from segmentation.metric import ClassIoUMetric
-from segmentation.results import LabelPngs
+from segmentation.results import LabelPngs, RegionList, RegionPolygons, RegionTable
 
 CLASSES = ("wall", "sky", "tree", "car")
 
@@ -108,6 +110,40 @@ def test_labels_of_other_images_have_the_names_of_their_pictures(tmp_path: Path)
         assert names == ["a.jpg.png", "a.png.png", "y/a.png"]
     coloured = np.asarray(Image.open(tmp_path / "results_coloured/y/a.png"))
     assert coloured.tolist() == [[list(palette(CLASSES)[label]) for label in (0, 1, 3)]]
+
+
+def test_regions_in_lists_tables_and_outlines(tmp_path: Path) -> None:
+    """Each with the share of the image, and what lies inside of another one after it."""
+    labels = np.full((20, 30), 1)
+    labels[5:10, 5:20] = 3
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
+    (image,) = name_images([tmp_path / "a.png"])
+    cfg = config(tmp_path, reduce_zero_label=True)
+    for kind in (RegionList, RegionTable, RegionPolygons):
+        writer = kind(ResultRequest(cfg, tmp_path / "results"))
+        (tmp_path / "results").mkdir(exist_ok=True)
+        writer.finish([writer.write(sample(str(image.path), labels), image)])
+    (entry,) = json.loads((tmp_path / "results/predictions.json").read_text())["images"]
+    sky, car = entry["segments"]
+    assert (sky["class"], sky["class_id"], sky["value"], sky["share"]) == ("sky", 1, 2, 0.875)
+    assert np.array_equal(masks.decode(car["mask"]) == 1, labels == 3)
+    table = (tmp_path / "results/predictions.csv").read_text().splitlines()
+    assert table[2] == f"{image.path},car,3,4,75,0.125"
+    shapes = json.loads((tmp_path / "results/labelme/a.json").read_text())["shapes"]
+    assert [one["label"] for one in shapes] == ["sky", "car"]
+    assert sorted(shapes[1]["points"]) == [[5, 5], [5, 10], [20, 5], [20, 10]]
+
+
+@pytest.mark.parametrize("outputs", [4, 1])
+def test_probabilities_are_written_by_choice(outputs: int, tmp_path: Path) -> None:
+    logits = torch.randn(outputs, 6, 8, generator=torch.Generator().manual_seed(0))
+    one = {**sample("a.png", np.zeros((6, 8), np.int64)), "seg_logits": {"data": logits}}
+    writer = RegionTable(ResultRequest(config(tmp_path), tmp_path, probabilities=True))
+    writer.write(one, *name_images([Path("a.png")]))
+    found = np.load(tmp_path / "probabilities/a.npz")["probabilities"]
+    expected = logits.softmax(0) if outputs > 1 else logits.sigmoid()
+    assert found.dtype == np.float16
+    assert np.allclose(found, expected, atol=1e-3)
 
 
 def test_many_classes_take_16_bits(tmp_path: Path) -> None:
