@@ -78,4 +78,5 @@ class ClassificationMetric(BaseMetric):
         classes = list(self.dataset_meta["classes"])
         matrix = np.zeros((len(classes), len(classes)), int)
         np.add.at(matrix, (labels, predictions), 1)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(json.dumps({"classes": classes, "matrix": matrix.tolist()}), encoding="utf-8")

@@ -173,15 +173,13 @@ def score_saved(cfg: Config, path: Path) -> tuple[dict[str, float], Evaluator]:
         DataError: If it is no such file, or of other classes or images than the test data's.
     """
     init_default_scope(cfg.default_scope)
-    dataset = build(DATASETS, cfg.test_dataloader.dataset, "test_dataloader.dataset")
-    evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
-    evaluator = Evaluator(evaluators)
-    evaluator.dataset_meta = dataset.metainfo
     with _opened(path) as file:
         about = json.loads(file.read(ABOUT))
-        classes = list(cfg.test_dataloader.dataset.metainfo["classes"])
-        if about["classes"] != classes:
+        if about["classes"] != list(cfg.test_dataloader.dataset.metainfo["classes"]):
             raise DataError(f"{printable(path)}: has predictions of other classes than the config's")
+        dataset = build(DATASETS, cfg.test_dataloader.dataset, "test_dataloader.dataset")
+        evaluator = Evaluator(cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator])
+        evaluator.dataset_meta = dataset.metainfo
         if about["images"] != len(dataset):
             raise DataError(
                 f"{printable(path)}: has predictions of {about['images']} images, the test data has {len(dataset)}"
