@@ -147,21 +147,17 @@ def predict_images(
     names = cfg.test_dataloader.dataset.metainfo["classes"]
     if output.pictures and (line := write_drawn_names(names, out)) and not output.rank:
         print(line)
+    # Joined now: at the end one process may wait for hours for the others.
+    group = dist.new_group(backend="gloo", timeout=LONGEST_WAIT) if output.processes > 1 else None
     yield from _Share(cfg, model, visualizer, output, writer, done).predict(images)
-    _wait(output.processes)
+    if group is not None:
+        dist.monitored_barrier(group, timeout=LONGEST_WAIT)
     if output.rank:
         return
     if writer is not None:
         writer.finish(done.records(images))
     if skipped := dict(unread) | done.skipped(images):
         raise SkippedImagesError(skipped, len(images) + len(unread))
-
-
-def _wait(processes: int) -> None:
-    """Wait for the other processes, however much longer their shares take."""
-    if processes > 1:
-        group = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
-        dist.monitored_barrier(group, timeout=LONGEST_WAIT)
 
 
 class _Share:
