@@ -81,6 +81,7 @@ def test_fault_tolerant_dataset_gives_a_batch_as_single_samples(tmp_path: Path) 
     expected = random.random(), np.random.rand(), float(torch.rand(()))
     random.seed(5), np.random.seed(5), torch.manual_seed(5)
     assert samples.__getitems__(indices) == single
+    assert samples[indices[0]] == single[0]  # keeps the state again for a single one
     assert (random.random(), np.random.rand(), float(torch.rand(()))) == expected
     torch.manual_seed(5)
     plain = samples.__getitems__([4, 4])
