@@ -106,7 +106,7 @@ def locked(file: Path) -> Iterator[None]:
         file: Empty file that stands for the lock, created with its folder and left there.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a") as holder:
+    with _open_lock(file) as holder:
         fcntl.flock(holder, fcntl.LOCK_EX)
         yield
 
@@ -120,13 +120,18 @@ def try_lock(file: Path) -> IO[str] | None:
     Returns:
         The open file: the lock is released when it, and every copy that a child process inherited, is closed.
     """
-    holder = file.open("a")
+    holder = _open_lock(file)
     try:
         fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         holder.close()
         return None
     return holder
+
+
+def _open_lock(file: Path) -> IO[str]:
+    """Open a lock for reading and writing, which does not wait where it is a pipe."""
+    return open(os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "w")
 
 
 @contextmanager

@@ -32,6 +32,7 @@ from engine.data.shards.archives import TAR_BLOCK, read_tar
 from engine.data.shards.parquet import read_parquet
 from engine.data.stored_image import ShardState, StoredImage
 from engine.launch.pool import in_processes
+from engine.report.run_dir import read_json
 
 MIN_SHARD_BYTES = 10_000
 SHARD_PLAN_FILE = "shards.json"
@@ -118,7 +119,8 @@ def make_shards(
         MachineError: If there is no room.
     """
     splits = _splits(source)
-    if source.resolve() in (target.resolve(), *target.resolve().parents):
+    place = Path(os.path.realpath(target))  # resolve would raise where links lead in a circle
+    if Path(os.path.realpath(source)) in (place, *place.parents):
         raise ConfigError(f"{str(target)!r} lies in {str(source)!r}: give a folder outside of the class folders")
     jobs = {split: _jobs(root, target, split, settings) for split, root in splits.items()}
     _begin(target, settings, [job for some in jobs.values() for job in some])
@@ -183,7 +185,7 @@ def _begin(target: Path, settings: ShardSettings, jobs: Sequence[_Job]) -> None:
     file = target / SHARD_PLAN_FILE
     try:
         target.mkdir(parents=True, exist_ok=True)
-        if file.exists() and json.loads(file.read_text()) == plan:
+        if file.exists() and read_json(file) == plan:
             remove_partial_files(target)
             return
         if next(target.iterdir(), None) is not None:

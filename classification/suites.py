@@ -16,6 +16,7 @@ from mmengine.config import Config
 from timm.data import ImageNetInfo
 
 from backbones.errors import ConfigError, DataError
+from backbones.files import read_text_file
 from classification.data import class_folders, list_images
 from classification.robustness import BorderlessTransform, WarpInputs, real_labels, timm_info
 from engine.config.classes import class_names
@@ -251,15 +252,15 @@ def objectnet_overlap(place: Path) -> dict[str, list[int]]:
     """
     try:
         folders, to_imagenet, positions = (
-            json.loads((place / "mappings" / f"{name}.json").read_text(encoding="utf-8"))
+            json.loads(read_text_file(place / "mappings" / f"{name}.json"))
             for name in ("folder_to_objectnet_label", "objectnet_to_imagenet_1k", "pytorch_to_imagenet_2012_id")
         )
-        lines = (place / "mappings/imagenet_to_label_2012_v2").read_text(encoding="utf-8").splitlines()
+        lines = read_text_file(place / "mappings/imagenet_to_label_2012_v2").splitlines()
         position = {int(number): int(index) for index, number in positions.items()}
         index = {line.strip(): position[number] for number, line in enumerate(lines)}
         folder_of = {label: folder for folder, label in folders.items()}
         found = {folder_of[label]: [index[name] for name in names.split("; ")] for label, names in to_imagenet.items()}
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, RecursionError) as error:
         reason = f"{type(error).__name__} {error}"
         raise DataError(f"{str(place / 'mappings')!r}: the class mappings cannot be read: {reason}") from error
     if len(found) != OBJECTNET_OVERLAP or len({one for classes in found.values() for one in classes}) < len(found):

@@ -15,6 +15,7 @@ Layout under the root::
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 from PIL import Image
 
 from backbones.errors import ConfigError, MachineError
+from backbones.files import read_text_file
 from demo.drawing import (
     DIGIT_CLASSES,
     DIGIT_SPLITS,
@@ -89,8 +91,8 @@ def _write_scenes(root: Path, split: str, count: int, seed: int, material: Mater
 def read_stamp(root: Path) -> dict[str, Any] | None:
     """Generator, version, seed and counts of the data set at ``root``; ``None`` if there is none."""
     try:
-        stamp = json.loads((root / STAMP).read_text())
-    except (OSError, ValueError):
+        stamp = json.loads(read_text_file(root / STAMP))
+    except (OSError, ValueError, RecursionError):
         return None
     return stamp if isinstance(stamp, dict) and stamp.get("generator") == _GENERATOR else None
 
@@ -126,7 +128,7 @@ def make_digits(
     images = {"train": train_images, "val": val_images}
     scenes = {"train": train_scenes, "val": val_scenes}
     stamp = {"generator": _GENERATOR, "version": DRAWING_VERSION, "seed": seed, "images": images, "scenes": scenes}
-    root = Path(root).resolve()  # beside a link's target, not beside the link: renaming needs one file system
+    root = Path(os.path.realpath(root))  # beside a link's target, not beside the link: renaming needs one file system
     if read_stamp(root) == stamp:
         return
     try:

@@ -279,7 +279,9 @@ def _without_training(cfg: ConfigDict) -> None:
     if "backbone" in cfg.model:
         cfg.model.backbone.pop("weights", None)
     kept = [hook for hook in cfg.get("custom_hooks", []) if HOOKS.get(hook["type"]) is not ModelEMAHook]
-    cfg.custom_hooks = [*kept, dict(type="TestPositionHook")]
+    cfg.custom_hooks = kept
+    if cfg.get("test_cfg") is not None and cfg.test_cfg.get("type", "TestLoop") == "TestLoop":
+        cfg.test_cfg.type = "AnnouncedTestLoop"
 
 
 def use_tta(cfg: ConfigDict) -> None:

@@ -43,6 +43,20 @@ class Ended:
     err: str
 
 
+def impatient_launcher(folder: Path, **settings: float) -> Path:
+    """Write a launcher with other limits than those of ``tools/launch.py``.
+
+    Args:
+        folder: Folder for the program.
+        settings: Constants of ``engine/launch``, by module and name with two underscores between them.
+    """
+    lines = [f"engine.launch.{name.replace('__', '.')} = {value!r}" for name, value in settings.items()]
+    lines += [f"sys.argv[0] = {str(ROOT / 'tools/launch.py')!r}", 'runpy.run_path(sys.argv[0], run_name="__main__")']
+    head = ["import runpy, sys", f"sys.path.insert(0, {str(ROOT)!r})", "import engine.launch.job"]
+    (folder / "launcher.py").write_text("\n".join([*head, *lines]))
+    return folder / "launcher.py"
+
+
 def environment() -> dict[str, str]:
     """No setting of a surrounding launcher, and no GPU: these tests are about CPU processes on every machine."""
     kept = {name: value for name, value in os.environ.items() if name not in LAUNCH}

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from urllib.parse import unquote
 
 
@@ -21,10 +21,12 @@ class Store:
     Attributes:
         root: Folder with the files.
         url: Address of the folder.
-        faults: Faults of the next answers about file contents: ``503``, ``cut``, ``slow``, ``401``.
+        faults: Faults of the next answers about file contents: ``503``, ``cut``, ``slow``, ``silent`` (for ever),
+            ``401``.
         always: Fault of all answers about contents and properties.
         ranges: Whether requests for a range of bytes get that range, or the whole file.
         gets: Names of the files whose content was asked for.
+        ended: Set at the end of the server.
     """
 
     root: Path
@@ -33,6 +35,7 @@ class Store:
     always: str = ""
     ranges: bool = True
     gets: list[str] = field(default_factory=list)
+    ended: Event = field(default_factory=Event)
 
 
 @contextmanager
@@ -52,6 +55,7 @@ def serve(root: Path) -> Iterator[Store]:
     try:
         yield store
     finally:
+        store.ended.set()
         server.shutdown()
         server.server_close()
 
@@ -84,6 +88,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(int(fault), b"", head)
         if fault == "slow":
             time.sleep(0.3)
+        if fault == "silent":
+            self.store.ended.wait()
         tag = hashlib.md5(content).hexdigest()
         wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")) if self.store.ranges else None
         if wanted:

@@ -4,6 +4,7 @@ It looks at the folder, fills in the task's file of configs/examples/ and asks f
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def main() -> None:
     if args.classes and Path(args.classes).is_file():
         names = class_names(args.classes)
     if args.weights and Path(args.weights).is_file():
-        args.weights = str(Path(args.weights).resolve())  # as the data's folder: the config may be used from anywhere
+        args.weights = os.path.realpath(args.weights)  # as the data's folder: the config may be used from anywhere
     settings = {f"_{name}": vars(args)[name] for name in ("network", "weights", "batch", "epochs")}
     request = Request(
         data=args.data,

@@ -20,7 +20,8 @@ from analysis.own_data.splits import (
     sample_evenly,
     split_of,
 )
-from backbones.errors import ConfigError, DataError
+from backbones.errors import ConfigError, DataError, printable
+from backbones.files import open_file
 from engine.config.classes import class_names
 from engine.data.image_files import IMAGE_SUFFIXES, LABEL_MODES, inspect_image
 from engine.data.paths import list_files
@@ -134,7 +135,11 @@ def _lists(data: Path, files: Sequence[str]) -> dict[str, list[str]]:
     found = {}
     for path in sorted(files):
         if path.lower().endswith(".txt"):
-            text = Path(path).read_text(encoding="utf-8-sig", errors="replace")
+            try:
+                with open_file(path) as file:
+                    text = file.read().decode("utf-8-sig", "replace")
+            except OSError as error:
+                raise DataError(f"{printable(path)}: cannot be read: {error.strerror}") from error
             found[os.path.relpath(path, data)] = [line.strip() for line in text.splitlines() if line.strip()]
     return found
 

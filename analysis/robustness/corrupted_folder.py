@@ -107,7 +107,7 @@ def _images_below(source: Path, target: Path, settings: CopySettings) -> tuple[l
     """Paths of the images relative to the folder, in order, and lines about what is passed over."""
     if not source.is_dir():
         raise DataError(f"{printable(source)} is not a folder: give the folder of the images")
-    if target.resolve().is_relative_to(source.resolve()):
+    if Path(os.path.realpath(target)).is_relative_to(os.path.realpath(source)):
         raise ConfigError(
             f"{printable(target)} lies in {printable(source)}, whose images are copied: give another folder"
         )
@@ -138,7 +138,7 @@ def _claim(target: Path, settings: CopySettings) -> None:
     if stamp.is_file():
         try:
             former = json.loads(stamp.read_text(encoding="utf-8"))
-        except ValueError:
+        except (ValueError, RecursionError):
             former = None
         if former != asdict(settings):
             raise ConfigError(

@@ -7,7 +7,9 @@ these trainings is a :class:`TrialResult`; those that differ in the seed alone s
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -17,7 +19,8 @@ import optuna
 from optuna.trial import TrialState
 
 from analysis.sweep.space import decode_value
-from backbones.errors import ConfigError
+from backbones.errors import ConfigError, MachineError, first_line
+from engine.report.environment import without_secrets
 from engine.report.run_dir import (
     PLAN,
     finite,
@@ -185,6 +188,22 @@ def mean_score(runs: Sequence[TrialResult]) -> float:
     return fmean(run.score for run in runs if run.score is not None)
 
 
+@contextmanager
+def storage_errors(url: str) -> Iterator[None]:
+    """Turn errors of the database into a ``MachineError``."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
+        cause = error.__cause__ or error
+        said = first_line(getattr(cause, "orig", None) or cause, 200)
+        raise MachineError(
+            f"the storage of the study ({without_secrets(url)}): {said}; trainings that run go on, start again with "
+            "--resume when it can be written"
+        ) from error
+
+
 def read_study(folder: Path, storage: str | None = None, name: str | None = None) -> StudyResult:
     """Read a study, which may be running.
 
@@ -195,24 +214,26 @@ def read_study(folder: Path, storage: str | None = None, name: str | None = None
 
     Raises:
         ConfigError: If there is no such study.
+        MachineError: If the storage cannot be read.
     """
     if storage is None and not (folder / DATABASE).is_file():
         raise ConfigError(f"{str(folder)!r} holds no study ({DATABASE}): give the folder of one")
-    url = storage or f"sqlite:///{(folder / DATABASE).resolve()}"
-    names = optuna.get_all_study_names(url) if name is None else [name]
-    if len(names) != 1:
-        raise ConfigError(f"{len(names)} studies in the storage of {str(folder)!r} ({', '.join(names)}): name one")
-    try:
-        study = optuna.load_study(study_name=names[0], storage=url)
-    except KeyError as error:
-        raise ConfigError(f"no study {name!r} in the storage of {str(folder)!r}") from error
-    declared = study.user_attrs.get(DECLARATION)
+    url = storage or f"sqlite:///{os.path.realpath(folder / DATABASE)}"
+    with storage_errors(url):
+        names = optuna.get_all_study_names(url) if name is None else [name]
+        if len(names) != 1:
+            raise ConfigError(f"{len(names)} studies in the storage of {str(folder)!r} ({', '.join(names)}): name one")
+        try:
+            study = optuna.load_study(study_name=names[0], storage=url)
+        except KeyError as error:
+            raise ConfigError(f"no study {name!r} in the storage of {str(folder)!r}") from error
+        attributes, trials = study.user_attrs, study.get_trials(deepcopy=False)
+    declared = attributes.get(DECLARATION)
     if declared is None:
         raise ConfigError(f"study {names[0]!r} was not made by tools/sweep.py")
     objective = Objective(**declared["objective"])
-    more = study.user_attrs.get(MORE_SEEDS, {})
+    more = attributes.get(MORE_SEEDS, {})
     runs: list[TrialResult] = []
-    trials = study.get_trials(deepcopy=False)
     for trial in trials:
         asked = {*declared["seeds"], *more.get(str(trial.number), ())}
         runs += _read_trial(trial, asked, trial_folder(folder, trial.number), objective)

@@ -12,8 +12,8 @@ from analysis.sweep.controller import Controller
 from analysis.sweep.executors import Executor, LocalExecutor, SlurmExecutor
 from analysis.sweep.preflight import check_study, dry_run_lines, launch_of
 from analysis.sweep.progress import StatusLines, status_lines
-from analysis.sweep.results import DATABASE, StudyResult, mean_score, read_study
-from analysis.sweep.storage import StudyStorage, controlling, storage_errors, storage_url
+from analysis.sweep.results import DATABASE, StudyResult, mean_score, read_study, storage_errors
+from analysis.sweep.storage import StudyStorage, controlling, storage_url
 from analysis.sweep.study_file import StudyFile
 from backbones.errors import ConfigError
 from engine.config.world import Launch

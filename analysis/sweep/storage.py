@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,10 +14,10 @@ import optuna
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from analysis.sweep.results import DATABASE, DECLARATION, MORE_SEEDS
+from analysis.sweep.results import DATABASE, DECLARATION, MORE_SEEDS, storage_errors
 from analysis.sweep.space import grid_points
 from analysis.sweep.study_file import StudyFile, make_pruner, make_sampler
-from backbones.errors import ConfigError, MachineError, first_line
+from backbones.errors import ConfigError, MachineError
 from backbones.files import try_lock
 from engine.report.environment import without_secrets
 from engine.report.run_dir import read_json, write_json
@@ -30,7 +31,7 @@ WAIT_SECONDS = 60  # for another process that writes to a SQLite file, such as a
 
 def storage_url(study: StudyFile, folder: Path) -> str:
     """URL of the storage: the study file's, or a SQLite file in the folder of the study."""
-    return study.storage or f"{SQLITE}{(folder / DATABASE).resolve()}"
+    return study.storage or f"{SQLITE}{os.path.realpath(folder / DATABASE)}"
 
 
 @contextmanager
@@ -66,22 +67,6 @@ def _lock(file: Path) -> IO[str]:
             "controllers need folders of their own and a storage such as postgresql://"
         )
     return lock
-
-
-@contextmanager
-def storage_errors(url: str) -> Iterator[None]:
-    """Turn errors of the database into a ``MachineError``."""
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        yield
-    except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
-        cause = error.__cause__ or error
-        said = first_line(getattr(cause, "orig", None) or cause, 200)
-        raise MachineError(
-            f"the storage of the study ({without_secrets(url)}): {said}; trainings that run go on, start again with "
-            "--resume when it can be written"
-        ) from error
 
 
 class StudyStorage:

@@ -17,6 +17,7 @@ from analysis.sweep.space import CONFIG_KEY, Dimension, grid_points, is_all_grid
 from backbones.errors import ConfigError, describe_error, nearest
 from backbones.packages import is_absent, missing_package_error
 from engine.checkpoint.hook import LOWER_IS_BETTER
+from engine.config.custom_imports import refuse_bases
 from engine.config.fingerprint import config_values, make_fingerprint
 from engine.config.schema import is_number, is_whole
 from engine.report.environment import ROOT
@@ -159,6 +160,7 @@ def read_study_file(path: str | Path) -> StudyFile:
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"study {str(path)!r} does not exist")
+    refuse_bases(path)
     try:
         stated = Config.fromfile(str(path), import_custom_modules=False).to_dict()
         title = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or path.stem).splitlines()[0]

@@ -59,8 +59,8 @@ def _read_weights(path: str, place: str) -> Any:
         if not path.endswith(".npy"):
             return json.loads(read_text_file(path))
         with open_file(path) as file:
-            return np.load(file).tolist()
-    except (OSError, ValueError) as error:
+            return np.lib.format.read_array(file, allow_pickle=False).tolist()
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
         raise ConfigError(f"{place}={path!r} cannot be read as .npy or JSON: {describe_error(error)}") from error
 
 

@@ -51,7 +51,7 @@ def read_config(path: Path) -> Config:
     """
     # A library is found by its own name: its distribution may have another one than mmengine lists, as those here have.
     MODULE2PACKAGE.update({library: library for library in MODULE2PACKAGE})
-    _refuse_bases(path, ())
+    refuse_bases(path)
     cfg = Config.fromfile(str(path), import_custom_modules=False)
     names = list(dict.fromkeys(_imported_modules(path)))
     refuse_namesakes(*(name for name in names if name in PACKAGES))
@@ -65,12 +65,15 @@ def read_config(path: Path) -> Config:
     return cfg
 
 
-def _refuse_bases(path: Path, inner: tuple[Path, ...]) -> None:
+def refuse_bases(path: Path, inner: tuple[Path, ...] = ()) -> None:
     """Refuse pipes and the like among a config's bases, and circles: mmengine would wait for them, or never end.
 
     Args:
         path: The config's file, or one of its bases.
         inner: Files that lead to it.
+
+    Raises:
+        ConfigError: With the first one.
     """
     if special := describe_special(path):
         raise ConfigError(f"config {str(path)!r} {special}")
@@ -80,7 +83,7 @@ def _refuse_bases(path: Path, inner: tuple[Path, ...]) -> None:
     with suppress(Exception):  # what else is wrong with a file mmengine says
         bases = base_files(path, read_text_file(path, "utf-8"))
     for base in bases:
-        _refuse_bases(base, (*inner, path.absolute()))
+        refuse_bases(base, (*inner, path.absolute()))
 
 
 def _import_failure(path: Path, error: ImportError, names: list[str]) -> UserError:

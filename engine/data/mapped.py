@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from backbones.errors import MachineError
-from backbones.files import NO_SPACE_ERRNOS, atomic_write, locked
+from backbones.files import NO_SPACE_ERRNOS, atomic_write, locked, open_file
 
 Arrays = list[np.ndarray]
+MAX_HEADER_BYTES = 2**28
 
 
 def mapped_arrays(file: Path, key: Any, make: Callable[[], tuple[Any, Arrays]]) -> tuple[Any, Arrays]:
@@ -53,15 +54,27 @@ def _write(file: Path, key: Any, header: Any, arrays: Sequence[np.ndarray]) -> N
             opened.write(bytes(-one.nbytes % 64))
 
 
+def read_header(opened: BinaryIO) -> tuple[Any, int]:
+    """The first line of a file as JSON, and its length in bytes.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    line = opened.readline(MAX_HEADER_BYTES)
+    try:
+        return json.loads(line), len(line)
+    except RecursionError as error:
+        raise ValueError("no header") from error
+
+
 def _read(file: Path, key: Any) -> tuple[Any, Arrays] | None:
     """What the file holds, ``None`` if it is absent, not whole, or of another key."""
     try:
-        with file.open("rb") as opened:
-            line = opened.readline()
-        told = json.loads(line)
+        with open_file(file) as opened:
+            told, start = read_header(opened)
         if told["key"] != key:
             return None
-        start, arrays = len(line), []
+        arrays = []
         for kind, length in told["arrays"]:
             dtype = np.dtype([tuple(field) for field in kind] if isinstance(kind, list) else kind)
             arrays.append(np.memmap(file, dtype, "r", start, (length,)) if length else np.empty(0, dtype))

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from backbones.errors import MachineError, printable
 from engine.launch.exit_codes import EXIT_HUNG
-from engine.launch.heartbeat import STACK_SIGNAL, STACKS_FILE, read_frames
+from engine.launch.heartbeat import STACK_SIGNAL, STACKS_FILE, read_frames, request_stacks
 from engine.launch.leftovers import STOPPED_STATE, process_state, worker_folder
 from engine.launch.workers import LostWorkerError, lost_worker
 
@@ -32,7 +32,6 @@ WORKER_PATIENCE_SECONDS = (
     45.0  # without CPU time and bytes; with WORKER_POLL_SECONDS and the stack it is still within the minute
 )
 WORKER_POLL_SECONDS = 3.0
-STACK_SECONDS = 1.0
 SHOWN_FRAMES = 3
 PROC = Path("/proc")
 _WAITS_FOR_DISK = "D"  # state of Linux
@@ -188,8 +187,7 @@ def _reason(pid: int, state: str, idle: float) -> str:
     """Why a worker gives nothing, with its innermost frames where it can still write them."""
     if state == STOPPED_STATE:
         return f"was stopped by a signal, {idle:.0f} s ago or more: kill -CONT would have let it go on"
-    os.kill(pid, STACK_SIGNAL)
-    time.sleep(STACK_SECONDS)
+    request_stacks({pid: worker_folder(pid)})
     frames = read_frames(worker_folder(pid))[:SHOWN_FRAMES]
     where = f", at {' < '.join(frames)}" if frames else ""
     longer = "timeout=SECONDS of the loader waits longer"

@@ -32,7 +32,14 @@ from engine.launch.exit_codes import (
     EXIT_SAVED,
 )
 from engine.launch.hang_detector import HangDetector, StalledRank, StopDetector, describe_hang
-from engine.launch.heartbeat import STACK_SIGNAL, STACKS_FILE, Position, read_error_report, read_frames, read_position
+from engine.launch.heartbeat import (
+    STACKS_FILE,
+    Position,
+    read_error_report,
+    read_frames,
+    read_position,
+    request_stacks,
+)
 from engine.launch.node_channel import JobEnd, NodeChannel
 
 SAVED_MESSAGES = {
@@ -45,7 +52,6 @@ POSITION_POLL_SECONDS = 1.0
 ROOT_CAUSE_SECONDS = 1.0  # in which failures of several ranks are compared
 LOST_PEER_SECONDS = 5.0  # for the failure that caused another rank to lose its peer
 TERMINATE_SECONDS = 10.0  # from SIGTERM to SIGKILL for the other ranks when one has failed
-STACK_DUMP_SECONDS = 1.0  # for a rank to write its stacks
 REPEATED_SIGNAL_SECONDS = 2.0  # within which a second Ctrl-C counts as the same one
 FORWARDED_SIGNALS = {
     signal.SIGINT: signal.SIGINT,
@@ -216,12 +222,9 @@ class LaunchAgent(LocalElasticAgent):
         local_ranks = self._local_ranks()
         known = {rank: sequence for rank, (sequence, _) in self._stacks.items()}
         new = [one.rank for one in stalled if known.get(one.rank) != positions[one.rank].sequence]
-        for rank in new:
-            # Only a rank that has started its heartbeat handles this signal.
-            if positions[rank].sequence and (local_ranks[rank].folder / STACKS_FILE).exists():
-                local_ranks[rank].process.send_signal(STACK_SIGNAL)
-        if new:
-            time.sleep(STACK_DUMP_SECONDS)
+        # Only a rank that has started its heartbeat handles the signal for it.
+        handle = [local_ranks[rank] for rank in new if positions[rank].sequence]
+        request_stacks({one.process.pid: one.folder for one in handle if (one.folder / STACKS_FILE).exists()})
         for rank in new:
             self._stacks[rank] = positions[rank].sequence, read_frames(local_ranks[rank].folder)[:5]
         return [replace(one, frames=self._stacks[one.rank][1]) for one in stalled]

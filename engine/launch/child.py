@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
+from backbones.files import open_file
 from engine.launch.exit_codes import EXIT_HUNG
 
 _COLOUR_CODE = re.compile(r"\x1b\[[0-9;]*m")
@@ -126,15 +127,10 @@ class ChildProcess:
 
     def _kill(self) -> None:
         if self._log is None:
-            self._signal(signal.SIGKILL)
+            os.kill(self._process.pid, signal.SIGKILL)
         else:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
-
-    def _signal(self, number: signal.Signals) -> None:
-        """Send a signal to the program; ``Popen`` would take the exit code of one that has ended from :meth:`wait`."""
-        with suppress(ProcessLookupError):
-            os.kill(self._process.pid, number)
 
     def lines(self) -> Iterator[str | None]:
         """The lines of the log as they are written, and ``None`` after each reading, until the program has ended."""
@@ -158,7 +154,7 @@ class ChildProcess:
     def __exit__(self, *_: object) -> None:
         try:
             if self.exit_code is None and self._grace:
-                self._signal(signal.SIGTERM)
+                os.kill(self._process.pid, signal.SIGTERM)  # Popen's would take its exit code from wait, had it ended
                 with suppress(subprocess.TimeoutExpired):
                     self.wait(self._grace)
         finally:
@@ -170,7 +166,8 @@ class ChildProcess:
 def plain_lines(log: Path) -> list[str]:
     """The lines of a program's output that are not empty, without the codes that colour a terminal."""
     try:
-        text = log.read_text(encoding="utf-8", errors="replace")
+        with open_file(log) as file:
+            text = file.read().decode(errors="replace")
     except OSError:
         return []
     return [line.strip() for line in _COLOUR_CODE.sub("", text).splitlines() if line.strip()]

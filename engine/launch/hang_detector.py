@@ -1,9 +1,9 @@
 """Detects hangs from the positions that the ranks announce, and finds the rank that causes them.
 
-A job hangs when every rank has stayed in its position for longer than its phase may take. As long as one rank still
-moves, or is in a phase that may take longer, the ranks that wait for it do not count as hanging: an evaluation on rank
-0, a checkpoint on slow storage. The cause is the rank that is behind the others, or that is outside of a step while
-they wait in one.
+A job hangs when every rank has stayed in its position for longer than its phase may take; a step, and a batch of a
+validation or a test, may take some times as long as those before. As long as one rank still moves, or is in a phase
+that may take longer, the ranks that wait for it do not count as hanging: an evaluation on rank 0, a checkpoint on slow
+storage. The cause is the rank that is behind the others, or that is outside of a step while they wait in one.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from engine.launch.child import STOPPED_SECONDS
 from engine.launch.heartbeat import Phase, Position
 from engine.launch.leftovers import STOPPED_STATE, process_state
 
-MIN_STEP_PATIENCE_SECONDS = 45.0
+MIN_STEP_PATIENCE_SECONDS = 45.0  # of a batch too, as all of these
 STEP_PATIENCE_FACTOR = 10  # times the median duration of a step
 WARM_UP_STEPS = 5  # the first steps may compile and autotune
-# For each phase, and for the first steps.
+# For each phase, and for the first steps and batches.
 PATIENCE_SECONDS = {
     Phase.STARTING: math.inf,  # of unknown length; torch ends a collective that not all ranks join
     Phase.DATA: 600.0,
-    **dict.fromkeys((Phase.STEP, Phase.VALIDATION, Phase.SAVING), 1800.0),  # the timeout of torch's collectives
+    **dict.fromkeys(
+        (Phase.STEP, Phase.BATCH, Phase.VALIDATION, Phase.SAVING), 1800.0
+    ),  # the timeout of torch's collectives
 }
 MAX_GAP_SECONDS = 3.0  # counted between two updates; more means that the launcher itself was suspended
 STEP_HISTORY = 50  # durations in the median
@@ -39,7 +41,7 @@ class StalledRank:
 
     Attributes:
         rank: Global rank.
-        steps: Number of steps begun.
+        progress: Number of steps and batches begun.
         phase: Current activity.
         place: Last announcement in words.
         age: Seconds since the last announcement.
@@ -47,7 +49,7 @@ class StalledRank:
     """
 
     rank: int
-    steps: int
+    progress: int
     phase: int
     place: str
     age: float
@@ -65,8 +67,10 @@ class HangDetector:
         self._last: float | None = None
         self._seen: dict[int, Position] = {}
         self._since: dict[int, float] = {}
-        self._stepped: dict[int, float] = {}
-        self._durations: deque[float] = deque(maxlen=STEP_HISTORY)
+        self._stepped: dict[int, tuple[Phase, float]] = {}  # by rank: whether step or batch began last, and when
+        self._durations: dict[Phase, deque[float]] = {
+            phase: deque(maxlen=STEP_HISTORY) for phase in (Phase.STEP, Phase.BATCH)
+        }
 
     def update(self, positions: Mapping[int, Position], now: float) -> list[StalledRank]:
         """Record the current positions.
@@ -84,24 +88,32 @@ class HangDetector:
             before = self._seen.get(rank, Position())
             if rank not in self._seen or position.sequence != before.sequence:
                 self._since[rank] = self._clock
-            if position.steps > before.steps:
-                if rank in self._stepped:
-                    self._durations.append((self._clock - self._stepped[rank]) / (position.steps - before.steps))
-                self._stepped[rank] = self._clock
+            self._measure(rank, Phase.STEP, position.steps - before.steps)
+            self._measure(rank, Phase.BATCH, position.batches - before.batches)
             self._seen[rank] = position
         ages = {rank: self._clock - self._since[rank] for rank in positions}
         return [
-            StalledRank(rank, position.steps, position.phase, str(position), ages[rank])
+            StalledRank(rank, position.steps + position.batches, position.phase, str(position), ages[rank])
             for rank, position in positions.items()
             if ages[rank] > self.patience(position)
         ]
 
     def patience(self, position: Position) -> float:
         """Seconds that a rank may stay in a position."""
-        if position.phase != Phase.STEP or position.steps <= WARM_UP_STEPS:
+        done = {Phase.STEP: position.steps, Phase.BATCH: position.batches}.get(position.phase, 0)
+        if done <= WARM_UP_STEPS:
             return max(PATIENCE_SECONDS[position.phase], position.patience)
-        usual = median(self._durations) if self._durations else 0.0
+        durations = self._durations[position.phase]
+        usual = median(durations) if durations else 0.0
         return position.patience or max(MIN_STEP_PATIENCE_SECONDS, STEP_PATIENCE_FACTOR * usual)
+
+    def _measure(self, rank: int, phase: Phase, count: int) -> None:
+        """Note how long the steps, or the batches, took that a rank has begun since the last look."""
+        if count > 0:
+            before, since = self._stepped.get(rank, (None, 0.0))
+            if before == phase:
+                self._durations[phase].append((self._clock - since) / count)
+            self._stepped[rank] = phase, self._clock
 
 
 class StopDetector:
@@ -141,7 +153,7 @@ def find_causes(stalled: Iterable[StalledRank]) -> list[StalledRank]:
 
 def _progress(rank: StalledRank) -> tuple[int, bool, bool]:
     waits = bool(rank.frames) and rank.frames[0].startswith(WAITING_FILES)
-    return rank.steps, rank.phase == Phase.STEP, waits
+    return rank.progress, rank.phase in (Phase.STEP, Phase.BATCH), waits
 
 
 def describe_hang(stalled: Sequence[StalledRank]) -> str:

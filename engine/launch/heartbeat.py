@@ -15,7 +15,7 @@ import os
 import signal
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from enum import IntEnum
 from pathlib import Path
@@ -26,12 +26,14 @@ from engine.launch.parent import end_with_parent
 
 POSITION_FILE, ERROR_FILE, STACKS_FILE = "position", "error_report.json", "stacks.txt"
 STACK_SIGNAL = signal.SIGUSR2
+STACK_SECONDS = 5.0  # most that processes have to write their stacks
+STACK_POLL_SECONDS = 0.1
 MAX_LINE_LENGTH = 400
 # Parts of the collective libraries' messages when another rank has ended: the consequence of a failure, not its cause.
 LOST_PEER_MESSAGES = ("gloo", "Connection closed by peer", "Connection reset by peer", "NCCL", "Broken pipe")
 LOST_PEER_ERRORS = ("DistBackendError", "DistNetworkError")
 
-_LAYOUT = struct.Struct("<QQBd320s640s")  # the fields of a Position; struct cuts texts and fills them with zeros
+_LAYOUT = struct.Struct("<QQQBd320s640s")  # the fields of a Position; struct cuts texts and fills them with zeros
 
 
 class Phase(IntEnum):
@@ -42,9 +44,10 @@ class Phase(IntEnum):
     STEP = 2
     VALIDATION = 3
     SAVING = 4
+    BATCH = 5  # of a validation or a test; what else these do, such as scores, may take longer
 
 
-_PHASE_NAMES = ("starting", "waiting for data", "training", "validation", "saving")
+_PHASE_NAMES = ("starting", "waiting for data", "training", "validation", "saving", "validation")
 
 
 class Position(NamedTuple):
@@ -53,14 +56,16 @@ class Position(NamedTuple):
     Attributes:
         sequence: Number of announcements so far.
         steps: Number of announced steps so far.
+        batches: Number of announced batches of validations and tests so far.
         phase: Current activity.
-        patience: Seconds that the config allows for a step; 0 for the default.
+        patience: Seconds that the config allows for a step or a batch; 0 for the default.
         place: Place in the run, such as ``epoch 3, step 120 of 500``.
         folder: Work directory of the run.
     """
 
     sequence: int = 0
     steps: int = 0
+    batches: int = 0
     phase: Phase = Phase.STARTING
     patience: float = 0.0
     place: str = ""
@@ -106,22 +111,23 @@ class Heartbeat:
 
         Args:
             work_dir: Work directory, which gets the stacks of a hang.
-            patience: Seconds allowed for a step; 0 for the default, see :mod:`engine.launch.hang_detector`.
+            patience: Seconds allowed for a step or a batch; 0 for the default, see :mod:`engine.launch.hang_detector`.
         """
         self._announce(patience=patience, folder=str(Path(work_dir).resolve()))
 
     def enter(self, phase: Phase, place: str = "") -> None:
         """Announce the start of a phase; an empty place leaves that of the last announcement."""
         before = self._position
-        self._announce(steps=before.steps + (phase == Phase.STEP), phase=phase, place=place or before.place)
+        steps, batches = before.steps + (phase == Phase.STEP), before.batches + (phase == Phase.BATCH)
+        self._announce(steps=steps, batches=batches, phase=phase, place=place or before.place)
 
     @contextmanager
     def during(self, phase: Phase) -> Iterator[None]:
-        """Announce a phase within another one, which continues afterwards."""
-        before = self._position.phase
+        """Announce a phase within another one, which continues afterwards, and its place with it."""
+        before = self._position
         self.enter(phase)
         yield
-        self._announce(phase=before)
+        self._announce(phase=before.phase, place=before.place)
 
     def seconds(self) -> dict[str, float]:
         """Seconds of this process so far by activity, such as ``waiting for data``."""
@@ -158,7 +164,7 @@ class Heartbeat:
         self._count()
         now = self._position = self._position._replace(sequence=self._position.sequence + 1, **changes)
         if self._folder is not None:
-            self._page[:] = _LAYOUT.pack(*now[:4], now.place.encode(), now.folder.encode())
+            self._page[:] = _LAYOUT.pack(*now[:5], now.place.encode(), now.folder.encode())
 
 
 HEARTBEAT = Heartbeat()  # one rank per process
@@ -168,9 +174,9 @@ def read_position(folder: Path) -> Position:
     """The last announcement of the rank with this folder; the default position if there is none."""
     try:
         with open_file(folder / POSITION_FILE) as file:
-            sequence, steps, phase, patience, *texts = _LAYOUT.unpack(file.read(_LAYOUT.size + 1))
+            sequence, steps, batches, phase, patience, *texts = _LAYOUT.unpack(file.read(_LAYOUT.size + 1))
         place, work_dir = (text.rstrip(b"\0").decode(errors="replace") for text in texts)
-        return Position(sequence, steps, Phase(phase), patience, place, work_dir)
+        return Position(sequence, steps, batches, Phase(phase), patience, place, work_dir)
     except (OSError, struct.error, ValueError):
         return Position()
 
@@ -182,6 +188,30 @@ def read_error_report(folder: Path) -> tuple[str, bool]:
         return str(report["line"]), bool(report["lost_peer"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "", False
+
+
+def request_stacks(processes: Mapping[int, Path]) -> None:
+    """Have processes write their stacks, and wait until they have, which one that is stopped never does.
+
+    Args:
+        processes: Folder with the stack file of each process, by its id.
+    """
+
+    def sizes() -> list[int]:
+        return [file.stat().st_size if file.exists() else 0 for file in files]
+
+    files = [folder / STACKS_FILE for folder in processes.values()]
+    before = last = sizes()
+    until = time.monotonic() + STACK_SECONDS
+    for pid in processes:
+        with suppress(ProcessLookupError):
+            os.kill(pid, STACK_SIGNAL)
+    while time.monotonic() < until:
+        time.sleep(STACK_POLL_SECONDS)
+        now = sizes()
+        if now == last and all(size > start for size, start in zip(now, before, strict=True)):
+            return  # they grow no more
+        last = now
 
 
 def read_frames(folder: Path) -> list[str]:

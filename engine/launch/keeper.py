@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from backbones.files import atomic_write, try_lock
+from backbones.files import atomic_write, read_text_file, try_lock
 from engine.launch.child import ChildProcess, handle_signals
 
 ALIVE, KEEPER, ENDED = "alive", "keeper.json", "ended.json"
@@ -123,7 +123,7 @@ def _note(file: Path, content: Mapping[str, Any]) -> None:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = json.loads(read_text_file(file))
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

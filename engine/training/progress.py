@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook, LoggerHook
-from mmengine.registry import HOOKS
+from mmengine.registry import HOOKS, LOOPS
+from mmengine.runner import TestLoop
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -55,23 +56,29 @@ class FirstLineHook(Hook):
             )
 
 
-@HOOKS.register_module()
-class TestPositionHook(Hook):
+@LOOPS.register_module()
+class AnnouncedTestLoop(TestLoop):
     """Announces each batch of a test to the launcher, which notices a rank that hangs and names one that dies."""
 
-    __test__ = False  # (to pytest)
-
-    def before_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Announce a batch."""
-        HEARTBEAT.enter(Phase.VALIDATION, f"test, batch {batch_idx + 1} of {len(runner.test_dataloader)}")
-
-    def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Announce that the next batch is waited for, or that the scores are computed, which may take longer."""
-        HEARTBEAT.enter(Phase.VALIDATION if self.end_of_epoch(runner.test_dataloader, batch_idx) else Phase.DATA)
-
-    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Announce that the results are written."""
+    def run(self) -> dict[str, Any]:
+        """Test; what follows writes the results."""
+        metrics: dict[str, Any] = super().run()
         HEARTBEAT.enter(Phase.SAVING)
+        return metrics
+
+    def run_iter(self, idx: int, data_batch: Any) -> None:
+        """Predict one batch, and after the last one wait for the other ranks: the scores may take longer than a batch.
+
+        Args:
+            idx: Number of the batch, from 0.
+            data_batch: Collated batch of this process.
+        """
+        HEARTBEAT.enter(Phase.BATCH, f"test, batch {idx + 1} of {len(self.dataloader)}")
+        super().run_iter(idx, data_batch)
+        last = idx + 1 == len(self.dataloader)
+        if last:
+            self.runner.agreement.barrier()
+        HEARTBEAT.enter(Phase.VALIDATION if last else Phase.DATA)
 
 
 @HOOKS.register_module()

@@ -149,7 +149,10 @@ class ValidationLoop(ValLoop):
 
     def run(self) -> dict[str, float]:
         """Evaluate and log once."""
-        HEARTBEAT.enter(Phase.VALIDATION)
+        with HEARTBEAT.during(Phase.VALIDATION):
+            return self._validate()
+
+    def _validate(self) -> dict[str, float]:
         scalars = self.runner.message_hub.log_scalars
         before = score_records(scalars)
         self.runner.call_hook("before_val")
@@ -181,9 +184,12 @@ class ValidationLoop(ValLoop):
         """
         self.runner.model.eval()
         for idx, batch in enumerate(self.dataloader):
-            HEARTBEAT.enter(Phase.VALIDATION)
+            HEARTBEAT.enter(Phase.BATCH, f"validation, batch {idx + 1} of {len(self.dataloader)}")
             self.run_iter(idx, batch)
             request = self.runner.agreement.at_step(self.runner.signals.stop_request)
             if request > StopRequest.SAVE:
                 raise Stop(request)
+            if idx + 1 == len(self.dataloader):
+                self.runner.agreement.barrier()  # announced as of the last batch: the scores may take longer
+            HEARTBEAT.enter(Phase.VALIDATION)
         return dict(self.evaluator.evaluate(len(self.dataloader.dataset)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import time
@@ -19,6 +20,7 @@ from engine.checkpoint.store import RUN_ID_FILE, begin_run
 from engine.report.recorder import ForeignFolderError
 
 LOOK_SECONDS = 1.0
+GONE_ERRNOS = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ELOOP)  # where no folder is any more
 
 
 class WorkFolderHook(Hook):
@@ -110,8 +112,8 @@ def kept_work_folder(runner: Runner) -> Iterator[None]:
     runner.register_hook(WorkFolderHook())
     try:
         yield
-    except FileNotFoundError as error:
-        if Path(runner.log_dir).is_dir():
+    except OSError as error:
+        if error.errno not in GONE_ERRNOS or Path(runner.log_dir).is_dir():
             raise
         raise MachineError(_gone(Path(runner.work_dir), "a file was just being written")) from error
 

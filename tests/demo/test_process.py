@@ -20,6 +20,8 @@ from backbones.errors import UserError
 from demo.process import Screen, describe_progress, run_demo
 from demo.steps import DETECTION_CONFIG, Command, DemoStep, demo_steps
 from engine.checkpoint.store import last_checkpoint
+from engine.launch.leftovers import is_running
+from tests.programs import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,7 +44,7 @@ if "sleep" in sys.argv and not (folder.parent / "fixed").exists():
     child = os.fork()
     print(f"pid {os.getpid() if child else os.getppid()}")
     (folder / f"pid_{'parent' if child else 'child'}").write_text(str(os.getpid()))
-    time.sleep(60)
+    time.sleep(1000)
 """
 
 
@@ -179,23 +181,14 @@ def test_a_program_that_is_killed_is_told_from_one_that_fails(work_dir: Path) ->
         run(work_dir, DemoStep("classifier", "Die", (command,)))
 
 
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and was not collected does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_an_interruption_ends_the_programs_and_loses_nothing(work_dir: Path, name: str) -> None:
     step, folder = make_step(work_dir, "classifier", "sleep"), work_dir / "classifier"
     pids = [folder / "pid_parent", folder / "pid_child"]
 
     def interrupt() -> None:
-        for _ in range(500):
-            if all(path.exists() and path.read_text() for path in pids):
-                break
+        until = time.monotonic() + PATIENCE
+        while not all(path.exists() and path.read_text() for path in pids) and time.monotonic() < until:
             time.sleep(0.02)
         os.kill(os.getpid(), signal.Signals[name])
 
@@ -208,11 +201,10 @@ def test_an_interruption_ends_the_programs_and_loses_nothing(work_dir: Path, nam
         run(work_dir, step)
     thread.join()
     assert signal.getsignal(signal.SIGTERM) is handler
-    for _ in range(100):
-        if not any(alive(int(path.read_text())) for path in pids):
-            break
+    until = time.monotonic() + PATIENCE
+    while any(is_running(int(path.read_text())) for path in pids):
+        assert time.monotonic() < until
         time.sleep(0.02)
-    assert not any(alive(int(path.read_text())) for path in pids)
     before = json.loads((folder / "started.json").read_text())["commands"][0]["seconds"]
     assert before > 0
 

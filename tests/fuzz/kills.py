@@ -17,12 +17,11 @@ from pathlib import Path
 
 from engine.checkpoint.store import RUN_ID_FILE
 from engine.launch.exit_codes import EXIT_INTERRUPTED, EXIT_SAVED
-from tests.programs import ForkServer
+from tests.programs import PATIENCE, ForkServer
 from tests.tools.test_exact_resume import CONFIGS, EVERY_STEP, TASKS, assert_same_run
 
 PR_SET_CHILD_SUBREAPER = 36
 SHARED_MEMORY = Path("/dev/shm")
-WORKERS_END_SECONDS = 20.0
 # The first reading of the config starts a process that signals the training from outside, at whatever it is doing then.
 KILLER = """
 import ctypes, os, signal, time
@@ -155,7 +154,7 @@ class Killer:
 
     def _processes(self, tool: ForkServer) -> int:
         """Number of processes that trainings have left behind, after a while in which they may end; they are killed."""
-        until = time.monotonic() + WORKERS_END_SECONDS
+        until = time.monotonic() + PATIENCE
         while left := list(running(children() - self._others - {tool.pid})):
             if time.monotonic() > until:
                 for pid in left:

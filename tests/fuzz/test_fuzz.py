@@ -29,7 +29,7 @@ def test_killed_trainings_end_the_same(digits: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_executed_or_hangs_is_noticed(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tests.fuzz.files.MAX_SECONDS", 0.5)
+    monkeypatch.setattr("tests.fuzz.files.MAX_SECONDS", 1)
     fuzzer = Damager(tmp_path / "work", digits, seed=1)
     for name, read in {
         "executing": (tmp_path / "work" / "executed").touch,
@@ -38,7 +38,10 @@ def test_what_is_executed_or_hangs_is_noticed(digits: Path, tmp_path: Path, monk
         "raising": lambda: 1 / 0,
         "crashing": os.abort,
     }.items():
-        fuzzer._try(name, read, 0)
+        with monkeypatch.context() as patch:
+            if name == "waiting":
+                patch.setattr("tests.fuzz.files.MAX_WAIT_SECONDS", 0.5)
+            fuzzer._try(name, read, 0)
     said = dict(line.split(":", 1) for line in fuzzer.failures)
     assert list(said) == ["executing", "computing", "waiting", "raising", "crashing"]
     assert said["computing"].startswith(" exit code -9")

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.programs import PATIENCE
+
 ENV_SH = Path(__file__).resolve().parents[2] / "tools/env.sh"
 
 # `-m venv` makes a folder with this script as its python, `-m pip` writes a line; else it is the real Python.
@@ -56,7 +58,7 @@ def source(checkout: Path, **extra: str) -> subprocess.CompletedProcess[str]:
     """Source env.sh as demo.sh does, from elsewhere, and print the environment that is active afterwards."""
     command = ["bash", "-euo", "pipefail", "-c", '. "$0/tools/env.sh"; echo "$VIRTUAL_ENV"', str(checkout)]
     env = settings(checkout, extra)
-    return subprocess.run(command, capture_output=True, text=True, env=env, cwd="/", timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, env=env, cwd="/", timeout=PATIENCE)
 
 
 def log(checkout: Path) -> list[str]:
@@ -123,7 +125,7 @@ def test_of_two_runs_at_once_one_installs(checkout: Path) -> None:
     command = ["bash", "-c", '. "$0/tools/env.sh"', str(checkout)]
     env = settings(checkout, {"FAKE_PIP": "slow"})
     runs = [subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL) for _ in range(3)]
-    assert [run.wait(timeout=60) for run in runs] == [0, 0, 0]
+    assert [run.wait(timeout=PATIENCE) for run in runs] == [0, 0, 0]
     assert log(checkout) == ["venv --clear", "pip starts"]
 
 

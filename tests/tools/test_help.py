@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.programs import PATIENCE
+
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "torchvision", "timm", "mmengine", "mmcv", "mmdet", "mmseg", "numpy", "cv2", "PIL", "matplotlib")
 FORMER = ("checkpointing", "data_speed", "detection_speed", "throughput")  # print the command that replaces them
@@ -26,7 +28,7 @@ finally:
 def test_help_imports_no_heavy_package(name: str) -> None:
     program = f"{ROOT}/tools/{name}.py"
     command = [sys.executable, "-c", PROGRAM % (HEAVY,), program, "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == (2 if name in FORMER else 0), done.stderr
     assert done.stdout.splitlines()[-1] == "imported:"
     assert name in FORMER or done.stdout.startswith("usage: ")
@@ -34,7 +36,7 @@ def test_help_imports_no_heavy_package(name: str) -> None:
 
 def test_a_wrong_option_imports_none_either() -> None:
     command = [sys.executable, "-c", PROGRAM % (HEAVY,), f"{ROOT}/tools/train.py", "config.py", "--bogus"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 2
     assert "unrecognized arguments: --bogus" in done.stderr
     assert done.stdout == "imported:\n"

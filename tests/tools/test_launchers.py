@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.programs import PATIENCE
+
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
 # Says what it was started with, after a real collective over all processes.
@@ -80,7 +82,7 @@ def start(script: Path, *args: str, **extra: str) -> subprocess.Popen[str]:
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, list[dict], str]:
     """Exit code, what each process said (by rank), stderr."""
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=PATIENCE)
     said = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     return process.returncode, sorted(said, key=lambda one: int(one["RANK"])), err
 
@@ -121,7 +123,7 @@ def test_processes_share_the_cores(room: Path, cores: int, threads: str) -> None
     make_executable(room / "bin/nproc", f"#!/bin/sh\necho {cores}\n")
     make_executable(room / ".venv/bin/python", '#!/bin/sh\necho "$OMP_NUM_THREADS"\n')
     path = f"{room / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    out, _ = start(room / "tools/dist_train.sh", "c.py", "2", PATH=path).communicate(timeout=60)
+    out, _ = start(room / "tools/dist_train.sh", "c.py", "2", PATH=path).communicate(timeout=PATIENCE)
     assert out.strip() == threads
 
 
@@ -145,7 +147,7 @@ def test_a_failure_of_the_program_is_a_failure_of_the_launcher(room: Path) -> No
 )
 def test_wrong_usage_says_so_with_code_2(room: Path, script: str, args: list[str], needle: str) -> None:
     process = start(room / "tools" / script, *args)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2
     assert out == ""
     assert needle in err
@@ -163,7 +165,7 @@ def test_wrong_usage_says_so_with_code_2(room: Path, script: str, args: list[str
 def test_wrong_settings_say_so_with_code_2(room: Path, setting: str, value: str, needle: str) -> None:
     settings = {"NNODES": "2", "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", setting: value}
     process = start(room / "tools/dist_train.sh", "c.py", "1", **settings)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2
     assert needle in err
 
@@ -173,7 +175,7 @@ def test_several_machines_need_a_rank_and_an_address(room: Path, missing: str) -
     settings = {"NNODES": "2", "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     del settings[missing]
     process = start(room / "tools/dist_train.sh", "c.py", "1", **settings)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2
     assert missing in err
 
@@ -181,12 +183,12 @@ def test_several_machines_need_a_rank_and_an_address(room: Path, missing: str) -
 def test_the_environment_of_the_checkout_is_used_when_none_is_active(room: Path) -> None:
     script = room / "tools/dist_train.sh"
     make_executable(room / ".venv/bin/python", '#!/bin/sh\necho "of the checkout: $*"\n')
-    out, _ = start(script, "c.py", "1").communicate(timeout=60)
+    out, _ = start(script, "c.py", "1").communicate(timeout=PATIENCE)
     assert out.startswith("of the checkout: ")
     assert "launch.py" in out
     make_executable(room / "active/python", '#!/bin/sh\necho "active"\n')
     path = f"{room / 'active'}{os.pathsep}{os.environ['PATH']}"
-    out, _ = start(script, "c.py", "1", PATH=path, VIRTUAL_ENV="x").communicate(timeout=60)
+    out, _ = start(script, "c.py", "1", PATH=path, VIRTUAL_ENV="x").communicate(timeout=PATIENCE)
     assert out == "active\n"
 
 
@@ -269,7 +271,7 @@ launch.main()
 
 def test_a_busy_channel_does_not_change_its_exit_code() -> None:
     program = [sys.executable, "-c", BUSY_CHANNEL.format(tools=str(TOOLS)), "--processes", "1", "train.py"]
-    done = subprocess.run(program, capture_output=True, text=True, env=clean_environment(), timeout=60)
+    done = subprocess.run(program, capture_output=True, text=True, env=clean_environment(), timeout=PATIENCE)
     assert (done.returncode, done.stderr) == (75, "the last line\n")
 
 
@@ -277,7 +279,7 @@ def test_a_busy_channel_does_not_change_its_exit_code() -> None:
 def test_slurm_resumes_after_a_requeue(room: Path, slurm: dict[str, str], count: str, more: list[str]) -> None:
     make_executable(room / "bin/srun", '#!/bin/sh\nwhile [ "$1" != slurm_train ]; do shift; done\necho "$@"\n')
     process = start(room / "tools/slurm_train.sh", "gpu", "job", "c.py", "2", **slurm, SLURM_RESTART_COUNT=count)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=PATIENCE)
     assert out.rstrip().endswith(" ".join(["/dist_train.sh", "c.py", "1", *more]))
 
 

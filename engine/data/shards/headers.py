@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from backbones.errors import DataError, printable
-from backbones.files import atomic_write
+from backbones.files import atomic_write, open_file
 
 MAX_NAME_BYTES = 255  # of an image in its shard, as of a file in a folder
 MAX_IMAGE_BYTES = 2**32 - 1
@@ -104,11 +104,11 @@ def write_headers(file: Path, headers: ShardHeaders) -> None:
 def read_headers(file: Path) -> ShardHeaders | None:
     """Headers that were kept in a file; ``None`` if it is absent, or not whole."""
     try:
-        with np.load(file, allow_pickle=False) as kept:
+        with open_file(file) as opened, np.load(opened, allow_pickle=False) as kept:
             arrays = {name: kept[name] for name in kept.files}
         classes, keyed = json.loads(str(arrays.pop("said")))
         return ShardHeaders(**arrays, classes=tuple(classes), keyed=keyed)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, LookupError, TypeError, EOFError, AttributeError, MemoryError, zipfile.BadZipFile):
         return None
 
 

@@ -20,8 +20,9 @@ import numpy as np
 from tqdm import tqdm
 
 from backbones.errors import DataError, MachineError, first_line, printable
-from backbones.files import NO_SPACE_ERRNOS, atomic_write, locked
+from backbones.files import NO_SPACE_ERRNOS, atomic_write, locked, open_file
 from backbones.kernels.autotune import cache_file
+from engine.data.mapped import read_header
 from engine.data.shards.archives import read_tar, read_zip
 from engine.data.shards.find import Shards
 from engine.data.shards.headers import ShardHeaders, read_headers, write_headers
@@ -88,12 +89,11 @@ class ShardTable:
 
     def __init__(self, file: Path, cache: ShardCache | None = None) -> None:
         self.file, self.cache = file, cache
-        with file.open("rb") as opened:
-            first = opened.readline()
+        with open_file(file) as opened:
+            header, size = read_header(opened)
             status = os.fstat(opened.fileno())
-        header = json.loads(first)
         count, length = header["rows"], header["names"]
-        start = _aligned(len(first))
+        start = _aligned(size)
         if header["version"] != TABLE_VERSION or status.st_size != start + count * TABLE_ROW.itemsize + length:
             raise ValueError("another version, or not whole")
         folder = str(file.parent)

@@ -1,7 +1,8 @@
 """Stands in for a training: the files, exit codes and signals of one, at no cost.
 
 The score is ``10 - |log10(rate) + 2| + seed / 100``, less one for each missing epoch of ``EPOCHS``. The rate also says
-what goes wrong: 7 is not finite, 8 is bad input, 9 is killed in its first start.
+what goes wrong: 7 is not finite, 8 is bad input, 9 is killed in its first start. After each epoch it waits until it is
+told to stop, or until the file ``STAND_IN_WAITS_FOR`` exists.
 """
 
 import json
@@ -14,6 +15,7 @@ from pathlib import Path
 
 EPOCHS = 4
 SECONDS = float(os.environ.get("STAND_IN_SECONDS", "0.02"))  # of an epoch
+WAITS_FOR = os.environ.get("STAND_IN_WAITS_FOR")
 stopped = []
 
 
@@ -53,6 +55,8 @@ def main() -> int:
             file.write(json.dumps({"lr": rate, "loss": 1.0, "time": SECONDS, "step": done}) + "\n")
             file.write(json.dumps({"top1": score, "step": done}) + "\n")
         write(folder / f"epoch_{done}.pth", {})
+        while WAITS_FOR and not stopped and not os.path.exists(WAITS_FOR):
+            time.sleep(0.01)
     if stopped and done < epochs:
         return 75
     write(starts, {"starts": [*before, {**start, "outcome": "finished", "to_step": done, "ended": "now"}]})

@@ -200,13 +200,13 @@ def test_a_killed_controller_loses_nothing(sweep: Any, monkeypatch: pytest.Monke
 
 
 def test_trainings_that_run_are_adopted(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STAND_IN_SECONDS", "0.5")
+    monkeypatch.setenv("STAND_IN_WAITS_FOR", str(sweep.folder / "go"))
     controller = sweep.start()
     sweep.wait_for(lambda: sweep.ledger())
     controller.kill()
     controller.join()
     assert is_alive(sweep.work_dir / "trials/0000/seed_0")
-    monkeypatch.setenv("STAND_IN_SECONDS", "0.01")
+    (sweep.folder / "go").touch()
     sweep.run(resume=True)
     assert sweep.ledger() == TRAININGS
 
@@ -215,7 +215,7 @@ def test_trainings_that_run_are_adopted(sweep: Any, monkeypatch: pytest.MonkeyPa
 def test_a_controller_that_is_told_to_stop_lets_its_trainings_save(
     sweep: Any, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    monkeypatch.setenv("STAND_IN_SECONDS", "0.3")
+    monkeypatch.setenv("STAND_IN_WAITS_FOR", str(sweep.folder / "go"))
     controller = sweep.start(jobs=2)
     first = sweep.work_dir / "trials/0000/seed_0"
     sweep.wait_for(lambda: (first / "epoch_1.pth").exists() and len(sweep.ledger()) == 2)
@@ -225,14 +225,14 @@ def test_a_controller_that_is_told_to_stop_lets_its_trainings_save(
     assert not is_alive(first)
     assert read_json(first / "run.json")["reason"] == "stopped, with everything saved"
     assert [one.state for one in sweep.result.trials] == ["interrupted", "interrupted"]
-    monkeypatch.setenv("STAND_IN_SECONDS", "0.01")
+    (sweep.folder / "go").touch()
     sweep.run(resume=True)
     assert len(sweep.ledger()) == 8
     assert {one.state for one in sweep.result.trials} == {"finished"}
 
 
 def test_two_controllers_are_refused(sweep: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("STAND_IN_SECONDS", "0.5")
+    monkeypatch.setenv("STAND_IN_WAITS_FOR", str(tmp_path / "nothing"))
     database = f"sqlite:///{tmp_path / 'shared.db'}"
     controller = sweep.start(storage=database)
     sweep.wait_for(lambda: sweep.ledger())
@@ -279,11 +279,10 @@ def test_a_storage_that_cannot_be_written_is_one_line(
 def test_gpus_are_shared_out(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setenv("STAND_IN_SECONDS", "0.1")
     sweep.run(jobs=2, gpus_per_trial=2)
-    devices = [line.split()[-1] for line in (sweep.work_dir / "ledger").read_text().splitlines()]
-    assert set(devices[:2]) == {"0,1", "2,3"}
-    assert set(devices) == {"0,1", "2,3"}
+    devices = {line.split()[0]: line.split()[-1] for line in (sweep.work_dir / "ledger").read_text().splitlines()}
+    assert [devices[f"0000/seed_{seed}"] for seed in range(2)] == ["0,1", "2,3"]  # started together
+    assert set(devices.values()) == {"0,1", "2,3"}
     with pytest.raises(ConfigError, match="this machine has 4 GPUs"):
         sweep.run(resume=True, jobs=3, gpus_per_trial=2)
 

@@ -84,7 +84,7 @@ def test_an_interrupted_command_goes_on(
     def command(study: Any, training: Any, *rest: Any) -> list[str]:
         return ["bash", "-c", f'({told}) & exec "$@"', "bash", *made(study, training, 1)]
 
-    monkeypatch.setenv("STAND_IN_SECONDS", "0.3")
+    monkeypatch.setenv("STAND_IN_WAITS_FOR", str(sweep.folder / "nothing"))
     monkeypatch.setattr("analysis.sweep.controller.command_of", command)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):
@@ -92,7 +92,7 @@ def test_an_interrupted_command_goes_on(
     assert signal.getsignal(signal.SIGTERM) is before
     assert "everything is saved: go on with the same command\n" in capfd.readouterr().out
     monkeypatch.setattr("analysis.sweep.controller.command_of", made)
-    monkeypatch.setenv("STAND_IN_SECONDS", "0.01")
+    monkeypatch.delenv("STAND_IN_WAITS_FOR")
     assert [one["seed"] for one in run()["runs"]] == [0, 1, 2]
     assert [name for name, *_ in sweep.ledger()] == [f"0000/seed_{seed}" for seed in (0, 0, 1, 2)]
 

@@ -9,7 +9,7 @@ import random
 import signal
 from itertools import chain, islice
 from multiprocessing.connection import wait
-from threading import Timer
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from engine.checkpoint.rng import RandomState, seed_of, seed_process, seeded
 from engine.data import sampling
 from engine.data.sampling import ResumableBatchSampler, SeededIndex, build_train_loader, shutdown_workers
 from engine.training.loops import IterationLoop
+from tests.programs import PATIENCE
 
 SAMPLES = 10
 
@@ -252,26 +253,34 @@ def test_configure_workers_lets_workers_outlive_signals(loader: DataLoader) -> N
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         os.kill(loader._iterator._workers[0].pid, number)
     assert len(list(found)) == SAMPLES - 1
-    shutdown_workers([loader], timeout=10)
+    shutdown_workers([loader], timeout=PATIENCE)
 
 
 def test_shutdown_workers_lets_new_workers_start(loader: DataLoader) -> None:
-    shutdown_workers([loader], timeout=10)  # there is none
+    shutdown_workers([loader], timeout=PATIENCE)  # there is none
     for _ in range(2):
         assert len(list(loader)) == SAMPLES
         (worker,) = loader._iterator._workers
-        shutdown_workers([loader], timeout=10)
+        shutdown_workers([loader], timeout=PATIENCE)
         assert worker.exitcode == 0
 
 
-def test_shutdown_workers_does_not_wait_for_stuck_or_killed_workers(loader: DataLoader) -> None:
+def test_shutdown_workers_does_not_wait_for_stuck_or_killed_workers(
+    loader: DataLoader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killing(Thread):
+        def join(self, timeout: float | None = None) -> None:
+            os.kill(second.pid, signal.SIGKILL)  # of which torch makes an error in the main thread
+            os.waitid(os.P_PID, second.pid, os.WEXITED | os.WNOWAIT)
+            super().join(timeout)
+
+    monkeypatch.setattr(sampling, "Thread", Killing)
     loader.num_workers = 2
     next(iter(loader))
     first, second = loader._iterator._workers
     for worker in (first, second):
         os.kill(worker.pid, signal.SIGSTOP)
-    Timer(0.2, os.kill, (second.pid, signal.SIGKILL)).start()  # of which torch makes an error in the main thread
     shutdown_workers([loader], timeout=1.0)
     assert first.is_alive()
     os.kill(first.pid, signal.SIGCONT)
-    assert wait([first.sentinel], timeout=10)
+    assert wait([first.sentinel], timeout=PATIENCE)

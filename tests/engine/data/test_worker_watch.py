@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,12 +20,16 @@ from torch.utils.data import DataLoader, Dataset
 from engine.data import worker_watch
 from engine.data.sampling import _report_thread, configure_workers
 from engine.data.worker_watch import HungWorkerError
+from engine.launch import heartbeat
 from engine.launch.exit_codes import EXIT_FAILED, EXIT_HUNG
 from engine.launch.leftovers import share_temporary_folder
 from engine.launch.workers import LostWorkerError
+from tests.programs import PATIENCE
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what a process is doing")
 BAD = 5
+# Of the worker that works slowly: tenths of a second in which it has worked, and whether it was warned of.
+TICKS, TOLD = (multiprocessing.get_context("fork").Value("i", 0) for _ in range(2))
 
 
 class Samples(Dataset):
@@ -59,14 +65,18 @@ class Samples(Dataset):
         os._exit(3)
 
     def compute(self) -> None:
-        until = time.monotonic() + 4
-        while time.monotonic() < until:
-            pass
+        until = time.process_time()
+        while not TOLD.value:
+            until += 0.1
+            while time.process_time() < until:
+                pass
+            TICKS.value += 1
 
     def read(self) -> None:
-        for _ in range(40):
+        while not TOLD.value:
             Path(__file__).read_bytes()
             time.sleep(0.1)
+            TICKS.value += 1
 
 
 def number(batch: list[int]) -> int:
@@ -83,6 +93,7 @@ def number_or_hang(batch: list[int]) -> int:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_watch, "WORKER_PATIENCE_SECONDS", 1.5)
     monkeypatch.setattr(worker_watch, "WORKER_POLL_SECONDS", 0.3)
+    monkeypatch.setattr(heartbeat, "STACK_SECONDS", PATIENCE)
     share_temporary_folder.cache_clear()
 
 
@@ -138,8 +149,16 @@ def test_a_worker_that_hangs_while_it_collates_is_named() -> None:
 
 @pytest.mark.parametrize("way", ["compute", "read"])
 def test_a_worker_that_works_slowly_is_waited_for(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The watch's clock goes on as the worker does, which on a busy machine may stand still for long."""
     said: list[str] = []
-    monkeypatch.setattr(worker_watch, "print_log", lambda line, *_: said.append(line))
+
+    def tell(line: str, *_: object) -> None:
+        said.append(line)
+        TOLD.value = 1
+
+    TICKS.value = TOLD.value = 0
+    monkeypatch.setattr(worker_watch, "time", SimpleNamespace(monotonic=lambda: TICKS.value / 10))
+    monkeypatch.setattr(worker_watch, "print_log", tell)
     assert load(way) == list(range(8))
     (line,) = said
     assert "sample 5, picture_5.png) takes long" in line

@@ -15,18 +15,12 @@ import pytest
 from engine.launch import child
 from engine.launch.child import ChildProcess, interrupt_on_signals
 from engine.launch.exit_codes import EXIT_HUNG
+from engine.launch.leftovers import STOPPED_STATE, is_running, process_state
+from tests.programs import PATIENCE
 
 
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and was not collected does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    until = time.monotonic() + seconds
+def wait_until(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + PATIENCE
     while not condition() and time.monotonic() < until:
         time.sleep(0.02)
 
@@ -45,7 +39,7 @@ def test_exit_code_memory_and_lines_of_a_program(tmp_path: Path) -> None:
 
 
 def test_lines_come_while_the_program_runs(tmp_path: Path) -> None:
-    with ChildProcess(["bash", "-c", "echo first; sleep 60"], tmp_path / "log") as child:
+    with ChildProcess(["bash", "-c", "echo first; sleep 1000"], tmp_path / "log") as child:
         lines = child.lines()
         assert next(line for line in lines if line) == "first"
         assert next(lines) is None
@@ -55,22 +49,22 @@ def test_lines_come_while_the_program_runs(tmp_path: Path) -> None:
 
 def test_a_wait_has_a_limit_and_the_end_of_the_block_ends_what_the_program_started(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
-    program = f"sleep 60 & echo $! >> {pids}; echo $$ >> {pids}; wait"
+    program = f"sleep 1000 & echo $! >> {pids}; echo $$ >> {pids}; wait"
     with ChildProcess(["bash", "-c", program], tmp_path / "log") as child:
         wait_until(lambda: pids.exists() and pids.read_text().count("\n") == 2)
         with pytest.raises(subprocess.TimeoutExpired):
             child.wait(0.1)
     both = [int(pid) for pid in pids.read_text().split()]
-    wait_until(lambda: not any(map(alive, both)))
-    assert not any(map(alive, both))
+    wait_until(lambda: not any(map(is_running, both)))
+    assert not any(map(is_running, both))
 
 
-@pytest.mark.parametrize(("reaction", "code"), [("exit 7", 7), ("", -signal.SIGKILL)])
-def test_a_program_has_time_to_save(tmp_path: Path, reaction: str, code: int) -> None:
+@pytest.mark.parametrize(("reaction", "grace", "code"), [("exit 7", PATIENCE, 7), ("", 1.0, -signal.SIGKILL)])
+def test_a_program_has_time_to_save(tmp_path: Path, reaction: str, grace: float, code: int) -> None:
     """``trap ''`` ignores the signal, and so does its ``sleep``."""
     ready = tmp_path / "ready"
     program = f"trap '{reaction}' TERM; touch {ready}; while :; do sleep 0.05; done"
-    with ChildProcess(["bash", "-c", program], grace=1.0) as child:
+    with ChildProcess(["bash", "-c", program], grace=grace) as child:
         wait_until(ready.exists)
     assert child.exit_code == code
 
@@ -95,7 +89,7 @@ def test_a_program_that_is_stopped_is_ended_by_name(
 ) -> None:
     monkeypatch.setattr(child, "STOPPED_SECONDS", 0.5)
     log = tmp_path / "log" if logged else None
-    with ChildProcess(["bash", "-c", "kill -STOP $$; sleep 60"], log) as program:
+    with ChildProcess(["bash", "-c", "kill -STOP $$; sleep 1000"], log) as program:
         ended = [*program.lines(), program.exit_code][-1] if logged else program.wait()
     assert ended == EXIT_HUNG
     said = log.read_text() if log is not None else capsys.readouterr().err
@@ -119,7 +113,7 @@ def test_time_in_which_nobody_looked_does_not_count(monkeypatch: pytest.MonkeyPa
         assert late
 
 
-@pytest.mark.parametrize("grace", [0.0, 10.0])
+@pytest.mark.parametrize("grace", [0.0, PATIENCE])
 def test_a_program_that_has_ended_before_it_is_told_to_has_its_exit_code(grace: float) -> None:
     with ChildProcess(["bash", "-c", "exit 7"], grace=grace) as program:
         os.waitid(os.P_PID, program.pid, os.WEXITED | os.WNOWAIT)
@@ -128,8 +122,23 @@ def test_a_program_that_has_ended_before_it_is_told_to_has_its_exit_code(grace: 
 
 def test_a_program_that_is_continued_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with ChildProcess(["bash", "-c", "kill -STOP $$; exit 7"], tmp_path / "log") as program:
+        wait_until(lambda: process_state(program.pid) == STOPPED_STATE)
         with pytest.raises(subprocess.TimeoutExpired):
-            program.wait(0.5)
+            program.wait(0.1)
         os.kill(program.pid, signal.SIGCONT)
         monkeypatch.setattr(child, "STOPPED_SECONDS", 0.0)
         assert program.wait() == 7
+
+
+@pytest.mark.parametrize(("logged", "code"), [(True, 1), (False, 7)])
+def test_only_a_program_on_the_terminal_reads_from_it(logged: bool, code: int, tmp_path: Path) -> None:
+    ours, before = os.pipe(), os.dup(0)
+    os.write(ours[1], b"a line\n")
+    os.dup2(ours[0], 0)
+    try:
+        with ChildProcess(["bash", "-c", "read line && exit 7"], tmp_path / "log" if logged else None) as program:
+            assert program.wait() == code
+    finally:
+        os.dup2(before, 0)
+        for one in (*ours, before):
+            os.close(one)

@@ -40,6 +40,8 @@ from engine.launch.heartbeat import HEARTBEAT, Phase
 
 HEARTBEAT.start()
 HEARTBEAT.configure("work", 7.5)
+with HEARTBEAT.during(Phase.VALIDATION):
+    HEARTBEAT.enter(Phase.BATCH, "validation, batch 1 of 1")
 HEARTBEAT.enter(Phase.DATA)
 HEARTBEAT.enter(Phase.STEP, "epoch 1, step 1 of 5 " + "\\u00e4" * 900)
 HEARTBEAT.enter(Phase.STEP, "epoch 1, step 2 of 5")
@@ -59,7 +61,7 @@ def run_rank(folder: Path, error: str) -> Position:
 
 def test_the_launcher_reads_what_a_killed_rank_announced(tmp_path: Path) -> None:
     position = run_rank(tmp_path, "ValueError('boom\\nand more')")
-    assert (position.steps, position.phase, position.patience) == (2, Phase.STEP, 7.5)
+    assert (position.steps, position.batches, position.phase, position.patience) == (2, 1, Phase.STEP, 7.5)
     assert str(position) == "epoch 1, step 2 of 5 (training)"
     assert position.folder == str(tmp_path / "work")
     assert read_error_report(tmp_path) == ("ValueError: boom", False)
@@ -105,24 +107,28 @@ def late_after(seconds: float, *positions: Position) -> list[int]:
     ("phase", "patience"),
     [
         (Phase.STEP, hang.MIN_STEP_PATIENCE_SECONDS),
+        (Phase.BATCH, hang.MIN_STEP_PATIENCE_SECONDS),
         (Phase.DATA, hang.PATIENCE_SECONDS[Phase.DATA]),
         (Phase.VALIDATION, hang.PATIENCE_SECONDS[Phase.VALIDATION]),
         (Phase.SAVING, hang.PATIENCE_SECONDS[Phase.SAVING]),
     ],
 )
 def test_each_phase_has_its_patience(phase: Phase, patience: float) -> None:
-    position = Position(9, LONG_AFTER, phase)
+    position = Position(9, LONG_AFTER, LONG_AFTER, phase)
     assert late_after(patience, position) == []
     assert late_after(patience + 2, position) == [0]
 
 
 def test_the_first_steps_may_compile_and_the_start_takes_what_it_takes() -> None:
-    assert late_after(10 * hang.MIN_STEP_PATIENCE_SECONDS, Position(3, hang.WARM_UP_STEPS, Phase.STEP)) == []
-    assert late_after(2 * hang.PATIENCE_SECONDS[Phase.VALIDATION], Position(1, 0, Phase.STARTING)) == []
+    assert late_after(10 * hang.MIN_STEP_PATIENCE_SECONDS, Position(3, hang.WARM_UP_STEPS, 0, Phase.STEP)) == []
+    first = Position(3, LONG_AFTER, hang.WARM_UP_STEPS, Phase.BATCH)
+    assert late_after(10 * hang.MIN_STEP_PATIENCE_SECONDS, first) == []
+    assert late_after(2 * hang.PATIENCE_SECONDS[Phase.VALIDATION], Position(1, 0, 0, Phase.STARTING)) == []
 
 
-def test_the_config_decides_how_long_a_step_may_take() -> None:
-    position = Position(9, LONG_AFTER, Phase.STEP, patience=5.0)
+@pytest.mark.parametrize("phase", [Phase.STEP, Phase.BATCH])
+def test_the_config_decides_how_long_a_step_may_take(phase: Phase) -> None:
+    position = Position(9, LONG_AFTER, LONG_AFTER, phase, patience=5.0)
     assert late_after(5, position) == []
     assert late_after(7, position) == [0]
 
@@ -132,14 +138,34 @@ def test_slow_steps_make_patient() -> None:
     now = 0.0
     for step in range(1, 9):
         for _ in range(20):  # 20 s each
-            detector.update({0: Position(step, step, Phase.STEP)}, now)
+            detector.update({0: Position(step, step, 0, Phase.STEP)}, now)
             now += 1.0
-    assert detector.patience(Position(9, 9, Phase.STEP)) == pytest.approx(200)
+    assert detector.patience(Position(9, 9, 0, Phase.STEP)) == pytest.approx(200)
+
+
+def test_slow_steps_make_not_patient_with_batches_nor_quick_batches_impatient_with_steps() -> None:
+    """Each validation has one batch, so that what lies between two batches is a training."""
+    detector, second, sequence = HangDetector(), 0, 0
+    for epoch in range(1, 9):
+        for step, batches in ((2 * epoch - 1, epoch - 1), (2 * epoch, epoch - 1), (2 * epoch, epoch)):
+            sequence += 1
+            phase = Phase.STEP if batches < epoch else Phase.BATCH
+            for _ in range(20 if phase == Phase.STEP else 2):
+                detector.update({0: Position(sequence, step, batches, phase)}, second)
+                second += 1
+    assert detector.patience(Position(99, 16, 9, Phase.STEP)) == pytest.approx(200)
+    assert detector.patience(Position(99, 16, 9, Phase.BATCH)) == hang.MIN_STEP_PATIENCE_SECONDS
+    for batches in range(9, 19):
+        for _ in range(7):
+            detector.update({0: Position(sequence + batches, 16, batches, Phase.BATCH)}, second)
+            second += 1
+    assert detector.patience(Position(99, 16, 19, Phase.BATCH)) == pytest.approx(70)
+    assert detector.patience(Position(99, 16, 19, Phase.STEP)) == pytest.approx(200)
 
 
 def test_a_job_that_was_suspended_does_not_hang() -> None:
     detector = HangDetector()
-    position = Position(9, LONG_AFTER, Phase.STEP)
+    position = Position(9, LONG_AFTER, 0, Phase.STEP)
     detector.update({0: position}, 0.0)
     assert detector.update({0: position}, 3600.0) == []
 
@@ -148,7 +174,7 @@ def test_a_rank_that_moves_is_not_late() -> None:
     detector = HangDetector()
     for second in range(200):
         late = detector.update(
-            {0: Position(second, LONG_AFTER, Phase.STEP), 1: Position(5, LONG_AFTER, Phase.STEP)}, second
+            {0: Position(second, LONG_AFTER, 0, Phase.STEP), 1: Position(5, LONG_AFTER, 0, Phase.STEP)}, second
         )
     assert [status.rank for status in late] == [1]
 
@@ -169,6 +195,7 @@ WAITS = "distributed/distributed_c10d.py:9 in all_reduce"
         ([sits(0, 8, Phase.SAVING), sits(1, 8)], [0]),
         ([sits(0, 8, frame=WAITS), sits(1, 8), sits(2, 8, frame=WAITS)], [1]),
         ([sits(0, 8, frame=WAITS), sits(1, 8, frame=WAITS)], [0, 1]),
+        ([sits(0, 8, Phase.BATCH), sits(1, 8, Phase.VALIDATION)], [1]),
     ],
 )
 def test_the_cause_is_behind_or_does_something_else(statuses: list[StalledRank], guilty: list[int]) -> None:

@@ -26,6 +26,7 @@ from engine.config.custom_imports import read_config
 from engine.data.sampling import configure_workers
 from engine.launch import leftovers, parent
 from engine.launch.leftovers import clear_leftovers, is_running, share_temporary_folder, temporary_folder
+from tests.programs import PATIENCE
 
 FORK = multiprocessing.get_context("fork")
 
@@ -83,12 +84,12 @@ def test_workers_pass_tensors_on_below_a_long_temporary_folder(place: Path, monk
     here, there = FORK.Pipe()
     process = FORK.Process(target=load, args=(there, False))
     process.start()
-    assert here.poll(60)
+    assert here.poll(PATIENCE)
     assert len(here.recv()) == 2
     process.kill()
     process.join()
     (left,) = place.glob("pymp-*")
-    until = time.monotonic() + 30
+    until = time.monotonic() + PATIENCE
     while left.exists():  # the workers hold it until they have ended
         assert time.monotonic() < until
         clear_leftovers()
@@ -100,14 +101,14 @@ def test_workers_end_when_their_process_is_killed(watched: bool, place: Path) ->
     here, there = FORK.Pipe()
     process = FORK.Process(target=load, args=(there, watched))
     process.start()
-    assert here.poll(60)
+    assert here.poll(PATIENCE)
     workers = here.recv()
     assert len(workers) == 2
     assert all(map(is_running, workers))
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    until = time.monotonic() + 30
+    until = time.monotonic() + PATIENCE
     while any(map(is_running, workers)):
         if time.monotonic() > until:
             for pid in workers:

@@ -1,4 +1,4 @@
-"""The first line of a slow training, and what the launcher is told during a test."""
+"""The first line of a slow training, and what the launcher is told during a test and a validation."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from mmengine.hooks import LoggerHook
+from mmengine.runner import TestLoop
 
+from engine.distributed.agreement import StopRequest
 from engine.launch.heartbeat import Phase
-from engine.training import progress
-from engine.training.progress import FirstLineHook, TestPositionHook
+from engine.training import progress, validation
+from engine.training.progress import AnnouncedTestLoop, FirstLineHook
+from engine.training.validation import ValidationLoop
 
 
 @pytest.mark.parametrize(
@@ -38,12 +42,30 @@ def test_a_slow_training_says_early_how_long_it_takes(
     assert lines == said
 
 
-def test_the_scores_of_a_test_may_take_longer_than_a_batch_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[Phase] = []
-    monkeypatch.setattr(progress.HEARTBEAT, "enter", lambda phase, place="": told.append(phase))
-    hook, runner = TestPositionHook(), SimpleNamespace(test_dataloader=range(2))
-    for batch in range(2):
-        hook.before_test_iter(runner, batch)
-        hook.after_test_iter(runner, batch)
-    hook.after_test_epoch(runner)
-    assert told == [Phase.VALIDATION, Phase.DATA, Phase.VALIDATION, Phase.VALIDATION, Phase.SAVING]
+def test_the_scores_of_a_test_may_take_longer_than_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has no more batches waits for the others as in the last one."""
+    told: list[Any] = []
+    monkeypatch.setattr(progress.HEARTBEAT, "enter", lambda phase, place="": told.append(place or phase))
+    monkeypatch.setattr(TestLoop, "run_iter", lambda *_: told.append("predicts"))
+    agreement = SimpleNamespace(barrier=lambda: told.append("waits"))
+    loop = AnnouncedTestLoop.__new__(AnnouncedTestLoop)
+    loop.dataloader, loop._runner = range(2), SimpleNamespace(agreement=agreement)
+    monkeypatch.setattr(TestLoop, "run", lambda _: [loop.run_iter(batch, None) for batch in range(2)])
+    loop.run()
+    first, last = ("test, batch 1 of 2", "predicts"), ("test, batch 2 of 2", "predicts", "waits")
+    assert told == [*first, Phase.DATA, *last, Phase.VALIDATION, Phase.SAVING]
+
+
+def test_the_scores_of_a_validation_may_take_longer_than_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(validation.HEARTBEAT, "enter", lambda phase, place="": told.append(place or phase))
+    monkeypatch.setattr(ValidationLoop, "run_iter", lambda *_: told.append("predicts"))
+    loop = ValidationLoop.__new__(ValidationLoop)
+    loop.dataloader = type("Batches", (list,), {"dataset": range(2)})(range(2))
+    loop.evaluator = SimpleNamespace(evaluate=lambda _: told.append("scores") or {"top1": 1.0})
+    agreement = SimpleNamespace(at_step=lambda request: request, barrier=lambda: told.append("waits"))
+    signals = SimpleNamespace(stop_request=StopRequest.NOTHING)
+    loop._runner = SimpleNamespace(agreement=agreement, signals=signals, model=torch.nn.Identity())
+    assert loop._evaluate() == {"top1": 1.0}
+    first, last = ("validation, batch 1 of 2", "predicts"), ("validation, batch 2 of 2", "predicts", "waits")
+    assert told == [*first, Phase.VALIDATION, *last, Phase.VALIDATION, "scores"]

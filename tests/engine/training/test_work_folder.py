@@ -118,19 +118,28 @@ def test_storage_that_fails_for_a_moment_is_left_to_who_writes(monkeypatch: pyte
     WorkFolderHook().after_train(runner)
 
 
-def test_a_folder_that_cannot_be_made_again_ends_it_in_a_line(
-    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def occupy(folder: Path) -> None:
-        shutil.rmtree(folder)
-        folder.write_text("a file in the way")
+def occupy(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.write_text("a file in the way")
 
-    with pytest.raises(MachineError, match="work was removed or moved while it was in use"):
-        run(digits, tmp_path / "work", occupy, "after_train_iter")
-    (tmp_path / "work").unlink()
+
+def encircle(folder: Path) -> None:
+    move(folder)
+    folder.symlink_to(folder.name)
+
+
+@pytest.mark.parametrize("disturb", [remove, occupy, encircle])
+def test_a_folder_that_cannot_be_made_again_ends_it_in_a_line(
+    disturb: Callable[[Path], None], digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if disturb is not remove:
+        with pytest.raises(MachineError, match="work was removed or moved while it was in use"):
+            run(digits, tmp_path / "work", disturb, "after_train_iter")
+        (tmp_path / "work").unlink()
+        shutil.rmtree(tmp_path / "elsewhere", ignore_errors=True)
     monkeypatch.setattr(WorkFolderHook, "_keep", lambda *_: None)
     with pytest.raises(MachineError, match="work was removed or moved while it was in use") as caught:
-        run(digits, tmp_path / "work", remove, "after_train_iter")
+        run(digits, tmp_path / "work", disturb, "after_train_iter")
     assert len(str(caught.value).splitlines()) == 1
 
 

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from backbones.convnext import Block, Downsampling
 from backbones.errors import MachineError
 from backbones.kernels.autotune import autotuner
-from backbones.kernels.cpu import native
+from backbones.kernels.cpu import library, native
 from backbones.kernels.cpu.block import _candidates, _weights
 from backbones.kernels.cpu.weight_cache import weight_cache
+from tests.programs import PATIENCE
 
 BOUNDS = {torch.float32: 2e-6, torch.bfloat16: 6e-3}
 # Images, height and width: rows longer than a tile, many short ones, tiles that end within a row, a map of one value.
@@ -383,19 +384,19 @@ def test_a_cache_that_others_may_write_to_is_not_used(small: Path, anew: Path, m
 
 
 @pytest.mark.parametrize(
-    ("body", "reason"),
+    ("body", "reason", "seconds"),
     [
-        ("*(volatile int *)0 = 0;", "crashes in a trial call (signal 11)"),
-        ("__builtin_trap();", "crashes in a trial call (signal 4)"),
-        ("for (volatile int i = 0;; i++);", "hangs in a trial call (1 s)"),
-        ("out[0] = 2;", "computes a wrong result in a trial call"),
+        ("*(volatile int *)0 = 0;", "crashes in a trial call (signal 11)", PATIENCE),
+        ("__builtin_trap();", "crashes in a trial call (signal 4)", PATIENCE),
+        ("for (volatile int i = 0;; i++);", "hangs in a trial call (1 s)", 1),
+        ("out[0] = 2;", "computes a wrong result in a trial call", PATIENCE),
     ],
 )
 def test_a_library_that_crashes_is_never_loaded(
-    body: str, reason: str, small: Path, anew: Path, monkeypatch: pytest.MonkeyPatch
+    body: str, reason: str, seconds: int, small: Path, anew: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small.write_text(small.read_text().replace("/* body */", body))
-    monkeypatch.setattr("backbones.kernels.cpu.library.LIBRARY_TRIAL_SECONDS", 1)
+    monkeypatch.setattr(library, "LIBRARY_TRIAL_SECONDS", seconds)
     assert native.reason_missing() == f"small.c as {shutil.which('gcc')} compiles it {reason}"
     assert not list(anew.rglob("*"))
 

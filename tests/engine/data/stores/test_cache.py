@@ -20,6 +20,7 @@ from engine.data.stores import ReadAhead, ShardCache, list_store, stored_states
 from engine.data.stores import access as access_module
 from engine.data.stores import cache as cache_module
 from engine.data.stores.access import STORE_ATTEMPTS, is_store_url
+from tests.programs import PATIENCE
 from tests.store_server import Store, serve
 
 SIZE = 5000
@@ -90,10 +91,10 @@ def test_what_always_fails_is_one_line_and_leaves_nothing(store: Store, tmp_path
 
 
 def test_a_silent_store_is_not_waited_for(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(access_module, "SILENCE_SECONDS", 0.1)
-    monkeypatch.setattr(access_module, "STORE_ATTEMPTS", 2)
     cache = cache_of(tmp_path)
     shard = shard_of(store, "a.tar", cache)
+    monkeypatch.setattr(access_module, "SILENCE_SECONDS", 0.1)
+    monkeypatch.setattr(access_module, "STORE_ATTEMPTS", 2)
     store.faults = ["slow"] * 9
     with pytest.raises(UserError, match=r"a\.tar: cannot be read after 2 attempts \(\w*Timeout"):
         cache.open(shard)
@@ -211,7 +212,7 @@ def _expect(cache: ShardCache, shard: ShardState) -> None:
 def test_a_killed_process_leaves_nothing_that_is_used(store: Store, tmp_path: Path) -> None:
     cache = cache_of(tmp_path)
     shards = {name: shard_of(store, name, cache) for name in NAMES}
-    store.faults = ["", "", *["slow"] * 99]
+    store.faults = ["", "", *["silent"] * 99]
     child = get_context("fork").Process(target=read, args=(cache, shards["a.tar"]))
     child.start()
     while len(store.gets) < 3:  # two of its three ranges are there
@@ -241,7 +242,7 @@ def test_reading_ahead(store: Store, tmp_path: Path) -> None:
     ahead = ReadAhead(cache)
     ahead.want(shards[:1])
     ahead.want(shards[1:])
-    until = time.monotonic() + 20
+    until = time.monotonic() + PATIENCE
     while not all(map(cache.holds, shards[1:])) and time.monotonic() < until:
         time.sleep(0.02)
     assert all(map(cache.holds, shards[1:]))
