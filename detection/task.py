@@ -22,6 +22,7 @@ from backbones.errors import ConfigError
 from detection.annotations import names_in_file
 from detection.coco_metric import IOU_TYPES
 from detection.data import CocoInstances
+from detection.export import exported_detector
 from detection.mistakes import MISTAKE_SCORE
 from detection.results import CocoResults, Detections, LabelmeFiles, ObjectList, ObjectTable, YoloFiles, pack_coco
 from detection.zoo import DETECTION_ZOO
@@ -31,7 +32,6 @@ from engine.config.datasets import inner_datasets, is_wrapper, mappings
 from engine.planning.memory import training_shape
 from engine.task import (
     ClassLayer,
-    ExportedNetwork,
     NamedClasses,
     Score,
     Shape,
@@ -100,24 +100,26 @@ def _activation_forward(model: BaseDetector, images: Tensor) -> object:
 
 
 def _dummy_batch(model: BaseDetector, images: Tensor, training: bool) -> dict[str, Any]:
-    """A few boxes of two classes with full masks in every image."""
+    """A few boxes of two classes in every image, with full masks for a model that learns them.
+
+    RTMDet's assigner takes masks for tensors wherever there are some, which a training of boxes alone never loads.
+    """
     height, width = images.shape[-2:]
     size = torch.tensor([width, height], device=images.device)
     corners = torch.arange(DUMMY_OBJECTS, device=images.device).unsqueeze(1) * size / (2 * DUMMY_OBJECTS)
     objects = InstanceData(
         bboxes=torch.cat([corners, corners + size / 4], 1),
         labels=torch.arange(DUMMY_OBJECTS, device=images.device) % 2,
-        masks=BitmapMasks(np.ones((DUMMY_OBJECTS, height, width), np.uint8), height, width),
     )
+    if _learns_masks(model):
+        objects.masks = BitmapMasks(np.ones((DUMMY_OBJECTS, height, width), np.uint8), height, width)
     samples = [DetDataSample(metainfo=image_meta(images), gt_instances=objects.clone()) for _ in images]
     return {"inputs": images, "data_samples": samples, "mode": "loss" if training else "predict"}
 
 
-def _export_wrapper(model: BaseDetector) -> ExportedNetwork:
-    """The backbone alone: what follows it depends on the contents of the image."""
-    outputs = tuple(f"stage{i}" for i in model.backbone.out_indices)
-    note = "a detector: the pyramid of its backbone is exported, without neck and heads"
-    return ExportedNetwork("pyramid", model.backbone, outputs, note=note)
+def _learns_masks(model: BaseDetector) -> bool:
+    names = [name for name, _ in model.named_modules() if name.endswith("mask_head")]
+    return bool(names) or any(kind in type(module).__name__ for module in model.modules() for kind in MASKED)
 
 
 def _scale_sample(sample: BaseDataElement, factor: int) -> None:
@@ -260,7 +262,7 @@ DETECTION = register_task(
         detailed_modules=("backbone", "roi_head"),
         activation_forward=_activation_forward,
         dummy_batch=_dummy_batch,
-        export_wrapper=_export_wrapper,
+        export_wrapper=exported_detector,
         channel_order="BGR",
         class_metrics={"CocoMetric": "ClassCocoMetric"},
         class_layers={

@@ -12,6 +12,7 @@ package in the config's ``custom_imports``.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -79,6 +80,11 @@ class ExportedNetwork:
         outputs: Name of each output.
         prefix: Beginning of the network's tensor names that exported files leave out.
         note: Remark for the user of the exported file; may be empty.
+        batch_size: Number of images that it takes at once; ``None`` for any.
+        recordable: Context in which an exporter records the operations of one example; ``None`` for a network whose
+            operations need no example.
+        align: Brings the outputs of an exported file, and those of the network, into one order before they are
+            compared; ``None`` where the order is given.
     """
 
     kind: str
@@ -86,6 +92,9 @@ class ExportedNetwork:
     outputs: tuple[str, ...]
     prefix: str = ""
     note: str = ""
+    batch_size: int | None = None
+    recordable: Callable[[], AbstractContextManager[None]] | None = None
+    align: Callable[[Sequence[Tensor], Sequence[Tensor]], tuple[Sequence[Tensor], Sequence[Tensor]]] | None = None
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from inspect import signature
 from typing import Any
 
@@ -56,7 +57,7 @@ SIXTEEN_CORRUPTIONS = {
 
 
 class FullSizeSegmentor(nn.Module):
-    """A segmentor in one pass over the whole image: (N, 3, H, W) to scores before the softmax, (N, K, H, W).
+    """A segmentor in one pass over the whole image: (N, 3, H, W) to scores, (N, K, H, W), before any softmax.
 
     mmseg's scores have a quarter of the image's size; they are resized as in its own testing, so that the argmax over
     the classes is the label map.
@@ -70,6 +71,10 @@ class FullSizeSegmentor(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
+        if _wants_samples(self.model.decode_head):
+            features, settings = self.model.extract_feat(images), self.model.test_cfg
+            scores: Tensor = self.model.decode_head.predict(features, [image_meta(images)], settings)
+            return scores
         scores = self.model(images, mode="tensor")
         corners = bool(self.model.align_corners)
         return F.interpolate(scores, size=images.shape[-2:], mode="bilinear", align_corners=corners)
@@ -82,8 +87,12 @@ def _count_forward(model: EncoderDecoder, images: Tensor) -> object:
 
 def _scores(model: EncoderDecoder, head: nn.Module, features: Sequence[Tensor], images: Tensor) -> Any:
     """What a head returns for maps of the backbone; those of mmdet, such as Mask2Former's, want the samples too."""
-    wants_samples = "batch_data_samples" in signature(head.forward).parameters
-    return head(features, *([_dummy_batch(model, images, True)["data_samples"]] if wants_samples else []))
+    samples = [_dummy_batch(model, images, True)["data_samples"]] if _wants_samples(head) else []
+    return head(features, *samples)
+
+
+def _wants_samples(head: nn.Module) -> bool:
+    return "batch_data_samples" in signature(head.forward).parameters
 
 
 def _counted_parts(model: EncoderDecoder) -> str:
@@ -117,7 +126,8 @@ def _dummy_batch(model: EncoderDecoder, images: Tensor, training: bool) -> dict[
 
 def _export_wrapper(model: EncoderDecoder) -> ExportedNetwork:
     """The whole model in one pass, with scores of the image's size."""
-    return ExportedNetwork("segmentor", FullSizeSegmentor(model), ("scores",), prefix="model.")
+    recordable = nullcontext if _wants_samples(model.decode_head) else None  # attention over maps of several sizes
+    return ExportedNetwork("segmentor", FullSizeSegmentor(model), ("scores",), prefix="model.", recordable=recordable)
 
 
 def _scale_sample(sample: BaseDataElement, factor: int) -> None:

@@ -22,10 +22,12 @@ FORMAT_NAMES = ("safetensors", "timm", "onnx", "torch_export")
 
 def main() -> None:
     """Parse, load, export, print the result."""
-    parser = argparse.ArgumentParser(description="Export a classifier, the pyramid of a backbone, or a segmentor.")
+    parser = argparse.ArgumentParser(
+        description="Export a classifier, detector or segmentor, or the pyramid of a backbone."
+    )
     parser.add_argument("network", metavar="CONFIG_OR_NAME", help="a config file (.py), or a registered backbone")
     parser.add_argument("checkpoint", help="of the config's model; for a name any checkpoint with that backbone")
-    parser.add_argument("--format", required=True, choices=FORMAT_NAMES)
+    parser.add_argument("--format", choices=FORMAT_NAMES, help="default: as --out ends, .onnx for onnx")
     parser.add_argument("--out", type=Path, help="default: work_dirs/export/<network>_<kind>_<format>.<suffix>")
     parser.add_argument("--ema", action="store_true", help="export the averaged weights of the checkpoint")
     parser.add_argument("--images", type=Path, help="image or folder to compare on (default: two photographs)")
@@ -40,7 +42,7 @@ def main() -> None:
     args = parser.parse_args()
 
     from analysis.export.exporter import check_export, export_network
-    from analysis.export.formats import EXPORT_FORMATS
+    from analysis.export.formats import EXPORT_FORMATS, format_of
     from analysis.export.source import source_from_config, source_from_name
     from backbones.errors import ConfigError
     from engine.config.options import parse_options
@@ -51,8 +53,9 @@ def main() -> None:
     if args.cfg_options and not is_config:
         raise ConfigError("--cfg-options belongs to a config: a backbone that is named is built as it is")
     stem = Path(args.network).stem + ("_ema" if args.ema else "")
-    out = args.out or Path("work_dirs/export") / f"{stem}_{args.format}{EXPORT_FORMATS[args.format].suffix}"
-    check_export(args.format, out, args.checkpoint)
+    chosen = args.format or format_of(args.out)
+    out = args.out or Path("work_dirs/export") / f"{stem}_{chosen}{EXPORT_FORMATS[chosen].suffix}"
+    check_export(chosen, out, args.checkpoint)
     if is_config:
         options = parse_options(args.cfg_options)
         source = source_from_config(args.network, args.checkpoint, args.ema, shape, options, args.trust_checkpoint)
@@ -60,9 +63,10 @@ def main() -> None:
         indices, trust = args.out_indices, args.trust_checkpoint
         source = source_from_name(args.network, args.checkpoint, args.ema, indices, shape, trust)
     print(f"{source.kind} of {source.name}, {source.weights}: gives {', '.join(source.outputs)}")
-    done = export_network(source, args.format, out, args.images, args.shape is not None, lambda d: print(table(d)))
+    done = export_network(source, chosen, out, args.images, args.shape is not None, lambda d: print(table(d)))
     heights, widths = map(words, done.input_sizes)
-    print(f"takes normalised images (N, {source.channels}, H, W): any N, H {heights}, W {widths}")
+    count, any_count = (source.batch_size, "") if source.batch_size else ("N", "any N, ")
+    print(f"takes normalised images ({count}, {source.channels}, H, W): {any_count}H {heights}, W {widths}")
     for note in done.notes:
         print(note)
     for path in done.files:

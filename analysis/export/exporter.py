@@ -27,6 +27,7 @@ MAX_RELATIVE_DIFFERENCE = 1e-3  # relative to the largest absolute output of the
 MAX_PHOTOGRAPHS = 4
 SIZE_STEP = (37, 64)  # (rows, columns) in pixels from the first compared size to the second; 37 is a prime
 RANDOM_BATCHES = (1, 3)
+PHOTOGRAPHS = "photographs"
 FIXED_SIZE_HINT = "if another size of the image is the cause, --shape H W fixes the size"
 
 
@@ -115,18 +116,19 @@ def export_network(
     if min(source.shape) < smallest:
         raise ConfigError(f"--shape {source.shape[0]} {source.shape[1]}: at least {smallest} x {smallest} are needed")
     photographs, notes = load_photographs(images), list(source.notes)
+    source = _with_example(source, photographs)
     if not fixed and not _runs(source, _other_shape(source.shape, source.input_sizes)):
         fixed = True
         notes.append("the network takes images of one size only")
     with _temporary_path(out) as path:
-        input_sizes = _write(source, name, path, fixed, notes)
-        run = _open(source, name, path)
-        shapes = (source.shape, source.shape if fixed else _other_shape(source.shape, input_sizes))
-        differences = tuple(
-            compare_outputs(source, run, kind, batch) for kind, batch in _batches(source, photographs, shapes)
-        )
-        show(differences)
-        _check_differences(differences, name)
+        try:
+            input_sizes, differences = _write_and_compare(source, name, path, fixed, photographs, notes, show)
+        except ConfigError as error:
+            if fixed or source.recordable is None or not EXPORT_FORMATS[name].traced:
+                raise
+            # What the example decided may hold for its size alone.
+            notes.append(f"for images of one size only: at any size, {describe_error(error)}")
+            input_sizes, differences = _write_and_compare(source, name, path, True, photographs, notes, show)
         # External data before the file that refers to it.
         files = sorted(path.parent.iterdir(), key=lambda file: file == path)
         for file in files:
@@ -134,14 +136,59 @@ def export_network(
     return ExportResult(tuple(out.parent / file.name for file in files), input_sizes, tuple(notes), differences)
 
 
-def compare_outputs(source: ExportSource, run: RunFunction, kind: str, images: Tensor) -> OutputDifference:
+def _write_and_compare(
+    source: ExportSource,
+    name: str,
+    path: Path,
+    fixed: bool,
+    photographs: Sequence[Image.Image],
+    notes: list[str],
+    show: Callable[[Sequence[OutputDifference]], None],
+) -> tuple[tuple[SizeRange, SizeRange], tuple[OutputDifference, ...]]:
+    """Write the file, run it and its source, and refuse a difference."""
+    input_sizes = _write(source, name, path, fixed, notes)
+    run = _open(source, name, path)
+    shapes = (source.shape, source.shape if fixed else _other_shape(source.shape, input_sizes))
+    differences = tuple(
+        difference
+        for kind, batch in _batches(source, photographs, shapes)
+        for difference in compare_outputs(source, run, kind, batch)
+    )
+    show(differences)
+    _check_differences(differences, name)
+    return input_sizes, differences
+
+
+def _with_example(source: ExportSource, photographs: Sequence[Image.Image]) -> ExportSource:
+    """Give a network that is recorded the first photograph for which none of its outputs is empty.
+
+    Raises:
+        ConfigError: If there is none: what follows an empty output would not be recorded, nor compared.
+    """
+    if source.recordable is None:
+        return source
+    for kind, batch in _batches(source, photographs, (source.shape,)):
+        if kind == PHOTOGRAPHS and all(one.numel() for one in source.run(batch)):
+            return replace(source, example=batch)
+    raise ConfigError(
+        f"the {source.kind} finds nothing in the photographs, so that nothing could be compared: give --images with "
+        "an image in which it finds something"
+    )
+
+
+def compare_outputs(source: ExportSource, run: RunFunction, kind: str, images: Tensor) -> list[OutputDifference]:
     """Run source and exported file on one batch.
+
+    Numbers are compared by their difference; labels, masks and other whole values by the share that differs.
 
     Args:
         source: Exported network.
         run: Function that runs the exported file.
         kind: ``random`` or ``photographs``.
         images: Normalised images, ``(N, 3, H, W)``.
+
+    Returns:
+        The difference of the output that differs most; of every output, where outputs are objects.
 
     Raises:
         ConfigError: If the file does not run, or its outputs have other shapes or are not finite.
@@ -155,14 +202,18 @@ def compare_outputs(source: ExportSource, run: RunFunction, kind: str, images: T
         raise ConfigError(
             f"refused: the exported file does not run on {where}: {describe_error(error, 200)}; {FIXED_SIZE_HINT}"
         ) from error
+    if source.align is not None:
+        found, expected = (tuple(outputs) for outputs in source.align(found, expected))
     if [one.shape for one in found] != [one.shape for one in expected]:
         shapes = ", ".join(str(tuple(one.shape)) for one in found)
         raise ConfigError(f"refused: the exported file gives {shapes} for {where}; {FIXED_SIZE_HINT}")
     if not all(one.isfinite().all() for one in (*found, *expected)):
         raise ConfigError(f"refused: the outputs for {where} are not finite")
-    outputs = zip(found, expected, source.outputs)
-    relative, absolute, name = max((_relative(a, b), float((a - b).abs().max()), name) for a, b, name in outputs)
-    return OutputDifference(kind, (count, height, width), name, absolute, relative)
+    measured = [(*_difference(a, b), name) for a, b, name in zip(found, expected, source.outputs)]
+    shown = [max(measured)] if source.align is None else measured
+    return [
+        OutputDifference(kind, (count, height, width), name, absolute, relative) for relative, absolute, name in shown
+    ]
 
 
 def load_photographs(path: Path | None) -> list[Image.Image]:
@@ -188,14 +239,16 @@ def _batches(
     """Batches of random images and of photographs at each of the shapes."""
     generator = torch.Generator().manual_seed(0)
     for count, shape in zip(RANDOM_BATCHES, shapes):
-        yield "random", torch.randn(count, source.channels, *shape, generator=generator)
+        size = (source.batch_size or count, source.channels, *shape)
+        yield "random", torch.randn(size, generator=generator)
     prepared = source.preprocessing
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (prepared.mean, prepared.std))
     for height, width in dict.fromkeys(shapes):
         resized = [np.array(photograph.resize((width, height))) for photograph in photographs]
         colours = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2)
         pixels = colours[:, [channel % COLOUR_CHANNELS for channel in range(source.channels)]]
-        yield "photographs", ((pixels / 255 - mean) / std).contiguous()
+        for batch in ((pixels / 255 - mean) / std).split(source.batch_size or len(pixels)):
+            yield PHOTOGRAPHS, batch.contiguous()
 
 
 def _other_shape(shape: Shape, input_sizes: tuple[SizeRange, SizeRange]) -> Shape:
@@ -262,6 +315,11 @@ def _check_differences(differences: Sequence[OutputDifference], name: str) -> No
         )
 
 
-def _relative(found: Tensor, expected: Tensor) -> float:
-    difference, scale = float((found - expected).abs().max()), float(expected.abs().max())
-    return difference / scale if scale else (0.0 if difference == 0 else inf)
+def _difference(found: Tensor, expected: Tensor) -> tuple[float, float]:
+    """Relative and absolute difference; of whole values the number that differs, and its share of those not 0."""
+    if expected.is_floating_point():
+        apart, values = (found - expected).abs(), expected.abs()
+        difference, scale = (float(one.max()) if one.numel() else 0.0 for one in (apart, values))
+    else:
+        difference, scale = float((found != expected).sum()), float(expected.count_nonzero())
+    return (difference / scale if scale else (0.0 if difference == 0 else inf)), difference

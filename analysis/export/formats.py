@@ -152,6 +152,14 @@ def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> N
 def _write_onnx(source: ExportSource, path: Path, fixed: bool) -> tuple[SizeRange, SizeRange]:
     import onnx
 
+    (_write_traced if source.recordable is None else _write_recorded)(source, path, fixed)
+    onnx.checker.check_model(path, full_check=True)
+    height, width = source.shape
+    return ((height, height), (width, width)) if fixed else source.input_sizes
+
+
+def _write_traced(source: ExportSource, path: Path, fixed: bool) -> None:
+    """By torch.export, which follows symbolic sizes and no contents."""
     with _quietly():
         program = torch.onnx.export(
             _portable(source.network),
@@ -167,9 +175,30 @@ def _write_onnx(source: ExportSource, path: Path, fixed: bool) -> tuple[SizeRang
         raise ConfigError("--format onnx: the exporter gave no program")
     program.model.metadata_props.update(source.metadata())
     program.save(path)
-    onnx.checker.check_model(path, full_check=True)
-    height, width = source.shape
-    return ((height, height), (width, width)) if fixed else source.input_sizes
+
+
+def _write_recorded(source: ExportSource, path: Path, fixed: bool) -> None:
+    """By TorchScript, which records one example: the number of objects, and so the shapes, are left open."""
+    import onnx
+
+    assert source.recordable is not None
+    axes = {} if source.batch_size else {0: "batch"}
+    axes |= {} if fixed else {2: "height", 3: "width"}
+    network = _portable(source.network).eval()
+    with _quietly(), source.recordable():
+        torch.onnx.export(
+            network,
+            (source.example,),
+            path,
+            dynamo=False,
+            opset_version=ONNX_OPSET,
+            input_names=["images"],
+            output_names=list(source.outputs),
+            dynamic_axes={"images": axes},
+        )
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, source.metadata())
+    onnx.save(model, path)
 
 
 def _open_onnx(source: ExportSource, path: Path) -> RunFunction:
@@ -183,6 +212,11 @@ def _open_onnx(source: ExportSource, path: Path) -> RunFunction:
 
 
 def _write_torch_export(source: ExportSource, path: Path, fixed: bool) -> tuple[SizeRange, SizeRange]:
+    if source.recordable is not None:
+        raise ConfigError(
+            f"--format torch_export: what a {source.kind} gives depends on the contents of the image, which this "
+            "format does not follow: take onnx, or the backbone alone by its name with --out-indices"
+        )
     example = torch.zeros(EXAMPLE_BATCH_SIZE, source.channels, *source.shape)
     dynamic = dict.fromkeys((0,) if fixed else (0, 2, 3), Dim.DYNAMIC)
     with _quietly():
@@ -218,3 +252,16 @@ EXPORT_FORMATS = {
     "onnx": ExportFormat(".onnx", ("onnx", "onnxscript", "onnxruntime"), True, _write_onnx, _open_onnx),
     "torch_export": ExportFormat(".pt2", (), True, _write_torch_export, _open_torch_export),
 }
+
+
+def format_of(out: Path | None) -> str:
+    """Name of the format of a file to write, by its suffix; of two with one suffix the first.
+
+    Raises:
+        ConfigError: If no format has the suffix, or there is no file.
+    """
+    if out is not None:
+        for name, one in EXPORT_FORMATS.items():
+            if one.suffix == out.suffix:
+                return name
+    raise ConfigError(f"no format: state --format {', '.join(EXPORT_FORMATS)}, or --out with one of their suffixes")

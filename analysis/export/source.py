@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -61,7 +62,7 @@ class ExportSource:
 
     Attributes:
         name: Registered name of the backbone.
-        kind: ``classifier``, ``pyramid``, ``segmentor`` or another that a task exports.
+        kind: ``classifier``, ``pyramid``, ``segmentor``, ``detector`` or another that a task exports.
         network: Network in evaluation mode on the CPU, from normalised images to one tensor or a tuple of tensors.
         outputs: Name of each output.
         shape: Default height and width in pixels.
@@ -70,6 +71,11 @@ class ExportSource:
         classes: Names of the classes; empty if unknown.
         notes: Remarks for the user, one line each.
         prefix: Beginning of the network's tensor names that exported files leave out.
+        batch_size: Number of images that it takes at once; ``None`` for any.
+        recordable: Context in which an exporter records the operations of ``example``; ``None`` for a network whose
+            operations need no example.
+        align: Brings the outputs of a file and of the network into one order; ``None`` where the order is given.
+        example: Normalised images, (N, C, H, W), that go through all parts of the network.
     """
 
     name: str
@@ -82,6 +88,10 @@ class ExportSource:
     classes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     prefix: str = ""
+    batch_size: int | None = None
+    recordable: Callable[[], AbstractContextManager[None]] | None = None
+    align: Callable[[Sequence[Tensor], Sequence[Tensor]], tuple[Sequence[Tensor], Sequence[Tensor]]] | None = None
+    example: Tensor | None = None
 
     @property
     def channels(self) -> int:
@@ -104,12 +114,12 @@ class ExportSource:
 
     def metadata(self) -> dict[str, str]:
         """Metadata of an exported file, as strings; lists and ``preprocessing`` are JSON."""
-        prepared = self.preprocessing.as_dict()
+        prepared, count = self.preprocessing.as_dict(), self.batch_size or "N"
         return {
             "network": self.name,
             "kind": self.kind,
             "weights": self.weights,
-            "input": f"images (N, {self.channels}, H, W), float32: (pixel / 255 - mean) / std for each channel",
+            "input": f"images ({count}, {self.channels}, H, W), float32: (pixel / 255 - mean) / std for each channel",
             "preprocessing": json.dumps(prepared),
             **{name: json.dumps(prepared[name]) for name in ("mean", "std")},
             "colour": prepared["colour"],
@@ -183,7 +193,7 @@ def source_from_config(
     options: dict[str, Any] | None = None,
     trust: bool = False,
 ) -> ExportSource:
-    """The model of a config with the weights of its checkpoint; of a detector only the pyramid of its backbone.
+    """The model of a config with the weights of its checkpoint, as far as its task exports it.
 
     Args:
         path: Path of the config.
@@ -217,6 +227,9 @@ def source_from_config(
         class_names(cfg.classes),
         tuple(notes),
         found.prefix,
+        found.batch_size,
+        found.recordable,
+        found.align,
     )
 
 

@@ -21,7 +21,6 @@ from tests.programs import Ended
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 CONFIG = {
     "classifier": CONFIGS / "classification/digits.py",
-    "detector": CONFIGS / "detection/mask_rcnn_digits.py",
     "segmentor": CONFIGS / "segmentation/upernet_digits.py",
 }
 SMALL = ("model.backbone.depths=[1,1,1,1]", "model.backbone.dims=[8,16,24,32]")
@@ -57,7 +56,6 @@ def rows(out: str) -> list[tuple[str, tuple[int, int, int], str, float]]:
     "task, name, output, sizes",
     [
         ("classifier", "onnx", "logits", ((48, 48), (85, 112))),
-        ("detector", "safetensors", "stage", ((160, 160), (197, 224))),
         ("segmentor", "torch_export", "scores", ((128, 128), (165, 192))),
     ],
 )
@@ -77,7 +75,6 @@ def test_a_config(
     assert [path.name for path in tmp_path.iterdir()] == [out.name]
     least = 64 if name == "torch_export" else 32
     assert f"any N, H {least} or more, W {least} or more" in ended.out
-    assert ("a detector: the pyramid of its backbone" in ended.out) == (task == "detector")
 
 
 def test_a_name_with_averages_maps_and_images_of_ones_own(

@@ -383,16 +383,19 @@ def test_how_a_difference_is_measured() -> None:
     images[0, 0, 0, 0], images[1, 1, 1, 1] = -8, 5
     found = images.clone()
     found[1, 2, 3, 3] += 2
-    assert compare_outputs(one, lambda x: (found,), "random", images) == OutputDifference(
+    assert compare_outputs(one, lambda x: (found,), "random", images)[0] == OutputDifference(
         "random", (2, 4, 4), "stage0", 2.0, 0.25
     )
     zero = torch.zeros(1, 3, 2, 2)
-    assert compare_outputs(one, lambda x: (x,), "random", zero).relative == 0
-    assert compare_outputs(one, lambda x: (x + 1,), "random", zero).relative == float("inf")
+    assert compare_outputs(one, lambda x: (x,), "random", zero)[0].relative == 0
+    assert compare_outputs(one, lambda x: (x + 1,), "random", zero)[0].relative == float("inf")
     with pytest.raises(UserError, match=r"refused: the exported file gives \(2, 3, 4\)"):
         compare_outputs(one, lambda x: (x[..., 0],), "random", images)
     with pytest.raises(UserError, match="does not run on 2 random images of 4 x 4: ZeroDivisionError"):
         compare_outputs(one, lambda x: (x, 1 / 0), "random", images)  # type: ignore[arg-type]
+    labels = torch.tensor([3, 0, 2, 1, 1]).view(1, 1, 1, 5)  # of whole values the share that differs
+    (difference,) = compare_outputs(one, lambda x: (x.where(x != 2, 9),), "random", labels)
+    assert (difference.absolute, difference.relative) == (1, 0.25)
 
 
 def test_files_are_as_readable_as_any_other(tmp_path: Path) -> None:
@@ -507,13 +510,14 @@ def test_a_config_takes_the_weights_that_are_asked_for(checkpoints: dict[str, Pa
     assert torch.equal(one.tensors()["head.bias"], state["head.bias"] + averaged)
 
 
-def test_a_detector_exports_the_pyramid_of_its_backbone(checkpoints: dict[str, Path]) -> None:
+def test_a_detector_is_exported_whole(checkpoints: dict[str, Path]) -> None:
     one = source_from_config(str(CONFIG["detector"]), str(checkpoints["detector"]), False, None, SMALL_OPTIONS)
-    assert (one.kind, one.outputs, one.shape) == ("pyramid", ("stage0", "stage1", "stage2", "stage3"), (160, 160))
-    assert one.notes == ("a detector: the pyramid of its backbone is exported, without neck and heads",)
-    assert (one.preprocessing.colour, one.preprocessing.mean) == ("RGB", pytest.approx((0.485, 0.456, 0.406)))
+    assert (one.kind, one.outputs, one.shape) == ("detector", ("boxes", "scores", "labels", "masks"), (160, 160))
+    assert one.batch_size == 1
+    assert one.metadata()["input"].startswith("images (1, 3, H, W), float32")
     state = read_checkpoint(str(checkpoints["detector"]))["state_dict"]
-    assert one.tensors().keys() == {name[9:] for name in state if name.startswith("backbone.")}
+    assert one.tensors().keys() == state.keys()
+    assert all(torch.equal(one.tensors()[name], value) for name, value in state.items())
 
 
 def test_a_checkpoint_of_another_model(checkpoints: dict[str, Path]) -> None:
