@@ -3,7 +3,6 @@
 import argparse
 import os
 import sys
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -40,21 +39,18 @@ def main() -> None:
 
     from backbones.channels import stated_channels
     from backbones.errors import printable
-    from engine.checkpoint.model_weights import recorded_classes
-    from engine.config.load import load_config
-    from engine.config.options import parse_options
     from engine.config.world import Launch
     from engine.data.image_files import image_suffixes
     from engine.distributed.processes import start_processes
     from engine.prediction.folder import Output, SkippedImagesError, predict_images
     from engine.prediction.images import find_images, name_images, unread_images
+    from engine.prediction.predictor import trained_config
     from engine.prediction.result_files import RESULTS
     from engine.prediction.visualize import load_predictor
 
     launch = Launch.from_environment()
     start_processes(launch)
-    known = partial(recorded_classes, args.checkpoint, args.trust_checkpoint)
-    cfg = load_config(args.config, parse_options(args.cfg_options), launch, known_classes=known).cfg
+    cfg = trained_config(args.config, args.checkpoint, args.cfg_options or (), launch, args.trust_checkpoint)
     suffixes, out = image_suffixes(stated_channels(cfg.test_dataloader.dataset.get("pipeline"))), args.out
     out = out or Path(cfg.work_dir) / "predictions"
     images = name_images(find_images(args.images, suffixes, out), args.images)

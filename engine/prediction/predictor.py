@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from functools import partial
 from os import PathLike, fspath
 from pathlib import Path
@@ -109,6 +110,20 @@ class Predictor:
             return self._read(str(path), 0)
 
 
+def trained_config(config: str, checkpoint: str, options: Sequence[str], launch: Launch, trust: bool = False) -> Config:
+    """Resolve the config of a trained model, whose checkpoint may know the classes.
+
+    Args:
+        config: Config file.
+        checkpoint: Path or URL of a checkpoint of a run.
+        options: Overrides, ``"key=value"`` each, as ``--cfg-options``.
+        launch: Processes and device.
+        trust: Whether to execute code that the checkpoint asks for.
+    """
+    known = partial(recorded_classes, checkpoint, trust)
+    return load_config(config, parse_options(list(options)), launch, known_classes=known).cfg
+
+
 def load_model(
     config: str | PathLike[str],
     checkpoint: str | PathLike[str],
@@ -136,6 +151,5 @@ def load_model(
         CheckpointError: If the checkpoint is missing or of another model.
     """
     launch, source = Launch.from_environment(), fspath(checkpoint)
-    known = partial(recorded_classes, source, trust)
-    cfg = load_config(fspath(config), parse_options(list(options)), launch, known_classes=known).cfg
+    cfg = trained_config(fspath(config), source, options, launch, trust)
     return Predictor(cfg, *load_predictor(cfg, source, averaged, device or launch.device, trust))

@@ -45,11 +45,8 @@ model = dict(
 _base_.test_pipeline[1].scale = (128, 96)
 """
 MASK_RCNN = f"""
-_base_ = [{base("mask_rcnn")}, {base("coco_instance")}, {base("runtime")}]
-classes = ("one", "two", "three")
-batch = dict(size=16, per_gpu=2)
-model = dict(backbone=dict({SMALL}), test_cfg=dict(rpn=dict(max_per_img=50)))
-_base_.test_pipeline[1].scale = (128, 96)
+_base_ = {str(CONFIGS / "detection/mask_rcnn_digits.py")!r}
+model = dict(backbone=dict({SMALL}))
 """
 PANOPTIC = f"""
 _base_ = {str(CONFIGS / "detection/mask2former_panoptic_digits.py")!r}
@@ -75,7 +72,7 @@ CASES = {
     "panoptic": (PANOPTIC, (*OBJECTS, "masks", "panoptic")),
     "semantic": (SEMANTIC, ("scores",)),
 }
-SCORING = re.compile(r"(retina_cls|rpn_cls|fc_cls|fc_reg|conv_logits|cls_embed)\.weight$")
+SCORING = re.compile(r"(retina_cls|rpn_cls|rpn_reg|fc_cls|fc_reg|conv_logits|cls_embed)\.weight$")
 ROW = re.compile(r"^(random|photographs) +1 x \d+ x \d+ +(\w+) +\S+ +(\S+)$", re.MULTILINE)
 
 
