@@ -39,7 +39,7 @@ PAIR_DISTANCE = (1.0, 0.01)  # largest difference of a coordinate in pixels, and
 MAX_UNPAIRED = 0.02  # share of objects, from scores and overlaps on the very edge of a threshold
 ALL_ROWS = sys.maxsize
 OBJECT_FIELDS = {"bboxes": "boxes", "scores": "scores", "labels": "labels", "masks": "masks"}
-PANOPTIC = "panoptic"  # name of the output
+PANOPTIC_OUTPUT = "panoptic"  # name of the output
 
 
 class PredictedObjects(nn.Module):
@@ -71,7 +71,7 @@ class PredictedObjects(nn.Module):
         objects = found.pred_instances if "pred_instances" in found else {}
         outputs = {name: objects[field] for field, name in OBJECT_FIELDS.items() if field in objects}
         if "pred_panoptic_seg" in found:
-            outputs[PANOPTIC] = found.pred_panoptic_seg.sem_seg
+            outputs[PANOPTIC_OUTPUT] = found.pred_panoptic_seg.sem_seg
         return outputs
 
 
@@ -90,7 +90,7 @@ def exported_detector(model: BaseDetector) -> ExportedNetwork:
         raise ConfigError(
             f"{name} cannot be exported: it predicts nothing here ({describe_error(error, 200)})"
         ) from error
-    if "boxes" not in outputs and PANOPTIC not in outputs:
+    if "boxes" not in outputs and PANOPTIC_OUTPUT not in outputs:
         raise ConfigError(f"{name} cannot be exported: it predicts neither boxes nor a panoptic map")
     note = "one image at a time; coordinates and masks are in pixels of the tensor, whose padding counts as image"
     return ExportedNetwork(
@@ -149,7 +149,7 @@ def recordable() -> Iterator[None]:
     """While it lasts, mmdet predicts by the same operations whatever the image, and gives the same objects."""
     functions = {batched_nms: class_nms, filter_scores_and_topk: best_scores, mask2bbox: boxes_of_masks}
     methods: list[tuple[type, str, Callable[..., Any]]] = [
-        (FCNMaskHead, "_predict_by_feat_single", paste_masks),
+        (FCNMaskHead, "_predict_by_feat_single", pasted_masks),
         (MaskFormerFusionHead, "panoptic_postprocess", merge_segments),
         (RPNHead, "_predict_by_feat_single", propose_boxes),
         (RTMDetInsHead, "_mask_predict_by_feat_single", dynamic_masks),
@@ -251,7 +251,7 @@ def propose_boxes(
     return InstanceData(bboxes=boxes[rows], scores=scores[rows], labels=torch.zeros_like(rows))
 
 
-def paste_masks(
+def pasted_masks(
     head: FCNMaskHead,
     mask_preds: Tensor,
     bboxes: Tensor,
