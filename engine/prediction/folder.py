@@ -25,6 +25,7 @@ from engine.data.checker import build_checkers
 from engine.data.image_files import PILLOW_ERRORS, DamagedImageError
 from engine.launch.leftovers import process_folder
 from engine.prediction.images import NamedImage
+from engine.prediction.panel_visualizer import without_legend
 from engine.prediction.progress_files import DoneImages, model_fingerprint
 from engine.prediction.result_files import RESULTS, ResultRequest, ResultWriter, make_folder, result_writer
 from engine.prediction.video import VIDEO_FORMAT, Video, VideoFile, written_video
@@ -279,7 +280,8 @@ class _Share:
                 frame_of = NamedImage(video.path / name, f"{video.file}/{name}", f"{video.name}/{name}")
                 self.done.add_frame(video, number, self.writer.write(sample.to_dict(), frame_of))
             if drawn is not None:
-                draw_sample(self.cfg, self.visualizer, sample, picture := folder / f"{name}.png", truth=False)
+                with without_legend(self.visualizer):
+                    draw_sample(self.cfg, self.visualizer, sample, picture := folder / f"{name}.png", truth=False)
                 with Image.open(picture) as opened:
                     drawn.add(np.asarray(opened.convert("RGB"))[..., ::-1])
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import mmcv
@@ -35,7 +36,12 @@ class PanelVisualizer(Visualizer):
 
     A class has the same colour in both panels and in the legend: that of the data set's ``palette``, if it has one for
     these classes.
+
+    Attributes:
+        has_legend: Whether pictures have a legend. Its height depends on the classes in a picture.
     """
+
+    has_legend = True
 
     def truth_panel(self, image: np.ndarray, sample: BaseDataElement) -> Panel | None:
         """Draw the annotations of a sample on its image, RGB, uint8, (H, W, 3); ``None`` if it has none."""
@@ -100,7 +106,8 @@ class PanelVisualizer(Visualizer):
             panels = {title: panel for title, panel in drawn.items() if panel is not None}
         shown, names, colours = {one for panel in panels.values() for one in panel.classes}, self.classes, self.colours
         pictures = {title: panel.picture for title, panel in panels.items()} or {name: image}
-        picture = join_panels(pictures, {names[index]: colours[index] for index in sorted(shown)})
+        legend = {names[index]: colours[index] for index in sorted(shown)} if self.has_legend else {}
+        picture = join_panels(pictures, legend)
         self.set_image(picture)
         if show:
             self.show(picture, win_name=name, wait_time=wait_time)
@@ -108,6 +115,16 @@ class PanelVisualizer(Visualizer):
             save_picture(picture, out_file)
         elif not show:
             self.add_image(name, picture, step)
+
+
+@contextmanager
+def without_legend(visualizer: Any) -> Iterator[None]:
+    """Have a visualizer draw pictures of one size, as the frames of a video are."""
+    visualizer.has_legend = False
+    try:
+        yield
+    finally:
+        visualizer.has_legend = True
 
 
 def save_picture(picture: np.ndarray, file: str) -> None:

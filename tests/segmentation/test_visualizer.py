@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from mmseg.structures import SegDataSample
 
 import segmentation  # noqa: F401
 from engine.config.classes import palette
+from engine.prediction.panel_visualizer import without_legend
 from engine.report.panels import PAPER
 from segmentation.visualizer import SegmentationVisualizer
 
@@ -72,3 +75,15 @@ def test_a_name_never_covers_another_class() -> None:
     assert (stripe[54:SIDE] == 100).all()
     assert (stripe[:50] == 100).all()
     assert len(np.unique(area[:SIDE].reshape(-1, 3), axis=0)) > 2
+
+
+def test_frames_of_a_video_have_one_size_whatever_they_show() -> None:
+    visualizer = SegmentationVisualizer()
+    visualizer.dataset_meta = {"classes": ["x"], "palette": palette(["x"])}
+    sample = SegDataSample(pred_sem_seg=PixelData(data=torch.from_numpy(labels(0))[None]))
+    sizes = []
+    for context in (without_legend(visualizer), nullcontext()):
+        with context:
+            visualizer.add_datasample("", np.full((SIDE, SIDE, 3), 100, np.uint8), sample)
+        sizes.append(visualizer.get_image().shape[:2])
+    assert sizes[0] == (SIDE, SIDE) < sizes[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -40,7 +41,7 @@ def frames_of(path: Path) -> list[np.ndarray]:
 def run(work: Predicting, given: list[Path], out: Path, **settings: Any) -> list[Path]:  # noqa: F811
     images = name_images(find_images(given), given)
     output = Output(out, **{"result_format": "json", "pictures": False, **settings})
-    return list(predict_images(work.cfg, work.model, None, images, output))
+    return list(predict_images(work.cfg, work.model, SimpleNamespace(), images, output))
 
 
 def test_frames_are_predicted_in_batches_and_drawn(
