@@ -222,7 +222,8 @@ def test_a_large_image_is_drawn_at_a_smaller_size(tasks: Any, tmp_path: Path, mo
         Path(out_file).touch()
         drawn.append((image.shape, sample.ori_shape))
 
-    writer = SimpleNamespace(write=lambda sample, _: written.append(sample["ori_shape"]), finish=lambda _: None)
+    made = dict(write=lambda sample, _: written.append(sample["ori_shape"]), finish=list, needs_image_files=False)
+    writer = SimpleNamespace(**made)
     monkeypatch.setattr("engine.prediction.folder.predict_batch", answer)
     monkeypatch.setattr("engine.prediction.folder.result_writer", lambda *_: writer)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
