@@ -126,9 +126,17 @@ class StudyStorage:
         self.study.set_user_attr(DECLARATION, declared)
 
     def save_hours(self, hours: float) -> None:
-        """Note how long controllers have worked in this folder, in hours."""
-        self.hours = hours
-        write_json(self.folder / CONTROLLER, {"study": self.file.name, "owner": self.owner, "hours": hours})
+        """Note how long controllers have worked in this folder, in hours.
+
+        Raises:
+            MachineError: If the note cannot be written.
+        """
+        self.hours, note = hours, self.folder / CONTROLLER
+        try:
+            write_json(note, {"study": self.file.name, "owner": self.owner, "hours": hours})
+        except OSError as error:
+            problem = f"{str(note)!r} cannot be written ({error.strerror or error})"
+            raise MachineError(f"{problem}: mend that, then go on with --resume") from error
 
     def trials(self) -> list[FrozenTrial]:
         """All trials of the study."""

@@ -15,7 +15,7 @@ import pytest
 
 from analysis.sweep.results import DATABASE, Objective, TrialResult
 from analysis.sweep.run import describe_study, further_seeds
-from analysis.sweep.storage import StudyStorage
+from analysis.sweep.storage import CONTROLLER, StudyStorage
 from analysis.sweep.study_file import read_study_file
 from analysis.sweep.trainings import Training, judge
 from backbones.errors import ConfigError, MachineError
@@ -125,6 +125,13 @@ def test_two_studies_in_one_folder_are_refused(sweep: Any, tmp_path: Path) -> No
         other.write_text(f"{(tmp_path / 'rates.py').read_text()}\n{storage}")
         with pytest.raises(ConfigError, match="holds the study 'rates': give another --work-dir"):
             StudyStorage(read_study_file(other), sweep.work_dir, resume=True)
+
+
+def test_a_note_that_cannot_be_written_is_named(sweep: Any, tmp_path: Path) -> None:
+    (sweep.work_dir / CONTROLLER).mkdir(parents=True)
+    study = read_study_file(write_study(tmp_path, seeds=1))
+    with pytest.raises(MachineError, match=r"controller.json' cannot be written \(Is a directory\): mend that"):
+        StudyStorage(study, sweep.work_dir, resume=True)
 
 
 def test_a_study_file_with_more_seeds_trains_those_alone(sweep: Any) -> None:
