@@ -10,6 +10,9 @@ import numpy as np
 import torch
 from mmdet.datasets import CocoDataset
 from mmdet.models.detectors import BaseDetector, TwoStageDetector
+from mmdet.models.roi_heads.bbox_heads import BBoxHead
+from mmdet.models.roi_heads.mask_heads import FCNMaskHead
+from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmdet.registry import DATASETS
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import HorizontalBoxes
@@ -92,11 +95,32 @@ def _counted_parts(model: BaseDetector) -> str:
 def _activation_forward(model: BaseDetector, images: Tensor) -> object:
     """Run backbone, neck and the dense head, or the transformer; heads on proposals are left out, of unknown number."""
     head = getattr(model, "rpn_head" if isinstance(model, TwoStageDetector) else "bbox_head", None)
-    needed = [] if head is None else signature(head.forward).parameters.values()
-    if head is not None and len([one for one in needed if one.default is one.empty]) == 1:
+    if head is not None and _takes_features_alone(head):
         features = model.extract_feat(images)
+        _run_heads_on_proposals(model, features)
         return features, head(features)
     return model(**_dummy_batch(model, images, True))  # a transformer, whose queries in training depend on the boxes
+
+
+def _takes_features_alone(head: nn.Module) -> bool:
+    needed = signature(head.forward).parameters.values()
+    return len([one for one in needed if one.default is one.empty]) == 1
+
+
+def _run_heads_on_proposals(model: Any, features: Sequence[Tensor]) -> None:
+    """Run the box and mask heads that take pooled features alone once, so that layers that do not fit are found."""
+    roi_head = getattr(model, "roi_head", None)
+    if getattr(roi_head, "with_shared_head", False):  # it changes what they get
+        return
+    for kind in ("bbox", "mask"):
+        heads = _stages(getattr(roi_head, f"{kind}_head", None))
+        extractors: list[Any] = [*_stages(getattr(roi_head, f"{kind}_roi_extractor", None))]
+        for extractor, head in zip(extractors, heads, strict=False):
+            known = isinstance(extractor, SingleRoIExtractor) and isinstance(head, BBoxHead | FCNMaskHead)
+            if known and _takes_features_alone(head):
+                height, width = extractor.roi_layers[0].output_size
+                with torch.no_grad():
+                    head(features[0].new_zeros((2, extractor.out_channels, height, width)))
 
 
 def _dummy_batch(model: BaseDetector, images: Tensor, training: bool) -> dict[str, Any]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from analysis.benchmark.networks import ThroughputResult
     from analysis.benchmark.request import BenchmarkRequest
+    from analysis.benchmark.timing import WorkComparison
 
     Output = tuple[dict[str, Any] | list[dict[str, Any]], Figure | None]  # for --json and --plot
 
@@ -33,7 +34,8 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Measure speed beside other libraries, in turns.")
     commands = parser.add_subparsers(
-        required=True, metavar="{network,model,loading,detection,checkpointing,fcmae,corruptions,scaling,roofline}"
+        required=True,
+        metavar="{network,model,loading,detection,checkpointing,fcmae,corruptions,scaling,roofline,frozen}",
     )
 
     def add(name: str, run: object, summary: str, rounds: int) -> argparse.ArgumentParser:
@@ -82,6 +84,11 @@ def parse() -> argparse.Namespace:
     roofline.add_argument("name", metavar="NAME", help="a registered backbone")
     roofline.add_argument("--train", action="store_true", help="forward and backward instead of forward")
     add_step_options(roofline)
+    frozen = add(
+        "frozen", run_frozen, "a training step with a frozen backbone against a tuned one; stored features", 10
+    )
+    frozen.add_argument("name", metavar="CONFIG", help="a config file")
+    add_step_options(frozen)
     return parser.parse_args()
 
 
@@ -244,7 +251,7 @@ def run_detection(args: argparse.Namespace) -> "Output":
 
     from analysis.benchmark import detection
 
-    measures: dict[str, Callable[[], tuple[detection.DetectionComparison, ...]]] = {
+    measures: dict[str, Callable[[], tuple[WorkComparison, ...]]] = {
         "evaluation": lambda: (detection.compare_evaluation(args.images, args.rounds),),
         "masks": lambda: detection.compare_masks(request.shape, args.rounds),
         "step": lambda: (detection.compare_step(request),),
@@ -305,6 +312,19 @@ def run_roofline(args: argparse.Namespace) -> "Output":
     result = measure_roofline(replace(step_request(args), train=args.train))
     print(result.as_text())
     return result.as_dict(), None
+
+
+def run_frozen(args: argparse.Namespace) -> "Output":
+    """Measure what a frozen backbone saves, and what its features on disk would."""
+    from analysis.benchmark.frozen import measure_frozen
+    from analysis.benchmark.request import benchmark_environment
+
+    request = step_request(args)
+    comparisons = measure_frozen(request)
+    environment = benchmark_environment(request)
+    print("\n".join(f"{key}: {value}" for key, value in environment.items()))
+    print("\n".join(f"\n{comparison}" for comparison in comparisons))
+    return {"place": environment, "comparisons": [one.as_dict() for one in comparisons]}, None
 
 
 def step_request(args: argparse.Namespace) -> "BenchmarkRequest":

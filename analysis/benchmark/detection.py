@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import copy
 import logging
-import statistics
 import time
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,7 +35,7 @@ from analysis.benchmark.models import build_random_model, model_step
 from analysis.benchmark.peers import OUR_SIDE
 from analysis.benchmark.request import BenchmarkRequest
 from analysis.benchmark.synthetic_detections import SyntheticScene, draw_mask_logits, draw_scenes, write_annotations
-from analysis.benchmark.timing import MismatchError, Speedup, quartiles, relative_error, take_turns, warm_up
+from analysis.benchmark.timing import MismatchError, WorkComparison, relative_error, take_turns, warm_up
 from backbones.errors import ConfigError
 from backbones.layouts import from_ours
 from detection.coco_metric import IOU_TYPES, FastCocoMetric
@@ -50,49 +49,15 @@ AP_TOLERANCE = 1e-6
 FEATURE_TOLERANCE = 1e-5  # relative, in float32
 
 
-@dataclass(frozen=True)
-class DetectionComparison:
-    """Times of one kind of work.
-
-    Attributes:
-        work: The work in words.
-        same: Evidence that the outputs of all sides are equal, in words.
-        seconds: Seconds of each side in each round, ours first.
-    """
-
-    work: str
-    same: str
-    seconds: dict[str, tuple[float, ...]]
-
-    def as_dict(self) -> dict[str, Any]:
-        """The comparison as plain data."""
-        ours = self.seconds[OUR_SIDE]
-        sides = {
-            name: {"seconds": list(taken), "median": statistics.median(taken)} | Speedup.between(ours, taken).as_dict()
-            for name, taken in self.seconds.items()
-        }
-        return {"work": self.work, "same": self.same, "sides": sides}
-
-    def __str__(self) -> str:
-        row = "  {:44} {:>10} {:>17} {:>20}"
-        lines = [self.work, f"  {self.same}", row.format("", "s", "quartiles", "ours is x faster").rstrip()]
-        ours = self.seconds[OUR_SIDE]
-        for name, taken in self.seconds.items():
-            speedup = "" if name == OUR_SIDE else str(Speedup.between(ours, taken))
-            between = "{:.3f}-{:.3f}".format(*quartiles(taken))
-            lines.append(row.format(name, f"{statistics.median(taken):.3f}", between, speedup).rstrip())
-        return "\n".join(lines)
-
-
 def _time(
     work: str, same: str, steps: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float]
-) -> DetectionComparison:
+) -> WorkComparison:
     for step in steps.values():
         warm_up(step, 1)
-    return DetectionComparison(work, same, take_turns(steps, rounds, clock=clock))
+    return WorkComparison(work, same, take_turns(steps, rounds, clock=clock))
 
 
-def compare_evaluation(images: int, rounds: int, clock: Callable[[], float] = time.perf_counter) -> DetectionComparison:
+def compare_evaluation(images: int, rounds: int, clock: Callable[[], float] = time.perf_counter) -> WorkComparison:
     """Time the AP of boxes and masks, from a detector's predictions and the annotation file to the numbers.
 
     Args:
@@ -185,7 +150,7 @@ def _quietly(function: Callable[..., Any], *args: Any) -> Any:
 
 def compare_masks(
     shape: tuple[int, int], rounds: int, clock: Callable[[], float] = time.perf_counter
-) -> tuple[DetectionComparison, DetectionComparison]:
+) -> tuple[WorkComparison, WorkComparison]:
     """Time pasting a mask head's logits of 100 detections into the image, and encoding these masks by run length.
 
     Args:
@@ -231,7 +196,7 @@ def _paster(
     return paste
 
 
-def compare_step(request: BenchmarkRequest, clock: Callable[[], float] = time.perf_counter) -> DetectionComparison:
+def compare_step(request: BenchmarkRequest, clock: Callable[[], float] = time.perf_counter) -> WorkComparison:
     """Time a training step, without the optimizer, beside stock mmdet with timm's backbone.
 
     Where mmcv's compiled ops are missing, both sides use the same replacements (:mod:`engine.mmcv_ops`).

@@ -55,6 +55,40 @@ class Speedup:
         return "{:.2f} ({:.2f}-{:.2f})".format(self.median, *self.quartiles)
 
 
+@dataclass(frozen=True)
+class WorkComparison:
+    """Times of one kind of work.
+
+    Attributes:
+        work: The work in words.
+        same: Evidence that the outputs of all sides are equal, or what else is known of them, in words.
+        seconds: Seconds of each side in each round; the others are compared with the first.
+    """
+
+    work: str
+    same: str
+    seconds: dict[str, tuple[float, ...]]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The comparison as plain data."""
+        ours = next(iter(self.seconds.values()))
+        sides = {
+            name: {"seconds": list(taken), "median": statistics.median(taken)} | Speedup.between(ours, taken).as_dict()
+            for name, taken in self.seconds.items()
+        }
+        return {"work": self.work, "same": self.same, "sides": sides}
+
+    def __str__(self) -> str:
+        first, ours = next(iter(self.seconds.items()))
+        row = "  {:44} {:>10} {:>17} {:>20}"
+        lines = [self.work, f"  {self.same}", row.format("", "s", "quartiles", f"{first} is x faster").rstrip()]
+        for name, taken in self.seconds.items():
+            speedup = "" if name == first else str(Speedup.between(ours, taken))
+            between = "{:.3f}-{:.3f}".format(*quartiles(taken))
+            lines.append(row.format(name, f"{statistics.median(taken):.3f}", between, speedup).rstrip())
+        return "\n".join(lines)
+
+
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
     """Ratio of their time to ours in each round."""
     return [their / our for our, their in zip(ours, theirs, strict=True)]

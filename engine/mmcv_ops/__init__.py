@@ -4,6 +4,6 @@ Call :func:`install` before the first import of ``mmcv.ops``, mmdet or mmseg, as
 ``segmentation`` do. Every op can then be imported; one without a stand-in raises :class:`MissingOpError` when called.
 """
 
-from engine.mmcv_ops.extension import MissingOpError, install
+from engine.mmcv_ops.extension import MissingOpError, check_layers, install
 
-__all__ = ["MissingOpError", "install"]
+__all__ = ["MissingOpError", "check_layers", "install"]

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from backbones.errors import MachineError
 from engine.mmcv_ops.unserved import UNSERVED_OPS
@@ -40,6 +40,7 @@ OP_MODULES = (
     "sync_bn",
 )
 VERSION_FUNCTIONS = ("get_compiler_version", "get_compiling_cuda_version")  # asked for by mmcv.utils.collect_env
+MAX_POOLING = 'roi_align(pool_mode="max")'
 _EXTENSION = "mmcv._ext"
 # Packages that bind dummies at import time when mmcv.ops cannot be imported.
 _EARLY_BINDING_PACKAGES = ("mmdet.models", "mmdet.structures", "mmseg.models")
@@ -65,6 +66,27 @@ def missing_op(op: str) -> MissingOpError:
         "--no-build-isolation --no-cache-dir --no-deps --force-reinstall --no-binary onedl-mmcv "
         f"onedl-mmcv=={mmcv.__version__}"
     )
+
+
+def check_layers(model: nn.Module) -> None:
+    """Refuse a model with a layer of mmcv whose op is missing here, before its first step would.
+
+    Args:
+        model: Built model; it is not run.
+
+    Raises:
+        MissingOpError: With the op.
+    """
+    if not isinstance(sys.modules.get(_EXTENSION), _StandIn):
+        return
+    for layer in model.modules():
+        package, _, module = type(layer).__module__.rpartition(".")
+        if package != "mmcv.ops":
+            continue
+        for op in {f"{module}_forward", module} & UNSERVED_OPS.keys():
+            raise missing_op(op)
+        if module == "roi_align" and layer.pool_mode == "max":
+            raise missing_op(MAX_POOLING)
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:

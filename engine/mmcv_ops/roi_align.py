@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from engine.mmcv_ops.extension import at_least_float32, missing_op
+from engine.mmcv_ops.extension import MAX_POOLING, at_least_float32, missing_op
 from engine.mmcv_ops.roi_gradient import roi_align_gradient
 
 __all__ = ["roi_align_backward", "roi_align_forward"]
@@ -45,7 +45,7 @@ def roi_align_forward(
         MissingOpError: If max pooling is asked for.
     """
     if pool_mode == _MAX_POOLING:
-        raise missing_op('roi_align(pool_mode="max")')
+        raise missing_op(MAX_POOLING)
     features = at_least_float32(input)
     pooled = torch.ops.torchvision.roi_align(
         features, rois.to(features.dtype), spatial_scale, aligned_height, aligned_width, sampling_ratio, aligned

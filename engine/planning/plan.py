@@ -20,6 +20,7 @@ from engine.config.datasets import is_wrapper
 from engine.config.load import Resolved
 from engine.config.schema import is_number
 from engine.config.world import Launch
+from engine.mmcv_ops import check_layers
 from engine.optim.param_groups import GroupRow, LayerDecayConstructor, group_rows, groups_of_config
 from engine.optim.schedules import WARM_UP_SHARE, LinearWarmUpLR, Placed, stated_schedules
 from engine.planning.memory import Memory, autocast_dtype, check_last_batch, estimate_memory
@@ -156,11 +157,13 @@ def training_plan(resolved: Resolved, launch: Launch) -> TrainingPlan:
 
     Raises:
         ConfigError: If the model does not build, or groups or schedules contradict themselves.
+        MissingOpError: If the model needs an op of mmcv that is missing here.
     """
     cfg = resolved.cfg
     assert resolved.plan is not None, "resolved for testing"
     task_of(cfg).check_training(cfg, resolved.plan.per_process)
     model = build_on_meta(cfg)
+    check_layers(model)
     peak = float(cfg.optim_wrapper.optimizer.lr)
     rows: list[GroupRow] = []
     if cfg.optim_wrapper.get("constructor") == LayerDecayConstructor.__name__:

@@ -138,3 +138,59 @@ def test_a_place_for_drawings_that_is_none(tool: Any, weights: Path, tmp_path: P
     ended = tool("predict.py", CONFIG["classifier"], weights, tmp_path / "image.png", "--out", tmp_path / out)
     assert_one_line(ended, "--out")
     assert contents(tmp_path) == before
+
+
+LIBRARIES = {  # base, what its model states, what the line says
+    "a box head of other channels": (
+        "mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py",
+        "roi_head=dict(bbox_head=dict(in_channels=128))",
+        "model.roi_head.bbox_head.shared_fcs.0 takes 6272 channels and gets 12544: correct in_channels of",
+    ),
+    "an op that is not served": (
+        "mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py",
+        'roi_head=dict(bbox_roi_extractor=dict(roi_layer=dict(type="RoIAlignRotated")))',
+        "mmcv op 'roi_align_rotated_forward' (for rotated boxes) is missing: ",
+    ),
+    "a form of an op that is not served": (
+        "mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py",
+        'roi_head=dict(bbox_roi_extractor=dict(roi_layer=dict(pool_mode="max")))',
+        "mmcv op 'roi_align(pool_mode=\"max\")' is missing: ",
+    ),
+}
+
+
+def library_config(file: Path, base: str, settings: str = "") -> Path:
+    """A config of mmdet on one of our backbones, and nothing at its data's place."""
+    lines = [
+        f"_base_ = [{base!r}]",
+        'custom_imports = dict(imports=["detection"])',
+        'classes = "coco"',
+        f"data_root = {str(file.parent / 'absent')!r}",
+        "batch = dict(size=2, per_gpu=2)",
+        f'model = dict(backbone=dict(type="convnext_atto"), {settings})',
+    ]
+    file.write_text("\n".join(lines))
+    return file
+
+
+@pytest.mark.parametrize("flag", [[], ["--dry-run"]], ids=["train", "dry-run"])
+@pytest.mark.parametrize("what", LIBRARIES)
+def test_a_model_of_a_library_that_cannot_train(tool: Any, tmp_path: Path, what: str, flag: list[str]) -> None:
+    base, settings, line = LIBRARIES[what]
+    config = library_config(tmp_path / "own.py", base, settings)
+    ended = tool("train.py", config, "--work-dir", tmp_path / "work", *flag)
+    assert_one_line(ended, line, "in_channels" if "channels" in what else "MMCV_WITH_OPS=1 pip install")
+
+
+def test_a_config_of_a_library_whose_data_set_is_absent(tool: Any, tmp_path: Path) -> None:
+    config = library_config(tmp_path / "own.py", "mmdet::atss/atss_r50_fpn_1x_coco.py")
+    options = ["--work-dir", tmp_path / "work"]
+    ended = tool("train.py", config, *options)
+    assert_one_line(ended, f"train data: '{tmp_path / 'absent'}' does not exist", "--cfg-options data_root=FOLDER")
+    ended = tool("train.py", config, *options, "--dry-run")
+    assert (ended.code, ended.err) == (0, "")
+    assert "memory: about" in ended.out
+    config.write_text(config.read_text().replace('"coco"', '"lvis"'))
+    for flag in ([], ["--dry-run"]):
+        ended = tool("train.py", config, *options, *flag)
+        assert_one_line(ended, "classes='lvis' is neither a file with one name per line nor one of ")

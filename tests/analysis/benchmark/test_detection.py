@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from analysis.benchmark import detection
-from analysis.benchmark.detection import DetectionComparison, compare_evaluation, compare_masks, compare_step
+from analysis.benchmark.detection import compare_evaluation, compare_masks, compare_step
 from analysis.benchmark.request import BenchmarkRequest
 from analysis.benchmark.synthetic_detections import draw_scenes
-from analysis.benchmark.timing import MismatchError
+from analysis.benchmark.timing import MismatchError, WorkComparison
 from backbones import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -94,7 +94,7 @@ def test_a_backbone_that_timm_does_not_have() -> None:
 
 
 def test_ratios_are_those_of_rounds() -> None:
-    found = DetectionComparison("work", "same", {"ours": (1.0, 2.0, 4.0), "other": (2.0, 6.0, 4.0)})
+    found = WorkComparison("work", "same", {"ours": (1.0, 2.0, 4.0), "other": (2.0, 6.0, 4.0)})
     assert found.as_dict()["sides"]["other"]["ours_is_times_faster"] == 2.0
     assert "2.00 (1.50-2.50)" in str(found)
 
