@@ -85,6 +85,18 @@ model = dict(decoder_dim=32, backbone=dict(drop_path_rate=0.5))
 train_cfg = dict(max_epochs=3)
 param_scheduler = [dict(type="CosineAnnealingLR", T_max=3, by_epoch=True, convert_to_iter_based=True)]
 """,
+    "panoptic": """
+_base_ = {configs!r} + "/detection/mask2former_panoptic_digits.py"
+data_root = {data!r} + "/coco"
+batch = dict(size=2, per_gpu=2)
+model = dict(
+    backbone=dict(depths=(1, 1, 1, 1), dims=(8, 8, 16, 16), drop_path_rate=0.5),
+    panoptic_head=dict(pixel_decoder=dict(encoder=dict(num_layers=1)), transformer_decoder=dict(num_layers=1)),
+    train_cfg=dict(num_points=256),
+)
+train_cfg = dict(max_epochs=1, val_interval=1)
+param_scheduler = [dict(type="MultiStepLR", milestones=[4], by_epoch=False)]
+""",
     "segmentor": """
 _base_ = {configs!r} + "/segmentation/upernet_digits.py"
 data_root = {data!r} + "/ade"
@@ -100,6 +112,7 @@ default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=1, by_epo
 # Beside those above.
 HOOKS = {"autoencoder": 'custom_hooks.append(dict(type="ReconstructionHook", count=2))\n'}
 # What is the same for all tasks is tried with the quickest, and the ways to stop with one that accumulates too.
+WHOLE_TASKS = [name for name in TASKS if name != "panoptic"]
 ONE_TASK = pytest.mark.parametrize("task", ["classifier"], indirect=True, scope="module")
 TWO_TASKS = pytest.mark.parametrize("task", ["classifier", "autoencoder"], indirect=True, scope="module")
 NOT_TIME = ("time", "eta", "memory")
@@ -107,7 +120,7 @@ NOT_TIME = ("time", "eta", "memory")
 Train = Callable[..., Any]
 
 
-@pytest.fixture(scope="module", params=list(TASKS))
+@pytest.fixture(scope="module", params=WHOLE_TASKS)
 def task(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -202,6 +215,14 @@ def test_killed_at_a_step(train: Train, whole: Path, tmp_path: Path) -> None:
     for number, moment in enumerate(({"DIE_WRITING": "4"}, {"DIE_WRITING": "5"}, {})):
         ended = train(tmp_path, *(["--resume"] if number else []), workers=2 * (number % 2), **moment)
         assert ended.code == (-signal.SIGKILL if moment else 0), ended.err
+    assert_same_run(tmp_path, whole)
+
+
+@pytest.mark.parametrize("task", ["panoptic"], indirect=True, scope="module")
+def test_a_panoptic_training_killed_at_a_step(train: Train, whole: Path, tmp_path: Path) -> None:
+    """Mask2Former draws points and matches queries to segments."""
+    assert train(tmp_path, DIE_WRITING="3").code == -signal.SIGKILL
+    assert train(tmp_path, "--resume").code == 0
     assert_same_run(tmp_path, whole)
 
 
