@@ -136,7 +136,7 @@ class StudyStorage:
             write_json(note, {"study": self.file.name, "owner": self.owner, "hours": hours})
         except OSError as error:
             problem = f"{str(note)!r} cannot be written ({error.strerror or error})"
-            raise MachineError(f"{problem}: mend that, then go on with --resume") from error
+            raise MachineError(f"{problem}: fix that, then go on with --resume") from error
 
     def trials(self) -> list[FrozenTrial]:
         """All trials of the study."""

@@ -130,7 +130,7 @@ def test_two_studies_in_one_folder_are_refused(sweep: Any, tmp_path: Path) -> No
 def test_a_note_that_cannot_be_written_is_named(sweep: Any, tmp_path: Path) -> None:
     (sweep.work_dir / CONTROLLER).mkdir(parents=True)
     study = read_study_file(write_study(tmp_path, seeds=1))
-    with pytest.raises(MachineError, match=r"controller.json' cannot be written \(Is a directory\): mend that"):
+    with pytest.raises(MachineError, match=r"controller.json' cannot be written \(Is a directory\): fix that"):
         StudyStorage(study, sweep.work_dir, resume=True)
 
 
