@@ -23,6 +23,7 @@ from backbones.errors import ConfigError, DataError, UserError, describe_error
 from backbones.files import NO_SPACE_ERRNOS
 from engine.data.checker import build_checkers
 from engine.data.image_files import PILLOW_ERRORS, DamagedImageError
+from engine.launch.heartbeat import HEARTBEAT, Phase
 from engine.launch.leftovers import process_folder
 from engine.prediction.images import NamedImage
 from engine.prediction.panel_visualizer import without_legend
@@ -135,6 +136,7 @@ def predict_images(
     """
     output.check()
     out, name = output.folder, output.result_format
+    HEARTBEAT.configure(str(out), cfg.get("env_cfg", {}).get("patience", 0.0))
     make_folder(out)
     if any(image.path.parent.samefile(out) for image in images if image.path.parent.is_dir()):
         raise ConfigError(f"the drawings would overwrite the images in {str(out)!r}: choose another folder with --out")
@@ -151,8 +153,9 @@ def predict_images(
     # Joined now: at the end one process may wait for hours for the others.
     group = dist.new_group(backend="gloo", timeout=LONGEST_WAIT) if output.processes > 1 else None
     yield from _Share(cfg, model, visualizer, output, writer, done).predict(images)
-    if group is not None:
+    if group is not None:  # still in the last batch: one that waits is no longer expected to move
         dist.monitored_barrier(group, timeout=LONGEST_WAIT)
+    HEARTBEAT.enter(Phase.SAVING)
     if output.rank:
         return
     if writer is not None:
@@ -193,7 +196,9 @@ class _Share:
         videos = [image for image in images if image.is_video]
         others = [image for image in images if not image.is_video]
         batches = [others[start : start + size] for start in range(0, len(others), size)]
-        for batch in [*batches, *([video] for video in videos)][self.output.rank :: self.output.processes]:
+        own = [*batches, *([video] for video in videos)][self.output.rank :: self.output.processes]
+        for number, batch in enumerate(own, 1):
+            HEARTBEAT.enter(Phase.BATCH, f"prediction, batch {number} of {len(own)}")
             missing = [image for image in batch if not self._is_done(image)]
             if missing and missing[0].is_video:
                 yield from self._predict_video(missing[0])
@@ -267,6 +272,7 @@ class _Share:
         self, video: NamedImage, frames: list[tuple[int, np.ndarray]], folder: Path, drawn: VideoFile | None
     ) -> None:
         """Predict some frames, which go through files: a pipeline begins at one."""
+        HEARTBEAT.enter(Phase.BATCH, f"prediction, frame {frames[0][0]} of {video.file}")
         items = {}
         for number, frame in frames:
             path = folder / f"{number:06d}.bmp"
