@@ -114,7 +114,7 @@ MISTAKES: dict[tuple[str, str], tuple[str, ...]] = {
     ("segmentor", "val_evaluator.iou_metric=[mIoU]"): ("val_evaluator: ClassIoUMetric", "iou_metrics"),
     # Visualizer, log and the rest
     ("classifier", "visualizer.type=ClassificationVisualiser"): ("visualizer", "ClassificationVisualizer"),
-    ("detector", "visualizer.line_widht=2"): ("visualizer", "line_width"),
+    ("detector", "visualizer.save_dri=x"): ("visualizer", "save_dir"),
     ("classifier", "visualizer.vis_backends.0.type=LocalVisBackends"): ("vis_backends.0", "LocalVisBackend"),
     ("segmentor", "visualizer.vis_backends.1.savedir=x"): ("visualizer.vis_backends.1", "save_dir"),
     ("classifier", "log_processor={'window_sise':5}"): ("log_processor", "window_size"),

@@ -241,7 +241,8 @@ def test_a_stream_goes_on_from_any_batch(samples: int, size: int, start: int, se
     assert [[int(draw) for draw in batch] for batch in batches] == [[index for index, _ in batch] for batch in whole]
 
 
-POSITION = st.builds(Position, st.integers(0, 99), st.integers(0, 99), st.sampled_from(Phase), st.floats(0, 1e4))
+COUNT = st.integers(0, 99)
+POSITION = st.builds(Position, COUNT, COUNT, COUNT, st.sampled_from(Phase), st.floats(0, 1e4))
 
 
 @modest
@@ -262,7 +263,7 @@ def test_the_detection_of_a_hang_needs_no_order(looks: list[tuple[float, dict[in
             guilty = find_causes(late)
             assert guilty
             assert len(describe_hang(late).splitlines()) == 1
-            assert min(status.steps for status in late) == guilty[0].steps
+            assert min(status.progress for status in late) == guilty[0].progress
 
 
 SIDE = st.integers(1, 400)

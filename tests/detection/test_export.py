@@ -118,9 +118,10 @@ def test_pasted_masks(agnostic: bool, count: int) -> None:
 
 @pytest.mark.parametrize("settings", [{"nms_pre": 30}, {"nms_pre": -1, "min_bbox_size": 4}])
 def test_proposals(settings: dict[str, Any]) -> None:
-    head = RPNHead(in_channels=4, feat_channels=4, anchor_generator=ANCHORS)
+    torch.manual_seed(0)
+    head = RPNHead(in_channels=4, feat_channels=64, anchor_generator=ANCHORS)
     generator = torch.Generator().manual_seed(0)
-    maps = [torch.randn(1, 4, *size, generator=generator) * 9 for size in ((12, 16), (6, 8), (3, 4))]
+    maps = [torch.randn(1, 4, *size, generator=generator) for size in ((12, 16), (6, 8), (3, 4))]
     cfg = ConfigDict({"nms": {"type": "nms", "iou_threshold": 0.7}, "max_per_img": 50, **settings})
     metas = [{"img_shape": (48, 64)}]
     found, expected = both_ways(lambda: head.predict_by_feat(*head(maps), batch_img_metas=metas, cfg=cfg))

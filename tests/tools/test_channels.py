@@ -27,6 +27,7 @@ train_dataloader = dict(num_workers=0)
 val_dataloader = dict(num_workers=0)
 """,
     "detection": """
+model.update(test_cfg=dict(rcnn=dict(score_thr=0.0)))
 train_cfg = dict(max_epochs=1, val_interval=1)
 train_dataloader = dict(num_workers=0)
 val_dataloader = dict(num_workers=0)
@@ -163,7 +164,8 @@ def test_other_numbers_of_channels_through_the_tools(task: str, channels: int, t
     assert counted.code == 0, counted.err
     exported = tool("export.py", config, checkpoint, "--format", "onnx", "--out", tmp_path / "network.onnx")
     assert exported.code == 0, exported.err
-    assert f"takes normalised images (N, {channels}, H, W)" in exported.out
+    count = 1 if task == "detection" else "N"
+    assert f"takes normalised images ({count}, {channels}, H, W)" in exported.out
 
 
 @pytest.mark.parametrize("channels", [1, 4])
