@@ -73,7 +73,8 @@ class Position(NamedTuple):
 
     def __str__(self) -> str:
         name = _PHASE_NAMES[self.phase]
-        return f"{self.place} ({name})" if self.place else name
+        place = " ".join(self.place.split())  # names of files may have line breaks
+        return f"{place} ({name})" if place else name
 
 
 class Heartbeat:

@@ -242,7 +242,7 @@ def test_a_stream_goes_on_from_any_batch(samples: int, size: int, start: int, se
 
 
 COUNT = st.integers(0, 99)
-POSITION = st.builds(Position, COUNT, COUNT, COUNT, st.sampled_from(Phase), st.floats(0, 1e4))
+POSITION = st.builds(Position, COUNT, COUNT, COUNT, st.sampled_from(Phase), st.floats(0, 1e4), st.text(max_size=9))
 
 
 @modest
