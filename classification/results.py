@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
+from engine.prediction.images import NamedImage
 from engine.prediction.predictor import Prediction
-from engine.prediction.result_files import PROBABILITIES, ListingWriter, ResultRequest, TableWriter
+from engine.prediction.result_files import PROBABILITIES, ListWriter, ResultRequest, ResultWriter, TableWriter
 
 
 class ClassPrediction(Prediction):
@@ -38,35 +39,48 @@ class ClassPrediction(Prediction):
         return [(self.classes[label], value) for value, label in zip(values.tolist(), labels.tolist(), strict=True)]
 
 
-def _entry(sample: dict[str, Any], request: ResultRequest) -> dict[str, Any]:
-    """Entry of an image in the list of predictions."""
-    label, scores = int(sample["pred_label"]), sample["scores"].tolist()
-    classes = request.cfg.test_dataloader.dataset.metainfo["classes"]
-    entry = {"class": classes[label], "class_id": label, "probability": scores[label]}
-    return entry | ({"probabilities": scores} if request.probabilities else {})
-
-
-def _rows(sample: dict[str, Any], request: ResultRequest) -> list[list[Any]]:
-    """Row of an image in the table."""
-    entry = _entry(sample, request)
-    every = [f"{value:.4f}" for value in entry.get("probabilities", ())]
-    return [[entry["class"], f"{entry['probability']:.4f}", entry["class_id"], *every]]
-
-
-def prediction_table(request: ResultRequest) -> TableWriter:
-    """Return the writer of a table with the most probable class of each image, by choice with the probabilities of all.
+class _ClassWriter(ResultWriter):
+    """What the formats of a classifier have in common.
 
     Args:
         request: Config, folder and choices.
     """
-    classes = request.cfg.test_dataloader.dataset.metainfo["classes"] if request.probabilities else ()
-    return TableWriter(request, ("class", "probability", "class_id", *classes), _rows, (PROBABILITIES,))
+
+    options = (PROBABILITIES,)
+
+    def entry(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """The most probable class of an image, by choice with the probabilities of all."""
+        label, scores = int(sample["pred_label"]), sample["scores"].tolist()
+        entry = {"class": self.classes[label], "class_id": label, "probability": scores[label]}
+        return entry | ({"probabilities": scores} if self.request.probabilities else {})
 
 
-def prediction_list(request: ResultRequest) -> ListingWriter:
-    """Return the writer of a list with the most probable class of each image, by choice with the probabilities of all.
+class ClassTable(_ClassWriter, TableWriter):
+    """Writes ``predictions.csv``: the most probable class of each image, by choice with the probabilities of all.
 
     Args:
         request: Config, folder and choices.
     """
-    return ListingWriter(request, _entry, (PROBABILITIES,))
+
+    def __init__(self, request: ResultRequest) -> None:
+        super().__init__(request)
+        self.header = ("class", "probability", "class_id", *(self.classes if request.probabilities else ()))
+
+    def write(self, sample: dict[str, Any], image: NamedImage | None) -> Any:
+        """Return the row of an image."""
+        entry = self.entry(sample)
+        every = [f"{value:.4f}" for value in entry.get("probabilities", ())]
+        row = [entry["class"], f"{entry['probability']:.4f}", entry["class_id"], *every]
+        return [[self.location(sample, image), *row]]
+
+
+class ClassList(_ClassWriter, ListWriter):
+    """Writes ``predictions.json``: the most probable class of each image, by choice with the probabilities of all.
+
+    Args:
+        request: Config, folder and choices.
+    """
+
+    def write(self, sample: dict[str, Any], image: NamedImage | None) -> Any:
+        """Return the entry of an image, which begins with its ``file_name``."""
+        return {"file_name": self.file_name(sample, image), **self.entry(sample)}

@@ -14,7 +14,7 @@ from torch import Tensor
 from backbones.errors import ConfigError, DataError
 from classification.data import class_folders, folder_fix
 from classification.model import ImageClassifier
-from classification.results import ClassPrediction, prediction_list, prediction_table
+from classification.results import ClassList, ClassPrediction, ClassTable
 from classification.stored import stored_names
 from classification.suites import CLASSIFIER_ROBUSTNESS
 from engine.config.classes import class_names
@@ -101,7 +101,7 @@ CLASSIFICATION = register_task(
             "imagenet-1k": NamedClasses(partial(_imagenet_names, "imagenet-1k"), 1_281_167),
             "imagenet-22k": NamedClasses(partial(_imagenet_names, "imagenet-22k"), 14_197_122),
         },
-        result_formats={"csv": prediction_table, "json": prediction_list},
+        result_formats={"csv": ClassTable, "json": ClassList},
         predicted_fields=("scores", "pred_label", "gt_label", "loss"),
         prediction=ClassPrediction,
         data_classes=_folder_names,

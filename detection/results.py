@@ -21,14 +21,12 @@ from engine.prediction.images import NamedImage
 from engine.prediction.polygons import joined_polygon, labelme_file, labelme_shape, mask_polygons
 from engine.prediction.predictor import Prediction
 from engine.prediction.result_files import (
-    LIST_FILE,
     MIN_SCORE,
-    TABLE_FILE,
+    ListWriter,
     ResultRequest,
     ResultWriter,
+    TableWriter,
     write_json_file,
-    write_json_lists,
-    write_table,
     write_zip,
     written_list,
     written_text,
@@ -199,7 +197,7 @@ class CocoResults(DetectionWriter):
             write_json_file(self.folder / "images.json", self.listed(images))
 
 
-class ObjectList(DetectionWriter):
+class ObjectList(DetectionWriter, ListWriter):
     """Writes ``predictions.json``: for each image the objects with class, score, box and mask.
 
     Args:
@@ -216,28 +214,21 @@ class ObjectList(DetectionWriter):
             objects.append(entry)
         return {**self.entry(sample, image), "objects": objects}
 
-    def finish(self, records: Iterable[Any]) -> None:
-        """Write the file."""
-        write_json_lists(self.folder / LIST_FILE, {"classes": self.classes}, "images", records)
 
-
-class ObjectTable(DetectionWriter):
+class ObjectTable(DetectionWriter, TableWriter):
     """Writes ``predictions.csv``: a row for each object with class, score and box.
 
     Args:
         request: Config, folder and choices.
     """
 
+    header = ("class", "class_id", "score", "left", "top", "right", "bottom")
+
     def write(self, sample: dict[str, Any], image: NamedImage | None) -> Any:
         """Return the rows of an image."""
         name = self.location(sample, image)
         rows = self.corners(self.found(sample))
         return [[name, self.classes[label], label, round(score, 6), *corners] for label, score, corners in rows]
-
-    def finish(self, records: Iterable[Any]) -> None:
-        """Write the table."""
-        header = ("image", "class", "class_id", "score", "left", "top", "right", "bottom")
-        write_table(self.folder / TABLE_FILE, header, (row for rows in records for row in rows))
 
 
 class LabelmeFiles(DetectionWriter):

@@ -82,8 +82,8 @@ class DetectionVisualizer(PanelVisualizer):
 
     def _instances_panel(self, image: np.ndarray, instances: InstanceData) -> Panel:
         """Draw instances, the large masks first."""
-        labels = instances.labels.tolist()
-        shades, colours = instance_colours(labels, self.colours), [self.colours[label] for label in labels]
+        labels, palette, classes = instances.labels.tolist(), self.colours, self.classes
+        shades, colours = instance_colours(labels, palette), [palette[label] for label in labels]
         boxes = [Box(*row) for row in get_box_tensor(instances.bboxes).reshape(-1, 4).tolist()]
         picture, size = image.copy(), font_size(*image.shape[:2])
         line = max(1, round(size * LINE_RATIO))
@@ -96,7 +96,7 @@ class DetectionVisualizer(PanelVisualizer):
         for box, colour in zip(boxes, colours, strict=True):
             corners = np.round(box).astype(int).tolist()
             cv2.rectangle(picture, corners[:2], corners[2:], colour, line)
-        names = [self.classes[label] for label in labels]
+        names = [classes[label] for label in labels]
         if "scores" in instances:
             scores = instances.scores.tolist()
             names = [f"{name} {100 * score:.0f}" for name, score in zip(names, scores, strict=True)]
@@ -104,13 +104,14 @@ class DetectionVisualizer(PanelVisualizer):
 
     def _segments_panel(self, image: np.ndarray, segments: np.ndarray) -> Panel:
         """Draw panoptic segments, (H, W), of mmdet's numbers: class plus ``INSTANCE_OFFSET`` times instance."""
-        numbers = [one for one in np.unique(segments).tolist() if one % INSTANCE_OFFSET < len(self.classes)]
+        classes = self.classes
+        numbers = [one for one in np.unique(segments).tolist() if one % INSTANCE_OFFSET < len(classes)]
         labels = [one % INSTANCE_OFFSET for one in numbers]
         picture, size, texts = image.copy(), font_size(*image.shape[:2]), []
         for number, label, shade in zip(numbers, labels, instance_colours(labels, self.colours), strict=True):
             mask = segments == number
             tint(picture, mask, shade)
-            texts.append(name_inside(mask, self.classes[label], size, shade))
+            texts.append(name_inside(mask, classes[label], size, shade))
         return Panel(letter(picture, [text for text in texts if text is not None]), sorted(set(labels)))
 
 

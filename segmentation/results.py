@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +13,18 @@ from pycocotools import mask as coco_masks
 from torch import Tensor
 
 from backbones.files import atomic_write
-from engine.config.classes import palette
+from engine.config.classes import class_colours
 from engine.prediction.images import NamedImage
 from engine.prediction.polygons import labelme_file, labelme_shape, mask_polygons, polygon_area
 from engine.prediction.predictor import Prediction
 from engine.prediction.result_files import (
-    LIST_FILE,
     PROBABILITIES,
-    TABLE_FILE,
+    ListWriter,
     ResultRequest,
     ResultWriter,
+    TableWriter,
     write_json_file,
-    write_json_lists,
     write_png,
-    write_table,
     write_zip,
 )
 from segmentation.data import without_suffix
@@ -145,8 +142,7 @@ class LabelPngs(SegmentationWriter):
         suffix = dataset.get("seg_map_suffix", ".png")
         self.suffix = suffix if suffix.lower().endswith(".png") else os.path.splitext(suffix)[0] + ".png"
         self.values = np.array(self.stored, np.uint8 if max(self.stored) < 256 else np.uint16)
-        colours = dataset["metainfo"].get("palette") or palette(self.classes)
-        self.colours = np.array(colours, np.uint8)
+        self.colours = np.array(class_colours(dataset["metainfo"]), np.uint8)
         self.coloured = self.folder.with_name(self.folder.name + COLOURED)
 
     def write_labels(self, labels: np.ndarray, name: str, sample: dict[str, Any], image: NamedImage | None) -> Any:
@@ -156,7 +152,7 @@ class LabelPngs(SegmentationWriter):
             write_png(self.place(name, ".png", self.coloured), self.colours[labels])
 
 
-class RegionList(SegmentationWriter):
+class RegionList(SegmentationWriter, ListWriter):
     """Writes ``predictions.json``: the classes of each image with their share and their mask as a run-length code.
 
     Args:
@@ -172,26 +168,19 @@ class RegionList(SegmentationWriter):
         height, width = labels.shape
         return {"file_name": self.file_name(sample, image), "height": height, "width": width, "segments": segments}
 
-    def finish(self, records: Iterable[Any]) -> None:
-        """Write the file."""
-        write_json_lists(self.folder / LIST_FILE, {"classes": self.classes}, "images", records)
 
-
-class RegionTable(SegmentationWriter):
+class RegionTable(SegmentationWriter, TableWriter):
     """Writes ``predictions.csv``: pixels and share of each class in each image.
 
     Args:
         request: Config, folder and choices.
     """
 
+    header = ("class", "class_id", "value", "pixels", "share")
+
     def write_labels(self, labels: np.ndarray, name: str, sample: dict[str, Any], image: NamedImage | None) -> Any:
         """Return the rows of an image."""
         return [[self.location(sample, image), *entry.values()] for entry, _ in self.regions(labels)]
-
-    def finish(self, records: Iterable[Any]) -> None:
-        """Write the table."""
-        header = ("image", "class", "class_id", "value", "pixels", "share")
-        write_table(self.folder / TABLE_FILE, header, (row for rows in records for row in rows))
 
 
 class RegionPolygons(SegmentationWriter):

@@ -28,8 +28,9 @@ class SegmentationVisualizer(PanelVisualizer):
         return self._panel(image, sample.pred_sem_seg) if "pred_sem_seg" in sample else None
 
     def _panel(self, image: np.ndarray, label_map: PixelData) -> Panel:
-        labels, colours, size = np.asarray(label_map.data)[0], self.colours, font_size(*image.shape[:2])
+        labels, size = np.asarray(label_map.data)[0], font_size(*image.shape[:2])
+        colours, classes = self.colours, self.classes
         shown = np.unique(labels[(labels >= 0) & (labels < len(colours))]).tolist()
         picture = overlay_labels(image, labels, colours)
-        places = (name_inside(labels == index, self.classes[index], size, colours[index]) for index in shown)
+        places = (name_inside(labels == index, classes[index], size, colours[index]) for index in shown)
         return Panel(letter(picture, [place for place in places if place is not None]), shown)

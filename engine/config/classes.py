@@ -91,6 +91,18 @@ def palette(names: Sequence[str]) -> list[tuple[int, int, int]]:
     ]
 
 
+def class_colours(meta: Mapping[str, Any]) -> list[tuple[int, int, int]]:
+    """Colours of the classes of a data set, RGB: its ``palette``, if it has one for these classes.
+
+    Args:
+        meta: The data set's ``metainfo``.
+    """
+    stated, names = meta.get("palette") or (), meta["classes"]
+    if len(stated) != len(names):  # that of the data set whose format the classes' own set has
+        return palette(names)
+    return [(int(red), int(green), int(blue)) for red, green, blue in stated]
+
+
 def _as_text(name: Any) -> str:
     """A class name as text; a whole number, such as the name of a folder, is written in decimal digits.
 

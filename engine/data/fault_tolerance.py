@@ -89,7 +89,7 @@ class FaultTolerantDataset:
             return [self[index] for index in indices]
         with kept_random_state():
             self._in_batch = True
-            try:
+            try:  # each by __getitem__, which a worker notes (engine.data.worker_watch)
                 return [self[index] for index in indices]
             finally:
                 self._in_batch = False

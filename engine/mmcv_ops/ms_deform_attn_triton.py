@@ -54,6 +54,16 @@ def pixel(firsts, near, row, column, start, height, width, STEP: tl.constexpr):
 
 
 @triton.jit
+def corners(firsts, near, top, left, start, height, width, STEP: tl.constexpr):
+    """The four pixels around a point as of :func:`pixel`: upper left, upper right, lower left, lower right."""
+    a, has_a = pixel(firsts, near, top, left, start, height, width, STEP)
+    b, has_b = pixel(firsts, near, top, left + 1, start, height, width, STEP)
+    c, has_c = pixel(firsts, near, top + 1, left, start, height, width, STEP)
+    d, has_d = pixel(firsts, near, top + 1, left + 1, start, height, width, STEP)
+    return a, has_a, b, has_b, c, has_c, d, has_d
+
+
+@triton.jit
 def read_pixel(values, place, exists, chans, C: tl.constexpr):
     """Values of a pixel of each row in float32, zero where there is none."""
     mask = exists[:, None] & (chans < C)[None, :]
@@ -97,10 +107,7 @@ def attention_kernel(
         for point in range(points):
             place = (row * levels + level) * points + point
             weight, top, left, down, right, near = read_point(locations, weights, place, inside, height, width)
-            a, has_a = pixel(firsts, near, top, left, start, height, width, HEADS * C)
-            b, has_b = pixel(firsts, near, top, left + 1, start, height, width, HEADS * C)
-            c, has_c = pixel(firsts, near, top + 1, left, start, height, width, HEADS * C)
-            d, has_d = pixel(firsts, near, top + 1, left + 1, start, height, width, HEADS * C)
+            a, has_a, b, has_b, c, has_c, d, has_d = corners(firsts, near, top, left, start, height, width, HEADS * C)
             total += read_pixel(values, a, has_a, chans, C) * (weight * (1 - down) * (1 - right))[:, None]
             total += read_pixel(values, b, has_b, chans, C) * (weight * (1 - down) * right)[:, None]
             total += read_pixel(values, c, has_c, chans, C) * (weight * down * (1 - right))[:, None]
@@ -139,10 +146,7 @@ def attention_grad_kernel(
         for point in range(points):
             place = (row * levels + level) * points + point
             weight, top, left, down, right, near = read_point(locations, weights, place, inside, height, width)
-            a, has_a = pixel(firsts, near, top, left, start, height, width, HEADS * C)
-            b, has_b = pixel(firsts, near, top, left + 1, start, height, width, HEADS * C)
-            c, has_c = pixel(firsts, near, top + 1, left, start, height, width, HEADS * C)
-            d, has_d = pixel(firsts, near, top + 1, left + 1, start, height, width, HEADS * C)
+            a, has_a, b, has_b, c, has_c, d, has_d = corners(firsts, near, top, left, start, height, width, HEADS * C)
             none = tl.zeros((ROWS,), tl.float32)
             by_a, by_b, by_c, by_d = none, none, none, none  # products of the gradient and the four pixels
             for block in range(0, C, BLOCK):

@@ -188,7 +188,7 @@ class _Share:
         self.cfg, self.model, self.visualizer, self.output = cfg, model, visualizer, output
         self.writer, self.done = writer, done
         self.read, self.collate = image_reader(cfg)
-        (self.checker,), self._notes = build_checkers(cfg, ("test",)), None
+        (self.checker,) = build_checkers(cfg, ("test",))
 
     def predict(self, images: Sequence[NamedImage]) -> Iterator[Path]:
         """Predict every n-th batch of the images; a batch of which an image is done is predicted again as a whole."""

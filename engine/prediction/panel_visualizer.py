@@ -11,7 +11,7 @@ import numpy as np
 from mmengine.structures import BaseDataElement
 from mmengine.visualization import Visualizer
 
-from engine.config.classes import palette
+from engine.config.classes import class_colours
 from engine.report.lettering import Colour
 from engine.report.panels import join_panels
 
@@ -59,10 +59,7 @@ class PanelVisualizer(Visualizer):
     @property
     def colours(self) -> list[Colour]:
         """Colours of the classes, RGB."""
-        stated, names = self.dataset_meta.get("palette") or (), self.classes
-        if len(stated) != len(names):  # that of the data set whose format the classes' own set has
-            return palette(names)
-        return [(int(red), int(green), int(blue)) for red, green, blue in stated]
+        return class_colours(self.dataset_meta)
 
     def add_datasample(
         self,

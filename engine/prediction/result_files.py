@@ -189,8 +189,8 @@ def write_json_file(path: Path, content: Any) -> None:
 @contextmanager
 def written_list(path: Path) -> Iterator[Callable[[Any], None]]:
     """A JSON list in a file, an entry per line, never in memory as a whole: the function that adds an entry."""
-    with written_text(path) as file:
-        yield from _list_in(file)
+    with written_text(path) as file, _list_in(file) as add:
+        yield add
 
 
 def write_json_lists(path: Path, head: dict[str, Any], key: str, entries: Iterable[Any]) -> None:
@@ -205,12 +205,13 @@ def write_json_lists(path: Path, head: dict[str, Any], key: str, entries: Iterab
     with written_text(path) as file:
         file.write("{" + "".join(f"{json.dumps(name)}: {_as_json(value)},\n" for name, value in head.items()))
         file.write(f"{json.dumps(key)}: ")
-        for add in _list_in(file):
+        with _list_in(file) as add:
             for entry in entries:
                 add(entry)
         file.write("}\n")
 
 
+@contextmanager
 def _list_in(file: TextIOWrapper) -> Iterator[Callable[[Any], None]]:
     """Write a list around what the function that is yielded adds."""
     before = "[\n"
@@ -259,27 +260,12 @@ def write_zip(path: Path, files: Iterable[tuple[Path, str]]) -> Path:
     return path
 
 
-class ListingWriter(ResultWriter):
-    """Writes ``predictions.json``: the names of the classes and an entry for each image.
+class ListWriter(ResultWriter):
+    """Writes ``predictions.json``: the names of the classes, and for each image the entry that ``write`` returns.
 
     Args:
         request: Config, folder and choices.
-        entry: Entry of an image, from its sample and the name of its file.
-        options: Choices that the entry follows.
     """
-
-    def __init__(
-        self,
-        request: ResultRequest,
-        entry: Callable[[dict[str, Any], ResultRequest], dict[str, Any]],
-        options: tuple[str, ...] = (),
-    ) -> None:
-        super().__init__(request)
-        self.entry, self.options = entry, options
-
-    def write(self, sample: dict[str, Any], image: NamedImage | None) -> Any:
-        """Return the entry of an image, which begins with its ``file_name``."""
-        return {"file_name": self.file_name(sample, image), **self.entry(sample, self.request)}
 
     def finish(self, records: Iterable[Any]) -> None:
         """Write the file."""
@@ -287,30 +273,17 @@ class ListingWriter(ResultWriter):
 
 
 class TableWriter(ResultWriter):
-    """Writes ``predictions.csv``, whose first column is the path of the image.
+    """Writes ``predictions.csv``: for each image the rows that ``write`` returns, each beginning with its path.
 
     Args:
         request: Config, folder and choices.
-        header: Names of the other columns.
-        rows: Rows of an image without the first column, from its sample.
-        options: Choices that the rows follow.
+
+    Attributes:
+        header: Names of the columns after that of the path.
     """
 
-    def __init__(
-        self,
-        request: ResultRequest,
-        header: Sequence[str],
-        rows: Callable[[dict[str, Any], ResultRequest], Iterable[Sequence[Any]]],
-        options: tuple[str, ...] = (),
-    ) -> None:
-        super().__init__(request)
-        self.header, self.rows, self.options = ("image", *header), rows, options
-
-    def write(self, sample: dict[str, Any], image: NamedImage | None) -> Any:
-        """Return the rows of an image."""
-        name = self.location(sample, image)
-        return [[name, *row] for row in self.rows(sample, self.request)]
+    header: tuple[str, ...] = ()
 
     def finish(self, records: Iterable[Any]) -> None:
         """Write the table."""
-        write_table(self.folder / TABLE_FILE, self.header, (row for rows in records for row in rows))
+        write_table(self.folder / TABLE_FILE, ("image", *self.header), (row for rows in records for row in rows))
