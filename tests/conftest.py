@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from mmengine.registry import DefaultScope
@@ -29,12 +31,17 @@ def no_scope() -> Iterator[None]:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Tests marked ``gpu`` and ``native`` are for machines that have one, and what the compiled form needs.
+    """Each test draws the same random numbers, alone and after any other.
+
+    Tests marked ``gpu`` and ``native`` are for machines that have one, and what the compiled form needs.
 
     Those marked ``zoo`` are long, and run where the mark is asked for.
 
     A compiler that is there and fails is no reason to skip.
     """
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("no GPU")
     if item.get_closest_marker("zoo") and "zoo" not in item.config.option.markexpr:

@@ -151,7 +151,12 @@ class LaunchAgent(LocalElasticAgent):
             if code is not None:
                 self._ended_at.setdefault(rank, now)
         received = self.channel.received() if self.channel is not None else None
-        end = received or self._stop_requested(codes, now) or self._failure(codes, now) or self._hang(codes, now)
+        end = received or self._stop_requested(codes, now) or self._failure(codes, now)
+        if any(codes.values()):  # the others wait for a rank that failed, and do not hang
+            if self.channel is not None:
+                self.channel.stalled = None
+        else:
+            end = end or self._hang(codes, now)
         # Ranks that have saved exit on all machines, each in its own time.
         if self.channel is not None and end is not None and end.exit_code not in SAVED_MESSAGES:
             self.channel.post(end)

@@ -49,7 +49,8 @@ custom_hooks = [dict(type="Fault", priority="LOW")]
 
 def launch_two(folder: Path, tool: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a tool in two processes."""
-    launcher = impatient_launcher(folder, hang_detector__STOPPED_SECONDS=2.0, heartbeat__STACK_SECONDS=PATIENCE)
+    limits = {"hang_detector__STOPPED_SECONDS": 2.0, "heartbeat__STACK_SECONDS": PATIENCE}
+    launcher = impatient_launcher(folder, **limits, agent__ROOT_CAUSE_SECONDS=10.0)
     with socket.create_server(("127.0.0.1", 0)) as taken:  # a port that is in use is none that one machine needs
         options = ("--processes", "2", "--port", str(taken.getsockname()[1]), str(ROOT / tool))
         return subprocess.run(
@@ -90,12 +91,14 @@ def test_a_test_loses_a_process(fault: str, batch: int, code: int, line: str, di
 
 # Rank 1 signals itself, or hangs, in its sixth image, once the other one has no more.
 PREDICTION = """
-import os, time
+import atexit, os, time
 _base_ = {base!r}
 data_root = {data!r}
 model = dict(backbone=dict(depths=[1, 1, 1, 1], dims=[8, 8, 8, 16]))
 env_cfg = dict(patience=1.0)
 def _register():
+    if os.environ.get("RANK") == "0":  # ends for longer than a batch may take, when it has lost rank 1
+        atexit.register(time.sleep, 3.0)
     import classification
     from classification.data import ClassificationTransform
     from mmengine.registry import TRANSFORMS
