@@ -96,7 +96,7 @@ def check_data_set(name: str, dataset: ConfigDict) -> CheckResult:
         needed = dataset_paths(dataset)
         absent = [str(path) for path in needed if not data_file(path).exists()]
     except UserError as error:  # of an archive, or of a store
-        return bad(name, str(error), "mend the data, or set data_root")
+        return bad(name, str(error), "fix the data, or set data_root")
     if absent:
         return bad(name, f"{', '.join(absent)} absent", BRING_DATA_HINT)
     stores = [str(one.get("data_root")) for one in inner_datasets(dataset)]

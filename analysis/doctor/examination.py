@@ -86,7 +86,7 @@ def describe_failure(error: BaseException) -> str:
 
 
 def write_results(results: Iterable[CheckResult], file: Path) -> None:
-    """Write the results as JSON: a list of mappings with ``level``, ``what``, ``found`` and ``mend`` (the fix)."""
+    """Write the results as JSON: a list of mappings with ``level``, ``what``, ``found`` and ``fix``."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    entries = [{"level": one.level, "what": one.name, "found": one.found, "mend": one.fix} for one in results]
+    entries = [{"level": one.level, "what": one.name, "found": one.found, "fix": one.fix} for one in results]
     file.write_text(json.dumps({"results": entries}, indent=2), encoding="utf-8")

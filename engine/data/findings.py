@@ -40,7 +40,7 @@ class DataFinding:
     def to_dict(self) -> dict[str, str]:
         """Entry of ``data_check.json``, under the keys that it has had from the start."""
         entry = {"level": self.level, "kind": self.kind, "split": self.split, "file": self.file}
-        return {**entry, "what": self.problem, "mend": self.fix}
+        return {**entry, "what": self.problem, "fix": self.fix}
 
 
 @dataclass

@@ -128,7 +128,7 @@ def render_training_report(run: Mapping[str, Any], folder: Path) -> str:
         "Scores of the classes": _class_scores(run, last),
         "Curves": _curves(run, last),
         "What to know": _events(run),
-        "What is confused": _confusion(run["confusion"]),
+        "What is confused": _confusion(run["confusion"], run["class_scores"]),
         "Predictions": _pictures(run, folder),
         "The training": _training(run, last),
         "Settings": _settings(last),
@@ -295,17 +295,20 @@ def _findings(findings: Sequence[Mapping[str, Any]]) -> list[str]:
     for (level, _, split), group in list(kinds.items())[:MAX_EVENTS]:
         count = f" ({len(group):,} in {split})" if len(group) > 1 else ""
         first = group[0]
-        lines.append(f"{level}{count}: {first.get('file')}: {first.get('what')}; {first.get('mend')}")
+        lines.append(f"{level}{count}: {first.get('file')}: {first.get('what')}; {first.get('fix')}")
     return lines
 
 
-def _confusion(confusion: Mapping[str, Any]) -> str:
+def _confusion(confusion: Mapping[str, Any], validation: Mapping[str, Any]) -> str:
     if not confusion:
         return ""
     count = len(confusion.get("classes", []))
     if count > MAX_CONFUSION_CLASSES:
         return note(f"{count:,} classes are too many for a page: see {CONFUSION}")
-    return confusion_table(confusion)
+    # Of the two validations after a step the one of the averaged weights is the last to write it.
+    weights = "averaged weights (EMA)" if validation.get("scores", {}).get("EMA") else "raw weights"
+    when = f"In the validation after step {_steps(validation['step'])}, {weights}." if "step" in validation else ""
+    return confusion_table(confusion) + (note(when) if when else "")
 
 
 def _pictures(run: Mapping[str, Any], folder: Path) -> str:

@@ -401,7 +401,7 @@ def test_a_check_that_fails_itself_is_a_finding(monkeypatch: pytest.MonkeyPatch)
 def test_results_as_json(tmp_path: Path) -> None:
     write_results([doctor.bad("a", "b", "c")], tmp_path / "new/results.json")
     written = json.loads((tmp_path / "new/results.json").read_text())
-    assert written == {"results": [{"level": "bad", "what": "a", "found": "b", "mend": "c"}]}
+    assert written == {"results": [{"level": "bad", "what": "a", "found": "b", "fix": "c"}]}
 
 
 @pytest.fixture

@@ -190,19 +190,19 @@ def test_coco_checker_warns_of_a_class_without_objects(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "box, mend",
+    "box, fix",
     [
         ([0.1, 0.2, 0.4, 0.3], "in pixels, not in parts of the image"),
         ([15, 8, 25, 16], "not x1, y1, x2, y2"),
     ],
 )
-def test_coco_checker_recognises_other_box_formats(tmp_path: Path, box: list[float], mend: str) -> None:
+def test_coco_checker_recognises_other_box_formats(tmp_path: Path, box: list[float], fix: str) -> None:
     data = content()
     for item in data["annotations"]:
         item["bbox"] = box
     errors = checked(write(tmp_path, data)).errors
     assert [item.kind for item in errors] == ["boxes"]
-    assert mend in errors[0].fix
+    assert fix in errors[0].fix
 
 
 def test_coco_checker_refuses_crowds_alone(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_label_checker_of_sound_labels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "values, reduce, kind, mend",
+    "values, reduce, kind, fix",
     [
         ((0, 1, 2, 9), False, "label value", "check classes, or set unlabelled"),
         ((0, 1, 2, 3, 4), True, "label value", "check classes, or set unlabelled"),
@@ -112,11 +112,11 @@ def test_label_checker_of_sound_labels(tmp_path: Path) -> None:
     ],
 )
 def test_label_checker_finds_values_of_another_meaning(
-    tmp_path: Path, values: tuple[int, ...], reduce: bool, kind: str, mend: str
+    tmp_path: Path, values: tuple[int, ...], reduce: bool, kind: str, fix: str
 ) -> None:
     errors = checked(rooms(tmp_path, *values), reduce).errors
     assert {item.kind for item in errors} >= {kind}
-    assert any(mend in item.fix for item in errors if item.kind == kind)
+    assert any(fix in item.fix for item in errors if item.kind == kind)
     assert {item.kind for item in errors} <= {kind, "masks of 0 and 255"}
 
 

@@ -202,7 +202,7 @@ def test_a_segmentor_gives_scores_of_the_size_of_the_image(checkpoints: dict[str
     images = random_images(2, 96, 135)
     (expected,) = one.run(images)
     assert expected.shape == (2, 11, 96, 135)
-    # mmseg's own testing, which mends the size in the same way.
+    # mmseg's own testing, which fixes the size in the same way.
     with torch.no_grad():
         whole = model.inference(images, [{"img_shape": (96, 135), "ori_shape": (96, 135)}] * 2)
     torch.testing.assert_close(expected, whole)

@@ -44,9 +44,9 @@ def test_a_plan_spreads_exactly_the_global_batch(size: int, processes: int, per_
     if size % processes:
         with pytest.raises(UserError) as caught:
             plan_batch(size, processes, per_gpu)
-        mend = re.search(r"batch\.size=(\d+)", str(caught.value))
-        assert mend is not None
-        plan_batch(int(mend[1]), processes, per_gpu)
+        fix = re.search(r"batch\.size=(\d+)", str(caught.value))
+        assert fix is not None
+        plan_batch(int(fix[1]), processes, per_gpu)
         return
     plan = plan_batch(size, processes, per_gpu)
     assert (plan.global_batch, plan.processes) == (size, processes)

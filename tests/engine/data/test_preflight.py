@@ -343,5 +343,5 @@ def test_data_check_json_keeps_its_keys() -> None:
         "split": "train",
         "file": "a.jpg",
         "what": "is empty",
-        "mend": "copy it",
+        "fix": "copy it",
     }

@@ -77,7 +77,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def finding(level: str) -> dict[str, str]:
-    return {"level": level, "file": "c.jpg", "what": f"{level} in it", "mend": "copy it again"}
+    return {"level": level, "file": "c.jpg", "what": f"{level} in it", "fix": "copy it again"}
 
 
 def read_page(folder: Path) -> Page:
@@ -220,6 +220,14 @@ def test_many_classes_and_many_pictures_fit_a_page(folder: Path) -> None:
     page = read_page(folder)
     assert "1,000 classes are too many for a page: see confusion.json" in page.words
     assert page.tags.count("img") == 8
+
+
+def test_confused_classes_say_which_weights_they_are_of(folder: Path) -> None:
+    scores = {"": {"one": {"top1": 50.0}}, "EMA": {"one": {"top1": 40.0}}}
+    write_json(folder / "class_scores.json", {"step": 30, "scores": scores})
+    assert "In the validation after step 30, averaged weights (EMA)." in read_page(folder).words
+    write_json(folder / "class_scores.json", {"step": 30, "scores": {"": scores[""]}})
+    assert "In the validation after step 30, raw weights." in read_page(folder).words
 
 
 def test_a_start_that_does_not_resume_is_a_new_training(folder: Path) -> None:
