@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds of a backbone or of a config's whole model, by the rules of fvcore.
+"""Parameters and multiply-adds of a network, by the rules of fvcore.
 
 fvcore counts a multiply-add as one FLOP, as the papers do, and has a rule for each kind of operator (convolution,
 matrix product, norm, pooling, resizing). Its own analysis reads the operators off ``torch.jit``'s trace, which has to
@@ -16,27 +16,21 @@ biases and ReLU, count only half of a layer norm or less, and leave RoIAlign and
 
 from __future__ import annotations
 
-import copy
 import re
 import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from analysis.flop_rules import OperatorCounter
 from backbones.channels import image_channels
 from backbones.errors import ConfigError, first_line
 from backbones.registry import build_backbone
-from engine.config.building import build
-from engine.config.load import load_config
-from engine.config.world import Launch
-from engine.task import Shape, task_of, task_of_model
+from engine.task import Shape, task_of_model
 
 ForwardRun = Callable[[Any, Tensor], object]
 
@@ -102,33 +96,7 @@ def count_backbone(name: str, shape: Shape | None = None) -> Count:
         return network.head(network.backbone(images))
 
     parts = f"backbone with a head of {IMAGENET_CLASSES} classes"
-    return _count_built(name, lambda network: parts, build_classifier, run, shape or BACKBONE_SHAPE)
-
-
-def count_config(path: str | Path, shape: Shape | None = None, options: dict[str, Any] | None = None) -> Count:
-    """Count the model of a config of any task, heads included, the way its papers do.
-
-    Args:
-        path: Config file.
-        shape: Height and width in pixels; by default those of the config's test images, or of the task's papers for
-            their scale (``TaskSpec.default_shape``).
-        options: Overrides of the config under dotted keys.
-
-    Raises:
-        ConfigError: If the config is wrong, or its model does not take images of this shape.
-    """
-    cfg = load_config(path, options, launch=Launch()).cfg
-    cfg.model.get("backbone", {}).pop("weights", None)
-    task = task_of(cfg)
-    shape = shape or task.default_shape(cfg)
-    if shape is None:
-        raise ConfigError(f"config {str(path)!r}: its test pipeline states no size; give the image with --shape H W")
-
-    def build_model() -> nn.Module:
-        model: nn.Module = build(MODELS, copy.deepcopy(cfg.model), "model", cfg.get("default_scope"))
-        return model  # mmdet's models change their settings
-
-    return _count_built(str(path), task.counted_parts, build_model, task.count_forward, shape)
+    return count_built(name, lambda network: parts, build_classifier, run, shape or BACKBONE_SHAPE)
 
 
 def count_model(name: str, model: nn.Module, images: Tensor, run: ForwardRun, parts: str = "whole model") -> Count:
@@ -163,10 +131,21 @@ def count_model(name: str, model: nn.Module, images: Tensor, run: ForwardRun, pa
     )
 
 
-def _count_built(
+def count_built(
     name: str, parts: Callable[[Any], str], build: Callable[[], nn.Module], run: ForwardRun, shape: Shape
 ) -> Count:
-    """Build on the ``meta`` device and count; a model that depends on its numbers is built and run on the CPU."""
+    """Build on the ``meta`` device and count; a model that depends on its numbers is built and run on the CPU.
+
+    Args:
+        name: Name in the result.
+        parts: Function from the model to a description of the parts that ``run`` runs.
+        build: Builds the model, once for each device.
+        run: Function that runs the model; gets the model and the images.
+        shape: Height and width of the image in pixels.
+
+    Raises:
+        ConfigError: If the model does not take images of this shape.
+    """
     if min(shape) < SMALLEST_SIDE:
         raise ConfigError(
             f"--shape {shape[0]} {shape[1]}: an image of at least {SMALLEST_SIDE} x {SMALLEST_SIDE} pixels is needed"

@@ -32,12 +32,14 @@ def main() -> None:
     add_config_options(parser)
     args = parser.parse_args()
 
-    from analysis.flops import count_backbone, count_config
+    from analysis.flops import count_backbone
     from backbones.errors import ConfigError
-    from engine.config.options import parse_options
 
     shape = tuple(args.shape) if args.shape else None
-    if args.network.endswith(".py"):
+    if args.network.endswith(".py"):  # a network alone does not wait for what reads configs
+        from analysis.config_flops import count_config
+        from engine.config.options import parse_options
+
         count = count_config(args.network, shape, parse_options(args.cfg_options))
     elif args.cfg_options:
         raise ConfigError(f"--cfg-options overrides a config's settings; {args.network} is a registered backbone")

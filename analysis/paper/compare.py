@@ -15,7 +15,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from analysis.flops import Count, Shape, count_backbone, count_config
+from analysis.config_flops import count_config
+from analysis.flops import Count, Shape, count_backbone
 from analysis.paper.architectures import PRINTED_STAGES, stage_layers
 from analysis.paper.printed import TABLES, ExplainedCount, PaperRow, PaperTable
 from backbones.errors import ConfigError

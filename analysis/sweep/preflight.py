@@ -13,7 +13,7 @@ from typing import Any
 import optuna
 from mmengine.registry import DATASETS
 
-from analysis.flops import count_config
+from analysis.config_flops import count_config
 from analysis.start_check import checked_plan
 from analysis.sweep.results import StudyResult
 from analysis.sweep.rungs import cost_of, length_of

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from analysis import flops
-from analysis.flops import Count, count_backbone, count_config, count_model
+from analysis.config_flops import count_config
+from analysis.flops import Count, count_backbone, count_model
 from backbones import UserError, build_backbone
 from backbones.variants import CONVNEXT_V1
 from engine.config.load import load_config

@@ -1,4 +1,7 @@
-"""``--help`` of every tool answers at once: it is printed before torch or another heavy package is imported."""
+"""``--help`` of every tool answers at once: it is printed before torch or another heavy package is imported.
+
+Nor does a tool import later what it has no use for.
+"""
 
 from __future__ import annotations
 
@@ -40,3 +43,11 @@ def test_a_wrong_option_imports_none_either() -> None:
     assert done.returncode == 2
     assert "unrecognized arguments: --bogus" in done.stderr
     assert done.stdout == "imported:\n"
+
+
+def test_counting_a_network_imports_nothing_that_reads_configs() -> None:
+    unneeded = ("engine.config.load", "mmengine.optim", "transformers", "mmcv")  # about a second of processor time
+    command = [sys.executable, "-c", PROGRAM % (unneeded,), f"{ROOT}/tools/flops.py", "convnext_atto", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "imported:"

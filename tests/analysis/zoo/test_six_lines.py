@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from mmengine.registry import init_default_scope
 
+from analysis.config_flops import count_config
 from analysis.dry_run import dry_run
-from analysis.flops import count_config
 from analysis.zoo.catalog import tasks_by_package
 from analysis.zoo.trial import try_model
 from engine.config.load import load_config

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from analysis.flops import count_config
+from analysis.config_flops import count_config
 from backbones.convnext import Block
 from classification.pretraining.model import MaskedAutoencoder
 from engine.config.load import load_config
