@@ -46,7 +46,7 @@ def run_demo(steps: Sequence[DemoStep], work_dir: Path, seed: int, stream: IO[st
 
     Raises:
         UserError: If a step fails, or another demo runs in the same folder.
-        KeyboardInterrupt: On Ctrl-C, SIGTERM and SIGHUP; the running program has been ended.
+        KeyboardInterrupt: On Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP; the running program has been ended.
     """
     screen = Screen(stream or sys.stdout)
     with _locked(work_dir) as lock, interrupt_on_signals():

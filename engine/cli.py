@@ -5,15 +5,19 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 from backbones.errors import MachineError, UserError
 from backbones.files import NO_SPACE_ERRNOS
 from backbones.packages import missing_package, missing_package_error
+from convnext_dense_signals import Terminated
+from engine.launch.child import interrupt_on_signals
 from engine.launch.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED
 from engine.launch.heartbeat import HEARTBEAT
 from engine.launch.workers import LostWorkerError, lost_worker
@@ -32,9 +36,11 @@ def run_tool(main: Callable[[], None]) -> None:
 
     A broken pipe (``tool | head``) ends quietly, Ctrl-C with the customary code 130. Of the OpenMMLab packages'
     warnings those about their own code are not shown. Under a launcher the error is also reported to it, see
-    :mod:`engine.launch.heartbeat`.
+    :mod:`engine.launch.heartbeat`. Asked to stop by a signal, a tool ends with one line and the exit code of a run that
+    may be started again; a rank leaves the line to the launcher.
     """
     HEARTBEAT.start()
+    handled = HEARTBEAT.has_launcher or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
     # Python puts the folder of the program on the path, where a library's "import tables" would find a program of ours.
     sys.path[:] = [place for place in sys.path if Path(place or ".").resolve() != TOOLS]
     for stream in (sys.stdout, sys.stderr):
@@ -44,7 +50,11 @@ def run_tool(main: Callable[[], None]) -> None:
     # The configs ask for pinned memory, which has no use without a GPU.
     warnings.filterwarnings("ignore", "'pin_memory' argument is set as true but no accelerator is found")
     try:
-        main()
+        with nullcontext() if handled else interrupt_on_signals():
+            main()
+    except Terminated as stop:
+        _print_error(str(stop))
+        sys.exit(stop.exit_code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)

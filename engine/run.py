@@ -19,11 +19,12 @@ from backbones.errors import CheckpointError, ConfigError
 from backbones.files import describe_special
 from backbones.published import fetch, is_published, nearest_published
 from engine.checkpoint.model_weights import recorded_classes
-from engine.checkpoint.preemption import Stop, exiting_on_signals
+from engine.checkpoint.preemption import Stop
 from engine.config.load import Resolved, load_config
 from engine.config.options import parse_options
 from engine.config.world import Launch
 from engine.data.preflight import check_before_test, check_before_training, check_data_paths
+from engine.launch.child import interrupt_on_signals
 from engine.planning.plan import Review, TrainingPlan, training_plan
 from engine.prediction.result_files import RESULTS, ResultMetric, ResultRequest, result_writer
 from engine.prediction.saved import SavedPredictions, score_saved
@@ -68,7 +69,7 @@ def train(
     """
     cfg = resolved.cfg
     cfg.resume = resume
-    with exiting_on_signals():
+    with interrupt_on_signals():
         plan = make_plan(resolved, launch)
         check_data_paths(cfg, ("train", "val"))
         _check_weight_file("model.backbone.weights", cfg.model.get("backbone", {}).get("weights"))

@@ -64,6 +64,13 @@ def environment() -> dict[str, str]:
     return kept | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PATH": python_first}
 
 
+def handles(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal (Linux)."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
+
+
 class ForkServer:
     """Runs ``tools/<name>`` in a process that has the imports behind it."""
 

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.programs import PATIENCE
+
 ROOT = Path(__file__).resolve().parents[1]
 MAY_IMPORT: dict[str, set[str]] = {
     "backbones": set(),
@@ -108,6 +110,6 @@ def test_importing_backbones_needs_no_vision_or_plotting_package() -> None:
     heavy = ("cv2", "mmcv", "mmdet", "mmseg", "matplotlib", "sklearn")
     code = f"import sys, backbones; print([name for name in {heavy!r} if name in sys.modules])"
     command = [sys.executable, "-c", code]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "[]"

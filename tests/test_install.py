@@ -19,6 +19,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from convnext_dense import PACKAGES
+from tests.programs import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOL = [str(ROOT / "tools/train.py"), str(ROOT / "configs/classification/digits.py"), "--dry-run"]
@@ -38,7 +39,7 @@ def python(folder: Path, *arguments: str, path: Path | None = None) -> subproces
     places = [str(place) for place in (path, ROOT) if place is not None]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=180)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def last_line(result: subprocess.CompletedProcess[str]) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from convnext_dense_signals import Terminated  # noqa: E402
 from engine.cli import run_tool  # noqa: E402
 from engine.launch.exit_codes import EXIT_INTERRUPTED  # noqa: E402
 
@@ -35,10 +36,10 @@ def main() -> None:
         from demo.steps import demo_steps
 
         run_demo(demo_steps(work_dir, args.seed), work_dir, args.seed)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         again = shlex.join(["bash", "tools/demo.sh", *sys.argv[1:]])
         print(f"\nstopped; what is done is kept, and this goes on from here: {again}", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+        sys.exit(stop.exit_code if isinstance(stop, Terminated) else EXIT_INTERRUPTED)
 
 
 if __name__ == "__main__":

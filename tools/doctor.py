@@ -13,8 +13,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-# This needs no package: a broken installation is a result.
+# These need no package: a broken installation is a result.
 from analysis.doctor.examination import DoctorOptions, diagnose, write_results  # noqa: E402
+from convnext_dense_signals import Terminated  # noqa: E402
+from engine.launch.child import interrupt_on_signals  # noqa: E402
+from engine.launch.exit_codes import EXIT_INTERRUPTED  # noqa: E402
 
 
 def main() -> int:
@@ -41,10 +44,12 @@ def main() -> int:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        with interrupt_on_signals():
+            code = main()
+        sys.exit(code)
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "interrupted", file=sys.stderr)
+        sys.exit(stop.exit_code if isinstance(stop, Terminated) else EXIT_INTERRUPTED)
     except BrokenPipeError:
         # The reader closed the pipe: the interpreter's own flush must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -37,6 +37,8 @@ from analysis.sweep.trainings import (
     trainings_of,
 )
 from backbones.errors import ConfigError, MachineError
+from backbones.files import remove_partial_files
+from convnext_dense_signals import Terminated, stop_signals
 from engine.launch.child import handle_signals, interrupt_on_signals
 from engine.launch.exit_codes import EXIT_BAD_INPUT, EXIT_SAVED
 from engine.launch.keeper import GRACE_SECONDS
@@ -102,12 +104,13 @@ class Controller:
         screen: StatusLines,
         retry: bool = False,
     ) -> None:
+        remove_partial_files(folder)  # of a controller that was killed
         self._retry = retry
         self._study, self._folder, self._storage = study, folder, storage
         self._executor, self._screen = executor, screen
         self._active: dict[int, ActiveTrial] = {}
         self._started: set[Path] = set()
-        self._asked_all = False
+        self._asked_all = self._stopping = False
         self._begun, self._hours_before = time.monotonic(), storage.hours
         self._spent_gpu_hours = self._gpu_hours_on_disk()
 
@@ -117,7 +120,7 @@ class Controller:
         Raises:
             ConfigError: If a training refuses its input: the study stops.
             MachineError: If the storage or SLURM fails; trainings go on.
-            KeyboardInterrupt: On Ctrl-C, SIGTERM and SIGHUP; trainings on this machine have saved and ended.
+            KeyboardInterrupt: On Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP; trainings on this machine have saved and ended.
         """
         with interrupt_on_signals():
             try:
@@ -139,22 +142,25 @@ class Controller:
 
         An exception of a signal handler can be lost in a callback of the database, or leave a trial half noted.
         """
-        asked, sleeping = False, False
+        asked: KeyboardInterrupt | None = None
+        sleeping = False
 
-        def note(*_: object) -> None:
+        def note(number: int, _: object) -> None:
             nonlocal asked
-            asked = True
+            asked = asked or (KeyboardInterrupt() if number == signal.SIGINT else Terminated(number))
             if sleeping:
-                raise KeyboardInterrupt
+                raise asked
 
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        with handle_signals({one: note for one in numbers if signal.getsignal(one) is not signal.SIG_IGN}):
+        handlers = dict.fromkeys(stop_signals(), note)
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            handlers[signal.SIGINT] = note
+        with handle_signals(handlers):
             self._adopt()
             self._take_up_seeds()
             while self._step():
                 sleeping = True
-                if asked:
-                    raise KeyboardInterrupt
+                if asked is not None:
+                    raise asked
                 time.sleep(self._executor.poll_seconds)
                 sleeping = False
 
@@ -241,7 +247,10 @@ class Controller:
     def _note_end(self, training: Training, ended: Ended) -> None:
         start = training.record["starts"][-1]
         cancelled = start.get("job") is not None and training.record.get("cancelled") == start["job"]
-        code = EXIT_SAVED if cancelled else ended.code
+        # One that is told to stop in its first moment has no handler yet: that is no kill of those that count.
+        early = self._stopping and ended.code in (-signal.SIGTERM, 128 + signal.SIGTERM)
+        code = EXIT_SAVED if cancelled or early else ended.code
+        remove_partial_files(training.folder)  # its keeper may have been killed as it wrote
         state, reason = judge(training, code)
         killed = training.folder in self._started if code is None else is_kill(code)
         start |= {"ended": time.time(), "code": code, "killed": killed}
@@ -369,7 +378,7 @@ class Controller:
 
     def _stop_all(self) -> None:
         """Tell all trainings to save and to end, and wait for them."""
-        running = self._running()
+        running, self._stopping = self._running(), True
         self._executor.stop(running)
         until = time.monotonic() + GRACE_SECONDS + 10
         while running and time.monotonic() < until:

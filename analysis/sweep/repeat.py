@@ -49,7 +49,7 @@ def repeat(
     Raises:
         ConfigError: If an argument is wrong, or the folder is of another experiment.
         MachineError: If a training fails.
-        KeyboardInterrupt: On Ctrl-C, SIGTERM and SIGHUP; the trainings have saved and ended.
+        KeyboardInterrupt: On Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP; the trainings have saved and ended.
     """
     parsed = parse_options(list(options))
     metric = task_of(load_config(config, dict(parsed), Launch()).cfg).main_metric

@@ -44,7 +44,7 @@ def run_sweep(
 
     Raises:
         UserError: If something in the study or its trainings is wrong, or the storage cannot be used.
-        KeyboardInterrupt: On Ctrl-C, SIGTERM and SIGHUP.
+        KeyboardInterrupt: On Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP.
     """
     executor: Executor
     if slurm is None:

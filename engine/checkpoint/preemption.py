@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import signal
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any
 
-from convnext_dense_signals import ASKED_TO_STOP
+from convnext_dense_signals import stop_signals
 from engine.distributed.agreement import StopRequest
 from engine.launch.child import handle_signals
 from engine.launch.exit_codes import EXIT_INTERRUPTED, EXIT_SAVED
@@ -33,7 +31,7 @@ class Stop(Exception):
 
 
 class Signals:
-    """Turns SIGTERM and SIGUSR1 (a scheduler's warning) and Ctrl-C into stop requests.
+    """Turns SIGTERM, SIGUSR1 (a scheduler's warning), SIGHUP (a closed terminal) and Ctrl-C into stop requests.
 
     Attributes:
         stop_request: Most urgent request so far.
@@ -45,9 +43,7 @@ class Signals:
 
     def handled(self) -> AbstractContextManager[None]:
         """Context in which signals are stop requests; a second Ctrl-C, seconds after the first, ends at once."""
-        return handle_signals(
-            {signal.SIGTERM: self._leave, signal.SIGUSR1: self._leave, signal.SIGINT: self._interrupt}
-        )
+        return handle_signals({**dict.fromkeys(stop_signals(), self._leave), signal.SIGINT: self._interrupt})
 
     def _leave(self, *_: Any) -> None:
         self.stop_request = StopRequest.LEAVE
@@ -58,34 +54,3 @@ class Signals:
             signal.default_int_handler(number, frame)
         self._interrupted = min(now, self._interrupted)
         self.stop_request = max(self.stop_request, StopRequest.INTERRUPT)
-
-
-@contextmanager
-def exiting_on_signals() -> Iterator[None]:
-    """Exit at a scheduler's signal inside of this context, before the first step, with the code of a saved run.
-
-    ``tools/train.py`` does the same during its imports. Ctrl-C raises ``KeyboardInterrupt``,
-    at the end of the context if something in it caught it.
-    """
-    asked: list[int] = []
-
-    def leave(number: int, _: Any) -> None:
-        if not asked and number != signal.SIGINT:
-            print(ASKED_TO_STOP, file=sys.stderr)
-        asked.append(number)
-        raise end(number)
-
-    def end(number: int) -> BaseException:
-        return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(EXIT_SAVED)
-
-    handlers = dict.fromkeys((signal.SIGTERM, signal.SIGUSR1), leave)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored, as in the background
-        handlers[signal.SIGINT] = leave
-    with handle_signals(handlers):
-        try:
-            yield
-        except Exception:  # of code that catches everything, as mmengine's layout of a config does
-            if not asked:
-                raise
-        if asked:
-            raise end(asked[0])

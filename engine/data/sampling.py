@@ -201,8 +201,8 @@ def configure_workers(loader: DataLoader, seed: int) -> None:
 def _init_worker(worker_id: int, exiting: Tensor, notes: Tensor, **settings: Any) -> None:
     """Prepare a worker process.
 
-    Ctrl-C and SIGTERM reach all processes of a job, but the main process still needs data until it has saved: a worker
-    ends only when the main process is exiting, or was killed.
+    Ctrl-C, SIGTERM and SIGHUP reach all processes of a job, but the main process still needs data until it has saved: a
+    worker ends only when the main process is exiting, or was killed.
     """
 
     def terminate(*_: Any) -> None:
@@ -214,7 +214,7 @@ def _init_worker(worker_id: int, exiting: Tensor, notes: Tensor, **settings: Any
         note_samples(notes)
     sys.excepthook = partial(_report_thread, exiting)
     worker_init_fn(worker_id, **settings)
-    for ignored in (signal.SIGINT, signal.SIGUSR1):
+    for ignored in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, terminate)
 

@@ -33,6 +33,7 @@ from engine.launch.exit_codes import (
 )
 from engine.launch.hang_detector import HangDetector, StalledRank, StopDetector, describe_hang
 from engine.launch.heartbeat import (
+    LAUNCHER_PROCESS,
     STACKS_FILE,
     Position,
     read_error_report,
@@ -53,6 +54,7 @@ ROOT_CAUSE_SECONDS = 1.0  # in which failures of several ranks are compared
 LOST_PEER_SECONDS = 5.0  # for the failure that caused another rank to lose its peer
 TERMINATE_SECONDS = 10.0  # from SIGTERM to SIGKILL for the other ranks when one has failed
 REPEATED_SIGNAL_SECONDS = 2.0  # within which a second Ctrl-C counts as the same one
+TORCH_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")  # that torch handles unless told which
 FORWARDED_SIGNALS = {
     signal.SIGINT: signal.SIGINT,
     signal.SIGTERM: signal.SIGTERM,
@@ -96,9 +98,14 @@ class LaunchAgent(LocalElasticAgent):
         self._hang_detector, self._stop_detector, self._polled_at = HangDetector(), StopDetector(), 0.0
         self._ended_at: dict[int, float] = {}
         self._stacks: dict[int, tuple[int, list[str]]] = {}  # by rank: number of the announcement, frames
+        os.environ[LAUNCHER_PROCESS] = str(os.getpid())  # the ranks inherit it
+        # An ignored one stays ignored, as nohup has it: torch would handle it.
+        kept = [name for name in TORCH_SIGNALS if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN]
+        os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", ",".join(kept))
         started = super()._start_workers(worker_group)
         for number in FORWARDED_SIGNALS:  # after torch's own handlers, which would end everything at once
-            signal.signal(number, self._on_signal)
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._on_signal)
         if self._nodes > 1:
             attempt = worker_group.spec.max_restarts - self._remaining_restarts
             store: Any = worker_group.store

@@ -10,10 +10,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from backbones.files import open_file
+from convnext_dense_signals import Terminated, stop_signals
 from engine.launch.exit_codes import EXIT_HUNG
 
 _COLOUR_CODE = re.compile(r"\x1b\[[0-9;]*m")
@@ -187,7 +188,32 @@ def handle_signals(handlers: Mapping[signal.Signals, Callable[..., None]]) -> It
             signal.signal(number, handler)
 
 
-def interrupt_on_signals() -> AbstractContextManager[None]:
-    """Context that raises ``KeyboardInterrupt`` on SIGTERM and SIGHUP, like Ctrl-C; ignored signals stay ignored."""
-    wanted = (number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN)
-    return handle_signals(dict.fromkeys(wanted, signal.default_int_handler))
+@contextmanager
+def interrupt_on_signals() -> Iterator[None]:
+    """Context in which a signal that asks to stop raises ``Terminated``, as Ctrl-C does ``KeyboardInterrupt``.
+
+    Both are raised again at the end of the context if something in it caught them. A process that is forked inside of
+    it ends by a signal that asks to stop, as one that has no handler.
+    """
+    process = os.getpid()
+    asked: list[KeyboardInterrupt] = []
+
+    def interrupt(number: int, _: object) -> None:
+        if os.getpid() != process and number != signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        asked.append(KeyboardInterrupt() if number == signal.SIGINT else Terminated(number))
+        raise asked[-1]
+
+    handlers = dict.fromkeys(stop_signals(), interrupt)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in the background
+        handlers[signal.SIGINT] = interrupt
+    with handle_signals(handlers):
+        try:
+            yield
+        except Exception:  # of code that catches everything, as mmengine's layout of a config does
+            if not asked:
+                raise
+        if asked:
+            raise asked[0]

@@ -25,6 +25,7 @@ from backbones.files import open_file, read_text_file
 from engine.launch.parent import end_with_parent
 
 POSITION_FILE, ERROR_FILE, STACKS_FILE = "position", "error_report.json", "stacks.txt"
+LAUNCHER_PROCESS = "RANK_STARTED_BY"  # variable of the environment with the launcher's process
 STACK_SIGNAL = signal.SIGUSR2
 STACK_SECONDS = 5.0  # most that processes have to write their stacks
 STACK_POLL_SECONDS = 0.1
@@ -105,7 +106,13 @@ class Heartbeat:
         stacks = open(folder / STACKS_FILE, "w", encoding="utf-8")  # noqa: SIM115  (open until the process ends)
         faulthandler.enable(stacks)
         faulthandler.register(STACK_SIGNAL, stacks)
-        end_with_parent(signal.SIGTERM)
+        launcher = os.environ.get(LAUNCHER_PROCESS)
+        end_with_parent(signal.SIGTERM, int(launcher) if launcher else None)
+
+    @property
+    def has_launcher(self) -> bool:
+        """Whether a launcher watches this process."""
+        return self._folder is not None
 
     def configure(self, work_dir: str, patience: float = 0.0) -> None:
         """Pass on the settings of the config that the launcher needs.

@@ -18,9 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from backbones.files import atomic_write, read_text_file, try_lock
+from convnext_dense_signals import stop_signals
 from engine.launch.child import ChildProcess, handle_signals
+from engine.launch.exit_codes import EXIT_SAVED
 
 ALIVE, KEEPER, ENDED = "alive", "keeper.json", "ended.json"
+NOTE_POLL_SECONDS = 0.05
 GRACE_SECONDS = 150  # for a training to save and end: the launcher allows 120
 PROGRAM = Path(__file__).resolve().parents[2] / "tools/keep.py"
 
@@ -72,20 +75,35 @@ def keep(folder: Path, command: Sequence[str], lock: int) -> int:
     Returns:
         Exit code, negative for a signal.
     """
-    child = ChildProcess(command, pass_fds=(lock,))
+    child: ChildProcess | None = None
+    asked = False
+
+    def send(number: signal.Signals) -> None:
+        with suppress(ProcessLookupError):  # it has ended just now
+            if child is not None and child.exit_code is None:
+                os.kill(child.pid, number)
 
     def stop(*_: object) -> None:
-        os.kill(child.pid, signal.SIGTERM)
+        nonlocal asked
+        asked = True
+        send(signal.SIGTERM)
         signal.alarm(GRACE_SECONDS)
 
-    def kill(*_: object) -> None:
-        os.kill(child.pid, signal.SIGKILL)
-
-    with child, handle_signals({**dict.fromkeys((signal.SIGTERM, signal.SIGINT), stop), signal.SIGALRM: kill}):
-        _note(folder / KEEPER, {"pid": os.getpid(), "program": child.pid, "began": time.time()})
-        code = child.wait()
+    asking = dict.fromkeys((*stop_signals(), signal.SIGINT), stop)
+    with handle_signals({**asking, signal.SIGALRM: lambda *_: send(signal.SIGKILL)}):
+        # Noted before there is a program: whoever wants it to stop need not wait for more than this.
+        _note(folder / KEEPER, {"pid": os.getpid()})
+        if asked:
+            code, memory = EXIT_SAVED, 0
+        else:
+            with ChildProcess(command, pass_fds=(lock,)) as child:
+                if asked:
+                    stop()
+                _note(folder / KEEPER, {"pid": os.getpid(), "program": child.pid, "began": time.time()})
+                code = child.wait()
+            memory = child.memory_bytes
         signal.alarm(0)
-    _note(folder / ENDED, {"exit_code": code, "ended": time.time(), "memory_bytes": child.memory_bytes})
+        _note(folder / ENDED, {"exit_code": code, "ended": time.time(), "memory_bytes": memory})
     return code
 
 
@@ -106,7 +124,9 @@ def exit_code_of(folder: Path) -> int | None:
 
 
 def tell_to_stop(folder: Path) -> None:
-    """Tell the program of a folder to save and to end, if it runs."""
+    """Tell the program of a folder to save and to end, if it runs; a keeper that is just starting is waited for."""
+    while is_alive(folder) and not (folder / KEEPER).is_file():
+        time.sleep(NOTE_POLL_SECONDS)
     noted = _read(folder / KEEPER)
     if not is_alive(folder):
         return

@@ -13,7 +13,7 @@ PR_SET_PDEATHSIG = 1  # of Linux' prctl
 WATCH_SECONDS = 1.0
 
 
-def end_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
+def end_with_parent(number: signal.Signals = signal.SIGKILL, parent: int | None = None) -> None:
     """Send this process a signal when its parent ends: by the kernel on Linux, by a thread that watches elsewhere.
 
     A worker of a data loader would otherwise stay for ever where it waits for room in a pipe that other workers hold
@@ -21,14 +21,17 @@ def end_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
 
     Args:
         number: Signal; SIGKILL for a process that has nothing to save.
+        parent: Process that started this one; by default the one that Python's multiprocessing names. If it has ended
+            already, the signal comes at once.
     """
     before = os.getppid()
-    started_by = multiprocessing.parent_process()
+    if parent is None and (started_by := multiprocessing.parent_process()) is not None:
+        parent = started_by.pid
     try:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
     except (OSError, AttributeError):
         Thread(target=_watch, args=(before, number), name="parent", daemon=True).start()
-    if started_by is not None and not _exists(started_by.pid):  # it has ended before
+    if parent is not None and not _exists(parent):
         os.kill(os.getpid(), number)
 
 
@@ -38,9 +41,9 @@ def _watch(parent: int, number: signal.Signals) -> None:
     os.kill(os.getpid(), number)
 
 
-def _exists(pid: int | None) -> bool:
+def _exists(pid: int) -> bool:
     try:
-        os.kill(pid or 0, 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:

@@ -25,6 +25,7 @@ from engine.config.load import load_config
 from engine.config.world import Launch
 from engine.planning.plan import build_on_meta
 from engine.task import task_of
+from tests.programs import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 DETECTORS, SEGMENTORS = ROOT / "configs/detection", ROOT / "configs/segmentation"
@@ -79,7 +80,7 @@ def by_fvcore(model: nn.Module, images: Tensor) -> int:
 def run_tool(*arguments: str, extra_path: Path | None = None) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(extra_path or "")}
     command = [sys.executable, "tools/flops.py", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE)
 
 
 class Zoo(nn.Module):
@@ -323,7 +324,7 @@ def test_the_tool_imports_no_detector_for_a_backbone() -> None:
         "runpy.run_path('tools/flops.py', run_name='__main__'); "
         "assert not {'mmdet', 'mmseg', 'mmcv'} & set(sys.modules)"
     )
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 0, result.stderr
     for word in ("with a head of 1000 classes", "multiply-adds", "backbone.stages.3", "uncounted: aten::gelu x 12"):
         assert word in result.stdout

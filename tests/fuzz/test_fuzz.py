@@ -1,4 +1,4 @@
-"""A short round of both fuzzers; ``python -m tests.fuzz`` runs long ones."""
+"""A short round of each fuzzer; ``python -m tests.fuzz`` runs long ones."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 
 from tests.fuzz.files import Damager
 from tests.fuzz.kills import Killer
+from tests.fuzz.sweeps import SweepKiller
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="orphans are found by a call of Linux")
 
@@ -26,6 +27,13 @@ def test_killed_trainings_end_the_same(digits: Path, tmp_path: Path) -> None:
     fuzzer.run(1, ("classifier",))
     assert fuzzer.failures == []
     assert fuzzer.counts["chains that ended bit by bit the same"] == fuzzer.counts["chains"]
+
+
+def test_disturbed_sweeps_end_the_same(digits: Path, tmp_path: Path) -> None:
+    fuzzer = SweepKiller(tmp_path / "work", digits, seed=1)
+    fuzzer.run(1)
+    assert fuzzer.failures == []
+    assert fuzzer.counts["sweeps"]
 
 
 def test_what_is_executed_or_hangs_is_noticed(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -232,6 +232,7 @@ def test_a_panoptic_training_killed_at_a_step(train: Train, whole: Path, tmp_pat
         ("SIGTERM", "3", EXIT_SAVED),
         ("SIGINT", "val", EXIT_INTERRUPTED),
         ("SIGUSR1", "4", EXIT_SAVED),
+        ("SIGHUP", "6", EXIT_SAVED),
     ],
 )
 @TWO_TASKS

@@ -240,6 +240,23 @@ def test_a_second_ctrl_c_ends_at_once(start: Callable, same: bool) -> None:
         process.terminate()
 
 
+def test_a_closed_terminal_asks_to_save_and_is_nothing_under_nohup(start: Callable) -> None:
+    program = "for one in (signal.SIGTERM, signal.SIGUSR1): signal.signal(one, lambda number, _: say(str(number)))"
+    program += "\nsay('ready')\nwhile True: time.sleep(1000)"
+    for handler, told in ((signal.SIG_DFL, signal.SIGTERM), (signal.SIG_IGN, signal.SIGUSR1)):
+        before = signal.signal(signal.SIGHUP, handler)
+        try:
+            process = start(program, "--processes", "1")
+        finally:
+            signal.signal(signal.SIGHUP, before)
+        wait_for(process, 1)
+        process.send_signal(signal.SIGHUP)
+        if handler == signal.SIG_IGN:
+            process.send_signal(signal.SIGUSR1)
+        assert process.stdout.readline() == f"{int(told)}\n"
+        process.kill()
+
+
 def test_who_does_not_stop_in_time_is_killed(start: Callable) -> None:
     program = "signal.signal(signal.SIGTERM, signal.SIG_IGN); say('ready'); time.sleep(1000)"
     process = start(program, "--processes", "1", "--grace", "1")

@@ -56,7 +56,7 @@ def _fetch_ahead(wishes: Connection, cache: ShardCache) -> None:
     from engine.data.stored_image import ShardState
 
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    for ignored in (signal.SIGINT, signal.SIGUSR1):
+    for ignored in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
     end_with_parent()
     waiting: deque[ShardState] = deque()

@@ -19,6 +19,8 @@ import analysis.sweep.run
 from analysis.sweep.results import StudyResult, read_study
 from analysis.sweep.study_file import read_study_file
 from analysis.sweep.trainings import SEED, Training
+from engine.launch.child import interrupt_on_signals
+from engine.launch.exit_codes import EXIT_INTERRUPTED
 
 ROOT = Path(__file__).resolve().parents[3]
 DIGITS = str(ROOT / "configs/classification/digits.py")
@@ -61,12 +63,14 @@ class Sweep:
 
     def _run(self, *args: Any, **settings: Any) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have these tests ignore it
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         output = (self.folder / "output").open("a", buffering=1)
         sys.stdout = sys.stderr = output
         try:
-            print("\n".join(self.run(*args, **settings)))
-        except KeyboardInterrupt:
-            os._exit(130)
+            with interrupt_on_signals():  # as a tool does
+                print("\n".join(self.run(*args, **settings)))
+        except KeyboardInterrupt as stop:
+            os._exit(getattr(stop, "exit_code", EXIT_INTERRUPTED))
 
     @property
     def result(self) -> StudyResult:
@@ -85,8 +89,9 @@ class Sweep:
             time.sleep(0.01)
 
 
-@pytest.fixture
-def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sweep]:
+def stand_in_sweep(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
+    """A sweep whose trainings are stand-ins for as long as the patches last."""
+
     def command(study: Any, training: Training, gpus: int, slurm: str | None = None) -> list[str]:
         options = {**analysis.sweep.trainings.options_of(study, training), SEED: training.seed}
         texts = [f"{key}={value}" for key, value in options.items()]
@@ -95,7 +100,12 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sweep]:
     monkeypatch.setattr(analysis.sweep.controller, "command_of", command)
     monkeypatch.setattr(analysis.sweep.run, "check_study", lambda *args: None)
     monkeypatch.setattr(analysis.sweep.executors.LocalExecutor, "poll_seconds", 0.02)
-    made = Sweep(tmp_path, command)
+    return Sweep(folder, command)
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sweep]:
+    made = stand_in_sweep(tmp_path, monkeypatch)
     yield made
     for file in made.work_dir.glob("trials/*/*/keeper.json"):  # of a test that failed
         analysis.sweep.executors.tell_to_stop(file.parent)

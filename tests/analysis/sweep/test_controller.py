@@ -19,6 +19,7 @@ from analysis.sweep.storage import CONTROLLER, StudyStorage
 from analysis.sweep.study_file import read_study_file
 from analysis.sweep.trainings import Training, judge
 from backbones.errors import ConfigError, MachineError
+from engine.launch.exit_codes import EXIT_INTERRUPTED, EXIT_SAVED
 from engine.launch.keeper import is_alive
 from engine.report.run_dir import read_json, write_json
 from tests.analysis.sweep.conftest import write_study
@@ -218,7 +219,7 @@ def test_trainings_that_run_are_adopted(sweep: Any, monkeypatch: pytest.MonkeyPa
     assert sweep.ledger() == TRAININGS
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_a_controller_that_is_told_to_stop_lets_its_trainings_save(
     sweep: Any, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
@@ -228,7 +229,7 @@ def test_a_controller_that_is_told_to_stop_lets_its_trainings_save(
     sweep.wait_for(lambda: (first / "epoch_1.pth").exists() and len(sweep.ledger()) == 2)
     os.kill(controller.pid, number)
     controller.join()
-    assert controller.exitcode == 130
+    assert controller.exitcode == (EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_SAVED)
     assert not is_alive(first)
     assert read_json(first / "run.json")["reason"] == "stopped, with everything saved"
     assert [one.state for one in sweep.result.trials] == ["interrupted", "interrupted"]
@@ -236,6 +237,40 @@ def test_a_controller_that_is_told_to_stop_lets_its_trainings_save(
     sweep.run(resume=True)
     assert len(sweep.ledger()) == 8
     assert {one.state for one in sweep.result.trials} == {"finished"}
+
+
+def test_a_training_that_is_just_starting_is_told_to_stop_too(
+    sweep: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its keeper has not said yet whom to tell, or the program cannot save yet: it ends, and counts as no kill."""
+    monkeypatch.setenv("STAND_IN_WAITS_FOR", str(tmp_path / "never"))
+    controller = sweep.start()
+    sweep.wait_for(lambda: list(sweep.work_dir.glob("trials/*/*/alive")))
+    os.kill(controller.pid, signal.SIGTERM)
+    controller.join()
+    assert controller.exitcode == EXIT_SAVED
+    (training,) = sweep.work_dir.glob("trials/*/*")
+    assert not is_alive(training)
+    record = read_json(training / "run.json")
+    assert (record["state"], record["reason"]) == ("interrupted", "stopped, with everything saved")
+    assert not record["starts"][0]["killed"]
+
+
+def test_what_a_killed_keeper_was_writing_is_cleared(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STAND_IN_WAITS_FOR", str(sweep.folder / "go"))
+    controller = sweep.start()
+    sweep.wait_for(lambda: sweep.ledger())
+    (training,) = sweep.work_dir.glob("trials/*/*")
+    parts = [
+        folder / f".{name}.json.0123456789abcdef.part" for folder, name in ((training, "ended"), (sweep.work_dir, "x"))
+    ]
+    controller.kill()
+    controller.join()
+    for part in parts:
+        part.touch()
+    (sweep.folder / "go").touch()
+    sweep.run(resume=True)
+    assert not any(part.exists() for part in parts)
 
 
 def test_two_controllers_are_refused(sweep: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

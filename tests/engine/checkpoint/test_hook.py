@@ -23,6 +23,7 @@ from engine.checkpoint.hook import ResumableCheckpointHook
 from engine.checkpoint.preemption import Signals
 from engine.checkpoint.store import last_good
 from engine.training.runner import Runner
+from tests.programs import PATIENCE
 
 STEPS = 3  # of an epoch
 
@@ -273,7 +274,7 @@ def test_what_was_handed_over_is_written_whatever_ends_the_run(tmp_path: Path, m
     hook = begin(run)
     run.step(hook)
     may_write, save = threading.Event(), torch.save
-    monkeypatch.setattr(torch, "save", lambda *args: may_write.wait(10) and save(*args))
+    monkeypatch.setattr(torch, "save", lambda *args: may_write.wait(PATIENCE) and save(*args))
 
     def fail(_: Any) -> None:
         hook.save_now(run)

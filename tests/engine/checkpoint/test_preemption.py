@@ -14,7 +14,7 @@ import pytest
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from engine.checkpoint.preemption import Signals, Stop, exiting_on_signals
+from engine.checkpoint.preemption import Signals, Stop
 from engine.distributed.agreement import Agreement, StopRequest
 from engine.launch.exit_codes import EXIT_INTERRUPTED, EXIT_SAVED
 from engine.training.loops import EpochLoop
@@ -24,15 +24,34 @@ STEPS = 6
 
 @pytest.mark.parametrize(
     "number, stop_request",
-    [(signal.SIGTERM, StopRequest.LEAVE), (signal.SIGUSR1, StopRequest.LEAVE), (signal.SIGINT, StopRequest.INTERRUPT)],
+    [
+        (signal.SIGTERM, StopRequest.LEAVE),
+        (signal.SIGUSR1, StopRequest.LEAVE),
+        (signal.SIGHUP, StopRequest.LEAVE),
+        (signal.SIGINT, StopRequest.INTERRUPT),
+    ],
 )
 def test_a_signal_is_a_stop_request(number: int, stop_request: int) -> None:
-    signals, before = Signals(), signal.getsignal(number)
-    with signals.handled():
-        assert signals.stop_request == StopRequest.NOTHING
-        os.kill(os.getpid(), number)
-        assert signals.stop_request == stop_request
-    assert signal.getsignal(number) is before
+    signals = Signals()
+    before = signal.signal(number, signal.SIG_DFL)  # the tests may have been started with it ignored
+    try:
+        with signals.handled():
+            assert signals.stop_request == StopRequest.NOTHING
+            os.kill(os.getpid(), number)
+            assert signals.stop_request == stop_request
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_closed_terminal_is_nothing_to_a_training_under_nohup() -> None:
+    signals, before = Signals(), signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals.handled():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert signals.stop_request == StopRequest.NOTHING
 
 
 def test_a_second_interrupt_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,54 +147,3 @@ def test_all_learn_it_one_step_later(tmp_path: Path) -> None:
         StopRequest.LEAVE,
     ]
     assert [(tmp_path / str(rank)).read_text() for rank in range(3)] == [f"{learnt} [0, 1, 2]"] * 3
-
-
-def test_told_to_leave_before_the_first_step(capsys: pytest.CaptureFixture[str]) -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as left, exiting_on_signals():
-        os.kill(os.getpid(), signal.SIGTERM)
-    assert left.value.code == EXIT_SAVED
-    assert signal.getsignal(signal.SIGTERM) is before
-    assert capsys.readouterr().err == "asked to stop before the first step: start again with the same command\n"
-
-
-@pytest.mark.parametrize("instead", [None, SyntaxError("cannot be laid out")])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_told_to_leave_where_everything_is_caught(
-    number: signal.Signals, instead: Exception | None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def swallow() -> None:
-        try:
-            os.kill(os.getpid(), number)
-        except BaseException:
-            if instead is not None:
-                raise instead from None
-
-    usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
-    before = signal.signal(number, usual)  # a test in the background may have been started to ignore Ctrl-C
-    try:
-        with pytest.raises((SystemExit, KeyboardInterrupt)) as left, exiting_on_signals():
-            swallow()
-        assert signal.getsignal(number) is usual
-    finally:
-        signal.signal(number, before)
-    if number == signal.SIGINT:
-        assert left.type is KeyboardInterrupt
-        assert capsys.readouterr().err == ""
-    else:
-        assert left.value.code == EXIT_SAVED
-        assert capsys.readouterr().err == "asked to stop before the first step: start again with the same command\n"
-
-
-def test_an_ignored_interrupt_stays_ignored_before_the_first_step() -> None:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with exiting_on_signals():
-            os.kill(os.getpid(), signal.SIGINT)
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def test_an_error_before_the_first_step_is_not_hidden() -> None:
-    with pytest.raises(SyntaxError), exiting_on_signals():
-        raise SyntaxError

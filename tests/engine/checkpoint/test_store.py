@@ -21,6 +21,7 @@ from backbones.files import atomic_write, remove_partial_files
 from backbones.weights import read_checkpoint
 from engine.checkpoint import store as module
 from engine.checkpoint.store import CheckpointWriter, begin_run, cpu_copy, last_good, write_checkpoint
+from tests.programs import PATIENCE
 
 
 def state(step: int) -> dict[str, Any]:
@@ -179,7 +180,7 @@ def test_what_a_killed_process_left_goes_away(tmp_path: Path) -> None:
 def test_training_goes_on_while_a_file_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file has the state of the call, although writing begins later."""
     may_write, write = threading.Event(), module.write_checkpoint
-    monkeypatch.setattr(module, "write_checkpoint", lambda *args: may_write.wait(10) and write(*args))
+    monkeypatch.setattr(module, "write_checkpoint", lambda *args: may_write.wait(PATIENCE) and write(*args))
     history = HistoryBuffer([1.0], [1])
     content, written, writer = state(1) | {"history": history}, [], CheckpointWriter()
     writer.write(content, tmp_path / "iter_1.pth", lambda: written.append(1))

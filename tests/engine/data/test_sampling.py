@@ -250,7 +250,7 @@ def loader(monkeypatch: pytest.MonkeyPatch) -> DataLoader:
 def test_configure_workers_lets_workers_outlive_signals(loader: DataLoader) -> None:
     found = iter(loader)
     next(found)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         os.kill(loader._iterator._workers[0].pid, number)
     assert len(list(found)) == SAMPLES - 1
     shutdown_workers([loader], timeout=PATIENCE)

@@ -18,6 +18,7 @@ from engine.distributed.agreement import StopRequest
 from engine.run import test as run_test
 from engine.run import train
 from engine.training.loops import EpochLoop
+from tests.programs import PATIENCE
 
 CONFIG = Path(__file__).resolve().parents[3] / "configs/classification/digits.py"
 SMALL = {"model.backbone.depths": [1, 1, 1, 1], "model.backbone.dims": [8, 8, 8, 16]}
@@ -49,7 +50,7 @@ def run(data: Path, work_dir: Path) -> Resolved:
 def assert_ended(workers: list[BaseProcess], count: int) -> None:
     assert len(workers) == count
     for worker in workers:
-        assert wait([worker.sentinel], timeout=10)
+        assert wait([worker.sentinel], timeout=PATIENCE)
 
 
 def test_workers_end_after_a_training_and_a_test(data: Path, tmp_path: Path, started: list[BaseProcess]) -> None:

@@ -8,13 +8,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from convnext_dense_signals import Terminated
 from engine.launch import child
 from engine.launch.child import ChildProcess, interrupt_on_signals
-from engine.launch.exit_codes import EXIT_HUNG
+from engine.launch.exit_codes import EXIT_HUNG, EXIT_SAVED
 from engine.launch.leftovers import STOPPED_STATE, is_running, process_state
 from tests.programs import PATIENCE
 
@@ -69,18 +71,69 @@ def test_a_program_has_time_to_save(tmp_path: Path, reaction: str, grace: float,
     assert child.exit_code == code
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_is_an_interrupt_and_an_ignored_one_is_not(number: signal.Signals) -> None:
-    before = signal.signal(number, signal.SIG_DFL)  # the tests may have been started with SIGHUP ignored
+    usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    before = signal.signal(number, usual)  # the tests may have been started with it ignored
     try:
-        with interrupt_on_signals(), pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt) as raised, interrupt_on_signals():
             os.kill(os.getpid(), number)
-        assert signal.getsignal(number) is signal.SIG_DFL
+        if number == signal.SIGINT:
+            assert not isinstance(raised.value, Terminated)
+        else:
+            assert raised.value.exit_code == EXIT_SAVED
+            assert str(raised.value) == f"stopped by {number.name}: start again with the same command"
+        assert signal.getsignal(number) is usual
         signal.signal(number, signal.SIG_IGN)
         with interrupt_on_signals():
             os.kill(os.getpid(), number)
     finally:
         signal.signal(number, before)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("instead", [None, SyntaxError("cannot be laid out")])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupt_that_something_catches_is_not_lost(
+    number: signal.Signals, instead: Exception | None, nested: bool
+) -> None:
+    def swallow() -> None:
+        try:
+            os.kill(os.getpid(), number)
+        except BaseException:
+            if instead is not None:
+                raise instead from None
+
+    before = signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    try:
+        outer = interrupt_on_signals() if nested else nullcontext()
+        with pytest.raises(KeyboardInterrupt) as raised, outer, interrupt_on_signals():
+            swallow()
+    finally:
+        signal.signal(number, before)
+    assert isinstance(raised.value, Terminated) == (number == signal.SIGTERM)
+
+
+def test_an_error_without_a_signal_is_not_hidden() -> None:
+    with pytest.raises(SyntaxError), interrupt_on_signals():
+        raise SyntaxError
+
+
+def test_a_forked_process_ends_by_the_signal() -> None:
+    """It has nothing to say, and must not go on in the code of the one that it was forked from."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with interrupt_on_signals():
+            forked = os.fork()
+            if not forked:
+                try:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                finally:
+                    os._exit(7)
+            _, status = os.waitpid(forked, 0)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGTERM
 
 
 @pytest.mark.parametrize("logged", [False, True])

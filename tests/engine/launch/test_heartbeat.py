@@ -18,6 +18,7 @@ from engine.launch.hang_detector import HangDetector, StalledRank, StopDetector,
 from engine.launch.heartbeat import (
     ERROR_FILE,
     HEARTBEAT,
+    LAUNCHER_PROCESS,
     POSITION_FILE,
     STACKS_FILE,
     Heartbeat,
@@ -253,3 +254,16 @@ def test_the_time_of_each_activity_is_counted_without_a_launcher(monkeypatch: py
     heartbeat.enter(Phase.VALIDATION)
     spent = {"starting": 10.0, "waiting for data": 10.0, "training": 20.0, "saving": 10.0, "validation": 10.0}
     assert heartbeat.seconds() == spent
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_rank_whose_launcher_was_killed_before_the_rank_began(gone: bool, tmp_path: Path) -> None:
+    """It would otherwise wait for the others for half an hour."""
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    launcher = ended.pid if gone else os.getpid()
+    environment = {"TORCHELASTIC_ERROR_FILE": str(tmp_path / "error.json"), LAUNCHER_PROCESS: str(launcher)}
+    program = "from engine.launch.heartbeat import HEARTBEAT; HEARTBEAT.start(); print('goes on')"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == ((-signal.SIGTERM, "") if gone else (0, "goes on\n"))

@@ -11,14 +11,21 @@ import pytest
 
 from engine.launch import rendezvous
 from engine.launch.rendezvous import RendezvousError, RendezvousServer, request_port, run_id
+from tests.programs import PATIENCE
 
 HOST = "127.0.0.1"
 
 
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rendezvous, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(rendezvous, "ANSWER_SECONDS", PATIENCE)
     monkeypatch.setattr(rendezvous, "RETRY_SECONDS", 0.05)
+
+
+@pytest.fixture
+def silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who says nothing is not waited for; others have as long as they need."""
+    monkeypatch.setattr(rendezvous, "ANSWER_SECONDS", 0.5)
 
 
 @pytest.fixture
@@ -58,19 +65,20 @@ def stranger(port: int, says: bytes | None) -> Iterator[None]:
         thread.join()
 
 
+@pytest.mark.usefixtures("silence")
 @pytest.mark.parametrize("says", [None, b"HTTP/1.1 400 Bad Request\r\n\r\n", b"hello job 1234\n", b"\xff" * 5000])
 def test_a_stranger_on_the_port_is_passed_by(first_port: int, says: bytes | None) -> None:
     with stranger(first_port, says):
         first = RendezvousServer("job", first_port, 4321)
         assert first.port == first_port + 1
-        assert request_port(HOST, first_port, "job", 1, 10.0) == 4321
+        assert request_port(HOST, first_port, "job", 1, PATIENCE) == 4321
         first.close()
 
 
 def test_two_jobs_on_one_machine_do_not_mix(first_port: int) -> None:
     one, two = RendezvousServer("one", first_port, 1111), RendezvousServer("two", first_port, 2222)
-    assert request_port(HOST, first_port, "two", 1, 10.0) == 2222
-    assert request_port(HOST, first_port, "one", 1, 10.0) == 1111
+    assert request_port(HOST, first_port, "two", 1, PATIENCE) == 2222
+    assert request_port(HOST, first_port, "one", 1, PATIENCE) == 1111
     one.close()
     two.close()
     again = RendezvousServer("three", first_port, 3333)
@@ -78,30 +86,31 @@ def test_two_jobs_on_one_machine_do_not_mix(first_port: int) -> None:
     again.close()
 
 
+@pytest.mark.usefixtures("silence")
 def test_one_that_says_nothing_does_not_keep_the_others_waiting(first_port: int) -> None:
     first = RendezvousServer("job", first_port, 4321)
     with socket.create_connection((HOST, first_port)):
-        assert request_port(HOST, first_port, "job", 1, 10.0) == 4321
+        assert request_port(HOST, first_port, "job", 1, PATIENCE) == 4321
     first.close()
 
 
 def test_the_last_machine_may_come_first(first_port: int) -> None:
     answers: list[int] = []
-    other = threading.Thread(target=lambda: answers.append(request_port(HOST, first_port, "job", 1, 10.0)))
+    other = threading.Thread(target=lambda: answers.append(request_port(HOST, first_port, "job", 1, PATIENCE)))
     other.start()
     other.join(0.3)
     assert not answers
     first = RendezvousServer("job", first_port, 4321)
-    other.join(10)
+    other.join(PATIENCE)
     assert answers == [4321]
     first.close()
 
 
 def test_wrong_launches_are_told_in_one_line(first_port: int) -> None:
     first = RendezvousServer("job", first_port, 4321)
-    assert request_port(HOST, first_port, "job", 1, 10.0) == 4321
+    assert request_port(HOST, first_port, "job", 1, PATIENCE) == 4321
     with pytest.raises(RendezvousError, match="NODE_RANK=1: each needs a number of its own"):
-        request_port(HOST, first_port, "job", 1, 10.0)
+        request_port(HOST, first_port, "job", 1, PATIENCE)
     with pytest.raises(RendezvousError, match=f"on port {first_port} waits a launch with another command line"):
         request_port(HOST, first_port, "other", 1, 0.2)
     first.close()

@@ -25,6 +25,7 @@ from backbones.kernels.autotune import autotuner
 from backbones.kernels.cuda import dwconv_norm, grn, mlp, packed_dwconv
 from backbones.kernels.cuda.block import HALVES, PACKED_CONVOLUTION
 from backbones.masked import DenseLayout, PackedLayout
+from tests.programs import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[4]
 OPS = torch.ops.convnext
@@ -434,7 +435,7 @@ def test_importing_needs_neither_triton_nor_a_gpu() -> None:
         "    x = torch.randn(1, 4, 5, 5, requires_grad=True); Block(4)(x).sum().backward()\n"
         "print([name for name in sys.modules if 'kernels' in name and '_triton' in name], x.grad is not None)"
     )
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip().endswith("[] True")
 

@@ -95,7 +95,7 @@ def test_a_silent_store_is_not_waited_for(store: Store, tmp_path: Path, monkeypa
     shard = shard_of(store, "a.tar", cache)
     monkeypatch.setattr(access_module, "SILENCE_SECONDS", 0.1)
     monkeypatch.setattr(access_module, "STORE_ATTEMPTS", 2)
-    store.faults = ["slow"] * 9
+    store.faults = ["silent"] * 9
     with pytest.raises(UserError, match=r"a\.tar: cannot be read after 2 attempts \(\w*Timeout"):
         cache.open(shard)
 
