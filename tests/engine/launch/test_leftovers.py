@@ -193,9 +193,18 @@ def test_a_folder_in_use_and_others_folders_stay(place: Path) -> None:
     (place / "launch_file").touch()
     (place / "launch_pipe").mkdir()
     os.mkfifo(place / "launch_pipe" / LOCK_FILE)
-    before = sorted(place.iterdir())
+    (place / "launch_linked_lock").mkdir()
+    (place / "launch_linked_lock" / LOCK_FILE).symlink_to(place / "mine" / LOCK_FILE)
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    (place / "mine" / f"worker-{ended.pid}").mkdir()  # not reached through the link
+    shared = place.parent / "shm" / f"torch_{ended.pid}_123_0"
+    shared.touch()
+    before, opened = sorted(place.iterdir()), os.listdir("/dev/fd")
     clear_leftovers()
     assert sorted(place.iterdir()) == [one for one in before if one.name != "launch_pipe"]
+    assert shared.exists()
+    assert len(os.listdir("/dev/fd")) == len(opened)
     process.kill()
     process.join()
     clear_leftovers()
