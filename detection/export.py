@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
-from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -160,16 +159,31 @@ def recordable() -> Iterator[None]:
         for module in [module for name, module in list(sys.modules.items()) if name.startswith("mmdet.")]:
             for name, value in list(vars(module).items()):
                 if callable(value) and not isinstance(value, type) and (new := _replacement(functions, value)):
-                    stack.enter_context(mock.patch.object(module, name, new))
+                    stack.enter_context(replaced(module, name, new))
         for owner, name, method in methods:
-            stack.enter_context(mock.patch.object(owner, name, method))
+            stack.enter_context(replaced(owner, name, method))
         # The wrapper of mmcv's own operator writes nodes that ONNX has no more.
         align = RoIAlign.forward
-        stack.enter_context(
-            mock.patch.object(RoIAlign, "forward", lambda layer, *inputs: _torchvision(align, layer, inputs))
-        )
+        stack.enter_context(replaced(RoIAlign, "forward", lambda layer, *inputs: _torchvision(align, layer, inputs)))
         stack.enter_context(_WholeBatch())
         yield
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Give an attribute of a module, a class or an object another value, and its own back at the end, however it comes.
+
+    Args:
+        owner: What has the attribute itself, not by inheritance.
+        name: Name of the attribute.
+        value: Value for as long as it lasts.
+    """
+    own = vars(owner)[name]
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, own)
 
 
 def class_nms(
@@ -333,5 +347,5 @@ def _replacement(functions: dict[Any, Any], value: Any) -> Any:
 
 def _torchvision(align: Callable[..., Tensor], layer: RoIAlign, inputs: tuple[Tensor, ...]) -> Tensor:
     """RoIAlign by torchvision's operator, for which there is one of ONNX."""
-    with mock.patch.object(layer, "use_torchvision", True):
+    with replaced(layer, "use_torchvision", True):
         return align(layer, *inputs)

@@ -37,7 +37,12 @@ model = dict(
     train_cfg=dict(num_points=2048),
     test_cfg=dict(instance_on=False),
 )
-train_pipeline = [dict(type="LoadCheckedImage"), dict(type="LoadPanoptic"), dict(type="PackDetInputs")]
+train_pipeline = [
+    dict(type="LoadCheckedImage"),
+    dict(type="LoadPanoptic"),
+    dict(type="CheckedResize", scale=(160, 160), keep_ratio=True),
+    dict(type="PackDetInputs"),
+]
 _base_.test_pipeline[1].scale = (160, 160)
 train_dataloader = dict(num_workers=1, sampler=dict(type="DefaultSampler", shuffle=True))
 val_dataloader = dict(num_workers=1)

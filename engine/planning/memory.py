@@ -160,9 +160,10 @@ def estimate_memory(model: nn.Module, cfg: Config, processes: int, images: int) 
             if isinstance(error, UserError) and shape is not None:
                 raise  # so would the first step
             # An estimate never stops a training: a model of an unknown kind may want more than images.
-            reason = first_line(error)
-            with suppress(RuntimeError, AssertionError, AttributeError, TypeError, ValueError):
-                activations = None if shape is None else _from_small_images(cfg, images, shape)
+            if shape is not None:
+                reason = first_line(error)
+                with suppress(RuntimeError, AssertionError, AttributeError, TypeError, ValueError):
+                    activations = _from_small_images(cfg, images, shape)
     sharded = processes > 1 and bool(cfg.get("env_cfg", {}).get("sharded"))
     share = processes if sharded else 1
     return Memory(

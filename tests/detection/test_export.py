@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from mmcv.ops import RoIAlign
 from mmcv.ops.nms import batched_nms
 from mmdet.models.dense_heads import RPNHead, RTMDetInsHead
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmdet.models.seg_heads.panoptic_fusion_heads import MaskFormerFusionHead
-from mmdet.models.utils import filter_scores_and_topk
+from mmdet.models.utils import filter_scores_and_topk, misc
 from mmdet.structures.mask import mask2bbox
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
@@ -150,6 +151,24 @@ def test_masks_of_dynamic_convolutions() -> None:
     assert expected.masks.any()
     assert torch.equal(found.bboxes, expected.bboxes)
     assert (found.masks != expected.masks).float().mean() < 1e-3  # rounding where a logit is next to 0
+
+
+def test_the_functions_of_mmdet_come_back_after_an_error() -> None:
+    def places() -> list[Any]:
+        return [
+            misc.filter_scores_and_topk,
+            *(vars(owner)[name] for owner, name in ((RPNHead, "_predict_by_feat_single"), (RoIAlign, "forward"))),
+        ]
+
+    def interrupted() -> None:
+        with recordable():
+            assert all(now is not then for now, then in zip(places(), before, strict=True))
+            raise ZeroDivisionError
+
+    before = places()
+    with pytest.raises(ZeroDivisionError):
+        interrupted()
+    assert all(now is then for now, then in zip(places(), before, strict=True))
 
 
 def test_pairs_of_objects() -> None:

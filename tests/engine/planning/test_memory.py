@@ -8,19 +8,30 @@ from typing import Any
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from backbones import build_backbone
+from engine.config.building import build
 from engine.config.load import load_config
 from engine.config.world import Launch
-from engine.planning.memory import Memory, activation_bytes, autocast_dtype, estimate_memory, training_shape
+from engine.planning.memory import (
+    LiveStorages,
+    Memory,
+    activation_bytes,
+    autocast_dtype,
+    estimate_memory,
+    training_shape,
+)
 from engine.planning.plan import build_on_meta
+from engine.task import task_of_model
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 CLASSIFICATION = CONFIGS / "classification/convnext_tiny_in1k_300e.py"
 MASK = CONFIGS / "detection/mask_rcnn_convnext_tiny_coco_3x.py"
 LSJ = CONFIGS / "detection/mask_rcnn_convnextv2_base_coco_lsj_3x.py"
 UPERNET = CONFIGS / "segmentation/upernet_convnext_tiny_ade20k_160k.py"
+PANOPTIC = CONFIGS / "detection/mask2former_panoptic_digits.py"
 SHAPE = (8, 16)
 PIXELS = 8 * 16
 
@@ -168,6 +179,21 @@ def test_heads_count_too(path: Path) -> None:
     model = build_on_meta(cfg)
     shape = (128, 128)
     assert activation_bytes(model, 2, shape) > 1.3 * activation_bytes(Bare(model.backbone), 2, shape)
+
+
+def test_a_model_that_has_to_compute_is_counted_from_small_images() -> None:
+    estimate = memory(PANOPTIC, Launch())
+    model = build(MODELS, load_config(PANOPTIC, None, Launch()).cfg.model, "model", "mmdet").train()
+    with LiveStorages() as meter:
+        kept = task_of_model(model).activation_forward(model, torch.zeros(4, 3, 160, 160))
+    assert (estimate.images, estimate.shape) == (4, (160, 160))
+    assert estimate.activations == pytest.approx(meter.bytes, rel=0.05)
+    del kept
+
+
+def test_a_model_that_has_to_compute_and_images_of_an_unknown_size() -> None:
+    estimate = memory(PANOPTIC, Launch(), train_pipeline=[{"type": "LoadCheckedImage"}, {"type": "PackDetInputs"}])
+    assert str(estimate).endswith("; activations not counted: the config does not tell the size of the training images")
 
 
 class Bare(nn.Module):
