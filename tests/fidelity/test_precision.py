@@ -77,13 +77,19 @@ RELEASED = {
     "segmentation/upernet_dinov3_convnext_large_ade20k_160k": FULL,
     "detection/mask_rcnn_dinov3_convnext_tiny_coco_3x": HALF,
     "detection/mask_rcnn_dinov3_convnext_tiny_frozen_coco_3x": HALF,
+    "detection/mask_rcnn_dinov3_convnext_small_coco_3x": HALF,
+    "detection/mask_rcnn_dinov3_convnext_base_coco_3x": HALF,
+    "detection/mask_rcnn_dinov3_convnext_large_coco_3x": FULL,
     # open-mmlab/mmsegmentation, configs/mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py, optim_wrapper:
     # OptimWrapper, that is float32
     "segmentation/mask2former_convnext_tiny_ade20k_160k": FULL,
     "segmentation/mask2former_convnext_base_in22k_ade20k_50k": FULL,
     "segmentation/mask2former_convnext_large_in22k_ade20k_160k": FULL,
-    # no config of DINOv3 in Mask2Former is published: as its ConvNeXt-T
+    # no config of DINOv3 in Mask2Former is published: as ConvNeXt's
     "segmentation/mask2former_dinov3_convnext_tiny_ade20k_160k": FULL,
+    "segmentation/mask2former_dinov3_convnext_small_ade20k_160k": FULL,
+    "segmentation/mask2former_dinov3_convnext_base_ade20k_160k": FULL,
+    "segmentation/mask2former_dinov3_convnext_large_ade20k_160k": FULL,
     # facebookresearch/ConvNeXt, main.py:191, --use_amp False, which no command of TRAINING.md changes
     "classification/convnext_tiny_in1k_300e": FULL,
     "classification/convnext_xlarge_in22k_90e": FULL,
