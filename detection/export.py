@@ -174,7 +174,7 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     """Give an attribute of a module, a class or an object another value, and its own back at the end, however it comes.
 
     Args:
-        owner: What has the attribute itself, not by inheritance.
+        owner: Module, class or object with an attribute of its own, not an inherited one.
         name: Name of the attribute.
         value: Value for as long as it lasts.
     """
