@@ -13,6 +13,7 @@ from torch import Tensor
 
 from backbones.errors import ConfigError, DataError
 from classification.data import class_folders, folder_fix
+from classification.errors import ClassificationErrors
 from classification.model import ImageClassifier
 from classification.results import ClassList, ClassPrediction, ClassTable
 from classification.stored import stored_names
@@ -104,6 +105,7 @@ CLASSIFICATION = register_task(
         result_formats={"csv": ClassTable, "json": ClassList},
         predicted_fields=("scores", "pred_label", "gt_label", "loss"),
         prediction=ClassPrediction,
+        error_analysis=ClassificationErrors,
         data_classes=_folder_names,
         check_training=_check_training,
         robustness=CLASSIFIER_ROBUSTNESS,

@@ -27,6 +27,8 @@ MOST_MISTAKES = (
     f"most objects without a detection of their class (box IoU {MISTAKE_IOU}, score {MISTAKE_SCORE}) and detections "
     "without an object"
 )
+THRESHOLDS, RECALLS = np.arange(50, 100, 5) / 100, np.arange(101) / 100  # IoU and recalls at which COCO reads precision
+AREAS = ("all", "small", "medium", "large")
 COCO_STATS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
 
 
@@ -80,6 +82,10 @@ class FastCocoMetric(BaseMetric):
         worst_kept: Number of images with the most mistakes that ``details`` lists; it is 0 unless it is set.
         details: ``worst`` images by their index in the data set, and ``worst_by``, what is counted, of the last
             evaluation with ``worst_kept``.
+        ground_truth: The annotation file with ids and areas as COCO's evaluation needs them, once it has been read.
+        precisions: Precision of ``bbox`` and ``segm`` of the last evaluation, (10, 101, K, 4): by IoU from 0.50 to
+            0.95, recall, class, and area (all, small, medium, large); -1 where there are no objects. Without
+            detections there is none.
 
     Raises:
         ConfigError: If the metric is another, or ``segm`` is asked of a detector without masks.
@@ -94,7 +100,8 @@ class FastCocoMetric(BaseMetric):
         self.class_scores: dict[str, dict[str, float | int | None]] = {}
         self.worst_kept = 0
         self.details: dict[str, Any] = {}
-        self._ground_truth: COCO | None = None
+        self.ground_truth: COCO | None = None
+        self.precisions: dict[str, np.ndarray] = {}
 
     @property
     def score_names(self) -> tuple[str, ...]:
@@ -124,11 +131,11 @@ class FastCocoMetric(BaseMetric):
 
     def _worst(self, results: list[ImageDetections]) -> list[dict[str, Any]]:
         """The images with the most mistakes, by their index, the worst one first."""
-        assert self._ground_truth is not None
-        ids = np.array(category_ids(self._ground_truth.dataset["categories"], self.dataset_meta["classes"]))
+        assert self.ground_truth is not None
+        ids = np.array(category_ids(self.ground_truth.dataset["categories"], self.dataset_meta["classes"]))
         found = []
         for index, image in enumerate(results):
-            annotations = self._ground_truth.imgToAnns.get(image.image_id, [])
+            annotations = self.ground_truth.imgToAnns.get(image.image_id, [])
             objects = [one for one in annotations if one["category_id"] in ids]
             missed, false = count_mistakes(image.boxes, image.scores, ids[image.labels], objects)
             found.append((missed + false, index, f"{missed} missed, {false} false"))
@@ -141,15 +148,15 @@ class FastCocoMetric(BaseMetric):
         Args:
             results: Detections of each image.
         """
-        if self._ground_truth is None:
+        if self.ground_truth is None:
             content = read_annotations(self.annotation_file)
             fill_areas(content)
             add_categories(content, self.dataset_meta["classes"])
             # COCO's matching takes an annotation of id 0 for none; nothing refers to these numbers.
             for number, annotation in enumerate(content["annotations"], 1):
                 annotation["id"] = number
-            self._ground_truth = COCO(content)
-        ground_truth = self._ground_truth
+            self.ground_truth = COCO(content)
+        ground_truth = self.ground_truth
         ids = category_ids(ground_truth.dataset["categories"], self.dataset_meta["classes"])
         entries = _to_entries(results, ids)
         statistics: dict[str, np.ndarray] = {}
@@ -157,6 +164,7 @@ class FastCocoMetric(BaseMetric):
         objects = ground_truth.dataset["annotations"]
         without_masks = bool(objects) and not any(one.get("segmentation") for one in objects)
         self.class_scores = {name: {} for name in self.dataset_meta["classes"]}
+        self.precisions = {}
         detections = COCO({**ground_truth.dataset, "annotations": entries})
         for kind in self.metrics:
             if kind == "segm" and without_masks:
@@ -167,6 +175,8 @@ class FastCocoMetric(BaseMetric):
                 statistics[kind] = np.zeros(12)
                 precision = np.where([counts[number] > 0 for number in ids], 0.0, -1.0)[:, np.newaxis]
                 self._add_class_scores(kind, precision, precision)
+                shape = (len(THRESHOLDS), len(RECALLS), len(ids), len(AREAS))
+                self.precisions[kind] = np.broadcast_to(precision, shape)
                 continue
             _set_scores_and_areas(kind, entries, results)
             evaluation = COCOeval_faster(ground_truth, detections, iouType=kind)
@@ -176,7 +186,8 @@ class FastCocoMetric(BaseMetric):
             statistics[kind] = np.asarray(evaluation.stats)
             # (thresholds, recalls, categories, areas, detections); the categories are those of the evaluation, sorted.
             order = [evaluation.params.catIds.index(number) for number in ids]
-            precision = evaluation.eval["precision"][:, :, order, 0, -1]
+            self.precisions[kind] = evaluation.eval["precision"][..., -1][:, :, order]
+            precision = self.precisions[kind][..., 0]
             self._add_class_scores(kind, precision.transpose(2, 0, 1).reshape(len(ids), -1), precision[0].T)
         for name, number in zip(self.dataset_meta["classes"], ids, strict=True):
             self.class_scores[name]["objects"] = counts[number]

@@ -62,6 +62,7 @@ PANOPTIC = register_task(
         predicted_fields=("pred_panoptic_seg",),
         submission=SubmissionSpec("coco", pack_panoptic, list_panoptic_images),
         prediction=PanopticPrediction,
+        error_analysis=None,
         zoo=None,
     )
 )

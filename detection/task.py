@@ -25,6 +25,7 @@ from backbones.errors import ConfigError
 from detection.annotations import names_in_file
 from detection.coco_metric import IOU_TYPES
 from detection.data import CocoInstances
+from detection.errors import DetectionErrors
 from detection.export import exported_detector
 from detection.mistakes import MISTAKE_SCORE
 from detection.results import CocoResults, Detections, LabelmeFiles, ObjectList, ObjectTable, YoloFiles, pack_coco
@@ -318,6 +319,7 @@ DETECTION = register_task(
         predicted_fields=("pred_instances",),
         submission=SubmissionSpec("coco", pack_coco),
         prediction=Detections,
+        error_analysis=DetectionErrors,
         zoo=DETECTION_ZOO,
     )
 )

@@ -93,14 +93,11 @@ class DetectionVisualizer(PanelVisualizer):
                 tint(picture, masks[index], shades[index])
                 outlines, _ = cv2.findContours(masks[index].astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
                 cv2.drawContours(picture, outlines, -1, shades[index], line)
-        for box, colour in zip(boxes, colours, strict=True):
-            corners = np.round(box).astype(int).tolist()
-            cv2.rectangle(picture, corners[:2], corners[2:], colour, line)
         names = [classes[label] for label in labels]
         if "scores" in instances:
             scores = instances.scores.tolist()
             names = [f"{name} {100 * score:.0f}" for name, score in zip(names, scores, strict=True)]
-        return Panel(_with_names(picture, boxes, names, colours, size), sorted(set(labels)))
+        return Panel(draw_boxes(picture, boxes, names, colours, size), sorted(set(labels)))
 
     def _segments_panel(self, image: np.ndarray, segments: np.ndarray) -> Panel:
         """Draw panoptic segments, (H, W), of mmdet's numbers: class plus ``INSTANCE_OFFSET`` times instance."""
@@ -131,10 +128,25 @@ def _bitmaps(masks: Any) -> np.ndarray:
     return bitmaps.astype(bool)
 
 
-def _with_names(
-    picture: np.ndarray, boxes: Sequence[Box], names: Sequence[str], colours: Sequence[Colour], size: int
+def draw_boxes(
+    image: np.ndarray, boxes: Sequence[Box], names: Sequence[str], colours: Sequence[Colour], size: int
 ) -> np.ndarray:
-    """The picture with the names of boxes in a font size, and lines to those that are away from their boxes."""
+    """Draw boxes with their names, and lines to those names that are away from their boxes.
+
+    Args:
+        image: RGB image, uint8, (H, W, 3).
+        boxes: Boxes in pixels.
+        names: Name of each box; an empty one is not written.
+        colours: Colour of each box, RGB.
+        size: Size of the font in pixels.
+
+    Returns:
+        The picture, a copy.
+    """
+    picture = image.copy()
+    for box, colour in zip(boxes, colours, strict=True):
+        corners = np.round(box).astype(int).tolist()
+        cv2.rectangle(picture, corners[:2], corners[2:], colour, max(1, round(size * LINE_RATIO)))
     sizes = [text_size(name, size) for name in names]
     texts = []
     places = place_labels(boxes, sizes, (picture.shape[1], picture.shape[0]))

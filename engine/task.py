@@ -334,6 +334,8 @@ class TaskSpec:
         predicted_fields: Fields of a sample that its models predict and its metrics need.
         submission: Files for an evaluation server; ``None`` for a task without one.
         prediction: Subclass of ``engine.prediction.predictor.Prediction`` with what its models predict.
+        error_analysis: Returns the ``engine.prediction.error_analysis.ErrorAnalysis`` of a test, from an
+            ``engine.prediction.error_analysis.AnalysisRequest``; ``None`` for a task without one.
         drivers: Names of the task's own settings at the top level of a config, which ``complete_config`` copies.
         complete_config: Fills in, in place, what follows from other settings; gets the config, and a list for notes.
         data_classes: Returns the class names that the files of a data set tell; gets the data set's settings.
@@ -371,6 +373,7 @@ class TaskSpec:
     predicted_fields: tuple[str, ...] = ()
     submission: SubmissionSpec | None = None
     prediction: Callable[..., Any] | None = None
+    error_analysis: Callable[[Any], Any] | None = None
     drivers: tuple[str, ...] = ()
     complete_config: Callable[[Config, list[str]], None] = lambda cfg, notes: None
     data_classes: Callable[[Mapping[str, Any]], Sequence[str]] = lambda dataset: ()

@@ -33,6 +33,7 @@ from engine.task import (
     register_task,
 )
 from segmentation.data import IGNORE_INDEX
+from segmentation.errors import SegmentationErrors
 from segmentation.results import (
     LabelPngs,
     LabelPrediction,
@@ -271,6 +272,7 @@ SEGMENTATION = register_task(
         predicted_fields=("pred_sem_seg",),
         submission=SubmissionSpec("png", pack_labels, list_label_images),
         prediction=LabelPrediction,
+        error_analysis=SegmentationErrors,
         robustness=RobustnessSpec(
             protocols={
                 **WHOLE_IMAGE,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from mmengine.structures import BaseDataElement, PixelData
 from mmseg.registry import VISUALIZERS
 
 from engine.prediction.panel_visualizer import Panel, PanelVisualizer
-from engine.report.lettering import letter
+from engine.report.lettering import Colour, letter
 from engine.report.overlay import name_inside, overlay_labels
 from engine.report.panels import font_size
 
@@ -28,9 +30,24 @@ class SegmentationVisualizer(PanelVisualizer):
         return self._panel(image, sample.pred_sem_seg) if "pred_sem_seg" in sample else None
 
     def _panel(self, image: np.ndarray, label_map: PixelData) -> Panel:
-        labels, size = np.asarray(label_map.data)[0], font_size(*image.shape[:2])
-        colours, classes = self.colours, self.classes
+        labels, colours = np.asarray(label_map.data)[0], self.colours
         shown = np.unique(labels[(labels >= 0) & (labels < len(colours))]).tolist()
-        picture = overlay_labels(image, labels, colours)
-        places = (name_inside(labels == index, classes[index], size, colours[index]) for index in shown)
-        return Panel(letter(picture, [place for place in places if place is not None]), shown)
+        return Panel(draw_labels(image, labels, self.classes, colours), shown)
+
+
+def draw_labels(image: np.ndarray, labels: np.ndarray, classes: Sequence[str], colours: Sequence[Colour]) -> np.ndarray:
+    """Tint pixels in the colours of their classes, and name the classes where there is room for it.
+
+    Args:
+        image: RGB image, uint8, (H, W, 3).
+        labels: Class of each pixel, (H, W); those that are no class leave the image as it is.
+        classes: Names of the classes.
+        colours: Colours of the classes, RGB.
+
+    Returns:
+        The picture, a copy.
+    """
+    size = font_size(*image.shape[:2])
+    shown = np.unique(labels[(labels >= 0) & (labels < len(colours))]).tolist()
+    places = (name_inside(labels == index, classes[index], size, colours[index]) for index in shown)
+    return letter(overlay_labels(image, labels, colours), [place for place in places if place is not None])

@@ -12,6 +12,7 @@ from analysis.robustness.expected import PAPER_COLUMNS, paper_rows
 from analysis.robustness.planning import CLEAN, PlannedSuite
 from analysis.robustness.summary import corrupted_values, is_performance, performance_rows, severity_rows, table_value
 from backbones.files import atomic_write
+from engine.report.calibration import reliability_plot
 from engine.report.html import CurveLine, document, facts, figure, note, number, plot, table
 from engine.report.run_dir import scaled
 from engine.task import Score, TaskSpec
@@ -129,10 +130,7 @@ def _calibration(scores: Mapping[str, Any]) -> str:
     """The reliability plot of the clean images."""
     if not scores.get("calibration"):
         return ""
-    points = [(100 * confidence, 100 * accuracy) for _, confidence, accuracy in scores["calibration"]]
-    lines = {"accuracy": CurveLine("trained", points), "calibrated": CurveLine("faint", [(0, 0), (100, 100)])}
-    words = f"Expected calibration error {number(scores['ece'])} %, {len(points)} bins with images."
-    return plot("Calibration", "accuracy by confidence, in percent", lines, "confidence") + note(words)
+    return reliability_plot(scores["ece"], scores["calibration"])
 
 
 def _worst(folder: Path, pictures: Sequence[Mapping[str, str]], pairs: bool) -> str:

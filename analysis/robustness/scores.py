@@ -1,8 +1,7 @@
-"""Scores of robustness: corruption errors, performance under corruption, calibration."""
+"""Scores of robustness: corruption errors, performance under corruption."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,6 @@ import numpy as np
 from backbones.errors import ConfigError, nearest
 
 SEVERITIES = (1, 2, 3, 4, 5)
-CALIBRATION_BINS = 15  # Guo et al., "On Calibration of Modern Neural Networks" (ICML 2017), section 2
 # Mean top-1 error of AlexNet over the five severities of each corruption of ImageNet-C, as a fraction:
 # google-research/augmix, imagenet.py (ALEXNET_ERR).
 ALEXNET_ERRORS = {
@@ -136,46 +134,3 @@ def performance_under_corruption(values: Mapping[str, Sequence[float]], clean: f
     # Over all sets alike: with five severities each this is the mean of the means.
     mean = float(np.mean([score for scores in values.values() for score in scores]))
     return CorruptedPerformance(mean, 100 * mean / clean if clean else None)
-
-
-@dataclass(frozen=True)
-class CalibrationBin:
-    """A bin of a reliability plot.
-
-    Attributes:
-        count: Number of predictions.
-        confidence: Mean confidence of them.
-        accuracy: Fraction of them that is right.
-    """
-
-    count: int
-    confidence: float
-    accuracy: float
-
-
-def calibration_bins(
-    confidences: Sequence[float], right: Sequence[bool], bins: int = CALIBRATION_BINS
-) -> list[CalibrationBin]:
-    """Bins of equal width over (0, 1], those without a prediction left out.
-
-    Args:
-        confidences: Probability of each predicted class, in [0, 1].
-        right: Whether each prediction is right.
-        bins: Number of bins.
-    """
-    values, hits = np.asarray(confidences, float), np.asarray(right, float)
-    index = np.clip(np.ceil(values * bins).astype(int) - 1, 0, bins - 1)
-    chosen = [index == i for i in range(bins)]
-    return [CalibrationBin(int(c.sum()), float(values[c].mean()), float(hits[c].mean())) for c in chosen if c.any()]
-
-
-def expected_calibration_error(bins: Sequence[CalibrationBin]) -> float:
-    """Expected calibration error (ECE) in percent: mean distance of confidence and accuracy, weighted by counts.
-
-    Guo et al., "On Calibration of Modern Neural Networks" (ICML 2017), equation 3.
-
-    Args:
-        bins: Result of :func:`calibration_bins`.
-    """
-    total = sum(one.count for one in bins)
-    return 100 * math.fsum(one.count * abs(one.confidence - one.accuracy) for one in bins) / total if total else 0.0

@@ -12,12 +12,11 @@ from analysis.robustness.planning import CLEAN, PlannedSuite
 from analysis.robustness.scores import (
     ALEXNET_ERRORS,
     SEVERITIES,
-    calibration_bins,
-    expected_calibration_error,
     mean_corruption_error,
     mean_error,
     performance_under_corruption,
 )
+from engine.report.calibration import calibration_bins, expected_calibration_error
 from engine.report.run_dir import scaled
 from engine.task import TaskSpec
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -159,12 +159,63 @@ def unpack_fields(content: bytes) -> tuple[dict[str, Any], str]:
         return fields, str(arrays["path"])
 
 
-def score_saved(cfg: Config, path: Path) -> tuple[dict[str, float], Evaluator]:
+class TestedImages:
+    """The test data with the predictions of it that a test has saved.
+
+    Args:
+        cfg: Resolved config.
+        path: File of ``tools/test.py --save-predictions``.
+
+    Attributes:
+        dataset: The test data.
+
+    Raises:
+        DataError: If it is no such file, or of other classes or images than the test data's.
+    """
+
+    def __init__(self, cfg: Config, path: Path) -> None:
+        init_default_scope(cfg.default_scope)
+        self._path, self._file = path, _opened(path)
+        about = json.loads(self._file.read(ABOUT))
+        if about["classes"] != list(cfg.test_dataloader.dataset.metainfo["classes"]):
+            raise DataError(f"{printable(path)}: has predictions of other classes than the config's")
+        self.dataset: Any = build(DATASETS, cfg.test_dataloader.dataset, "test_dataloader.dataset")
+        if about["images"] != len(self.dataset):
+            raise DataError(
+                f"{printable(path)}: has predictions of {about['images']} images, the test data has {len(self.dataset)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """What the data set knows of an image and what was predicted, as metrics get it.
+
+        Raises:
+            DataError: If the file has another image in its place.
+        """
+        fields, image = unpack_fields(self._file.read(entry_name(index)))
+        sample = {**_truth(self.dataset[index]), **fields}
+        if Path(image).name != Path(str(sample.get("img_path", image))).name:
+            raise DataError(
+                f"{printable(self._path)}: entry {index} is of {image!r}, not of the image in the test data"
+            )
+        return sample
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def score_saved(
+    cfg: Config, path: Path, look: Callable[[int, dict[str, Any]], None] = lambda index, sample: None
+) -> tuple[dict[str, float], Evaluator]:
     """Score saved predictions as a test does, without the network.
 
     Args:
         cfg: Resolved config.
         path: File of ``tools/test.py --save-predictions``.
+        look: Receives the index and the sample of each image, too.
 
     Returns:
         Metrics by name, and the evaluator, which keeps the scores of each class.
@@ -172,25 +223,14 @@ def score_saved(cfg: Config, path: Path) -> tuple[dict[str, float], Evaluator]:
     Raises:
         DataError: If it is no such file, or of other classes or images than the test data's.
     """
-    init_default_scope(cfg.default_scope)
-    with _opened(path) as file:
-        about = json.loads(file.read(ABOUT))
-        if about["classes"] != list(cfg.test_dataloader.dataset.metainfo["classes"]):
-            raise DataError(f"{printable(path)}: has predictions of other classes than the config's")
-        dataset = build(DATASETS, cfg.test_dataloader.dataset, "test_dataloader.dataset")
+    with closing(TestedImages(cfg, path)) as images:
         evaluator = Evaluator(cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator])
-        evaluator.dataset_meta = dataset.metainfo
-        if about["images"] != len(dataset):
-            raise DataError(
-                f"{printable(path)}: has predictions of {about['images']} images, the test data has {len(dataset)}"
-            )
-        for index in range(len(dataset)):
-            fields, image = unpack_fields(file.read(entry_name(index)))
-            sample = {**_truth(dataset[index]), **fields}
-            if Path(image).name != Path(str(sample.get("img_path", image))).name:
-                raise DataError(f"{printable(path)}: entry {index} is of {image!r}, not of the image in the test data")
+        evaluator.dataset_meta = images.dataset.metainfo
+        for index in range(len(images)):
+            sample = images[index]
+            look(index, sample)
             evaluator.process(data_samples=[sample], data_batch=None)
-    return {name: float(value) for name, value in evaluator.evaluate(len(dataset)).items()}, evaluator
+        return {name: float(value) for name, value in evaluator.evaluate(len(images)).items()}, evaluator
 
 
 def _truth(item: Mapping[str, Any]) -> dict[str, Any]:

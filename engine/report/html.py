@@ -233,11 +233,15 @@ def _drawn_line(colour: str, points: Sequence[tuple[float, float]]) -> str:
     return f'{line}<g style="fill:var(--{colour})">{dots}</g>' if dots else line
 
 
-def confusion_table(confusion: Mapping[str, Any]) -> str:
+def confusion_table(
+    confusion: Mapping[str, Any], said: str = "the classifier said", counted: str = "Number of held-out images"
+) -> str:
     """Return a confusion matrix as an HTML table.
 
     Args:
         confusion: Mapping with ``classes``, (K,) names, and ``matrix``, (K, K) counts with a row per true class.
+        said: Words about the columns.
+        counted: Words about the numbers.
     """
     classes, matrix = confusion["classes"], confusion["matrix"]
     head = "".join(f'<th scope="col">{escape(str(name))}</th>' for name in classes)
@@ -247,7 +251,7 @@ def confusion_table(confusion: Mapping[str, Any]) -> str:
         cells = (_confusion_cell(count, count / total, predicted == true) for predicted, count in enumerate(counts))
         rows.append(f'<tr><th scope="row">{escape(str(name))}</th>{"".join(cells)}</tr>')
     return (
-        '<p class="faint">Rows: what it is. Columns: what the classifier said. Number of held-out images.</p>'
+        f'<p class="faint">Rows: what it is. Columns: what {said}. {counted}.</p>'
         f'<div class="wide"><table class="confusion"><tr><th></th>{head}</tr>{"".join(rows)}</table></div>'
     )
 
@@ -266,11 +270,21 @@ def figure(path: Path, caption: str) -> str:
         Image.open(path).convert("RGB").save(file, "JPEG", quality=JPEG_QUALITY)
     except OSError:
         return f"<figure><figcaption>{escape(caption)}: no picture</figcaption></figure>"
-    data = base64.b64encode(file.getvalue()).decode()
+    return picture(file.getvalue(), caption, f"prediction {path.parent.parent.name} {path.stem}")
+
+
+def picture(content: bytes, caption: str, alt: str) -> str:
+    """Return a picture, a JPEG file, as HTML; a click makes it fill the window.
+
+    Args:
+        content: Content of the file.
+        caption: Text below it; may be empty.
+        alt: Description for screen readers.
+    """
+    data = base64.b64encode(content).decode()
     words = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    alt = escape(f"prediction {path.parent.parent.name} {path.stem}")
-    picture = f'<img src="data:image/jpeg;base64,{data}" alt="{alt}">'
-    return f'<figure><label class="zoom"><input type="checkbox" aria-label="enlarge">{picture}</label>{words}</figure>'
+    shown = f'<img src="data:image/jpeg;base64,{data}" alt="{escape(alt)}">'
+    return f'<figure><label class="zoom"><input type="checkbox" aria-label="enlarge">{shown}</label>{words}</figure>'
 
 
 def _style() -> str:
@@ -292,6 +306,7 @@ p{margin:.4rem 0}
 .plots{grid-template-columns:repeat(auto-fit,minmax(min(100%,24rem),1fr))}
 .gallery{gap:.75rem;grid-template-columns:repeat(auto-fill,minmax(min(100%,9rem),1fr))}
 .pairs{grid-template-columns:repeat(auto-fill,minmax(min(100%,19rem),1fr))}
+.large{grid-template-columns:repeat(auto-fill,minmax(min(100%,26rem),1fr))}
 .card{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:1rem}
 .card h3{margin-top:0}
 .gallery .card{padding:.5rem}
@@ -319,12 +334,18 @@ img{display:block;width:100%;height:auto;border-radius:.3rem}
 .zoom input:focus-visible+img{outline:2px solid var(--trained)}
 .zoom input:checked+img{position:fixed;inset:0;z-index:1;width:100%;height:100%;object-fit:contain;border-radius:0;
 background:var(--page);cursor:zoom-out}
+.filters{display:flex;flex-wrap:wrap;gap:.5rem 1rem;align-items:center;margin:.5rem 0 .75rem;font-size:.875rem}
+.filters select,.filters input{font:inherit;max-width:12rem;padding:.2rem .4rem;color:inherit;background:var(--card);
+border:1px solid var(--line);border-radius:.3rem}
+.filters output{color:var(--faint)}
+.card[hidden]{display:none}
+.sortable tr:first-child th{cursor:pointer}
 .wide{overflow-x:auto}
 table{border-collapse:collapse;font-size:.9rem}
 th,td{padding:.35rem .8rem;border-bottom:1px solid var(--line);text-align:right;font-variant-numeric:tabular-nums}
 th{font-weight:500;color:var(--faint)}
 th:first-child{text-align:left;padding-left:0;color:var(--text)}
-.facts td{text-align:left}
+.facts td,.words td:last-child,.words th:last-child{text-align:left}
 .total th,.total td{font-weight:650}
 .confusion td,.confusion th{padding:.3rem .5rem;border:1px solid var(--line);min-width:2.6rem;font-size:.8rem}
 .confusion th:first-child{padding-left:.5rem}

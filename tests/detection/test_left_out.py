@@ -198,7 +198,7 @@ def test_areas_that_are_not_stated_are_computed(tmp_path: Path) -> None:
     metric = FastCocoMetric(str(folder / "a.json"), metric=("bbox",))
     metric.dataset_meta = {"classes": CLASSES}
     metric.statistics([])
-    assert [one["area"] for one in metric._ground_truth.dataset["annotations"]][:2] == [80, 24]
+    assert [one["area"] for one in metric.ground_truth.dataset["annotations"]][:2] == [80, 24]
 
 
 def test_a_data_set_that_computes_no_areas_needs_them(tmp_path: Path) -> None:

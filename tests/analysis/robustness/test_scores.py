@@ -13,8 +13,6 @@ from analysis.robustness.expected import rows_of
 from analysis.robustness.planning import MADE_HERE, RELEASED, PlannedSuite
 from analysis.robustness.scores import (
     ALEXNET_ERRORS,
-    calibration_bins,
-    expected_calibration_error,
     mean_error,
     performance_under_corruption,
 )
@@ -81,15 +79,6 @@ def test_performance_under_corruption_is_relative_to_the_clean_one() -> None:
         performance_under_corruption({"fog": []}, clean=1)
     with pytest.raises(ConfigError, match="no corruption has a score"):
         performance_under_corruption({}, clean=1)
-
-
-def test_calibration_by_hand() -> None:
-    # Bins of a fifth: (0.6, 0.8] holds two at 0.7, half right; (0.8, 1] one at 1.0, right; the edge 0.8 belongs below.
-    bins = calibration_bins([0.7, 0.7, 1.0], [True, False, True], bins=5)
-    assert [(one.count, one.accuracy) for one in bins] == [(2, 0.5), (1, 1.0)]
-    assert expected_calibration_error(bins) == pytest.approx(100 * (2 * 0.2 + 0) / 3)
-    assert [one.count for one in calibration_bins([0.8, 0.81, 0.0], [True] * 3, bins=5)] == [1, 1, 1]
-    assert expected_calibration_error([]) == 0
 
 
 def test_a_result_stands_beside_the_row_of_the_paper_and_what_timm_leads_to_expect() -> None:
