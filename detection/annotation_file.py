@@ -40,6 +40,7 @@ OBJECT_ENTRY = np.dtype([("offset", "<u8"), ("size", "<u4"), ("image", "<i4"), (
 ODD, IS_CROWD = 1, 2  # flags: ids that are absent or no whole numbers; a crowd
 BOM = codecs.BOM_UTF8
 _SPACE = re.compile(r"[ \t\n\r]*")
+_NEXT = re.compile(r"[ \t\n\r]*,")
 # Polygons: nine tenths of a file, not needed to list it. No string can have this: its quotes would be escaped.
 _POLYGONS = re.compile(r'"segmentation"[ \t\n\r]*:[ \t\n\r]*(\[[-+0-9.eE,\[\] \t\n\r]*\])')
 
@@ -293,11 +294,11 @@ class _Listing:
         columns = IMAGE_ENTRY.names or ()
         self.images: dict[str, array[Any]] = {name: array(code) for name, code in zip(columns, "QQdd")}
         self.objects: dict[str, array[Any]] = {
-            name: array(code) for name, code in zip(OBJECT_ENTRY.names or (), "QQqqq")
+            name: array(code) for name, code in zip(("offset", "size", "category", "flags"), "QQqq")
         }
         self.image_ids: list[Any] = []
         self.object_images: list[Any] = []
-        self.ids: Counter[Any] = Counter()
+        self.ids: list[Any] = []  # of annotations
         self.category_index: dict[Any, int] = {}
         self.paths: list[str] = []
         self.fault = ""
@@ -319,18 +320,21 @@ class _Listing:
     def add_object(self, offset: int, size: int, entry: Any) -> None:
         """Add an entry of ``annotations``."""
         fields = entry if isinstance(entry, dict) else {}
-        number, image, category = (_hashable(fields.get(name)) for name in ("id", "image_id", "category_id"))
-        numbers = (number, image, category)
-        if any(one is None for one in numbers):
-            self.fault = self.fault or f"the annotation at byte {offset:,} has no id, image_id or category_id"
-        odd = any(type(one) is not int or abs(one) > MAX_ID for one in numbers)
+        number, image, category = fields.get("id"), fields.get("image_id"), fields.get("category_id")
+        flags = IS_CROWD if fields.get("iscrowd") else 0
+        if not (_is_plain(number) and _is_plain(image) and _is_plain(category)):
+            flags |= ODD
+            number, image, category = map(_hashable, (number, image, category))
+            if number is None or image is None or category is None:
+                self.fault = self.fault or f"the annotation at byte {offset:,} has no id, image_id or category_id"
         if number is not None:
-            self.ids[number] += 1
+            self.ids.append(number)
         self.object_images.append(image)
-        index = self.category_index.setdefault(category, len(self.category_index))
-        flags = ODD * odd | IS_CROWD * bool(fields.get("iscrowd"))
-        for column, value in zip(self.objects.values(), (offset, size, 0, index, flags)):
-            column.append(value)
+        columns = self.objects
+        columns["offset"].append(offset)
+        columns["size"].append(size)
+        columns["category"].append(self.category_index.setdefault(category, len(self.category_index)))
+        columns["flags"].append(flags)
 
     def arrays(self) -> tuple[np.ndarray | None, Arrays]:
         """Rows of images by their ids if ids repeat; entries, and annotations by image."""
@@ -356,6 +360,11 @@ def _as_utf8(name: str) -> str:
         return name.encode("latin-1").decode()
     except UnicodeError:
         return name
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether an id is a whole number that all readers agree about."""
+    return type(value) is int and -MAX_ID <= value <= MAX_ID
 
 
 def _as_float(value: Any) -> float:
@@ -408,7 +417,8 @@ def list_entries(file: BinaryIO) -> tuple[Any, Arrays]:
     header = {"content_type": content_type, **present, "categories": categories, "fault": listing.fault}
     header |= {"paths": listing.paths, "category_values": list(listing.category_index)}
     header["shown"] = None if shown is None else shown.tolist()
-    header["repeated_ids"] = [pair for pair in listing.ids.items() if pair[1] > 1]
+    unique = len(set(listing.ids)) == len(listing.ids)
+    header["repeated_ids"] = [] if unique else [pair for pair in Counter(listing.ids).items() if pair[1] > 1]
     return header, arrays
 
 
@@ -439,5 +449,8 @@ def _entries(window: _Window, decode: Callable[[str, int], tuple[Any, int]]) -> 
         start = window.place
         value = window.value(decode)
         yield start, window.place - start, value
-        if window.take(",]") == "]":
+        # Between most elements: a comma, and the next one, of which a part is here.
+        if (found := _NEXT.match(window.text, window.at)) is not None:
+            window.at = found.end()
+        elif window.take(",]") == "]":
             return
