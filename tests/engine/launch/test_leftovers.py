@@ -211,6 +211,52 @@ def test_a_folder_in_use_and_others_folders_stay(place: Path) -> None:
     assert used not in list(place.iterdir())
 
 
+def leave_behind(place: Path, pid: int) -> tuple[Path, Path]:
+    """The folder of a run that was killed, and the shared memory of its worker, of whose number a process is now."""
+    folder, shared = place / f"launch_of_{pid}", place.parent / "shm" / f"torch_{pid}_123_0"
+    (folder / f"worker-{pid}").mkdir(parents=True)
+    (folder / LOCK_FILE).touch()
+    shared.touch()
+    return folder, shared
+
+
+def test_shared_memory_of_others_stays(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, shared = leave_behind(place, os.getpid())  # another process has the number by now
+    clear_leftovers()
+    assert (folder.exists(), shared.exists()) == (False, True)
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    folder, shared = leave_behind(place, ended.pid)
+    users = iter([os.getuid()])  # the folder's; that of the file is another
+    monkeypatch.setattr(os, "getuid", lambda: next(users, 12345))
+    clear_leftovers()
+    assert (folder.exists(), shared.exists()) == (False, True)
+
+
+def test_a_start_clears_and_an_end_too(place: Path) -> None:
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    before = leave_behind(place, ended.pid)
+    with temporary_folder("launch_"):
+        assert not any(one.exists() for one in before)
+        during = leave_behind(place, ended.pid)
+    assert not any(one.exists() for one in during)
+
+
+def _share(expected: str) -> None:
+    share_temporary_folder()
+    os._exit(tempfile.tempdir != expected)
+
+
+def test_other_temporary_files_stay_where_they_were_asked_for(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(place / ("x" * 100)))
+    monkeypatch.setattr(leftovers, "_SHORT_FOLDER", str(place))
+    process = FORK.Process(target=_share, args=(tempfile.tempdir,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
 def test_a_folder_of_another_user_stays(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (place / "launch_x").mkdir()
     (place / "launch_x" / LOCK_FILE).touch()
