@@ -18,7 +18,7 @@ from analysis.sweep.results import DATABASE, DECLARATION, MORE_SEEDS, storage_er
 from analysis.sweep.space import grid_points
 from analysis.sweep.study_file import StudyFile, make_pruner, make_sampler
 from backbones.errors import ConfigError, MachineError
-from backbones.files import try_lock
+from backbones.files import atomic_write, try_lock
 from engine.report.environment import without_secrets
 from engine.report.run_dir import read_json, write_json
 
@@ -53,6 +53,23 @@ def controlling(study: StudyFile, folder: Path) -> Iterator[None]:
         for file in files:
             held.enter_context(_lock(file))
         yield
+
+
+def _make_database(url: str) -> None:
+    """Make a SQLite file with all its tables, or none.
+
+    Where a controller is killed between two of Optuna's statements, the next one would find a table without the index
+    that keeps a study from being made twice.
+    """
+    from sqlalchemy import make_url
+
+    place = make_url(url).database if url.startswith(SQLITE) else None
+    if not place or place == ":memory:" or place.startswith("file:") or os.path.exists(place):
+        return
+    tables = RDBStorage(f"{SQLITE}:memory:")
+    with atomic_write(Path(place)) as draft, tables.engine.connect() as connection:
+        connection.exec_driver_sql("VACUUM INTO ?", (str(draft),))
+    tables.engine.dispose()
 
 
 def _lock(file: Path) -> IO[str]:
@@ -92,6 +109,7 @@ class StudyStorage:
             raise ConfigError(f"{str(folder)!r} holds the study {other!r}: give another --work-dir")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with storage_errors(self.url):
+            _make_database(self.url)
             arguments = {"connect_args": {"timeout": WAIT_SECONDS}} if self.url.startswith(SQLITE) else {}
             self._storage = RDBStorage(self.url, engine_kwargs=arguments)
             exists = study.name in optuna.get_all_study_names(self._storage)

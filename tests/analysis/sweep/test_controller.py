@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import signal
@@ -12,6 +13,7 @@ from typing import Any
 
 import optuna
 import pytest
+import sqlalchemy
 
 from analysis.sweep.results import DATABASE, Objective, TrialResult
 from analysis.sweep.run import describe_study, further_seeds
@@ -271,6 +273,25 @@ def test_what_a_killed_keeper_was_writing_is_cleared(sweep: Any, monkeypatch: py
     (sweep.folder / "go").touch()
     sweep.run(resume=True)
     assert not any(part.exists() for part in parts)
+
+
+def _die_at_an_index(sweep: Any) -> None:
+    def die(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        if "UNIQUE INDEX" in statement:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "before_cursor_execute", die)
+    sweep.run()
+
+
+def test_a_controller_that_is_killed_as_it_makes_the_database(sweep: Any) -> None:
+    process = multiprocessing.get_context("fork").Process(target=_die_at_an_index, args=(sweep,))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    for _ in range(2):
+        sweep.run(resume=True)
+    assert len(sweep.ledger()) == 6
 
 
 def test_two_controllers_are_refused(sweep: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
