@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mmengine.registry import DATASETS
 
+from analysis.browse import browse_command
 from analysis.schedules import review_schedules
 from analysis.start_check import checked_plan
 from analysis.starting_weights import starting_weights
@@ -68,6 +69,10 @@ def dry_run(
         inner = [path for path in dict.fromkeys(paths[split]) if not any(path in one.parents for one in paths[split])]
         lines += [f"{split} data: {_presence(path)}" for path in inner]
     lines += [*weights, *checked]
+    if "train" in present:
+        lines.append(
+            f"a page of what the network gets: {browse_command(str(cfg.filename))}, with the same --cfg-options"
+        )
     if plan.rows:
         return [*lines, "", *group_table(plan.rows, plan.frozen)]
     return [*lines, f"parameter groups: those of {cfg.optim_wrapper.get('constructor', 'the default constructor')}"]

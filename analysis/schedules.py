@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -92,12 +92,25 @@ def learning_rates(
         warnings.simplefilter("ignore")  # torch's advice on the order of steps; there are none of the optimizer here
         built = build_schedules(schedulers, optimizer, epochs, steps, epoch)
         first = highest = group["lr"]
-        for step in range(1, steps if built else 1):
-            for one in built:
-                if step % epoch == 0 if one.by_epoch else step < one.end:
-                    one.step()
+        for _ in through_training(built, steps, epoch):
             highest = max(highest, group["lr"])
     return first, highest, group["lr"]
+
+
+def through_training(built: Sequence[Any], steps: int, epoch: int) -> Iterator[int]:
+    """Step schedules through a training: yields the number of each step, from 0, when its rates are set.
+
+    Args:
+        built: From :func:`build_schedules`; without any, the first step is the only one.
+        steps: Steps of the training.
+        epoch: Steps of an epoch.
+    """
+    yield 0
+    for step in range(1, steps if built else 1):
+        for one in built:
+            if step % epoch == 0 if one.by_epoch else step < one.end:
+                one.step()
+        yield step
 
 
 def schedule_warnings(schedulers: Sequence[Placed], epochs: int | None, steps: int | None) -> list[str]:

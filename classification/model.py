@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,18 @@ def _with_statistics(settings: dict[str, Any], channels: int) -> dict[str, Any]:
         )
     averages = (sum(values) / COLOUR_CHANNELS for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
     return {**dict(zip(("mean", "std"), ((value,) for value in averages), strict=True)), **settings}
+
+
+def preprocessor_settings(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of the preprocessor of a config's classifier, with what follows from its other settings.
+
+    Raises:
+        ConfigError: If it lacks mean and deviation for other channels than colours and grey.
+    """
+    model = cfg["model"]
+    stated = {"num_classes": model["num_classes"], **(model.get("data_preprocessor") or {})}
+    settings = {"type": "ClassificationPreprocessor", **stated}
+    return _with_statistics(settings, model["backbone"].get("in_channels", COLOUR_CHANNELS))
 
 
 @MODELS.register_module()
@@ -153,9 +165,8 @@ class ImageClassifier(BaseModel):
         head_mapping: str | Path | Sequence[int | None] | None = None,
         data_preprocessor: dict[str, Any] | None = None,
     ) -> None:
-        settings = {"type": "ClassificationPreprocessor", "num_classes": num_classes, **(data_preprocessor or {})}
-        settings = _with_statistics(settings, backbone.get("in_channels", COLOUR_CHANNELS))
-        super().__init__(build(MODELS, settings, "model.data_preprocessor"))
+        own = {"backbone": backbone, "num_classes": num_classes, "data_preprocessor": data_preprocessor}
+        super().__init__(build(MODELS, preprocessor_settings({"model": own}), "model.data_preprocessor"))
         self.backbone = MODELS.build(backbone)
         self.head = nn.Linear(self.backbone.num_features, num_classes)
         nn.init.trunc_normal_(self.head.weight, std=0.02)

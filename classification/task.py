@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from torch import Tensor
@@ -14,13 +15,16 @@ from torch import Tensor
 from backbones.errors import ConfigError, DataError
 from classification.data import class_folders, folder_fix
 from classification.errors import ClassificationErrors
-from classification.model import ImageClassifier
+from classification.model import ImageClassifier, preprocessor_settings
 from classification.results import ClassList, ClassPrediction, ClassTable
 from classification.stored import stored_names
 from classification.suites import CLASSIFIER_ROBUSTNESS
+from engine.checkpoint.rng import seeded
 from engine.config.classes import class_names
 from engine.data.shards import find_shards
-from engine.task import ClassLayer, ExportedNetwork, NamedClasses, Score, TaskSpec, register_task
+from engine.task import BrowseSpec, ClassLayer, ExportedNetwork, NamedClasses, Score, Shape, TaskSpec, register_task
+
+MIN_NAMED_SHARE = 0.01  # of a target, beyond its smoothing
 
 
 def _counted_parts(model: ImageClassifier) -> str:
@@ -87,6 +91,36 @@ def _imagenet_names(subset: str) -> Sequence[str]:
     return ImageNetInfo(subset).label_names()
 
 
+def _hard_or_soft(samples: Any) -> Sequence[Any]:
+    """The targets of a batch: soft ones, (N, K), in training, else the labels."""
+    return samples["label"].tolist() if isinstance(samples, Mapping) else list(samples)
+
+
+def _name_classes(cfg: Config, visualizer: Any, image: np.ndarray, target: Any) -> tuple[np.ndarray, str]:
+    """The image, and its class; of one that is mixed or smoothed each class with its share of the target."""
+    names = visualizer.dataset_meta["classes"]
+    if not isinstance(target, Tensor):
+        return image, names[target] if target >= 0 else "no class"
+    rest = float(target.min())  # of the smoothing, which every class has
+    shares = (target - rest).topk(min(2, len(names)))
+    parts = [
+        f"{names[index]} {share + rest:.2f}"
+        for share, index in zip(shares.values.tolist(), shares.indices.tolist(), strict=True)
+        if share > MIN_NAMED_SHARE
+    ]
+    return image, " + ".join(parts) or "all classes alike"
+
+
+def kept_by_crop(steps: Sequence[Any], results: Mapping[str, Any], size: Shape, seed: int) -> float | None:
+    """Share of an image that the random crop keeps, which is drawn again; see :class:`engine.task.BrowseSpec`."""
+    choose = getattr(getattr(steps[0], "load", None), "choose_crop", None)
+    if choose is None:
+        return None
+    with seeded(seed):
+        _, _, height, width = choose(torch.empty(1, 1, 1).expand(3, *size))
+    return float(height * width / (size[0] * size[1]))
+
+
 CLASSIFICATION = register_task(
     TaskSpec(
         name="classification",
@@ -109,5 +143,13 @@ CLASSIFICATION = register_task(
         data_classes=_folder_names,
         check_training=_check_training,
         robustness=CLASSIFIER_ROBUSTNESS,
+        browse=BrowseSpec(
+            preprocessor=preprocessor_settings,
+            targets=_hard_or_soft,
+            original_target=lambda entry: entry.get("gt_label", -1),
+            draw=_name_classes,
+            classes=lambda entry: [entry["gt_label"]],
+            kept_share=kept_by_crop,
+        ),
     )
 )

@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmengine.structures import PixelData
 from torch import Tensor
 
+from detection.browse import PANOPTIC_BROWSE
 from detection.panoptic import VOID_LABEL
 from detection.panoptic_results import PanopticPrediction, PanopticResults, list_panoptic_images, pack_panoptic
 from detection.task import DETECTION, STUFF_CLASSES
@@ -64,5 +65,6 @@ PANOPTIC = register_task(
         prediction=PanopticPrediction,
         error_analysis=None,
         zoo=None,
+        browse=PANOPTIC_BROWSE,
     )
 )

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from backbones.errors import ConfigError
 from detection.annotations import names_in_file
+from detection.browse import DETECTION_BROWSE
 from detection.coco_metric import IOU_TYPES
 from detection.data import CocoInstances
 from detection.errors import DetectionErrors
@@ -321,5 +322,6 @@ DETECTION = register_task(
         prediction=Detections,
         error_analysis=DetectionErrors,
         zoo=DETECTION_ZOO,
+        browse=DETECTION_BROWSE,
     )
 )

@@ -68,9 +68,11 @@ class DetectionVisualizer(PanelVisualizer):
             return None
         if "pred_panoptic_seg" not in sample:
             return self._instances_panel(image, sample.gt_instances)
-        return (
-            self._segments_panel(image, _true_segments(sample, len(self.classes))) if "gt_sem_seg" in sample else None
-        )
+        return self.true_segments_panel(image, sample) if "gt_sem_seg" in sample else None
+
+    def true_segments_panel(self, image: np.ndarray, sample: DetDataSample) -> Panel:
+        """Draw the annotated segments of a panoptic sample on its image, RGB, uint8, (H, W, 3)."""
+        return self._segments_panel(image, _true_segments(sample, len(self.classes)))
 
     def prediction_panel(self, image: np.ndarray, sample: DetDataSample, min_score: float) -> Panel | None:
         """Draw the instances with a score above ``min_score``, or the panoptic segments."""

@@ -298,6 +298,45 @@ class ZooSpec:
 
 
 @dataclass(frozen=True)
+class BrowseSpec:
+    """What the page of the images that a network gets (:mod:`analysis.browse`) has to know about a task.
+
+    Attributes:
+        preprocessor: Returns the settings of the data preprocessor of a resolved config's model.
+        targets: Returns the labels of each image from the ``data_samples`` of a preprocessed batch.
+        original_target: Returns the labels of an image whose pipeline is one step, from its entry in the data set.
+        draw: Returns a picture of an image with its labels, and a caption, which may be empty; gets the resolved
+            config, the visualizer, the image, RGB, uint8, (H, W, 3), and its labels.
+        counted: Word for what is counted by class.
+        counts_labels: Whether the classes of an image are in its labels alone, which have to be loaded.
+        classes: Returns the class of each thing that is counted in an image; gets its entry in the data set, or its
+            labels where these are loaded. ``None`` for images without classes.
+        object_sizes: Returns the width and height of each object in the network's input in pixels, (N, 2), from the
+            labels of an image; ``None`` for a task without objects.
+        reference_sizes: Returns the sizes in pixels with which a detector begins, from the resolved config, by their
+            name.
+        kept_share: Returns the share of an image's area that is left after a crop; gets the steps of the pipeline, what
+            is known of the image before the last one, its height and width, and the seed of its augmentation. ``None``
+            where it is not known.
+    """
+
+    preprocessor: Callable[[Config], Mapping[str, Any]] = lambda cfg: (
+        cfg.model.get("data_preprocessor") or {"type": "BaseDataPreprocessor"}
+    )
+    targets: Callable[[Any], Sequence[Any]] = lambda samples: [] if samples is None else list(samples)
+    original_target: Callable[[Mapping[str, Any]], Any] = lambda entry: None
+    draw: Callable[[Config, Any, Any, Any], tuple[Any, str]] = lambda cfg, visualizer, image, target: (image, "")
+    counted: str = "images"
+    counts_labels: bool = False
+    classes: Callable[[Any], Sequence[int]] | None = None
+    object_sizes: Callable[[Any], Any] | None = None
+    reference_sizes: Callable[[Config], Mapping[str, Sequence[float]]] = lambda cfg: {}
+    kept_share: Callable[[Sequence[Any], Mapping[str, Any], Shape, int], float | None] = (
+        lambda steps, results, size, seed: None
+    )
+
+
+@dataclass(frozen=True)
 class TaskSpec:
     """A task as engine and analysis see it.
 
@@ -343,6 +382,7 @@ class TaskSpec:
             process.
         robustness: Suites and corruptions by which the robustness of its models is measured.
         zoo: Package of methods that can be tried on any backbone; ``None`` for a task without one.
+        browse: Labels, classes and sizes for the page of the images that its networks get.
     """
 
     name: str
@@ -380,6 +420,7 @@ class TaskSpec:
     check_training: Callable[[Config, int], None] = lambda cfg, per_process: None
     robustness: RobustnessSpec = field(default_factory=RobustnessSpec)
     zoo: ZooSpec | None = None
+    browse: BrowseSpec = field(default_factory=BrowseSpec)
 
 
 CUSTOM_TASK = TaskSpec("custom task")

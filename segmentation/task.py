@@ -8,6 +8,7 @@ from inspect import signature
 from typing import Any
 
 import mmseg.datasets
+import numpy as np
 import torch
 import torch.nn.functional as F
 from mmengine.config import Config, ConfigDict
@@ -19,13 +20,16 @@ from torch import Tensor, nn
 from backbones.errors import ConfigError
 from engine.config.classes import class_names
 from engine.config.datasets import inner_datasets, mappings
+from engine.prediction.panel_visualizer import truth_picture
 from engine.task import (
     WHOLE_IMAGE,
+    BrowseSpec,
     ClassLayer,
     ExportedNetwork,
     NamedClasses,
     RobustnessSpec,
     Score,
+    Shape,
     SubmissionSpec,
     TaskSpec,
     image_meta,
@@ -243,6 +247,21 @@ def _check_training(cfg: Config, images: int) -> None:
                 )
 
 
+def _classes_of(sample: BaseDataElement) -> list[int]:
+    """The classes that have a pixel in the label map of a sample."""
+    present: list[int] = sample.gt_sem_seg.data.unique().tolist()
+    return [one for one in present if one != IGNORE_INDEX]
+
+
+def _kept_share(steps: Sequence[Any], results: Mapping[str, Any], size: Shape, seed: int) -> float | None:
+    """Share of the resized image that the crop keeps."""
+    if "img_shape" not in results:
+        return None
+    across, down = results.get("scale_factor") or (1.0, 1.0)
+    resized, kept = (size[0] * down, size[1] * across), results["img_shape"][:2]
+    return float(np.prod([min(1.0, side / whole) for side, whole in zip(kept, resized, strict=True)]))
+
+
 SEGMENTATION = register_task(
     TaskSpec(
         name="segmentation",
@@ -281,5 +300,6 @@ SEGMENTATION = register_task(
             severities={"16": SIXTEEN_CORRUPTIONS},
         ),
         zoo=SEGMENTATION_ZOO,
+        browse=BrowseSpec(draw=truth_picture, counts_labels=True, classes=_classes_of, kept_share=_kept_share),
     )
 )

@@ -22,6 +22,7 @@ from backbones.masked import LAYOUTS, MaskedForm, hidden_mask
 from engine.config.building import build
 from engine.config.schema import is_number, is_whole
 
+MASK_RATIO = 0.6  # Figure 2 and section 3
 INIT_STD = 0.02  # of weights and mask token
 PATCH_EPS = 1e-6  # added to the variance of a patch
 WITHOUT_GRN = (
@@ -62,7 +63,7 @@ class MaskedAutoencoder(BaseModel):
     def __init__(
         self,
         backbone: dict[str, Any],
-        mask_ratio: float = 0.6,
+        mask_ratio: float = MASK_RATIO,
         decoder_dim: int = 512,
         decoder_depth: int = 1,
         normalize_patches: bool = True,
@@ -105,7 +106,7 @@ class MaskedAutoencoder(BaseModel):
     def split_units(self, order: Tensor) -> tuple[Tensor, Tensor]:
         """Numbers of the visible and of the hidden units, each ascending, int64 ``(N, V)`` and ``(N, units - V)``.
 
-        ``V`` is ``int(units * (1 - mask_ratio))``, as released: 19 of 49 at a ratio of 0.6.
+        ``V`` is :func:`visible_units`.
 
         Args:
             order: Random order of the units of each image, int64 ``(N, units)``; the first ``V`` are visible.
@@ -114,7 +115,7 @@ class MaskedAutoencoder(BaseModel):
             ConfigError: If no unit would be visible.
         """
         units = order.shape[1]
-        count = int(units * (1 - self.mask_ratio))
+        count = visible_units(units, self.mask_ratio)
         if not count:
             raise ConfigError(f"model.mask_ratio={self.mask_ratio} hides all of {units} units: take larger images")
         return order[:, :count].sort(1).values, order[:, count:].sort(1).values
@@ -205,6 +206,11 @@ class MaskedAutoencoder(BaseModel):
         """Normalised images ``(N, C, H, W)`` with the values that the files have."""
         read: Tensor = images.float() * self.data_preprocessor.std + self.data_preprocessor.mean
         return read
+
+
+def visible_units(units: int, mask_ratio: float) -> int:
+    """Number of the units of an image that are visible, as released: 19 of 49 at a ratio of 0.6."""
+    return int(units * (1 - mask_ratio))
 
 
 def _rows(patches: Tensor, units: Tensor) -> Tensor:

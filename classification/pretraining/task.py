@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
+from mmengine.config import Config
 from torch import Tensor
 
+from backbones.masked import hidden_mask
 from classification.pretraining.data import UNIT
-from classification.pretraining.model import MaskedAutoencoder
-from engine.task import ExportedNetwork, Score, TaskSpec, register_task
+from classification.pretraining.model import MASK_RATIO, PREPROCESSOR, MaskedAutoencoder, visible_units
+from classification.pretraining.visualizer import HIDDEN_COLOUR
+from classification.task import kept_by_crop
+from engine.task import BrowseSpec, ExportedNetwork, Score, TaskSpec, register_task
 
 
 def _counted_parts(model: MaskedAutoencoder) -> str:
@@ -36,6 +41,18 @@ def _export_wrapper(model: MaskedAutoencoder) -> ExportedNetwork:
     return ExportedNetwork("encoder", model.backbone, ("features",), prefix="backbone.", note=note)
 
 
+def _draw_mask(cfg: Config, visualizer: Any, image: np.ndarray, order: Tensor | None) -> tuple[np.ndarray, str]:
+    """The image as the encoder sees it, with hidden units in grey."""
+    if order is None:
+        return image, ""
+    rows, columns = (side // UNIT for side in image.shape[:2])
+    visible = order[: visible_units(len(order), cfg.model.get("mask_ratio", MASK_RATIO))]
+    hidden = hidden_mask(visible[None], (rows, columns))[0].numpy()
+    drawn = image[: rows * UNIT, : columns * UNIT].copy()
+    drawn[np.kron(hidden, np.ones((UNIT, UNIT), bool)).astype(bool)] = HIDDEN_COLOUR
+    return drawn, f"{hidden.sum()} of {hidden.size} units hidden"
+
+
 PRETRAINING = register_task(
     TaskSpec(
         name="pretraining",
@@ -47,5 +64,11 @@ PRETRAINING = register_task(
         dummy_batch=_dummy_batch,
         activation_forward=_activation_forward,
         export_wrapper=_export_wrapper,
+        browse=BrowseSpec(
+            preprocessor=lambda cfg: cfg.model.get("data_preprocessor") or PREPROCESSOR,
+            targets=lambda samples: list(samples["order"]),
+            draw=_draw_mask,
+            kept_share=kept_by_crop,
+        ),
     )
 )

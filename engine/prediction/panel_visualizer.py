@@ -114,6 +114,12 @@ class PanelVisualizer(Visualizer):
             self.add_image(name, picture, step)
 
 
+def truth_picture(cfg: Any, visualizer: PanelVisualizer, image: np.ndarray, sample: BaseDataElement) -> Any:
+    """A picture of the annotations of a sample without a legend, and an empty caption (``BrowseSpec.draw``)."""
+    panel = visualizer.truth_panel(np.ascontiguousarray(image), sample)
+    return (image if panel is None else panel.picture), ""
+
+
 @contextmanager
 def without_legend(visualizer: Any) -> Iterator[None]:
     """Have a visualizer draw pictures of one size, as the frames of a video are."""

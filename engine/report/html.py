@@ -41,7 +41,21 @@ COLOURS = {
     "scratch": ("#c06a1c", "#e8a15c"),
     "averaged": ("#3b8a52", "#7cc791"),
     "wrong": ("#c23b3b", "#ee8080"),
+    "violet": ("#7d4fb0", "#b795e0"),
+    "teal": ("#14808a", "#5cc0ca"),
+    "olive": ("#7d7a1c", "#c0bc5a"),
+    "pink": ("#b8437f", "#e88fbb"),
 }
+CURVE_COLOURS = (
+    "trained",
+    "scratch",
+    "averaged",
+    "violet",
+    "teal",
+    "wrong",
+    "olive",
+    "pink",
+)  # of lines that are alike
 
 
 def duration(seconds: float) -> str:
@@ -233,6 +247,25 @@ def _drawn_line(colour: str, points: Sequence[tuple[float, float]]) -> str:
     return f'{line}<g style="fill:var(--{colour})">{dots}</g>' if dots else line
 
 
+def bars(rows: Sequence[tuple[str, float, str]], colours: Mapping[str, str] | None = None) -> str:
+    """Return horizontal bars as HTML, one below the other.
+
+    Args:
+        rows: Name, value from 0 up, and the text of the value, of each bar.
+        colours: CSS colour of the square before a name, for the names that have one.
+    """
+    most = max((value for _, value, _ in rows), default=0) or 1
+    lines = []
+    for name, value, text in rows:
+        colour = (colours or {}).get(name)
+        square = f'<i class="swatch" style="background:{colour}"></i>' if colour else ""
+        lines.append(
+            f'<tr><th scope="row">{square}{escape(name)}</th><td class="bar"><span>'
+            f'<i class="trained" style="width:{100 * value / most:.1f}%"></i></span></td><td>{escape(text)}</td></tr>'
+        )
+    return f'<table class="bars">{"".join(lines)}</table>'
+
+
 def confusion_table(
     confusion: Mapping[str, Any], said: str = "the classifier said", counted: str = "Number of held-out images"
 ) -> str:
@@ -318,6 +351,15 @@ p{margin:.4rem 0}
 .bar i{display:block;height:.7rem}
 .bar b{min-width:3rem;text-align:right;font-weight:500;font-variant-numeric:tabular-nums}
 i.trained{background:var(--trained)}i.scratch{background:var(--scratch)}
+.bars{width:100%;max-width:46rem}
+.bars td,.bars th{padding:.15rem .5rem .15rem 0;border:0}
+.bars th{width:35%;overflow-wrap:anywhere}
+.bars td:last-child{text-align:left;white-space:nowrap;width:1%}
+td.bar{display:table-cell}
+td.bar span{display:block}
+.swatch{display:inline-block;width:.8rem;height:.8rem;border-radius:.2rem;margin-right:.4rem}
+.draws{grid-template-columns:repeat(auto-fit,minmax(min(100%,9.5rem),1fr));margin-bottom:1rem;align-items:start}
+.draws figure+figure{margin-top:0}
 .legend{font-size:.875rem;margin-top:1rem}
 .legend i{display:inline-block;width:.8rem;height:.8rem;border-radius:.2rem;margin-right:.35rem}
 .legend .scratch{margin-left:.6rem}

@@ -43,6 +43,7 @@ def test_the_same_is_announced_by_the_training(tool: Any, digits: Path, tmp_path
     dry = tool("train.py", DIGITS, "--dry-run", *options)
     assert dry.code == 0, dry.err
     assert "(ABSENT)" not in dry.out
+    assert f"a page of what the network gets: python tools/browse.py {DIGITS}, with the same --cfg-options" in dry.out
     assert not (tmp_path / "run").exists()
     ended = tool("train.py", DIGITS, *options)
     assert ended.code == 0, ended.err
