@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
-from mmengine.dist import is_main_process
+from mmengine.dist import barrier, is_distributed, is_main_process
 
 from analysis.errors.page import WrittenPage, draw_worst_images, write_error_page
 from backbones.errors import ConfigError, DataError, printable
@@ -79,7 +80,7 @@ def analyze_errors(
         tested = replace(resolved, cfg=copy.deepcopy(cfg))
         chosen = (options.averaged, options.tta, options.trust, None, options.data_check, saved)
         test(tested, launch, checkpoint, *chosen)
-    if not is_main_process():
+    if not _goes_on_alone():
         return None
     folder.mkdir(parents=True, exist_ok=True)
     analysis, metrics = _look_at_all(cfg, task, saved, options.full)
@@ -94,6 +95,15 @@ def analyze_errors(
     with closing(TestedImages(cfg, saved)) as images:
         drawn = draw_worst_images(cfg, images, analysis, findings, options.full)
     return write_error_page(folder, task, about, metrics, findings, drawn)
+
+
+def _goes_on_alone() -> bool:
+    """Whether this is the main process; the group of processes ends, as the metrics would wait for the others."""
+    main = is_main_process()
+    if is_distributed():
+        barrier()
+        torch.distributed.destroy_process_group()
+    return main
 
 
 def saved_file(place: Path) -> Path:

@@ -124,12 +124,15 @@ def test_a_browser_filters_the_pictures(analysed: Any, tmp_path: Path) -> None:
     assert words == f"0 of {len(cards)} pictures"
 
 
-def test_a_checkpoint_is_tested_first_and_full_shows_all(saved: Any, tool: Any, tmp_path: Path) -> None:
+def test_two_processes_test_a_checkpoint_first_and_full_shows_all(
+    saved: Any, tool: Any, program: Any, tmp_path: Path
+) -> None:
     task, folder, scores, options = saved
     if task != "classifier":
         pytest.skip("the way is the same for all tasks")
     command = (CONFIGS / TASKS[task][0], folder / "model.pth", "--work-dir", tmp_path, "--full", "--no-data-check")
-    done = tool("analyze.py", *command, "--cfg-options", *options)
+    launched = ("--processes", 2, "tools/analyze.py")
+    done = program("launch.py", *launched, *command, "--cfg-options", *options)
     assert done.code == 0, done.err
     numbers = json.loads((tmp_path / "analysis/errors.json").read_text())
     assert numbers["metrics"] == pytest.approx({name: float(value) for name, value in scores.items()})
