@@ -12,7 +12,7 @@ import torch
 from mmengine.registry import DefaultScope
 
 from backbones.kernels.cpu import native
-from backbones.kernels.cpu.dispatch import has_avx512
+from backbones.kernels.cpu.dispatch import simd_name
 from engine import mmcv_ops
 from tests.programs import digits, program, terminal, tool  # noqa: F401  (fixtures)
 
@@ -46,5 +46,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("no GPU")
     if item.get_closest_marker("zoo") and "zoo" not in item.config.option.markexpr:
         pytest.skip("long: only with -m zoo")
-    if item.get_closest_marker("native") and not (has_avx512() and any(map(shutil.which, native.COMPILERS))):
-        pytest.skip("no AVX-512, or no C compiler")
+    if item.get_closest_marker("native") and not (
+        simd_name() in native.VECTOR_FORMS and any(map(shutil.which, native.COMPILERS))
+    ):
+        pytest.skip("no AVX-512, AVX2 or NEON, or no C compiler")

@@ -183,7 +183,7 @@ def check_inference(missing: str | None) -> Iterator[CheckResult]:
     if missing is None:
         yield ok("CPU inference", "ConvNeXt's layers compile to one pass each")
     else:
-        yield notice("CPU inference", missing, "slower by PyTorch's operators, and as right: gcc and AVX-512 fix it")
+        yield notice("CPU inference", missing, "slower by PyTorch's operators, and as right: gcc and AVX2 fix it")
 
 
 def check_code(state: Mapping[str, Any]) -> Iterator[CheckResult]:

@@ -41,9 +41,11 @@ def cpu_info(field: str) -> str:
 
 
 @cache
-def has_avx512() -> bool:
-    """Whether PyTorch uses AVX-512 here."""
-    return "AVX512" in torch.backends.cpu.get_cpu_capability()
+def simd_name() -> str:
+    """Instruction set: ``NEON`` on Arm, else the one PyTorch uses, which ``ATEN_CPU_CAPABILITY=avx2`` limits."""
+    if platform.machine().lower() in ("aarch64", "arm64"):
+        return "NEON"
+    return torch.backends.cpu.get_cpu_capability()
 
 
 @cache

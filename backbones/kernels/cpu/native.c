@@ -1,4 +1,7 @@
-// ConvNeXt's blocks and downsampling for inference on CPUs with AVX-512; compiled and called by native.py, which explains the design.
+// ConvNeXt's blocks and downsampling for inference on CPUs; compiled and called by native.py, which explains the design.
+//
+// Vectors have 16 values with AVX-512, 8 with AVX2 and FMA, 4 with NEON: native.py defines LANES, COLUMNS and MAX_VECTORS, and
+// the functions from here to "total" are all that differs. Only AVX-512 has products of bfloat16.
 //
 // A tile is a number of consecutive positions (n, h, w). One thread computes all steps of a tile before the next: the
 // normalised and hidden values are in that thread's scratch memory, small enough for the level-2 cache. Maps are
@@ -6,17 +9,70 @@
 // bfloat16 summed in float32; such a pair is as wide as one float32, and both are called words here. All memory is passed
 // as float *, also where it contains bfloat16.
 
-#include <immintrin.h>
 #include <math.h>
 #include <omp.h>
 #include <stddef.h>
 #include <stdint.h>
+#if LANES == 4
+#include <arm_neon.h>
+#else
+#include <immintrin.h>
+#endif
 
-#define LANES 16
-#define COLUMNS 14      // output columns whose sums are in registers at a time
 #define MAX_ROWS 12     // rows of a product's tile
-#define MAX_VECTORS 4   // vectors of a product's tile
 #define INLINE static inline __attribute__((always_inline))
+
+// Rows of a product's tile of 1 to 4 vectors: its sums, a row of vectors and a value of the input fill the registers.
+#if LANES == 8
+#define TILES(X, ...) X(12, 1, __VA_ARGS__) X(6, 2, __VA_ARGS__) X(4, 3, __VA_ARGS__) X(3, 4, __VA_ARGS__)
+static const ptrdiff_t ROWS[] = {12, 6, 4, 3};
+#else
+#define TILES(X, ...) X(12, 1, __VA_ARGS__) X(10, 2, __VA_ARGS__) X(8, 3, __VA_ARGS__) X(6, 4, __VA_ARGS__)
+static const ptrdiff_t ROWS[] = {12, 10, 8, 6};
+#endif
+
+// "+", "-" and "*" of vectors are the compiler's.
+#if LANES == 4
+typedef float32x4_t Vector;
+INLINE Vector read_vector(const float *from) { return vld1q_f32(from); }
+INLINE void write_vector(float *to, Vector values) { vst1q_f32(to, values); }
+INLINE Vector repeat(float value) { return vdupq_n_f32(value); }
+INLINE Vector fused(Vector a, Vector b, Vector sum) { return vfmaq_f32(sum, a, b); }
+INLINE Vector least(Vector a, Vector b) { return vminq_f32(a, b); }
+INLINE Vector greatest(Vector a, Vector b) { return vmaxq_f32(a, b); }
+INLINE float total(Vector values) { return vaddvq_f32(values); }
+#else
+#if LANES == 8
+#define OF(name) _mm256_##name##_ps
+typedef __m256 Vector;
+INLINE float total(Vector values) {
+  __m128 sums = _mm_add_ps(_mm256_castps256_ps128(values), _mm256_extractf128_ps(values, 1));
+  sums = _mm_add_ps(sums, _mm_movehl_ps(sums, sums));
+  return _mm_cvtss_f32(_mm_add_ss(sums, _mm_movehdup_ps(sums)));
+}
+#else
+#define OF(name) _mm512_##name##_ps
+typedef __m512 Vector;
+INLINE float total(Vector values) { return _mm512_reduce_add_ps(values); }
+#endif
+INLINE Vector read_vector(const float *from) { return OF(loadu)(from); }
+INLINE void write_vector(float *to, Vector values) { OF(storeu)(to, values); }
+INLINE Vector repeat(float value) { return OF(set1)(value); }
+INLINE Vector fused(Vector a, Vector b, Vector sum) { return OF(fmadd)(a, b, sum); }
+// Of a NaN as the second of the two the result is that NaN.
+INLINE Vector least(Vector a, Vector b) { return OF(min)(a, b); }
+INLINE Vector greatest(Vector a, Vector b) { return OF(max)(a, b); }
+#endif
+typedef int32_t Integers __attribute__((vector_size(4 * LANES)));
+
+INLINE Vector inverse(Vector divisor) {
+#if LANES == 16
+  const Vector guess = _mm512_rcp14_ps(divisor);
+  return guess * _mm512_fnmadd_ps(divisor, guess, repeat(2.0f));
+#else
+  return repeat(1.0f) / divisor;
+#endif
+}
 
 // Accumulators stay in registers only if no loop runs over them: these macros unroll the loops.
 #define EACH_4(X) X(0) X(1) X(2) X(3)
@@ -52,20 +108,26 @@ typedef struct {
 
 static ptrdiff_t smaller(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 
-INLINE void store(float *to, ptrdiff_t at, __m512 values, const int half) {
+INLINE void store(float *to, ptrdiff_t at, Vector values, const int half) {
 #ifdef __AVX512BF16__
   if (half) {
     _mm256_storeu_si256((__m256i *)((uint16_t *)to + at), (__m256i)_mm512_cvtneps_pbh(values));
     return;
   }
 #endif
-  _mm512_storeu_ps(to + at, values);
+  (void)half;
+  write_vector(to + at, values);
 }
 
-INLINE __m512 load(const float *from, ptrdiff_t at, const int half) {
-  if (!half) return _mm512_loadu_ps(from + at);
-  const __m512i words = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)((const uint16_t *)from + at)));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
+INLINE Vector load(const float *from, ptrdiff_t at, const int half) {
+#ifdef __AVX512BF16__
+  if (half) {
+    const __m512i words = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)((const uint16_t *)from + at)));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
+  }
+#endif
+  (void)half;
+  return read_vector(from + at);
 }
 
 // Address of a value in memory that contains bfloat16 (half) or float32.
@@ -73,33 +135,34 @@ INLINE float *place(const float *memory, ptrdiff_t at, const int half) {
   return (float *)((char *)memory + at * (half ? 2 : 4));
 }
 
-INLINE __m512 multiply_add(__m512 a, __m512 b, __m512 sum, const int half) {
+INLINE Vector multiply_add(Vector a, Vector b, Vector sum, const int half) {
 #ifdef __AVX512BF16__
   if (half) return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
 #endif
-  return _mm512_fmadd_ps(a, b, sum);
+  (void)half;
+  return fused(a, b, sum);
 }
 
-// 16 channels of the depthwise convolution at COLUMNS positions of a row. Each value of the input is read once for a row
+// LANES channels of the depthwise convolution at COLUMNS positions of a row. Each value of the input is read once for a row
 // of the kernel, and multiplied with all weights of that row.
-#define BEGIN(c) sums[c] = _mm512_loadu_ps(bias);
-#define WEIGHT(k) if (k < side) weights[k] = _mm512_loadu_ps(weight + (line * side + k) * channels);
+#define BEGIN(c) if (c < COLUMNS) sums[c % COLUMNS] = read_vector(bias);
+#define WEIGHT(k) if (k < side) weights[k] = read_vector(weight + (line * side + k) * channels);
 #define MEET(c, k) if (k < side && c >= k && c - k < COLUMNS) \
-    sums[(c - k + COLUMNS) % COLUMNS] = _mm512_fmadd_ps(value, weights[k], sums[(c - k + COLUMNS) % COLUMNS]);
+    sums[(c - k + COLUMNS) % COLUMNS] = fused(value, weights[k], sums[(c - k + COLUMNS) % COLUMNS]);
 #define READ(c) if (c < COLUMNS + side - 1 && left + c >= 0 && left + c < width) { \
-    const __m512 value = load(image, (above * width + left + c) * channels, narrow); \
+    const Vector value = load(image, (above * width + left + c) * channels, narrow); \
     EACH_11_OF(MEET, c) \
   }
-#define WRITE(c) _mm512_storeu_ps(out + c * channels, sums[c]);
+#define WRITE(c) if (c < COLUMNS) write_vector(out + c * channels, sums[c % COLUMNS]);
 INLINE void convolve(const float *image, ptrdiff_t height, ptrdiff_t width, ptrdiff_t channels, ptrdiff_t y, ptrdiff_t x,
                      const float *weight, const float *bias, float *out, const int side, const int narrow) {
   const ptrdiff_t left = x - side / 2;
-  __m512 sums[COLUMNS];
+  Vector sums[COLUMNS];
   EACH_14(BEGIN)
   for (ptrdiff_t line = 0; line < side; line++) {
     const ptrdiff_t above = y + line - side / 2;
     if (above < 0 || above >= height) continue;
-    __m512 weights[11];
+    Vector weights[11];
     EACH_11(WEIGHT)
     EACH_24(READ)
   }
@@ -113,59 +176,63 @@ INLINE void convolve(const float *image, ptrdiff_t height, ptrdiff_t width, ptrd
     convolve(image, height, width, channels, y, x, weight, bias, out, side, narrow); \
   }
 CONVOLVE(3, 0) CONVOLVE(5, 0) CONVOLVE(7, 0) CONVOLVE(9, 0) CONVOLVE(11, 0)
+#ifdef __AVX512BF16__
 CONVOLVE(3, 1) CONVOLVE(5, 1) CONVOLVE(7, 1) CONVOLVE(9, 1) CONVOLVE(11, 1)
+#endif
 
 typedef void Convolve(const float *, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, const float *, const float *,
                       float *);
-static Convolve *const CONVOLUTIONS[2][5] = {{convolve_3_0, convolve_5_0, convolve_7_0, convolve_9_0, convolve_11_0},
-                                             {convolve_3_1, convolve_5_1, convolve_7_1, convolve_9_1, convolve_11_1}};
+static Convolve *const CONVOLUTIONS[][5] = {{convolve_3_0, convolve_5_0, convolve_7_0, convolve_9_0, convolve_11_0},
+#ifdef __AVX512BF16__
+                                            {convolve_3_1, convolve_5_1, convolve_7_1, convolve_9_1, convolve_11_1},
+#endif
+};
 
 // Layer normalisation of one position's channels: those of x from `from` on, to those of out from `to` on.
 INLINE void normalise(const float *x, ptrdiff_t from, ptrdiff_t channels, const float *scale, const float *shift, float eps,
                       float *out, ptrdiff_t to, const int half, const int narrow) {
-  __m512 sum = _mm512_setzero_ps(), squares = sum;
-  for (ptrdiff_t c = 0; c < channels; c += LANES) sum = _mm512_add_ps(sum, load(x, from + c, narrow));
-  const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / channels);
+  Vector sum = repeat(0.0f), squares = sum;
+  for (ptrdiff_t c = 0; c < channels; c += LANES) sum = sum + load(x, from + c, narrow);
+  const Vector mean = repeat(total(sum) / channels);
   for (ptrdiff_t c = 0; c < channels; c += LANES) {
-    const __m512 difference = _mm512_sub_ps(load(x, from + c, narrow), mean);
-    squares = _mm512_fmadd_ps(difference, difference, squares);
+    const Vector difference = load(x, from + c, narrow) - mean;
+    squares = fused(difference, difference, squares);
   }
-  const __m512 factor = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(squares) / channels + eps));
+  const Vector factor = repeat(1.0f / sqrtf(total(squares) / channels + eps));
   for (ptrdiff_t c = 0; c < channels; c += LANES) {
-    const __m512 normal = _mm512_mul_ps(_mm512_sub_ps(load(x, from + c, narrow), mean), factor);
-    store(out, to + c, _mm512_fmadd_ps(normal, _mm512_loadu_ps(scale + c), _mm512_loadu_ps(shift + c)), half);
+    const Vector normal = (load(x, from + c, narrow) - mean) * factor;
+    store(out, to + c, fused(normal, read_vector(scale + c), read_vector(shift + c)), half);
   }
 }
 
 // max(x, 0) - |x| Phi(-|x|), which is x Phi(x). Phi(-a) is exp(-a^2 / 2) times a polynomial of t = 1 / (1 + 0.28 a), as in
 // Abramowitz and Stegun 7.1.26; its coefficients, and those of 2^f for -0.5 <= f <= 0.5, are fits of least largest error:
-// 3.3e-9 of GELU, 7.5e-8 of the power. Beyond 13 the power would leave float32. "min" gives a NaN on if it comes second.
-INLINE __m512 gelu_of_float(__m512 x) {
-  const __m512 a = _mm512_min_ps(_mm512_set1_ps(13.0f), _mm512_abs_ps(x));
-  const __m512 divisor = _mm512_fmadd_ps(a, _mm512_set1_ps(0.28f), _mm512_set1_ps(1.0f));
-  const __m512 guess = _mm512_rcp14_ps(divisor);
-  const __m512 t = _mm512_mul_ps(guess, _mm512_fnmadd_ps(divisor, guess, _mm512_set1_ps(2.0f)));
-  const __m512 exponent = _mm512_mul_ps(_mm512_mul_ps(a, a), _mm512_set1_ps(-0.72134752f));
-  const __m512 whole = _mm512_roundscale_ps(exponent, 0), f = _mm512_sub_ps(exponent, whole);
-  __m512 power = _mm512_set1_ps(0.0013276467f);
-  power = _mm512_fmadd_ps(power, f, _mm512_set1_ps(0.0096755417f));
-  power = _mm512_fmadd_ps(power, f, _mm512_set1_ps(0.0555071329f));
-  power = _mm512_fmadd_ps(power, f, _mm512_set1_ps(0.2402211972f));
-  power = _mm512_fmadd_ps(power, f, _mm512_set1_ps(0.6931469671f));
-  power = _mm512_fmadd_ps(power, f, _mm512_set1_ps(1.0000000717f));
-  power = _mm512_scalef_ps(power, whole);
-  __m512 tail = _mm512_set1_ps(-0.10755499f);
-  tail = _mm512_fmadd_ps(tail, t, _mm512_set1_ps(0.39699039f));
-  tail = _mm512_fmadd_ps(tail, t, _mm512_set1_ps(-0.24851859f));
-  tail = _mm512_fmadd_ps(tail, t, _mm512_set1_ps(0.27818286f));
-  tail = _mm512_fmadd_ps(tail, t, _mm512_set1_ps(0.06379125f));
-  tail = _mm512_fmadd_ps(tail, t, _mm512_set1_ps(0.11710903f));
-  tail = _mm512_mul_ps(_mm512_mul_ps(tail, t), _mm512_mul_ps(power, a));
-  return _mm512_sub_ps(_mm512_max_ps(_mm512_setzero_ps(), x), tail);
+// 3.3e-9 of GELU, 7.5e-8 of the power. Beyond 13 the power would leave float32. The sum with 1.5 * 2^23 is rounded to a whole
+// number, whose lowest bits are added to the exponent of 2^f.
+INLINE Vector gelu_of_float(Vector x) {
+  const Vector a = least(repeat(13.0f), (Vector)((Integers)x & 0x7fffffff));
+  const Vector t = inverse(fused(a, repeat(0.28f), repeat(1.0f)));
+  const Vector exponent = a * a * repeat(-0.72134752f);
+  const Vector shifted = exponent + repeat(0x1.8p23f), f = exponent - (shifted - repeat(0x1.8p23f));
+  Vector power = repeat(0.0013276467f);
+  power = fused(power, f, repeat(0.0096755417f));
+  power = fused(power, f, repeat(0.0555071329f));
+  power = fused(power, f, repeat(0.2402211972f));
+  power = fused(power, f, repeat(0.6931469671f));
+  power = fused(power, f, repeat(1.0000000717f));
+  power = (Vector)((Integers)power + ((Integers)shifted << 23));
+  Vector tail = repeat(-0.10755499f);
+  tail = fused(tail, t, repeat(0.39699039f));
+  tail = fused(tail, t, repeat(-0.24851859f));
+  tail = fused(tail, t, repeat(0.27818286f));
+  tail = fused(tail, t, repeat(0.06379125f));
+  tail = fused(tail, t, repeat(0.11710903f));
+  return greatest(repeat(0.0f), x) - tail * t * (power * a);
 }
 
 // The same for results that are rounded to bfloat16: Phi(-a) from polynomials of second degree between 32 points, which
 // are SEGMENTS apart, with an error of at most 8e-6. The sum with 2^23 is rounded to a whole number, whose bits are the index.
+#ifdef __AVX512BF16__
 #define SEGMENTS (31.0f / 4.75f)
 INLINE __m512 gelu_of_half(__m512 x, const float *tail) {
   const __m512 a = _mm512_min_ps(_mm512_set1_ps(4.75f), _mm512_abs_ps(x));
@@ -177,25 +244,34 @@ INLINE __m512 gelu_of_half(__m512 x, const float *tail) {
   value = _mm512_fmadd_ps(value, f, _mm512_permutex2var_ps(_mm512_loadu_ps(tail), index, _mm512_loadu_ps(tail + 16)));
   return _mm512_fnmadd_ps(value, a, _mm512_max_ps(_mm512_setzero_ps(), x));
 }
+#endif
+
+INLINE Vector gelu(Vector x, const float *tail, const int half) {
+#ifdef __AVX512BF16__
+  if (half) return gelu_of_half(x, tail);
+#endif
+  (void)tail, (void)half;
+  return gelu_of_float(x);
+}
 
 // A tile of a product, `rows` x `vectors` * 16: rows of `words` words times a panel of the weight (words, vectors, 16). Its
 // results are those of `out` from `at` on, of `left` rows at most where it matters.
-#define SUM(i, j) if (j < vectors) sums[i][j] = _mm512_loadu_ps(bias + j * LANES);
+#define SUM(i, j) if (j < vectors) sums[i][j] = read_vector(bias + j * LANES);
 #define SUMS(i) if (i < rows) { EACH_4_OF(SUM, i) }
-#define PANEL(j) if (j < vectors) columns[j] = _mm512_loadu_ps(panel + (word * vectors + j) * LANES);
+#define PANEL(j) if (j < vectors) columns[j] = read_vector(panel + (word * vectors + j) * LANES);
 #define ADD(i, j) if (j < vectors) sums[i][j] = multiply_add(value, columns[j], sums[i][j], half);
-#define ADDS(i) if (i < rows) { const __m512 value = _mm512_set1_ps(x[i * words + word]); EACH_4_OF(ADD, i) }
+#define ADDS(i) if (i < rows) { const Vector value = repeat(x[i * words + word]); EACH_4_OF(ADD, i) }
 #define PRODUCT \
-  __m512 sums[MAX_ROWS][MAX_VECTORS]; \
+  Vector sums[MAX_ROWS][4]; \
   EACH_12(SUMS) \
   for (ptrdiff_t word = 0; word < words; word++) { \
-    __m512 columns[MAX_VECTORS]; \
+    Vector columns[4]; \
     EACH_4(PANEL) \
     EACH_12(ADDS) \
   }
 
 #define ACTIVE(i, j) if (j < vectors) { \
-    store(out, at + i * width + j * LANES, half ? gelu_of_half(sums[i][j], tail) : gelu_of_float(sums[i][j]), half); \
+    store(out, at + i * width + j * LANES, gelu(sums[i][j], tail, half), half); \
   }
 #define ACTIVES(i) if (i < rows) { EACH_4_OF(ACTIVE, i) }
 INLINE void first_tile(const float *x, ptrdiff_t words, const float *panel, const float *bias, const float *tail, float *out,
@@ -206,7 +282,8 @@ INLINE void first_tile(const float *x, ptrdiff_t words, const float *panel, cons
 
 #define RESULT(i, j) if (j < vectors) { \
     const ptrdiff_t to = at + i * width + j * LANES; \
-    store(out, to, residual ? _mm512_add_ps(sums[i][j], load(input, to, narrow)) : sums[i][j], narrow); \
+    if (residual) sums[i][j] += load(input, to, narrow); \
+    store(out, to, sums[i][j], narrow); \
   }
 #define RESULTS(i) if (i < rows && i < left) { EACH_4_OF(RESULT, i) }
 INLINE void second_tile(const float *x, ptrdiff_t words, const float *panel, const float *bias, const float *input,
@@ -217,40 +294,38 @@ INLINE void second_tile(const float *x, ptrdiff_t words, const float *panel, con
 }
 
 // Separate functions: within a larger one the compiler has no registers left for the sums.
-#define FIRST(name, rows, vectors, half) \
+#define FIRST(rows, vectors, name, half) \
   __attribute__((noinline)) static void first_##name##_##vectors( \
       const float *x, ptrdiff_t words, const float *panel, const float *bias, const float *tail, float *out, ptrdiff_t at, \
       ptrdiff_t width, ptrdiff_t left) { \
     (void)left; \
     first_tile(x, words, panel, bias, tail, out, at, width, rows, vectors, half); \
   }
-#define SECOND(name, rows, vectors, half, narrow, residual) \
+#define SECOND(rows, vectors, name, half, narrow, residual) \
   __attribute__((noinline)) static void second_##name##_##vectors( \
       const float *x, ptrdiff_t words, const float *panel, const float *bias, const float *input, float *out, ptrdiff_t at, \
       ptrdiff_t width, ptrdiff_t left) { \
     second_tile(x, words, panel, bias, input, out, at, width, left, rows, vectors, half, narrow, residual); \
   }
-FIRST(float, 12, 1, 0) FIRST(float, 10, 2, 0) FIRST(float, 8, 3, 0) FIRST(float, 6, 4, 0)
-FIRST(half, 12, 1, 1) FIRST(half, 10, 2, 1) FIRST(half, 8, 3, 1) FIRST(half, 6, 4, 1)
-SECOND(float, 12, 1, 0, 0, 1) SECOND(float, 10, 2, 0, 0, 1) SECOND(float, 8, 3, 0, 0, 1) SECOND(float, 6, 4, 0, 0, 1)
-SECOND(half, 12, 1, 1, 0, 1) SECOND(half, 10, 2, 1, 0, 1) SECOND(half, 8, 3, 1, 0, 1) SECOND(half, 6, 4, 1, 0, 1)
-SECOND(narrow, 12, 1, 1, 1, 1) SECOND(narrow, 10, 2, 1, 1, 1) SECOND(narrow, 8, 3, 1, 1, 1) SECOND(narrow, 6, 4, 1, 1, 1)
-SECOND(alone_float, 12, 1, 0, 0, 0) SECOND(alone_float, 10, 2, 0, 0, 0)
-SECOND(alone_float, 8, 3, 0, 0, 0) SECOND(alone_float, 6, 4, 0, 0, 0)
-SECOND(alone_half, 12, 1, 1, 1, 0) SECOND(alone_half, 10, 2, 1, 1, 0)
-SECOND(alone_half, 8, 3, 1, 1, 0) SECOND(alone_half, 6, 4, 1, 1, 0)
+#define NAMES(start) {start##_1, start##_2, start##_3, start##_4}
+TILES(FIRST, float, 0)
+TILES(SECOND, float, 0, 0, 1)
+TILES(SECOND, alone_float, 0, 0, 0)
+#ifdef __AVX512BF16__
+TILES(FIRST, half, 1)
+TILES(SECOND, half, 1, 0, 1)
+TILES(SECOND, narrow, 1, 1, 1)
+TILES(SECOND, alone_half, 1, 1, 0)
+#define AND_NAMES(start) , NAMES(start)
+#else
+#define AND_NAMES(start)
+#endif
 
 typedef void Tile(const float *, ptrdiff_t, const float *, const float *, const float *, float *, ptrdiff_t, ptrdiff_t,
                   ptrdiff_t);
-static Tile *const FIRSTS[2][MAX_VECTORS] = {{first_float_1, first_float_2, first_float_3, first_float_4},
-                                              {first_half_1, first_half_2, first_half_3, first_half_4}};
-static Tile *const SECONDS[3][MAX_VECTORS] = {{second_float_1, second_float_2, second_float_3, second_float_4},
-                                                {second_half_1, second_half_2, second_half_3, second_half_4},
-                                                {second_narrow_1, second_narrow_2, second_narrow_3, second_narrow_4}};
-static Tile *const ALONE[2][MAX_VECTORS] = {
-    {second_alone_float_1, second_alone_float_2, second_alone_float_3, second_alone_float_4},
-    {second_alone_half_1, second_alone_half_2, second_alone_half_3, second_alone_half_4}};
-static const ptrdiff_t ROWS[MAX_VECTORS] = {12, 10, 8, 6};
+static Tile *const FIRSTS[][4] = {NAMES(first_float) AND_NAMES(first_half)};
+static Tile *const SECONDS[][4] = {NAMES(second_float) AND_NAMES(second_half) AND_NAMES(second_narrow)};
+static Tile *const ALONE[][4] = {NAMES(second_alone_float) AND_NAMES(second_alone_half)};
 
 // Memory of a thread, in words: a row of the convolution's output, and the normalised and the hidden values of a tile.
 // The products' last rows may reach beyond the tile; the values read there do not affect the output.
@@ -313,13 +388,13 @@ INLINE void project(const Block *block, const float *x, float *out, ptrdiff_t be
 INLINE void keep(const Block *block, Scratch scratch, ptrdiff_t begin, ptrdiff_t rows, float *hidden, float *squares,
                  const int half) {
   for (ptrdiff_t c = 0; c < block->hidden; c += LANES) {
-    __m512 sum = _mm512_setzero_ps();
+    Vector sum = repeat(0.0f);
     for (ptrdiff_t row = 0; row < rows; row++) {
-      const __m512 value = load(scratch.hidden, row * block->hidden + c, half);
+      const Vector value = load(scratch.hidden, row * block->hidden + c, half);
       store(hidden, (begin + row) * block->hidden + c, value, half);
-      sum = _mm512_fmadd_ps(value, value, sum);
+      sum = fused(value, value, sum);
     }
-    _mm512_storeu_ps(squares + c, sum);
+    write_vector(squares + c, sum);
   }
 }
 
@@ -328,8 +403,8 @@ INLINE void scale(const Block *block, Scratch scratch, ptrdiff_t begin, ptrdiff_
                   const float *factors, const int half) {
   for (ptrdiff_t row = 0; row < rows; row++)
     for (ptrdiff_t c = 0; c < block->hidden; c += LANES) {
-      const __m512 value = load(hidden, (begin + row) * block->hidden + c, half);
-      store(scratch.hidden, row * block->hidden + c, _mm512_mul_ps(value, _mm512_loadu_ps(factors + c)), half);
+      const Vector value = load(hidden, (begin + row) * block->hidden + c, half);
+      store(scratch.hidden, row * block->hidden + c, value * read_vector(factors + c), half);
     }
 }
 

@@ -7,11 +7,13 @@ convolution, norm, both products, GELU and residual, while they stay in its own 
 normalisation (V2), which needs whole images between the products, there are two such passes. Norm and convolution
 between two stages are one pass as well.
 
-It needs AVX-512, for bfloat16 also AVX512_BF16, channels in multiples of 16 and parameters in float32. Nothing has to
-be compiled to install or to use this package: without a compiler :mod:`backbones.kernels.cpu.autograd` does the same.
-The library is cached beside the file of selections (:mod:`backbones.kernels.autotune`); its name is a digest of its
-source, the compiler's command and the processor's instruction set. Its size and digest lie beside it, written once a
-child process has called its functions; without them, or where another user may have written, it is compiled again.
+It needs AVX-512, AVX2 with FMA, or NEON (whose arithmetic has run in an emulator alone), for bfloat16 AVX512_BF16,
+channels in multiples of a vector and parameters in float32. The source is the same for all, with the width of its
+vectors as a parameter (:class:`VectorForm`). Nothing has to be compiled to install or to use this package: without a
+compiler :mod:`backbones.kernels.cpu.autograd` does the same. The library is cached beside the file of selections
+(:mod:`backbones.kernels.autotune`); its name is a digest of its source, the compiler's command and the processor's
+instruction set. Its size and digest lie beside it, written once a child process has called its functions; without them,
+or where another user may have written, it is compiled again.
 """
 
 from __future__ import annotations
@@ -34,22 +36,49 @@ from backbones.files import COMPILATION_PREFIX, held_folder
 from backbones.kernels.autotune import cache_file, read_cached, write_cached
 from backbones.kernels.cpu import autograd
 from backbones.kernels.cpu.autograd import Products, Weights, even_slices
-from backbones.kernels.cpu.dispatch import cpu_info, has_avx512
+from backbones.kernels.cpu.dispatch import cpu_info, simd_name
 from backbones.kernels.cpu.library import BlockStruct, DownsampleStruct, failed_trial, load_library
 from backbones.layers import GRN
 
 SOURCE = Path(__file__).with_suffix(".c")
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
+FLAGS = ("-O3", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
 COMPILERS = ("gcc", "cc", "clang")
 COMPILE_TIMEOUT_SECONDS = 120
-# Constants of the source: channels in a vector, columns of the convolution and rows of a product that are computed at a
-# time, and vectors of a product's panel.
-LANES, COLUMNS, MAX_ROWS, MAX_VECTORS = 16, 14, 12, 4
+MAX_ROWS = 12  # constant of the source: rows of a product that are computed at a time
 NATIVE_KERNEL_SIZES = (3, 5, 7, 9, 11)
 # Positions of a tile: with 56 the weights are read too often, with 224 a wide block's hidden values leave the cache.
 TILE_POSITIONS = 112
 # For bfloat16, polynomials around so many points from 0 to the last one give the tail of the normal distribution.
 TAIL_POINTS, LAST_TAIL_POINT = 32, 4.75
+
+
+class VectorForm(NamedTuple):
+    """What the C code is compiled for.
+
+    Attributes:
+        flags: Flags of the compiler.
+        lanes: Values of float32 in a vector.
+        columns: Columns of the convolution that are computed at a time.
+        max_vectors: Most vectors in a panel of a product's weight.
+    """
+
+    flags: tuple[str, ...]
+    lanes: int
+    columns: int
+    max_vectors: int
+
+    def definitions(self) -> tuple[str, ...]:
+        """The numbers as flags of the compiler."""
+        named = {"LANES": self.lanes, "COLUMNS": self.columns, "MAX_VECTORS": self.max_vectors}
+        return tuple(f"-D{name}={value}" for name, value in named.items())
+
+
+# AVX2 has 16 registers, the others 32. Its form is compiled without the instructions of AVX-512, also where they are.
+VECTOR_FORMS = {
+    "AVX512": VectorForm(("-march=native",), 16, 14, 4),
+    "AVX2": VectorForm(("-march=native", "-mno-avx512f"), 8, 7, 2),
+    "NEON": VectorForm((), 4, 14, 4),
+}
 
 
 class PackedBlock(NamedTuple):
@@ -107,7 +136,8 @@ def supports_block(weights: Weights, dtype: torch.dtype) -> bool:
 
 def has_product(weight: Tensor, dtype: torch.dtype) -> bool:
     """Whether the C code has products with a weight ``(N, K, ...)`` in the precision ``dtype``."""
-    return not any(size % LANES for size in weight.shape[:2]) and hasattr(_library(), f"whole_{_name(dtype)}_float32")
+    fits = hasattr(_library(), f"whole_{_name(dtype)}_float32")
+    return fits and not any(size % _vector_form().lanes for size in weight.shape[:2])
 
 
 def pack_block(weights: Weights, dtype: torch.dtype) -> PackedBlock:
@@ -201,8 +231,9 @@ def _describe(x: Tensor, packed: PackedBlock, eps: float, span: int) -> tuple[Bl
     channels, hidden, threads = x.shape[3], len(packed.first_bias), torch.get_num_threads()
     tile = _tile(x.shape[:3].numel(), span, x.shape[2], threads)
     rows = (tile + MAX_ROWS) * (channels + hidden) * packed.first.element_size() // 4
-    words = (min(tile, x.shape[2]) + COLUMNS) * channels + rows
-    words += -words % LANES
+    form = _vector_form()
+    words = (min(tile, x.shape[2]) + form.columns) * channels + rows
+    words += -words % form.lanes
     side = round(packed.conv.shape[0] ** 0.5)
     pointers = (one.data_ptr() for one in (*packed, _tail()))
     return BlockStruct(*x.shape, hidden, side, span, tile, threads, words, eps, *pointers), torch.empty(threads * words)
@@ -214,19 +245,20 @@ def _tile(positions: int, span: int, width: int, threads: int) -> int:
     tile = min(-(-positions // (tiles + -tiles % threads)), span)
     if width <= tile:
         return round(tile / width) * width
-    return -(-width // -(-width // tile) // COLUMNS) * COLUMNS
+    columns = _vector_form().columns
+    return -(-width // -(-width // tile) // columns) * columns
 
 
 def _panels(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """A weight ``(N, K)`` in panels of up to ``MAX_VECTORS`` vectors of its rows, ``(K words, rows of a panel)`` each.
+    """A weight ``(N, K)`` in panels of up to ``max_vectors`` vectors of its rows, ``(K words, rows of a panel)`` each.
 
     A word is one value of float32, or two adjacent values of bfloat16 in a row.
     """
     weight = weight.to(dtype)
     pair = 4 // weight.element_size()
-    vectors = len(weight) // LANES
-    panels = even_slices(vectors, MAX_VECTORS)
-    parts = (weight[rows.start * LANES : rows.stop * LANES] for rows in panels)
+    _, lanes, _, max_vectors = _vector_form()
+    panels = even_slices(len(weight) // lanes, max_vectors)
+    parts = (weight[rows.start * lanes : rows.stop * lanes] for rows in panels)
     return torch.cat([part.unflatten(1, (-1, pair)).transpose(0, 1).flatten() for part in parts])
 
 
@@ -248,15 +280,24 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-@cache
+def _vector_form() -> VectorForm:
+    return VECTOR_FORMS[simd_name()]
+
+
 def _library() -> ctypes.CDLL | str:
     """The compiled library, or the reason why there is none."""
-    if not has_avx512():
-        return "the processor has no AVX-512"
+    return compiled_library(simd_name())
+
+
+@cache
+def compiled_library(simd: str) -> ctypes.CDLL | str:
+    """The library for an instruction set, or the reason why there is none."""
+    if (form := VECTOR_FORMS.get(simd)) is None:
+        return f"the processor has none of {', '.join(VECTOR_FORMS)}"
     compiler = os.environ.get("CC") or next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
         return f"no C compiler ({', '.join(COMPILERS)}, or CC) is found"
-    command = [*shlex.split(compiler), *FLAGS]
+    command = [*shlex.split(compiler), *FLAGS, *form.flags, *form.definitions()]
     # -march=native compiles for the processor's instructions, and homes are shared between machines.
     digest = hashlib.sha256("\0".join([*command, cpu_info("flags")]).encode() + SOURCE.read_bytes()).hexdigest()
     library = cache_file().parent / f"cpu-{digest[:16]}.so"

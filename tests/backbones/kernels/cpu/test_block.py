@@ -451,8 +451,8 @@ def test_what_decides(monkeypatch: pytest.MonkeyPatch, calls: list[str]) -> None
     block(x)
     assert (calls, asked) == ([], []), "a tiny block runs plain, unmeasured"
     monkeypatch.setattr("backbones.kernels.cpu.block.MIN_MULTIPLY_ADDS", 1)
-    for fast in (True, False):
-        monkeypatch.setattr("backbones.kernels.cpu.block.has_avx512", lambda fast=fast: fast)
+    for simd, fast in (("AVX512", True), ("AVX2", False)):
+        monkeypatch.setattr("backbones.kernels.cpu.block.simd_name", lambda simd=simd: simd)
         calls.clear()
         block.train()(x)
         with torch.no_grad():

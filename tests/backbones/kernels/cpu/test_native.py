@@ -18,12 +18,26 @@ from backbones.errors import MachineError
 from backbones.kernels.autotune import autotuner
 from backbones.kernels.cpu import library, native
 from backbones.kernels.cpu.block import _candidates, _weights
+from backbones.kernels.cpu.dispatch import simd_name
 from backbones.kernels.cpu.weight_cache import weight_cache
 from tests.programs import PATIENCE
 
 BOUNDS = {torch.float32: 2e-6, torch.bfloat16: 6e-3}
+# Instruction sets and precisions of the products. Only AVX-512 has those of bfloat16.
+FORMS = [("AVX512", torch.float32), ("AVX512", torch.bfloat16), ("AVX2", torch.float32)]
+each_form = pytest.mark.parametrize(("simd", "dtype"), FORMS, indirect=["simd"])
+each_simd = pytest.mark.parametrize("simd", ["AVX512", "AVX2"], indirect=True)
 # Images, height and width: rows longer than a tile, many short ones, tiles that end within a row, a map of one value.
 SHAPES = [(1, 3, 300), (5, 7, 7), (2, 40, 33), (3, 1, 1), (1, 20, 2), (1, 2, 113)]
+
+
+@pytest.fixture
+def simd(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An instruction set that the C code is compiled for here, limited to what the processor has."""
+    if request.param == "AVX512" and simd_name() != "AVX512":
+        pytest.skip("no AVX-512")
+    monkeypatch.setattr(native, "simd_name", lambda: request.param)
+    return str(request.param)
 
 
 def made(channels: int, grn: bool = False, **settings: Any) -> Block:
@@ -63,37 +77,37 @@ def error(found: Tensor, block: Block, x: Tensor) -> float:
 
 
 @pytest.mark.native
-@pytest.mark.parametrize("dtype", BOUNDS)
+@each_form
 @pytest.mark.parametrize("grn", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_any_map(shape: tuple[int, int, int], grn: bool, dtype: torch.dtype) -> None:
+def test_any_map(shape: tuple[int, int, int], grn: bool, simd: str, dtype: torch.dtype) -> None:
     block, x = made(32, grn), maps(32, *shape)
     assert error(run_natively(block, x, dtype), block, x) < BOUNDS[dtype]
 
 
 @pytest.mark.native
-@pytest.mark.parametrize("dtype", BOUNDS)
+@each_form
 @pytest.mark.parametrize("channels", [16, 48, 64, 80, 96, 112, 160])
-def test_any_width(channels: int, dtype: torch.dtype) -> None:
+def test_any_width(channels: int, simd: str, dtype: torch.dtype) -> None:
     """All numbers of vectors that a panel of the weights can have."""
     block, x = made(channels, mlp_ratio=3.0), maps(channels, 2, 9, 5)
     assert error(run_natively(block, x, dtype), block, x) < BOUNDS[dtype]
 
 
 @pytest.mark.native
-@pytest.mark.parametrize("narrow", [False, True])
+@each_form
 @pytest.mark.parametrize("side", native.NATIVE_KERNEL_SIZES)
-def test_any_kernel(side: int, narrow: bool) -> None:
-    block, x = made(16, grn=narrow, kernel_size=side), maps(16, 2, 15, 31)
-    dtype = torch.bfloat16 if narrow else torch.float32
+def test_any_kernel(side: int, simd: str, dtype: torch.dtype) -> None:
+    block, x = made(16, grn=dtype == torch.bfloat16, kernel_size=side), maps(16, 2, 15, 31)
     x = x.to(dtype)
     assert error(run_natively(block, x, dtype), block, x) < BOUNDS[dtype]
 
 
 @pytest.mark.native
+@each_simd
 @pytest.mark.parametrize("grn", [False, True])
 @pytest.mark.parametrize("threads", [2, 5])
-def test_threads_share_the_work_and_change_nothing(threads: int, grn: bool) -> None:
+def test_threads_share_the_work_and_change_nothing(threads: int, grn: bool, simd: str) -> None:
     """To the last bit; but for the sums of the response normalisation, whose parts are other ones then."""
     block, x = made(32, grn), maps(32, 3, 20, 20)
     alone = run_natively(block, x)
@@ -110,8 +124,8 @@ def test_threads_share_the_work_and_change_nothing(threads: int, grn: bool) -> N
 
 
 @pytest.mark.native
-@pytest.mark.parametrize("dtype", BOUNDS)
-def test_gelu_is_right_everywhere(dtype: torch.dtype) -> None:
+@each_form
+def test_gelu_is_right_everywhere(simd: str, dtype: torch.dtype) -> None:
     """Hidden values from -40 to 40, passed on one by one; to two roundings of float32, or to one of bfloat16."""
     block, inputs = made(16), torch.linspace(-1, 1, 64).bfloat16().float()
     with torch.no_grad():
@@ -132,8 +146,9 @@ def test_gelu_is_right_everywhere(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.native
+@each_simd
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_values_that_are_not_finite_are_not_hidden(bad: float) -> None:
+def test_values_that_are_not_finite_are_not_hidden(bad: float, simd: str) -> None:
     block, x = made(16), maps(16, 2, 30, 30)
     x[0, 3, 10, 10] = bad
     found = run_natively(block, x)
@@ -187,10 +202,10 @@ def packed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.native
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("dtype", BOUNDS)
+@each_form
 @pytest.mark.parametrize("shape", [(2, 8, 8), (1, 33, 57), (3, 2, 3), (1, 2, 500)])
 def test_any_map_is_downsampled(
-    shape: tuple[int, int, int], dtype: torch.dtype, threads: int, packed: list[str]
+    shape: tuple[int, int, int], simd: str, dtype: torch.dtype, threads: int, packed: list[str]
 ) -> None:
     layer, x = downsampling(48, 112), maps(48, *shape)
     before = torch.get_num_threads()
@@ -264,10 +279,10 @@ def anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """The library is looked for anew, in an empty cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
-    native._library.cache_clear()
+    native.compiled_library.cache_clear()
     yield tmp_path
     monkeypatch.undo()
-    native._library.cache_clear()
+    native.compiled_library.cache_clear()
 
 
 @pytest.mark.native
@@ -275,20 +290,33 @@ def test_it_is_compiled_once(anew: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert native.reason_missing() is None
     (kept,) = anew.glob("*/cpu-*.so")
     written = kept.stat().st_mtime_ns
-    native._library.cache_clear()
+    native.compiled_library.cache_clear()
     assert native.reason_missing() is None
     assert kept.stat().st_mtime_ns == written
     assert sorted(kept.parent.iterdir()) == [kept.with_suffix(".sha256"), kept], "no drafts are left"
     assert kept.stat().st_mode & 0o777 == 0o600
     assert kept.parent.stat().st_mode & 0o777 == 0o700
     kept.chmod(0o666)  # anyone may have written it
-    native._library.cache_clear()
+    native.compiled_library.cache_clear()
     assert native.reason_missing() is None
     assert not kept.stat().st_mode & 0o022
     monkeypatch.setattr(native, "cpu_info", lambda field: "another processor, the same home")
-    native._library.cache_clear()
+    native.compiled_library.cache_clear()
     assert native.reason_missing() is None
     assert len(list(anew.glob("*/cpu-*.so"))) == 2
+
+
+@pytest.mark.native
+def test_each_instruction_set_has_a_library_of_its_own(anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if simd_name() != "AVX512":
+        pytest.skip("one instruction set")
+    assert native.reason_missing() is None
+    wide = native._library()
+    monkeypatch.setattr(native, "simd_name", lambda: "AVX2")
+    assert native.reason_missing() is None
+    assert native._library() is not wide
+    assert len(list(anew.glob("*/cpu-*.so"))) == 2
+    assert not hasattr(native._library(), "whole_bfloat16_float32")
 
 
 # Functions with the results of the trial call, which compile at once.
@@ -317,7 +345,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
     source.write_text(SMALL)
     monkeypatch.setattr(native, "SOURCE", source)
     monkeypatch.setattr(native, "FLAGS", ("-shared", "-fPIC"))
-    monkeypatch.setattr(native, "has_avx512", lambda: True)
+    monkeypatch.setattr(native, "simd_name", lambda: "AVX2")
     return source
 
 
@@ -358,7 +386,7 @@ def test_a_library_that_is_not_what_was_written_is_never_loaded(
     (kept,) = anew.glob("*/cpu-*.so")
     damage(kept)
     for _ in range(2):
-        native._library.cache_clear()
+        native.compiled_library.cache_clear()
         assert native.reason_missing() is None
     assert len(compiled) == 2, "once at first, once after the damage"
     assert loaded == [compiled[0], compiled[1], compiled[1]]
@@ -371,13 +399,13 @@ def test_a_cache_that_others_may_write_to_is_not_used(small: Path, anew: Path, m
     (kept,) = anew.glob("*/cpu-*.so")
     written = kept.stat().st_mtime_ns
     kept.parent.chmod(0o777)
-    native._library.cache_clear()
+    native.compiled_library.cache_clear()
     with pytest.warns(UserWarning, match="is not used, others may write to it: chmod go-w"):
         assert native.reason_missing() is None
     assert kept.stat().st_mtime_ns == written
     kept.parent.chmod(0o755)
     monkeypatch.setattr(os, "getuid", lambda: 12345)
-    native._library.cache_clear()
+    native.compiled_library.cache_clear()
     with pytest.warns(UserWarning, match="is not used, it belongs to another user"):
         assert native.reason_missing() is None
     assert kept.stat().st_mtime_ns == written
@@ -415,7 +443,7 @@ def test_a_home_that_cannot_be_written_to(anew: Path, monkeypatch: pytest.Monkey
 
 
 def test_without_a_compiler_the_others_do_it(anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "has_avx512", lambda: True)
+    monkeypatch.setattr(native, "simd_name", lambda: "AVX2")
     monkeypatch.setenv("PATH", str(anew))
     assert "no C compiler (gcc, cc, clang, or CC) is found" in str(native.reason_missing())
     block, x = made(16), maps(16, 1, 8, 8)
@@ -429,12 +457,12 @@ def test_without_a_compiler_the_others_do_it(anew: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("compiler", ["false", "no-such-compiler"])
 def test_a_compiler_that_fails(compiler: str, anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "has_avx512", lambda: True)
+    monkeypatch.setattr(native, "simd_name", lambda: "AVX2")
     monkeypatch.setenv("CC", compiler)
     assert compiler in str(native.reason_missing())
     assert not list(anew.rglob("*.so")) + list(anew.rglob(f"*.{os.getpid()}"))
 
 
 def test_another_processor(anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "has_avx512", lambda: False)
-    assert native.reason_missing() == "the processor has no AVX-512"
+    monkeypatch.setattr(native, "simd_name", lambda: "DEFAULT")
+    assert native.reason_missing() == "the processor has none of AVX512, AVX2, NEON"
