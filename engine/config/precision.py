@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -9,7 +10,9 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import nn
 
+from backbones.kernels.autotune import autotuner
 from backbones.kernels.cpu.dispatch import has_bfloat16
+from backbones.kernels.cpu.products import BFLOAT16_PRODUCTS, select_training_products
 from engine.config.building import registered_class
 
 AMP_SETTINGS = ("dtype", "loss_scale", "use_fp64")  # arguments of AmpOptimWrapper alone
@@ -17,15 +20,34 @@ AMP_SETTINGS = ("dtype", "loss_scale", "use_fp64")  # arguments of AmpOptimWrapp
 
 @OPTIM_WRAPPERS.register_module()
 class CpuAmpOptimWrapper(OptimWrapper):
-    """Autocast to bfloat16 on a CPU, where mmengine's ``AmpOptimWrapper`` refuses to run; losses are not scaled."""
+    """Autocast to bfloat16 on a CPU, where mmengine's ``AmpOptimWrapper`` refuses to run; losses are not scaled.
+
+    Args:
+        products: Precision of the products in ConvNeXt's blocks, ``bfloat16`` or ``float32``; a resumed run keeps to
+            that of its checkpoint.
+    """
 
     cast_dtype = torch.bfloat16
+
+    def __init__(self, *args: Any, products: str = BFLOAT16_PRODUCTS, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.products = products
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
         """Context of a forward pass."""
-        with super().optim_context(model), torch.autocast("cpu", self.cast_dtype):
+        products = autotuner.use(cpu_products=self.products)
+        with super().optim_context(model), torch.autocast("cpu", self.cast_dtype), products:
             yield
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the optimizer, and the precision of the products."""
+        return {**super().state_dict(), "products": self.products}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the state; one without a precision is of a run with products in bfloat16."""
+        self.products = state_dict.get("products", BFLOAT16_PRODUCTS)
+        super().load_state_dict({key: value for key, value in state_dict.items() if key != "products"})
 
 
 def fit_precision(cfg: Config, device: str, notes: list[str]) -> None:
@@ -34,6 +56,7 @@ def fit_precision(cfg: Config, device: str, notes: list[str]) -> None:
     wrapper = registered_class(OPTIM_WRAPPERS, settings.get("type"))
     if device == "cuda" and wrapper is CpuAmpOptimWrapper:  # the config of a run on a CPU
         settings.update(type="AmpOptimWrapper", dtype="bfloat16")
+        settings.pop("products", None)
     if device != "cpu" or wrapper is None or not issubclass(wrapper, AmpOptimWrapper):
         return
     kind, note = "", "-> float32: float16 is for GPUs, optim_wrapper.dtype=bfloat16 for CPUs too"
@@ -44,5 +67,8 @@ def fit_precision(cfg: Config, device: str, notes: list[str]) -> None:
         if has_bfloat16():
             kind, note = "CpuAmp", "in bfloat16, as this CPU has instructions; optim_wrapper.type=OptimWrapper: float32"
     kept = {key: value for key, value in settings.items() if key not in AMP_SETTINGS}
+    if kind and select_training_products() != BFLOAT16_PRODUCTS:
+        kept["products"] = select_training_products()
+        note += "; products of blocks in float32, which this CPU is faster at"
     cfg.optim_wrapper = {**kept, "type": f"{kind}OptimWrapper"}
     notes.append(f"mixed precision {note}")

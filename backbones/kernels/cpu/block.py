@@ -16,9 +16,11 @@ Inference caches the weights in the layout of its products, with layer scale mul
 Parameters, their names and the modules that hold them are unchanged. The plain steps are taken for layers that were
 replaced, parametrised or given hooks, and in programs that are being traced, compiled or exported.
 
-Inference measures once which form is fastest (:mod:`backbones.kernels.autotune`). Training does not, so that two runs
-of one seed agree to the last bit: it takes the fused form wherever the CPU has AVX-512 and the block is not tiny. With
-AVX2 the plain steps are as fast or faster in training, and are taken.
+Inference measures once which form is fastest (:mod:`backbones.kernels.autotune`). Under autocast to bfloat16 the forms
+with products in float32 are measured too: many CPUs have no instructions for products in bfloat16, or slow ones. The
+result has the precision that autocast asks for, and is closer to the truth. Training measures no block, so that two
+runs of one seed agree to the last bit: it takes the fused form wherever the CPU has AVX-512 and the block is not tiny.
+With AVX2 the plain steps are as fast or faster in training, and are taken.
 """
 
 from __future__ import annotations
@@ -43,12 +45,14 @@ from backbones.kernels.cpu.dispatch import (
     simd_name,
 )
 from backbones.kernels.cpu.linear import has_few_rows, reorder_weight
+from backbones.kernels.cpu.products import FLOAT32_SUFFIX, has_float32_products, product_dtype, training_suffix
 from backbones.kernels.cpu.weight_cache import weight_cache
 from backbones.kernels.protocol import FUSED_FORM, NATIVE_FORM, PLAIN_FORM, BlockLayers, draw_drop_path, is_unmodified
 from backbones.layers import GRN
 from backbones.masked import MaskedLayout, PackedLayout
 
 BLOCK_OPERATION = "cpu_block"
+NATIVE_FLOAT32, FUSED_FLOAT32 = NATIVE_FORM + FLOAT32_SUFFIX, FUSED_FORM + FLOAT32_SUFFIX
 # Classes of a block's layers, in the order of :func:`_weights`.
 LAYER_CLASSES = ((nn.Conv2d,), (nn.LayerNorm,), (nn.Linear,), (nn.GELU,), (GRN, nn.Identity), (nn.Linear,))
 
@@ -78,7 +82,8 @@ def run_cpu_block(block: BlockLayers, x: Tensor, layout: MaskedLayout | None = N
         return _inference(block, x, dtype, weights, _cached_layout(block, x, dtype, weights, form), layout)
     assert isinstance(block, nn.Module)
     weight_cache.discard(block)
-    out: Tensor = _Training.apply(block, _drop_path_factors(block, x, dtype), dtype, layout, x, *weights)
+    dtypes = (dtype, product_dtype(form, dtype))
+    out: Tensor = _Training.apply(block, _drop_path_factors(block, x, dtype), dtypes, layout, x, *weights)
     return out
 
 
@@ -87,32 +92,44 @@ def _select_form(
 ) -> str:
     """Name of the form for an input ``(N, C, H, W)``."""
     idle = torch.is_grad_enabled() or block.training or layout is not None
-    has_native = not idle and native.supports_block(weights, dtype)
     hidden, channels = weights.first.shape
     static = (channels, hidden, weights.conv.shape[-1], int(weights.grn_gamma is not None), torch.get_num_threads())
     key = TuningKey(BLOCK_OPERATION, cpu_name(), str(dtype), static, x.numel().bit_length() - 1)
+    forms = [] if idle else _native_forms(weights, dtype)
     if autotuner.forced(BLOCK_OPERATION) is not None:
-        return _forced_form(autotuner.predict(key, (NATIVE_FORM, FUSED_FORM, PLAIN_FORM)), has_native)
+        names = (NATIVE_FORM, FUSED_FORM, PLAIN_FORM, NATIVE_FLOAT32, FUSED_FLOAT32)
+        return _forced_form(autotuner.predict(key, names), forms, weights, dtype)
     if x.numel() * hidden * 2 < MIN_MULTIPLY_ADDS:
         return PLAIN_FORM
     if idle or not autotuner.measures():
-        return FUSED_FORM if simd_name() == "AVX512" else PLAIN_FORM
-    return autotuner.select(key, _candidates(block, x, dtype, weights, has_native), x)
+        suffix = training_suffix() if has_float32_products(weights.first, dtype) else ""
+        return FUSED_FORM + suffix if simd_name() == "AVX512" else PLAIN_FORM
+    return autotuner.select(key, _candidates(block, x, dtype, weights, forms), x)
 
 
-def _forced_form(form: str, has_native: bool) -> str:
+def _native_forms(weights: Weights, dtype: torch.dtype) -> list[str]:
+    """Forms of the C code that a block has in inference."""
+    forms = [NATIVE_FORM] if native.supports_block(weights, dtype) else []
+    if has_float32_products(weights.first, dtype) and native.supports_block(weights, torch.float32):
+        forms.append(NATIVE_FLOAT32)
+    return forms
+
+
+def _forced_form(form: str, native_forms: Sequence[str], weights: Weights, dtype: torch.dtype) -> str:
     """The form that was forced, or the fused one where the C code does not support a block, as in training.
 
     Raises:
         MachineError: If the C code cannot be compiled here.
     """
-    if form == NATIVE_FORM and (why := native.reason_missing()):
-        raise MachineError(f"{VARIABLE}: {BLOCK_OPERATION}={NATIVE_FORM} is not available here: {why}")
-    return form if form == FUSED_FORM or has_native else FUSED_FORM
+    if form.startswith(NATIVE_FORM) and (why := native.reason_missing()):
+        raise MachineError(f"{VARIABLE}: {BLOCK_OPERATION}={form} is not available here: {why}")
+    if form.endswith(FLOAT32_SUFFIX) and not has_float32_products(weights.first, dtype):
+        form = form.removesuffix(FLOAT32_SUFFIX)  # of this block they are, or cannot be, in float32 anyway
+    return form.replace(NATIVE_FORM, FUSED_FORM) if form.startswith(NATIVE_FORM) and form not in native_forms else form
 
 
 def _candidates(
-    block: BlockLayers, x: Tensor, dtype: torch.dtype, weights: Weights, has_native: bool
+    block: BlockLayers, x: Tensor, dtype: torch.dtype, weights: Weights, native_forms: Sequence[str]
 ) -> dict[str, Callable[[], object]]:
     """The forms to be measured, with weights in their layout that are made once for all calls."""
     layout_of = cache(lambda form: _lay_out(weights, dtype, form, x))
@@ -124,7 +141,8 @@ def _candidates(
         torch.clear_autocast_cache()  # in use, a block runs but once between two changes of the precision
         return block.forward_mlp(x, block.forward_dwconv_norm(x))
 
-    forms = (NATIVE_FORM, FUSED_FORM) if has_native else (FUSED_FORM,)
+    fused = (FUSED_FORM, FUSED_FLOAT32) if has_float32_products(weights.first, dtype) else (FUSED_FORM,)
+    forms = sorted((*native_forms, *fused), key=(NATIVE_FORM, FUSED_FORM, NATIVE_FLOAT32, FUSED_FLOAT32).index)
     return {form: partial(optimized, form) for form in forms} | {PLAIN_FORM: plain}
 
 
@@ -170,10 +188,19 @@ def _inference(
     rows = _channels_last(x)
     if isinstance(laid_out, native.PackedBlock):
         result = rows.dtype if block.gamma is None else torch.float32
-        return native.run_native_block(rows.to(result), laid_out, block.norm.eps, _grn(block)).permute(0, 3, 1, 2)
+        taken = torch.float32 if laid_out.first.dtype == torch.float32 else result
+        out = native.run_native_block(rows.to(taken), laid_out, block.norm.eps, _grn(block))
+        return out.to(result).permute(0, 3, 1, 2)
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         factors = _drop_path_factors(block, x, dtype)
-        return _steps(block, weights, laid_out, layout).forward(rows, factors).permute(0, 3, 1, 2)
+        out = _steps(block, weights, laid_out, layout).forward(rows, factors)
+        return out.to(_result_dtype(block, x, dtype)).permute(0, 3, 1, 2)
+
+
+def _result_dtype(block: BlockLayers, x: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """Precision of the plain steps' output under autocast to ``dtype``."""
+    branch = dtype if block.gamma is None else torch.promote_types(dtype, block.gamma.dtype)
+    return torch.promote_types(x.dtype, branch)
 
 
 def _steps(block: BlockLayers, weights: Weights, products: Products, layout: PackedLayout | None) -> Steps:
@@ -195,14 +222,15 @@ def _cached_layout(
     """The weights in the layout of a form's products, cached until they change."""
     assert isinstance(block, nn.Module)
     sources = [one for one in weights if one is not None]
-    purpose = (form, dtype, form == FUSED_FORM and not _has_few_rows(x, weights))
+    purpose = (form, dtype, form.startswith(FUSED_FORM) and not _has_few_rows(x, weights))
     return weight_cache.get(block, sources, purpose, lambda: _lay_out(weights, dtype, form, x))
 
 
 def _lay_out(weights: Weights, dtype: torch.dtype, form: str, x: Tensor) -> Products | native.PackedBlock:
     """The weights in the layout of a form's products with maps of the size of ``x``, ``(N, C, H, W)``."""
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        if form == NATIVE_FORM:
+        dtype = product_dtype(form, dtype)
+        if form.startswith(NATIVE_FORM):
             return native.pack_block(weights, dtype)
         products = Products.of(weights, dtype)
         if weights.first.dtype != torch.float32:
@@ -225,18 +253,19 @@ class _Training(torch.autograd.Function):
         ctx: Any,
         block: BlockLayers,
         factors: Tensor | None,
-        dtype: torch.dtype,
+        dtypes: tuple[torch.dtype, torch.dtype],
         layout: PackedLayout | None,
         x: Tensor,
         *parameters: Tensor | None,
     ) -> Tensor:
+        dtype, dtype_of_products = dtypes
         ctx.block, ctx.dtype, ctx.layout, ctx.autocast = block, dtype, layout, torch.is_autocast_enabled("cpu")
         weights, saved = Weights(*parameters), list[Tensor]()  # type: ignore[arg-type]
         with torch.autocast("cpu", enabled=False):
-            products, rows = Products.of(weights, dtype), _channels_last(x)
+            products, rows = Products.of(weights, dtype_of_products), _channels_last(x)
             kept, scale = _kept_images(factors)
             steps = _steps(block, weights, products, _layout_of(layout, kept))
-            out = steps.forward(rows if kept is None else rows[kept], scale, saved)
+            out = steps.forward(rows if kept is None else rows[kept], scale, saved).to(_result_dtype(block, x, dtype))
             if kept is not None:
                 out = _scatter(out, kept, rows)
         ctx.save_for_backward(x, factors, *parameters, *products, *saved)

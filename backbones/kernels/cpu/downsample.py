@@ -3,10 +3,14 @@
 PyTorch writes the normalised map, under autocast once more in bfloat16, and reads it again for the convolution. Here
 each patch is normalised and multiplied at once (:mod:`backbones.kernels.cpu.native`). As for
 :mod:`backbones.kernels.cpu.block`, inference measures once which form is faster, and the plain steps are taken for
-layers that were replaced or have hooks. Training takes the plain steps.
+layers that were replaced or have hooks. Training takes the plain steps. Under autocast to bfloat16 both may have
+products in float32, as the blocks (:mod:`backbones.kernels.cpu.products`).
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +19,7 @@ from backbones.kernels.autotune import TuningKey, autotuner
 from backbones.kernels.cpu import native
 from backbones.kernels.cpu.dispatch import MIN_MULTIPLY_ADDS, compute_dtype, cpu_name, is_observed, is_usable_parameter
 from backbones.kernels.cpu.native import DownsampleWeights
+from backbones.kernels.cpu.products import FLOAT32_SUFFIX, has_float32_products, product_dtype
 from backbones.kernels.cpu.weight_cache import weight_cache
 from backbones.kernels.protocol import NATIVE_FORM, PLAIN_FORM, is_unmodified
 from backbones.layers import LayerNorm2d
@@ -36,23 +41,37 @@ def run_cpu_downsample(layer: nn.Sequential, x: Tensor) -> Tensor | None:
         return None
     dtype = compute_dtype(x)
     parameters = None if dtype is None else _parameters(layer, dtype)
-    if dtype is None or parameters is None or not native.has_product(parameters.weight, dtype):
+    if dtype is None or parameters is None:
         return None
 
     norm = layer[0]
     assert isinstance(norm, LayerNorm2d)
 
-    def one_pass() -> Tensor:
-        packed = weight_cache.get(layer, parameters, dtype, lambda: native.pack_downsample(parameters, dtype))
+    def one_pass(form: str) -> Tensor:
+        products = product_dtype(form, dtype)
+        packed = weight_cache.get(layer, parameters, products, lambda: native.pack_downsample(parameters, products))
         rows = x.permute(0, 2, 3, 1).contiguous()
-        return native.run_native_downsample(rows, packed, norm.eps).permute(0, 3, 1, 2)
+        rows = rows.to(products) if products == torch.float32 else rows
+        return native.run_native_downsample(rows, packed, norm.eps).permute(0, 3, 1, 2).to(dtype)
 
-    forms = {NATIVE_FORM: one_pass, PLAIN_FORM: lambda: nn.Sequential.forward(layer, x)}
+    dtypes = {NATIVE_FORM: dtype}
+    if has_float32_products(parameters.weight, dtype):
+        dtypes[NATIVE_FORM + FLOAT32_SUFFIX] = torch.float32
+    forms: dict[str, Callable[[], Tensor]] = {
+        form: partial(one_pass, form) for form in dtypes if native.has_product(parameters.weight, dtypes[form])
+    }
+    if not forms:
+        return None
+    forms[PLAIN_FORM] = lambda: nn.Sequential.forward(layer, x)
     static = (*parameters.weight.shape[:2], torch.get_num_threads())
     key = TuningKey(DOWNSAMPLE_OPERATION, cpu_name(), str(dtype), static, x.numel().bit_length() - 1)
-    if autotuner.forced(DOWNSAMPLE_OPERATION) is None and x.numel() * static[0] < MIN_MULTIPLY_ADDS:
+    if autotuner.forced(DOWNSAMPLE_OPERATION) is not None:
+        form = autotuner.predict(key, (NATIVE_FORM, PLAIN_FORM, NATIVE_FORM + FLOAT32_SUFFIX))
+    elif x.numel() * static[0] < MIN_MULTIPLY_ADDS:
         return None
-    return one_pass() if autotuner.select(key, forms, x) == NATIVE_FORM else None
+    else:
+        form = autotuner.select(key, forms, x)
+    return None if form == PLAIN_FORM or form not in forms else forms[form]()
 
 
 def _parameters(layer: nn.Sequential, dtype: torch.dtype) -> DownsampleWeights | None:

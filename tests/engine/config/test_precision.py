@@ -12,7 +12,9 @@ from torch import nn
 
 import engine.config.precision as precision_module
 from backbones import build_backbone
+from backbones.kernels.autotune import autotuner
 from backbones.kernels.cpu import dispatch
+from backbones.kernels.cpu.products import PRODUCTS_OPERATION
 from engine.config.load import load_config, resolve
 from engine.config.precision import CpuAmpOptimWrapper
 from engine.config.world import Launch
@@ -55,6 +57,35 @@ def test_when_a_cpu_computes_in_bfloat16(
     on_gpu = resolve(resolved.cfg.copy(), resolved.cfg.batch.size, Launch(1, "cuda", 1)).cfg.optim_wrapper
     assert on_gpu.type == kind.removeprefix("Cpu")
     assert autocast_dtype(on_gpu) == autocast_dtype(wrapper)
+
+
+@pytest.mark.parametrize("products", ["bfloat16", "float32"])
+def test_products_are_in_the_faster_precision(products: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision_module, "has_bfloat16", lambda: True)
+    monkeypatch.setattr(precision_module, "select_training_products", lambda: products)
+    resolved = load_config(DIGITS, ASKED, Launch())
+    assert resolved.cfg.optim_wrapper.get("products", "bfloat16") == products
+    assert any("products of blocks in float32" in line for line in resolved.notes) == (products == "float32")
+    on_gpu = resolve(resolved.cfg.copy(), resolved.cfg.batch.size, Launch(1, "cuda", 1)).cfg.optim_wrapper
+    assert "products" not in on_gpu
+
+
+def test_a_resumed_run_keeps_to_the_products_that_it_began_with() -> None:
+    model = nn.Linear(3, 5)
+
+    def began_with(**products: str) -> CpuAmpOptimWrapper:
+        return CpuAmpOptimWrapper(optimizer=torch.optim.SGD(model.parameters(), 0.1), **products)
+
+    saved = began_with(products="float32").state_dict()
+    resumed = began_with()
+    with resumed.optim_context(model):
+        assert autotuner.forced(PRODUCTS_OPERATION) == "bfloat16"
+    resumed.load_state_dict(saved)
+    with resumed.optim_context(model):
+        assert autotuner.forced(PRODUCTS_OPERATION) == "float32"
+    older = {key: value for key, value in saved.items() if key != "products"}
+    resumed.load_state_dict(older)
+    assert resumed.products == "bfloat16"
 
 
 def test_what_the_processor_says(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -450,7 +450,7 @@ def test_without_a_compiler_the_others_do_it(anew: Path, monkeypatch: pytest.Mon
     weights = _weights(block, torch.float32)
     assert weights is not None
     assert not native.supports_block(weights, torch.float32)
-    assert list(_candidates(block, x, torch.float32, weights, has_native=False)) == ["fused", "plain"]
+    assert list(_candidates(block, x, torch.float32, weights, native_forms=[])) == ["fused", "plain"]
     with pytest.raises(MachineError, match="cpu_block=native is not available here: no C compiler"):
         run_natively(block, x)
 
