@@ -29,6 +29,8 @@ def encode(value: Any) -> Any:
     """
     if value is None or type(value) in (bool, int, float, str, bytes):
         return value
+    if isinstance(value, str):  # of another type, such as the path of an image in a shard
+        return str(value)
     if isinstance(value, Tensor):
         # A copy: saving a view would save all of the memory behind it.
         return value.detach().to("cpu", copy=True)
