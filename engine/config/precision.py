@@ -1,11 +1,12 @@
 """Mixed precision on a CPU: bfloat16 where it is asked for and the processor computes in it, else float32."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.dist import broadcast_object_list
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import nn
@@ -36,9 +37,16 @@ class CpuAmpOptimWrapper(OptimWrapper):
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
         """Context of a forward pass."""
-        products = autotuner.use(cpu_products=self.products)
-        with super().optim_context(model), torch.autocast("cpu", self.cast_dtype), products:
+        with super().optim_context(model), torch.autocast("cpu", self.cast_dtype), self._with_products():
             yield
+
+    def backward(self, loss: torch.Tensor, **kwargs: Any) -> None:
+        """Backward pass: blocks that it computes anew multiply as in the forward pass."""
+        with self._with_products():
+            super().backward(loss, **kwargs)
+
+    def _with_products(self) -> AbstractContextManager[None]:
+        return autotuner.use(cpu_products=self.products)
 
     def state_dict(self) -> dict[str, Any]:
         """State of the optimizer, and the precision of the products."""
@@ -48,6 +56,17 @@ class CpuAmpOptimWrapper(OptimWrapper):
         """Restore the state; one without a precision is of a run with products in bfloat16."""
         self.products = state_dict.get("products", BFLOAT16_PRODUCTS)
         super().load_state_dict({key: value for key, value in state_dict.items() if key != "products"})
+
+
+def share_products(cfg: Config) -> None:
+    """Give all processes the main one's precision of products, in place: each has measured it for itself."""
+    settings = cfg.get("optim_wrapper") or {}
+    shared = [settings.get("products")]
+    broadcast_object_list(shared)
+    if shared[0] is not None:
+        settings["products"] = shared[0]
+    elif "products" in settings:
+        del settings["products"]
 
 
 def fit_precision(cfg: Config, device: str, notes: list[str]) -> None:

@@ -13,6 +13,7 @@ from engine.checkpoint.model_weights import LOADER_SETTINGS
 from engine.config.building import building
 from engine.config.fingerprint import make_fingerprint
 from engine.config.load import Resolved
+from engine.config.precision import share_products
 from engine.config.world import Launch
 from engine.distributed.consistency import check_same_data
 from engine.distributed.processes import start_processes
@@ -44,6 +45,7 @@ def build_runner(resolved: Resolved, launch: Launch, trust: bool = False) -> Run
     cfg = resolved.cfg
     taken = {"classes": f"classes {cfg.get('classes')}"[:80] + f" (digest {make_fingerprint(cfg.get('classes'))[:8]})"}
     check_same_data("training", all_gather_object(taken))  # each process may have taken them from its own files
+    share_products(cfg)
     settings = cfg.get("env_cfg", {})
     make_work_dir(cfg)
     compile_patience = COMPILE_PATIENCE_SECONDS if settings.get("compile") else 0.0

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from torch import nn
 
@@ -16,7 +17,7 @@ from backbones.kernels.autotune import autotuner
 from backbones.kernels.cpu import dispatch
 from backbones.kernels.cpu.products import PRODUCTS_OPERATION
 from engine.config.load import load_config, resolve
-from engine.config.precision import CpuAmpOptimWrapper
+from engine.config.precision import CpuAmpOptimWrapper, share_products
 from engine.config.world import Launch
 from engine.optim.update import loss_scaler, update_weights
 from engine.planning.memory import autocast_dtype
@@ -86,6 +87,31 @@ def test_a_resumed_run_keeps_to_the_products_that_it_began_with() -> None:
     older = {key: value for key, value in saved.items() if key != "products"}
     resumed.load_state_dict(older)
     assert resumed.products == "bfloat16"
+
+
+def test_blocks_that_are_computed_anew_multiply_as_before() -> None:
+    model = nn.Linear(3, 5)
+    wrapper = CpuAmpOptimWrapper(optimizer=torch.optim.SGD(model.parameters(), 0.1), products="float32")
+    seen: list[str | None] = []
+    loss = model(torch.ones(2, 3)).sum()
+    loss.register_hook(lambda _: seen.append(autotuner.forced(PRODUCTS_OPERATION)))
+    wrapper.backward(loss)
+    assert seen == ["float32"]
+    assert autotuner.forced(PRODUCTS_OPERATION) is None
+
+
+@pytest.mark.parametrize("own", [{}, {"products": "bfloat16"}, {"products": "float32"}])
+@pytest.mark.parametrize("main", [None, "float32"])
+def test_all_processes_multiply_as_the_main_one(
+    own: dict[str, str], main: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def from_main(values: list[Any]) -> None:
+        values[0] = main
+
+    monkeypatch.setattr(precision_module, "broadcast_object_list", from_main)
+    cfg = Config({"optim_wrapper": {"type": "CpuAmpOptimWrapper", **own}})
+    share_products(cfg)
+    assert cfg.optim_wrapper.get("products") == main
 
 
 def test_what_the_processor_says(monkeypatch: pytest.MonkeyPatch) -> None:
