@@ -101,6 +101,12 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_weights_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--ema`` and ``--tta``: which weights of a checkpoint are tested, and on how many views of an image."""
+    parser.add_argument("--ema", action="store_true", help="test the averaged weights of the checkpoint")
+    parser.add_argument("--tta", action="store_true", help="several scales and flips, where the config says how")
+
+
 def add_trust_option(parser: argparse.ArgumentParser) -> None:
     """Add ``--trust-checkpoint``, which lets :func:`backbones.weights.read_checkpoint` execute code in old files."""
     parser.add_argument(

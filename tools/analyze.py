@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.cli import add_launch_options, add_trust_option, config_parser, run_tool
+from engine.cli import add_launch_options, add_trust_option, add_weights_options, config_parser, run_tool
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -22,8 +22,7 @@ def _parser() -> argparse.ArgumentParser:
         help="analyse predictions of tools/test.py --save-predictions, or a folder with predictions.zip",
     )
     parser.add_argument("--full", action="store_true", help="show all images with errors, at their own size")
-    parser.add_argument("--ema", action="store_true", help="analyse the averaged weights of the checkpoint")
-    parser.add_argument("--tta", action="store_true", help="several scales and flips, where the config says how")
+    add_weights_options(parser)
     parser.add_argument("--work-dir", help="page in analysis/ (default: work_dirs/<config name>)")
     add_launch_options(parser)
     parser.add_argument("--no-data-check", action="store_true", help="start without checking the test data first")

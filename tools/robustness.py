@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.cli import add_launch_options, add_trust_option, config_parser, run_tool
+from engine.cli import add_launch_options, add_trust_option, add_weights_options, config_parser, run_tool
 
 SUITES = "clean, c, cbar, a, r, sketch, v2, real, objectnet, shape, resolution"
 
@@ -29,8 +29,7 @@ def main() -> None:
         metavar="NAME",
         help="other ways of preprocessing or corrupting, NAME or SUITE=NAME: crop, warp, resize, authors, 16",
     )
-    parser.add_argument("--ema", action="store_true", help="evaluate the averaged weights of the checkpoint")
-    parser.add_argument("--tta", action="store_true", help="several scales and flips, where the config says how")
+    add_weights_options(parser)
     parser.add_argument("--work-dir", help="results in robustness/ (default: work_dirs/<config name>)")
     parser.add_argument("--no-data-check", action="store_true", help="evaluate suites that are incomplete")
     add_launch_options(parser)

@@ -6,14 +6,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.cli import add_launch_options, add_trust_option, config_parser, run_tool
+from engine.cli import add_launch_options, add_trust_option, add_weights_options, config_parser, run_tool
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = config_parser("Evaluate a checkpoint.")
     parser.add_argument("checkpoint", nargs="?")
-    parser.add_argument("--tta", action="store_true", help="several scales and flips, where the config says how")
-    parser.add_argument("--ema", action="store_true", help="evaluate the averaged weights of the checkpoint")
+    add_weights_options(parser)
     parser.add_argument("--work-dir", help="results, and test/ for the log (default: work_dirs/<config name>)")
     parser.add_argument(
         "--format",
