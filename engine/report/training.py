@@ -67,6 +67,7 @@ SLOW = {
     "saving": (0.1, "save less often (default_hooks.checkpoint), or to a faster disk"),
 }
 RAW, AVERAGED = "raw weights", "averaged (EMA)"
+VALIDATION_LOSS, AVERAGED_VALIDATION_LOSS = "val/val_loss", "val/ema/val_loss"
 
 
 def write_training_report(folder: Path) -> Path:
@@ -234,7 +235,7 @@ def _last_and_best(score: Score, points: Points | None) -> list[str]:
 
 def _curves(run: Mapping[str, Any], last: Mapping[str, Any]) -> str:
     curves: Mapping[str, Points] = run["curves"]
-    plots = [plot("", "training loss", {RAW: CurveLine("trained", curves.get("train/loss"))})]
+    plots = [plot("", "loss" if curves.get(VALIDATION_LOSS) else "training loss", _losses(curves))]
     for score in (score for task in _tasks(last) for score in task.scores):
         raw, averaged = curves.get(f"val/{score.metric}"), curves.get(f"val/ema/{score.metric}")
         lines = {RAW: CurveLine("trained", raw, score.factor)}
@@ -246,6 +247,16 @@ def _curves(run: Mapping[str, Any], last: Mapping[str, Any]) -> str:
     plots.append(plot("", "gradient noise scale, images", noise_scale))
     drawn = "".join(plots)
     return f'<div class="plots">{drawn}</div>' if drawn else note("Nothing was logged yet.")
+
+
+def _losses(curves: Mapping[str, Points]) -> dict[str, CurveLine]:
+    """The losses of training and, where a metric computes it, of validation, of averaged weights too."""
+    lines = {"training": CurveLine("trained", curves.get("train/loss"))}
+    if held_out := curves.get(VALIDATION_LOSS):
+        lines["held-out data"] = CurveLine("scratch", held_out)
+    if averaged := curves.get(AVERAGED_VALIDATION_LOSS):
+        lines["held-out data, averaged (EMA)"] = CurveLine("averaged", averaged)
+    return lines
 
 
 def _events(run: Mapping[str, Any]) -> str:

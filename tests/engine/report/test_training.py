@@ -222,6 +222,16 @@ def test_many_classes_and_many_pictures_fit_a_page(folder: Path) -> None:
     assert page.tags.count("img") == 8
 
 
+def test_losses_of_training_and_validation_share_a_plot(folder: Path) -> None:
+    page = read_page(folder)
+    assert "held-out data" in page.words.split("top-1 on held-out data")[0].split("Curves")[1]
+    assert "held-out data, averaged (EMA)" not in page.words
+    for start in json.loads((folder / "starts.json").read_text())["starts"]:
+        scalars = folder / start["folder"] / "vis_data/scalars.json"
+        scalars.write_text(scalars.read_text().replace("val_loss", "other"))
+    assert "training loss" in read_page(folder).words
+
+
 def test_confused_classes_say_which_weights_they_are_of(folder: Path) -> None:
     scores = {"": {"one": {"top1": 50.0}}, "EMA": {"one": {"top1": 40.0}}}
     write_json(folder / "class_scores.json", {"step": 30, "scores": scores})
