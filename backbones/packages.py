@@ -36,15 +36,22 @@ INSTALL_NAMES = {
     "yaml": "pyyaml",
 }
 # Packages of this project's extras in pyproject.toml; those of its dependencies come with ``pip install -e .``.
-EXTRAS = {"export": ("onnx", "onnxruntime", "onnxscript"), "shards": ("pyarrow",), "stores": ("aiohttp", "fsspec")}
-# Loggers of mmengine import their package when they begin to write: backends of visualizers -> packages.
+EXTRAS = {
+    "export": ("onnx", "onnxruntime", "onnxscript"),
+    "shards": ("pyarrow",),
+    "stores": ("aiohttp", "fsspec"),
+    "trackers": ("mlflow", "wandb"),
+}
+# Loggers import their package when they begin to write: backends of visualizers -> packages.
 LOGGER_PACKAGES = {
     "AimVisBackend": ("aim",),
     "ClearMLVisBackend": ("clearml",),
     "DVCLiveVisBackend": ("dvclive", "pygit2"),
     "MLflowVisBackend": ("mlflow",),
+    "MlflowTracker": ("mlflow",),
     "NeptuneVisBackend": ("neptune",),
     "TensorboardVisBackend": ("tensorboard",),
+    "WandbTracker": ("wandb",),
     "WandbVisBackend": ("wandb",),
 }
 # Values of ``imdecode_backend`` of mmcv's loading steps, imported when the first image is read -> package.

@@ -47,10 +47,11 @@ from engine.config.libraries import adopt_library_settings
 from engine.config.options import check_options, drop_foreign_arguments, merge_options
 from engine.config.precision import fit_precision
 from engine.config.schema import check_settings, is_whole
+from engine.config.trackers import set_trackers
 from engine.config.world import Launch
 from engine.task import TASK_SPECS, task_of
 
-DRIVERS = ("classes", "data_root", "shard_cache", "batch", "train_pipeline", "test_pipeline")
+DRIVERS = ("classes", "data_root", "shard_cache", "batch", "train_pipeline", "test_pipeline", "trackers")
 RUNNER_KEYS = (
     *("model", "work_dir", "train_dataloader", "val_dataloader", "test_dataloader", "train_cfg", "val_cfg", "test_cfg"),
     *("optim_wrapper", "param_scheduler", "val_evaluator", "test_evaluator", "default_hooks", "custom_hooks"),
@@ -177,6 +178,7 @@ def resolve(cfg: Config, stated_batch: int, launch: Launch, training: bool = Tru
     notes: list[str] = []
     _check_backbone(cfg, notes)
     _set_hooks(cfg, notes)
+    set_trackers(cfg)
     expand_home(cfg)
     for split, dataset in _datasets(cfg):
         set_data_root(split, dataset, cfg.get("data_root"), notes)

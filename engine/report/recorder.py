@@ -33,6 +33,7 @@ from engine.planning.plan import TrainingPlan
 from engine.report.class_scores import CLASS_SCORES
 from engine.report.environment import code_diff, environment, read_text, without_secrets
 from engine.report.run_dir import CONFUSION, DIFF, ENVIRONMENT, PLAN, STARTS, read_json, write_json
+from engine.report.trackers import Tracker, begin_trackers
 from engine.report.training import write_training_report
 from engine.task import task_of
 
@@ -81,6 +82,7 @@ class RunRecorder(Hook):
         self._start: dict[str, Any] = {"folder": runner.timestamp, "outcome": RUNNING, "began": _now()}
         self._earlier: list[Any] = []
         self._seconds_before = HEARTBEAT.seconds()
+        self._trackers: list[Tracker] = []
         with only_warning(self._runner.logger):
             listed = read_json(self._folder / STARTS).get("starts")
             self._earlier = listed if isinstance(listed, list) else []
@@ -104,6 +106,7 @@ class RunRecorder(Hook):
             if self._earlier or runner.iter:
                 _hide_later_curves(runner)
         self._update(from_step=runner.iter, resumed=runner.is_resuming, weights=runner.load_reports)
+        self._trackers = begin_trackers(runner, _plain(runner.cfg.to_dict()))
 
     def after_val_epoch(self, runner: Runner, metrics: Mapping[str, float] | None = None) -> None:
         """Update the report, so that a run that is killed later has this one."""
@@ -127,6 +130,8 @@ class RunRecorder(Hook):
             command = self._start["command"]
             go_on = command if RESUME in shlex.split(command) else f"{command} {RESUME}"
             self._update(to_step=step, of_steps=steps, go_on=go_on, **_peak_memory())
+        for tracker in self._trackers:
+            tracker.finish(self._folder, error is None)
 
     def _update(self, **entries: Any) -> None:
         """Add entries to the record of this start, and write it and the report."""

@@ -24,6 +24,7 @@ ENVIRONMENT = "environment.json"
 PLAN = "plan.json"
 DIFF = "code.diff"
 REPORT = "report.html"
+RECEIPTS = "weights.json"  # which weights the training started with
 CONFUSION = "confusion.json"  # of the last validation; that of the last test is in the folder of tests
 DRAWN_AFTER = "validation.json"  # in the folder of pictures: step of the validation that they are of
 EVENTS_FOLDER = "nonfinite"  # written by engine.nonfinite.report

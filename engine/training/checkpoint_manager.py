@@ -29,13 +29,11 @@ from engine.distributed.sharding import gather_whole, unwrapped
 from engine.nonfinite.guard import NonFiniteError, RollBack
 from engine.optim.resumption import OptimizerSettings, check_optimizer
 from engine.optim.schedules import follows_scores, replay_schedules, schedule_shapes, scheduled_settings
-from engine.report.run_dir import write_json
+from engine.report.run_dir import RECEIPTS, write_json
 from engine.training.validation import drop_former_scores
 
 if TYPE_CHECKING:
     from engine.training.runner import Runner
-
-LOAD_REPORTS = "weights.json"
 
 
 class CheckpointManager:
@@ -92,7 +90,7 @@ class CheckpointManager:
     def write_load_reports(self) -> None:
         """Write to ``weights.json`` which weights a training started with."""
         if self._runner.is_training and is_main_process():
-            write_json(Path(self._runner.work_dir) / LOAD_REPORTS, {"receipts": self._runner.load_reports})
+            write_json(Path(self._runner.work_dir) / RECEIPTS, {"receipts": self._runner.load_reports})
 
     def newest(self) -> str | None:
         """The checkpoint to resume from, chosen by the main process for all; ``None`` if nothing was saved yet."""

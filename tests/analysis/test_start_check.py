@@ -361,7 +361,8 @@ def test_loggers_whose_package_is_absent(
 ) -> None:
     for place in (start_check, packages):
         monkeypatch.setattr(place, "is_absent", package.__eq__)
-    with refused(f"visualizer.vis_backends.0: {logger}: package {package!r} is missing: pip install {package}"):
+    install = packages.install_command(package)
+    with refused(f"visualizer.vis_backends.0: {logger}: package {package!r} is missing: {install}"):
         checked("classifier", tmp_path, lambda cfg: cfg.visualizer.update(vis_backends=[dict(type=logger)]))
 
 
