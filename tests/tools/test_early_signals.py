@@ -92,3 +92,12 @@ def test_a_tool_that_is_asked_to_stop_says_one_line(program: str, number: signal
     assert process.stdout.readline() == "ready\n"
     said = (EXIT_SAVED, [f"stopped by {number.name}: start again with the same command"])
     assert signalled(process, number) == ((EXIT_INTERRUPTED, ["interrupted"]) if number == signal.SIGINT else said)
+
+
+def test_what_is_ignored_from_the_start_stays_ignored() -> None:
+    lines = ["import os, signal", "from convnext_dense_signals import leave_on_signals"]
+    lines += ["signal.signal(signal.SIGHUP, signal.SIG_IGN)", "leave_on_signals()"]  # as nohup starts a program
+    lines += [f"os.kill(os.getpid(), signal.{name})" for name in ("SIGHUP", "SIGTERM")]
+    process = started("-c", "\n".join(lines))
+    _, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, err) == (EXIT_SAVED, "stopped by SIGTERM: start again with the same command\n")

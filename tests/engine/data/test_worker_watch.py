@@ -177,3 +177,59 @@ def test_what_a_thread_of_a_worker_says(capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().err == ""
     _report_thread(exiting, ValueError, ValueError("another"), None)
     assert "ValueError: another" in capsys.readouterr().err
+
+
+class Looks:
+    """A watch without its thread, over one worker whose state and progress are set here."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.state, self.progress, self.killed, self.said = "S", (1, 1), [], []
+        monkeypatch.setattr(worker_watch, "Thread", lambda **_: SimpleNamespace(start=lambda: None))
+        monkeypatch.setattr(worker_watch, "process_state", lambda _: self.state)
+        monkeypatch.setattr(worker_watch, "_progress", lambda _: self.progress)
+        monkeypatch.setattr(worker_watch, "_reason", lambda *_: "hangs")
+        monkeypatch.setattr(worker_watch, "print_log", lambda line, *_: self.said.append(line))
+        monkeypatch.setattr(worker_watch.os, "kill", lambda pid, _: self.killed.append(pid))
+        self.watch = worker_watch._Watch(torch.zeros(1, 3), Samples("sleep"))
+        self.watch.waits_since = 0.0
+
+    def look(self, now: float, does: int = worker_watch._PREPARES) -> None:
+        self.watch._look_at(0, 77, BAD, does, now)
+
+
+def test_a_worker_that_waits_for_the_disk_is_warned_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = Looks(monkeypatch)
+    looks.state = "D"
+    for now in (0.0, 1.0, 2.0, 3.0):
+        looks.look(now)
+    assert (looks.killed, looks.watch.diagnosis, len(looks.said)) == ([], "", 1)
+    looks.watch.waits_since = 3.0  # for the next batch
+    looks.look(6.0)
+    assert len(looks.said) == 2
+    looks.state = "S"
+    looks.look(7.0)
+    assert looks.killed == [77]
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["computes", "reads"])
+def test_a_worker_that_goes_on_is_not_killed(kind: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = Looks(monkeypatch)
+    for now in range(6):
+        looks.progress = (now, 1) if kind == 0 else (1, now)
+        looks.look(float(now))
+    assert (looks.killed, len(looks.said)) == ([], 1)
+
+
+def test_a_worker_is_in_the_way_only_of_a_batch_that_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = Looks(monkeypatch)
+    looks.watch.waits_since = None
+    for now in (0.0, 9.0):
+        looks.look(now)
+    looks.watch.waits_since = 8.5
+    looks.look(9.5)
+    assert looks.killed == looks.said == []
+    looks.look(20.0, worker_watch._IDLE)  # another one's sample is late
+    assert looks.killed == []
+    looks.state = "T"
+    looks.look(21.0, worker_watch._IDLE)
+    assert looks.killed == [77]
