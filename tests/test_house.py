@@ -123,12 +123,14 @@ def test_whatever_a_pinned_package_needs_is_pinned_too() -> None:
 
 
 def project_requirements() -> list[Requirement]:
-    """Dependencies and extras of pyproject.toml that hold here; an extra may name another one as a part of itself."""
+    """Dependencies of pyproject.toml that hold here, and those of ``dev`` and of the extras that it names."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = [line for lines in project["optional-dependencies"].values() for line in lines]
-    parsed = [Requirement(line) for line in project["dependencies"] + extras]
+    dev = [Requirement(line) for line in project["optional-dependencies"]["dev"]]
+    named = [name for one in dev if one.name == project["name"] for name in sorted(one.extras)]
+    extras = [line for name in named for line in project["optional-dependencies"][name]]
+    parsed = dev + [Requirement(line) for line in project["dependencies"] + extras]
     return [one for one in parsed if one.name != project["name"] and (one.marker is None or one.marker.evaluate())]

@@ -8,9 +8,7 @@ A small head, three decoder layers of 64 channels and 20 queries, trained for 10
 
 _base_ = ["../_base_/mask2former.py", "../_base_/coco_panoptic.py", "../_base_/runtime.py"]
 
-classes = (
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "background",
-)  # fmt: skip
+classes = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "background")
 stuff_classes = ("background",)
 data_root = "data/digits/coco"
 _width = dict(embed_dims=64)
@@ -55,7 +53,6 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=1.0),
     optimizer=dict(type="AdamW", lr=1e-3, betas=(0.9, 0.999), weight_decay=0.05),
 )
-
 train_cfg = dict(type="EpochLoop", max_epochs=10, val_interval=5)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, end=31, by_epoch=False),

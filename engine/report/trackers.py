@@ -33,7 +33,7 @@ from engine.report.run_dir import ENVIRONMENT, PLAN, RECEIPTS, REPORT, STARTS
 PROJECT = "convnext-dense"  # where WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME name no other
 HANDED_OVER = (REPORT, PLAN, ENVIRONMENT, STARTS, RECEIPTS)  # files of a work directory, at the end
 RUN_TAG = "convnext_dense.run"  # of a run in MLflow: the id of the training
-MAX_PICTURES = 32
+MAX_SENT_PICTURES = 32
 MAX_BATCH = 100  # parameters of one request to MLflow
 MAX_CHARACTERS = 500  # of a parameter in MLflow's stores
 
@@ -46,7 +46,7 @@ class Tracker(BaseVisBackend):  # type: ignore[misc]
 
     Attributes:
         package: Name of the tracker's package.
-        fix: What a user may do where it cannot begin.
+        fix: Advice to a user for whom it cannot begin.
     """
 
     package = ""
@@ -91,7 +91,7 @@ class Tracker(BaseVisBackend):  # type: ignore[misc]
             finished: Whether the training reached its end.
         """
         named = [folder / name for name in HANDED_OVER if (folder / name).is_file()]
-        pictures = sorted((folder / "pictures").glob("*.png"))[:MAX_PICTURES]
+        pictures = sorted((folder / "pictures").glob("*.png"))[:MAX_SENT_PICTURES]
         self._guarded(self._finish, folder, named + pictures, finished)
         self._runner = None
 
