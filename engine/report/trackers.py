@@ -38,7 +38,7 @@ MAX_BATCH = 100  # parameters of one request to MLflow
 MAX_CHARACTERS = 500  # of a parameter in MLflow's stores
 
 
-class Tracker(BaseVisBackend):  # type: ignore[misc]
+class Tracker(BaseVisBackend):
     """A backend of visualizers that writes from :meth:`begin` to :meth:`finish`, on the main process.
 
     Args:
