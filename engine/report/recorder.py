@@ -82,6 +82,7 @@ class RunRecorder(Hook):
         self._start: dict[str, Any] = {"folder": runner.timestamp, "outcome": RUNNING, "began": _now()}
         self._earlier: list[Any] = []
         self._seconds_before = HEARTBEAT.seconds()
+        self._config = resolved.cfg
         self._trackers: list[Tracker] = []
         with only_warning(self._runner.logger):
             listed = read_json(self._folder / STARTS).get("starts")
@@ -106,7 +107,8 @@ class RunRecorder(Hook):
             if self._earlier or runner.iter:
                 _hide_later_curves(runner)
         self._update(from_step=runner.iter, resumed=runner.is_resuming, weights=runner.load_reports)
-        self._trackers = begin_trackers(runner, _plain(runner.cfg.to_dict()))
+        if self._config.get("trackers"):
+            self._trackers = begin_trackers(runner, _plain(self._config.to_dict()))
 
     def after_val_epoch(self, runner: Runner, metrics: Mapping[str, float] | None = None) -> None:
         """Update the report, so that a run that is killed later has this one."""
