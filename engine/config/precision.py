@@ -86,8 +86,8 @@ def fit_precision(cfg: Config, device: str, notes: list[str]) -> None:
         if has_bfloat16():
             kind, note = "CpuAmp", "in bfloat16, as this CPU has instructions; optim_wrapper.type=OptimWrapper: float32"
     kept = {key: value for key, value in settings.items() if key not in AMP_SETTINGS}
-    if kind and select_training_products() != BFLOAT16_PRODUCTS:
-        kept["products"] = select_training_products()
+    if kind and (products := select_training_products()) != BFLOAT16_PRODUCTS:
+        kept["products"] = products
         note += "; products of blocks in float32, which this CPU is faster at"
     cfg.optim_wrapper = {**kept, "type": f"{kind}OptimWrapper"}
     notes.append(f"mixed precision {note}")
