@@ -8,7 +8,6 @@ killed, which ends the waiting with an error. One that still computes or reads, 
 from __future__ import annotations
 
 import faulthandler
-import logging
 import os
 import signal
 import time
@@ -18,7 +17,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-from mmengine.logging import print_log
+from mmengine.logging import MMLogger
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
@@ -130,6 +129,8 @@ class _Watch:
         self._notes, self._dataset = notes, dataset
         self._since: dict[int, tuple[tuple[int, int], float]] = {}  # by process: its progress, and since when
         self._warned_of: float | None = None
+        # mmengine looks a logger up under a lock, which an error in the main thread may leave locked for all others.
+        self._logger = MMLogger.get_current_instance()
         Thread(target=self._run, name="workers", daemon=True).start()
 
     def _run(self) -> None:
@@ -173,7 +174,7 @@ class _Watch:
         elif busy and self._warned_of != waits_since:
             self._warned_of = waits_since
             why = "still computes or reads: slow storage, or too few workers"
-            print_log(f"{who} takes long ({now - waits_since:.0f} s), and {why}", "current", logging.WARNING)
+            self._logger.warning(f"{who} takes long ({now - waits_since:.0f} s), and {why}")
 
     def _idle_seconds(self, pid: int, now: float) -> float:
         """Seconds in which a process has neither computed nor read, as far as it was looked at."""

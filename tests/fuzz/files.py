@@ -5,6 +5,7 @@ Each trial is a forked process that reads one damaged copy by what the tools cal
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import math
 import os
@@ -154,6 +155,7 @@ class Damager:
         """In the forked process: what it says goes to the log."""
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
         os.dup2(1, 2)
+        faulthandler.disable()  # pytest has it write to the stderr of before
         code = 0
         with open(log, "w", encoding="utf-8", errors="replace") as file:
             try:
