@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,10 +36,34 @@ def predicted_segments(panoptic: np.ndarray, num_classes: int) -> dict[int, int]
     return {one: one % INSTANCE_OFFSET for one in ids if one % INSTANCE_OFFSET < num_classes}
 
 
-def image_counts(
+@dataclass(frozen=True)
+class SegmentPairs:
+    """True and predicted segments of an image.
+
+    Attributes:
+        classes: Class of each true segment that counts, by its id: crowds do not.
+        predicted: Class of each predicted segment, by its id.
+        ious: IoU of each true and predicted segment with pixels in common, by their ids, whatever their classes.
+        excused: Predicted segments that are no mistake if nothing matches them: most of their pixels have no true
+            segment, or lie on a crowd of their class.
+    """
+
+    classes: dict[int, int]
+    predicted: dict[int, int]
+    ious: dict[tuple[int, int], float]
+    excused: set[int]
+
+    @property
+    def matches(self) -> dict[int, int]:
+        """The predicted segment that matches a true one, by the id of that: of its class, with an IoU above 0.5."""
+        found = (pair for pair, iou in self.ious.items() if iou > MATCH_IOU)
+        return {true: one for true, one in found if self.classes[true] == self.predicted[one]}
+
+
+def pair_segments(
     truth: np.ndarray, segments: Sequence[Mapping[str, Any]], predicted: np.ndarray, num_classes: int, things: int
-) -> np.ndarray:
-    """Count one image.
+) -> SegmentPairs:
+    """Compare the segments of an image.
 
     Args:
         truth: Ids of the true segments, (H, W); one that is not listed is no segment.
@@ -46,11 +71,7 @@ def image_counts(
         predicted: Map of mmdet's fusion heads, (H, W).
         num_classes: Number of classes.
         things: Number of classes that are things, the first ones.
-
-    Returns:
-        Sum of IoUs, matches, false and missed segments of each class, (num_classes, 4), float64.
     """
-    counts = np.zeros((num_classes, 4))
     listed = {int(one["id"]): one for one in segments}
     pairs, pixels = np.unique(np.stack([truth.ravel(), predicted.ravel()]), axis=1, return_counts=True)
     common = {(a, b): n for a, b, n in zip(*pairs.tolist(), pixels.tolist(), strict=True)}
@@ -67,20 +88,24 @@ def image_counts(
             area[b] += n
             void[b] += n * (a not in listed)
             excused[b] += n * (a not in listed or (a in crowds and listed[a]["category"] == classes[b]))
-    matched: set[int] = set()
-    found: set[int] = set()
-    for (a, b), n in common.items():
-        if a not in listed or a in crowds or classes.get(b) != listed[a]["category"]:
-            continue
-        iou = n / (true_area[a] + area[b] - n - void[b])
-        if iou > MATCH_IOU:
-            counts[classes[b], :2] += iou, 1
-            matched.add(b)
-            found.add(a)
-    for b in classes.keys() - matched:
-        counts[classes[b], 2] += excused[b] / area[b] <= MATCH_IOU
-    for a in listed.keys() - found - crowds:
-        counts[listed[a]["category"], 3] += 1
+    ious = {
+        (a, b): n / (true_area[a] + area[b] - n - void[b])
+        for (a, b), n in common.items()
+        if a in listed and a not in crowds and b in classes
+    }
+    counting = {one: int(info["category"]) for one, info in listed.items() if one not in crowds}
+    return SegmentPairs(counting, classes, ious, {b for b in classes if excused[b] / area[b] > MATCH_IOU})
+
+
+def segment_counts(pairs: SegmentPairs, num_classes: int) -> np.ndarray:
+    """Sum of IoUs, matches, false and missed segments of each class, (num_classes, 4), float64."""
+    counts, matches = np.zeros((num_classes, 4)), pairs.matches
+    for true, one in matches.items():
+        counts[pairs.classes[true], :2] += pairs.ious[true, one], 1
+    for one in pairs.predicted.keys() - matches.values() - pairs.excused:
+        counts[pairs.predicted[one], 2] += 1
+    for true in pairs.classes.keys() - matches:
+        counts[pairs.classes[true], 3] += 1
     return counts
 
 
@@ -139,7 +164,9 @@ class PanopticQuality(BaseMetric):
                 )
             predicted = sample["pred_panoptic_seg"]["sem_seg"][0].cpu().numpy()
             truth, segments = read_segments(sample["seg_map_path"]), sample["segments_info"]
-            self.results.append(image_counts(truth, segments, predicted, len(names), things))
+            self.results.append(
+                segment_counts(pair_segments(truth, segments, predicted, len(names), things), len(names))
+            )
 
     def compute_metrics(self, results: list[np.ndarray]) -> dict[str, float]:
         """Sum up over the data set.
@@ -162,11 +189,11 @@ class PanopticQuality(BaseMetric):
             self.class_scores[name] = {**scores, "segments": round(matches + missed)}
         first = len(names) - len(self.stuff)
         means = [values, values[:first], values[first:]][: 3 if self.stuff else 1]
-        flat = [float(one) for part in means for one in _class_means(part)]
+        flat = [float(one) for part in means for one in class_means(part)]
         return dict(zip(self.score_names, (round(one, 2) for one in flat), strict=True))
 
 
-def _class_means(values: np.ndarray) -> np.ndarray:
+def class_means(values: np.ndarray) -> np.ndarray:
     """Means over the classes with segments, (3,); 0 where there are none."""
     there = values[~np.isnan(values[:, 0])]
     return there.mean(0) if len(there) else np.zeros(values.shape[1])
@@ -174,6 +201,6 @@ def _class_means(values: np.ndarray) -> np.ndarray:
 
 def _worst(results: list[np.ndarray], count: int) -> list[dict[str, Any]]:
     """The images with the lowest PQ over their classes, by their index, the worst one first."""
-    values = [float(_class_means(quality(one))[0]) if one.any() else 100.0 for one in results]
+    values = [float(class_means(quality(one))[0]) if one.any() else 100.0 for one in results]
     worst = np.argsort(values, kind="stable")[:count].tolist()
     return [{"index": index, "caption": f"PQ {values[index]:.1f}"} for index in worst if values[index] < 100]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from detection.browse import PANOPTIC_BROWSE
 from detection.panoptic import VOID_LABEL
+from detection.panoptic_errors import PanopticErrors
 from detection.panoptic_results import PanopticPrediction, PanopticResults, list_panoptic_images, pack_panoptic
 from detection.task import DETECTION, STUFF_CLASSES
 from engine.config.classes import class_names
@@ -63,7 +64,7 @@ PANOPTIC = register_task(
         predicted_fields=("pred_panoptic_seg",),
         submission=SubmissionSpec("coco", pack_panoptic, list_panoptic_images),
         prediction=PanopticPrediction,
-        error_analysis=None,
+        error_analysis=PanopticErrors,
         zoo=None,
         browse=PANOPTIC_BROWSE,
     )

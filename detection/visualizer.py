@@ -106,12 +106,29 @@ class DetectionVisualizer(PanelVisualizer):
         classes = self.classes
         numbers = [one for one in np.unique(segments).tolist() if one % INSTANCE_OFFSET < len(classes)]
         labels = [one % INSTANCE_OFFSET for one in numbers]
-        picture, size, texts = image.copy(), font_size(*image.shape[:2]), []
-        for number, label, shade in zip(numbers, labels, instance_colours(labels, self.colours), strict=True):
-            mask = segments == number
-            tint(picture, mask, shade)
-            texts.append(name_inside(mask, classes[label], size, shade))
-        return Panel(letter(picture, [text for text in texts if text is not None]), sorted(set(labels)))
+        shades = instance_colours(labels, self.colours)
+        drawn = draw_segments(image, segments, numbers, [classes[label] for label in labels], shades)
+        return Panel(drawn, sorted(set(labels)))
+
+
+def draw_segments(
+    image: np.ndarray, segments: np.ndarray, numbers: Sequence[int], names: Sequence[str], colours: Sequence[Colour]
+) -> np.ndarray:
+    """Draw segments that do not overlap, with their names where there is room.
+
+    Args:
+        image: RGB, uint8, (H, W, 3).
+        segments: Number of the segment of each pixel, (H, W).
+        numbers: Numbers of the segments to draw.
+        names: Names of the segments.
+        colours: Colours of the segments.
+    """
+    picture, size, texts = image.copy(), font_size(*image.shape[:2]), []
+    for number, name, colour in zip(numbers, names, colours, strict=True):
+        mask = segments == number
+        tint(picture, mask, colour)
+        texts.append(name_inside(mask, name, size, colour))
+    return letter(picture, [text for text in texts if text is not None])
 
 
 def _true_segments(sample: DetDataSample, num_classes: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from PIL import Image
 import detection  # noqa: F401
 from backbones import UserError
 from detection.panoptic import CocoPanoptic, read_segments, segment_colours
-from detection.panoptic_metric import PanopticQuality, image_counts, quality
+from detection.panoptic_metric import PanopticQuality, pair_segments, quality, segment_counts
 from detection.panoptic_task import PANOPTIC
 from detection.visualizer import DetectionVisualizer
 from engine.config.load import load_config
@@ -147,7 +147,7 @@ def test_the_counts_are_those_of_the_definition(seed: int) -> None:
     predicted = np.vectorize(names.get)(truth)
     wrong = draw.random(truth.shape) < draw.choice([0.1, 0.3, 0.6])
     predicted[wrong] = blocks([3, 2, 1000, 2000, 3001, 4001, 5000])[wrong]
-    found = image_counts(truth, segments, predicted, len(CLASSES), THINGS)
+    found = segment_counts(pair_segments(truth, segments, predicted, len(CLASSES), THINGS), len(CLASSES))
     np.testing.assert_allclose(found, slow_counts(truth, segments, predicted))
 
 
