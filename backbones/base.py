@@ -207,6 +207,10 @@ class Backbone(nn.Module):
         """Output of a stage, 0 to 3, from that of the stage before."""
         raise NotImplementedError
 
+    def as_map(self, x: Tensor) -> Tensor:
+        """The output of a block or stage as a map, ``(N, C, H, W)``."""
+        return x
+
     def output_map(self, stage: int, x: Tensor) -> Tensor:
         """Map ``(N, C, H, W)`` that is returned of a stage's output, normalised if the network has output norms."""
         return self.get_submodule(f"norm{stage}")(x) if "norm" in self.groups else x

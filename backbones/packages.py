@@ -26,7 +26,6 @@ INSTALL_NAMES = {
     "PIL": "pillow",
     "pkg_resources": "'setuptools<82'",  # the last ones that have it
     "pynvml": "nvidia-ml-py",
-    "pytorch_grad_cam": "grad-cam",
     "Sophia": "Sophia-Optimizer",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
@@ -37,6 +36,7 @@ INSTALL_NAMES = {
 }
 # Packages of this project's extras in pyproject.toml; those of its dependencies come with ``pip install -e .``.
 EXTRAS = {
+    "explain": ("pytorch_grad_cam",),
     "export": ("onnx", "onnxruntime", "onnxscript"),
     "shards": ("pyarrow",),
     "stores": ("aiohttp", "fsspec"),

@@ -374,9 +374,13 @@ class TimmSwin(TimmBackbone):
         layer = self.layers[stage]
         return self.run_blocks(layer.blocks, layer.downsample(x)) if self.is_recomputing() else layer(x)
 
+    def as_map(self, x: Tensor) -> Tensor:
+        """The output of a block or stage as a map, ``(N, H, W, C) -> (N, C, H, W)``."""
+        return x.permute(0, 3, 1, 2)
+
     def output_map(self, stage: int, x: Tensor) -> Tensor:
         """The normalised map, ``(N, H, W, C) -> (N, C, H, W)``."""
-        return super().output_map(stage, x.permute(0, 3, 1, 2))
+        return super().output_map(stage, self.as_map(x))
 
     def pool(self, x: Tensor) -> Tensor:
         """Mean over the normalised map ``(N, H, W, C)``."""

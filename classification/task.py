@@ -22,7 +22,17 @@ from classification.suites import CLASSIFIER_ROBUSTNESS
 from engine.checkpoint.rng import seeded
 from engine.config.classes import class_names
 from engine.data.shards import find_shards
-from engine.task import BrowseSpec, ClassLayer, ExportedNetwork, NamedClasses, Score, Shape, TaskSpec, register_task
+from engine.task import (
+    BrowseSpec,
+    ClassLayer,
+    ExplainSpec,
+    ExportedNetwork,
+    NamedClasses,
+    Score,
+    Shape,
+    TaskSpec,
+    register_task,
+)
 
 MIN_NAMED_SHARE = 0.01  # of a target, beyond its smoothing
 
@@ -151,5 +161,6 @@ CLASSIFICATION = register_task(
             classes=lambda entry: [entry["gt_label"]],
             kept_share=kept_by_crop,
         ),
+        explain=ExplainSpec(lambda model, batch, classes: model(batch["inputs"]), "the logit of the class"),
     )
 )

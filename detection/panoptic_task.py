@@ -67,5 +67,6 @@ PANOPTIC = register_task(
         error_analysis=PanopticErrors,
         zoo=None,
         browse=PANOPTIC_BROWSE,
+        explain=None,
     )
 )

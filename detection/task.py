@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from inspect import signature
 from typing import Any
 
@@ -37,6 +37,7 @@ from engine.config.datasets import inner_datasets, is_wrapper, mappings
 from engine.planning.memory import training_shape
 from engine.task import (
     ClassLayer,
+    ExplainSpec,
     NamedClasses,
     Score,
     Shape,
@@ -189,6 +190,15 @@ def _pool_proposals(extractor: Any, features: Sequence[Tensor], proposals: int) 
     return torch.cat(pooled)
 
 
+def _class_scores(model: BaseDetector, batch: Mapping[str, Any], classes: int) -> Tensor:
+    """The highest score of a detection of each class, (1, K); see :class:`engine.task.ExplainSpec`."""
+    (found,) = model.predict(batch["inputs"], batch["data_samples"], rescale=False)
+    scores, labels = found.pred_instances.scores, found.pred_instances.labels
+    best = {label: scores[labels == label].max() for label in labels.unique().tolist()}
+    absent = scores.new_tensor(-torch.inf)
+    return torch.stack([best.get(label, absent) for label in range(classes)])[None]
+
+
 def _complete_config(cfg: Config, notes: list[str]) -> None:
     """Let ``with_mask`` and ``pad_mask="from_model"``, and evaluators without a ``metric``, follow the heads.
 
@@ -323,5 +333,6 @@ DETECTION = register_task(
         error_analysis=DetectionErrors,
         zoo=DETECTION_ZOO,
         browse=DETECTION_BROWSE,
+        explain=ExplainSpec(_class_scores, "the score of the surest detection of the class"),
     )
 )

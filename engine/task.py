@@ -337,6 +337,20 @@ class BrowseSpec:
 
 
 @dataclass(frozen=True)
+class ExplainSpec:
+    """What maps of the places that speak for a class (:mod:`analysis.explain`) have to know about a task.
+
+    Attributes:
+        class_scores: Returns the score of each class in an image, (1, K), which is differentiable; ``-inf`` for a class
+            that is not predicted. Gets the model, a preprocessed batch of one image, and K.
+        score: Description of the score.
+    """
+
+    class_scores: Callable[[Any, Mapping[str, Any], int], Tensor]
+    score: str
+
+
+@dataclass(frozen=True)
 class TaskSpec:
     """A task as engine and analysis see it.
 
@@ -383,6 +397,7 @@ class TaskSpec:
         robustness: Suites and corruptions by which the robustness of its models is measured.
         zoo: Package of methods that can be tried on any backbone; ``None`` for a task without one.
         browse: Labels, classes and sizes for the page of the images that its networks get.
+        explain: Score of a class, whose gradient says which places speak for it; ``None`` for a task without one.
     """
 
     name: str
@@ -421,6 +436,7 @@ class TaskSpec:
     robustness: RobustnessSpec = field(default_factory=RobustnessSpec)
     zoo: ZooSpec | None = None
     browse: BrowseSpec = field(default_factory=BrowseSpec)
+    explain: ExplainSpec | None = None
 
 
 CUSTOM_TASK = TaskSpec("custom task")

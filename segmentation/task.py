@@ -25,6 +25,7 @@ from engine.task import (
     WHOLE_IMAGE,
     BrowseSpec,
     ClassLayer,
+    ExplainSpec,
     ExportedNetwork,
     NamedClasses,
     RobustnessSpec,
@@ -141,6 +142,18 @@ def _scale_sample(sample: BaseDataElement, factor: int) -> None:
         if name.endswith("_sem_seg"):
             enlarged = labels.data.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
             setattr(sample, name, PixelData(data=enlarged))  # a PixelData accepts no other size once it has one
+
+
+def _class_scores(model: EncoderDecoder, batch: Mapping[str, Any], classes: int) -> Tensor:
+    """The logits of each class, added up over the pixels where it is predicted, (1, K).
+
+    One pass over the whole image; see :class:`engine.task.ExplainSpec`.
+    """
+    logits = FullSizeSegmentor(model)(batch["inputs"])
+    if logits.shape[1] == 1:  # a sigmoid: the second of two classes where it is above one half
+        logits = torch.cat([-logits, logits], 1) / 2
+    region = F.one_hot(logits.argmax(1), classes).permute(0, 3, 1, 2)
+    return ((logits * region).sum((2, 3))).masked_fill(region.sum((2, 3)) == 0, -torch.inf)
 
 
 def _heads(model: EncoderDecoder) -> list[nn.Module]:
@@ -300,6 +313,7 @@ SEGMENTATION = register_task(
             severities={"16": SIXTEEN_CORRUPTIONS},
         ),
         zoo=SEGMENTATION_ZOO,
+        explain=ExplainSpec(_class_scores, "the logits of the class, added up over the pixels where it is predicted"),
         browse=BrowseSpec(draw=truth_picture, counts_labels=True, classes=_classes_of, kept_share=_kept_share),
     )
 )

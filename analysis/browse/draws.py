@@ -97,10 +97,6 @@ class NetworkInputs:
         self.collate_settings = collate.get("collate", collate)  # of a step of several micro-batches those of one
         settings = dict(self.spec.preprocessor(cfg))
         self.preprocessor: Any = build(MODELS, settings, "model.data_preprocessor", cfg.default_scope)
-        reads_rgb = settings.get("bgr_to_rgb") or (
-            task_of(cfg).channel_order == "RGB" and not settings.get("rgb_to_bgr")
-        )
-        self.reversed_colours = not reads_rgb
         self.channels = stated_channels(self.settings.get("pipeline"))
         self.visualizer = VISUALIZERS.build({**cfg.visualizer, "vis_backends": None, "name": "browse"})
         self.visualizer.dataset_meta = {**built.metainfo, "classes": drawn_names(built.metainfo.get("classes") or ())}
@@ -187,18 +183,8 @@ class NetworkInputs:
             (collated,) = micro_batch_collate(copy.deepcopy(group), 1, self.collate_settings)
             batch = self.preprocessor(collated, training)
         targets = self.spec.targets(batch.get("data_samples"))
-        pictures = [self._picture(image) for image in batch["inputs"]]
+        pictures = [input_picture(self.cfg, self.preprocessor, image, self.channels) for image in batch["inputs"]]
         return list(zip(pictures, [*targets, *[None] * len(pictures)], strict=False))[: len(items)]
-
-    def _picture(self, image: Tensor) -> np.ndarray:
-        """A normalised image, (C, H, W), as a picture."""
-        mean, std = (getattr(self.preprocessor, name, other) for name, other in (("mean", 0.0), ("std", 1.0)))
-        values: Tensor = image.float() * std + mean
-        pixels = values.permute(1, 2, 0).numpy()
-        if self.channels is None and pixels.shape[2] == COLOUR_CHANNELS:
-            colours = pixels.round().clip(0, 255).astype(np.uint8)
-            return np.ascontiguousarray(colours[..., ::-1] if self.reversed_colours else colours)
-        return as_picture(pixels)
 
     def _drawn(self, image: np.ndarray, target: Any, kept: float | None) -> Draw:
         objects = NO_OBJECTS if self.spec.object_sizes is None or target is None else self.spec.object_sizes(target)
@@ -213,6 +199,25 @@ class NetworkInputs:
         if (shrink := MAX_SHOWN_SIDE / max(picture.shape[:2])) < 1:
             picture = cv2.resize(picture, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
         return Draw(picture, caption, size, objects, kept)
+
+
+def input_picture(cfg: Any, preprocessor: Any, image: Tensor, channels: int | None) -> np.ndarray:
+    """The network's input as a picture, RGB, uint8, (H, W, 3).
+
+    Args:
+        cfg: Resolved config.
+        preprocessor: Data preprocessor of its model.
+        image: Normalised image, (C, H, W).
+        channels: Channels that the pipeline reads other than as colours; ``None`` for colours.
+    """
+    mean, std = (getattr(preprocessor, name, other) for name, other in (("mean", 0.0), ("std", 1.0)))
+    values: Tensor = image.detach().float() * std + mean
+    pixels = values.permute(1, 2, 0).cpu().numpy()
+    if channels is not None or pixels.shape[2] != COLOUR_CHANNELS:
+        return as_picture(pixels)
+    colours, settings = pixels.round().clip(0, 255).astype(np.uint8), task_of(cfg).browse.preprocessor(cfg)
+    reads_rgb = settings.get("bgr_to_rgb") or (task_of(cfg).channel_order == "RGB" and not settings.get("rgb_to_bgr"))
+    return np.ascontiguousarray(colours if reads_rgb else colours[..., ::-1])
 
 
 def _enlarged(image: np.ndarray, factor: int) -> np.ndarray:

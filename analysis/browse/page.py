@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from analysis.browse.draws import Draw, NetworkInputs
 from analysis.browse.rates import rate_charts
@@ -34,7 +32,7 @@ from engine.config.world import Launch
 from engine.data.fault_tolerance import REPLACED_IMAGES_FILE
 from engine.planning.plan import epoch_steps, training_plan
 from engine.report.environment import read_text
-from engine.report.html import JPEG_QUALITY, bars, document, facts, note, picture
+from engine.report.html import bars, document, facts, note, pixels_figure
 from engine.task import task_of
 
 DRAWN_EPOCHS = 3  # of each image
@@ -133,9 +131,7 @@ def _pictures(
 
 def _figure(draw: Draw, words: str, name: str) -> str:
     caption = f"{draw.caption} · {words}" if draw.caption else words
-    file = io.BytesIO()
-    Image.fromarray(draw.picture).save(file, "JPEG", quality=JPEG_QUALITY)
-    return picture(file.getvalue(), caption, f"{name}, {words}")
+    return pixels_figure(draw.picture, caption, f"{name}, {words}")
 
 
 def _classes(source: NetworkInputs, found: ClassCounts) -> str:

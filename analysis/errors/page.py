@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 from mmengine.config import Config
-from PIL import Image
 
 from backbones.files import atomic_write
 from engine.data.image_files import DamagedImageError
@@ -20,7 +18,7 @@ from engine.prediction.saved import TestedImages
 from engine.prediction.visualize import MAX_PICTURE_PIXELS, read_picture
 from engine.report.class_scores import score_of, score_text
 from engine.report.gallery import SCRIPT, Card, gallery
-from engine.report.html import document, facts, note, picture
+from engine.report.html import document, facts, note, pixels_figure
 from engine.task import TaskSpec
 
 PAGE = "errors.html"
@@ -96,8 +94,8 @@ def draw_worst_images(
         except DamagedImageError:
             cards.append(Card(note(f"{caption} (the image cannot be read)"), caption, one.kinds, one.classes))
             continue
-        content = _jpeg(analysis.draw(pixels, scale, sample), FULL_QUALITY if full else QUALITY)
-        shown = picture(content, caption, f"errors in {Path(path).name}")
+        drawn, quality = analysis.draw(pixels, scale, sample), FULL_QUALITY if full else QUALITY
+        shown = pixels_figure(drawn, caption, f"errors in {Path(path).name}", quality)
         room -= len(shown)
         if room < 0 and not full:
             break
@@ -114,12 +112,6 @@ def _panel(image: np.ndarray, full: bool) -> tuple[np.ndarray, tuple[float, floa
     size = max(1, round(factor * width)), max(1, round(factor * height))
     how = cv2.INTER_CUBIC if factor > 1 else cv2.INTER_AREA
     return cv2.resize(image, size, interpolation=how), (size[0] / width, size[1] / height)
-
-
-def _jpeg(pixels: np.ndarray, quality: int) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG", quality=quality)
-    return file.getvalue()
 
 
 def write_error_page(

@@ -15,6 +15,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from PIL import Image
 
 NONE = "–"
@@ -191,6 +192,52 @@ def plot(heading: str, title: str, lines: Mapping[str, CurveLine], x_label: str 
     )
 
 
+class ScatterPoint(NamedTuple):
+    """A point of a scatter plot.
+
+    Attributes:
+        x: Place across.
+        y: Place upwards.
+        colour: CSS colour.
+        words: Text that is shown where the mouse is on it.
+    """
+
+    x: float
+    y: float
+    colour: str
+    words: str
+
+
+def scatter(title: str, points: Sequence[ScatterPoint], x_label: str, y_label: str, legend: Mapping[str, str]) -> str:
+    """Return a scatter plot as inline SVG, with a legend below it.
+
+    Args:
+        title: Title of the plot.
+        points: Points, at least one.
+        x_label: Name of what is across.
+        y_label: Name of what is upwards.
+        legend: CSS colours by the names that the legend shows; an empty one takes no room.
+    """
+    (left, right), (low, high) = ((min(values), max(values)) for values in list(zip(*points, strict=True))[:2])
+    xs, ys = _Axis(left, right, PLOT_LEFT + 6, PLOT_RIGHT - 6), _Axis(low, high, 240, 36)
+    dots = "".join(
+        f'<circle cx="{xs(one.x):.1f}" cy="{ys(one.y):.1f}" r="3" style="fill:{one.colour}" fill-opacity="0.75">'
+        f"<title>{escape(one.words)}</title></circle>"
+        for one in points
+    )
+    entries = "".join(
+        f'<span><i style="background:{colour}"></i>{escape(name)}</span> ' for name, colour in legend.items()
+    )
+    return (
+        f'<svg viewBox="0 0 460 288" role="img" aria-label="{escape(title)}">'
+        f'<text x="8" y="16" class="title">{escape(title)}</text>'
+        f'<path class="axis" d="M{PLOT_LEFT} 30V246H{PLOT_RIGHT}"/>'
+        f'<text x="249" y="268" text-anchor="middle">{escape(x_label)}</text>'
+        f'<text transform="translate(40 138) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>{dots}</svg>'
+        + (f'<p class="legend spread">{entries}</p>' if legend else "")
+    )
+
+
 def thinned(points: Sequence[tuple[float, float]], most: int = MAX_POINTS) -> list[tuple[float, float]]:
     """Return at most ``most`` points at even distances, the first and the last among them."""
     if len(points) <= most:
@@ -320,6 +367,13 @@ def picture(content: bytes, caption: str, alt: str) -> str:
     return f'<figure><label class="zoom"><input type="checkbox" aria-label="enlarge">{shown}</label>{words}</figure>'
 
 
+def pixels_figure(pixels: np.ndarray, caption: str, alt: str, quality: int = JPEG_QUALITY) -> str:
+    """Return a picture, RGB, uint8, (H, W, 3), as HTML: :func:`picture` of a JPEG file of a quality, 1 to 95."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=quality)
+    return picture(file.getvalue(), caption, alt)
+
+
 def _style() -> str:
     light, dark = ("".join(f"--{name}:{pair[i]};" for name, pair in COLOURS.items()) for i in (0, 1))
     return f":root{{color-scheme:light dark;{light}}}@media(prefers-color-scheme:dark){{:root{{{dark}}}}}{STYLE}"
@@ -359,10 +413,13 @@ td.bar{display:table-cell}
 td.bar span{display:block}
 .swatch{display:inline-block;width:.8rem;height:.8rem;border-radius:.2rem;margin-right:.4rem}
 .draws{grid-template-columns:repeat(auto-fit,minmax(min(100%,9.5rem),1fr));margin-bottom:1rem;align-items:start}
-.draws figure+figure{margin-top:0}
+.tiles{margin-bottom:1rem;align-items:start}
+.quads{grid-template-columns:repeat(auto-fill,minmax(max(9rem,22%),1fr))}
+.draws figure+figure,.tiles figure+figure{margin-top:0}
 .legend{font-size:.875rem;margin-top:1rem}
 .legend i{display:inline-block;width:.8rem;height:.8rem;border-radius:.2rem;margin-right:.35rem}
 .legend .scratch{margin-left:.6rem}
+.spread{display:flex;flex-wrap:wrap;gap:.2rem .9rem}
 svg{width:100%;height:auto;max-width:34rem}
 svg text{font:11px system-ui,sans-serif;fill:var(--faint)}
 svg .title{font-size:13px;fill:var(--text)}

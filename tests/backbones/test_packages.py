@@ -21,6 +21,7 @@ from backbones.packages import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
+DISTRIBUTIONS = {"mlflow": "mlflow-skinny", "pytorch_grad_cam": "grad-cam"}  # MLflow's client
 
 
 def raised(module: str) -> ImportError:
@@ -37,7 +38,7 @@ def raised(module: str) -> ImportError:
         ("PIL", "pip install pillow"),
         ("sklearn", "pip install scikit-learn"),
         ("skimage", "pip install scikit-image"),
-        ("pytorch_grad_cam", "pip install grad-cam"),
+        ("pytorch_grad_cam", "pip install -e '.[explain]'"),
         ("yaml", "pip install pyyaml"),
         ("onnxruntime", "pip install -e '.[export]'"),
         ("lion_pytorch", "pip install lion-pytorch"),
@@ -53,7 +54,7 @@ def test_the_extras_are_those_of_the_project() -> None:
     for extra, packages in EXTRAS.items():
         stated = re.search(rf"^{extra} = \[(.*?)^\]", text, re.DOTALL | re.MULTILINE)
         assert stated is not None
-        assert set(re.findall(r'"(\w+)(?:-skinny)?>=', stated[1])) == {*packages}  # MLflow's client
+        assert set(re.findall(r'"([\w-]+)>=', stated[1])) == {DISTRIBUTIONS.get(one, one) for one in packages}
 
 
 def test_the_package_that_an_error_is_about() -> None:
