@@ -45,6 +45,7 @@ SEGMENT_ERRORS = {
     MISSED: "a true segment that is neither found nor the place of an error of classification or localisation",
 }
 _MATCHES, _FALSE, _MISSED = range(1, 4)  # columns of the counts, after the sum of IoUs
+NO_SEGMENT = "no segment"
 COUNTED = ("matches", "false", "missed")
 _STATES, _COLOURS = list(KIND_COLOURS), list(KIND_COLOURS.values())
 
@@ -141,7 +142,7 @@ class PanopticErrors(ErrorAnalysis):
             "false_positives": self._gain(self._counts * false),
             "false_negatives": self._gain(self._counts * missed),
         }
-        confusion = {"classes": [*self.classes, BACKGROUND], "matrix": self._confusion.tolist()}
+        confusion = {"classes": [*self.classes, NO_SEGMENT], "matrix": self._confusion.tolist()}
         sections = {
             "Panoptic quality": table(["", *KINDS], [[name, *map(number, row.values())] for name, row in means.items()])
             + note("In percent. PQ is SQ, how well segments match, times RQ, how many are found."),
