@@ -27,7 +27,7 @@ from torch.utils.data import BatchSampler, DataLoader, Sampler
 
 from backbones.errors import ConfigError, describe_error
 from engine.checkpoint.rng import seed_of
-from engine.data.worker_watch import NotingCollate, WatchedLoader, note_samples
+from engine.data.worker_watch import NotingCollate, WatchedLoader, note_begun, note_samples
 from engine.launch.leftovers import share_temporary_folder
 from engine.launch.parent import end_with_parent
 
@@ -217,6 +217,7 @@ def _init_worker(worker_id: int, exiting: Tensor, notes: Tensor, **settings: Any
     for ignored in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, terminate)
+    note_begun(notes, worker_id)
 
 
 def _report_thread(exiting: Tensor, kind: type[BaseException], error: BaseException, stack: Any) -> None:

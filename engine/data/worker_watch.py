@@ -13,6 +13,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from multiprocessing import active_children
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -34,7 +35,7 @@ WORKER_POLL_SECONDS = 3.0
 SHOWN_FRAMES = 3
 PROC = Path("/proc")
 _WAITS_FOR_DISK = "D"  # state of Linux
-_IDLE, _PREPARES, _COLLATES = 0, 1, 2
+_IDLE, _PREPARES, _COLLATES, _BEGINS = range(4)
 
 
 class HungWorkerError(MachineError):
@@ -50,16 +51,21 @@ class WatchedLoader(DataLoader):
 
     def __iter__(self) -> Any:
         """Iterate, with a thread that looks after the workers."""
+        if not self.num_workers or self.timeout:
+            return super().__iter__()
+        before = {child.pid for child in active_children()}
         batches = super().__iter__()
-        return _watched(self.notes, self.dataset, batches) if self.num_workers and not self.timeout else batches
+        started = {child.pid for child in active_children() if child.pid is not None} - before
+        return _watched(self.notes, self.dataset, batches, started)
 
 
 def note_samples(notes: Tensor) -> None:
     """In a worker: note which sample it prepares, and write its stacks when it is asked to."""
-    stacks = open(worker_folder(os.getpid()) / STACKS_FILE, "w", encoding="utf-8")  # noqa: SIM115  (open until the end)
-    faulthandler.register(STACK_SIGNAL, stacks)
     info: Any = get_worker_info()
     kind, mine = type(info.dataset), notes[info.id]
+    mine[0], mine[2] = os.getpid(), _BEGINS
+    stacks = open(worker_folder(os.getpid()) / STACKS_FILE, "w", encoding="utf-8")  # noqa: SIM115  (open until the end)
+    faulthandler.register(STACK_SIGNAL, stacks)
     get = kind.__getitem__
 
     def noting(dataset: Any, index: Any) -> Any:
@@ -72,7 +78,11 @@ def note_samples(notes: Tensor) -> None:
             mine[2] = _IDLE
 
     kind.__getitem__ = noting  # in this process alone
-    mine[0] = os.getpid()
+
+
+def note_begun(notes: Tensor, worker_id: int) -> None:
+    """In a worker: note that it is ready for samples."""
+    notes[worker_id, 2] = _IDLE
 
 
 class NotingCollate:
@@ -98,8 +108,8 @@ class NotingCollate:
             self._notes[info.id, 2] = _IDLE
 
 
-def _watched(notes: Tensor, dataset: Any, batches: Any) -> Iterator[Any]:
-    watch = _Watch(notes, dataset)
+def _watched(notes: Tensor, dataset: Any, batches: Any, started: set[int]) -> Iterator[Any]:
+    watch = _Watch(notes, dataset, started)
     try:
         while True:
             watch.waits_since = time.monotonic()
@@ -122,11 +132,11 @@ def _watched(notes: Tensor, dataset: Any, batches: Any) -> Iterator[Any]:
 class _Watch:
     """The thread beside one iteration over a loader."""
 
-    def __init__(self, notes: Tensor, dataset: Any) -> None:
+    def __init__(self, notes: Tensor, dataset: Any, started: set[int]) -> None:
         self.waits_since: float | None = None
         self.diagnosis = ""
         self.ended = Event()
-        self._notes, self._dataset = notes, dataset
+        self._notes, self._dataset, self._started = notes, dataset, started
         self._since: dict[int, tuple[tuple[int, int], float]] = {}  # by process: its progress, and since when
         self._warned_of: float | None = None
         # mmengine looks a logger up under a lock, which an error in the main thread may leave locked for all others.
@@ -140,7 +150,10 @@ class _Watch:
             if now - last > 3 * WORKER_POLL_SECONDS:  # this process itself was stopped or starved
                 self._since.clear()
             last = now
-            for number, (pid, sample, does) in enumerate(self._notes.tolist()):
+            rows = [(number, *row) for number, row in enumerate(self._notes.tolist())]
+            # A worker that was forked while another thread held a lock may wait for it before it notes anything.
+            rows += [(-1, pid, -1, _BEGINS) for pid in self._started - {pid for _, pid, *_ in rows}]
+            for number, pid, sample, does in rows:
                 with suppress(OSError, ValueError, IndexError, StopIteration):  # it ends, which torch notices; no /proc
                     if pid and not self.diagnosis:
                         self._look_at(number, pid, sample, does, now)
@@ -158,6 +171,8 @@ class _Watch:
         return f"a worker of a data loader (process {pid}) {end}"
 
     def _name(self, number: int, pid: int, sample: int, does: int) -> str:
+        if does == _BEGINS:
+            return f"a worker of a data loader (process {pid}, which has not begun to load)"
         what = "collating a batch, of which the last is sample" if does == _COLLATES else "sample"
         return f"worker {number} of a data loader (process {pid}, {what} {sample}{_path_of(self._dataset, sample)})"
 
@@ -188,8 +203,10 @@ def _reason(pid: int, state: str, idle: float) -> str:
     """Why a worker gives nothing, with its innermost frames where it can still write them."""
     if state == STOPPED_STATE:
         return f"was stopped by a signal, {idle:.0f} s ago or more: kill -CONT would have let it go on"
-    request_stacks({pid: worker_folder(pid)})
-    frames = read_frames(worker_folder(pid))[:SHOWN_FRAMES]
+    folder, frames = worker_folder(pid), []
+    if (folder / STACKS_FILE).exists():  # the signal that asks for its stack ends a process that does not expect it
+        request_stacks({pid: folder})
+        frames = read_frames(folder)[:SHOWN_FRAMES]
     where = f", at {' < '.join(frames)}" if frames else ""
     longer = "timeout=SECONDS of the loader waits longer"
     return f"hangs: no CPU time and no byte read in {idle:.0f} s{where}; {longer}"

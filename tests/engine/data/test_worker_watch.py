@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import re
@@ -21,7 +22,7 @@ from mmengine.utils import ManagerMixin
 from mmengine.utils.manager import _release_lock
 from torch.utils.data import DataLoader, Dataset
 
-from engine.data import worker_watch
+from engine.data import sampling, worker_watch
 from engine.data.sampling import _report_thread, configure_workers
 from engine.data.worker_watch import HungWorkerError
 from engine.launch import heartbeat
@@ -152,6 +153,30 @@ def test_a_worker_that_hangs_while_it_collates_is_named() -> None:
         load("__len__", number_or_hang)
 
 
+def hang_first(worker: int, begin: Callable[[int], None]) -> None:
+    if worker == 1:
+        time.sleep(1000)
+    begin(worker)
+
+
+@pytest.mark.parametrize("where", ["before our part", "in mmengine's part"])
+def test_a_worker_that_hangs_before_it_begins_is_named(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    loader: DataLoader = DataLoader(Samples("__len__"), num_workers=2, collate_fn=number)
+    configure_workers(loader, 0)
+    frames = "; timeout="
+    if where == "before our part":
+        begin: Any = loader.worker_init_fn
+        loader.worker_init_fn = functools.partial(hang_first, begin=begin)
+    else:
+        hang: Any = lambda worker, **_: hang_first(worker, lambda _: None)  # noqa: E731
+        monkeypatch.setattr(sampling, "worker_init_fn", hang)
+        frames = r", at \S*test_worker_watch.py:\d+ in hang_first"
+    who = r"a worker of a data loader \(process \d+, which has not begun to load\)"
+    with pytest.raises(HungWorkerError, match=rf"{who} hangs: no CPU time and no byte read in \d+ s{frames}") as caught:
+        list(loader)
+    assert caught.value.exit_code == EXIT_HUNG
+
+
 class Absent(ManagerMixin):
     """A class without an instance."""
 
@@ -211,7 +236,7 @@ class Looks:
         monkeypatch.setattr(worker_watch, "_reason", lambda *_: "hangs")
         monkeypatch.setattr(MMLogger.get_current_instance(), "warning", self.said.append)
         monkeypatch.setattr(worker_watch.os, "kill", lambda pid, _: self.killed.append(pid))
-        self.watch = worker_watch._Watch(torch.zeros(1, 3), Samples("sleep"))
+        self.watch = worker_watch._Watch(torch.zeros(1, 3), Samples("sleep"), set())
         self.watch.waits_since = 0.0
 
     def look(self, now: float, does: int = worker_watch._PREPARES) -> None:
