@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
 import numpy as np
+import pytest
 
 from engine.report.confusion import confusion_section, top_confusions
 from engine.report.gallery import SCRIPT, Card, gallery, sortable_table
 from engine.report.html import document
 from tests.pages import Page
+from tests.programs import PATIENCE
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+ACT = """<script>
+const choose = (by, value) => {
+  const field = document.querySelector(`[data-by=${by}]`);
+  field.value = value;
+  field.dispatchEvent(new Event("input", {bubbles: true}));
+};
+%s
+</script>"""
 
 
 def test_a_gallery_offers_what_there_is_to_choose() -> None:
@@ -37,3 +54,46 @@ def test_confusions_are_listed_by_their_number() -> None:
     )
     assert "confusion" not in many.replace("confusions", "").replace("confused", "")
     assert "No class is confused with another." in many
+
+
+def shown_in_browser(sections: str, actions: str, folder: Path) -> str:
+    """The page's HTML after a browser has run its script and then what a reader does."""
+    if BROWSER is None:
+        pytest.skip("needs Chromium or Chrome")
+    file = folder / "page.html"
+    file.write_text(document("t", "", {"s": sections + SCRIPT + ACT % actions}), encoding="utf-8")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'browser'}", "--dump-dom"]
+    done = subprocess.run(
+        [BROWSER, *options, file.as_uri()], capture_output=True, text=True, timeout=PATIENCE, check=True
+    )
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("actions", "seen"),
+    [
+        ("", ["1", "2", "3"]),
+        ('choose("kind", "missed")', ["2", "1"]),
+        ('choose("class", "dog")', ["1", "3"]),
+        ('choose("text", "ALLEY")', ["3"]),
+        ('choose("kind", "missed"); choose("class", "dog")', ["1"]),
+        ('choose("kind", "missed"); choose("kind", "")', ["1", "2", "3"]),
+    ],
+)
+def test_a_browser_filters_and_sorts_the_cards(actions: str, seen: list[str], tmp_path: Path) -> None:
+    cards = [
+        Card("<p>1</p>", "street", {"missed": 1}, ["cat", "dog"]),
+        Card("<p>2</p>", "street", {"missed": 2}, ["cat"]),
+        Card("<p>3</p>", "Alley", {"both": 1}, ["dog"]),
+    ]
+    page = shown_in_browser(gallery(cards), actions, tmp_path)
+    found = re.findall(r'<div class="card"([^>]*)><p>(\d)</p>', page)
+    assert [number for attributes, number in found if "hidden" not in attributes] == seen
+    assert (f"{len(seen)} of 3 pictures" if actions else "3 pictures") in page
+
+
+def test_a_browser_sorts_the_rows_of_a_table(tmp_path: Path) -> None:
+    table = sortable_table(["class", "AP"], [["a", "9.5"], ["b", "–"], ["c", "12.0"]], ["mean", "10.8"])
+    for clicks, order in ((1, ["c", "a", "b", "mean"]), (2, ["a", "c", "b", "mean"])):
+        page = shown_in_browser(table, 'document.querySelectorAll("th")[1].click();' * clicks, tmp_path)
+        assert re.findall(r'<th scope="row">(\w+)</th>', page) == order
