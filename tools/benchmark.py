@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     Output = tuple[dict[str, Any] | list[dict[str, Any]], Figure | None]  # for --json and --plot
 
 DETECTOR = Path(__file__).resolve().parents[1] / "configs/detection/mask_rcnn_convnext_tiny_coco_3x.py"
+LARGE_DATA = ("shards", "annotations")
 DETECTION_WORK = ("evaluation", "masks", "step")
 
 
@@ -35,7 +36,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure speed beside other libraries, in turns.")
     commands = parser.add_subparsers(
         required=True,
-        metavar="{network,model,loading,detection,checkpointing,fcmae,corruptions,scaling,roofline,frozen}",
+        metavar="{network,model,loading,opening,detection,checkpointing,fcmae,corruptions,scaling,roofline,frozen}",
     )
 
     def add(name: str, run: object, summary: str, rounds: int) -> argparse.ArgumentParser:
@@ -63,6 +64,7 @@ def parse() -> argparse.Namespace:
         add_device_options(command)
         command.add_argument("--plot", metavar="FILE", type=Path, help="plot throughput against batch and size")
     add_loading_options(add("loading", run_loading, "loading a classifier's training images, beside other loaders", 20))
+    add_opening_options(add("opening", run_opening, "opening large data sets: time, memory of all processes", 3))
     add_detection_options(add("detection", run_detection, "evaluation, masks and training step beside mmdet's", 5))
     add_checkpointing_options(
         add("checkpointing", run_checkpointing, "time and memory of recomputing a share of the blocks", 5)
@@ -84,9 +86,7 @@ def parse() -> argparse.Namespace:
     roofline.add_argument("name", metavar="NAME", help="a registered backbone")
     roofline.add_argument("--train", action="store_true", help="forward and backward instead of forward")
     add_step_options(roofline)
-    frozen = add(
-        "frozen", run_frozen, "a training step with a frozen backbone against a tuned one; stored features", 10
-    )
+    frozen = add("frozen", run_frozen, "a step with a frozen backbone against a tuned one; stored features", 10)
     frozen.add_argument("name", metavar="CONFIG", help="a config file")
     add_step_options(frozen)
     return parser.parse_args()
@@ -109,6 +109,14 @@ def add_loading_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--cold", action="store_true", help="with --peer storage: drop files from the page cache")
     command.add_argument("--workers", type=int, default=0, metavar="N", help="worker processes (default: none)")
     add_config_options(command)
+
+
+def add_opening_options(command: argparse.ArgumentParser) -> None:
+    """Add the options of ``opening``."""
+    command.add_argument("data", choices=LARGE_DATA, help="made-up parquet shards, or a made-up file of COCO's format")
+    command.add_argument("--images", type=int, metavar="N", help="(default: those of ImageNet-22K, of COCO's training)")
+    command.add_argument("--processes", type=int, default=2, metavar="N", help="that train (default: 2)")
+    command.add_argument("--workers", type=int, default=4, metavar="N", help="of each process (default: 4)")
 
 
 def add_detection_options(command: argparse.ArgumentParser) -> None:
@@ -234,6 +242,18 @@ def run_loading(args: argparse.Namespace) -> "Output":
     print(result.as_text(), flush=True)
     for name, reason in absent_peers().items() if args.peer == STORAGE else ():
         print(f"not measured: {name} {reason}")
+    return result.as_dict(), None
+
+
+def run_opening(args: argparse.Namespace) -> "Output":
+    """Measure the opening of a large data set."""
+    from analysis.benchmark.large_data import LARGE_IMAGES, measure_large_data
+
+    for option in ("rounds", "images", "processes", "workers"):
+        positive(f"--{option}", getattr(args, option))
+    images = LARGE_IMAGES[args.data] if args.images is None else args.images
+    result = measure_large_data(args.data, images, args.processes, args.workers, args.rounds)
+    print(result.as_text())
     return result.as_dict(), None
 
 

@@ -62,3 +62,22 @@ def _resident(field: str) -> int:
     """Resident size of this process in bytes: at present (``VmRSS``) or at its peak (``VmHWM``)."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * _KIB for line in lines if line.startswith(f"{field}:"))
+
+
+def process_memory(pid: int, mapped: str = "") -> tuple[int, int]:
+    """Resident bytes of a process, and those where what ``n`` processes share counts as 1/n (PSS).
+
+    Args:
+        pid: Process id.
+        mapped: End of the names of mapped files, of which alone the bytes are meant; empty for all memory.
+    """
+    rss, pss, counts = 0, 0, False
+    for line in Path(f"/proc/{pid}/smaps").read_text(encoding="utf-8", errors="replace").splitlines():
+        field, *rest = line.split()
+        if not field.endswith(":"):  # the range of addresses with which the lines of a mapping begin
+            counts = line.endswith(mapped)
+        elif counts and field == "Rss:":
+            rss += int(rest[0]) * _KIB
+        elif counts and field == "Pss:":
+            pss += int(rest[0]) * _KIB
+    return rss, pss

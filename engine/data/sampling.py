@@ -131,11 +131,15 @@ def shuffled_indices(sampler: DefaultSampler, start: int) -> Iterator[int]:
     """
     count = len(sampler.dataset)
     generator = torch.Generator().manual_seed(sampler.seed + sampler.epoch)
-    order = torch.randperm(count, generator=generator) if sampler.shuffle else torch.arange(count)
-    begin = min(sampler.rank + start * sampler.world_size, sampler.total_size)
-    places = torch.arange(begin, sampler.total_size, sampler.world_size)
-    for part in places.split(INDICES_AT_ONCE):
-        yield from order[part % count].tolist()
+    narrow = torch.int32 if count <= torch.iinfo(torch.int32).max else torch.int64  # the same order, half as large
+    if sampler.shuffle:
+        order = torch.randperm(count, generator=generator, dtype=narrow)
+    else:
+        order = torch.arange(count, dtype=narrow)
+    step = sampler.world_size * INDICES_AT_ONCE
+    for begin in range(sampler.rank + start * sampler.world_size, sampler.total_size, step):
+        places = torch.arange(begin, min(begin + step, sampler.total_size), sampler.world_size)
+        yield from order[places % count].tolist()
 
 
 def build_train_loader(

@@ -209,6 +209,7 @@ MAY_NAME_TASKS = (
     *("engine/report/environment.py", "engine/mmcv_ops/", "analysis/paper/", "analysis/doctor/"),
     *("analysis/__init__.py", "analysis/own_data/"),
     *("analysis/benchmark/detection.py", "analysis/benchmark/loading.py", "analysis/benchmark/synthetic_detections.py"),
+    "analysis/benchmark/large_data.py",
 )
 TASK_NAME = re.compile(
     r"mmdet\b.*|mmseg\b.*|classification|detection|segmentation|ImageClassifier|EncoderDecoder|\w*(Det|Seg)DataSample"
