@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -71,3 +73,44 @@ def test_the_same_training_from_a_store(tool: Any, roots: dict[str, Path], tmp_p
     assert refused.code == 2
     (line,) = [one for one in refused.err.splitlines() if "set-" in one]
     assert "access is refused, or credentials are missing (ClientResponseError: 403" in line
+
+
+def test_a_dry_run_counts_the_images_of_a_store(tool: Any, roots: dict[str, Path], tmp_path: Path) -> None:
+    with serve(roots["cls"]) as store:
+        dry = train(tool, tmp_path / "run", store.url, "--dry-run")
+    assert dry.code == 0, dry.err
+    assert "2 epochs of 5 steps = 10 steps (40 images)" in dry.out
+    assert "ABSENT" not in dry.out
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_step_with_images_of_a_store_is_replayed(tool: Any, roots: dict[str, Path], tmp_path: Path) -> None:
+    with serve(roots["cls"]) as store:
+        config = (tmp_path / "run").with_suffix(".py")
+        settings = TASKS["classifier"].format(configs=str(CONFIGS), data="") + f"data_root = {store.url!r}\n"
+        settings += f"shard_cache = dict(folder={str(tmp_path / 'cache')!r}, size='9MB')\n"
+        config.write_text(settings, encoding="utf-8")
+        options = ["optim_wrapper.optimizer.lr=1e30", "batch.lr_rule=none", "train_dataloader.num_workers=0"]
+        ended = tool("train.py", config, "--work-dir", tmp_path / "run", "--cfg-options", *options)
+    assert ended.code == 3, ended.err
+    (folder,) = (tmp_path / "run" / "nonfinite").iterdir()
+    report = json.loads((folder / "report.json").read_text())
+    paths = [sample["path"] for batch in report["by_rank"][0]["samples"] for sample in batch]
+    assert len(paths) == 8
+    assert all(re.fullmatch(rf"{re.escape(store.url)}/set-train-000\d\.tar/\S+\.png", path) for path in paths)
+    replayed = tool("replay.py", folder)  # of what was recorded: the store is gone
+    assert replayed.code == 0, replayed.err
+    assert replayed.out.splitlines()[-1] == "reproduced"
+
+
+def test_the_data_check_names_a_store_that_refuses(tool: Any, roots: dict[str, Path], tmp_path: Path) -> None:
+    config = tmp_path / "config.py"
+    with serve(roots["cls"]) as store:
+        store.always = "403"
+        settings = TASKS["classifier"].format(configs=str(CONFIGS), data="") + f"data_root = {store.url!r}\n"
+        config.write_text(settings + f"shard_cache = dict(folder={str(tmp_path)!r})\n", encoding="utf-8")
+        checked = tool("check_data.py", config, "--json", tmp_path / "found.json")
+    said = [one for one in (checked.out + checked.err).splitlines() if "access is refused" in one]
+    assert (checked.code, len(said)) == (2, 1), checked.out + checked.err
+    refusal = r"/set-(train|val)-0000\.tar: access is refused, or credentials are missing \(ClientResponseError: 403"
+    assert re.search(refusal, said[0])
