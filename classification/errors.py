@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from engine.config.datasets import inner_datasets
 from engine.prediction.error_analysis import AnalysisRequest, ErrorAnalysis, ErrorFindings, ImageErrors
 from engine.prediction.visualize import read_picture, spread_evenly
 from engine.report.calibration import calibration_bins, expected_calibration_error, reliability_plot
-from engine.report.confusion import confusion_section
+from engine.report.confusion import confusion_section, count_confusions
 from engine.report.gallery import sortable_table
 from engine.report.html import note, number
 from engine.report.panels import join_panels
@@ -58,13 +59,11 @@ class ClassificationErrors(ErrorAnalysis):
         """Sum up over the data set, and look for its images among those of the training."""
         labels, said = (np.array([row[at] for row in self._rows], int) for at in (1, 2))
         confidence, right = np.array([row[3] for row in self._rows], float), labels == said
-        matrix = np.zeros((len(self.classes),) * 2, int)
-        np.add.at(matrix, (labels, said), 1)
         bins = calibration_bins(confidence.tolist(), right.tolist())
         ece, shown_bins = expected_calibration_error(bins), [[one.count, one.confidence, one.accuracy] for one in bins]
-        by_class = {name: self._class_scores(at, labels, said, confidence) for at, name in enumerate(self.classes)}
+        by_class = self._scores_by_class(labels, said, confidence)
         copies, about = self._copies()
-        confusion = {"classes": self.classes, "matrix": matrix.tolist()}
+        confusion = count_confusions(self.classes, labels, said)
         numbers = {
             "accuracy": round(100 * float(right.mean()), 2) if len(right) else None,
             "by_class": by_class,
@@ -89,17 +88,20 @@ class ClassificationErrors(ErrorAnalysis):
             numbers, sections, self._images(copies), f"Sure: the class got {100 * SURE:.0f} % or more."
         )
 
-    def _class_scores(
-        self, label: int, labels: np.ndarray, said: np.ndarray, confidence: np.ndarray
-    ) -> dict[str, float | int | None]:
-        """Scores of a class in percent, ``None`` where there is nothing to divide by."""
-        own, claimed = labels == label, said == label
-        hits = int((own & claimed).sum())
+    def _scores_by_class(
+        self, labels: np.ndarray, said: np.ndarray, confidence: np.ndarray
+    ) -> dict[str, dict[str, float | int | None]]:
+        """Scores of each class in percent, ``None`` where there is nothing to divide by."""
+        count = len(self.classes)
+        images, claimed = np.bincount(labels, minlength=count), np.bincount(said, minlength=count)
+        hits, sums = np.bincount(labels[labels == said], minlength=count), np.bincount(labels, confidence, count)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ratios = {"accuracy": hits / images, "precision": hits / claimed, "confidence": sums / images}
+        rounded = {key: np.round(100 * values, 2).tolist() for key, values in ratios.items()}
         return {
-            "accuracy": round(100 * hits / int(own.sum()), 2) if own.any() else None,
-            "precision": round(100 * hits / int(claimed.sum()), 2) if claimed.any() else None,
-            "confidence": round(100 * float(confidence[own].mean()), 2) if own.any() else None,
-            "images": int(own.sum()),
+            name: {key: values[at] if math.isfinite(values[at]) else None for key, values in rounded.items()}
+            | {"images": int(images[at])}
+            for at, name in enumerate(self.classes)
         }
 
     def _images(self, copies: list[dict[str, Any]]) -> list[ImageErrors]:

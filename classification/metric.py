@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,9 @@ from typing import Any
 import numpy as np
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
+
+from engine.report.confusion import count_confusions
+from engine.report.run_dir import write_json
 
 TOP = 5  # classes among which the true one counts for top-5
 
@@ -19,8 +21,8 @@ class ClassificationMetric(BaseMetric):
     """Accuracy in percent, and the mean cross-entropy without label smoothing.
 
     Args:
-        confusion_file: Output file for the confusion matrix (JSON: ``classes`` and ``matrix``, rows true, columns
-            predicted); ``None`` for none.
+        confusion_file: Output file for what :func:`engine.report.confusion.count_confusions` finds (JSON); ``None`` for
+            none.
 
     Attributes:
         class_scores: ``top1`` in percent and number of ``images`` of each class, of the last evaluation, in the main
@@ -66,17 +68,10 @@ class ClassificationMetric(BaseMetric):
             for index, name in enumerate(classes)
         }
         if self.confusion_file:
-            self._save_confusion(self.confusion_file, labels, first)
+            write_json(Path(self.confusion_file), count_confusions(classes, labels, first))
         scores = {
             "top1": 100 * float(np.mean(first == labels)),
             "top5": 100 * float(np.mean([label in top for label, top, _ in results])),
             "val_loss": float(np.mean([loss for _, _, loss in results])),
         }
         return {name: scores[name] for name in self.score_names}
-
-    def _save_confusion(self, path: str, labels: np.ndarray, predictions: np.ndarray) -> None:
-        classes = list(self.dataset_meta["classes"])
-        matrix = np.zeros((len(classes), len(classes)), int)
-        np.add.at(matrix, (labels, predictions), 1)
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps({"classes": classes, "matrix": matrix.tolist()}), encoding="utf-8")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,21 +14,45 @@ MAX_MATRIX_CLASSES = 30  # more are too wide to read
 MAX_CONFUSIONS = 40  # that are listed
 
 
-def top_confusions(matrix: np.ndarray, most: int = MAX_CONFUSIONS) -> list[tuple[int, int, int, float]]:
+def count_confusions(classes: Sequence[str], true: np.ndarray, said: np.ndarray) -> dict[str, Any]:
+    """Count which classes are taken for which, as JSON takes it.
+
+    Args:
+        classes: Names, (K,).
+        true: True classes, (N,), int.
+        said: Predicted ones, (N,), int.
+
+    Returns:
+        ``classes``, and ``matrix``, (K, K) counts with a row per true class; with more than 30 classes ``pairs``: true
+        class, predicted one and count of what occurs, the most frequent first.
+    """
+    cells, counts = np.unique(np.asarray(true, np.int64) * len(classes) + said, return_counts=True)
+    pairs = np.stack([*np.divmod(cells, len(classes)), counts], axis=1)
+    if len(classes) > MAX_MATRIX_CLASSES:
+        return {"classes": list(classes), "pairs": pairs[np.argsort(-counts, kind="stable")].tolist()}
+    matrix = np.zeros((len(classes),) * 2, int)
+    matrix[pairs[:, 0], pairs[:, 1]] = counts
+    return {"classes": list(classes), "matrix": matrix.tolist()}
+
+
+def top_confusions(confusion: Mapping[str, Any], most: int = MAX_CONFUSIONS) -> list[tuple[int, int, int, float]]:
     """The most frequent confusions, as true class, predicted class, count, and percent of the true class.
 
     Args:
-        matrix: Counts, (K, K), rows true.
+        confusion: Counts as those of :func:`count_confusions`, with a matrix of any size or pairs.
         most: Number of confusions.
     """
-    wrong = matrix * ~np.eye(len(matrix), dtype=bool)
-    totals = np.maximum(matrix.sum(axis=1), 1)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:most]
-    pairs = [tuple(int(part) for part in np.unravel_index(place, matrix.shape)) for place in order]
+    if "pairs" in confusion:
+        true, said, counts = np.array(confusion["pairs"], int).reshape(-1, 3).T
+    else:
+        matrix = np.array(confusion["matrix"])
+        true, said = np.nonzero(matrix)
+        counts = matrix[true, said]
+    totals = np.bincount(true, counts, len(confusion["classes"]))
+    order = [one for one in np.argsort(-counts, kind="stable") if true[one] != said[one]][:most]
     return [
-        (true, said, int(wrong[true, said]), 100 * wrong[true, said] / totals[true])
-        for true, said in pairs
-        if wrong[true, said]
+        (int(true[one]), int(said[one]), int(counts[one]), float(100 * counts[one] / totals[true[one]]))
+        for one in order
     ]
 
 
@@ -36,21 +60,24 @@ def confusion_section(confusion: Mapping[str, Any], said: str, counted: str, per
     """Return the confusions as HTML.
 
     Args:
-        confusion: Mapping with ``classes``, (K,) names, and ``matrix``, (K, K) counts with a row per true class.
+        confusion: Counts as those of :func:`count_confusions`, with a matrix of any size or pairs.
         said: Words about the columns.
         counted: Words about the numbers.
         percent: Whether the matrix shows percent of the true class.
     """
-    classes, matrix = confusion["classes"], np.array(confusion["matrix"])
-    pairs = top_confusions(matrix)
-    if percent:
-        matrix = np.rint(100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)).astype(int)
-    drawn = {"classes": classes, "matrix": matrix.tolist()}
-    rows = [[classes[true], classes[one], f"{count:,}", number(share)] for true, one, count, share in pairs]
+    classes = confusion["classes"]
+    rows = [
+        [classes[true], classes[one], f"{count:,}", number(share)]
+        for true, one, count, share in top_confusions(confusion)
+    ]
     listed = sortable_table(["is", said, "number", "percent of what is"], rows)
     if not rows:
         listed = note("No class is confused with another.")
     if len(classes) > MAX_MATRIX_CLASSES:
         return note(f"Most frequent confusions. {counted}.") + listed
+    matrix = np.array(confusion["matrix"])
+    if percent:
+        matrix = np.rint(100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)).astype(int)
     details = f"<details><summary>most frequent confusions</summary>{listed}</details>"
-    return confusion_table(drawn, said, counted) + (details if rows else listed)
+    drawn = confusion_table({"classes": classes, "matrix": matrix.tolist()}, said, counted)
+    return drawn + (details if rows else listed)

@@ -10,6 +10,7 @@ from html import escape
 from engine.report.html import table
 
 MIN_FILTERED_ROWS = 12  # of a table; a shorter one is seen at a glance
+MAX_OPEN_ROWS = 40  # of a table; a longer one scrolls in a box
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ def sortable_table(head: Sequence[str], rows: Sequence[Sequence[str]], total: Se
     """
     search = '<label>search <input type="search"></label>' if len(rows) >= MIN_FILTERED_ROWS else ""
     filters = f'<div class="filters">{search}</div>' if search else ""
-    return f'<div class="sortable">{filters}{table(head, rows, total)}</div>'
+    kind = "sortable long" if len(rows) > MAX_OPEN_ROWS else "sortable"
+    return f'<div class="{kind}">{filters}{table(head, rows, total)}</div>'
 
 
 SCRIPT = """<script>

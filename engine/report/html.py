@@ -440,6 +440,8 @@ border:1px solid var(--line);border-radius:.3rem}
 .card[hidden]{display:none}
 .sortable tr:first-child th{cursor:pointer}
 .wide{overflow-x:auto}
+.long .wide{max-height:36rem;overflow-y:auto}
+.long tr:first-child th{position:sticky;top:0;background:var(--page)}
 table{border-collapse:collapse;font-size:.9rem}
 th,td{padding:.35rem .8rem;border-bottom:1px solid var(--line);text-align:right;font-variant-numeric:tabular-nums}
 th{font-weight:500;color:var(--faint)}

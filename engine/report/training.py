@@ -20,6 +20,7 @@ from engine.config.load import TEST_FOLDER
 from engine.data.fault_tolerance import REPLACED_IMAGES_FILE
 from engine.data.preflight import DATA_CHECK_FILE
 from engine.report.class_scores import CLASS_SCORES, class_table, score_of, score_text
+from engine.report.confusion import MAX_MATRIX_CLASSES
 from engine.report.environment import commit_line, read_text
 from engine.report.html import (
     NONE,
@@ -58,7 +59,6 @@ from engine.report.run_dir import (
 from engine.task import TASK_SPECS, Score, TaskSpec
 
 TESTS = {"test": "test", "test_ema": "test, EMA", "test_tta": "test, TTA", "test_ema_tta": "test, EMA, TTA"}
-MAX_CONFUSION_CLASSES = 30  # that fit a page
 MAX_REPORT_PICTURES = 8
 MAX_EVENTS = 5  # listed one by one
 # Share of the time that an activity may usually take, and what makes it shorter.
@@ -315,7 +315,7 @@ def _confusion(confusion: Mapping[str, Any], validation: Mapping[str, Any]) -> s
     if not confusion:
         return ""
     count = len(confusion.get("classes", []))
-    if count > MAX_CONFUSION_CLASSES:
+    if count > MAX_MATRIX_CLASSES:
         return note(f"{count:,} classes are too many for a page: see {CONFUSION}")
     # Of the two validations after a step the one of the averaged weights is the last to write it.
     weights = "averaged weights (EMA)" if validation.get("scores", {}).get("EMA") else "raw weights"

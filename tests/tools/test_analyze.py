@@ -167,7 +167,6 @@ def test_bad_input_is_one_line(tool: Any, digits: Path, tmp_path: Path) -> None:
     ):
         done = tool("analyze.py", config, *arguments, "--work-dir", tmp_path / "work", *options)
         assert (done.code, done.err.strip()) == (2, f"error: {line.format(tmp_path)}")
-    panoptic = CONFIGS / "detection/mask2former_panoptic_digits.py"
-    done = tool("analyze.py", panoptic, "--from-predictions", "b.zip")
+    done = tool("analyze.py", CONFIGS / "pretraining/fcmae_digits.py", "--from-predictions", "b.zip")
     assert done.code == 2
     assert done.err.strip().endswith("has no error analysis: its TaskSpec states none (error_analysis)")

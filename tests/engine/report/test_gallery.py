@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.report.confusion import confusion_section, top_confusions
+from engine.report.confusion import confusion_section, count_confusions, top_confusions
 from engine.report.gallery import SCRIPT, Card, gallery, sortable_table
 from engine.report.html import document
 from tests.pages import Page
@@ -44,9 +44,10 @@ def test_a_long_table_has_a_search() -> None:
 
 def test_confusions_are_listed_by_their_number() -> None:
     matrix = np.array([[5, 1, 0], [4, 6, 0], [0, 0, 9]])
-    assert top_confusions(matrix) == [(1, 0, 4, 40.0), (0, 1, 1, 100 / 6)]
-    assert top_confusions(matrix, 1) == [(1, 0, 4, 40.0)]
-    few = confusion_section({"classes": list("abc"), "matrix": matrix.tolist()}, "it said", "Pixels", percent=True)
+    counts = {"classes": list("abc"), "matrix": matrix.tolist()}
+    assert top_confusions(counts) == [(1, 0, 4, 40.0), (0, 1, 1, 100 / 6)]
+    assert top_confusions(counts, 1) == [(1, 0, 4, 40.0)]
+    few = confusion_section(counts, "it said", "Pixels", percent=True)
     assert "<td" in few
     assert ">83<" in few  # percent of the row
     many = confusion_section(
@@ -54,6 +55,18 @@ def test_confusions_are_listed_by_their_number() -> None:
     )
     assert "confusion" not in many.replace("confusions", "").replace("confused", "")
     assert "No class is confused with another." in many
+
+
+def test_many_classes_take_no_matrix() -> None:
+    true, said = np.array([5, 5, 5, 7, 21_840, 7]), np.array([5, 6, 6, 7, 0, 7])
+    classes = [f"n{one:08d}" for one in range(21_841)]
+    counts = count_confusions(classes, true, said)
+    assert counts == {"classes": classes, "pairs": [[5, 6, 2], [7, 7, 2], [5, 5, 1], [21_840, 0, 1]]}
+    assert top_confusions(counts) == [(5, 6, 2, 200 / 3), (21_840, 0, 1, 100.0)]
+    assert {"n00000005", "n00000006", "66.7"} <= set(Page(confusion_section(counts, "it said", "Images")).lines)
+    few = count_confusions(["a", "b"], np.array([0, 1, 1]), np.array([1, 1, 1]))
+    assert few == {"classes": ["a", "b"], "matrix": [[0, 1], [0, 2]]}
+    assert count_confusions(["a"], np.array([], int), np.array([], int))["matrix"] == [[0]]
 
 
 def shown_in_browser(sections: str, actions: str, folder: Path) -> str:
