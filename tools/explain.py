@@ -22,7 +22,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=["cam", "features", "embeddings", "collapse"],
         default=[],
         help="class activation maps, feature maps, nearest neighbours and a map of the test images, distance of the "
-        "channels of each block (default: all)",
+        "channels of each block (default: all that fit)",
     )
     parser.add_argument("--n", type=int, metavar="N", help="number of images (4, or as many as are named)")
     parser.add_argument(

@@ -12,7 +12,6 @@ import numpy as np
 from torch import Tensor
 
 from analysis.explain.network import TrainedNetwork, enlarge, recorded, unpadded_size
-from backbones.errors import ConfigError
 from engine.report.html import note, pixels_figure
 
 SHOWN_CHANNELS = 4
@@ -23,14 +22,12 @@ def stage_maps(network: TrainedNetwork, batch: dict[str, Any]) -> list[Tensor]:
     """Output of each stage for an image, (C, H, W), without positions that are padding alone.
 
     Raises:
-        ConfigError: If the network gives tokens.
+        ConfigError: If its blocks give tokens.
     """
     layers = network.stage_layers()
     with recorded(layers) as found:
         network.backbone(batch["inputs"])
     maps = [network.backbone.as_map(found[layer].output) for layer in layers]
-    if any(one.ndim != 4 for one in maps):
-        raise ConfigError(f"{network.name}: the blocks of {network.backbone.described_as} give tokens, not maps")
     sides, kept = batch["inputs"].shape[-2:], unpadded_size(batch)
     return [
         one[0, :, : -(-kept[0] * one.shape[-2] // sides[0]), : -(-kept[1] * one.shape[-1] // sides[1])].float().cpu()

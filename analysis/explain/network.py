@@ -17,6 +17,7 @@ from analysis.browse.draws import input_picture
 from backbones.base import Backbone
 from backbones.channels import stated_channels
 from backbones.errors import ConfigError
+from backbones.timm_backbones import TimmVisionTransformer
 from engine.prediction.predictor import Predictor
 from engine.prediction.visualize import image_reader
 from engine.task import task_of
@@ -71,6 +72,11 @@ class TrainedNetwork:
         backbone: Backbone = self.model.backbone
         return backbone
 
+    @property
+    def has_maps(self) -> bool:
+        """Whether its blocks give maps, and not tokens."""
+        return not isinstance(self.backbone, TimmVisionTransformer)
+
     def batch(self, path: str) -> dict[str, Any]:
         """A batch of one image as the model gets it: ``inputs``, (1, C, H, W), and ``data_samples``.
 
@@ -90,8 +96,12 @@ class TrainedNetwork:
         """The last block of each stage.
 
         Raises:
-            ConfigError: If the network has no blocks.
+            ConfigError: If its blocks give tokens.
         """
+        if not self.has_maps:
+            raise ConfigError(
+                f"{self.name}: the blocks of {self.backbone.described_as} give tokens, not maps: --parts embeddings"
+            )
         last = {stage: name for name, stage in self.backbone.block_stages().items()}
         return [self.backbone.get_submodule(last[stage]) for stage in sorted(last)]
 

@@ -15,6 +15,7 @@ from analysis.explain.collapse import collapse_section, measure_collapse
 from analysis.explain.embeddings import SplitImages, embedding_section, find_test_images
 from analysis.explain.feature_maps import feature_section
 from analysis.explain.network import TrainedNetwork
+from backbones.convnext import Block
 from backbones.errors import ConfigError, MachineError
 from backbones.files import atomic_write
 from engine.data.image_files import image_suffixes
@@ -35,7 +36,7 @@ class ExplainOptions:
     """What is asked for.
 
     Attributes:
-        parts: Parts of the page; empty for all that the task has.
+        parts: Parts of the page; empty for all that the network has.
         images: Files and folders; empty for test images.
         count: Number of images; ``None`` for 4, or as many as are named.
         classes: Names of the classes whose maps are drawn; empty for those with the highest scores.
@@ -79,7 +80,7 @@ def explain(network: TrainedNetwork, options: ExplainOptions, beside: TrainedNet
     Raises:
         UserError: If a part does not fit the network, data is missing, or the page cannot be written.
     """
-    parts = list(options.parts) or [part for part in PARTS if part != "cam" or network.task.explain is not None]
+    parts = options.parts or fitting_parts(network)
     if "cam" in parts:
         check_cams(network, options.classes)
     if not options.images or "embeddings" in parts:
@@ -103,6 +104,17 @@ def explain(network: TrainedNetwork, options: ExplainOptions, beside: TrainedNet
     sections["How it was made"] = facts({"command": numbers["command"]})
     _write(page, network.name, sections, numbers)
     return page
+
+
+def fitting_parts(network: TrainedNetwork) -> list[str]:
+    """The parts of the page that a network has."""
+    fits = {
+        "cam": network.has_maps and network.task.explain is not None,
+        "features": network.has_maps,
+        "embeddings": True,
+        "collapse": any(isinstance(module, Block) for module in network.backbone.modules()),
+    }
+    return [part for part in PARTS if fits[part]]
 
 
 def _images(network: TrainedNetwork, options: ExplainOptions, known: SplitImages | None) -> list[Path]:
