@@ -29,7 +29,7 @@ class Collapse:
     """Distances of the channels of a network.
 
     Attributes:
-        network: Name of the network.
+        network: Names of the config and of the backbone.
         distances: Mean distance in each block, in their order; of a network with response normalisation
             before and after it.
         single: Number of blocks whose map has one position, of which the distance knows the signs alone.
@@ -74,7 +74,7 @@ def measure_collapse(network: TrainedNetwork, images: Sequence[Path]) -> Collaps
         single = max(single, sum(found[layer].output.shape[1:3].numel() == 1 for layer in layers))
     before, after = (torch.as_tensor(sums) / len(images)).tolist()
     normalises = any(isinstance(layer, GRN) for layer in layers)
-    return Collapse(network.name, {BEFORE: before, AFTER: after} if normalises else {"": after}, single)
+    return Collapse(network.label, {BEFORE: before, AFTER: after} if normalises else {"": after}, single)
 
 
 def collapse_section(found: Sequence[Collapse], images: int) -> str:

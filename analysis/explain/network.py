@@ -73,6 +73,11 @@ class TrainedNetwork:
         return backbone
 
     @property
+    def label(self) -> str:
+        """Names of the config and of the backbone."""
+        return f"{self.name} ({self.cfg.model.backbone.type})"
+
+    @property
     def has_maps(self) -> bool:
         """Whether its blocks give maps, and not tokens."""
         return not isinstance(self.backbone, TimmVisionTransformer)

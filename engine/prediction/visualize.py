@@ -137,7 +137,7 @@ def load_predictor(
     model = build(MODELS, cfg.model, "model")
     meta = dict(cfg.test_dataloader.dataset.metainfo)
     print(load_model_weights(model, read_checkpoint(checkpoint, trust), checkpoint, averaged, meta["classes"]))
-    visualizer = VISUALIZERS.build({**cfg.visualizer, "vis_backends": None, "name": "predict"})
+    visualizer = VISUALIZERS.build({**cfg.visualizer, "vis_backends": None, "name": f"predict {checkpoint}"})
     visualizer.dataset_meta = {**meta, "classes": drawn_names(meta["classes"])}
     return model.to(device).eval(), visualizer
 

@@ -29,7 +29,11 @@ def network(name: str, side: int = 64) -> Any:
     torch.manual_seed(0)
     backbone = build_backbone(name, depths=[1, 1, 2, 1], dims=[8, 8, 16, 16], init_std=0.2).eval()
     return SimpleNamespace(
-        name=name, backbone=backbone, batch=lambda path: {"inputs": torch.randn(1, 3, side, side)}, model=backbone
+        name=name,
+        label=name,
+        backbone=backbone,
+        batch=lambda path: {"inputs": torch.randn(1, 3, side, side)},
+        model=backbone,
     )
 
 
