@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmdet.datasets import CocoDataset
+from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.detectors import BaseDetector, TwoStageDetector
 from mmdet.models.roi_heads.bbox_heads import BBoxHead
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
@@ -194,9 +195,27 @@ def _class_scores(model: BaseDetector, batch: Mapping[str, Any], classes: int) -
     """The highest score of a detection of each class, (1, K); see :class:`engine.task.ExplainSpec`."""
     (found,) = model.predict(batch["inputs"], batch["data_samples"], rescale=False)
     scores, labels = found.pred_instances.scores, found.pred_instances.labels
-    best = {label: scores[labels == label].max() for label in labels.unique().tolist()}
+    if isinstance(head := getattr(model, "bbox_head", None), BaseDenseHead):  # mmdet detaches their scores
+        dense = _dense_scores(head, model.extract_feat(batch["inputs"]))
+        best = {label: dense[label] for label in labels.unique().tolist()}
+    else:
+        best = {label: scores[labels == label].max() for label in labels.unique().tolist()}
     absent = scores.new_tensor(-torch.inf)
     return torch.stack([best.get(label, absent) for label in range(classes)])[None]
+
+
+def _dense_scores(head: BaseDenseHead, features: Sequence[Tensor]) -> Tensor:
+    """The highest score of each class at any place of a dense head, (K,) or more.
+
+    Raises:
+        ConfigError: If its outputs are not scores of classes.
+    """
+    width = getattr(head, "cls_out_channels", None)
+    if width is None:
+        raise ConfigError(f"--parts cam: {type(head).__name__} has no scores of classes (cls_out_channels)")
+    maps = head(features)[0]
+    rows = torch.cat([one[0].unflatten(0, (-1, width)).transpose(0, 1).flatten(1) for one in maps], 1)
+    return (rows.sigmoid() if head.use_sigmoid_cls else rows.softmax(0)).max(1).values
 
 
 def _complete_config(cfg: Config, notes: list[str]) -> None:
