@@ -17,7 +17,7 @@ from classification.duplicates import Duplicate, find_duplicates
 from classification.visualizer import ClassificationVisualizer
 from engine.config.building import build
 from engine.config.datasets import inner_datasets
-from engine.prediction.error_analysis import AnalysisRequest, ErrorAnalysis, ErrorFindings, ImageErrors
+from engine.prediction.error_analysis import AnalysisRequest, ErrorAnalysis, ErrorFindings, ImageErrors, ImageScore
 from engine.prediction.visualize import read_picture, spread_evenly
 from engine.report.calibration import calibration_bins, expected_calibration_error, reliability_plot
 from engine.report.confusion import confusion_section, count_confusions
@@ -36,6 +36,8 @@ class ClassificationErrors(ErrorAnalysis):
     Args:
         request: Config, and what is known of the test data.
     """
+
+    score_words = "Score: probability of the label in percent. Right: no class got more."
 
     def __init__(self, request: AnalysisRequest) -> None:
         super().__init__(request)
@@ -158,6 +160,11 @@ class ClassificationErrors(ErrorAnalysis):
             "exact": one.exact,
             "correlation": one.correlation,
         }
+
+    def image_score(self, sample: Mapping[str, Any]) -> ImageScore | None:
+        """The probability of the label, which is right where it is that of the chosen class."""
+        label, scores = int(sample["gt_label"]), sample["scores"]
+        return ImageScore(100 * float(scores[label]), int(scores.argmax()) == label) if label >= 0 else None
 
     def draw(self, image: np.ndarray, scale: tuple[float, float], sample: Mapping[str, Any]) -> np.ndarray:
         """Write the classes under the image, and put the training image that it is a copy of beside it."""

@@ -142,12 +142,8 @@ class FastCocoMetric(BaseMetric):
         worst = sorted(found, key=lambda one: (-one[0], one[1]))[: self.worst_kept]
         return [{"index": index, "caption": caption} for _, index, caption in worst]
 
-    def statistics(self, results: list[ImageDetections]) -> dict[str, np.ndarray]:
-        """COCO's twelve statistics, unrounded, for ``bbox`` and ``segm``.
-
-        Args:
-            results: Detections of each image.
-        """
+    def read_ground_truth(self) -> COCO:
+        """The annotation file as COCO's evaluation needs it, read once."""
         if self.ground_truth is None:
             content = read_annotations(self.annotation_file)
             fill_areas(content)
@@ -156,7 +152,15 @@ class FastCocoMetric(BaseMetric):
             for number, annotation in enumerate(content["annotations"], 1):
                 annotation["id"] = number
             self.ground_truth = COCO(content)
-        ground_truth = self.ground_truth
+        return self.ground_truth
+
+    def statistics(self, results: list[ImageDetections]) -> dict[str, np.ndarray]:
+        """COCO's twelve statistics, unrounded, for ``bbox`` and ``segm``.
+
+        Args:
+            results: Detections of each image.
+        """
+        ground_truth = self.read_ground_truth()
         ids = category_ids(ground_truth.dataset["categories"], self.dataset_meta["classes"])
         entries = _to_entries(results, ids)
         statistics: dict[str, np.ndarray] = {}

@@ -19,7 +19,7 @@ from detection.labels import Box
 from detection.mistakes import MISTAKE_IOU, MISTAKE_SCORE
 from detection.tide import DETECTION_ERRORS, MISSED, CrowdOverlaps, ImageMatches, Tide, match_image
 from detection.visualizer import draw_boxes
-from engine.prediction.error_analysis import AnalysisRequest, ErrorAnalysis, ErrorFindings, ImageErrors
+from engine.prediction.error_analysis import AnalysisRequest, ErrorAnalysis, ErrorFindings, ImageErrors, ImageScore
 from engine.prediction.panel_visualizer import PREDICTION, TRUTH
 from engine.report.confusion import confusion_section
 from engine.report.lettering import Colour
@@ -68,6 +68,11 @@ class DetectionErrors(ErrorAnalysis):
         ConfigError: If no metric of the test has an annotation file.
     """
 
+    score_words = (
+        f"Score: F1 of the detections with a score from {MISTAKE_SCORE} on, at a box IoU of {MISTAKE_IOU}. "
+        "Right: all objects are found, and nothing else."
+    )
+
     def __init__(self, request: AnalysisRequest) -> None:
         super().__init__(request)
         stated = request.cfg.test_evaluator
@@ -111,8 +116,7 @@ class DetectionErrors(ErrorAnalysis):
 
     def _objects(self, image_id: int, masks: bool) -> ImageObjects:
         """Annotations of an image; with their masks, if they are compared."""
-        truth = self.metric.ground_truth
-        assert truth is not None
+        truth = self.metric.read_ground_truth()
         ids = category_ids(truth.dataset["categories"], self.classes)
         label_of = {number: label for label, number in enumerate(ids)}
         known = [one for one in truth.imgToAnns.get(image_id, []) if one["category_id"] in label_of]
@@ -160,6 +164,14 @@ class DetectionErrors(ErrorAnalysis):
                 caption = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
                 found.append(ImageErrors(index, kinds, caption, [self.classes[label] for label in sorted(set(wrong))]))
         return found, confusion
+
+    def image_score(self, sample: Mapping[str, Any]) -> ImageScore:
+        """F1 of the sure detections in an image."""
+        sure = surest(image_detections(dict(sample), sample["img_id"]))
+        matches = _matches(sure, self._objects(sure.image_id, masks=False), sure.scores, masks=False)
+        mistakes = int((~matches.correct & ~matches.ignored).sum() + matches.unfound.sum())
+        found = 2 * int(matches.correct.sum())
+        return ImageScore(100 * found / (found + mistakes) if mistakes else 100.0, not mistakes)
 
     def draw(self, image: np.ndarray, scale: tuple[float, float], sample: Mapping[str, Any]) -> np.ndarray:
         """Draw objects, the missed ones highlighted, beside detections in the colours of their error kinds."""

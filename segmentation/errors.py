@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from engine.prediction.error_analysis import AnalysisRequest, ErrorAnalysis, ErrorFindings, ImageErrors
+from engine.prediction.error_analysis import AnalysisRequest, ErrorAnalysis, ErrorFindings, ImageErrors, ImageScore
 from engine.prediction.panel_visualizer import PREDICTION, TRUTH
 from engine.report.confusion import confusion_section
 from engine.report.gallery import sortable_table
@@ -28,6 +28,7 @@ DIFFERENCE_COLOURS: dict[str, Colour] = {
     NO_LABEL: (0, 0, 0),
 }
 DIFFERENCE_SHARE = 0.8  # of the colour of a wrong pixel
+RIGHT_IOU = 75  # percent, mean of an image, from which on its prediction counts as right when trainings are compared
 MIN_CLASS_SHARE = 0.01  # of an image's pixels that are wrong about a class, from which on the image is about it
 
 
@@ -37,6 +38,8 @@ class SegmentationErrors(ErrorAnalysis):
     Args:
         request: Config, and what is known of the test data.
     """
+
+    score_words = f"Score: mean IoU of the classes in the image. Right: from {RIGHT_IOU} on."
 
     def __init__(self, request: AnalysisRequest) -> None:
         super().__init__(request)
@@ -48,7 +51,7 @@ class SegmentationErrors(ErrorAnalysis):
         """Count the pixels of an image."""
         truth, predicted = label_maps(sample)
         labelled, count = truth != IGNORE_INDEX, len(self.classes)
-        pairs = np.bincount(truth[labelled] * count + predicted[labelled], minlength=count**2).reshape(count, count)
+        pairs = self._pairs(truth, predicted)
         self._confusion += pairs
         self._edges += boundary_areas(truth, predicted, count, IGNORE_INDEX)
         total, wrong = int(labelled.sum()), labelled & (truth != predicted)
@@ -64,6 +67,20 @@ class SegmentationErrors(ErrorAnalysis):
             f"{number(share)} % {kind}" for kind, share in kinds.items()
         )
         self._images.append(ImageErrors(index, kinds, caption, [self.classes[label] for label in about]))
+
+    def _pairs(self, truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+        """Labelled pixels of each pair of true and predicted class, (K, K)."""
+        labelled, count = truth != IGNORE_INDEX, len(self.classes)
+        pairs = np.bincount(truth[labelled] * count + predicted[labelled], minlength=count**2)
+        return pairs.reshape(count, count)
+
+    def image_score(self, sample: Mapping[str, Any]) -> ImageScore | None:
+        """The mean IoU of the classes that the image has or is said to have."""
+        pairs = self._pairs(*label_maps(sample))
+        if not pairs.any():
+            return None
+        iou = float(np.nanmean(_ratios(pairs)["IoU"]))
+        return ImageScore(iou, iou >= RIGHT_IOU)
 
     def findings(self) -> ErrorFindings:
         """Sum up over the data set."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,6 +72,19 @@ def images_to_show(images: Sequence[ImageErrors], per_kind: int | None) -> list[
     return [one for one in ranked if one.index in chosen]
 
 
+class ImageView(NamedTuple):
+    """What is drawn of an image.
+
+    Attributes:
+        path: File of the image.
+        pictures: Function that draws a picture, by its caption: from the image at the size of a panel and the factors
+            from pixels of the file to it.
+    """
+
+    path: str
+    pictures: Mapping[str, Callable[[np.ndarray, tuple[float, float]], np.ndarray]]
+
+
 def draw_worst_images(
     cfg: Config, images: TestedImages, analysis: ErrorAnalysis, findings: ErrorFindings, full: bool
 ) -> DrawnImages:
@@ -83,24 +97,47 @@ def draw_worst_images(
         findings: Its findings.
         full: Whether to draw all images with errors, at their own size.
     """
-    cards: list[Card] = []
-    chosen, room = images_to_show(findings.images, None if full else MAX_PER_KIND), MAX_PICTURE_BYTES
-    for one in chosen:
+
+    def view(one: ImageErrors) -> ImageView:
         sample = images[one.index]
         path = str(sample["img_path"])
-        caption = f"{Path(path).name}: {one.caption}"
+        return ImageView(path, {f"{Path(path).name}: {one.caption}": partial(analysis.draw, sample=sample)})
+
+    chosen = images_to_show(findings.images, None if full else MAX_PER_KIND)
+    cards = draw_cards(cfg, chosen, view, None if full else MAX_PICTURE_BYTES)
+    return DrawnImages(cards, len(findings.images) - len(cards))
+
+
+def draw_cards(
+    cfg: Config, chosen: Sequence[ImageErrors], view: Callable[[ImageErrors], ImageView], room: int | None
+) -> list[Card]:
+    """Draw images, as many as there is room for.
+
+    Args:
+        cfg: Resolved config.
+        chosen: Images in the order of the page.
+        view: Returns what is drawn of an image.
+        room: Bytes of the pictures as text in the page; ``None`` for all images at their own size.
+    """
+    cards: list[Card] = []
+    full, left = room is None, room or 0
+    for one in chosen:
+        path, pictures = view(one)
+        text = " ".join(pictures)
         try:
             pixels, scale = _panel(read_picture(cfg, path), full)
         except DamagedImageError:
-            cards.append(Card(note(f"{caption} (the image cannot be read)"), caption, one.kinds, one.classes))
+            cards.append(Card(note(f"{text} (the image cannot be read)"), text, one.kinds, one.classes))
             continue
-        drawn, quality = analysis.draw(pixels, scale, sample), FULL_QUALITY if full else QUALITY
-        shown = pixels_figure(drawn, caption, f"errors in {Path(path).name}", quality)
-        room -= len(shown)
-        if room < 0 and not full:
+        quality, alt = FULL_QUALITY if full else QUALITY, f"predictions in {Path(path).name}"
+        shown = "".join(
+            pixels_figure(draw(pixels, scale), caption, alt, quality) for caption, draw in pictures.items()
+        )
+        left -= len(shown)
+        if left < 0 and not full:
             break
-        cards.append(Card(shown, caption, one.kinds, one.classes))
-    return DrawnImages(cards, len(findings.images) - len(cards))
+        cards.append(Card(shown, text, one.kinds, one.classes))
+    return cards
 
 
 def _panel(image: np.ndarray, full: bool) -> tuple[np.ndarray, tuple[float, float]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from mmengine.config import Config
@@ -51,6 +51,18 @@ class ImageErrors:
         return sum(self.kinds.values())
 
 
+class ImageScore(NamedTuple):
+    """How good the prediction of an image is.
+
+    Attributes:
+        value: Score, 0 to 100.
+        right: Whether the prediction counts as right.
+    """
+
+    value: float
+    right: bool
+
+
 @dataclass(frozen=True)
 class ErrorFindings:
     """Errors of a test.
@@ -73,7 +85,12 @@ class ErrorAnalysis(ABC):
 
     Args:
         request: Config, and what is known of the test data.
+
+    Attributes:
+        score_words: Description of an image's score, and of what counts as right.
     """
+
+    score_words: ClassVar[str]
 
     def __init__(self, request: AnalysisRequest) -> None:
         self.request = request
@@ -96,6 +113,10 @@ class ErrorAnalysis(ABC):
     @abstractmethod
     def findings(self) -> ErrorFindings:
         """Return the errors of all images that were added."""
+
+    @abstractmethod
+    def image_score(self, sample: Mapping[str, Any]) -> ImageScore | None:
+        """Score the prediction of an image, by which trainings are compared; ``None`` where there is no truth."""
 
     @abstractmethod
     def draw(self, image: np.ndarray, scale: tuple[float, float], sample: Mapping[str, Any]) -> np.ndarray:

@@ -165,6 +165,7 @@ class TestedImages:
     Args:
         cfg: Resolved config.
         path: File of ``tools/test.py --save-predictions``.
+        dataset: The test data, where it has been built already.
 
     Attributes:
         dataset: The test data.
@@ -173,13 +174,14 @@ class TestedImages:
         DataError: If it is no such file, or of other classes or images than the test data's.
     """
 
-    def __init__(self, cfg: Config, path: Path) -> None:
+    def __init__(self, cfg: Config, path: Path, dataset: Any = None) -> None:
         init_default_scope(cfg.default_scope)
         self._path, self._file = path, _opened(path)
         about = json.loads(self._file.read(ABOUT))
         if about["classes"] != list(cfg.test_dataloader.dataset.metainfo["classes"]):
             raise DataError(f"{printable(path)}: has predictions of other classes than the config's")
-        self.dataset: Any = build(DATASETS, cfg.test_dataloader.dataset, "test_dataloader.dataset")
+        stated = cfg.test_dataloader.dataset
+        self.dataset: Any = build(DATASETS, stated, "test_dataloader.dataset") if dataset is None else dataset
         if about["images"] != len(self.dataset):
             raise DataError(
                 f"{printable(path)}: has predictions of {about['images']} images, the test data has {len(self.dataset)}"
@@ -194,8 +196,20 @@ class TestedImages:
         Raises:
             DataError: If the file has another image in its place.
         """
+        return self.with_prediction(index, self.truth(index))
+
+    def truth(self, index: int) -> dict[str, Any]:
+        """What the data set knows of an image."""
+        return _truth(self.dataset[index])
+
+    def with_prediction(self, index: int, truth: Mapping[str, Any]) -> dict[str, Any]:
+        """What the data set knows of an image, and what was predicted.
+
+        Raises:
+            DataError: If the file has another image in its place.
+        """
         fields, image = unpack_fields(self._file.read(entry_name(index)))
-        sample = {**_truth(self.dataset[index]), **fields}
+        sample = {**truth, **fields}
         if Path(image).name != Path(str(sample.get("img_path", image))).name:
             raise DataError(
                 f"{printable(self._path)}: entry {index} is of {image!r}, not of the image in the test data"

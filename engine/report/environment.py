@@ -117,6 +117,17 @@ def without_secrets(text: str) -> str:
     return SIGNED.sub(r"\1***", LOGIN.sub(r"\1***@", text))
 
 
+def plain_value(value: Any) -> Any:
+    """The value of a setting as JSON, with logins and signatures masked."""
+    if isinstance(value, Mapping):
+        return {str(key): plain_value(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_value(inner) for inner in value]
+    if isinstance(value, str):
+        return without_secrets(value)
+    return value if value is None or isinstance(value, bool | int | float) else repr(value)
+
+
 def code_state(folder: Path = ROOT) -> dict[str, Any]:
     """Return the state of the code in git.
 

@@ -13,10 +13,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
+
+Point = TypeVar("Point")
 
 NONE = "–"
 GIB = 2**30
@@ -141,11 +143,13 @@ class CurveLine(NamedTuple):
         colour: Key of ``COLOURS``.
         points: Pairs of (place, value), the place such as an optimizer step; ``None`` for a line without data.
         factor: Factor on the values.
+        band: Triples of (place, lowest value, highest value) of what the line is the mean of; may be empty.
     """
 
     colour: str
     points: Sequence[tuple[float, float]] | None
     factor: float = 1.0
+    band: Sequence[tuple[float, float, float]] = ()
 
 
 def plot(heading: str, title: str, lines: Mapping[str, CurveLine], x_label: str = "optimizer steps") -> str:
@@ -167,7 +171,13 @@ def plot(heading: str, title: str, lines: Mapping[str, CurveLine], x_label: str 
     }
     if not drawn:
         return ""
+    bands = [
+        (line.colour, [(x, line.factor * low, line.factor * high) for x, low, high in thinned(line.band)])
+        for line in lines.values()
+        if line.band
+    ]
     values = [y for _, points in drawn.values() for _, y in points]
+    values += [y for _, band in bands for _, *limits in band for y in limits]
     places = _legend_places(drawn) if len(lines) > 1 else {}
     top = max((y for _, y in places.values()), default=LEGEND_Y) + 14
     xs = _Axis(0, max(x for _, points in drawn.values() for x, _ in points), PLOT_LEFT, PLOT_RIGHT)
@@ -178,7 +188,10 @@ def plot(heading: str, title: str, lines: Mapping[str, CurveLine], x_label: str 
         for at in ys.ticks()
     )
     columns = "".join(f'<text x="{xs(at):.1f}" y="262" text-anchor="middle">{at:,.4g}</text>' for at in xs.ticks())
-    curves = "".join(
+    areas = "".join(
+        _drawn_band(colour, [(xs(x), ys(low), ys(high)) for x, low, high in band]) for colour, band in bands
+    )
+    curves = areas + "".join(
         _drawn_line(colour, [(xs(x), ys(y)) for x, y in points])
         + (_legend(*places[label], label, colour) if label in places else "")
         for label, (colour, points) in drawn.items()
@@ -238,7 +251,7 @@ def scatter(title: str, points: Sequence[ScatterPoint], x_label: str, y_label: s
     )
 
 
-def thinned(points: Sequence[tuple[float, float]], most: int = MAX_POINTS) -> list[tuple[float, float]]:
+def thinned(points: Sequence[Point], most: int = MAX_POINTS) -> list[Point]:
     """Return at most ``most`` points at even distances, the first and the last among them."""
     if len(points) <= most:
         return list(points)
@@ -292,6 +305,12 @@ def _drawn_line(colour: str, points: Sequence[tuple[float, float]]) -> str:
     )
     line = f'<polyline class="line" style="stroke:var(--{colour})" points="{path}"/>'
     return f'{line}<g style="fill:var(--{colour})">{dots}</g>' if dots else line
+
+
+def _drawn_band(colour: str, limits: Sequence[tuple[float, float, float]]) -> str:
+    there = [f"{x:.1f},{high:.1f}" for x, _, high in limits]
+    back = [f"{x:.1f},{low:.1f}" for x, low, _ in reversed(limits)]
+    return f'<polygon class="band" style="fill:var(--{colour})" points="{" ".join(there + back)}"/>'
 
 
 def bars(rows: Sequence[tuple[str, float, str]], colours: Mapping[str, str] | None = None) -> str:
@@ -425,6 +444,7 @@ svg text{font:11px system-ui,sans-serif;fill:var(--faint)}
 svg .title{font-size:13px;fill:var(--text)}
 svg .grid,svg .axis{stroke:var(--line);fill:none}
 svg .line{stroke-width:2;fill:none;stroke-linejoin:round}
+svg .band{opacity:.2}
 figure{margin:0}
 figure+figure{margin-top:.6rem}
 img{display:block;width:100%;height:auto;border-radius:.3rem}

@@ -31,7 +31,7 @@ from engine.config.load import Resolved, ema_settings
 from engine.launch.heartbeat import HEARTBEAT
 from engine.planning.plan import TrainingPlan
 from engine.report.class_scores import CLASS_SCORES
-from engine.report.environment import code_diff, environment, read_text, without_secrets
+from engine.report.environment import code_diff, environment, plain_value, read_text, without_secrets
 from engine.report.run_dir import CONFUSION, DIFF, ENVIRONMENT, PLAN, STARTS, read_json, write_json
 from engine.report.trackers import Tracker, begin_trackers
 from engine.report.training import write_training_report
@@ -108,7 +108,7 @@ class RunRecorder(Hook):
                 _hide_later_curves(runner)
         self._update(from_step=runner.iter, resumed=runner.is_resuming, weights=runner.load_reports)
         if self._config.get("trackers"):
-            self._trackers = begin_trackers(runner, _plain(self._config.to_dict()))
+            self._trackers = begin_trackers(runner, plain_value(self._config.to_dict()))
 
     def after_val_epoch(self, runner: Runner, metrics: Mapping[str, float] | None = None) -> None:
         """Update the report, so that a run that is killed later has this one."""
@@ -224,10 +224,10 @@ def _beginning(runner: Runner, resolved: Resolved, plan: TrainingPlan) -> dict[s
         "config": {
             "file": str(cfg.filename or ""),
             "text": read_text(Path(cfg.filename))[:MAX_CONFIG_CHARACTERS] if cfg.filename else "",
-            "changed": {key: [_plain(old), _plain(new)] for key, (old, new) in resolved.changed.items()},
+            "changed": {key: [plain_value(old), plain_value(new)] for key, (old, new) in resolved.changed.items()},
         },
         "about": _about(cfg, runner),
-        "plan": {**_plain(asdict(plan)), "lines": plan.lines(), "notes": list(resolved.notes)},
+        "plan": {**plain_value(asdict(plan)), "lines": plan.lines(), "notes": list(resolved.notes)},
         "environment": environment(),
         "of_steps": runner.max_iters,
     }
@@ -243,21 +243,10 @@ def _about(cfg: Config, runner: Runner) -> dict[str, Any]:
         "backbone": str(backbone.get("type", "")),
         "data": str(cfg.get("data_root") or ""),
         "classes": len(inner_datasets(cfg.train_dataloader.dataset)[0].metainfo["classes"]),
-        "optimizer": _plain(dict(cfg.optim_wrapper.optimizer)),
+        "optimizer": plain_value(dict(cfg.optim_wrapper.optimizer)),
         "ema": None if ema is None else ema["decay"],
         "seed": runner.seed,
     }
-
-
-def _plain(value: Any) -> Any:
-    """The value as JSON, with logins masked."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, str):
-        return without_secrets(value)
-    return value if value is None or isinstance(value, bool | int | float) else repr(value)
 
 
 def _peak_memory() -> dict[str, int]:

@@ -40,9 +40,14 @@ def scaled(metrics: Mapping[str, float | None], score: Score) -> float | None:
     return None if value is None else value * score.factor
 
 
+def greater_is_better(name: str) -> bool:
+    """Whether more of a metric is better: of all but losses."""
+    return not name.endswith("loss")
+
+
 def best_point(name: str, points: Sequence[tuple[int, float]]) -> tuple[int, float]:
     """The step and value where a metric was best, the first of equals: the highest, of a loss the lowest."""
-    sign = 1 if name.endswith("loss") else -1
+    sign = -1 if greater_is_better(name) else 1
     return min(points, key=lambda point: sign * point[1])
 
 

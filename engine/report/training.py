@@ -171,11 +171,12 @@ def _lead(run: Mapping[str, Any], last: Mapping[str, Any]) -> str:
         parts.append(f'<p class="lead">{escape(text)}, trained on {escape(str(about.get("data")))}</p>')
     seconds = sum(finite(start.get("seconds")) or 0.0 for start in run["starts"])
     machine = last.get("environment", {}).get("machine", {})
-    words = [_device(machine, last), f"{duration(seconds)} in all", f"written {run['made'].replace('T', ' ')}"]
+    words = [device_line(machine, last), f"{duration(seconds)} in all", f"written {run['made'].replace('T', ' ')}"]
     return "".join(parts) + note(" · ".join(word for word in words if word))
 
 
-def _device(machine: Mapping[str, Any], last: Mapping[str, Any]) -> str:
+def device_line(machine: Mapping[str, Any], last: Mapping[str, Any]) -> str:
+    """The devices of a start of a training as text, from its environment's machine; empty without a record."""
     if not machine:
         return ""
     gpus = machine.get("gpus") or []
@@ -268,7 +269,7 @@ def _events(run: Mapping[str, Any]) -> str:
         lines.append(
             f"{count:,} image{'s' if count > 1 else ''} could not be read and were replaced: {REPLACED_IMAGES_FILE}"
         )
-    shares = _shares(run["starts"])
+    shares = shares_of_time(run["starts"])
     for activity, (usual, fix) in SLOW.items():
         if shares.get(activity, 0.0) > usual:
             lines.append(f"{shares[activity]:.0%} of the time went to {activity}: {fix}")
@@ -286,7 +287,7 @@ def _events(run: Mapping[str, Any]) -> str:
     return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>" if lines else ""
 
 
-def _shares(starts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def shares_of_time(starts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Share of each activity in the time of all starts, 0 to 1, beside the start-up."""
     spent: defaultdict[str, float] = defaultdict(float)
     for start in starts:
@@ -352,7 +353,8 @@ def _training(run: Mapping[str, Any], last: Mapping[str, Any]) -> str:
         "averaged weights (EMA)": (f"decay {about['ema']:g}" if about.get("ema") else "none") if about else None,
         "seed": about.get("seed"),
         "time of a step": f"{seconds:.3g} s{speed}" if seconds else None,
-        "time went to": ", ".join(f"{name} {share:.0%}" for name, share in _shares(run["starts"]).items()) or None,
+        "time went to": ", ".join(f"{name} {share:.0%}" for name, share in shares_of_time(run["starts"]).items())
+        or None,
         "peak memory": f"{memory(int(peak))} of the main process" if peak else NONE,
         "peak GPU memory": memory(run["gpu_memory_bytes"]) if run["gpu_memory_bytes"] else None,
     }

@@ -10,6 +10,12 @@ from classification.errors import ClassificationErrors
 from engine.prediction.error_analysis import AnalysisRequest
 
 
+def test_an_image_is_right_where_its_label_is_chosen() -> None:
+    analysis = ClassificationErrors(AnalysisRequest(Config({}), {"classes": ["cat", "dog"]}))
+    samples = [{"gt_label": label, "scores": torch.tensor([0.25, 0.75])} for label in (0, 1, -1)]
+    assert [analysis.image_score(one) for one in samples] == [(25, False), (75, True), None]
+
+
 def test_decisions_are_counted() -> None:
     analysis = ClassificationErrors(AnalysisRequest(Config({}), {"classes": ["cat", "dog", "cow"]}))
     decisions = [

@@ -48,6 +48,20 @@ def found(tmp_path: Path) -> DetectionErrors:
     return made
 
 
+def test_an_image_is_right_where_all_objects_are_found_and_nothing_else(tmp_path: Path) -> None:
+    made = analysis(tmp_path, [(1, 0, [0, 0, 20, 20]), (1, 1, [50, 50, 20, 20])])
+    cat, dog = (0, [0.0, 0, 20, 20], 0.9), (1, [50.0, 50, 70, 70], 0.8)
+    unsure, ghost = (1, [80.0, 80, 90, 90], 0.2), (1, [80.0, 80, 90, 90], 0.7)
+    samples = [detections(1, found) for found in ([cat, dog, unsure], [cat], [cat, dog, ghost], [])]
+    assert [made.image_score(one) for one in samples] == [
+        (100, True),
+        (pytest.approx(200 / 3), False),
+        (80, False),
+        (0, False),
+    ]
+    assert made.image_score(detections(2, [])) == (100, True)  # nothing to find, nothing found
+
+
 def test_the_errors_are_counted(found: DetectionErrors) -> None:
     result = found.findings()
     assert result.numbers["confusion"]["classes"] == [*CLASSES, "background"]

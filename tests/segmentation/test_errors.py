@@ -32,6 +32,17 @@ def test_pixels_are_counted_by_class() -> None:
     assert wrong.kinds == {"wrong near an edge": 33.333}
 
 
+def test_an_image_is_right_by_the_mean_iou_of_its_classes() -> None:
+    analysis = SegmentationErrors(AnalysisRequest(Config({}), {"classes": ["sky", "road", "car"]}))
+    scores = [
+        analysis.image_score(sample([[0, 0, 0], [0, 1, 255]], predicted))
+        for predicted in ([[0, 0, 0], [0, 1, 2]], [[0, 0, 0], [1, 1, 0]])
+    ]
+    assert scores[0] == (100, True)
+    assert scores[1] == (pytest.approx(100 * (3 / 4 + 1 / 2) / 2), False)
+    assert analysis.image_score(sample([[255]], [[0]])) is None
+
+
 def test_the_picture_has_three_panels() -> None:
     analysis = SegmentationErrors(AnalysisRequest(Config({}), {"classes": ["sky", "road"]}))
     truth, predicted = np.zeros((20, 30), int), np.zeros((20, 30), int)
