@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from analysis.compare.differences import NOT_STATED, find_circumstances, find_differences, folded, labelled
-from analysis.compare.images import ComparedImages, compare_images
+from analysis.compare.images import MIN_DIFFERENCE, ComparedImages, compare_images
 from analysis.compare.runs import ComparedSetting, TrainingRun, group_by_setting, read_runs, task_of_runs
 from analysis.compare.scores import (
     AVERAGED_PREFIX,
@@ -383,7 +383,10 @@ def _images(found: Comparison) -> str:
     for pair in found.images.pairs:
         parts.append(f"<h3>{escape(labels[pair.first])} against {escape(labels[pair.second])}</h3>")
         parts.append(bars([(what, count, f"{count:,}") for what, count in pair.counts.items()]))
-        shown = f"{len(pair.cards):,} of {len(pair.images):,} images that differ are shown."
+        shown = (
+            f"{len(pair.images):,} images of which one alone is right, or better by {MIN_DIFFERENCE} points; "
+            f"{len(pair.cards):,} are shown, those with the largest difference of each kind."
+        )
         parts.append((note(shown) if pair.images else note("No image differs.")) + gallery(pair.cards))
     if not parts:
         return ""

@@ -147,7 +147,7 @@ def test_predictions_of_other_data_are_a_gap(compared: Any, tool: Any, tmp_path:
     assert f"note: {line.format(tmp_path)}" in done.out
     done = tool("compare.py", tmp_path / "c", tmp_path / "third", "--out", tmp_path / "third/predictions.zip/a.html")
     line = "{0}/third/predictions.zip/a.html cannot be written (Not a directory): choose another file with --out"
-    assert (done.code, done.err.strip()) == (1, f"error: {line.format(tmp_path)}")
+    assert (done.code, done.err.strip()) == (2, f"error: {line.format(tmp_path)}")
 
 
 def test_bad_input_is_one_line(tool: Any, tmp_path: Path) -> None:
