@@ -14,8 +14,8 @@ from analysis.compare.images import MIN_DIFFERENCE, ComparedImages, compare_imag
 from analysis.compare.runs import ComparedSetting, TrainingRun, group_by_setting, read_runs, task_of_runs
 from analysis.compare.scores import (
     AVERAGED_PREFIX,
-    BEST,
-    LAST,
+    BEST_VALIDATION,
+    LAST_VALIDATION,
     VALIDATION,
     ComparedScore,
     behind,
@@ -23,7 +23,7 @@ from analysis.compare.scores import (
     main_score,
     score_data,
 )
-from analysis.sweep.noise import RankedSetting, estimate_mean
+from analysis.sweep.noise import CONFIDENCE, RankedSetting, estimate_mean
 from analysis.sweep.report.findings import value_text
 from backbones.errors import MachineError, printable
 from backbones.files import atomic_write
@@ -45,7 +45,7 @@ from engine.report.run_dir import Points, write_json
 from engine.task import Score, TaskSpec
 
 MAX_VALUE = 300  # characters of a setting's value on the page; the JSON has all
-CERTAINTY = "95 %"
+INTERVAL_LEVEL = f"{100 * CONFIDENCE:g} %"
 TRAINING_CURVES = {
     "train/loss": "training loss",
     "val/val_loss": "loss on held-out data",
@@ -188,7 +188,7 @@ def answer_lines(found: Comparison) -> list[str]:
     seeds = f"mean of {count} seeds" if count > 1 else "one seed"
     lines = [f"{label[first.name]} scores best: {score.score.label} {_text(first.estimate.mean)} ({seeds}, {place})"]
     if ranking.resolved:
-        lines.append(f"All others are behind it, {CERTAINTY} certain; next is {_distance(second, score)}.")
+        lines.append(f"All others are behind it, {INTERVAL_LEVEL} certain; next is {_distance(second, score)}.")
     else:
         rivals = [one for one in ranking.settings[1:] if one.may_be_best]
         reason = rivals[0].behind.reason if rivals[0].behind else ""
@@ -282,11 +282,11 @@ def _scores(found: Comparison) -> str:
 
 def _score_table(one: ComparedScore, found: Comparison) -> str:
     """The settings at each place, those of a place below each other."""
-    head = ["setting", "of", "score", f"{CERTAINTY} of the mean", "behind the best", "certain"]
-    tests = [place for place in one.values if place not in (LAST, BEST)]
+    head = ["setting", "of", "score", f"{INTERVAL_LEVEL} of the mean", "behind the best", "certain"]
+    tests = [place for place in one.values if place not in (LAST_VALIDATION, BEST_VALIDATION)]
     rows = [
         [setting.label, place, *_score_cells(one, place, setting)]
-        for place in (LAST, *tests, BEST)
+        for place in (LAST_VALIDATION, *tests, BEST_VALIDATION)
         for setting in found.settings
         if setting.letter in one.values.get(place, {})
     ]

@@ -13,7 +13,7 @@ from engine.report.run_dir import best_point, greater_is_better
 from engine.task import Score, TaskSpec
 
 AVERAGED_PREFIX, VALIDATION = "ema/", "val/"
-LAST, BEST = "last validation", "best validation"
+LAST_VALIDATION, BEST_VALIDATION = "last validation", "best validation"
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def _compare(metric: str, settings: Sequence[ComparedSetting], task: TaskSpec, r
     rankings = {}
     for place, of_settings in values.items():
         usable = {letter: scores for letter, scores in of_settings.items() if letter in finished}
-        if ranked and place != BEST and len(usable) > 1:
+        if ranked and place != BEST_VALIDATION and len(usable) > 1:
             rankings[place] = rank_settings(usable, greater_is_better(metric))
     return ComparedScore(metric, score, values, rankings)
 
@@ -86,7 +86,7 @@ def _places(run: TrainingRun, metric: str) -> dict[str, float]:
     """The values of a metric of a training by where they are from."""
     found: dict[str, float] = {}
     if points := run.curves.get(VALIDATION + metric):
-        found |= {LAST: points[-1][1], BEST: best_point(metric, points)[1]}
+        found |= {LAST_VALIDATION: points[-1][1], BEST_VALIDATION: best_point(metric, points)[1]}
     return found | {label: metrics[metric] for label, metrics in run.tests.items() if metric in metrics}
 
 
