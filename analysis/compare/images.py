@@ -56,7 +56,7 @@ class ComparedImages:
         pairs: The first setting with predictions against each other one.
         files: Files of predictions.
         words: Description of the score of an image.
-        gaps: What could not be compared, a line each.
+        gaps: Limits of the comparison, a line each.
     """
 
     pairs: Sequence[ComparedPair] = ()

@@ -61,8 +61,8 @@ class ComparisonPage:
     Attributes:
         page: File.
         data: The same as JSON.
-        answer: What comes first on the page, as text.
-        gaps: What could not be compared, a line each.
+        answer: First line of the page, as text.
+        gaps: Limits of the comparison, a line each.
     """
 
     page: Path
@@ -79,10 +79,10 @@ class Comparison:
         task: Their task.
         settings: Trainings that differ in nothing but the seed, with labels.
         differences: Settings of the configs that differ, by dotted key, in the order of ``settings``.
-        circumstances: What else differs, likewise.
+        circumstances: Facts beside the settings that differ, likewise.
         scores: Scores.
         images: Images on which predictions differ.
-        gaps: What could not be compared, a line each.
+        gaps: Limits of the comparison, a line each.
     """
 
     task: TaskSpec

@@ -32,13 +32,13 @@ class TrainingRun:
     Attributes:
         folder: Run folder.
         task: Name of the task; empty without a record.
-        outcome: How the last start ended: ``finished``, ``running``, ``stopped`` or ``failed``; empty without a record.
+        outcome: End of the last start: ``finished``, ``running``, ``stopped`` or ``failed``; empty without a record.
         step: Last optimizer step that is on record.
         steps: Optimizer steps of the whole training.
         seed: Seed.
         config_file: Resolved config.
         config: Its settings as plain data; ``None`` where it cannot be read.
-        circumstances: What else may matter, by its name: code, processes, device, version of torch.
+        circumstances: Facts beside the settings, by their names: code, processes, device, version of torch.
         curves: Logged values by name, as of ``engine.report.run_dir.read_curves``.
         tests: Metrics of each test by its label.
         speed: ``step_seconds``, ``images_per_second``, ``data_wait`` (share of the time, 0 to 1), ``memory_bytes`` and
