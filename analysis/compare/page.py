@@ -290,7 +290,14 @@ def _score_table(one: ComparedScore, found: Comparison) -> str:
         for setting in found.settings
         if setting.letter in one.values.get(place, {})
     ]
-    return f"<h3>{escape(one.score.label)}</h3>" + table(head, rows)
+    reasons = [
+        f"{place}, {ranked.name}: {ranked.behind.reason}"
+        for place, ranking in one.rankings.items()
+        for ranked in ranking.settings
+        if ranked.behind is not None and not ranked.behind.resolved
+    ]
+    words = f"Not resolved: {'; '.join(reasons)}." if reasons else ""
+    return f"<h3>{escape(one.score.label)}</h3>" + table(head, rows) + (note(words) if words else "")
 
 
 def _score_cells(one: ComparedScore, place: str, setting: ComparedSetting) -> list[str]:
@@ -307,8 +314,7 @@ def _score_cells(one: ComparedScore, place: str, setting: ComparedSetting) -> li
         return [*cells, NONE, NONE if setting.is_finished else "not finished"]
     if ranked.behind is None:
         return [*cells, "best", NONE]
-    certain = f"yes, {ranked.behind.method}" if ranked.behind.resolved else f"not resolved: {ranked.behind.reason}"
-    return [*cells, _distance(ranked, one), certain]
+    return [*cells, _distance(ranked, one), "yes" if ranked.behind.resolved else "not resolved"]
 
 
 def folded_curve(curves: Sequence[Points]) -> tuple[list[tuple[float, float]], list[tuple[float, float, float]]]:
