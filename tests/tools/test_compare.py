@@ -146,7 +146,7 @@ def test_predictions_of_other_data_are_a_gap(compared: Any, tool: Any, tmp_path:
     line = "images of third are not compared: {0}/third/predictions.zip: is no file of tools/test.py --save-predictions"
     assert f"note: {line.format(tmp_path)}" in done.out
     done = tool("compare.py", tmp_path / "c", tmp_path / "third", "--out", tmp_path / "third/predictions.zip/a.html")
-    line = "{0}/third/predictions.zip/a.html cannot be written (Not a directory): choose another file with --out"
+    line = "{0}/third/predictions.zip/a.html cannot be written (File exists): choose another file with --out"
     assert (done.code, done.err.strip()) == (2, f"error: {line.format(tmp_path)}")
 
 
