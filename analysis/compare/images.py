@@ -26,7 +26,7 @@ from engine.task import TaskSpec
 
 MAX_OF_A_KIND = 12  # pictures of a pair of settings
 MIN_DIFFERENCE = 10  # of the scores of an image, 0 to 100, from which on one prediction is better
-BOTH_RIGHT, BOTH_WRONG, MIXED = "both right", "both wrong", "seeds differ"
+BOTH_RIGHT, BOTH_WRONG, SEEDS_DIFFER = "both right", "both wrong", "seeds differ"
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,9 @@ def judge_pair(
         Number of images by what is right, and the images that differ; their kinds are ``only A right``, ``A better``
         and the same of the other letter, with the difference of the mean scores.
     """
-    counts = Counter(dict.fromkeys((BOTH_RIGHT, f"only {first} right", f"only {second} right", BOTH_WRONG, MIXED), 0))
+    counts = Counter(
+        dict.fromkeys((BOTH_RIGHT, f"only {first} right", f"only {second} right", BOTH_WRONG, SEEDS_DIFFER), 0)
+    )
     images = []
     for index, left, right in zip(indices, first_scores, second_scores, strict=True):
         difference = fmean(one.value for one in left) - fmean(one.value for one in right)
@@ -198,14 +200,14 @@ def judge_pair(
             kinds[better] = round(abs(difference), 2)
         if kinds:
             images.append(ImageErrors(index, kinds, what))
-    return {what: count for what, count in counts.items() if count or what != MIXED}, images
+    return {what: count for what, count in counts.items() if count or what != SEEDS_DIFFER}, images
 
 
 def _what_is_right(first: str, second: str, left: Sequence[ImageScore], right: Sequence[ImageScore]) -> str:
     """Which setting has an image right with all seeds; ``seeds differ`` where those of one are of two minds."""
     verdicts = [{one.right for one in scores} for scores in (left, right)]
     if any(len(verdict) > 1 for verdict in verdicts):
-        return MIXED
+        return SEEDS_DIFFER
     known = {
         (True, True): BOTH_RIGHT,
         (True, False): f"only {first} right",

@@ -130,9 +130,7 @@ def draw_cards(
             cards.append(Card(note(f"{text} (the image cannot be read)"), text, one.kinds, one.classes))
             continue
         quality, alt = FULL_QUALITY if full else QUALITY, f"predictions in {Path(path).name}"
-        shown = "".join(
-            pixels_figure(draw(pixels, scale), caption, alt, quality) for caption, draw in pictures.items()
-        )
+        shown = "".join(pixels_figure(draw(pixels, scale), caption, alt, quality) for caption, draw in pictures.items())
         left -= len(shown)
         if left < 0 and not full:
             break
