@@ -151,6 +151,8 @@ def _compare_opened(cfg: Config, opened: Opened, analysis: ErrorAnalysis, gaps: 
         paths.append(str(truth["img_path"]))
         for letter, of_setting in found.items():
             scores[letter].append([one for one in of_setting if one is not None])
+    if not indices:
+        return ComparedImages(gaps=[*gaps, "images are not compared: none of them has a score"])
     pairs = []
     for letter in others:
         counts, images = judge_pair(reference, letter, indices, scores[reference], scores[letter])

@@ -90,7 +90,7 @@ class ErrorAnalysis(ABC):
         score_words: Description of an image's score, and of what counts as right.
     """
 
-    score_words: ClassVar[str]
+    score_words: ClassVar[str] = ""
 
     def __init__(self, request: AnalysisRequest) -> None:
         self.request = request
@@ -114,9 +114,13 @@ class ErrorAnalysis(ABC):
     def findings(self) -> ErrorFindings:
         """Return the errors of all images that were added."""
 
-    @abstractmethod
     def image_score(self, sample: Mapping[str, Any]) -> ImageScore | None:
-        """Score the prediction of an image, by which trainings are compared; ``None`` where there is no truth."""
+        """Score the prediction of an image, by which trainings are compared; ``None`` where there is nothing to score.
+
+        Args:
+            sample: Truth and prediction.
+        """
+        return None
 
     @abstractmethod
     def draw(self, image: np.ndarray, scale: tuple[float, float], sample: Mapping[str, Any]) -> np.ndarray:
