@@ -30,7 +30,7 @@ from detection.panoptic_metric import (
 from detection.tide import BACKGROUND_IOU, MISSED
 from detection.visualizer import draw_segments, instance_colours
 from engine.config.datasets import mappings
-from engine.prediction.error_analysis import AnalysisRequest, ErrorAnalysis, ErrorFindings, ImageErrors
+from engine.prediction.error_analysis import AnalysisRequest, ErrorAnalysis, ErrorFindings, ImageErrors, ImageScore
 from engine.prediction.panel_visualizer import PREDICTION, TRUTH
 from engine.report.confusion import confusion_section
 from engine.report.gallery import sortable_table
@@ -100,6 +100,8 @@ class PanopticErrors(ErrorAnalysis):
         ConfigError: If no metric of the test is ``PanopticQuality``.
     """
 
+    score_words = "Score: PQ of the image. Right: each segment has a match."
+
     def __init__(self, request: AnalysisRequest) -> None:
         super().__init__(request)
         count = len(self.classes)
@@ -125,6 +127,13 @@ class PanopticErrors(ErrorAnalysis):
             caption = ", ".join(f"{count} {kind}" for kind, count in found.items())
             caption = f"PQ {number(float(class_means(quality(counts))[0]))}, {caption}"
             self._images.append(ImageErrors(index, found, caption, [self.classes[label] for label in sorted(wrong)]))
+
+    def image_score(self, sample: Mapping[str, Any]) -> ImageScore | None:
+        """PQ of the image, over the classes that it has or is said to have."""
+        counts = segment_counts(self._pairs(sample), len(self.classes))
+        if not counts.any():
+            return None
+        return ImageScore(float(class_means(quality(counts))[0]), not counts[:, [_FALSE, _MISSED]].any())
 
     def findings(self) -> ErrorFindings:
         """Sum up over the data set."""

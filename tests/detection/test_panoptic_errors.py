@@ -93,6 +93,15 @@ def test_what_is_found_or_excused_is_no_error(tmp_path: Path) -> None:
     assert found.numbers["quality"]["all"] == {"PQ": 100.0, "SQ": 100.0, "RQ": 100.0}
 
 
+def test_an_image_is_right_if_each_segment_has_a_match(mixed: dict[str, Any], tmp_path: Path) -> None:
+    assert analysis().image_score(mixed) == (pytest.approx(40.74 / 3, abs=0.01), False)
+    assert analysis().image_score(sample(tmp_path, [1, 1, 1], {1: CAT}, [1000, 1000, VOID])) == (
+        pytest.approx(200 / 3),
+        True,
+    )
+    assert analysis().image_score(sample(tmp_path, [0, 0], {}, [VOID, VOID])) is None
+
+
 def test_images_tell_their_errors(mixed: dict[str, Any]) -> None:
     errors = analysis()
     errors.add(7, mixed)
