@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from functools import cache
 from pathlib import Path
@@ -16,14 +17,17 @@ from backbones.kernels.cpu.linear import has_onednn_products
 
 # Below this the overhead of calls exceeds the work, and no form is worth measuring.
 MIN_MULTIPLY_ADDS = 1 << 24
+# Of the libraries behind products and convolutions; forms that were measured under one are not taken without it.
+ISA_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
 # The hooks of all modules, by kind; PyTorch has no public way to ask for them.
 GLOBAL_HOOKS = [kept for name, kept in vars(module_hooks).items() if name.endswith(("ward_hooks", "ward_pre_hooks"))]
 
 
 @cache
 def cpu_name() -> str:
-    """Model of the processor and the instruction set that PyTorch uses."""
-    return f"{cpu_model()} {torch.backends.cpu.get_cpu_capability()}"
+    """Model of the processor, the instruction set that PyTorch uses, and what limits oneDNN and MKL to older ones."""
+    limits = [f"{name}={os.environ[name]}" for name in ISA_LIMITS if os.environ.get(name)]
+    return " ".join([cpu_model(), torch.backends.cpu.get_cpu_capability(), *limits])
 
 
 def cpu_model() -> str:
