@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ CLASSIFIER = {
     "train_pipeline": [{"type": "Load"}, {"type": "Resize", "size": 32}],
     "batch": {"size": 8},
 }
+
+WRONG: tuple[Any, ...] = (None, 5, -1.5, float("nan"), 10**400, "<&", [], [1, [2]], {"a": 1}, True)
 
 
 def write_run(
@@ -59,3 +61,15 @@ def write_run(
     lines += [{"step": step, metric: value} for step, value in enumerate(scores, 1)]
     (place / "scalars.json").write_text("\n".join(map(json.dumps, lines)))
     return folder
+
+
+def with_wrong_parts(node: Any) -> Iterator[Any]:
+    """A value with one part after another replaced by each of the wrong ones, or absent."""
+    yield from WRONG
+    for key in node if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ():
+        for inner in with_wrong_parts(node[key]):
+            copied = node.copy()
+            copied[key] = inner
+            yield copied
+        if isinstance(node, dict):
+            yield {name: inner for name, inner in node.items() if name != key}

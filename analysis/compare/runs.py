@@ -121,7 +121,8 @@ def read_runs(folders: Sequence[Path]) -> list[TrainingRun]:
     if len(tasks) > 1:
         (task, run), (other_task, other_run) = list(reversed(tasks.items()))[:2]
         raise ConfigError(
-            f"{printable(run.folder)} is a training of {task}, {printable(other_run.folder)} of {other_task}: "
+            f"{printable(run.folder)} is a training of {printable(task)}, {printable(other_run.folder)} of "
+            f"{printable(other_task)}: "
             "name trainings of one task"
         )
     return runs
@@ -144,7 +145,8 @@ def _read(folder: Path) -> TrainingRun:
     config_file, config, problem = _read_settings(folder, last)
     seed = about.get("seed")
     if seed is None and config is not None:
-        seed = (config.get("randomness") or {}).get("seed")
+        randomness = config.get("randomness")
+        seed = randomness.get("seed") if isinstance(randomness, dict) else None
     made = last.get("environment", {})
     machine = made.get("machine", {})
     seconds, batch = run["step_seconds"], (plan.get("batch") or {}).get("global_batch")
@@ -156,7 +158,7 @@ def _read(folder: Path) -> TrainingRun:
         outcome=str(newest.get("outcome") or ""),
         step=last.get("to_step", last.get("from_step")),
         steps=last.get("of_steps"),
-        seed=seed,
+        seed=seed if isinstance(seed, int) else None,
         config_file=config_file,
         config=config,
         circumstances={
@@ -228,11 +230,10 @@ def _without_seed(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config without what is no setting; files in its work directory are named from there."""
     kept: dict[str, Any] = _from_work_folder(config, str(config.get("work_dir") or "work_dirs").rstrip("/"))
     for key in NOT_A_SETTING:
-        place, *names = kept, *key.split(".")
-        for name in names[:-1]:
-            place[name] = {**(place.get(name) or {})}
-            place = place[name]
-        place.pop(names[-1], None)
+        outer, _, name = key.rpartition(".")
+        place = kept.setdefault(outer, {}) if outer else kept
+        if isinstance(place, dict):
+            place.pop(name, None)
     return kept
 
 

@@ -55,7 +55,8 @@ def adopt_library_settings(cfg: Config, path: Path, settings: Set[str]) -> list[
     for base in bases:
         notes += _move_data(cfg, base.get("data_root"))
         notes += _leave_network(cfg, base, path)
-    size = (cfg.get("batch") or {}).get("size")
+    batch = cfg.get("batch")
+    size = batch.get("size") if isinstance(batch, dict) else None
     if batches and size is not None and batches[-1] not in (None, size) and _rate(cfg) in rates:
         notes.append(
             f"optim_wrapper.optimizer.lr={_rate(cfg)} is a library's for a batch of {batches[-1]}, and this one is "
@@ -109,7 +110,8 @@ def _move_data(cfg: Config, root: Any) -> list[str]:
 def _leave_network(cfg: Config, base: Config, path: Path) -> list[str]:
     """Take out what a base says of its backbone where one of ours is in its place, and fit what reads its maps."""
     theirs = (base.get("model") or {}).get("backbone")
-    ours = (cfg.get("model") or {}).get("backbone")
+    model = cfg.get("model")
+    ours = model.get("backbone") if isinstance(model, dict) else None
     if not theirs or not isinstance(ours, dict) or ours.get("type") not in list_backbones():
         return []
     name, stated = ours["type"], _stated_arguments(path)

@@ -173,6 +173,7 @@ def resolve(cfg: Config, stated_batch: int, launch: Launch, training: bool = Tru
         if not cfg.get(key):
             raise ConfigError(f"config states no {key}: take it from a file in configs/_base_")
     check_settings(cfg)
+    _complete(cfg)
     check_environment(cfg.get("env_cfg", {}))
     _check_validation(cfg)
     notes: list[str] = []
@@ -241,6 +242,19 @@ def _check_batch(batch: Any) -> None:
     for name in ("size", "per_gpu"):
         if not (is_whole(batch.get(name), -math.inf) or (name == "per_gpu" and batch.get(name) is None)):
             raise ConfigError(f"batch.{name}={batch.get(name)!r}: a whole number is needed")
+
+
+def _complete(cfg: Config) -> None:
+    """Write what a config may leave out, as configs of other versions do, and what mmengine takes in its place."""
+    if cfg.get("default_scope") is None:
+        cfg.default_scope = "mmengine"
+    if "env_cfg" not in cfg:
+        cfg.env_cfg = {}
+    for split in ("train", "val", "test"):
+        if loader := cfg.get(f"{split}_dataloader"):
+            if "dataset" not in loader:
+                raise ConfigError(f"{split}_dataloader states no dataset: take it from a file in configs/_base_")
+            loader.setdefault("num_workers", 0)
 
 
 def _check_validation(cfg: Config) -> None:
@@ -326,10 +340,15 @@ def _set_data(cfg: Config, launch: Launch) -> None:
         for node in mappings(cfg.get(name)):
             if "ann_file" in node and cfg.get(name.replace("evaluator", "dataloader")):
                 dataset = cfg[name.replace("evaluator", "dataloader")].dataset
-                node["ann_file"] = str(Path(dataset.data_root) / dataset.ann_file)
-            if node.get("confusion_file"):
+                if not dataset.get("ann_file"):
+                    split = name.removesuffix("_evaluator")
+                    raise ConfigError(f"{split}_dataloader.dataset states no ann_file, which its metric reads")
+                node["ann_file"] = str(Path(dataset.get("data_root") or "") / dataset.ann_file)
+            if file := node.get("confusion_file"):
+                if not isinstance(file, str | os.PathLike):
+                    raise ConfigError(f"{name}: confusion_file={file!r}: text is needed")
                 folder = Path(cfg.work_dir) / (TEST_FOLDER if name == "test_evaluator" else "")
-                node["confusion_file"] = str(folder / Path(node["confusion_file"]).name)
+                node["confusion_file"] = str(folder / Path(file).name)
             if (metric := task_of(cfg).class_metrics.get(str(node.get("type")).rpartition(".")[2])) is not None:
                 node["type"] = metric
 
@@ -342,6 +361,8 @@ def _set_channels(model: ConfigDict) -> None:
             match = FROM_BACKBONE.fullmatch(value) if isinstance(value, str) else None
             if not match:
                 continue
+            if "backbone" not in model:
+                raise ConfigError(f"{key}={value!r}: model states no backbone")
             if channels is None:
                 with torch.device("meta"):
                     unloaded = {name: one for name, one in model.backbone.items() if name != "weights"}
@@ -381,12 +402,12 @@ def _fit_to_launch(cfg: Config, launch: Launch, notes: list[str]) -> None:
             where = "one process" if launch.processes == 1 else "CPU"
             notes.append(f"SyncBN -> BN in {replaced} place{'s' if replaced > 1 else ''} ({where})")
     fit_precision(cfg, launch.device, notes)
-    cfg.setdefault("env_cfg", {}).dist_cfg = dict(backend="nccl" if launch.device == "cuda" else "gloo")
+    cfg.env_cfg.dist_cfg = dict(backend="nccl" if launch.device == "cuda" else "gloo")
     cfg.launcher = "pytorch" if launch.processes > 1 else "none"
 
 
 def _replace_types(node: Any, table: dict[str, str]) -> int:
-    matches = [item for item in mappings(node) if item.get("type") in table]
+    matches = [item for item in mappings(node) if isinstance(item.get("type"), str) and item["type"] in table]
     for item in matches:
         item["type"] = table[item["type"]]
     return len(matches)

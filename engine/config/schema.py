@@ -38,7 +38,8 @@ def _is_a(*kinds: type) -> Callable[[Any], bool]:
 
 
 def _is_part(value: Any) -> bool:
-    return isinstance(value, dict) and bool(value.get("type"))
+    stated = value.get("type") if isinstance(value, dict) else None
+    return callable(stated) or (isinstance(stated, str) and bool(stated))
 
 
 def _is_list_of_parts(value: Any) -> bool:
@@ -80,6 +81,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model": _PART,
     "model.backbone": _MAPPING,
     "model.backbone.weights": _TEXT_OR_NONE,
+    "model.data_preprocessor": _MAPPING_OR_NONE,
     "work_dir": _TEXT,
     "data_root": _PATHS_OR_NONE,
     "shard_cache": _MAPPING_OR_NONE,

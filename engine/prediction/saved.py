@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from engine.config.building import build
 from engine.task import task_of
 
 ABOUT = "about.json"
+DAMAGED_ARCHIVE = (zipfile.BadZipFile, zlib.error, EOFError)  # what reading a damaged zip raises
 PACKED = "packed"  # key of the shape of a boolean array, which is stored as bits
 
 
@@ -177,7 +179,9 @@ class TestedImages:
     def __init__(self, cfg: Config, path: Path, dataset: Any = None) -> None:
         init_default_scope(cfg.default_scope)
         self._path, self._file = path, _opened(path)
-        about = json.loads(self._file.read(ABOUT))
+        with self._intact(ABOUT):
+            about = json.loads(self._file.read(ABOUT))
+            about = {name: about[name] for name in ("classes", "images")}
         if about["classes"] != list(cfg.test_dataloader.dataset.metainfo["classes"]):
             raise DataError(f"{printable(path)}: has predictions of other classes than the config's")
         stated = cfg.test_dataloader.dataset
@@ -208,13 +212,23 @@ class TestedImages:
         Raises:
             DataError: If the file has another image in its place.
         """
-        fields, image = unpack_fields(self._file.read(entry_name(index)))
+        with self._intact(f"entry {index}"):
+            fields, image = unpack_fields(self._file.read(entry_name(index)))
         sample = {**truth, **fields}
         if Path(image).name != Path(str(sample.get("img_path", image))).name:
             raise DataError(
                 f"{printable(self._path)}: entry {index} is of {image!r}, not of the image in the test data"
             )
         return sample
+
+    @contextmanager
+    def _intact(self, part: str) -> Iterator[None]:
+        """Turn what a damaged part of the file raises, and a part that is absent, into a line."""
+        try:
+            yield
+        except (LookupError, TypeError, ValueError, AttributeError, OSError, *DAMAGED_ARCHIVE) as error:
+            made_by = "make the file anew with tools/test.py --save-predictions"
+            raise DataError(f"{printable(self._path)}: {part} is damaged or absent: {made_by}") from error
 
     def close(self) -> None:
         """Close the file."""

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,22 @@ EVENTS_FOLDER = "nonfinite"  # written by engine.nonfinite.report
 Points = list[tuple[int, float]]
 TRAINING = {"loss": "train/loss", "lr": "train/lr", "grad_norm": "train/grad_norm", "noise_scale": "train/noise_scale"}
 NOT_METRICS = ("step", "time", "data_time")
+# Kinds of what is read of a start; see conform.
+START = {
+    **dict.fromkeys(("folder", "outcome", "reason", "began", "command"), str),
+    **dict.fromkeys(("from_step", "to_step", "of_steps", "processes"), int),
+    "about": {"task": str, "seed": int, "optimizer": {}, "ema": (int, float)},
+    "plan": {"batch": {"global_batch": int}, "lines": [str], "notes": [str]},
+    "config": {"file": str, "text": str, "changed": {"*": list}},
+    "environment": {
+        "code": {"commit": str, "branch": str},
+        "machine": {"gpus": [{"name": str, "memory_bytes": int}], "memory_bytes": int},
+        "versions": {},
+        "variables": {},
+    },
+    "weights": [{}],
+}
+TEST = {"metrics": {}, "class_scores": {"*": {}}, "receipts": [{}]}  # of the file of a test
 
 
 def scaled(metrics: Mapping[str, float | None], score: Score) -> float | None:
@@ -99,7 +115,7 @@ def read_starts(folder: Path) -> list[dict[str, Any]]:
     before its first step, such as over options that do not fit the checkpoint, began nothing.
     """
     listed = read_json(folder / STARTS).get("starts")
-    starts = [start for start in listed if isinstance(start, dict)] if isinstance(listed, list) else []
+    starts: list[dict[str, Any]] = conform(listed, [START]) or []
     fresh = [index for index, start in enumerate(starts) if has_begun(start) and not start.get("resumed")]
     return starts[fresh[-1] :] if fresh else starts
 
@@ -129,6 +145,30 @@ def read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def conform(value: Any, shape: Any) -> Any:
+    """A value from JSON without the parts that are of another kind than they should be, as if they were not written.
+
+    Args:
+        value: Value.
+        shape: A type or several; ``[shape]`` of the items of a list; a mapping of shapes by key, with ``*`` for the
+            keys that it does not name. What it has no shape for is kept.
+
+    Returns:
+        The value; ``None`` if it is of another kind itself.
+    """
+    if isinstance(shape, Mapping):
+        if not isinstance(value, dict):
+            return None
+        kinds = {key: shape.get(key, shape.get("*")) for key in value}
+        kept = {key: inner if kinds[key] is None else conform(inner, kinds[key]) for key, inner in value.items()}
+        return {key: inner for key, inner in kept.items() if inner is not None or kinds[key] is None}
+    if isinstance(shape, list):
+        items = [conform(item, shape[0]) for item in value] if isinstance(value, list) else None
+        return None if items is None else [item for item in items if item is not None]
+    fits = isinstance(value, shape) and (not isinstance(value, int | float) or finite(value) is not None)
+    return value if fits else None
+
+
 def read_json_lines(path: Path) -> Iterable[dict[str, Any]]:
     """The mappings with a ``step`` in a file of one JSON per line."""
     for line in read_text(path).splitlines():
@@ -136,7 +176,7 @@ def read_json_lines(path: Path) -> Iterable[dict[str, Any]]:
             entry = json.loads(line)
         except (ValueError, RecursionError):  # the last line of a run that was killed may be cut
             continue
-        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+        if isinstance(entry, dict) and isinstance(finite(entry.get("step")), int):
             yield entry
 
 
@@ -163,7 +203,7 @@ def write_result(path: Path, content: Mapping[str, Any] | Sequence[Any]) -> None
 def finite(value: Any) -> float | None:
     """The number, if it is one and finite."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if is_number and math.isfinite(value) else None
+    return value if is_number and abs(value) <= sys.float_info.max else None
 
 
 def _steps_per_epoch(folder: Path) -> int | None:
@@ -172,4 +212,4 @@ def _steps_per_epoch(folder: Path) -> int | None:
     if not isinstance(schedule, dict):
         return None
     steps = schedule.get("steps_per_epoch") if schedule.get("epochs") else 1
-    return steps if isinstance(steps, int) else None
+    return steps if isinstance(finite(steps), int) else None

@@ -44,8 +44,10 @@ from engine.report.run_dir import (
     RECEIPTS,
     REPORT,
     STARTS,
+    TEST,
     Points,
     best_point,
+    conform,
     finite,
     has_begun,
     last_begun,
@@ -91,7 +93,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         "starts": read_starts(folder),
         "curves": read_curves(folder),
         "step_seconds": median(times) if times else None,
-        "gpu_memory_bytes": max((int(entry.get("memory", 0)) for entry in entries), default=0) * 2**20,
+        "gpu_memory_bytes": max((int(finite(entry.get("memory")) or 0) for entry in entries), default=0) * 2**20,
         "tests": tests,
         "receipts": read_load_reports(folder / RECEIPTS),
         "checkpoints": sorted(path.name for path in folder.glob("*.pth")),
@@ -112,7 +114,7 @@ def _read_tests(folder: Path, run: str) -> dict[str, dict[str, Any]]:
             loaded = read_load_reports(file) or []
             other = any(one.get("part") == "model" and one.get("run", run) != run for one in loaded)
             label += " of another training" if other else ""
-            tests[name] = {**read_json(file), "label": label, "time": file.stat().st_mtime_ns}
+            tests[name] = {**conform(read_json(file), TEST), "label": label, "time": file.stat().st_mtime_ns}
     return tests
 
 
@@ -180,7 +182,7 @@ def device_line(machine: Mapping[str, Any], last: Mapping[str, Any]) -> str:
     if not machine:
         return ""
     gpus = machine.get("gpus") or []
-    one = gpus[0]["name"] if gpus else f"CPU: {machine.get('cpu')}, {machine.get('cores')} cores"
+    one = gpus[0].get("name", "GPU") if gpus else f"CPU: {machine.get('cpu')}, {machine.get('cores')} cores"
     processes = last.get("processes", 1)
     return f"{processes} × {one}" if processes > 1 else one
 
@@ -416,7 +418,7 @@ def _made_with(last: Mapping[str, Any]) -> str:
     if not made:
         return ""
     machine = made.get("machine", {})
-    gpus = [f"{gpu['name']}, {memory(gpu['memory_bytes'])}" for gpu in machine.get("gpus", [])]
+    gpus = [f"{gpu.get('name', 'GPU')}, {memory(gpu.get('memory_bytes', 0))}" for gpu in machine.get("gpus", [])]
     rows = {
         "code": commit_line(made.get("code", {})),
         "GPU": "; ".join(gpus) or "none",

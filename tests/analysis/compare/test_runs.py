@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from analysis.compare.runs import group_by_setting, read_runs
+from analysis.compare.differences import find_circumstances
+from analysis.compare.runs import compared_config, group_by_setting, read_runs
 from backbones.errors import UserError
-from tests.compared_runs import CLASSIFIER, write_run
+from tests.compared_runs import CLASSIFIER, with_wrong_parts, write_run
 
 FASTER = {**CLASSIFIER, "optim_wrapper": {"optimizer": {"type": "SGD", "lr": 0.3}}}
 
@@ -93,3 +96,28 @@ def test_a_training_without_a_config_that_can_be_read_is_kept(tmp_path: Path) ->
     assert first.problem.startswith("its config cannot be read: ")
     assert second.problem == "there is no resolved config in it (a.py)"
     assert [len(one.runs) for one in group_by_setting([first, second])] == [1, 1]
+
+
+@pytest.mark.parametrize("name", ["starts.json", "test.json", "plan.json"])
+def test_a_record_with_wrong_parts_is_read_without_them(name: str, tmp_path: Path) -> None:
+    run, other = write_run(tmp_path / "a"), write_run(tmp_path / "b", seed=1)
+    for config in tmp_path.glob("*/*/vis_data/config.py"):
+        config.unlink()
+    (run / "test.json").write_text('{"metrics": {"top1": 31.0}}')
+    for content in with_wrong_parts(json.loads((run / name).read_text())):
+        (run / name).write_text(json.dumps(content))
+        with suppress(UserError):  # that the task is another one
+            settings = group_by_setting(read_runs([run, other]))
+            assert sum(len(one.runs) for one in settings) == 2
+            find_circumstances(settings)
+
+
+@pytest.mark.parametrize("stated", [None, 5, "x", [1], {"seed": [1]}])
+def test_settings_of_a_wrong_kind_are_compared_as_they_are(stated: object, tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name) for name in "ab"]
+    (runs[0] / "20261130_120000/vis_data/config.py").write_text(f"randomness = {stated!r}\nwork_dir = 3")
+    (runs[0] / "starts.json").write_text('{"starts": [{"folder": "20261130_120000"}]}')
+    first, second = group_by_setting(read_runs(runs))
+    assert first.runs[0].seed is None
+    assert "work_dir" not in (compared_config(first) or {})
+    assert second.runs[0].seed == 0

@@ -444,3 +444,62 @@ def test_channels_of_a_reader_of_one_s_own() -> None:
     cfg = load(UPERNET, **options, **{"model.backbone.in_channels": 5}).cfg
     assert cfg.model.backbone.in_channels == 5
     assert list(cfg.train_dataloader.dataset.pipeline[0]) == ["type"]
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("batch", 5, "states no batch: add batch"),
+        ("model", [1], r"model=\[1\]: a mapping with a type is needed"),
+        ("model.type", {"a": 1}, "model={.*: a mapping with a type is needed"),
+        ("model.backbone", None, "model.backbone=None: a mapping is needed"),
+        ("model.data_preprocessor", 5, "model.data_preprocessor=5: a mapping is needed"),
+        ("val_dataloader", {"a": 1}, "val_dataloader states no dataset: take it from"),
+        ("val_dataloader.dataset.type", 5, "val_dataloader.dataset={.*: a mapping with a type is needed"),
+        ("val_dataloader.sampler.type", [1], None),
+        ("val_dataloader.dataset.ann_file", None, "val_dataloader.dataset states no ann_file, which its metric reads"),
+        ("default_scope", None, None),
+        ("data_root", None, None),
+    ],
+)
+def test_a_setting_of_a_wrong_kind_is_one_line(key: str, value: Any, message: str | None, tmp_path: Path) -> None:
+    cfg = Config.fromfile(MASK if "ann_file" in key else CLASSIFICATION)
+    *outer, name = key.split(".")
+    place = cfg
+    for part in outer:
+        place = place[part]
+    place[name] = value
+    cfg.dump(tmp_path / "a.py")
+    if message is None:
+        load(tmp_path / "a.py")
+        return
+    with pytest.raises(UserError, match=message) as caught:
+        load(tmp_path / "a.py")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_config_of_another_version_leaves_out_is_filled_in(tmp_path: Path) -> None:
+    settings = load(CLASSIFICATION).cfg.to_dict()
+    for key in ("env_cfg", "default_scope"):
+        del settings[key]
+    for split in ("train", "val", "test"):
+        del settings[f"{split}_dataloader"]["num_workers"]
+    Config(settings).dump(tmp_path / "a.py")
+    cfg = load(tmp_path / "a.py").cfg
+    assert cfg.env_cfg.dist_cfg == {"backend": "gloo"}
+    assert cfg.default_scope == "mmengine"
+    assert cfg.val_dataloader.num_workers == 0
+
+
+@pytest.mark.parametrize("key, message", [("dataset", "states no dataset"), ("backbone", "model states no backbone")])
+def test_a_part_that_is_left_out_is_named(key: str, message: str, tmp_path: Path) -> None:
+    cfg = Config.fromfile(UPERNET)
+    (cfg.model if key == "backbone" else cfg.val_dataloader).pop(key)
+    cfg.dump(tmp_path / "a.py")
+    with pytest.raises(UserError, match=message):
+        load(tmp_path / "a.py")
+
+
+def test_a_file_of_a_wrong_kind_for_the_confusion_matrix_is_named() -> None:
+    with pytest.raises(UserError, match=r"^val_evaluator: confusion_file=5: text is needed$"):
+        load(CLASSIFICATION, **{"val_evaluator.confusion_file": 5})

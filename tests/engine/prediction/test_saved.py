@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,3 +85,16 @@ def test_another_file_is_named(content: Any, digits: Path, tmp_path: Path) -> No
         path.write_bytes(content)
     with pytest.raises(DataError, match=r"x\.zip: is no file of tools/test\.py --save-predictions$"):
         score_saved(cfg, path)
+
+
+@pytest.mark.parametrize("part, content", [("about.json", "[]"), ("about.json", "{"), ("00000000.npz", "no array")])
+def test_a_damaged_part_is_named(part: str, content: str, digits: Path, tmp_path: Path) -> None:
+    name, data, _ = TASKS["classifier"]
+    cfg = load_config(CONFIGS / name, {"data_root": str(digits / data), "work_dir": str(tmp_path)}).cfg
+    dataset = DATASETS.build(cfg.test_dataloader.dataset)
+    about = json.dumps({"classes": list(cfg.classes), "images": len(dataset)})
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
+        for entry, text in {"about.json": about, part: content}.items():
+            file.writestr(entry, text)
+    with pytest.raises(DataError, match=r"x\.zip: (about\.json|entry 0) is damaged or absent: make the file anew with"):
+        score_saved(cfg, tmp_path / "x.zip")
