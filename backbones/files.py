@@ -32,7 +32,12 @@ def atomic_write(file: Path, durable: bool = True) -> Iterator[Path]:
     Args:
         file: The file to write; an existing one is replaced.
         durable: Whether to wait for the disk. Without, the file may be empty after a power failure.
+
+    Raises:
+        OSError: If it cannot be written; a path without a name, such as ``.``, is a folder.
     """
+    if not file.name:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
     stem = file.name.encode(errors="surrogateescape")[:MAX_PART_STEM].decode(errors="ignore")
     part = file.with_name(f".{stem}.{secrets.token_hex(8)}{PART_SUFFIX}")
     os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))

@@ -41,7 +41,7 @@ from engine.report.html import (
     table,
     thinned,
 )
-from engine.report.run_dir import Points, write_json
+from engine.report.run_dir import Points, numbers_file, write_json
 from engine.task import Score, TaskSpec
 
 MAX_VALUE = 300  # characters of a setting's value on the page; the JSON has all
@@ -104,13 +104,14 @@ def compare_trainings(folders: Sequence[Path], out: Path | None = None) -> Compa
     Raises:
         UserError: If the folders are no trainings of one task, or the page cannot be written.
     """
+    page = folders[0].resolve().parent / "compare.html" if out is None else out
+    data = numbers_file(page)
     found = compare(folders)
-    page = out or folders[0].resolve().parent / "compare.html"
-    data = page.with_suffix(".json")
     try:
-        write_json(data, comparison_data(found))
+        page.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(page) as part:
             part.write_text(render_comparison(found), encoding="utf-8")
+        write_json(data, comparison_data(found))
     except OSError as error:
         problem = f"{printable(page)} cannot be written ({error.strerror or error}): choose another file with --out"
         raise MachineError(problem) from error

@@ -130,7 +130,7 @@ def embedding_section(
             continue
         kept.append(place)
     if len(kept) < 3:
-        raise DataError(f"--parts embeddings: {len(kept)} test images are too few: at least 3 are needed")
+        raise DataError(f"--parts embeddings: {len(kept)} test images are too few, 3 are needed: name other --parts")
     features, labels = torch.stack(vectors), [known.labels[place] for place in kept]
     paths = [known.paths[place] for place in kept]
     places, shares = principal_axes(features)

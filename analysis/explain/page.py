@@ -24,7 +24,7 @@ from engine.prediction.images import find_images
 from engine.prediction.visualize import spread_evenly
 from engine.report.html import document, facts
 from engine.report.recorder import command_line
-from engine.report.run_dir import write_json
+from engine.report.run_dir import numbers_file, write_json
 
 PARTS = ("cam", "features", "embeddings", "collapse")
 DEFAULT_IMAGES = 4
@@ -85,7 +85,8 @@ def explain(network: TrainedNetwork, options: ExplainOptions, beside: TrainedNet
         check_cams(network, options.classes)
     if not options.images or "embeddings" in parts:
         check_data_paths(network.cfg, ("test",))
-    page = options.page or Path(network.cfg.work_dir) / "explain.html"
+    page = Path(network.cfg.work_dir) / "explain.html" if options.page is None else options.page
+    data = numbers_file(page)
     known = find_test_images(network) if not options.images or "embeddings" in parts else None
     images = _images(network, options, known)
     sections: dict[str, str] = {}
@@ -102,7 +103,7 @@ def explain(network: TrainedNetwork, options: ExplainOptions, beside: TrainedNet
         sections["Feature collapse"] = collapse_section(found, len(compared))
         numbers["collapse"] = {"images": len(compared), "networks": [asdict(one) for one in found]}
     sections["How it was made"] = facts({"command": numbers["command"]})
-    _write(page, network.name, sections, numbers)
+    _write(page, data, network.name, sections, numbers)
     return page
 
 
@@ -126,7 +127,7 @@ def _images(network: TrainedNetwork, options: ExplainOptions, known: SplitImages
     return [paths[place] for place in spread_evenly(len(paths), count)]
 
 
-def _write(page: Path, name: str, sections: dict[str, str], numbers: dict[str, Any]) -> None:
+def _write(page: Path, data: Path, name: str, sections: dict[str, str], numbers: dict[str, Any]) -> None:
     """Write page and numbers.
 
     Raises:
@@ -137,7 +138,7 @@ def _write(page: Path, name: str, sections: dict[str, str], numbers: dict[str, A
         page.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(page) as part:
             part.write_text(document(f"{name}: explained", lead, sections), encoding="utf-8")
-        write_json(page.with_suffix(".json"), numbers)
+        write_json(data, numbers)
     except OSError as error:
         raise MachineError(
             f"{str(page)!r} cannot be written ({error.strerror or error}): choose another --out"

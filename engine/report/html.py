@@ -81,7 +81,7 @@ def number(value: float | None, signed: bool = False) -> str:
 
 
 def document(title: str, lead: str, sections: Mapping[str, str]) -> str:
-    """Return a whole page as HTML.
+    """Return a whole page as HTML; bytes of file names that are no UTF-8 are escaped, so that it can be written.
 
     Args:
         title: Title, as text.
@@ -96,6 +96,7 @@ def document(title: str, lead: str, sections: Mapping[str, str]) -> str:
         f"<title>{escape(title)}</title>\n<style>{_style()}</style></head>\n<body><main>\n"
         f"<h1>{escape(title)}</h1>\n{lead}\n{body}\n</main></body></html>\n"
     )
+    page = page.encode(errors="backslashreplace").decode()
     return "".join(one if MARKUP.match(one) else without_folders(one) for one in MARKUP.split(page))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backbones.errors import MachineError
+from backbones.errors import ConfigError, MachineError
 from backbones.files import atomic_write
 from engine.report.environment import read_text
 
@@ -198,6 +198,17 @@ def write_result(path: Path, content: Mapping[str, Any] | Sequence[Any]) -> None
     except OSError as error:
         problem = f"{str(path)!r} cannot be written ({error.strerror or error}): choose another file with --json"
         raise MachineError(problem) from error
+
+
+def numbers_file(page: Path) -> Path:
+    """The JSON beside a page.
+
+    Raises:
+        ConfigError: If the page has the name of the JSON, or none.
+    """
+    if not page.name or page.suffix == ".json":
+        raise ConfigError(f"--out {str(page)!r}: the page is HTML, with its numbers as .json beside it: name an .html")
+    return page.with_suffix(".json")
 
 
 def finite(value: Any) -> float | None:

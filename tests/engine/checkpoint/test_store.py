@@ -155,6 +155,13 @@ def test_a_file_is_synced_before_it_has_its_name(tmp_path: Path, monkeypatch: py
     assert events == [f"sync {place.name}", "rename", f"sync {tmp_path.name}"]
 
 
+def test_a_path_without_a_name_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(IsADirectoryError), atomic_write(Path("")):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_file_system_that_cannot_sync_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     number, cannot = errno.EINVAL, tmp_path
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,13 @@ def test_folders_of_the_machine_are_left_out(text: str, shown: str, monkeypatch:
     page = Page(document(given, note(given), {given: note(given)}))
     assert page.words.count(shown) >= 4
     assert "someone" not in page.words
+
+
+def test_a_name_that_is_no_text_can_be_written(tmp_path: Path) -> None:
+    page = document(os.fsdecode(b"a\xff"), "", {"x": note("é \N{GRINNING FACE}")})
+    (tmp_path / "a.html").write_text(page, encoding="utf-8")
+    assert "<h1>a\\udcff</h1>" in page
+    assert "é \N{GRINNING FACE}" in page
 
 
 def test_pictures_and_style_stay_as_they_are(tmp_path: Path) -> None:

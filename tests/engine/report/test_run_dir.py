@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.report.run_dir import conform, finite, read_json_lines
+from backbones.errors import ConfigError
+from engine.report.run_dir import conform, finite, numbers_file, read_json_lines
 from engine.report.training import read_run, render_training_report
 from tests.compared_runs import with_wrong_parts, write_run
 
@@ -39,3 +40,10 @@ def test_a_report_is_made_of_any_record(name: str, tmp_path: Path) -> None:
     for content in with_wrong_parts(whole):
         (run / name).write_text(json.dumps(content))
         assert "<h1" in render_training_report(read_run(run), run)
+
+
+@pytest.mark.parametrize("page", ["", ".", "/", "a/b.json"])
+def test_a_page_in_the_place_of_its_numbers_is_refused(page: str) -> None:
+    with pytest.raises(ConfigError, match=r"^--out '.*': the page is HTML, with its numbers as \.json beside it"):
+        numbers_file(Path(page))
+    assert numbers_file(Path("a/b.html")) == Path("a/b.json")
