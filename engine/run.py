@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -157,9 +158,12 @@ def test(
         written.append(name.replace("test", RESULTS))
         request = ResultRequest(cfg, folder / written[-1], test_data=True)
         runner.test_loop.evaluator.metrics.append(ResultMetric(result_writer(result_format, request)))
-    if saved is not None:
-        runner.test_loop.evaluator.metrics.append(SavedPredictions(cfg, saved))
-    metrics = {name: float(value) for name, value in runner.test().items()}
+    with ExitStack() as cleanup:
+        if saved is not None:
+            predictions = SavedPredictions(cfg, saved)
+            cleanup.callback(predictions.discard_partial)
+            runner.test_loop.evaluator.metrics.append(predictions)
+        metrics = {name: float(value) for name, value in runner.test().items()}
     if is_main_process():
         _write_test(runner, {"checkpoint": checkpoint, "averaged": averaged, "tta": tta, "metrics": metrics}, written)
     report_test(runner)

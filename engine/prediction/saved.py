@@ -82,8 +82,13 @@ class SavedPredictions(BaseMetric):
                             if int(Path(name).stem) < size:
                                 target.writestr(name, source.read(name))
         barrier()
-        self._own.unlink(missing_ok=True)
+        self.discard_partial()
         return {}
+
+    def discard_partial(self) -> None:
+        """Remove the file of this process, as of a test that comes to no end."""
+        self._file.close()
+        self._own.unlink(missing_ok=True)
 
     def compute_metrics(self, results: list[Any]) -> dict[str, float]:
         """Return no scores."""

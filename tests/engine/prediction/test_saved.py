@@ -15,9 +15,11 @@ import torch
 from mmengine.evaluator import Evaluator
 from mmengine.registry import DATASETS, FUNCTIONS, MODELS, DefaultScope, init_default_scope
 
+import engine.run
 from backbones.errors import ConfigError, DataError
 from engine.config.building import build
 from engine.config.load import load_config
+from engine.config.world import Launch
 from engine.prediction.saved import SavedPredictions, pack_fields, score_saved, unpack_fields
 from engine.prediction.visualize import predict_batch
 from tests.engine.prediction.test_predictor import CONFIGS, TASKS, small_settings
@@ -98,3 +100,20 @@ def test_a_damaged_part_is_named(part: str, content: str, digits: Path, tmp_path
             file.writestr(entry, text)
     with pytest.raises(DataError, match=r"x\.zip: (about\.json|entry 0) is damaged or absent: make the file anew with"):
         score_saved(cfg, tmp_path / "x.zip")
+
+
+def test_a_test_that_fails_leaves_no_file(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, data, _ = TASKS["classifier"]
+    resolved = load_config(CONFIGS / name, {"data_root": str(digits / data), "work_dir": str(tmp_path)})
+    started = []
+
+    def fail() -> None:
+        started.extend(path.name for path in tmp_path.iterdir())
+        raise DataError("an image is damaged")
+
+    runner = SimpleNamespace(test=fail, test_loop=SimpleNamespace(evaluator=SimpleNamespace(metrics=[])))
+    monkeypatch.setattr(engine.run, "_test_runner", lambda *_: runner)
+    with pytest.raises(DataError, match="an image is damaged"):
+        engine.run.test(resolved, Launch(), "a.pth", saved=tmp_path / "x.zip")
+    assert started == [".x.zip.0.zip.part"]
+    assert not list(tmp_path.iterdir())
