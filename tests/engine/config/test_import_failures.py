@@ -23,7 +23,7 @@ DIGITS = Path(__file__).resolve().parents[3] / "configs/classification/digits.py
             "import absent_package.part",
             "package 'absent_package' is missing: pip install absent_package",
         ),
-        ("needs_named", "import pytorch_grad_cam", "package 'pytorch_grad_cam' is missing: pip install grad-cam"),
+        ("needs_named", "import osgeo", "package 'osgeo' is missing: pip install gdal"),
         ("needs_part", "import torch.absent_part", "ModuleNotFoundError: No module named 'torch.absent_part'"),
         ("needs_name", "from torch import absent_name", "ImportError: cannot import name 'absent_name' from 'torch'"),
     ],
