@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import signal
 from collections.abc import Iterator
 
 import numpy as np
@@ -20,6 +21,8 @@ from tests.programs import digits, program, terminal, tool  # noqa: F401  (fixtu
 mmcv_ops.install()
 # Tiny networks run faster on one thread, and two test processes do not fight over the cores.
 torch.set_num_threads(1)
+# Programs that tests start inherit it: under nohup they would ignore it, as they should, and not be stopped.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="module", autouse=True)
