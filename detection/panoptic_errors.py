@@ -24,6 +24,7 @@ from detection.panoptic_metric import (
     SegmentPairs,
     class_means,
     pair_segments,
+    panoptic_quality,
     quality,
     segment_counts,
 )
@@ -125,7 +126,7 @@ class PanopticErrors(ErrorAnalysis):
             wrong = {pairs.predicted[one] for one, kind in judged.predicted.items() if kind != CORRECT}
             wrong |= {pairs.classes[one] for one, kind in judged.true.items() if kind != CORRECT}
             caption = ", ".join(f"{count} {kind}" for kind, count in found.items())
-            caption = f"PQ {number(float(class_means(quality(counts))[0]))}, {caption}"
+            caption = f"PQ {number(panoptic_quality(counts))}, {caption}"
             self._images.append(ImageErrors(index, found, caption, [self.classes[label] for label in sorted(wrong)]))
 
     def image_score(self, sample: Mapping[str, Any]) -> ImageScore | None:
@@ -133,7 +134,7 @@ class PanopticErrors(ErrorAnalysis):
         counts = segment_counts(self._pairs(sample), len(self.classes))
         if not counts.any():
             return None
-        return ImageScore(float(class_means(quality(counts))[0]), not counts[:, [_FALSE, _MISSED]].any())
+        return ImageScore(panoptic_quality(counts), not counts[:, [_FALSE, _MISSED]].any())
 
     def findings(self) -> ErrorFindings:
         """Sum up over the data set."""
@@ -189,8 +190,7 @@ class PanopticErrors(ErrorAnalysis):
 
     def _gain(self, counts: np.ndarray) -> float:
         """PQ that other counts would bring, less that of the counts."""
-        before, after = (float(class_means(quality(one))[0]) for one in (self._counts, counts))
-        return round(after - before, 2)
+        return round(panoptic_quality(counts) - panoptic_quality(self._counts), 2)
 
     def _add_confusion(self, pairs: SegmentPairs, judged: JudgedSegments) -> None:
         """Count matches, confused classes, and what is only on one side."""

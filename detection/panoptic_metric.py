@@ -199,8 +199,13 @@ def class_means(values: np.ndarray) -> np.ndarray:
     return there.mean(0) if len(there) else np.zeros(values.shape[1])
 
 
+def panoptic_quality(counts: np.ndarray) -> float:
+    """PQ in percent, the mean over the classes with segments, from the counts of each class, (K, 4)."""
+    return float(class_means(quality(counts))[0])
+
+
 def _worst(results: list[np.ndarray], count: int) -> list[dict[str, Any]]:
     """The images with the lowest PQ over their classes, by their index, the worst one first."""
-    values = [float(class_means(quality(one))[0]) if one.any() else 100.0 for one in results]
+    values = [panoptic_quality(one) if one.any() else 100.0 for one in results]
     worst = np.argsort(values, kind="stable")[:count].tolist()
     return [{"index": index, "caption": f"PQ {values[index]:.1f}"} for index in worst if values[index] < 100]

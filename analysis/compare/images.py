@@ -137,8 +137,7 @@ def _compare_opened(cfg: Config, opened: Opened, analysis: ErrorAnalysis, gaps: 
         return ComparedImages(gaps=gaps)
     reference, *others = opened
     first = opened[reference][0][1]
-    scores: dict[str, list[list[ImageScore]]] = {letter: [] for letter in opened}
-    indices, paths = [], []
+    scores: dict[str, dict[int, list[ImageScore]]] = {letter: {} for letter in opened}
     for index in range(len(first)):
         truth = first.truth(index)
         found = {
@@ -147,19 +146,19 @@ def _compare_opened(cfg: Config, opened: Opened, analysis: ErrorAnalysis, gaps: 
         }
         if any(one is None for of_setting in found.values() for one in of_setting):
             continue  # there is no truth to compare with
-        indices.append(index)
-        paths.append(str(truth["img_path"]))
         for letter, of_setting in found.items():
-            scores[letter].append([one for one in of_setting if one is not None])
+            scores[letter][index] = [one for one in of_setting if one is not None]
+    indices = list(scores[reference])
     if not indices:
         return ComparedImages(gaps=[*gaps, "images are not compared: none of them has a score"])
     pairs = []
     for letter in others:
-        counts, images = judge_pair(reference, letter, indices, scores[reference], scores[letter])
+        of_both = [list(scores[one].values()) for one in (reference, letter)]
+        counts, images = judge_pair(reference, letter, indices, *of_both)
         chosen = images_to_show(images, MAX_OF_A_KIND)
-        place = {index: at for at, index in enumerate(indices)}
-        known = {one: {at: scores[one][place[at]] for at in place} for one in (reference, letter)}
-        view = partial(_view, opened={one: opened[one] for one in (reference, letter)}, scores=known, analysis=analysis)
+        view = partial(
+            _view, opened={one: opened[one] for one in (reference, letter)}, scores=scores, analysis=analysis
+        )
         cards = draw_cards(cfg, chosen, view, MAX_PICTURE_BYTES // len(others))
         pairs.append(ComparedPair(reference, letter, counts, images, cards))
     files = [run.predictions for of_setting in opened.values() for run, _ in of_setting if run.predictions]

@@ -309,8 +309,7 @@ def _score_cells(one: ComparedScore, place: str, setting: ComparedSetting) -> li
     part = f" ({len(scores)} of {len(setting.runs)} seeds)" if len(scores) < len(setting.runs) else ""
     limits = estimate.t_interval
     cells = [_text(estimate.mean) + spread + part, f"{_text(limits.low)} to {_text(limits.high)}" if limits else NONE]
-    ranking = one.rankings.get(place)
-    ranked = next((found for found in ranking.settings if found.name == setting.letter), None) if ranking else None
+    ranked = one.ranked(place, setting.letter)
     if ranked is None:
         return [*cells, NONE, NONE if setting.is_finished else "not finished"]
     if ranked.behind is None:

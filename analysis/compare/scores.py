@@ -39,6 +39,11 @@ class ComparedScore:
         """Whether more is better."""
         return greater_is_better(self.metric)
 
+    def ranked(self, place: str, letter: str) -> RankedSetting | None:
+        """A setting in the ranking at a place; ``None`` where it is not ranked."""
+        ranking = self.rankings.get(place)
+        return next((one for one in ranking.settings if one.name == letter), None) if ranking else None
+
 
 def compare_scores(settings: Sequence[ComparedSetting], task: TaskSpec, ranked: bool) -> list[ComparedScore]:
     """Compare all metrics that were logged, those of the task first.
@@ -128,8 +133,7 @@ def _estimate_data(values: Sequence[float]) -> dict[str, Any]:
 
 def _ranked_data(one: ComparedScore, place: str, letter: str) -> dict[str, Any]:
     """What a ranking says of a setting; nothing of one that is not ranked."""
-    ranking = one.rankings.get(place)
-    ranked = next((found for found in ranking.settings if found.name == letter), None) if ranking else None
+    ranked = one.ranked(place, letter)
     if ranked is None:
         return {}
     found: dict[str, Any] = {"may_be_best": ranked.may_be_best}
