@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 COLOUR_CHANNELS = 3
@@ -42,6 +41,8 @@ def adapt_input_layer(tensors: dict[str, Tensor], expected: Mapping[str, Tensor]
     Returns:
         Description for the load report; empty if no layer has three channels there and another number here.
     """
+    from timm.models import adapt_input_conv  # imported here: a network without such a file needs nothing of timm
+
     for name, ours in expected.items():
         theirs, count = tensors.get(name), ours.shape[1] if ours.ndim == 4 else COLOUR_CHANNELS
         if theirs is None or count == COLOUR_CHANNELS:

@@ -13,13 +13,20 @@ from functools import partial
 from itertools import accumulate
 from math import ceil
 
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 from backbones.base import PYRAMID_STRIDES, Backbone, Group, Stage, run_recomputed
 from backbones.errors import ConfigError
 from backbones.kernels.dispatch import run_block, run_downsample
-from backbones.layers import GRN, LayerNorm2d, check_kernel_size, drop_path_rates, init_trunc_normal, layer_scale
+from backbones.layers import (
+    GRN,
+    DropPath,
+    LayerNorm2d,
+    check_kernel_size,
+    drop_path_rates,
+    init_trunc_normal,
+    layer_scale,
+)
 from backbones.masked import LAYOUTS, MaskedForm, MaskedLayout
 
 STEM_STRIDE = 4

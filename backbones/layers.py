@@ -33,6 +33,33 @@ class LayerNorm2d(nn.LayerNorm):
         return x.permute(0, 3, 1, 2)
 
 
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016): in training the whole branch of an image is dropped at random.
+
+    The branches that are kept are scaled by 1 / (1 - rate). It draws the random numbers that timm's layer of this name
+    draws. timm's own takes two seconds to import, and a ConvNeXt needs nothing else of timm.
+
+    Args:
+        drop_prob: Probability that the branch of an image is dropped.
+    """
+
+    def __init__(self, drop_prob: float = 0.0) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The branch ``(N, ...)``, each image of it dropped or scaled in training."""
+        if not self.training or not self.drop_prob:
+            return x
+        keep = 1 - self.drop_prob
+        factors = x.new_empty((x.shape[0], *[1] * (x.ndim - 1))).bernoulli_(keep)
+        return x * (factors.div_(keep) if keep else factors)
+
+    def extra_repr(self) -> str:
+        """The rate, in the network's printed form."""
+        return f"drop_prob={self.drop_prob:.3f}"
+
+
 class ContiguousMaps(nn.Module):
     """Feature maps in PyTorch's own layout of memory, as the last neck of a config: ``dict(type="ContiguousMaps")``.
 

@@ -1,7 +1,7 @@
 """Weights under their published names: URLs, names of timm, repositories of Hugging Face.
 
 A file is downloaded once, by one process of a machine, into the cache of torch or of huggingface_hub; from then on no
-network is needed.
+network is needed. timm, which takes two seconds to import, is imported for a name that may be one of its own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urlparse
 from urllib.request import getproxies
 
-import timm
 import torch
 
 from backbones.errors import CheckpointError, first_line, nearest
@@ -42,13 +41,19 @@ def is_published(source: str) -> bool:
     if path.exists() or path.is_symlink() or path.suffix in _FILE_SUFFIXES:
         return False
     if "/" not in source:
+        import timm
+
         return timm.is_model(source)  # of a name with a tag it looks at what is before the tag
     return _REPOSITORY.fullmatch(source) is not None and not path.parent.exists()
 
 
 def nearest_published(source: str) -> str:
     """The end of a message about a path that does not exist: names of timm that it may be meant for."""
-    return nearest(source.removeprefix("timm/"), timm.list_pretrained()) if "." in source else ""
+    if "." not in source:
+        return ""
+    import timm
+
+    return nearest(source.removeprefix("timm/"), timm.list_pretrained())
 
 
 def cached_file(source: str) -> Path | None:
@@ -111,6 +116,8 @@ def _repository(source: str) -> tuple[str, str | None, Sequence[str]]:
     name, _, revision = name.partition("@")
     owner, _, rest = name.rpartition("/")
     if name == source and owner in ("", "timm"):
+        import timm
+
         if rest not in timm.list_pretrained():
             tags = timm.list_pretrained(f"{rest}.*")
             fix = f": choose one of {', '.join(tags)}" if tags else nearest(rest, timm.list_pretrained())

@@ -26,13 +26,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 from backbones.base import PYRAMID_STRIDES, STAGE_INDICES, Backbone, Stage
 from backbones.convnext import STEM_STRIDE, ConvNeXt, pyramid_groups
 from backbones.errors import ConfigError
-from backbones.layers import LayerNorm2d, drop_path_rates, init_trunc_normal, layer_scale
+from backbones.layers import DropPath, LayerNorm2d, drop_path_rates, init_trunc_normal, layer_scale
 
 BOTTLENECK_RATIO = 4
 

@@ -3,6 +3,8 @@
 Each class takes the modules of a timm model that it needs, under timm's own parameter names and without the head. The
 forward pass is written here, so that each network runs at any image size, returns maps, and supports gradient
 checkpointing block by block.
+
+timm takes two seconds to import, and is imported when the first of these networks is built: most programs build none.
 """
 
 from __future__ import annotations
@@ -13,19 +15,20 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from math import isqrt
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import PatchEmbed, resample_abs_pos_embed
-from timm.models.swin_transformer import SwinTransformerBlock, window_partition, window_reverse
 from torch import Tensor, nn
 
 from backbones.base import PYRAMID_STRIDES, STAGE_INDICES, Backbone, Group
 from backbones.channels import COLOUR_CHANNELS
 from backbones.isotropic import quarter_bounds, quarter_groups
 from backbones.layers import init_trunc_normal
+
+if TYPE_CHECKING:
+    from timm.layers import PatchEmbed
+    from timm.models.swin_transformer import SwinTransformerBlock
 
 CLASSIFIER = re.compile(r"(?:head\.fc|head|fc|classifier)\.(weight|bias)")
 RELATIVE_TABLE = "relative_position_bias_table"
@@ -65,6 +68,8 @@ class TimmBackbone(Backbone):
 
     def build_timm(self, **options: Any) -> Any:
         """Build timm's model without a classifier and without downloading anything."""
+        import timm
+
         options = {**options, **self.timm_options, "drop_path_rate": self.drop_path_rate, "in_chans": self.in_channels}
         return timm.create_model(self.timm_name, pretrained=False, num_classes=0, **options)
 
@@ -249,7 +254,7 @@ class TimmVisionTransformer(TimmBackbone):
         x = self.patch_embed.proj(self.prepare(x))
         size = x.shape[-2:]
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x.flatten(2).transpose(1, 2)], dim=1)
-        x = x + resample_abs_pos_embed(self.pos_embed, list(size))
+        x = x + resampled_positions(self.pos_embed, size)
         if self.out_indices is None:
             return self.norm(self.run_blocks(self.blocks, x)[:, 0])
         outputs = []
@@ -266,8 +271,16 @@ class TimmVisionTransformer(TimmBackbone):
         if embedding is not None and embedding.ndim == 3 and embedding.shape != self.pos_embed.shape:
             positions = max(embedding.shape[1] - 1, 0)
             if positions and isqrt(positions) ** 2 == positions:  # else of another network: the loader raises an error
-                renamed["pos_embed"] = resample_abs_pos_embed(embedding, list(self.patch_embed.grid_size))
+                renamed["pos_embed"] = resampled_positions(embedding, self.patch_embed.grid_size)
         return renamed
+
+
+def resampled_positions(embedding: Tensor, size: Sequence[int]) -> Tensor:
+    """Position embeddings ``(1, 1 + positions, C)`` of a class token and a square grid, for a grid of another size."""
+    from timm.layers import resample_abs_pos_embed
+
+    resampled: Tensor = resample_abs_pos_embed(embedding, list(size))
+    return resampled
 
 
 class WindowBlock(nn.Module):
@@ -304,12 +317,22 @@ class WindowBlock(nn.Module):
         if shift:
             x = x.roll((-shift, -shift), (1, 2))
             mask = shift_mask(x, window, shift)
-        windows = window_partition(x, (window, window)).flatten(1, 2)  # (windows of all images, window ** 2, C)
-        windows = self.attn(windows, mask).unflatten(1, (window, window))
-        x = window_reverse(windows, (window, window), x.shape[1], x.shape[2])
+        grid = (x.shape[0], x.shape[1] // window, x.shape[2] // window)
+        windows = self.attn(windows_of(x, window), mask)
+        x = windows.unflatten(1, (window, window)).unflatten(0, grid).transpose(2, 3).flatten(3, 4).flatten(1, 2)
         if shift:
             x = x.roll((shift, shift), (1, 2))
         return x[:, :height, :width]
+
+
+def windows_of(x: Tensor, window: int) -> Tensor:
+    """Windows of maps ``(N, H, W, C)``: ``(windows of all maps, window ** 2, C)``, row by row within a map.
+
+    Args:
+        x: Maps; H and W are multiples of ``window``.
+        window: Side of a window, in positions.
+    """
+    return x.unflatten(2, (-1, window)).unflatten(1, (-1, window)).transpose(2, 3).flatten(0, 2).flatten(1, 2)
 
 
 def shift_mask(x: Tensor, window: int, shift: int) -> Tensor:
@@ -325,7 +348,7 @@ def shift_mask(x: Tensor, window: int, shift: int) -> Tensor:
     """
     below, right = (torch.arange(length, device=x.device) >= length - shift for length in x.shape[1:3])
     region = 2 * below[:, None] + right  # index of the region between the seams of the shift
-    region = window_partition(region[None, ..., None], (window, window)).flatten(1)
+    region = windows_of(region[None, ..., None], window).flatten(1)
     return (region[:, :, None] != region[:, None, :]).to(x.dtype) * MASK_VALUE
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
-from timm.layers import DropPath
 from torch import Tensor, nn
 
-from backbones.layers import GRN
+from backbones.layers import GRN, DropPath
 from backbones.masked import MaskedLayout
 
 # The forms of an operation: C code in one pass, fused operators or kernels, PyTorch's operators one after another.

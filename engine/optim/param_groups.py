@@ -12,10 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmcv.cnn.bricks import DropPath as MMCVDropPath
 from mmengine.logging import print_log
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
-from timm.layers import DropPath
 from torch import nn
 
 from backbones.base import Backbone
@@ -286,7 +284,7 @@ def group_rows(model: nn.Module, groups: Sequence[ParameterGroup], lr: float) ->
     layer_of = {name: group.layer_id for group in groups for name in group.names}
     depths: dict[int, list[float]] = {}
     for name, module in model.named_modules():
-        if isinstance(module, DropPath | MMCVDropPath):
+        if hasattr(module, "drop_prob"):  # ours, timm's or mmcv's
             block = name.rpartition(".")[0] + "."
             layer = next((layer_of[one] for one in layer_of if one.startswith(block)), None)
             if layer is not None:

@@ -14,16 +14,15 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
-from timm.layers import DropPath
 from torch import Tensor, nn
 
-from backbones.kernels.autotune import TuningKey, autotuner, device_name
+from backbones.kernels.autotune import TuningKey, autotuner
 from backbones.kernels.cuda.dwconv_norm import dwconv_norm, supports_dwconv_norm
 from backbones.kernels.cuda.launch import FLOATS, HAS_TRITON, is_capable
 from backbones.kernels.cuda.mlp import mlp
 from backbones.kernels.cuda.packed_dwconv import packed_dwconv, supports_packed_dwconv
 from backbones.kernels.protocol import FUSED_FORM, PLAIN_FORM, BlockLayers, draw_drop_path, is_unmodified
-from backbones.layers import GRN
+from backbones.layers import GRN, DropPath
 from backbones.masked import MaskedLayout, PackedLayout
 
 HALVES = ("dwconv_norm", "mlp")
@@ -165,26 +164,15 @@ def _is_fused(
     training = torch.is_grad_enabled()
     static = (*static, int(training), int(autocast))
     if torch.compiler.is_compiling():
-        return _predict(half, x.device, dtype, static) == FUSED_FORM
+        from backbones.kernels.cuda.compiled import predict_form
+
+        return predict_form(half, x.device, dtype, static) == FUSED_FORM
     if autotuner.forced(half) is None and not is_capable(x.device):
         return False
     key = TuningKey.of_tensor(half, x, static, dtype)
     parameters = [p for layer in layers for p in layer.parameters() if p.requires_grad] if training else []
     calls = {name: partial(_rehearse, form, inputs, parameters, training) for name, form in forms.items()}
     return autotuner.select(key, calls, x) == FUSED_FORM
-
-
-@torch.compiler.assume_constant_result
-def _predict(half: str, device: torch.device, dtype: torch.dtype, static: tuple[int, ...]) -> str:
-    """The form for a graph, which may run on maps of any size.
-
-    It is run, not traced: within torch.compile, a traced ``is_exporting`` is always true.
-    """
-    if torch.compiler.is_exporting():
-        return PLAIN_FORM
-    if autotuner.forced(half) is None and not is_capable(device):
-        return PLAIN_FORM
-    return autotuner.predict(TuningKey(half, device_name(device), str(dtype), static, 0), (FUSED_FORM, PLAIN_FORM))
 
 
 def _rehearse(

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 import backbones
 from backbones.convnext import Block, Downsampling
 from backbones.kernels import dispatch, run_block, run_downsample
 from backbones.kernels.protocol import draw_drop_path, is_unmodified
+from backbones.layers import DropPath
 from backbones.masked import MaskedLayout
 
 X = torch.randn(2, 8, 6, 6)

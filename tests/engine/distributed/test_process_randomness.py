@@ -21,12 +21,12 @@ from mmengine.hooks import Hook
 from mmengine.registry import DATASETS
 from timm.data.mixup import Mixup
 from timm.data.random_erasing import RandomErasing
-from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import Dataset
 
 import classification  # noqa: F401
+from backbones.layers import DropPath
 from engine.config.load import resolve
 from engine.config.world import Launch
 from engine.training.build import build_runner
