@@ -37,7 +37,7 @@ from engine.report.run_dir import read_json
 MIN_SHARD_BYTES = 10_000
 SHARD_PLAN_FILE = "shards.json"
 SHARD_SPLITS = ("train", "val", "test")
-ROW_GROUP = 16  # images that are decoded together in a parquet file
+ROW_GROUP = 16  # images of a row group, which other readers of parquet files decode together
 WEBDATASET_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # by which readers know images
 SHARD_ORDER_SEED = 0  # of the order in the shards, so that each holds images of many classes
 

@@ -6,7 +6,6 @@ import os
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -31,31 +30,43 @@ class StoredSamples(Sequence[dict[str, Any]]):
     """
 
     def __init__(self, table: ShardTable, rows: Sequence[Sequence[int]], labels: Sequence[int]) -> None:
-        self.table, self._rows, self._labels = table, tuple(rows), tuple(labels)
-        self._ends = list(accumulate(map(len, rows))) or [0]
+        self.table, self._labels = table, np.array(labels, np.int64)
+        self._ends = np.cumsum([len(one) for one in rows], dtype=np.int64)
+        # As arrays, which forked workers share; of rows chosen at random each is kept.
+        ranges = [one for one in rows if isinstance(one, range)]
+        self._ranges = np.array([(one.start, one.step) for one in ranges], np.int64)
+        self._chosen = None if len(ranges) == len(rows) else np.concatenate(list(map(np.asarray, rows)))
 
     def __len__(self) -> int:
-        return self._ends[-1]
+        return int(self._ends[-1]) if len(self._ends) else 0
 
     def layout(self) -> ShardLayout:
         """The shards, and the one of each sample."""
-        numbers = [self.table.shard_numbers(one) for one in self._rows]
-        return ShardLayout(self.table.shards, np.concatenate(numbers) if numbers else np.empty(0, np.uint16))
+        return ShardLayout(self.table.shards, self.table.shard_numbers(self._all_rows()))
 
     def labels(self) -> np.ndarray:
         """Label of each sample."""
-        return np.repeat(np.array(self._labels, np.int64), [len(one) for one in self._rows])
+        return np.repeat(self._labels, np.diff(self._ends, prepend=0))
 
     def __getitem__(self, index: Any) -> Any:
         """Sample of an index: the path of its image and its label."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         row, part = self._place(index)
-        return {"img_path": self.table.image(row), "gt_label": self._labels[part]}
+        return {"img_path": self.table.image(row), "gt_label": int(self._labels[part])}
 
     def read_ahead(self, indices: Iterable[int]) -> None:
         """Have the system begin to read images, all of them at once."""
         self.table.read_ahead([self._place(index)[0] for index in indices])
+
+    def _all_rows(self) -> np.ndarray:
+        """Row of each sample."""
+        if self._chosen is not None:
+            return self._chosen
+        sizes = np.diff(self._ends, prepend=0)
+        first, step = self._ranges.T
+        places = np.arange(len(self)) - np.repeat(self._ends - sizes, sizes)
+        return np.asarray(np.repeat(first, sizes) + np.repeat(step, sizes) * places)
 
     def _place(self, index: int) -> tuple[int, int]:
         """Row of a sample in the table, and number of its class."""
@@ -63,7 +74,10 @@ class StoredSamples(Sequence[dict[str, Any]]):
         if not 0 <= position < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         part = bisect_right(self._ends, position)
-        return int(self._rows[part][position - self._ends[part]]), part  # an index from the end of the class
+        if self._chosen is not None:
+            return int(self._chosen[position]), part
+        first, step = self._ranges[part].tolist()
+        return first + step * (position - int(self._ends[part - 1] if part else 0)), part
 
 
 def stored_names(shards: Shards) -> list[str]:

@@ -45,6 +45,7 @@ IMAGES_OF_A_SHARD = 3_467
 IMAGES_OF_A_ROW_GROUP = 1_024
 OBJECTS_OF_AN_IMAGE = 860_001 / 118_287
 START_METHOD = "spawn"  # as of a program that is started anew
+FORKED = {"multiprocessing_context": "fork"}  # start of workers, as in a training
 RESUME_AT = 0.9  # of an epoch
 BATCH_OF_A_PROCESS = 32
 TABLE_SUFFIX = ".table"
@@ -227,7 +228,8 @@ def measure_large_data(kind: str, images: int, processes: int, workers: int, rou
         large, small = (made_data(kind, size, Path(folder, str(size))) for size in (images, min(images, SMALL_IMAGES)))
         comparisons = compare_opening(large, rounds)
         if kind == SHARDS:
-            comparisons += compare_first_batches(large, small, rounds)
+            for count in dict.fromkeys((0, workers)):
+                comparisons += compare_first_batches(large, small, count, rounds)
         costs = [opened_memory(one, processes, workers) for one in (large, small)]
         megabytes = sum(path.stat().st_size for path in Path(large.folder).rglob("*") if path.is_file()) / 1e6
     place = {"device": f"{cpu_name()}, {len(os.sched_getaffinity(0))} cores", "date": date.today().isoformat()}
@@ -314,10 +316,10 @@ def compare_opening(data: LargeData, rounds: int) -> tuple[WorkComparison, ...]:
     return compare_in_processes(f"opening {data.images:,} images of {data.kind}", sides, data, rounds)
 
 
-def compare_first_batches(large: LargeData, small: LargeData, rounds: int) -> tuple[WorkComparison, ...]:
-    """Seconds of opening a data set and reading a batch at 90 % of an epoch."""
-    sides = {f"{data.images:,} images": partial(read_batch, data) for data in (large, small)}
-    work = f"opening, and a batch of {BATCH_OF_A_PROCESS} at 90 % of an epoch, without workers"
+def compare_first_batches(large: LargeData, small: LargeData, workers: int, rounds: int) -> tuple[WorkComparison, ...]:
+    """Seconds of opening a data set and reading a batch at 90 % of an epoch, by some workers."""
+    sides = {f"{data.images:,} images": partial(read_batch, data, workers) for data in (large, small)}
+    work = f"opening, and a batch of {BATCH_OF_A_PROCESS} at 90 % of an epoch, {workers} workers"
     return compare_in_processes(work, sides, large, rounds)
 
 
@@ -369,9 +371,10 @@ def train_loader(data: LargeData, wrap: Callable[[Any], Any], **settings: Any) -
     return loader
 
 
-def read_batch(data: LargeData) -> object:
+def read_batch(data: LargeData, workers: int) -> object:
     """First batch of a training that resumes."""
-    return next(iter(train_loader(data, lambda dataset: dataset, batch_size=BATCH_OF_A_PROCESS, num_workers=0)))
+    settings = {"batch_size": BATCH_OF_A_PROCESS, "num_workers": workers}
+    return next(iter(train_loader(data, lambda dataset: dataset, **settings, **(FORKED if workers else {}))))
 
 
 def open_by_mmdet(data: LargeData) -> Any:
@@ -414,8 +417,7 @@ def opened_memory(data: LargeData, processes: int, workers: int) -> OpenedMemory
 def open_and_hold(data: LargeData, workers: int, parent: Connection) -> None:
     """In a process of its own: read a batch by each worker, each of which reads all of the tables, and wait."""
     prepare_process(data)
-    forked = "fork"  # as in a training; not as this process was started
-    loader: Any = train_loader(data, TouchedData, batch_size=1, num_workers=workers, multiprocessing_context=forked)
+    loader: Any = train_loader(data, TouchedData, batch_size=1, num_workers=workers, **FORKED)
     reading = iter(loader)
     for _ in range(workers):  # batches come from the workers in turns
         next(reading)

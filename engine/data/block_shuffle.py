@@ -37,12 +37,10 @@ class BlockOrder:
         self.open_shards, self.shuffle = open_shards, shuffle
         counts = np.bincount(layout.numbers, minlength=len(layout.shards))
         self._used = np.flatnonzero(counts)  # a list may have shards of no class of the config
-        self._samples = np.argsort(layout.numbers, kind="stable").astype(np.uint32)
-        self._ends = np.cumsum(counts)
-        self._counts = counts
+        self._numbers, self._counts = layout.numbers, counts
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self._numbers)
 
     def size(self, block: np.ndarray) -> int:
         """Number of the samples of a block."""
@@ -62,9 +60,11 @@ class BlockOrder:
             seed: Seed of the run.
             epoch: The epoch.
         """
-        samples = np.concatenate(
-            [self._samples[self._ends[one] - self._counts[one] : self._ends[one]] for one in block]
-        )
+        # Searched for at each block: a sorted list of all samples would take twice the memory of the numbers.
+        places = np.full(len(self._counts), len(block))
+        places[block] = np.arange(len(block))
+        samples = np.flatnonzero((places < len(block))[self._numbers]).astype(np.uint32)
+        samples = samples[np.argsort(places[self._numbers[samples]], kind="stable")]
         return np.random.default_rng([seed, epoch, number + 1]).permutation(samples) if self.shuffle else samples
 
 

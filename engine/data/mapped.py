@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -32,7 +33,7 @@ def mapped_arrays(file: Path, key: Any, make: Callable[[], tuple[Any, Arrays]]) 
     try:
         with locked(file.with_suffix(".lock")):
             if (found := _read(file, key)) is None:
-                _write(file, key, *make())
+                write_arrays(file, key, *make())
                 found = _read(file, key)
     except OSError as error:
         if error.filename is not None and Path(error.filename).parent != file.parent:
@@ -44,7 +45,12 @@ def mapped_arrays(file: Path, key: Any, make: Callable[[], tuple[Any, Arrays]]) 
     return found
 
 
-def _write(file: Path, key: Any, header: Any, arrays: Sequence[np.ndarray]) -> None:
+def write_arrays(file: Path, key: Any, header: Any, arrays: Sequence[np.ndarray]) -> None:
+    """Write header and arrays; arguments as of :func:`mapped_arrays`.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
     told = [[one.dtype.descr if one.dtype.names else one.dtype.str, len(one)] for one in arrays]
     line = json.dumps({"key": key, "header": header, "arrays": told}).encode()
     with atomic_write(file) as part, part.open("wb") as opened:
@@ -52,6 +58,30 @@ def _write(file: Path, key: Any, header: Any, arrays: Sequence[np.ndarray]) -> N
         for one in arrays:
             opened.write(one.tobytes())
             opened.write(bytes(-one.nbytes % 64))
+
+
+def read_arrays(file: Path) -> tuple[Any, Any, Arrays]:
+    """Key, header and arrays of a file, mapped into memory.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is no such file, or not whole.
+        KeyError: If it is another file with a line in JSON.
+        TypeError: The same.
+    """
+    with open_file(file) as opened:
+        told, start = read_header(opened)
+        size = os.fstat(opened.fileno()).st_size
+    arrays = []
+    for kind, length in told["arrays"]:
+        dtype = np.dtype([tuple(field) for field in kind] if isinstance(kind, list) else kind)
+        # As plain arrays, of which a part is taken in half the time.
+        mapped = np.memmap(file, dtype, "r", start, (length,)) if length else np.empty(0, dtype)
+        arrays.append(np.asarray(mapped))
+        start += length * dtype.itemsize + -(length * dtype.itemsize) % 64
+    if start != size:
+        raise ValueError("not whole")
+    return told["key"], told["header"], arrays
 
 
 def read_header(opened: BinaryIO) -> tuple[Any, int]:
@@ -70,15 +100,7 @@ def read_header(opened: BinaryIO) -> tuple[Any, int]:
 def _read(file: Path, key: Any) -> tuple[Any, Arrays] | None:
     """What the file holds, ``None`` if it is absent, not whole, or of another key."""
     try:
-        with open_file(file) as opened:
-            told, start = read_header(opened)
-        if told["key"] != key:
-            return None
-        arrays = []
-        for kind, length in told["arrays"]:
-            dtype = np.dtype([tuple(field) for field in kind] if isinstance(kind, list) else kind)
-            arrays.append(np.memmap(file, dtype, "r", start, (length,)) if length else np.empty(0, dtype))
-            start += length * dtype.itemsize + -(length * dtype.itemsize) % 64
-        return (told["header"], arrays) if start == file.stat().st_size else None
+        known, header, arrays = read_arrays(file)
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    return (header, arrays) if known == key else None

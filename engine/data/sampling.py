@@ -123,7 +123,8 @@ class ResumableBatchSampler(Sampler[list[int]]):
 def shuffled_indices(sampler: DefaultSampler, start: int) -> Iterator[int]:
     """Indices that mmengine's ``DefaultSampler`` gives, without the first ones, and without a list of all.
 
-    Its lists of 14 million numbers take a second and 0.5 GB in each process.
+    Its lists of 14 million numbers take a second and 0.5 GB in each process. Here a process keeps the numbers that it
+    will give, 4 bytes each.
 
     Args:
         sampler: The sampler.
@@ -136,10 +137,13 @@ def shuffled_indices(sampler: DefaultSampler, start: int) -> Iterator[int]:
         order = torch.randperm(count, generator=generator, dtype=narrow)
     else:
         order = torch.arange(count, dtype=narrow)
-    step = sampler.world_size * INDICES_AT_ONCE
-    for begin in range(sampler.rank + start * sampler.world_size, sampler.total_size, step):
-        places = torch.arange(begin, min(begin + step, sampler.total_size), sampler.world_size)
-        yield from order[places % count].tolist()
+    places = range(sampler.rank + start * sampler.world_size, sampler.total_size, sampler.world_size)
+    own = order[places.start : count : sampler.world_size]
+    again = torch.tensor(places[len(own) :], dtype=torch.int64) % count  # from the beginning, at the end
+    own = torch.cat([own, order[again]])
+    del order
+    for begin in range(0, len(own), INDICES_AT_ONCE):
+        yield from own[begin : begin + INDICES_AT_ONCE].tolist()
 
 
 def build_train_loader(

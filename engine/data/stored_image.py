@@ -14,13 +14,15 @@ from enum import IntEnum
 from functools import lru_cache
 from typing import Any, BinaryIO, NamedTuple
 
-from backbones.errors import DataError, printable
+from backbones.errors import DataError, first_line, printable
 from backbones.files import open_file
+from engine.data.parquet_pages import PageColumn, page_column, read_page, value_of
 from engine.data.stores.cache import ShardCache
 
 MAX_OPEN_SHARDS = 128  # of a process; the limit of open files is often 1,024
 IMAGE_COLUMN = "image.bytes"  # of parquet files
-ROW_GROUPS_KEPT = 2  # of parquet files, decoded, in a process
+PAGES_KEPT = 2  # of parquet files, decompressed, in a process
+PAGE_BYTES = 2**20  # of a page of parquet files, as a rule
 
 
 class Coding(IntEnum):
@@ -28,7 +30,7 @@ class Coding(IntEnum):
 
     STORED = 0
     DEFLATED = 1  # compressed member of a zip file
-    PARQUET = 2  # value of the column image.bytes
+    PAGE = 2  # value in a compressed page of a parquet file
 
 
 class ShardState(NamedTuple):
@@ -53,8 +55,8 @@ class StoredImage(str):
     Args:
         shard: The shard.
         name: Name of the image in it.
-        offset: First byte; in a parquet file the row group, times 2**32, plus the row in it.
-        size: Number of bytes in the file; 0 in a parquet file.
+        offset: First byte; of a compressed page, where it is in one.
+        size: Number of bytes in the file; or its number among the values of the page.
         coding: Form of the bytes.
     """
 
@@ -83,9 +85,8 @@ class StoredImage(str):
             DataError: If the shard has changed since its headers were read.
             MachineError: If it cannot be fetched from its store.
         """
-        if self.coding == Coding.PARQUET:
-            group, row = divmod(self.offset, 2**32)
-            return _row_group(self.shard, group)[row].as_py() or b""
+        if self.coding == Coding.PAGE:
+            return _page_value(self.shard, self.offset, self.size)
         content = os.pread(_OPEN_SHARDS.get(self.shard).fileno(), self.size, self.offset)
         if self.coding == Coding.STORED:
             return content
@@ -150,15 +151,14 @@ def begin_reading(shard: ShardState, offset: int, size: int, coding: int) -> Non
 
     Args:
         shard: The shard.
-        offset: First byte, or row group and row, see :class:`StoredImage`.
+        offset: First byte, also of a page, see :class:`StoredImage`.
         size: Number of bytes in the file.
         coding: Form of the bytes.
     """
     if shard.cache is not None:
         return
     with suppress(OSError, DataError):
-        if coding == Coding.PARQUET:
-            offset, size = _OPEN_SHARDS.image_column(shard, offset // 2**32)
+        size = PAGE_BYTES if coding == Coding.PAGE else size
         os.posix_fadvise(_OPEN_SHARDS.get(shard).fileno(), offset, size, os.POSIX_FADV_WILLNEED)
 
 
@@ -167,7 +167,7 @@ class _OpenShards:
 
     def __init__(self) -> None:
         self._files: OrderedDict[ShardState, BinaryIO] = OrderedDict()
-        self._parquets: dict[ShardState, Any] = {}
+        self._columns: dict[ShardState, PageColumn] = {}
 
     def get(self, shard: ShardState) -> BinaryIO:
         """The open file of a shard. A forked process may use it too: reads state their place."""
@@ -182,26 +182,19 @@ class _OpenShards:
             self._files.move_to_end(shard)
         return file
 
-    def parquet(self, shard: ShardState) -> Any:
-        """The reader of a parquet file."""
+    def image_column(self, shard: ShardState) -> PageColumn:
+        """How the images of a parquet file are stored."""
         from pyarrow.parquet import ParquetFile
 
         file = self.get(shard)
-        if shard not in self._parquets:  # by the open file: its name may be gone
-            self._parquets[shard] = ParquetFile(f"/dev/fd/{file.fileno()}")
-        return self._parquets[shard]
-
-    def image_column(self, shard: ShardState, group: int) -> tuple[int, int]:
-        """First byte and number of bytes of the column ``image.bytes`` in a row group of a parquet file."""
-        found = self.parquet(shard).metadata.row_group(group)
-        columns = map(found.column, range(found.num_columns))
-        column = next(one for one in columns if one.path_in_schema == IMAGE_COLUMN)
-        first = column.dictionary_page_offset or column.data_page_offset
-        return first, column.total_compressed_size
+        if shard not in self._columns:  # by the open file: its name may be gone
+            with ParquetFile(f"/dev/fd/{file.fileno()}") as opened:
+                self._columns[shard] = page_column(opened, IMAGE_COLUMN)[1]
+        return self._columns[shard]
 
     def _close(self, shard: ShardState) -> None:
         del self._files[shard]
-        self._parquets.pop(shard, None)
+        self._columns.pop(shard, None)
 
     def _drop_removed(self) -> None:
         """Close what has gone from a cache: it still takes its room on the disk."""
@@ -213,13 +206,16 @@ class _OpenShards:
 _OPEN_SHARDS = _OpenShards()
 
 
-@lru_cache(maxsize=ROW_GROUPS_KEPT)
-def _row_group(shard: ShardState, group: int) -> Any:
-    """Column ``image.bytes`` of a row group."""
+def _page_value(shard: ShardState, place: int, number: int) -> bytes:
     from pyarrow import ArrowException
 
     try:
-        table = _OPEN_SHARDS.parquet(shard).read_row_group(group, columns=[IMAGE_COLUMN], use_threads=False)
-    except ArrowException as error:
-        raise OSError(f"row group {group} of the shard cannot be read: {error}") from error
-    return table["image"].combine_chunks().field("bytes")
+        return value_of(_page(shard, place), number)
+    except (ArrowException, ValueError) as error:
+        raise OSError(f"a page of the shard cannot be read: {first_line(error)}") from error
+
+
+@lru_cache(maxsize=PAGES_KEPT)
+def _page(shard: ShardState, place: int) -> tuple[bytes, list[int]]:
+    """A page of the column ``image.bytes``."""
+    return read_page(_OPEN_SHARDS.get(shard).fileno(), _OPEN_SHARDS.image_column(shard), place)

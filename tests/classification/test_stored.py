@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
+import io
 import json
 import os
 import pickle
 import re
 import shutil
+import tarfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,7 +99,7 @@ def test_a_batch_is_read_ahead_where_its_images_lie(
     assert len(asked) == 3
     for one in batch:
         path, content = one["img_path"], read_image_bytes(one["img_path"])
-        if path.coding == Coding.PARQUET:  # compressed, but noise is not
+        if path.coding == Coding.PAGE:  # compressed, but noise is not
             content = content[-200:-20]
         if path.coding == Coding.DEFLATED:
             content = os.pread(os.open(path.shard.path, os.O_RDONLY), path.size, path.offset)
@@ -219,7 +223,46 @@ def extra(*members: tuple[str, bytes]) -> Callable[[Path, Path], None]:
     return lambda root, folders: void(write_tar(root / "train-0.tar", [*samples(folders, "cls"), *members]))
 
 
+def sparse(root: Path, folders: Path) -> None:
+    info = tarfile.TarInfo("x.jpg")
+    info.pax_headers = {
+        "GNU.sparse.major": "1",
+        "GNU.sparse.minor": "0",
+        "GNU.sparse.realsize": "9",
+        "GNU.sparse.map": "0,9",
+    }
+    content = b"1\n0\n9\n".ljust(512, b"\0") + b"123456789"
+    info.size = len(content)
+    with tarfile.open(root / "train-0.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(info, io.BytesIO(content))
+
+
+def two_in_one(root: Path, folders: Path) -> None:
+    parts = [write_tar(root / name, samples(folders, "cls")[place::2]) for place, name in enumerate("ab")]
+    (root / "train-0.tar").write_bytes(b"".join(part.read_bytes() for part in parts))
+
+
+def broken_link(root: Path, folders: Path) -> None:
+    write_tar(root / "train-0.tar", samples(folders, "cls"))
+    (root / "train-1.tar").symlink_to(root / "gone.tar")
+
+
 BAD = {
+    "sparse": (sparse, r"train-0\.tar: member 'x\.jpg' is a sparse file: pack it without -S"),
+    "two in one": (two_in_one, r"train-0\.tar: has more behind its end, as tars put together by cat: use tar -A"),
+    "broken link": (broken_link, r"train-1\.tar: cannot be read: No such file or directory"),
+    "5,000 digits": (extra(("x.jpg", b"x"), ("x.cls", b"9" * 5000)), r"'x\.cls' holds no label \(a number or a name"),
+    "too large": (extra(("x.jpg", b"x"), ("x.cls", b"%d" % 2**70)), r"'x\.cls' holds no label \(a number or a name"),
+    "too large in json": (
+        extra(("x.jpg", b"x"), ("x.json", b'{"label": 99999999999999999999}')),
+        r"'x\.json' holds no label \(a mapping with label",
+    ),
+    "deep json": (extra(("x.jpg", b"x"), ("x.json", b"[" * 99_999)), r"'x\.json' holds no label \(a mapping"),
+    "half a character": (
+        extra(("x.jpg", b"x"), ("x.json", b'{"label": "\\ud800"}')),
+        r"'x\.json' holds no label \(a mapping",
+    ),
+    "two signs": (extra(("x.jpg", b"x"), ("x.cls", b"--3")), r"some labels are numbers, others are names"),
     "half": (half, r"train-0\.tar: is damaged or cut off: no whole tar in its 9,000 bytes"),
     "between members": (between_members, r"train-0\.tar: is damaged or cut off"),
     "compressed": (compressed, r"train-0\.tar\.gz: is a compressed file: unpack it"),
@@ -356,3 +399,33 @@ def test_hidden_files_of_a_mac_in_a_tar_are_no_images(folders: Path, tmp_path: P
     hidden = [(f"{place}a.jpg", b"x") for place in ("._cat/", "./n01440764/._", "__MACOSX/n01440764/")]
     write_tar(tmp_path / "train-0.tar", [*hidden, *members])
     assert listed(dataset(tmp_path)) == listed(dataset(folders))
+
+
+def test_classes_take_no_objects_of_a_process(tmp_path: Path) -> None:
+    """Forked workers share arrays and the mapped table; of objects of Python each would have its own."""
+    classes = tuple(f"n{number:08d}" for number in range(3000))
+    members = [(f"{name}/{number}.jpg", b"x") for name in classes for number in range(2)]
+    shard = write_tar(tmp_path / "train.tar", members)
+    dataset(shard, classes=classes).full_init()  # which makes the table
+    tracemalloc.start()
+    try:
+        data = dataset(shard, classes=classes)
+        data.full_init()
+        gc.collect()
+        taken = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert data.get_data_info(4001)["img_path"] == f"{shard}/1.jpg"
+    assert taken < 100 * len(classes)
+
+
+def test_classes_in_another_encoding(folders: Path, tmp_path: Path) -> None:
+    """Names that are not UTF-8 are those of folders, as Python reads them."""
+    image = next((folders / "train" / CLASSES[0]).iterdir()).read_bytes()
+    with tarfile.open(tmp_path / "train.tar", "w", format=tarfile.GNU_FORMAT, errors="surrogateescape") as archive:
+        for name in ("a/\udcfc.jpg", "\udcfc/1.jpg"):
+            info = tarfile.TarInfo(name)
+            info.size = len(image)
+            archive.addfile(info, io.BytesIO(image))
+    data = dataset(tmp_path, classes=("a", "\udcfc"))
+    assert [one[:2] for one in listed(data)] == [("\udcfc.jpg", 0), ("1.jpg", 1)]

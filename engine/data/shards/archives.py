@@ -22,6 +22,7 @@ from engine.data.stored_image import Coding
 LABEL_SUFFIXES = ("cls", "json")  # of WebDataset; the first that a sample has counts
 SAMPLE_IMAGES = ("jpg", "jpeg", "png", "webp")
 TAR_BLOCK = 512
+READ_BYTES = 2**20  # at once
 ALL_FILES = "*"  # split of a table that lists every file by its folder, as of an archive that is not unpacked
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a member of a zip file: signature, length of its name and of the rest
 _ENCRYPTED = 1  # flag of a member of a zip file
@@ -71,6 +72,8 @@ def _tar_members(path: str, file: BinaryIO) -> list[Member]:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             while (info := archive.next()) is not None:
                 refuse_outside(info.name, path)
+                if info.issparse():
+                    raise DataError(f"{printable(path)}: member {info.name!r} is a sparse file: pack it without -S")
                 if info.isreg():
                     members.append(Member(info.name, info.offset_data, info.size))
                 elif not info.isdir():
@@ -87,6 +90,9 @@ def _tar_members(path: str, file: BinaryIO) -> list[Member]:
     # The library takes anything that is no header for the end, also that of a file cut off between two members.
     if os.pread(file.fileno(), TAR_BLOCK, end) != bytes(TAR_BLOCK):
         raise DataError(f"{printable(path)}: {_cut_off(size)}")
+    for place in range(end, size, READ_BYTES):
+        if os.pread(file.fileno(), READ_BYTES, place).strip(b"\0"):
+            raise DataError(f"{printable(path)}: has more behind its end, as tars put together by cat: use tar -A")
     return members
 
 
@@ -121,7 +127,7 @@ def _samples(path: str, file: BinaryIO, members: Sequence[Member]) -> ShardHeade
         content = os.pread(file.fileno(), parts[label].size, parts[label].offset)
         number = parse_label(content, label, parts[label].name, path)
         found.add(image.name.removeprefix("./"), number, image.offset, image.size, image.coding)
-    return found.finish(keyed=True)
+    return found.finish("everywhere")
 
 
 def _class_folders(path: str, members: Iterable[Member], split: str) -> ShardHeaders:

@@ -113,7 +113,8 @@ def _entries(folder: str) -> list[tuple[str, bool]] | None:
         return [
             (entry.path, os.path.isdir(entry.path))
             for entry in entries
-            if not is_hidden(entry.name) and os.path.exists(entry.path)  # not a circle of links
+            # Of links that lead nowhere those with the name of a shard, which is missed when it is opened.
+            if not is_hidden(entry.name) and (os.path.exists(entry.path) or shard_kind(entry.name))
         ]
 
 

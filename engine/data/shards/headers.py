@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,6 +16,8 @@ from backbones.files import atomic_write, open_file
 
 MAX_NAME_BYTES = 255  # of an image in its shard, as of a file in a folder
 MAX_IMAGE_BYTES = 2**32 - 1
+LARGEST_LABEL = 2**31 - 1
+Uniqueness = Literal["everywhere", "class", "nowhere"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class ShardHeaders:
         sizes: Bytes of each in the file.
         codings: :class:`engine.data.stored_image.Coding` of each.
         classes: Names of the numbered classes, if the shard has them.
-        keyed: Whether a name is the key of one sample in all shards; otherwise it is one within its class.
+        unique: Range in which a name stands for one image: all shards (``everywhere``), its ``class``, or
+            ``nowhere``.
     """
 
     names: np.ndarray
@@ -37,7 +41,7 @@ class ShardHeaders:
     sizes: np.ndarray
     codings: np.ndarray
     classes: tuple[str, ...] = ()
-    keyed: bool = False
+    unique: Uniqueness = "class"
 
 
 @dataclass
@@ -59,13 +63,11 @@ class HeaderList:
             DataError: If name or size are beyond what the table holds.
         """
         encoded = name.encode("utf-8", "surrogateescape")
-        if len(encoded) > MAX_NAME_BYTES or size > MAX_IMAGE_BYTES:
-            what = f"a name of {len(encoded)} bytes" if len(encoded) > MAX_NAME_BYTES else f"{size:,} bytes"
-            raise DataError(f"{printable(self.path)}: image {name[:60]!r} has {what}, which is too much")
+        refuse_long(encoded, size, self.path)
         self._rows.append((encoded, offset, size, coding))
         self._labels.append(label)
 
-    def finish(self, classes: tuple[str, ...] = (), keyed: bool = False) -> ShardHeaders:
+    def finish(self, unique: Uniqueness = "class") -> ShardHeaders:
         """The listed images as arrays.
 
         Raises:
@@ -74,19 +76,42 @@ class HeaderList:
         kinds = {type(label) for label in self._labels}
         if len(kinds) > 1:
             raise DataError(f"{printable(self.path)}: some labels are numbers, others are names of classes")
-        if kinds == {int} and (low := min(map(int, self._labels))) < 0:
-            raise DataError(f"{printable(self.path)}: label {low} is no number of a class: they begin with 0")
-        labels = [label if isinstance(label, int) else label.encode() for label in self._labels]
+        labels = [
+            label if isinstance(label, int) else label.encode("utf-8", "surrogateescape") for label in self._labels
+        ]
         names, offsets, sizes, codings = zip(*self._rows) if self._rows else ((), (), (), ())
+        numbers = np.array(labels, dtype=np.int64 if kinds != {str} else np.bytes_)
+        refuse_negative(numbers, self.path)
         return ShardHeaders(
             np.array(names, dtype=np.bytes_),
-            np.array(labels, dtype=np.int64 if kinds != {str} else np.bytes_),
+            numbers,
             np.array(offsets, dtype=np.uint64),
             np.array(sizes, dtype=np.uint32),
             np.array(codings, dtype=np.uint16),
-            classes,
-            keyed,
+            unique=unique,
         )
+
+
+def refuse_negative(labels: np.ndarray, path: str) -> None:
+    """Raise an error for a label below 0.
+
+    Raises:
+        DataError: Names shard and label.
+    """
+    if labels.dtype.kind == "i" and len(labels) and (low := int(labels.min())) < 0:
+        raise DataError(f"{printable(path)}: label {low} is no number of a class: they begin with 0")
+
+
+def refuse_long(name: bytes, size: int, path: str) -> None:
+    """Raise an error for an image whose name or size is beyond what the table holds.
+
+    Raises:
+        DataError: Names shard and image.
+    """
+    if len(name) > MAX_NAME_BYTES or size > MAX_IMAGE_BYTES:
+        what = f"a name of {len(name)} bytes" if len(name) > MAX_NAME_BYTES else f"{size:,} bytes"
+        shown = name.decode("utf-8", "surrogateescape")[:60]
+        raise DataError(f"{printable(path)}: image {shown!r} has {what}, which is too much")
 
 
 def write_headers(file: Path, headers: ShardHeaders) -> None:
@@ -95,7 +120,7 @@ def write_headers(file: Path, headers: ShardHeaders) -> None:
     Raises:
         OSError: If it cannot be written.
     """
-    said = json.dumps([headers.classes, headers.keyed])
+    said = json.dumps([headers.classes, headers.unique])
     arrays = {name: getattr(headers, name) for name in ("names", "labels", "offsets", "sizes", "codings")}
     with atomic_write(file) as part, part.open("wb") as opened:
         np.savez(opened, said=np.array(said), **arrays)
@@ -106,8 +131,8 @@ def read_headers(file: Path) -> ShardHeaders | None:
     try:
         with open_file(file) as opened, np.load(opened, allow_pickle=False) as kept:
             arrays = {name: kept[name] for name in kept.files}
-        classes, keyed = json.loads(str(arrays.pop("said")))
-        return ShardHeaders(**arrays, classes=tuple(classes), keyed=keyed)
+        classes, unique = json.loads(str(arrays.pop("said")))
+        return ShardHeaders(**arrays, classes=tuple(classes), unique=unique)
     except (OSError, ValueError, LookupError, TypeError, EOFError, AttributeError, MemoryError, zipfile.BadZipFile):
         return None
 
@@ -128,11 +153,15 @@ def parse_label(content: bytes, suffix: str, member: str, path: str) -> int | st
     try:
         text = content.decode().strip()
         label = json.loads(text).get("label") if suffix == "json" else text
-    except (ValueError, AttributeError):
+        if isinstance(label, str) and re.fullmatch("-?[0-9]+", label):
+            label = int(label)
+        elif isinstance(label, str):
+            label.encode()
+    except (ValueError, AttributeError, RecursionError):
         label = None
-    if isinstance(label, str) and label.lstrip("-").isdecimal():
-        label = int(label)
     if isinstance(label, bool) or not isinstance(label, int | str) or label == "":
+        label = None
+    if label is None or (isinstance(label, int) and not -LARGEST_LABEL <= label <= LARGEST_LABEL):
         wanted = "a mapping with label, a number or a name" if suffix == "json" else "a number or a name"
         raise DataError(f"{printable(path)}: {member!r} holds no label ({wanted} is needed)")
     return label

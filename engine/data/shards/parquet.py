@@ -1,22 +1,23 @@
-"""Headers of parquet files as Hugging Face has them: an image in ``image.bytes``, its class in ``label``.
-
-Only pyarrow knows where the bytes of an image are: a row group is decoded for each. With few images in a group, as
-``tools/make_shards.py`` writes them, this costs little.
-"""
+"""Headers of parquet files as Hugging Face has them: an image in ``image.bytes``, its class in ``label``."""
 
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
+
+import numpy as np
 
 from backbones.errors import DataError, first_line, printable
 from backbones.file_kinds import SIGNATURE_BYTES, describe_content
 from backbones.files import open_file
 from backbones.packages import is_absent, missing_package_error
-from engine.data.shards.headers import HeaderList, ShardHeaders
-from engine.data.stored_image import Coding
+from engine.data.parquet_pages import list_values, page_column
+from engine.data.shards.headers import ShardHeaders, refuse_long, refuse_negative
+from engine.data.stored_image import IMAGE_COLUMN, Coding
 
 PARQUET_PACKAGE = "pyarrow"
+PATH_COLUMN = "image.path"
 
 
 def read_parquet(path: str, copy: str | None = None) -> ShardHeaders:
@@ -27,7 +28,7 @@ def read_parquet(path: str, copy: str | None = None) -> ShardHeaders:
         copy: File to read in its place, of a shard of a store.
 
     Raises:
-        DataError: If it is damaged, or has no such columns.
+        DataError: If it is damaged, has no such columns, or its images are stored in a way that is not read.
         MachineError: If pyarrow is not installed.
         OSError: If it cannot be read.
     """
@@ -37,19 +38,23 @@ def read_parquet(path: str, copy: str | None = None) -> ShardHeaders:
     from pyarrow.parquet import ParquetFile
 
     with open_file(copy or path) as opened:
-        head = opened.read(SIGNATURE_BYTES)
-    try:
-        with ParquetFile(copy or path) as file:
-            _check_columns(path, file.schema_arrow)
-            classes = _class_names(file.schema_arrow)
-            found = HeaderList(path)
-            first = 0
-            for group in range(file.num_row_groups):
-                first += _add_group(found, file, group, first)
-    except (ArrowException, OSError) as error:
-        reason = describe_content(head) or f"is damaged or cut off: {first_line(error, 120)}"
-        raise DataError(f"{printable(path)}: {reason}") from error
-    return found.finish(classes)
+        head = os.pread(opened.fileno(), SIGNATURE_BYTES, 0)
+        try:
+            with ParquetFile(copy or path) as file:
+                _check_columns(path, file.schema_arrow)
+                labels, names = _labels(path, file), _names(file)
+                offsets, sizes, codings = _images(opened.fileno(), file)
+                classes = _class_names(file.schema_arrow)
+        except DataError:
+            raise
+        except NotImplementedError as error:
+            raise DataError(f"{printable(path)}: {first_line(error)}") from error
+        except (ArrowException, OSError, ValueError) as error:
+            reason = describe_content(head) or f"is damaged or cut off: {first_line(error, 120)}"
+            raise DataError(f"{printable(path)}: {reason}") from error
+    refuse_long(max(names, key=len, default=b""), int(sizes.max(initial=0)), path)
+    refuse_negative(labels, path)
+    return ShardHeaders(np.array(names, np.bytes_), labels, offsets, sizes, codings, classes, "nowhere")
 
 
 def _check_columns(path: str, schema: Any) -> None:
@@ -72,15 +77,44 @@ def _class_names(schema: Any) -> tuple[str, ...]:
         return ()
 
 
-def _add_group(found: HeaderList, file: Any, group: int, first: int) -> int:
-    """Add the rows of a row group, whose images are not read; returns their number."""
-    schema = file.schema_arrow
-    kind = schema.field("image").type
-    named = "path" in [kind.field(i).name for i in range(kind.num_fields)]
-    columns = file.read_row_group(group, columns=["label", *(["image.path"] if named else [])], use_threads=False)
-    paths = columns["image"].combine_chunks().field("path").to_pylist() if named else [None] * len(columns)
-    for row, (label, path) in enumerate(zip(columns["label"].to_pylist(), paths)):
-        if not isinstance(label, int | str) or isinstance(label, bool):
-            raise DataError(f"{printable(found.path)}: row {first + row} has the label {label!r}: a class is needed")
-        found.add(path or f"{first + row:09d}", label, (group << 32) + row, 0, Coding.PARQUET)
-    return len(columns)
+def _labels(path: str, file: Any) -> np.ndarray:
+    """Label of each row."""
+    import pyarrow
+
+    column = file.read(columns=["label"], use_threads=False)["label"]
+    kind = column.type.value_type if pyarrow.types.is_dictionary(column.type) else column.type
+    text = pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
+    if column.null_count or not (text or pyarrow.types.is_integer(kind)):
+        row = column.is_null().index(True).as_py() if column.null_count else 0
+        if len(column):
+            label = column[row].as_py()
+            raise DataError(f"{printable(path)}: row {row} has the label {label!r}: a class is needed")
+    if text:
+        return np.array([label.encode() for label in column.to_pylist()], np.bytes_)
+    return np.asarray(column.cast(pyarrow.int64()).to_numpy())
+
+
+def _names(file: Any) -> list[bytes]:
+    """Name of each image: its path, or its number where it has none."""
+    kind = file.schema_arrow.field("image").type
+    if "path" not in [kind.field(i).name for i in range(kind.num_fields)]:
+        return [b"%09d" % row for row in range(file.metadata.num_rows)]
+    column = file.read(columns=[PATH_COLUMN], use_threads=False)["image"].combine_chunks()
+    paths = column.field("path").to_pylist()
+    return [path.encode() if path else b"%09d" % row for row, path in enumerate(paths)]
+
+
+def _images(opened: int, file: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Place, size and form of each image, see :class:`engine.data.stored_image.StoredImage`."""
+    number, column = page_column(file, IMAGE_COLUMN)
+    found = []
+    for group in map(file.metadata.row_group, range(file.metadata.num_row_groups)):
+        part = group.column(number)
+        first = min(place for place in (part.dictionary_page_offset, part.data_page_offset) if place)
+        told = part.statistics
+        nulls = told is None or not told.has_null_count or told.null_count > 0
+        found.append(list_values(opened, column, first, group.num_rows, nulls))
+    offsets, sizes = map(np.concatenate, zip(*found)) if found else (np.empty(0, np.uint64), np.empty(0, np.uint32))
+    # No page begins at 0: this is no image, whose bytes are none.
+    paged = (offsets > 0) & bool(column.codec)
+    return offsets, sizes, np.where(paged, Coding.PAGE, Coding.STORED).astype(np.uint16)

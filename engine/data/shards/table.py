@@ -1,7 +1,8 @@
 """The table of all images of a split's shards: made once, kept in a file, mapped into the memory of all who read it.
 
-The file has a first line in JSON (shards, classes), rows of 16 bytes, and names. Images are sorted as in folders, by
-class and name, so that a label is a range of rows, and the part that the names of a class share is stored once.
+The file has rows of 13 bytes, the names, and an entry for each class. Images are sorted as in folders, by class and
+name, so that a label is a range of rows, and the part that the names of a class share is stored once. No process has
+objects of Python for rows or classes: each worker would have its own.
 """
 
 from __future__ import annotations
@@ -20,22 +21,22 @@ import numpy as np
 from tqdm import tqdm
 
 from backbones.errors import DataError, MachineError, first_line, printable
-from backbones.files import NO_SPACE_ERRNOS, atomic_write, locked, open_file
+from backbones.files import NO_SPACE_ERRNOS, locked
 from backbones.kernels.autotune import cache_file
-from engine.data.mapped import read_header
+from engine.data.mapped import Arrays, read_arrays, write_arrays
 from engine.data.shards.archives import read_tar, read_zip
 from engine.data.shards.find import Shards
 from engine.data.shards.headers import ShardHeaders, read_headers, write_headers
 from engine.data.shards.parquet import read_parquet
-from engine.data.stored_image import Coding, ShardState, StoredImage, begin_reading, open_shard
+from engine.data.stored_image import ShardState, StoredImage, begin_reading, open_shard
 from engine.data.stores import ShardCache, is_store_url, stored_states
 from engine.launch.pool import in_processes
 
-TABLE_VERSION = 1  # of the file
-TABLE_ROW = np.dtype([("offset", "<u8"), ("size", "<u4"), ("shard", "<u2"), ("coding", "<u2")])
+TABLE_VERSION = 2  # of the file
+# The first byte has 48 bits: 2**32 * far + near.
+TABLE_ROW = np.dtype([("near", "<u4"), ("far", "<u2"), ("size", "<u4"), ("shard", "<u2"), ("coding", "u1")])
 MAX_SHARDS = 2**16
-HEADERS_VERSION = 1  # of what is kept of a shard of a store
-_ALIGNMENT = 64  # of the rows in the file
+HEADERS_VERSION = 2  # of what is kept of a shard of a store
 
 
 class ClassRows(NamedTuple):
@@ -56,6 +57,33 @@ class ClassRows(NamedTuple):
     prefix: str
     width: int
     names: int
+
+
+class ClassEntries(Sequence[ClassRows]):
+    """The classes of a table, each made when it is asked for.
+
+    Args:
+        entries: An entry for each, with the fields of :class:`ClassRows`.
+    """
+
+    def __init__(self, entries: np.ndarray) -> None:
+        self._entries = entries
+        self._firsts = entries["first"]
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, number: Any) -> Any:
+        """A class by its number in the order of their labels."""
+        if isinstance(number, slice):
+            return [self[one] for one in range(*number.indices(len(self)))]
+        label, first, images, prefix, width, names = self._entries[number].item()
+        return ClassRows(_text(label), first, images, _text(prefix), width, names)
+
+    def of_row(self, row: int) -> ClassRows:
+        """Class of a row."""
+        found: ClassRows = self[bisect_right(self._firsts, row) - 1]
+        return found
 
 
 class ShardLayout(NamedTuple):
@@ -85,17 +113,15 @@ class ShardTable:
     Raises:
         OSError: If there is no such file.
         ValueError: If it is none, or not whole.
+        KeyError: The same.
+        TypeError: The same.
     """
 
     def __init__(self, file: Path, cache: ShardCache | None = None) -> None:
         self.file, self.cache = file, cache
-        with open_file(file) as opened:
-            header, size = read_header(opened)
-            status = os.fstat(opened.fileno())
-        count, length = header["rows"], header["names"]
-        start = _aligned(size)
-        if header["version"] != TABLE_VERSION or status.st_size != start + count * TABLE_ROW.itemsize + length:
-            raise ValueError("another version, or not whole")
+        version, header, arrays = read_arrays(file)
+        if version != TABLE_VERSION:
+            raise ValueError("another version")
         folder = str(file.parent)
         self.shards = [
             ShardState(path, size, version, cache)
@@ -103,14 +129,9 @@ class ShardTable:
             else ShardState(os.path.join(folder, path), size, version)
             for path, size, version in header["shards"]
         ]
-        self.classes = [ClassRows(*one) for one in header["classes"]]
         self.class_names: tuple[str, ...] = tuple(header["class_names"])
-        # As plain arrays, of which a part is taken in half the time.
-        rows = np.memmap(file, TABLE_ROW, "r", start, (count,)) if count else np.empty(0, TABLE_ROW)
-        end = start + count * TABLE_ROW.itemsize
-        names = np.memmap(file, np.uint8, "r", end, (length,)) if length else np.empty(0, np.uint8)
-        self._rows, self._names = np.asarray(rows), np.asarray(names)
-        self._firsts = [one.first for one in self.classes]
+        self._rows, self._names, entries = arrays
+        self.classes = ClassEntries(entries)
 
     def __reduce__(self) -> tuple[type[ShardTable], tuple[Path, ShardCache | None]]:
         return ShardTable, (self.file, self.cache)
@@ -118,26 +139,25 @@ class ShardTable:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def shard_numbers(self, rows: Sequence[int]) -> np.ndarray:
-        """Number of the shard of each of some rows, a range or an array, ``uint16``."""
-        chosen: Any = slice(rows.start, rows.stop, rows.step) if isinstance(rows, range) else rows
-        return np.asarray(self._rows["shard"][chosen])
+    def shard_numbers(self, rows: np.ndarray) -> np.ndarray:
+        """Number of the shard of each of some rows, ``uint16``."""
+        return np.asarray(self._rows["shard"][rows])
 
     def name(self, row: int) -> str:
         """Name of the image of a row."""
-        one = self.classes[bisect_right(self._firsts, row) - 1]
+        one = self.classes.of_row(row)
         place = one.names + (row - one.first) * one.width
-        rest = self._names[place : place + one.width].tobytes().rstrip(b"\0").decode("utf-8", "surrogateescape")
-        return one.prefix + rest
+        return one.prefix + _text(self._names[place : place + one.width].tobytes().rstrip(b"\0"))
 
     def image(self, row: int) -> StoredImage:
         """Image of a row."""
-        offset, size, shard, coding = self._rows[row].item()
-        return StoredImage(self.shards[shard], self.name(row), offset, size, coding)
+        near, far, size, shard, coding = self._rows[row].item()
+        return StoredImage(self.shards[shard], self.name(row), (far << 32) + near, size, coding)
 
     def read_ahead(self, rows: Sequence[int]) -> None:
         """Have the system begin to read the images of some rows, where their shards lie on a disk."""
-        places = sorted((shard, offset, size, coding) for offset, size, shard, coding in self._rows[rows].tolist())
+        found = self._rows[rows].tolist()
+        places = sorted((shard, (far << 32) + near, size, coding) for near, far, size, shard, coding in found)
         for shard, offset, size, coding in places:
             begin_reading(self.shards[shard], offset, size, coding)
 
@@ -294,27 +314,16 @@ def _read_stored(kind: str, shard: ShardState, split: str) -> ShardHeaders:
 
 def _write(file: Path, states: Sequence[ShardState], headers: Sequence[ShardHeaders]) -> None:
     """Sort the images of all shards, and write the table."""
-    classes, rows, names = _sorted(states, headers)
+    arrays = _sorted(states, headers)
     folder = file.parent
     beside = all(not is_store_url(state.path) and Path(state.path).parent == folder.absolute() for state in states)
-    header: dict[str, Any] = {
-        "version": TABLE_VERSION,
-        "rows": sum(one.images for one in classes),
-        "names": sum(map(len, names)),
-        "shards": [[os.path.basename(path) if beside else path, *state[:2]] for path, *state in states],
-        "classes": classes,
-        "class_names": _class_names(states, headers),
-    }
-    line = json.dumps(header, separators=(",", ":")).encode() + b"\n"
-    line = line[:-1] + b" " * (_aligned(len(line)) - len(line)) + b"\n"
-    with atomic_write(file) as part, part.open("wb") as opened:
-        opened.write(line)
-        for block in (*rows, *names):
-            opened.write(block)
+    shards = [[os.path.basename(path) if beside else path, *state[:2]] for path, *state in states]
+    write_arrays(file, TABLE_VERSION, {"shards": shards, "class_names": _class_names(states, headers)}, arrays)
 
 
-def _aligned(length: int) -> int:
-    return -(-length // _ALIGNMENT) * _ALIGNMENT
+def _text(name: Any) -> Any:
+    """Name of an image or class as text; a number stays one."""
+    return name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else name
 
 
 def _class_names(states: Sequence[ShardState], headers: Sequence[ShardHeaders]) -> tuple[str, ...]:
@@ -324,10 +333,8 @@ def _class_names(states: Sequence[ShardState], headers: Sequence[ShardHeaders]) 
     return headers[0].classes
 
 
-def _sorted(
-    states: Sequence[ShardState], headers: Sequence[ShardHeaders]
-) -> tuple[list[ClassRows], list[bytes], list[bytes]]:
-    """Classes, and for each of them its rows and the ends of its names."""
+def _sorted(states: Sequence[ShardState], headers: Sequence[ShardHeaders]) -> Arrays:
+    """Rows, ends of names, and an entry for each class."""
     kinds = {one.labels.dtype.kind: state for state, one in zip(reversed(states), reversed(headers)) if len(one.labels)}
     if len(kinds) > 1:
         numbers, texts = (os.path.basename(kinds[kind].path) for kind in ("i", "S"))
@@ -336,36 +343,43 @@ def _sorted(
         raise DataError(f"{printable(states[0].path)}: holds no image with a label, nor does another of the shards")
     filled = [(number, one) for number, one in enumerate(headers) if len(one.labels)]
     labels = np.concatenate([one.labels for _, one in filled])
-    shard = np.concatenate([np.full(len(one.labels), number, np.uint16) for number, one in filled])
-    table = np.empty(len(labels), TABLE_ROW)
-    table["shard"] = shard
-    for key in ("offset", "size", "coding"):
-        table[key] = np.concatenate([getattr(one, f"{key}s") for _, one in filled])
     names = np.concatenate([one.names for _, one in filled])
-    if filled[0][1].keyed:
+    shard = np.concatenate([np.full(len(one.labels), number, np.uint16) for number, one in filled])
+    unique = filled[0][1].unique
+    if unique == "everywhere":
         _refuse_twice(states, names, shard)
-    values, numbers = np.unique(labels, return_inverse=True)
-    order = np.lexsort((names, numbers))  # by class, then by name; stable
-    ends = np.searchsorted(numbers[order], np.arange(len(values)), "right").tolist()
-    classes: list[ClassRows] = []
-    rows: list[bytes] = []
-    ends_of_names: list[bytes] = []
+    order = np.lexsort((names, labels))  # by class, then by name; stable
+    labels, names = labels[order], names[order]
+    values, firsts = np.unique(labels, return_index=True)
+    classes: list[tuple[Any, ...]] = []
+    ends_of_names: list[np.ndarray] = []
     place = 0
-    for value, first, end in zip(values.tolist(), [0, *ends[:-1]], ends):
-        chosen = order[first:end]
-        label = value.decode() if isinstance(value, bytes) else value
-        own = names[chosen]
-        if table["coding"][chosen[0]] != Coding.PARQUET:  # whose paths are no keys
-            _refuse_twice(states, own, shard[chosen], f" in class {label!r}")
+    for label, first, end in zip(values.tolist(), firsts.tolist(), [*firsts[1:].tolist(), len(labels)]):
+        own = names[first:end]
+        if unique == "class":
+            _refuse_twice(states, own, shard[order[first:end]], f" in class {_text(label)!r}")
         prefix, text = _split_prefix(own)
-        classes.append(ClassRows(label, first, end - first, prefix, text.shape[1], place))
-        rows.append(table[chosen].tobytes())
-        ends_of_names.append(text.tobytes())
-        place += len(ends_of_names[-1])
-    return classes, rows, ends_of_names
+        classes.append((label, first, end - first, prefix, text.shape[1], place))
+        ends_of_names.append(text.reshape(-1))
+        place += text.size
+    kinds_of_fields = [labels.dtype, "<i8", "<i8", f"S{max(1, *(len(one[3]) for one in classes))}", "<i8", "<i8"]
+    entry = np.dtype(list(zip(ClassRows._fields, kinds_of_fields)))
+    rows = _rows([one for _, one in filled], shard)[order]
+    return [rows, np.concatenate(ends_of_names), np.array(classes, entry)]
 
 
-def _split_prefix(names: np.ndarray) -> tuple[str, np.ndarray]:
+def _rows(headers: Sequence[ShardHeaders], shard: np.ndarray) -> np.ndarray:
+    """Rows of the images in the order of their shards."""
+    rows = np.empty(len(shard), TABLE_ROW)
+    offsets = np.concatenate([one.offsets for one in headers])
+    rows["near"], rows["far"] = offsets & 0xFFFFFFFF, offsets >> np.uint64(32)
+    rows["size"] = np.concatenate([one.sizes for one in headers])
+    rows["coding"] = np.concatenate([one.codings for one in headers])
+    rows["shard"] = shard
+    return rows
+
+
+def _split_prefix(names: np.ndarray) -> tuple[bytes, np.ndarray]:
     """What sorted names begin with, and the rest of each, ``(names, bytes)``, filled up with zeros."""
     pair = zip(bytes(names[0]), bytes(names[-1]))
     shared = bytes(one for one, _ in takewhile(lambda both: both[0] == both[1], pair))
@@ -373,7 +387,7 @@ def _split_prefix(names: np.ndarray) -> tuple[str, np.ndarray]:
         shared = shared[:-1]
     longest = int(np.char.str_len(names).max())
     rest = names.view(np.uint8).reshape(len(names), -1)[:, len(shared) : longest]
-    return shared.decode("utf-8", "surrogateescape"), np.ascontiguousarray(rest)
+    return shared, np.ascontiguousarray(rest)
 
 
 def _refuse_twice(states: Sequence[ShardState], names: np.ndarray, shard: np.ndarray, where: str = "") -> None:

@@ -20,7 +20,13 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from engine.checkpoint.rng import RandomState, seed_of, seed_process, seeded
 from engine.data import sampling
-from engine.data.sampling import ResumableBatchSampler, SeededIndex, build_train_loader, shutdown_workers
+from engine.data.sampling import (
+    ResumableBatchSampler,
+    SeededIndex,
+    build_train_loader,
+    shuffled_indices,
+    shutdown_workers,
+)
 from engine.training.loops import IterationLoop
 from tests.programs import PATIENCE
 
@@ -284,3 +290,16 @@ def test_shutdown_workers_does_not_wait_for_stuck_or_killed_workers(
     assert first.is_alive()
     os.kill(first.pid, signal.SIGCONT)
     assert wait([first.sentinel], timeout=PATIENCE)
+
+
+def test_of_the_order_a_process_keeps_its_own_part_alone() -> None:
+    for world, rank, start in ((1, 0, 0), (1, 0, 70), (4, 3, 0), (4, 0, 11)):
+        sampler = DefaultSampler(range(101), shuffle=True, seed=5)
+        sampler.world_size, sampler.rank, sampler.num_samples = world, rank, -(-101 // world)
+        sampler.total_size = sampler.num_samples * world
+        indices: Any = shuffled_indices(sampler, start)
+        own = list(sampler)[start:]
+        assert next(indices) == own[0]
+        kept = [one for one in indices.gi_frame.f_locals.values() if isinstance(one, torch.Tensor)]
+        assert sum(one.untyped_storage().nbytes() for one in kept) <= 4 * len(own) + 8  # and the repeated ones
+        assert list(indices) == own[1:]
