@@ -429,3 +429,21 @@ def test_classes_in_another_encoding(folders: Path, tmp_path: Path) -> None:
             archive.addfile(info, io.BytesIO(image))
     data = dataset(tmp_path, classes=("a", "\udcfc"))
     assert [one[:2] for one in listed(data)] == [("\udcfc.jpg", 0), ("1.jpg", 1)]
+
+
+@pytest.mark.parametrize("kind", ["cls", "zip", "parquet"])
+def test_the_data_check_names_damaged_images_of_shards(folders: Path, tmp_path: Path, kind: str) -> None:
+    shutil.copytree(folders, tmp_path / "bad")
+    cut = tmp_path / "bad/train/n01440764/n01440764_1.jpg"
+    cut.write_bytes(cut.read_bytes()[:300])
+    (tmp_path / "bad/train/n01443537/n01443537_2.jpg").write_bytes(b"")
+    root = to_shards(kind, tmp_path / "bad", tmp_path / "shards")
+    (shard,) = root.glob("*.zip") if kind == "zip" else [root]
+    settings = dict(type="FolderDataset", data_root=str(shard), split="train", metainfo=dict(classes=CLASSES))
+    loader = dict(batch_size=2, dataset=settings)
+    found = check_datasets(Config(dict(default_scope="mmengine", train_dataloader=loader)), ("train",), workers=1)
+    told = sorted(str(one).rpartition("/")[2] for one in found.errors)
+    assert told == [
+        "n01440764_1.jpg: is cut off after 300 bytes: the end marker of a JPEG is absent; copy it again, or remove it",
+        "n01443537_2.jpg: is empty (0 bytes); copy it again, or remove it",
+    ]
