@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from mmdet.models.detectors import BaseDetector
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
@@ -20,6 +21,14 @@ from torch import Tensor
 # Matrix products and grid_sample's sums differ by rounding: a few 1e-7 of positions up to the mask's side, so 1e-5 in
 # probability at most. A pixel this close to the threshold is computed again by grid_sample.
 PROBABILITY_TOLERANCE = 1e-4
+# Parts of mmdet, besides those under the key mask_head, that give masks.
+MASKED = ("RTMDetIns", "MaskFormer", "Mask2Former", "PanopticFPN", "SOLO", "YOLACT", "CondInst")
+
+
+def learns_masks(model: BaseDetector) -> bool:
+    """Whether the loss of a detector needs masks."""
+    names = [name for name, _ in model.named_modules() if name.endswith("mask_head")]
+    return bool(names) or any(kind in type(module).__name__ for module in model.modules() for kind in MASKED)
 
 
 def paste_masks(probabilities: Tensor, boxes: Tensor, height: int, width: int, threshold: float) -> Tensor:

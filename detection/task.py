@@ -29,6 +29,8 @@ from detection.coco_metric import IOU_TYPES
 from detection.data import CocoInstances
 from detection.errors import DetectionErrors
 from detection.export import exported_detector
+from detection.loss_inputs import detector_loss_inputs
+from detection.masks import MASKED, learns_masks
 from detection.mistakes import MISTAKE_SCORE
 from detection.results import CocoResults, Detections, LabelmeFiles, ObjectList, ObjectTable, YoloFiles, pack_coco
 from detection.zoo import DETECTION_ZOO
@@ -58,8 +60,6 @@ PROPOSALS, MASK_PROPOSALS = 1000, 100
 DUMMY_OBJECTS = 8  # annotated in each made-up training image
 FROM_CLASSES = "from_classes"
 FROM_MODEL = "from_model"  # masks are loaded and padded if the model has a head for them
-# Parts of mmdet, besides those under the key mask_head, that give masks.
-MASKED = ("RTMDetIns", "MaskFormer", "Mask2Former", "PanopticFPN", "SOLO", "YOLACT", "CondInst")
 WITHOUT_MASKS = ("Mosaic", "MixUp")  # transforms of mmdet
 STUFF_CLASSES = "stuff_classes"  # driver: classes whose regions are not counted, the last ones of ``classes``
 
@@ -139,15 +139,10 @@ def _dummy_batch(model: BaseDetector, images: Tensor, training: bool) -> dict[st
         bboxes=torch.cat([corners, corners + size / 4], 1),
         labels=torch.arange(DUMMY_OBJECTS, device=images.device) % 2,
     )
-    if _learns_masks(model):
+    if learns_masks(model):
         objects.masks = BitmapMasks(np.ones((DUMMY_OBJECTS, height, width), np.uint8), height, width)
     samples = [DetDataSample(metainfo=image_meta(images), gt_instances=objects.clone()) for _ in images]
     return {"inputs": images, "data_samples": samples, "mode": "loss" if training else "predict"}
-
-
-def _learns_masks(model: BaseDetector) -> bool:
-    names = [name for name, _ in model.named_modules() if name.endswith("mask_head")]
-    return bool(names) or any(kind in type(module).__name__ for module in model.modules() for kind in MASKED)
 
 
 def _scale_sample(sample: BaseDataElement, factor: int) -> None:
@@ -350,6 +345,7 @@ DETECTION = register_task(
         submission=SubmissionSpec("coco", pack_coco),
         prediction=Detections,
         error_analysis=DetectionErrors,
+        loss_inputs=detector_loss_inputs,
         zoo=DETECTION_ZOO,
         browse=DETECTION_BROWSE,
         explain=ExplainSpec(_class_scores, "the score of the surest detection of the class"),

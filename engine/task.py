@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from backbones.errors import ConfigError
 
 Shape = tuple[int, int]
+VALIDATION_LOSS = "val_loss"  # metric: the mean loss on held-out images
 
 
 @dataclass(frozen=True)
@@ -387,6 +388,11 @@ class TaskSpec:
         predicted_fields: Fields of a sample that its models predict and its metrics need.
         submission: Files for an evaluation server; ``None`` for a task without one.
         prediction: Subclass of ``engine.prediction.predictor.Prediction`` with what its models predict.
+        loss_inputs: Returns the keyword arguments of the model's ``forward`` for the loss of a batch of the validation
+            data, with the truth at the size of the network's input; gets the model, the batch as it is loaded, and the
+            settings of the pipeline's steps. It leaves out images without truth, and returns ``None`` if there are no
+            others. ``None`` where no loss is computed beside the scores.
+        loss_metric: Metric of a validation that is drawn with the training's loss.
         error_analysis: Returns the ``engine.prediction.error_analysis.ErrorAnalysis`` of a test, from an
             ``engine.prediction.error_analysis.AnalysisRequest``; ``None`` for a task without one.
         drivers: Names of the task's own settings at the top level of a config, which ``complete_config`` copies.
@@ -428,6 +434,8 @@ class TaskSpec:
     predicted_fields: tuple[str, ...] = ()
     submission: SubmissionSpec | None = None
     prediction: Callable[..., Any] | None = None
+    loss_inputs: Callable[[Any, Any, Sequence[Mapping[str, Any]]], dict[str, Any] | None] | None = None
+    loss_metric: str = VALIDATION_LOSS
     error_analysis: Callable[[Any], Any] | None = None
     drivers: tuple[str, ...] = ()
     complete_config: Callable[[Config, list[str]], None] = lambda cfg, notes: None

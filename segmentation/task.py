@@ -39,6 +39,7 @@ from engine.task import (
 )
 from segmentation.data import IGNORE_INDEX
 from segmentation.errors import SegmentationErrors
+from segmentation.loss_inputs import segmentor_loss_inputs
 from segmentation.results import (
     LabelPngs,
     LabelPrediction,
@@ -305,6 +306,7 @@ SEGMENTATION = register_task(
         submission=SubmissionSpec("png", pack_labels, list_label_images),
         prediction=LabelPrediction,
         error_analysis=SegmentationErrors,
+        loss_inputs=segmentor_loss_inputs,
         robustness=RobustnessSpec(
             protocols={
                 **WHOLE_IMAGE,

@@ -60,6 +60,7 @@ PRETRAINING = register_task(
         scores=(Score("loss on hidden units", "reconstruction_loss"),),
         scores_note="Mean squared error of normalised pixels on held-out images, each with the same mask every time.",
         main_metric="reconstruction_loss",
+        loss_metric="reconstruction_loss",
         counted_parts=_counted_parts,
         dummy_batch=_dummy_batch,
         activation_forward=_activation_forward,

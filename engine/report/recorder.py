@@ -118,7 +118,8 @@ class RunRecorder(Hook):
                 write_json(self._folder / CLASS_SCORES, {"step": runner.iter, "scores": scores})
             else:
                 (self._folder / CLASS_SCORES).unlink(missing_ok=True)
-        self._update(to_step=runner.iter, **self._seconds())
+        images = getattr(getattr(runner.val_loop, "loss", None), "images", 0)
+        self._update(to_step=runner.iter, loss_images=images, **self._seconds())
 
     def end(self, error: BaseException | None) -> None:
         """Record how the training ended, by an exception or regularly (``None``), and write the report."""

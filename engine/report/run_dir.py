@@ -35,7 +35,7 @@ NOT_METRICS = ("step", "time", "data_time")
 # Kinds of what is read of a start; see conform.
 START = {
     **dict.fromkeys(("folder", "outcome", "reason", "began", "command"), str),
-    **dict.fromkeys(("from_step", "to_step", "of_steps", "processes"), int),
+    **dict.fromkeys(("from_step", "to_step", "of_steps", "processes", "loss_images"), int),
     "about": {"task": str, "seed": int, "optimizer": {}, "ema": (int, float)},
     "plan": {"batch": {"global_batch": int}, "lines": [str], "notes": [str]},
     "config": {"file": str, "text": str, "changed": {"*": list}},

@@ -58,7 +58,7 @@ from engine.report.run_dir import (
     read_starts,
     scalar_files,
 )
-from engine.task import TASK_SPECS, Score, TaskSpec
+from engine.task import TASK_SPECS, VALIDATION_LOSS, Score, TaskSpec
 
 TESTS = {"test": "test", "test_ema": "test, EMA", "test_tta": "test, TTA", "test_ema_tta": "test, EMA, TTA"}
 MAX_REPORT_PICTURES = 8
@@ -70,7 +70,10 @@ SLOW = {
     "saving": (0.1, "save less often (default_hooks.checkpoint), or to a faster disk"),
 }
 RAW, AVERAGED = "raw weights", "averaged (EMA)"
-VALIDATION_LOSS, AVERAGED_VALIDATION_LOSS = "val/val_loss", "val/ema/val_loss"
+HELD_OUT_LOSS = (
+    "The loss on held-out data is without augmentation, mixed images, label smoothing, dropout and stochastic depth: "
+    "it may lie below that of the training"
+)
 
 
 def write_training_report(folder: Path) -> Path:
@@ -192,7 +195,8 @@ def _scores(run: Mapping[str, Any], last: Mapping[str, Any]) -> str:
     names = [name.removeprefix("val/") for name in curves if name.startswith("val/")]
     names += [name for test in run["tests"].values() for name in test.get("metrics", {})]
     first = [score.metric for task in _tasks(last) for score in task.scores]
-    plain = sorted({name.removeprefix("ema/") for name in names}, key=lambda name: (name not in first, name))
+    plain = sorted({name.removeprefix("ema/") for name in names})
+    plain = [name for name in first if name in plain] + [name for name in plain if name not in first]
     if not plain:
         return note("There was no validation yet.")
     averaged = any(name.startswith("ema/") for name in names)
@@ -239,8 +243,9 @@ def _last_and_best(score: Score, points: Points | None) -> list[str]:
 
 def _curves(run: Mapping[str, Any], last: Mapping[str, Any]) -> str:
     curves: Mapping[str, Points] = run["curves"]
-    plots = [plot("", "loss" if curves.get(VALIDATION_LOSS) else "training loss", _losses(curves))]
-    for score in (score for task in _tasks(last) for score in task.scores):
+    losses = _losses(curves, last)
+    plots = [plot("", "loss" if len(losses) > 1 else "training loss", losses)]
+    for score in (one for task in _tasks(last) for one in task.scores if one.metric != task.loss_metric):
         raw, averaged = curves.get(f"val/{score.metric}"), curves.get(f"val/ema/{score.metric}")
         lines = {RAW: CurveLine("trained", raw, score.factor)}
         lines |= {AVERAGED: CurveLine("averaged", averaged, score.factor)} if averaged else {}
@@ -250,15 +255,20 @@ def _curves(run: Mapping[str, Any], last: Mapping[str, Any]) -> str:
     noise_scale = {RAW: CurveLine("scratch", curves.get("train/noise_scale"))}
     plots.append(plot("", "gradient noise scale, images", noise_scale))
     drawn = "".join(plots)
-    return f'<div class="plots">{drawn}</div>' if drawn else note("Nothing was logged yet.")
+    images = last.get("loss_images")
+    scope = f", and of {images:,} images, spread evenly over them" if images else ""
+    words = note(f"{HELD_OUT_LOSS}{scope}.") if len(losses) > 1 else ""
+    return f'<div class="plots">{drawn}</div>{words}' if drawn else note("Nothing was logged yet.")
 
 
-def _losses(curves: Mapping[str, Points]) -> dict[str, CurveLine]:
-    """The losses of training and, where a metric computes it, of validation, of averaged weights too."""
+def _losses(curves: Mapping[str, Points], last: Mapping[str, Any]) -> dict[str, CurveLine]:
+    """The losses of training and, where there is one, of validation, of averaged weights too."""
     lines = {"training": CurveLine("trained", curves.get("train/loss"))}
-    if held_out := curves.get(VALIDATION_LOSS):
+    metrics = [*(task.loss_metric for task in _tasks(last)), VALIDATION_LOSS]
+    metric = next((name for name in metrics if curves.get(f"val/{name}")), "")
+    if held_out := curves.get(f"val/{metric}"):
         lines["held-out data"] = CurveLine("scratch", held_out)
-    if averaged := curves.get(AVERAGED_VALIDATION_LOSS):
+    if averaged := curves.get(f"val/ema/{metric}"):
         lines["held-out data, averaged (EMA)"] = CurveLine("averaged", averaged)
     return lines
 

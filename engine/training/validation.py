@@ -16,6 +16,7 @@ from engine.launch.heartbeat import HEARTBEAT, Phase
 from engine.report.class_scores import ClassScores, class_lines, collect_class_scores, score_of
 from engine.task import TASK_SPECS, task_of
 from engine.training.ema import ModelEMAHook
+from engine.training.validation_loss import MAX_LOSS_IMAGES, ValidationLoss
 
 
 def check_monitored(runner: Any, scores: Collection[str] | None) -> None:
@@ -52,6 +53,8 @@ def expected_scores(runner: Any) -> list[str] | None:
         if (own := getattr(metric, "score_names", None)) is None:
             return None
         names += [f"{metric.prefix}/{name}" if metric.prefix else name for name in own]
+    if isinstance(runner.val_loop, ValidationLoop):
+        names += runner.val_loop.loss.score_names
     averaged = any(isinstance(hook, ModelEMAHook) for hook in runner.hooks)
     return names + [f"ema/{name}" for name in names] * averaged
 
@@ -139,13 +142,29 @@ class ResumableEarlyStoppingHook(EarlyStoppingHook):
 class ValidationLoop(ValLoop):
     """Validate the raw weights and, where they are kept, the averaged ones under ``ema/``.
 
+    Args:
+        runner: Runner of the training.
+        dataloader: Validation data, or their settings.
+        evaluator: Metrics, or their settings.
+        loss_images: Number of images, spread over the data, of which the loss is computed too; 0 for none. A classifier
+            and a masked autoencoder have that of all images from their metrics.
+        settings: Other arguments of mmengine's loop.
+
     Attributes:
+        loss: Loss of a validation.
         class_scores: Scores of each class in the last validation: of the raw weights under an empty name, of the
             averaged ones under ``EMA``.
     """
 
     class_scores: dict[str, ClassScores]
     _has_run = False
+
+    def __init__(
+        self, runner: Any, dataloader: Any, evaluator: Any, loss_images: int = MAX_LOSS_IMAGES, **settings: Any
+    ) -> None:
+        super().__init__(runner, dataloader, evaluator, **settings)
+        self.loss = ValidationLoss(runner, self.dataloader, loss_images)
+        runner.register_hook(self.loss, "HIGH")  # before the batch's time is taken
 
     def run(self) -> dict[str, float]:
         """Evaluate and log once."""
@@ -183,6 +202,7 @@ class ValidationLoop(ValLoop):
             Stop: If any process was asked to stop.
         """
         self.runner.model.eval()
+        self.loss.begin()
         for idx, batch in enumerate(self.dataloader):
             HEARTBEAT.enter(Phase.BATCH, f"validation, batch {idx + 1} of {len(self.dataloader)}")
             self.run_iter(idx, batch)
@@ -192,4 +212,4 @@ class ValidationLoop(ValLoop):
             if idx + 1 == len(self.dataloader):
                 self.runner.agreement.barrier()  # announced as of the last batch: the scores may take longer
             HEARTBEAT.enter(Phase.VALIDATION)
-        return dict(self.evaluator.evaluate(len(self.dataloader.dataset)))
+        return self.evaluator.evaluate(len(self.dataloader.dataset)) | self.loss.finish()

@@ -53,6 +53,7 @@ class Runner:
         self.logger = logging.getLogger("record")
         self.hooks: list[Any] = []
         self.visualizer = SimpleNamespace(get_backend=lambda name: None)
+        self.val_loop = SimpleNamespace(class_scores={})
 
     def register_hook(self, hook: Any, priority: str) -> None:
         self.hooks.append(hook)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-import classification  # noqa: F401  (the packages register their tasks)
+import classification.pretraining  # noqa: F401  (the packages register their tasks)
 import detection  # noqa: F401
 import segmentation  # noqa: F401
 from engine.report.html import COLOURS, CurveLine, plot, thinned
@@ -132,6 +132,30 @@ def test_scores(folder: Path) -> None:
     page = read_page(folder)
     assert row(page, "top-1") == ["70.0", "80.0 (20)", "75.5", "75.5 (30)", "71.2"]
     assert row(page, "val_loss") == ["1", "1 (30)", "–", "–", "–"]
+
+
+def test_scores_come_in_the_order_of_their_task(tmp_path: Path) -> None:
+    about = {"about": {"task": "segmentation"}}
+    write_json(tmp_path / "starts.json", {"starts": [{**a_start("20260101_000000", 0, 2, "finished"), **about}]})
+    log(tmp_path, "20260101_000000", {"aAcc": 3.0, "mAcc": 2.0, "mIoU": 1.0, "val_loss": 4.0, "step": 1})
+    rows = re.findall(r'<tr><th scope="row">(.*?)</th>', read_page(tmp_path).text)
+    assert rows[:4] == ["mIoU", "mean class accuracy", "aAcc", "val_loss"]
+
+
+def test_the_losses_of_training_and_validation_are_in_one_chart(tmp_path: Path) -> None:
+    for name, metric in (("detection", "val_loss"), ("pretraining", "reconstruction_loss"), ("classification", "loss")):
+        place = tmp_path / name
+        images = {"loss_images": 1500} if name == "detection" else {}
+        start = {**a_start("20260101_000000", 0, 2, "finished"), "about": {"task": name}, **images}
+        write_json(place / "starts.json", {"starts": [start]})
+        log(place, "20260101_000000", step(1, 5.0), {metric: 4.0, f"ema/{metric}": 3.0, "step": 1})
+        text = read_page(place).text
+        chart = next(part for part in text.split("<svg")[1:] if "loss</text>" in part)
+        together = [f">{label}</text>" in chart for label in ("held-out data", "held-out data, averaged (EMA)")]
+        assert together == [metric != "loss"] * 2
+        assert ("it may lie below that of the training" in text) == (metric != "loss")
+        assert ("and of 1,500 images, spread evenly over them." in text) == (name == "detection")
+        assert "loss on hidden units on held-out data" not in text
 
 
 def test_scores_of_detection_are_out_of_100(tmp_path: Path) -> None:
