@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import gzip
 import io
 import json
+import multiprocessing
 import os
 import pickle
 import re
@@ -29,7 +31,9 @@ from engine.data.fault_tolerance import FaultTolerantDataset
 from engine.data.image_files import inspect_image, read_image_bytes
 from engine.data.sampling import SeededIndex, build_train_loader
 from engine.data.shards import find_shards
+from engine.data.shards import table as table_module
 from engine.data.stored_image import Coding
+from tests.programs import PATIENCE
 from tests.shards import class_folders_of_noise, samples, to_shards, write_parquet, write_tar
 
 CLASSES = ("n01440764", "n01443537", "n01484850")
@@ -447,3 +451,55 @@ def test_the_data_check_names_damaged_images_of_shards(folders: Path, tmp_path: 
         "n01440764_1.jpg: is cut off after 300 bytes: the end marker of a JPEG is absent; copy it again, or remove it",
         "n01443537_2.jpg: is empty (0 bytes); copy it again, or remove it",
     ]
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSPC, errno.EROFS])
+def test_a_table_that_cannot_lie_beside_the_shards_is_in_the_cache(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """As on a network disk without locks, or a full one."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root, refused = to_shards("cls", folders, tmp_path / "shards"), [tmp_path / "shards"]
+    original, read = table_module.locked, table_module._read_all
+    calls: list[int] = []
+
+    def locked(file: Path) -> Any:
+        if file.parent in refused:
+            raise OSError(number, os.strerror(number))
+        return original(file)
+
+    monkeypatch.setattr(table_module, "locked", locked)
+    monkeypatch.setattr(table_module, "_read_all", lambda *args: calls.append(0) or read(*args))
+    assert listed(dataset(root)) == listed(dataset(folders))
+    (table,) = tmp_path.rglob("*.table")
+    assert table.parent == tmp_path / "cache/convnext-dense/shards"
+    assert len(dataset(root)) == 12
+    assert len(calls) == 1
+    table.unlink()
+    refused.append(table.parent)
+    fix = "make room" if number == errno.ENOSPC else "set XDG_CACHE_HOME to your own folder"
+    with pytest.raises(UserError, match=rf"\.table': the table of the shards cannot be written \(.+\): {fix}"):
+        dataset(root)
+
+
+def test_two_programs_that_use_shards_first_read_the_headers_once(folders: Path, tmp_path: Path) -> None:
+    """The second waits for the first: it has the table of the first, not another that has replaced it."""
+    root = to_shards("json", folders, tmp_path / "shards")
+    context = multiprocessing.get_context("fork")
+    begin, told = context.Barrier(2), context.Queue()
+    programs = [context.Process(target=open_first, args=(root, begin, told)) for _ in range(2)]
+    for program in programs:
+        program.start()
+    found = [told.get(timeout=PATIENCE) for _ in programs]
+    for program in programs:
+        program.join()
+    assert sorted(reads for reads, _ in found) == [0, 1]
+    assert found[0][1] == found[1][1] == listed(dataset(folders))
+
+
+def open_first(root: Path, begin: Any, told: Any) -> None:
+    read, reads = table_module._read_all, []
+    table_module._read_all = lambda *args: reads.append(0) or read(*args)
+    begin.wait()
+    samples_of = listed(dataset(root))
+    told.put((len(reads), samples_of))

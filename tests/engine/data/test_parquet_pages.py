@@ -12,7 +12,7 @@ import pytest
 
 from backbones import UserError
 from engine.data.image_files import read_image_bytes
-from engine.data.parquet_pages import CODECS, list_values
+from engine.data.parquet_pages import CODECS, PageColumn, list_values, value_of
 from engine.data.shards import find_shards, open_table
 from engine.data.shards.parquet import read_parquet
 from engine.data.stored_image import Coding, ShardState, StoredImage
@@ -153,8 +153,71 @@ def test_every_codec_of_the_list_is_one_of_pyarrow() -> None:
     "content", [b"", b"\x1c" * 100_000, b"\x15\x00\x19", b"\x15\x04\x15\x00\x15\x00\x00", b"\xff" * 400]
 )
 def test_what_is_no_header_of_a_page(tmp_path: Path, content: bytes) -> None:
-    from engine.data.parquet_pages import PageColumn
-
     (tmp_path / "a").write_bytes(content)
     with (tmp_path / "a").open("rb") as file, pytest.raises(ValueError, match="page"):
         list_values(file.fileno(), PageColumn("", 0), 0, 3, False)
+
+
+def header(kind: int, size: int, values: int, encoding: int) -> bytes:
+    """Header of a page in the compact protocol, of numbers below 64."""
+    field = {0: 0x2C, 2: 0x4C}[kind]  # a struct, so many fields after the third
+    numbers = [0x15, 2 * kind, 0x15, 2 * size, 0x15, 2 * size, field, 0x15, 2 * values, 0x15, 2 * encoding, 0, 0]
+    return bytes(numbers)
+
+
+def listed(folder: Path, content: bytes, rows: int = 1) -> list[int]:
+    (folder / "pages").write_bytes(content)
+    with (folder / "pages").open("rb") as file:
+        offsets, _ = list_values(file.fileno(), PageColumn("", 0), 0, rows, False)
+    return offsets.tolist()
+
+
+def test_numbers_of_a_dictionary(tmp_path: Path) -> None:
+    dictionary = header(2, 5, 1, 0) + b"\1\0\0\0x"
+    place = len(dictionary) - 1
+    for number, expected in ((0, [place]), (1, None)):
+        content = dictionary + header(0, 3, 1, 8) + bytes([1, 2, number])  # one bit, a run of one
+        if expected is not None:
+            assert listed(tmp_path, content) == expected
+            continue
+        with pytest.raises(ValueError, match="a value is not in the dictionary"):
+            listed(tmp_path, content)
+    with pytest.raises(ValueError, match="a page is cut off"):
+        listed(tmp_path, dictionary + header(0, 0, 1, 8))
+
+
+def test_values_that_reach_beyond_their_page(tmp_path: Path) -> None:
+    inside = header(0, 5, 1, 0) + b"\1\0\0\0x"
+    assert listed(tmp_path, inside) == [len(inside) - 1]
+    with pytest.raises(ValueError, match="a value reaches beyond its page"):
+        listed(tmp_path, header(0, 5, 1, 0) + b"\2\0\0\0xy")
+    with pytest.raises(ValueError, match="more than 1 values in as many rows"):
+        listed(tmp_path, header(0, 10, 2, 0) + b"\1\0\0\0x" * 2)
+    with pytest.raises(ValueError, match="more than 3 values in as many rows"):
+        listed(tmp_path, (header(0, 10, 2, 0) + b"\1\0\0\0x" * 2) * 2, 3)
+    page = (b"\1\0\0\0x\2\0\0\0y", [0, 5, 11])
+    assert value_of(page, 0) == b"x"
+    for number in (1, 2):
+        with pytest.raises(ValueError, match=f"a page has no value {number}"):
+            value_of(page, number)
+
+
+def test_a_file_without_row_groups(tmp_path: Path) -> None:
+    from pyarrow import parquet
+
+    schema = parquet.read_schema(write(tmp_path / "0.parquet", images()))
+    parquet.ParquetWriter(tmp_path / "1.parquet", schema).close()
+    assert read(tmp_path / "1.parquet") == []
+
+
+def test_columns_that_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pyarrow import parquet
+
+    for content, kind in (([{"bytes": 1}], "number"), ([{"bytes": [b"x"]}], "list")):
+        parquet.write_table(pyarrow.table({"image": content, "label": [0]}), tmp_path / kind)
+        with pytest.raises(UserError, match=rf"{kind}: column image\.bytes has no bytes"):
+            read_parquet(str(tmp_path / kind))
+    path = write(tmp_path / "0.parquet", images(), compression="ZSTD")
+    monkeypatch.delitem(CODECS, "ZSTD")
+    with pytest.raises(UserError, match=r"column image\.bytes is compressed by ZSTD: write it again"):
+        read_parquet(str(path))
