@@ -26,6 +26,9 @@ from backbones.masked import PackedLayout
 MAX_PIECE_BYTES = 8 << 20
 # Side in pixels of the tiles of the output's gradient that serve as kernels; a larger kernel leaves the cache.
 MAX_KERNEL_SIDE = 64
+# Pixels of a map up to which the weight gradient of a depthwise convolution is computed for all images at once: of
+# small maps, calls image by image cost more than what they compute. Up to the first, one sum for each weight.
+MAX_SUMMED_PIXELS, MAX_STACKED_PIXELS = 12, 200
 
 
 class Weights(NamedTuple):
@@ -260,8 +263,15 @@ def depthwise_weight_gradient(x: Tensor, grad_out: Tensor, side: int) -> Tensor:
     Returns:
         ``(C, 1, side, side)`` in float32, summed over images.
     """
-    channels, height, width = x.shape[1:]
+    images, channels, height, width = x.shape
     pad = side // 2
+    if height * width <= MAX_SUMMED_PIXELS:
+        return _summed_weight_gradient(x.float(), grad_out.float(), side)
+    if height * width <= MAX_STACKED_PIXELS:
+        stacked = x.reshape(1, images * channels, height, width)
+        kernels = grad_out.reshape(images * channels, 1, height, width)
+        found = F.conv2d(stacked, kernels, padding=pad, groups=images * channels)
+        return found.view(images, channels, 1, side, side).sum(0, dtype=torch.float32)
     total = torch.zeros(channels, 1, side, side)
     for top, left in product(range(0, height, MAX_KERNEL_SIDE), range(0, width, MAX_KERNEL_SIDE)):
         bottom, right = min(top + MAX_KERNEL_SIDE, height), min(left + MAX_KERNEL_SIDE, width)
@@ -272,6 +282,18 @@ def depthwise_weight_gradient(x: Tensor, grad_out: Tensor, side: int) -> Tensor:
         for image, kernel in zip(around.split(1), grad_out[:, :, top:bottom, left:right].unbind()):
             found = F.conv2d(image, kernel.unsqueeze(1), padding=0 if uneven else edges[0], groups=channels)
             total += found.view_as(total)
+    return total
+
+
+def _summed_weight_gradient(x: Tensor, grad_out: Tensor, side: int) -> Tensor:
+    """:func:`depthwise_weight_gradient` by a sum for each weight that meets any pixel."""
+    height, width = x.shape[2:]
+    pad = side // 2
+    around = F.pad(x, (pad, pad, pad, pad))
+    total = torch.zeros(x.shape[1], 1, side, side)
+    rows, columns = (range(max(0, pad - size + 1), min(side, pad + size)) for size in (height, width))
+    for row, column in product(rows, columns):
+        total[:, 0, row, column] = (around[:, :, row : row + height, column : column + width] * grad_out).sum((0, 2, 3))
     return total
 
 

@@ -311,7 +311,7 @@ def test_frozen_parameters_and_inputs_get_no_gradient(calls: list[str]) -> None:
 
 
 @pytest.mark.parametrize("side", [3, 7, 11])
-@pytest.mark.parametrize("shape", [(2, 5, 6), (1, 64, 65), (1, 130, 20), (3, 2, 2)])
+@pytest.mark.parametrize("shape", [(3, 1, 1), (3, 2, 2), (2, 5, 6), (2, 20, 12), (1, 64, 65), (1, 130, 20)])
 def test_the_weight_gradient_of_a_depthwise_convolution(side: int, shape: tuple[int, int, int]) -> None:
     x, gradient = maps(*shape), maps(*shape).flip(0, 2)
     weight = torch.zeros(CHANNELS, 1, side, side, dtype=torch.float64, requires_grad=True)
