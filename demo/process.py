@@ -1,4 +1,4 @@
-"""Runs the steps of the demo one after the other, and resumes where an earlier run was interrupted.
+"""Runs the steps of the demo, and resumes where an earlier run was interrupted.
 
 Each step has a folder below the work directory. A finished one has ``done.json`` there, an unfinished one
 ``started.json``; both hold a fingerprint of what the step depends on, so that a change makes it run again. The output
@@ -14,18 +14,22 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+import torch
+
 from backbones.errors import CheckpointError, ConfigError, MachineError
 from backbones.files import try_lock
+from demo.pace import Forecast
 from demo.report import collect_report, headline, score_table, write_demo_report
 from demo.steps import DemoStep
 from engine.checkpoint.store import last_checkpoint
 from engine.config.fingerprint import config_values, make_fingerprint
 from engine.launch.child import ChildProcess, interrupt_on_signals, plain_lines
+from engine.report.environment import usable_cores
 from engine.report.html import duration, memory
 from engine.report.run_dir import read_json, write_json
 
@@ -51,12 +55,45 @@ def run_demo(steps: Sequence[DemoStep], work_dir: Path, seed: int, stream: IO[st
     screen = Screen(stream or sys.stdout)
     with _locked(work_dir) as lock, interrupt_on_signals():
         screen.say(f"{len(steps)} steps into {work_dir}; interrupted and started again, this goes on where it was")
-        for index, step in enumerate(steps, 1):
-            StepRun(step, work_dir, screen, f"[{index}/{len(steps)}]", lock).run()
-        screen.say("writing the report")
-        report = collect_report(work_dir, {step.name: step.title for step in steps}, seed)
-        page, data = write_demo_report(report, work_dir)
+        groups = []
+        for numbered in _groups(steps):
+            threads = usable_cores() // len(numbered) if len(numbered) > 1 else None
+            groups.append([StepRun(step, work_dir, screen, number, lock, threads) for number, step in numbered])
+        forecast = Forecast([[run.step for run in group if not run.is_finished()] for group in groups])
+        if left := forecast.left():
+            screen.say(f"about {left} on this machine")
+        for group in groups:
+            begun = time.monotonic()
+            _run_together([run.run() for run in group])
+            forecast.learn(time.monotonic() - begun)
+            report = collect_report(work_dir, {step.name: step.title for step in steps}, seed)
+            page, data = write_demo_report(report, work_dir)
+            if (left := forecast.left()) and any(run.step.config for run in group):
+                screen.say(f"      results so far, with pictures: {page}; about {left} more")
     screen.say("\n".join(["", *score_table(report), "", f"report:  {page}", f"figures: {data}"]))
+
+
+def _groups(steps: Sequence[DemoStep]) -> list[list[tuple[str, DemoStep]]]:
+    """The steps with their numbers in words, those together that run at the same time."""
+    # A GPU's memory and time are for one training; a single core gains nothing by two.
+    alone = torch.cuda.is_available() or usable_cores() == 1
+    groups: list[list[tuple[str, DemoStep]]] = []
+    for number, step in enumerate(steps, 1):
+        if not step.beside_former or alone:
+            groups.append([])
+        groups[-1].append((f"[{number}/{len(steps)}]", step))
+    return groups
+
+
+def _run_together(runs: Sequence[Generator[None]]) -> None:
+    """Go through the runs in turns to the end of all; if one fails, the programs of the others are ended."""
+    unfinished = list(runs)
+    try:
+        while unfinished:
+            unfinished = [run for run in unfinished if next(run, run) is None]  # a run that is at its end gives itself
+    finally:
+        for run in runs:
+            run.close()
 
 
 class Screen:
@@ -68,59 +105,85 @@ class Screen:
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
         self._live = stream.isatty()
-        self._shown = ""
-        self._next = 0.0
+        self._lines: dict[str, str] = {}
+        self._due: dict[str, float] = {}
+        self._said = 0.0
 
     def say(self, text: str) -> None:
         """Print a permanent line."""
+        self._print(text)
+        self._lines.clear()
+        self._due.clear()
+        self._said = time.monotonic()
+
+    def show(self, seconds: float, text: str, name: str = "") -> None:
+        """Show the status of a running step and its time in seconds, with its name if it is not the only one."""
+        now, line = time.monotonic(), f"{duration(seconds)}  {name}{': ' if name else ''}{text}"
+        if self._live:
+            self._lines[name] = line
+            whole = "      " + "; ".join(self._lines.values())
+            self._stream.write("\r\x1b[2K" + whole[: shutil.get_terminal_size().columns - 1])
+            self._stream.flush()
+        elif now >= self._due.get(name, self._said + STATUS_SECONDS) and text != self._lines.get(name):
+            self._print(f"      {line}")
+            self._lines[name], self._due[name] = text, now + STATUS_SECONDS
+
+    def _print(self, text: str) -> None:
         self._stream.write(("\r\x1b[2K" if self._live else "") + text + "\n")
         self._stream.flush()
-        self._shown, self._next = "", time.monotonic() + STATUS_SECONDS
-
-    def show(self, seconds: float, text: str) -> None:
-        """Show the status of the running step and its time in seconds."""
-        line = f"      {duration(seconds)}  {text}"
-        if self._live:
-            self._stream.write("\r\x1b[2K" + line[: shutil.get_terminal_size().columns - 1])
-            self._stream.flush()
-        elif time.monotonic() >= self._next and text != self._shown:
-            self.say(line)
-            self._shown = text
 
 
 class StepRun:
     """One step, or the rest of it after an interruption.
 
     Args:
-        step: The step.
+        step: The step; also an attribute.
         work_dir: Work directory of the demo.
         screen: Output of the progress.
         number: Number of the step in words, such as ``[2/6]``.
         lock: File descriptor that the programs keep open as long as they live.
+        threads: Threads of its programs where another step runs at the same time; ``None`` where it is alone.
     """
 
-    def __init__(self, step: DemoStep, work_dir: Path, screen: Screen, number: str, lock: int) -> None:
-        self._step, self._work_dir, self._screen, self._number, self._lock = step, work_dir, screen, number, lock
+    def __init__(
+        self, step: DemoStep, work_dir: Path, screen: Screen, number: str, lock: int, threads: int | None = None
+    ) -> None:
+        self.step, self._work_dir, self._screen, self._number, self._lock = step, work_dir, screen, number, lock
+        self._environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        if threads is not None:
+            self._environment.setdefault("OMP_NUM_THREADS", str(threads))
+        self._shown_name = "" if threads is None else step.name
+        self._beside_former = step.beside_former and threads is not None
         self._folder = work_dir / step.name
         self._state: dict[str, Any] = {}
 
-    def run(self) -> None:
+    def is_finished(self) -> bool:
+        """Whether the step was finished before, with the same inputs."""
+        done = read_json(self._folder / "done.json")
+        same = done.get("fingerprint") == step_fingerprint(self.step) if done else False
+        return same and all(Path(path).exists() for path in done["outputs"])
+
+    def run(self) -> Generator[None]:
         """Run the commands that are not finished, unless the step is finished with the same inputs.
+
+        Yields:
+            ``None`` whenever its output has been read, for another step's to be read; closed, it ends its program.
 
         Raises:
             UserError: If one of the programs fails.
         """
-        step, mark = self._step, step_fingerprint(self._step)
-        done = read_json(self._folder / "done.json")
-        if done.get("fingerprint") == mark and all(Path(path).exists() for path in done["outputs"]):
+        step, mark = self.step, step_fingerprint(self.step)
+        if self.is_finished():
+            done = read_json(self._folder / "done.json")
             self._screen.say(f"{self._title}: done before, in {duration(done['seconds'])}{self._scores(done)}")
             return
         self._screen.say(self._title)
         state = self._state = self._start(mark)
         for index, entry in enumerate(state["commands"]):
             if not entry["finished"]:
-                self._run_command(index)
+                yield from self._run_command(index)
         state["seconds"] = self._seconds
+        state["beside_former"] = self._beside_former
         state["memory_bytes"] = max(entry["memory_bytes"] for entry in state["commands"])
         state["metrics"] = read_json(self._folder / "test.json").get("metrics", {})
         last = last_checkpoint(self._folder)
@@ -128,18 +191,19 @@ class StepRun:
         write_json(self._folder / "done.json", state)
         (self._folder / "started.json").unlink()
         cost = f"{duration(state['seconds'])}, {memory(state['memory_bytes'])}"
-        self._screen.say(f"      done in {cost}{self._scores(state)}")
+        name = f"{self._shown_name} " if self._shown_name else ""
+        self._screen.say(f"      {name}done in {cost}{self._scores(state)}")
 
     @property
     def _title(self) -> str:
-        return f"{self._number} {self._step.title}"
+        return f"{self._number} {self.step.title}"
 
     @property
     def _seconds(self) -> float:
         return sum(entry["seconds"] for entry in self._state["commands"])
 
     def _scores(self, state: Mapping[str, Any]) -> str:
-        text = headline(self._step.name, state["metrics"])
+        text = headline(self.step.name, state["metrics"])
         return f": {text}" if text else ""
 
     def _start(self, mark: str) -> dict[str, Any]:
@@ -155,14 +219,14 @@ class StepRun:
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
         entry = {"seconds": 0.0, "memory_bytes": 0, "starts": 0, "finished": False}
-        return {"fingerprint": mark, "starts": 0, "commands": [entry.copy() for _ in self._step.commands]}
+        return {"fingerprint": mark, "starts": 0, "commands": [entry.copy() for _ in self.step.commands]}
 
     def _save(self) -> None:
         write_json(self._folder / "started.json", self._state)
 
-    def _run_command(self, index: int) -> None:
+    def _run_command(self, index: int) -> Generator[None]:
         """Run one program and keep its record up to date in ``started.json``."""
-        command, entry = self._step.commands[index], self._state["commands"][index]
+        command, entry = self.step.commands[index], self._state["commands"][index]
         arguments = [_with_checkpoints(argument, self._work_dir) for argument in command.arguments]
         entry["command"] = shlex.join(["python", *arguments])
         before, resume = entry["seconds"], command.resumable and entry["starts"] > 0
@@ -174,16 +238,18 @@ class StepRun:
         self._save()
         saved, status = before, "starting"
         program = [sys.executable, *arguments, *(["--resume"] if resume else [])]
-        child = ChildProcess(program, log, env={**os.environ, "PYTHONUNBUFFERED": "1"}, pass_fds=(self._lock,))
+        child = ChildProcess(program, log, env=self._environment, pass_fds=(self._lock,))
         try:
             with child:
                 for line in child.lines():
                     status = describe_progress(line or "") or status
                     entry["seconds"] = before + child.seconds
-                    self._screen.show(self._seconds, status)
+                    self._screen.show(self._seconds, status, self._shown_name)
                     if entry["seconds"] - saved > SAVE_SECONDS:
                         self._save()
                         saved = entry["seconds"]
+                    if line is None:
+                        yield
         finally:
             entry["seconds"] = before + child.seconds
             entry["memory_bytes"] = max(entry["memory_bytes"], child.memory_bytes)
@@ -191,7 +257,7 @@ class StepRun:
             self._save()
         if child.exit_code:
             reason = _reason(child.exit_code, log)
-            raise MachineError(f"step {self._number} {self._step.name} failed: {reason}; all of its output: {log}")
+            raise MachineError(f"step {self._number} {self.step.name} failed: {reason}; all of its output: {log}")
 
 
 def step_fingerprint(step: DemoStep) -> str:

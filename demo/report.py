@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def collect_report(work_dir: Path, titles: Mapping[str, str], seed: int) -> dict
         "commit": commit_line(code_state()),
         "scores": _scores({step["name"]: step["metrics"] for step in steps}),
         "confusion": read_json(work_dir / "classifier" / TEST_FOLDER / CONFUSION) or None,
-        "seconds": sum(step["seconds"] for step in steps),
+        "seconds": _total_seconds(steps),
         "steps": steps,
     }
 
@@ -160,6 +161,7 @@ def _read_step(folder: Path, name: str, title: str) -> dict[str, Any]:
         "finished": bool(done),
         "commands": done.get("commands", []),
         "seconds": done.get("seconds", 0.0),
+        "beside_former": done.get("beside_former", False),
         "starts": done.get("starts", 0),
         "memory_bytes": done.get("memory_bytes", 0),
         "gpu": gpu[-1] if gpu else None,
@@ -172,6 +174,13 @@ def _read_step(folder: Path, name: str, title: str) -> dict[str, Any]:
         "curves": read_curves(folder),
         "pictures": sorted(path.name for path in (folder / "pictures").glob("*.png")),
     }
+
+
+def _total_seconds(steps: Sequence[Mapping[str, Any]]) -> float:
+    """Time of all steps; of two that ran at the same time, that of the longer one."""
+    pairs = [pair for pair in pairwise(steps) if pair[1]["beside_former"]]
+    both = sum(min(former["seconds"], step["seconds"]) for former, step in pairs)
+    return float(sum(step["seconds"] for step in steps) - both)
 
 
 def _scores(metrics: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
@@ -291,8 +300,9 @@ def _costs(report: dict[str, Any]) -> str:
         rows.append([step["title"], time + again, memory(step["memory_bytes"]), memory(step["gpu_memory_bytes"])])
     total, columns = ["all", duration(report["seconds"]), "", ""], 4 if on_gpu else 3
     remark = (
-        "Time of training and test together, of all starts where a step was interrupted. Memory: the largest resident "
-        "size of any one process of the step; the processes that load data come on top."
+        "Time of training and test together, of all starts where a step was interrupted; of two that ran at the same "
+        "time, the longer one counts for all. Memory: the largest resident size of any one process of the step; the "
+        "processes that load data come on top."
     )
     return table(head[:columns], [row[:columns] for row in rows], total[:columns]) + note(remark)
 

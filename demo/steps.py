@@ -39,6 +39,8 @@ class DemoStep:
         config: Config file; the step runs again if its values change.
         inputs: Files; the step runs again if their content changes.
         outputs: Files; the step runs again if one is missing.
+        beside_former: True if it runs at the same time as the step before it, where there are cores for both.
+        seconds: Time that it takes on the machine of docs/results.md; 0 where nobody has measured.
     """
 
     name: str
@@ -47,6 +49,8 @@ class DemoStep:
     config: str | None = None
     inputs: tuple[Path, ...] = ()
     outputs: tuple[Path, ...] = ()
+    beside_former: bool = False
+    seconds: float = 0.0
 
 
 def demo_steps(work_dir: Path, seed: int, options: Mapping[str, Sequence[str]] | None = None) -> list[DemoStep]:
@@ -74,7 +78,8 @@ def demo_steps(work_dir: Path, seed: int, options: Mapping[str, Sequence[str]] |
         train = ("tools/train.py", config, *place, "--cfg-options", *settings)
         test = ("tools/test.py", config, f"{{checkpoint of {name}}}", *place, *(["--cfg-options", *own] if own else []))
         inputs = (stamp, work_dir / backbone / "done.json") if backbone else (stamp,)
-        return DemoStep(name, title, (Command(train, True), Command(test)), config, inputs, (folder / "test.json",))
+        commands = (Command(train, True), Command(test))
+        return DemoStep(name, title, commands, config, inputs, (folder / "test.json",), name.endswith("_scratch"))
 
     detector, segmentor = "Train Mask R-CNN to find and outline digits", "Train UperNet to name every pixel"
     return [

@@ -37,6 +37,12 @@ if "train" in sys.argv:
     (folder / "last_checkpoint").write_text("/elsewhere/epoch_1.pth")
 if "test" in sys.argv:
     (folder / "test.json").write_text(json.dumps({"metrics": {"top1": 90.0}}))
+(folder / "threads.txt").write_text(os.environ.get("OMP_NUM_THREADS", "all"))
+until = time.monotonic() + float(os.environ["PATIENCE"])
+while "meet" in sys.argv and len(list(folder.parent.glob("*/calls.txt"))) < 2:
+    if time.monotonic() > until:
+        sys.exit("error: nobody is here")
+    time.sleep(0.02)
 if "fail" in sys.argv and not (folder.parent / "fixed").exists():
     print("all is well")
     sys.exit("error: the roof \\x1b[1mleaks\\x1b[0m")
@@ -49,7 +55,8 @@ if "sleep" in sys.argv and not (folder.parent / "fixed").exists():
 
 
 @pytest.fixture
-def work_dir(tmp_path: Path) -> Path:
+def work_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PATIENCE", str(PATIENCE))
     (tmp_path / "program.py").write_text(PROGRAM)
     return tmp_path / "runs"
 
@@ -155,6 +162,48 @@ def test_a_failing_step_ends_with_one_line_and_is_resumed(work_dir: Path) -> Non
     assert done(work_dir)["seconds"] > 1000
     assert done(work_dir)["starts"] == 2
     assert "--resume" not in done(work_dir)["commands"][0]["command"]
+
+
+@pytest.fixture
+def pair(work_dir: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[DemoStep, DemoStep]:
+    """Two steps that are to run at the same time, on a machine with six cores and no GPU."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(demo.process, "usable_cores", lambda: 6)
+    monkeypatch.setattr(demo.process.torch.cuda, "is_available", lambda: False)
+    first, second = make_step(work_dir, "detector", "meet"), make_step(work_dir, "detector_scratch", "meet")
+    return first, replace(second, beside_former=True)
+
+
+def test_two_steps_run_at_the_same_time_and_share_the_cores(work_dir: Path, pair: tuple[DemoStep, DemoStep]) -> None:
+    text = run(work_dir, *pair)
+    assert text.index("[2/2]") < text.index("detector done in 0:0")
+    assert "detector_scratch done in 0:0" in text
+    assert (work_dir / "detector" / "threads.txt").read_text() == "3"
+    assert run(work_dir, *pair).count("done before") == 2
+
+
+@pytest.mark.parametrize(("cores", "gpu"), [(1, False), (6, True)])
+def test_steps_run_one_after_the_other_on_one_core_and_on_a_gpu(
+    work_dir: Path, pair: tuple[DemoStep, DemoStep], monkeypatch: pytest.MonkeyPatch, cores: int, gpu: bool
+) -> None:
+    monkeypatch.setattr(demo.process, "usable_cores", lambda: cores)
+    monkeypatch.setattr(demo.process.torch.cuda, "is_available", lambda: gpu)
+    text = run(work_dir, *(replace(make_step(work_dir, step.name), beside_former=step.beside_former) for step in pair))
+    assert text.index("done in 0:0") < text.index("[2/2]")
+    assert (work_dir / "detector" / "threads.txt").read_text() == "all"
+
+
+def test_a_failing_step_ends_the_one_beside_it_and_both_go_on(work_dir: Path, pair: tuple[DemoStep, DemoStep]) -> None:
+    waiting = replace(make_step(work_dir, "detector", "meet", "sleep"))
+    failing = replace(make_step(work_dir, "detector_scratch", "meet", "fail"), beside_former=True)
+    with pytest.raises(UserError, match=r"^step \[2/2\] detector_scratch failed: the roof leaks"):
+        run(work_dir, waiting, failing)
+    assert json.loads((work_dir / "detector" / "started.json").read_text())["commands"][0]["finished"] is False
+
+    (work_dir / "fixed").touch()
+    run(work_dir, waiting, failing)
+    assert calls(work_dir, "detector")[1] == "train meet sleep --resume"
+    assert done(work_dir, "detector_scratch")["starts"] == 2
 
 
 def test_a_finished_training_is_not_repeated_when_its_test_fails(work_dir: Path) -> None:

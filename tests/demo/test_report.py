@@ -55,6 +55,12 @@ def work_dir(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_the_time_of_all_counts_two_steps_at_the_same_time_once(work_dir: Path) -> None:
+    file = work_dir / "detector_scratch" / "done.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"beside_former": True, "seconds": 71.0}))
+    assert collect_report(work_dir, TITLES, seed=5)["seconds"] == 61 + 71 + 61 + 61
+
+
 def page_of(work_dir: Path) -> tuple[Page, str]:
     text = render_demo_report(collect_report(work_dir, TITLES, seed=5), work_dir)
     return Page(text), text

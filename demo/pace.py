@@ -1,0 +1,54 @@
+"""How long the steps of the demo take on this machine, from a short measurement and then from the steps themselves."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+
+import torch
+
+from backbones.registry import build_backbone
+from demo.steps import DemoStep
+
+# Of the training step below, on the machine and day of the steps' own seconds (docs/results.md).
+REFERENCE_SECONDS = 0.17
+BATCH, SIDE = 64, 48  # images of the classifier's training, and their side in pixels
+ROUNDS = 6
+MIN_SECONDS = 40.0  # of a step, for the next ones to be judged by it: the drawing of the data says nothing of trainings
+
+
+def measure_slowness() -> float:
+    """Time of a training step of the demo's backbone here, in parts of what it takes where the steps were timed."""
+    state = torch.get_rng_state()
+    network, images = build_backbone("convnext_atto"), torch.randn(BATCH, 3, SIDE, SIDE)
+    seconds = []
+    for _ in range(ROUNDS):
+        begun = time.perf_counter()
+        network(images)[-1].square().mean().backward()
+        seconds.append(time.perf_counter() - begun)
+    torch.set_rng_state(state)
+    return min(seconds) / REFERENCE_SECONDS
+
+
+class Forecast:
+    """Time that is left, first by a measurement of the machine, then by the latest steps.
+
+    Args:
+        groups: Steps that are to be run, those together that run at the same time.
+    """
+
+    def __init__(self, groups: Sequence[Sequence[DemoStep]]) -> None:
+        self._seconds = [max((step.seconds for step in group), default=0.0) for group in groups]
+        self._slowness = measure_slowness() if any(self._seconds) and not torch.cuda.is_available() else 0.0
+
+    def learn(self, seconds: float) -> None:
+        """Take notice that the next group of steps has ended, after so many seconds."""
+        expected = self._seconds.pop(0)
+        if expected > MIN_SECONDS:
+            self._slowness = seconds / expected
+
+    def left(self) -> str | None:
+        """Time that is left, in minutes, rounded up; ``None`` where nothing is, and on a GPU."""
+        minutes = math.ceil(self._slowness * sum(self._seconds) / 60)
+        return None if minutes == 0 else "a minute" if minutes == 1 else f"{minutes} minutes"
