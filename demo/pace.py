@@ -9,21 +9,23 @@ from collections.abc import Sequence
 import torch
 
 from backbones.registry import build_backbone
+from demo.drawing import DIGIT_IMAGE_SIZE
 from demo.steps import DemoStep
 
 # Of the training step below, on the machine and day of the steps' own seconds (docs/results.md).
 REFERENCE_SECONDS = 0.17
-BATCH, SIDE = 64, 48  # images of the classifier's training, and their side in pixels
-ROUNDS = 6
-MIN_SECONDS = 40.0  # of a step, for the next ones to be judged by it: the drawing of the data says nothing of trainings
+PROBE_BATCH = 64  # images, as in the training of the classifier
+PROBE_ROUNDS = 6
+# Of a step, for the next ones to be judged by it: the drawing of the data says nothing of trainings.
+MIN_TELLING_SECONDS = 40.0
 
 
 def measure_slowness() -> float:
     """Time of a training step of the demo's backbone here, in parts of what it takes where the steps were timed."""
     state = torch.get_rng_state()
-    network, images = build_backbone("convnext_atto"), torch.randn(BATCH, 3, SIDE, SIDE)
+    network, images = build_backbone("convnext_atto"), torch.randn(PROBE_BATCH, 3, DIGIT_IMAGE_SIZE, DIGIT_IMAGE_SIZE)
     seconds = []
-    for _ in range(ROUNDS):
+    for _ in range(PROBE_ROUNDS):
         begun = time.perf_counter()
         network(images)[-1].square().mean().backward()
         seconds.append(time.perf_counter() - begun)
@@ -45,7 +47,7 @@ class Forecast:
     def learn(self, seconds: float) -> None:
         """Take notice that the next group of steps has ended, after so many seconds."""
         expected = self._seconds.pop(0)
-        if expected > MIN_SECONDS:
+        if expected > MIN_TELLING_SECONDS:
             self._slowness = seconds / expected
 
     def left(self) -> str | None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from convnext_dense import PACKAGES
 from tests.programs import PATIENCE
@@ -31,6 +32,7 @@ HOOKS = (  # pip calls them in the second way, with the folder of the metadata t
     "backend.build_{0}('.')",
     "backend.build_{0}('.', None, 'made/' + backend.prepare_metadata_for_build_{0}('made'))",
 )
+PLACES = [(version, system) for version in ("3.10", "3.11", "3.14") for system in ("linux", "darwin")]
 WITHIN = "from backbones.registry import list_backbones; assert 'convnext_tiny' in list_backbones()"
 
 
@@ -69,6 +71,42 @@ def built(folder: Path, hooks: str) -> tuple[zipfile.Path, dict[str, str | None]
     needed = {Requirement(line).name: Requirement(line).url for line in lines}
     assert {"torch", "onedl-mmcv", "opencv-python-headless"} <= needed.keys()
     return archive, {name: url for name, url in needed.items() if url}
+
+
+def packages_of(requirements: list[str]) -> set[str]:
+    """Names of the packages that requirements bring, on Linux and macOS and on any Python, as far as installed here."""
+    places = [{"python_version": v, "python_full_version": f"{v}.9", "sys_platform": p} for v, p in PLACES]
+    found, waiting = set(), [Requirement(line) for line in requirements]
+    while waiting:
+        one = waiting.pop()
+        if (canonicalize_name(one.name), *sorted(one.extras)) in found:
+            continue
+        found.add((canonicalize_name(one.name), *sorted(one.extras)))
+        try:
+            further = [Requirement(line) for line in importlib.metadata.requires(one.name) or []]
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        for other in further:
+            cases = [{**place, "extra": extra} for place in places for extra in (one.extras or {""})]
+            if other.marker is None or any(other.marker.evaluate(case) for case in cases):
+                waiting.append(other)
+    return {name for name, *_ in found}
+
+
+def test_the_demo_leaves_out_only_packages_that_nothing_but_the_extras_asks_for() -> None:
+    project = (ROOT / "pyproject.toml").read_text()
+    listed = re.search(r"^dependencies = \[\n(.+?)^\]", project, re.MULTILINE | re.DOTALL)
+    assert listed is not None
+    needed = packages_of(re.findall(r'^    "(.+?)",', listed[1], re.MULTILINE))
+    assert {"torch", "yapf"} <= needed
+    pins = re.findall(r"^([\w.-]+)==.*?(?:# (dev|GPU))?$", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    unmarked = {canonicalize_name(name) for name, mark in pins if mark != "dev"}
+    assert {canonicalize_name(name) for name, mark in pins if mark == "dev"} & needed == set()
+    assert unmarked <= needed
+    assert {name for name, mark in pins if mark == "GPU"} == {
+        *("cuda-bindings", "cuda-pathfinder", "triton"),
+        *("nvidia-cuda-cupti", "nvidia-cuda-nvrtc", "nvidia-cusolver"),
+    }
 
 
 @pytest.mark.parametrize("hooks", HOOKS)

@@ -3,5 +3,5 @@
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 # shellcheck source=tools/env.sh
-. tools/env.sh
+ENV_FOR=demo . tools/env.sh
 exec python tools/demo.py "$@"

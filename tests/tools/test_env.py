@@ -90,6 +90,32 @@ def test_new_pins_are_installed_into_the_same_environment(checkout: Path) -> Non
     assert source(checkout).stderr == ""
 
 
+PINS = "torch==1\nruff==1  # dev\nonnx==1 ; python_full_version < '3.11'  # dev\ntriton==1  # GPU\n"
+
+
+def installed(checkout: Path) -> list[str]:
+    return [line.split("==")[0] for line in (checkout / ".venv/pins.txt").read_text().splitlines()]
+
+
+def test_the_demo_leaves_out_what_the_extras_bring_and_a_later_call_brings_it(checkout: Path) -> None:
+    (checkout / "requirements.txt").write_text(PINS)
+    gpu = any(Path(name).exists() for name in ("/dev/nvidiactl", "/dev/dxg")) or shutil.which("nvidia-smi") is not None
+    assert source(checkout, ENV_FOR="demo").returncode == 0
+    assert installed(checkout) == (["torch", "triton"] if gpu else ["torch"])
+    assert source(checkout, ENV_FOR="demo").stderr == ""
+    log(checkout)
+
+    (checkout / "nvidia-smi").touch(mode=0o755)  # a GPU has come
+    assert source(checkout, ENV_FOR="demo").returncode == 0
+    assert installed(checkout) == ["torch", "triton"]
+    assert log(checkout) == ([] if gpu else ["pip starts"])
+    assert source(checkout).returncode == 0
+    assert installed(checkout) == ["torch", "ruff", "onnx", "triton"]
+    assert log(checkout) == ["pip starts"]
+    for extra in ({}, {"ENV_FOR": "demo"}):
+        assert source(checkout, **extra).stderr == ""
+
+
 def test_a_moved_checkout_gets_a_new_environment(checkout: Path) -> None:
     source(checkout)
     log(checkout)
