@@ -68,7 +68,7 @@ _env_make() {
     else
         # venv would empty the folder behind a link, which may be another checkout's environment, and then fail.
         [ ! -L "$venv" ] || _env_fail "$venv is a link: remove it, and run this again to make an environment here" || return
-        [ -z "$left_out" ] || size="@@"
+        [ "$left_out" != "dev GPU" ] || size="4.3 GB on disk"
         echo "making .venv with $("$python" --version): $size, two minutes or more" >&2
         "$python" -m venv --clear "$venv" || _env_fail "could not make $venv" || return
     fi
