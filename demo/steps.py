@@ -12,6 +12,8 @@ DATA_ROOT = Path("data/digits")
 CLASSIFICATION_CONFIG = "configs/classification/digits.py"
 DETECTION_CONFIG = "configs/detection/mask_rcnn_digits.py"
 SEGMENTATION_CONFIG = "configs/segmentation/upernet_digits.py"
+# CPU time of the steps with one thread, estimated from shorter trainings (Intel Xeon with AMX, 2026-11-30).
+DATA_SECONDS, CLASSIFIER_SECONDS, DETECTOR_SECONDS, SEGMENTOR_SECONDS = 26.0, 360.0, 275.0, 220.0
 LOG_INTERVAL = 10  # optimizer steps: the 50 of the real configs would leave a few points of these short curves
 
 
@@ -40,7 +42,7 @@ class DemoStep:
         inputs: Files; the step runs again if their content changes.
         outputs: Files; the step runs again if one is missing.
         beside_former: True if it runs at the same time as the step before it, where there are cores for both.
-        seconds: Time that it takes on the machine of docs/results.md; 0 where nobody has measured.
+        seconds: CPU time of its programs with one thread, for the forecast; 0 where nobody has measured.
     """
 
     name: str
@@ -66,8 +68,18 @@ def demo_steps(work_dir: Path, seed: int, options: Mapping[str, Sequence[str]] |
     sources = tuple(Path(__file__).with_name(name) for name in ("drawing.py", "formats.py", "dataset.py"))
     make = Command(("tools/make_digits.py", "--root", str(DATA_ROOT)))
     data = DemoStep(
-        "data", "Draw the data: handwritten digits on photographs", (make,), inputs=sources, outputs=(stamp,)
+        "data",
+        "Draw the data: handwritten digits on photographs",
+        (make,),
+        inputs=sources,
+        outputs=(stamp,),
+        seconds=DATA_SECONDS,
     )
+    seconds = {
+        CLASSIFICATION_CONFIG: CLASSIFIER_SECONDS,
+        DETECTION_CONFIG: DETECTOR_SECONDS,
+        SEGMENTATION_CONFIG: SEGMENTOR_SECONDS,
+    }
 
     def training(name: str, title: str, config: str, backbone: str | None = None) -> DemoStep:
         folder, own = work_dir / name, (options or {}).get(config, ())
@@ -79,7 +91,8 @@ def demo_steps(work_dir: Path, seed: int, options: Mapping[str, Sequence[str]] |
         test = ("tools/test.py", config, f"{{checkpoint of {name}}}", *place, *(["--cfg-options", *own] if own else []))
         inputs = (stamp, work_dir / backbone / "done.json") if backbone else (stamp,)
         commands = (Command(train, True), Command(test))
-        return DemoStep(name, title, commands, config, inputs, (folder / "test.json",), name.endswith("_scratch"))
+        outputs, beside = (folder / "test.json",), name.endswith("_scratch")
+        return DemoStep(name, title, commands, config, inputs, outputs, beside, seconds[config])
 
     detector, segmentor = "Train Mask R-CNN to find and outline digits", "Train UperNet to name every pixel"
     return [

@@ -22,12 +22,12 @@ def twice_as_slow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("twice_as_slow")
 def test_the_forecast_begins_with_the_machine_and_learns_from_the_steps() -> None:
-    forecast = Forecast([[step(10)], [step(60)], [step(90), step(80)]])
-    assert forecast.left() == "6 minutes"  # 2 x 160 s: those at the same time take as long as the longer one
+    forecast = Forecast([[step(10)], [step(60)], [step(50), step(40)]])
+    assert forecast.left() == "6 minutes"  # 2 x 160 s
     forecast.learn(1000)  # the data is drawn, which says nothing of trainings
     assert forecast.left() == "5 minutes"
-    forecast.learn(180)
-    assert forecast.left() == "5 minutes"  # 3 x 90 s
+    forecast.learn(190)
+    assert forecast.left() == "5 minutes"  # 190 / 60 x 90 s
     forecast.learn(90)
     assert forecast.left() is None
 
