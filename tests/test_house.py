@@ -54,7 +54,7 @@ def our_lines() -> Iterator[tuple[str, str]]:
 def pins() -> dict[str, Requirement]:
     """The lines of requirements.txt that hold for this Python and system, by normalised name."""
     lines = (ROOT / "requirements.txt").read_text().splitlines()
-    parsed = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    parsed = [Requirement(line.partition("  #")[0]) for line in lines if line and not line.startswith("#")]
     return {canonicalize_name(pin.name): pin for pin in parsed if pin.marker is None or pin.marker.evaluate()}
 
 

@@ -59,7 +59,8 @@ def requirements() -> tuple[dict[str, str], dict[str, Any]]:
     from packaging.utils import canonicalize_name
 
     def read(lines: Iterable[str]) -> dict[str, Requirement]:
-        parsed = [Requirement(line) for line in lines if line.strip() and not line.startswith("#")]
+        stated = (line.partition("  #")[0] for line in lines if not line.startswith("#"))  # without a mark
+        parsed = [Requirement(line) for line in stated if line.strip()]
         here = [one for one in parsed if one.marker is None or one.marker.evaluate()]
         return {canonicalize_name(one.name): one for one in here}
 
