@@ -28,7 +28,7 @@ def _dummy_batch(model: BaseDetector, images: Tensor, training: bool) -> dict[st
     """The things of a detector, and stuff in the left half of every image."""
     batch = DETECTION.dummy_batch(model, images, training)
     labels = torch.full((1, *images.shape[-2:]), VOID_LABEL, device=images.device)
-    labels[..., : images.shape[-1] // 2] = model.panoptic_head.num_things_classes
+    labels[..., : images.shape[-1] // 2] = model.panoptic_fusion_head.num_things_classes
     for sample in batch["data_samples"]:
         sample.gt_sem_seg = PixelData(sem_seg=labels.clone())
     return batch

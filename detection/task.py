@@ -86,7 +86,12 @@ def _count_forward(model: BaseDetector, images: Tensor) -> object:
         extractors = _stages(getattr(model.roi_head, f"{kind}_roi_extractor", None))
         for extractor, head in zip(extractors, heads, strict=True):
             outputs.append(head(_pool_proposals(extractor, features, proposals)))
-    return outputs
+    return [*outputs, *_semantic_maps(model, features)]
+
+
+def _semantic_maps(model: BaseDetector, features: Sequence[Tensor]) -> list[object]:
+    """What the head for stuff of a panoptic two-stage model gives, if it has one."""
+    return [model.semantic_head(features)] if getattr(model, "with_semantic_head", False) else []
 
 
 def _counted_parts(model: BaseDetector) -> str:
@@ -102,7 +107,7 @@ def _activation_forward(model: BaseDetector, images: Tensor) -> object:
     if head is not None and _takes_features_alone(head):
         features = model.extract_feat(images)
         _run_heads_on_proposals(model, features)
-        return features, head(features)
+        return features, head(features), _semantic_maps(model, features)
     return model(**_dummy_batch(model, images, True))  # a transformer, whose queries in training depend on the boxes
 
 
@@ -218,7 +223,6 @@ def _complete_config(cfg: Config, notes: list[str]) -> None:
 
     The file of a part of a ``ConcatDataset`` may lack classes that others have.
     """
-    _set_stuff(cfg, notes)
     parts = inner_datasets(cfg.train_dataloader.dataset) if cfg.get("train_dataloader") else []
     for part in parts if len(parts) > 1 else ():
         if registered_class(DATASETS, part["type"]) is CocoInstances:
@@ -235,8 +239,10 @@ def _complete_config(cfg: Config, notes: list[str]) -> None:
             node.setdefault("metric", IOU_TYPES if masks else IOU_TYPES[:1])
 
 
-def _set_stuff(cfg: Config, notes: list[str]) -> None:
-    """Tell heads and data sets which of the classes are things, the first ones, and which are stuff.
+def _count_classes(cfg: Config, notes: list[str]) -> None:
+    """Tell heads how many of the classes are things, the first ones, and how many are stuff.
+
+    Heads on proposals of a model that has both know the things alone.
 
     Raises:
         ConfigError: If a class of stuff stands before a thing, or no head knows stuff.
@@ -245,7 +251,8 @@ def _set_stuff(cfg: Config, notes: list[str]) -> None:
     names, stated = class_names(cfg.classes), cfg.get(STUFF_CLASSES)
     if stated and not heads:
         raise ConfigError(
-            f"{STUFF_CLASSES}: {cfg.model.type} knows no stuff: take configs/_base_/mask2former.py, or leave it out"
+            f"{STUFF_CLASSES}: {cfg.model.type} knows no stuff: take configs/_base_/mask2former.py or "
+            "configs/detection/panoptic_fpn_digits.py, or leave it out"
         )
     every = class_names(stated) if stated else ()
     stuff = [name for name in names if name in every]
@@ -265,6 +272,9 @@ def _set_stuff(cfg: Config, notes: list[str]) -> None:
     for node in mappings(cfg.model):
         if node.get("panoptic_on") == FROM_CLASSES:
             node.panoptic_on = bool(stuff)
+    for node in mappings(cfg.model.get("roi_head")) if heads else ():
+        if "num_classes" in node:
+            node.num_classes = heads[0].num_things_classes
 
 
 def _check_training(cfg: Config, images: int) -> None:
@@ -332,6 +342,7 @@ DETECTION = register_task(
         draw_options={"pred_score_thr": MISTAKE_SCORE},
         scale_sample=_scale_sample,
         complete_config=_complete_config,
+        count_classes=_count_classes,
         data_classes=names_in_file,
         check_training=_check_training,
         result_formats={

@@ -397,6 +397,8 @@ class TaskSpec:
             ``engine.prediction.error_analysis.AnalysisRequest``; ``None`` for a task without one.
         drivers: Names of the task's own settings at the top level of a config, which ``complete_config`` copies.
         complete_config: Fills in, in place, what follows from other settings; gets the config, and a list for notes.
+        count_classes: Sets, in place, the numbers of classes of parts that know only some of them or count them apart;
+            gets the config, whose every ``num_classes`` is that of all, and a list for notes.
         data_classes: Returns the class names that the files of a data set tell; gets the data set's settings.
         check_training: Raises ConfigError where a training would learn nothing, or fail with a number of images per
             process.
@@ -439,6 +441,7 @@ class TaskSpec:
     error_analysis: Callable[[Any], Any] | None = None
     drivers: tuple[str, ...] = ()
     complete_config: Callable[[Config, list[str]], None] = lambda cfg, notes: None
+    count_classes: Callable[[Config, list[str]], None] = lambda cfg, notes: None
     data_classes: Callable[[Mapping[str, Any]], Sequence[str]] = lambda dataset: ()
     check_training: Callable[[Config, int], None] = lambda cfg, per_process: None
     robustness: RobustnessSpec = field(default_factory=RobustnessSpec)

@@ -52,6 +52,7 @@ from segmentation.results import (
 from segmentation.zoo import SEGMENTATION_ZOO
 
 LABEL_SETTINGS = ("reduce_zero_label", "unlabelled", "label_values")  # of ``LoadLabels``
+FEW_CLASSES = 8  # in a made-up image whose losses are counted: each is a mask, compared at thousands of points
 SEGMENTOR_SHAPE = (512, 2048)  # of the papers' FLOPs, which they write "2048 x 512"
 # Kamann and Rother, "Benchmarking the Robustness of Semantic Segmentation Models" (CVPR 2020), whose practice others
 # follow: 16 corruptions, the four noises at severities 1 to 3.
@@ -109,15 +110,15 @@ def _counted_parts(model: EncoderDecoder) -> str:
 
 
 def _activation_forward(model: EncoderDecoder, images: Tensor) -> object:
-    """Run both heads and their losses at the full resolution of the image."""
+    """Run both heads and their losses: at the full resolution of the image, of masks of queries at points."""
     features = model.extract_feat(images)
-    losses = []
+    losses: list[object] = []
     for head in _heads(model):
-        found = _scores(model, head, features, images)
-        if not isinstance(found, Tensor):  # masks of queries, which are compared at points
-            losses.append(found)
+        if _wants_samples(head):
+            samples = _label_maps(images, min(FEW_CLASSES, model.num_classes))
+            losses.append(head.loss(features, samples, model.train_cfg))
             continue
-        scores = F.interpolate(found, size=images.shape[-2:], mode="bilinear")
+        scores = F.interpolate(head(features), size=images.shape[-2:], mode="bilinear")
         labels = torch.zeros(scores.shape[0], *scores.shape[2:], dtype=torch.long, device=images.device)
         losses.append(F.cross_entropy(scores.float(), labels))
     return features, losses
@@ -125,10 +126,15 @@ def _activation_forward(model: EncoderDecoder, images: Tensor) -> object:
 
 def _dummy_batch(model: EncoderDecoder, images: Tensor, training: bool) -> dict[str, Any]:
     """Label maps in which all classes alternate."""
-    height, width = images.shape[-2:]
-    labels = torch.arange(height * width, device=images.device).view(1, height, width) % model.num_classes
-    samples = [SegDataSample(metainfo=image_meta(images), gt_sem_seg=PixelData(data=labels)) for _ in images]
+    samples = _label_maps(images, model.num_classes)
     return {"inputs": images, "data_samples": samples, "mode": "loss" if training else "predict"}
+
+
+def _label_maps(images: Tensor, classes: int) -> list[SegDataSample]:
+    """A label map for each image in which the first classes alternate."""
+    height, width = images.shape[-2:]
+    labels = torch.arange(height * width, device=images.device).view(1, height, width) % classes
+    return [SegDataSample(metainfo=image_meta(images), gt_sem_seg=PixelData(data=labels)) for _ in images]
 
 
 def _export_wrapper(model: EncoderDecoder) -> ExportedNetwork:

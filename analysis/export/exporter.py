@@ -26,6 +26,8 @@ from engine.prediction.images import find_images
 MAX_RELATIVE_DIFFERENCE = 1e-3  # relative to the largest absolute output of the source
 MAX_PHOTOGRAPHS = 4
 SIZE_STEP = (37, 64)  # (rows, columns) in pixels from the first compared size to the second; 37 is a prime
+SIZE_MULTIPLE = 32  # of height and width, for networks whose maps have to be twice as large as the next ones
+UNEVEN_SIDE = 2 * SIZE_MULTIPLE + 24  # its maps of strides 4 to 32 have 22, 11, 5 and 2 rows
 RANDOM_BATCHES = (1, 3)
 PHOTOGRAPHS = "photographs"
 FIXED_SIZE_HINT = "if another size of the image is the cause, --shape H W fixes the size"
@@ -117,9 +119,16 @@ def export_network(
         raise ConfigError(f"--shape {source.shape[0]} {source.shape[1]}: at least {smallest} x {smallest} are needed")
     photographs, notes = load_photographs(images), list(source.notes)
     source = _with_example(source, photographs)
-    if not fixed and not _runs(source, _other_shape(source.shape, source.input_sizes)):
+    if not fixed and not _runs(source, (UNEVEN_SIDE, UNEVEN_SIDE)):
+        source = replace(source, size_multiple=SIZE_MULTIPLE)
+    if not fixed and not _runs(source, _other_shape(source, source.input_sizes)):
         fixed = True
         notes.append("the network takes images of one size only")
+    elif source.size_multiple > 1:
+        notes.append(
+            f"height and width of an image have to be multiples of {SIZE_MULTIPLE}: the network does not run on "
+            f"{UNEVEN_SIDE} x {UNEVEN_SIDE} pixels"
+        )
     with _temporary_path(out) as path:
         try:
             input_sizes, differences = _write_and_compare(source, name, path, fixed, photographs, notes, show)
@@ -148,7 +157,7 @@ def _write_and_compare(
     """Write the file, run it and its source, and refuse a difference."""
     input_sizes = _write(source, name, path, fixed, notes)
     run = _open(source, name, path)
-    shapes = (source.shape, source.shape if fixed else _other_shape(source.shape, input_sizes))
+    shapes = (source.shape, source.shape if fixed else _other_shape(source, input_sizes))
     differences = tuple(
         difference
         for kind, batch in _batches(source, photographs, shapes)
@@ -251,11 +260,14 @@ def _batches(
             yield PHOTOGRAPHS, batch.contiguous()
 
 
-def _other_shape(shape: Shape, input_sizes: tuple[SizeRange, SizeRange]) -> Shape:
-    """Another shape within the ranges that the exported file accepts."""
+def _other_shape(source: ExportSource, input_sizes: tuple[SizeRange, SizeRange]) -> Shape:
+    """Another shape within the ranges that the exported file accepts, of sides that the network runs on."""
+    multiple = source.size_multiple
     height, width = (
-        side + step if most is None else min(side + step, most)
-        for side, step, (_, most) in zip(shape, SIZE_STEP, input_sizes)
+        larger if most is None else min(larger, most)
+        for larger, (_, most) in zip(
+            (multiple * ((side + step) // multiple) for side, step in zip(source.shape, SIZE_STEP)), input_sizes
+        )
     )
     return height, width
 

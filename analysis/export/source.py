@@ -76,6 +76,7 @@ class ExportSource:
             operations need no example.
         align: Brings the outputs of a file and of the network into one order; ``None`` where the order is given.
         example: Normalised images, (N, C, H, W), that go through all parts of the network.
+        size_multiple: Number of pixels whose multiples are the heights and widths that the network runs on.
     """
 
     name: str
@@ -92,6 +93,7 @@ class ExportSource:
     recordable: Callable[[], AbstractContextManager[None]] | None = None
     align: Callable[[Sequence[Tensor], Sequence[Tensor]], tuple[Sequence[Tensor], Sequence[Tensor]]] | None = None
     example: Tensor | None = None
+    size_multiple: int = 1
 
     @property
     def channels(self) -> int:
@@ -126,6 +128,7 @@ class ExportSource:
             "size": json.dumps(self.shape),
             "outputs": json.dumps(self.outputs),
             "classes": json.dumps(self.classes),
+            **({} if self.size_multiple == 1 else {"size_multiple": str(self.size_multiple)}),
         }
 
     def tensors(self) -> dict[str, Tensor]:

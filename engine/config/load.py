@@ -312,6 +312,7 @@ def _set_classes(cfg: Config, notes: list[str]) -> None:
     for node in mappings([*parts, *(dataset for _, dataset in _datasets(cfg))]):
         if "num_classes" in node:
             node["num_classes"] = len(names)
+    task_of(cfg).count_classes(cfg, notes)
     background = max((layer.extra_rows for layer in task_of(cfg).class_layers.values()), default=0)
     set_class_weights(cfg.model, names, background, notes)
     for _, dataset in _datasets(cfg):

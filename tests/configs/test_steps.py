@@ -89,7 +89,7 @@ def instances(cfg: Config) -> dict[str, Any]:
     panoptic = cfg.get("task") == "panoptic"
     masks = panoptic or any(step.get("with_mask") for step in cfg.train_pipeline)
     shapes = [[3, SIDE, SIDE]] * IMAGES
-    known = cfg.model.panoptic_head.num_things_classes if panoptic else 80
+    known = cfg.model.panoptic_fusion_head.num_things_classes if panoptic else 80
     batch = demo_mm_inputs(IMAGES, shapes, num_items=[3] * IMAGES, num_classes=known, with_mask=masks)
     for sample in batch["data_samples"] if panoptic else ():
         labels = torch.full((1, SIDE, SIDE), 255)

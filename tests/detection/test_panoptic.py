@@ -14,6 +14,7 @@ from mmdet.models.utils.misc import samplelist_boxtype2tensor
 from mmdet.structures import DetDataSample
 from mmengine import DefaultScope
 from mmengine.config import Config
+from mmengine.registry import MODELS
 from mmengine.structures import PixelData
 from PIL import Image
 
@@ -26,10 +27,12 @@ from detection.visualizer import DetectionVisualizer
 from engine.config.load import load_config
 from engine.config.world import Launch
 from engine.data.check import check_datasets
+from engine.planning.plan import build_on_meta
 from engine.report.panels import PAPER
 
 CLASSES, THINGS = ("cat", "dog", "sky"), 2
 CONFIG = Path(__file__).resolve().parents[2] / "configs/detection/mask2former_panoptic_digits.py"
+FPN_CONFIG = CONFIG.with_name("panoptic_fpn_digits.py")
 SKY, CAT, CROWD = 70_000, 5, 300  # ids of segments that need all three colours
 META = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor", "seg_map_path", "segments_info")
 
@@ -275,6 +278,44 @@ def test_stuff_comes_last_and_reaches_heads_and_metric() -> None:
     others = load_config(CONFIG, {"classes": ["cat", "dog"]}, Launch())
     assert others.cfg.model.panoptic_head.num_stuff_classes == 0
     assert any(note.startswith("stuff_classes: 'background'") for note in others.notes)
+
+
+THEIRS = """
+_base_ = "mmdet::panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py"
+custom_imports = dict(imports=["detection"])
+task = "panoptic"
+classes = "coco-panoptic"
+stuff_classes = "coco-stuff"
+data_root = "data"
+batch = dict(size=16, per_gpu=2)
+"""
+
+
+@pytest.mark.parametrize(
+    "text, things, stuff",
+    [(f"_base_ = {str(FPN_CONFIG)!r}", 10, 1), (THEIRS, 80, 53), (THEIRS.replace("stuff_classes =", "_ ="), 80, 53)],
+    ids=["digits", "mmdet's own", "with its own numbers"],
+)
+def test_heads_on_proposals_know_the_things_alone(text: str, things: int, stuff: int, tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(text)
+    model = load_config(file, None, Launch()).cfg.model
+    assert model.roi_head.bbox_head.num_classes == model.roi_head.mask_head.num_classes == things
+    for head in (model.semantic_head, model.panoptic_fusion_head):
+        assert (head.num_things_classes, head.num_stuff_classes) == (things, stuff)
+
+
+def test_the_branch_for_stuff_is_counted_and_learns() -> None:
+    cfg = load_config(FPN_CONFIG, None, Launch()).cfg
+    model = build_on_meta(cfg)
+    image = torch.empty(1, 3, 64, 96, device="meta")
+    assert PANOPTIC.count_forward(model, image)[-1]["seg_preds"].shape == (1, 2, 16, 24)
+    assert PANOPTIC.activation_forward(model, image)[-1][0]["seg_preds"].shape == (1, 2, 16, 24)
+    with MODELS.switch_scope_and_registry("mmdet") as registry:
+        made = registry.build(cfg.model).train()
+    losses = made(**PANOPTIC.dummy_batch(made, torch.randn(1, 3, 64, 96), True))
+    losses["loss_seg"].backward()
+    assert made.backbone.stages[0][0].dwconv.weight.grad.abs().sum() > 0
 
 
 def test_a_picture_shows_segments_of_truth_and_prediction(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ MASK = CONFIGS / "detection/mask_rcnn_convnext_tiny_coco_3x.py"
 LSJ = CONFIGS / "detection/mask_rcnn_convnextv2_base_coco_lsj_3x.py"
 UPERNET = CONFIGS / "segmentation/upernet_convnext_tiny_ade20k_160k.py"
 PANOPTIC = CONFIGS / "detection/mask2former_panoptic_digits.py"
+SEMANTIC = CONFIGS / "segmentation/mask2former_convnext_tiny_ade20k_160k.py"
 SHAPE = (8, 16)
 PIXELS = 8 * 16
 
@@ -181,14 +182,35 @@ def test_heads_count_too(path: Path) -> None:
     assert activation_bytes(model, 2, shape) > 1.3 * activation_bytes(Bare(model.backbone), 2, shape)
 
 
-def test_a_model_that_has_to_compute_is_counted_from_small_images() -> None:
-    estimate = memory(PANOPTIC, Launch())
-    model = build(MODELS, load_config(PANOPTIC, None, Launch()).cfg.model, "model", "mmdet").train()
+@pytest.mark.parametrize(
+    "path, options, images, side",
+    [
+        (PANOPTIC, {}, 4, 160),
+        (
+            SEMANTIC,
+            {
+                "model.backbone.type": "convnext_atto",
+                "model.decode_head.num_queries": 20,
+                "model.decode_head.pixel_decoder.encoder.num_layers": 1,
+                "model.decode_head.transformer_decoder.num_layers": 2,
+            },
+            2,
+            512,
+        ),
+    ],
+    ids=["panoptic", "semantic"],
+)
+def test_a_model_that_has_to_compute_is_counted_from_small_images(
+    path: Path, options: dict[str, Any], images: int, side: int
+) -> None:
+    estimate, cfg = memory(path, Launch(), **options), load_config(path, options, Launch()).cfg
+    model = build(MODELS, cfg.model, "model", cfg.default_scope).train()
     with LiveStorages() as meter:
-        kept = task_of_model(model).activation_forward(model, torch.zeros(4, 3, 160, 160))
-    assert (estimate.images, estimate.shape) == (4, (160, 160))
+        kept: Any = task_of_model(model).activation_forward(model, torch.zeros(images, 3, side, side))
+    assert (estimate.images, estimate.shape) == (images, (side, side))
     assert estimate.activations == pytest.approx(meter.bytes, rel=0.05)
-    del kept
+    losses = kept if isinstance(kept, dict) else kept[1][0]
+    assert {"loss_cls", "loss_mask", "loss_dice", "d0.loss_dice"} <= {*losses}
 
 
 def test_a_model_that_has_to_compute_and_images_of_an_unknown_size() -> None:
