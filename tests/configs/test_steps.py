@@ -22,7 +22,10 @@ from engine.config.world import Launch
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("[a-z]*/*.py"))
 SIDE, IMAGES, WIDTH, SAMPLES = 64, 2, 16, 8
-NARROW = ("in_channels", "out_channels", "feat_channels", "conv_out_channels", "fc_out_channels", "channels")
+NARROW = (
+    *("in_channels", "out_channels", "feat_channels", "conv_out_channels", "fc_out_channels", "inner_channels"),
+    "channels",
+)
 
 
 def small_network(name: str) -> dict[str, Any]:
@@ -55,7 +58,7 @@ def shrunken(path: Path) -> Config:
     cfg.optim_wrapper.accumulative_counts = 1
     cfg.model.backbone.drop_path_rate = 0.0  # a dropped block would not learn in the one step
     model = cfg.model
-    parts = ("neck", "rpn_head", "roi_head", "bbox_head", "decode_head", "auxiliary_head")
+    parts = ("neck", "rpn_head", "roi_head", "bbox_head", "semantic_head", "decode_head", "auxiliary_head")
     layers = [node for node in walk(model) if "num_layers" in node]
     for node in layers:
         node.num_layers = 1
