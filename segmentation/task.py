@@ -113,7 +113,8 @@ def _activation_forward(model: EncoderDecoder, images: Tensor) -> object:
     """Run both heads and their losses: at the full resolution of the image, of masks of queries at points."""
     features = model.extract_feat(images)
     losses: list[object] = []
-    for head in _heads(model):
+    heads: list[Any] = [*_heads(model)]
+    for head in heads:
         if _wants_samples(head):
             samples = _label_maps(images, min(FEW_CLASSES, model.num_classes))
             losses.append(head.loss(features, samples, model.train_cfg))
