@@ -266,6 +266,15 @@ BAD = {
         extra(("x.jpg", b"x"), ("x.json", b'{"label": "\\ud800"}')),
         r"'x\.json' holds no label \(a mapping",
     ),
+    "long name": (
+        extra((f"{'x' * 252}.jpg", b"x"), (f"{'x' * 252}.cls", b"0")),
+        r"train-0\.tar: image 'x{60}' has a name of 256 bytes, which is too much",
+    ),
+    "no image": (
+        lambda root, folders: void(write_tar(root / "train-0.tar", [("classes.txt", b"a")])),
+        r"train-0\.tar: holds no image with a label, nor does another of the shards",
+    ),
+    "half a label": (extra(("x.jpg", b"x"), ("x.json", b'{"label": 0.5}')), r"'x\.json' holds no label \(a mapping"),
     "two signs": (extra(("x.jpg", b"x"), ("x.cls", b"--3")), r"some labels are numbers, others are names"),
     "half": (half, r"train-0\.tar: is damaged or cut off: no whole tar in its 9,000 bytes"),
     "between members": (between_members, r"train-0\.tar: is damaged or cut off"),
@@ -503,3 +512,14 @@ def open_first(root: Path, begin: Any, told: Any) -> None:
     begin.wait()
     samples_of = listed(dataset(root))
     told.put((len(reads), samples_of))
+
+
+def test_a_shard_without_images_is_none_of_the_others(folders: Path, tmp_path: Path) -> None:
+    write_tar(tmp_path / "train-0.tar", [("classes.txt", b"a list")])
+    write_tar(tmp_path / "train-1.tar", samples(folders, "cls"))
+    longest = "n01440764_" + "x" * 241 + ".jpg"
+    write_tar(tmp_path / "train-2.tar", [(longest, b"x"), (f"{longest[:-4]}.cls", b"0")])
+    assert len(longest) == 255
+    data = dataset(tmp_path)
+    assert len(data) == 13
+    assert data.get_data_info(4)["img_path"] == f"{tmp_path}/train-2.tar/{longest}"
