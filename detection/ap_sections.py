@@ -15,6 +15,7 @@ from engine.report.html import NONE, CurveLine, note, number, plot, table
 IOU_THRESHOLDS = tuple(f"{iou:.2f}" for iou in THRESHOLDS)
 DRAWN_IOUS = {"0.50": "trained", "0.75": "averaged", "0.90": "scratch"}  # of the precision-recall curves, with colours
 MAX_CURVES = 100  # classes with a plot
+FIXED_ALONE = "the third column is what it would gain if the errors of a kind were fixed and all others stayed"
 AREA_NOTE = "small: up to 32² pixels, large: from 96² pixels on, as in COCO"
 
 
@@ -122,25 +123,37 @@ def tide_section(tide: Mapping[str, Any]) -> str:
         tide: ``AP50``, ``errors`` with ``count`` and ``gain``, gains without false positives and negatives, and counts
             ``by_class``.
     """
-    rows = [
-        [name, f"{found['count']:,}", number(found["gain"], signed=True), DETECTION_ERRORS[name]]
-        for name, found in tide["errors"].items()
-    ]
-    rows += [
-        [
-            "false positives",
-            NONE,
-            number(tide["false_positives"], signed=True),
-            "all detections that have found nothing",
-        ],
-        ["false negatives", NONE, number(tide["false_negatives"], signed=True), "all objects that were not found"],
-    ]
-    by_class = [[name, *(f"{count:,}" for count in found.values())] for name, found in tide["by_class"].items()]
     words = (
-        f"AP at IoU 0.50 is {number(tide['AP50'])}; the third column is what it would gain if the errors of a kind "
-        "were fixed and all others stayed. Kinds and thresholds are TIDE's (Bolya et al., ECCV 2020), over all scores."
+        f"AP at IoU 0.50 is {number(tide['AP50'])}; {FIXED_ALONE}. Kinds and thresholds are TIDE's (Bolya et al., ECCV "
+        "2020), over all scores."
     )
+    totals = "detections that have found nothing", "objects that were not found"
+    shown = gain_table("AP50", tide, DETECTION_ERRORS, *totals)
+    by_class = [[name, *(f"{count:,}" for count in found.values())] for name, found in tide["by_class"].items()]
     each = sortable_table(["class", *DETECTION_ERRORS], by_class)
     details = f"<details><summary>errors of each class</summary>{each}</details>"
-    shown = table(["error", "number", "AP50", "meaning"], rows)
-    return f'<div class="words">{shown}</div>' + note(words) + details
+    return shown + note(words) + details
+
+
+def gain_table(
+    score: str, found: Mapping[str, Any], meanings: Mapping[str, str], false_positives: str, false_negatives: str
+) -> str:
+    """HTML of what fixing the errors of each kind would bring.
+
+    Args:
+        score: Name of the score that gains.
+        found: ``errors`` with ``count`` and ``gain`` by kind, and gains without ``false_positives`` and
+            ``false_negatives``.
+        meanings: Description of each kind.
+        false_positives: Description of all predictions that are false.
+        false_negatives: Description of all that was missed.
+    """
+    rows = [
+        [kind, f"{one['count']:,}", number(one["gain"], signed=True), meanings[kind]]
+        for kind, one in found["errors"].items()
+    ]
+    rows += [
+        ["false positives", NONE, number(found["false_positives"], signed=True), f"all {false_positives}"],
+        ["false negatives", NONE, number(found["false_negatives"], signed=True), f"all {false_negatives}"],
+    ]
+    return f'<div class="words">{table(["error", "number", score, "meaning"], rows)}</div>'

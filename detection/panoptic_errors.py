@@ -16,6 +16,7 @@ import numpy as np
 from mmengine.config import Config
 
 from backbones.errors import ConfigError
+from detection.ap_sections import FIXED_ALONE, gain_table
 from detection.errors import BACKGROUND, CORRECT, KIND_COLOURS
 from detection.panoptic import read_segments
 from detection.panoptic_metric import (
@@ -35,7 +36,7 @@ from engine.prediction.error_analysis import AnalysisRequest, ErrorAnalysis, Err
 from engine.prediction.panel_visualizer import PREDICTION, TRUTH
 from engine.report.confusion import confusion_section
 from engine.report.gallery import sortable_table
-from engine.report.html import NONE, note, number, table
+from engine.report.html import note, number, table
 from engine.report.panels import join_panels
 
 SEGMENT_ERRORS = {
@@ -153,11 +154,17 @@ class PanopticErrors(ErrorAnalysis):
             "false_negatives": self._gain(self._counts * missed),
         }
         confusion = {"classes": [*self.classes, NO_SEGMENT], "matrix": self._confusion.tolist()}
+        totals = "segments without a match", "true segments without one"
+        fixing = gain_table("PQ", {"errors": errors, **everything}, SEGMENT_ERRORS, *totals)
+        words = (
+            f"PQ is {number(means['all']['PQ'])}; {FIXED_ALONE}: the right class at the same place, the right outline, "
+            "or no such segment."
+        )
         sections = {
             "Panoptic quality": table(["", *KINDS], [[name, *map(number, row.values())] for name, row in means.items()])
             + note("In percent. PQ is SQ, how well segments match, times RQ, how many are found."),
             "Quality by class": _class_section(by_class),
-            "What fixing errors would bring, PQ": _gain_section(means["all"]["PQ"], errors, everything),
+            "What fixing errors would bring, PQ": fixing + note(words),
             "Confused classes": confusion_section(
                 confusion, "the model said", f"Segments, matched by an IoU above {MATCH_IOU} whatever their class"
             ),
@@ -252,19 +259,3 @@ def _class_section(by_class: Mapping[str, Mapping[str, Any]]) -> str:
         for name, found in by_class.items()
     ]
     return sortable_table(["class", *KINDS, *COUNTED], rows) + note("Quality in percent, then numbers of segments.")
-
-
-def _gain_section(pq: float | None, errors: Mapping[str, Any], everything: Mapping[str, float]) -> str:
-    rows = [
-        [kind, f"{found['count']:,}", number(found["gain"], signed=True), SEGMENT_ERRORS[kind]]
-        for kind, found in errors.items()
-    ]
-    rows += [
-        ["false positives", NONE, number(everything["false_positives"], signed=True), "all segments without a match"],
-        ["false negatives", NONE, number(everything["false_negatives"], signed=True), "all true segments without one"],
-    ]
-    words = (
-        f"PQ is {number(pq)}; the third column is what it would gain if the errors of a kind were fixed and all others "
-        "stayed: the right class at the same place, the right outline, or no such segment."
-    )
-    return f'<div class="words">{table(["error", "number", "PQ", "meaning"], rows)}</div>' + note(words)

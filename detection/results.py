@@ -256,11 +256,12 @@ class LabelmeFiles(DetectionWriter):
 
 
 class YoloFiles(DetectionWriter):
-    """Writes ``labels/<name>.txt`` for each image, and ``data.yaml`` with the names of the classes.
+    """Writes ``labels/<name>.txt`` and ``scores/<name>.txt`` for each image, and ``data.yaml`` with the class names.
 
-    A line has the position of the class, the box as centre, width and height, or of a detector with masks the corners
-    of the outline, and last the score, all but the class as fractions
-    (https://docs.ultralytics.com/datasets/segment/, of predictions with ``save_txt`` and ``save_conf``).
+    A line has the position of the class, and the box as centre, width and height, or of a detector with masks the
+    corners of the outline, as fractions (https://docs.ultralytics.com/datasets/segment/). The score is in the same line
+    of the other file: ultralytics' loader refuses labels with scores, as its own predictions have them with
+    ``save_conf``.
 
     Args:
         request: Config, folder and choices.
@@ -268,7 +269,7 @@ class YoloFiles(DetectionWriter):
 
     def write(self, sample: dict[str, Any], image: NamedImage | None) -> Any:
         """Write the file of an image; an object whose mask has no pixel has no line."""
-        found, lines = self.found(sample), []
+        found, lines, scores = self.found(sample), [], []
         height, width = sample["ori_shape"][:2]
         for index, (label, score, _) in enumerate(self.corners(found)):
             x, y, w, h = found.boxes[index].tolist()
@@ -278,9 +279,11 @@ class YoloFiles(DetectionWriter):
                     continue
                 numbers = joined_polygon(parts)
             fractions = (numbers / (width, height)).clip(0, 1).ravel()
-            lines.append(" ".join([str(label), *(f"{value:.6f}" for value in fractions), f"{score:.4f}"]))
-        with written_text(self.place(f"labels/{self.name(sample, image)}", ".txt")) as file:
-            file.write("".join(f"{line}\n" for line in lines))
+            lines.append(" ".join([str(label), *(f"{value:.6f}" for value in fractions)]))
+            scores.append(f"{score:.4f}")
+        for kind, content in (("labels", lines), ("scores", scores)):
+            with written_text(self.place(f"{kind}/{self.name(sample, image)}", ".txt")) as file:
+                file.write("".join(f"{line}\n" for line in content))
 
     def finish(self, records: Iterable[Any]) -> None:
         """Write the names of the classes, once all images are done."""
@@ -290,7 +293,9 @@ class YoloFiles(DetectionWriter):
             f"  {label}: {json.dumps(name, ensure_ascii=False)}\n" for label, name in enumerate(self.classes)
         )
         with written_text(self.folder / "data.yaml") as file:
-            file.write(f"names:\n{names}")
+            file.write(
+                f"# The images are expected in images/, beside labels/.\ntrain: images\nval: images\nnames:\n{names}"
+            )
 
 
 def coco_categories(dataset: ConfigDict) -> dict[int, str]:

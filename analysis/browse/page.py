@@ -24,8 +24,7 @@ from analysis.browse.statistics import (
     size_facts,
 )
 from analysis.start_check import silence
-from backbones.errors import ConfigError, DataError, MachineError
-from backbones.files import atomic_write
+from backbones.errors import ConfigError, DataError
 from engine.config.classes import class_colours
 from engine.config.load import Resolved
 from engine.config.world import Launch
@@ -33,6 +32,7 @@ from engine.data.fault_tolerance import REPLACED_IMAGES_FILE
 from engine.planning.plan import epoch_steps, training_plan
 from engine.report.environment import read_text
 from engine.report.html import bars, document, facts, note, pixels_figure
+from engine.report.run_dir import write_page
 from engine.task import task_of
 
 DRAWN_EPOCHS = 3  # of each image
@@ -89,14 +89,7 @@ def browse(
     name = Path(cfg.filename or "config").stem
     title = f"{name}: {split} data"
     text = document(title, _lead(f"{_scope(source, found)}; {len(chosen)} of them below.", split, odd), sections)
-    try:
-        page.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(page) as place:
-            place.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise MachineError(
-            f"{str(page)!r} cannot be written ({error.strerror or error}): choose another --out"
-        ) from error
+    write_page(page, text)
     return [f"{split} data: {_scope(source, found)}; {len(chosen)} images shown"], odd
 
 

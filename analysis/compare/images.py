@@ -18,6 +18,7 @@ from analysis.compare.runs import PREDICTION_FILES, ComparedSetting, TrainingRun
 from analysis.errors.page import MAX_PICTURE_BYTES, ImageView, draw_cards, images_to_show
 from analysis.start_check import silence
 from backbones.errors import UserError, first_line
+from engine.checkpoint.store import content_mark, last_checkpoint
 from engine.data.preflight import check_data_paths
 from engine.prediction.error_analysis import AnalysisRequest, ErrorAnalysis, ImageErrors, ImageScore
 from engine.prediction.saved import TestedImages
@@ -127,9 +128,31 @@ def _open(cfg: Config, runs: Mapping[str, Sequence[TrainingRun]], files: ExitSta
             except UserError as error:
                 gaps.append(f"images of {run.name} are not compared: {first_line(error)}")
                 continue
+            gaps += stale_predictions(run, *images.checkpoint)
             dataset = images.dataset
             opened.setdefault(letter, []).append((run, images))
     return opened
+
+
+def stale_predictions(run: TrainingRun, name: str, mark: str) -> list[str]:
+    """A line where saved predictions are of another checkpoint than the newest and the best one of a training.
+
+    Args:
+        run: Training.
+        name: File name of the checkpoint that predicted; empty if it is not known.
+        mark: Mark of its content.
+    """
+    files = sorted(run.folder.glob("best_*.pth"))
+    if newest := last_checkpoint(run.folder):
+        files.append(newest)
+    present = {file.name: content_mark(file) for file in files}
+    if not present or (mark and mark in present.values()):
+        return []
+    made_by = f"are of {name}" if name else "do not name their checkpoint"
+    if name in present:
+        made_by = f"are of an earlier {name}"
+    others = f", and the training has {' and '.join(present)} now: {_command(run)} makes them anew"
+    return [f"the saved predictions of {run.name} {made_by}{others}"]
 
 
 def _compare_opened(cfg: Config, opened: Opened, analysis: ErrorAnalysis, gaps: Sequence[str]) -> ComparedImages:

@@ -25,8 +25,6 @@ from analysis.compare.scores import (
 )
 from analysis.sweep.noise import CONFIDENCE, RankedSetting, estimate_mean
 from analysis.sweep.report.findings import value_text
-from backbones.errors import MachineError, printable
-from backbones.files import atomic_write
 from engine.report.gallery import SCRIPT, gallery
 from engine.report.html import (
     CURVE_COLOURS,
@@ -41,7 +39,7 @@ from engine.report.html import (
     table,
     thinned,
 )
-from engine.report.run_dir import Points, numbers_file, write_json
+from engine.report.run_dir import Points, numbers_file, write_page
 from engine.task import Score, TaskSpec
 
 MAX_VALUE = 300  # characters of a setting's value on the page; the JSON has all
@@ -107,14 +105,7 @@ def compare_trainings(folders: Sequence[Path], out: Path | None = None) -> Compa
     page = folders[0].resolve().parent / "compare.html" if out is None else out
     data = numbers_file(page)
     found = compare(folders)
-    try:
-        page.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(page) as part:
-            part.write_text(render_comparison(found), encoding="utf-8")
-        write_json(data, comparison_data(found))
-    except OSError as error:
-        problem = f"{printable(page)} cannot be written ({error.strerror or error}): choose another file with --out"
-        raise MachineError(problem) from error
+    write_page(page, render_comparison(found), comparison_data(found))
     return ComparisonPage(page, data, answer_lines(found)[0], found.gaps)
 
 
@@ -152,7 +143,8 @@ def _gaps(
             if run.problem:
                 lines.append(f"{run.name}: {run.problem}: its settings are not compared")
             if not any(name.startswith(VALIDATION) for name in run.curves) and not run.tests:
-                lines.append(f"{run.name} has no validation yet: no scores")
+                nothing = "has no number among its scores" if run.validated else "has no validation yet: no scores"
+                lines.append(f"{run.name} {nothing}")
             if run.seed is None:
                 lines.append(f"{run.name}: its seed is not known, it is not put together with others")
     if not same_classes:

@@ -44,6 +44,7 @@ class TrainingRun:
         speed: ``step_seconds``, ``images_per_second``, ``data_wait`` (share of the time, 0 to 1), ``memory_bytes`` and
             ``gpu_memory_bytes`` (peaks), ``seconds`` of all starts; ``None`` where it is not known.
         predictions: File of saved predictions of the test data; ``None`` without one.
+        validated: Whether there was a validation.
         problem: Reason why the config cannot be read, in a line; empty if it can.
     """
 
@@ -60,6 +61,7 @@ class TrainingRun:
     tests: Mapping[str, Mapping[str, float]]
     speed: Mapping[str, float | None]
     predictions: Path | None
+    validated: bool = True
     problem: str = ""
 
     @property
@@ -178,6 +180,7 @@ def _read(folder: Path) -> TrainingRun:
             "seconds": sum(finite(start.get("seconds")) or 0.0 for start in run["starts"]) or None,
         },
         predictions=max(predictions, key=lambda path: path.stat().st_mtime_ns, default=None),
+        validated=run["validated"],
         problem=problem,
     )
 

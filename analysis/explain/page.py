@@ -16,15 +16,14 @@ from analysis.explain.embeddings import SplitImages, embedding_section, find_tes
 from analysis.explain.feature_maps import feature_section
 from analysis.explain.network import TrainedNetwork
 from backbones.convnext import Block
-from backbones.errors import ConfigError, MachineError
-from backbones.files import atomic_write
+from backbones.errors import ConfigError, DataError, first_line
 from engine.data.image_files import image_suffixes
 from engine.data.preflight import check_data_paths
 from engine.prediction.images import find_images
 from engine.prediction.visualize import spread_evenly
-from engine.report.html import document, facts
+from engine.report.html import document, facts, note
 from engine.report.recorder import command_line
-from engine.report.run_dir import numbers_file, write_json
+from engine.report.run_dir import numbers_file, write_page
 
 PARTS = ("cam", "features", "embeddings", "collapse")
 DEFAULT_IMAGES = 4
@@ -86,7 +85,7 @@ def explain(network: TrainedNetwork, options: ExplainOptions, beside: TrainedNet
     if not options.images or "embeddings" in parts:
         check_data_paths(network.cfg, ("test",))
     page = Path(network.cfg.work_dir) / "explain.html" if options.page is None else options.page
-    data = numbers_file(page)
+    numbers_file(page)  # a name that is none is said before the work
     known = find_test_images(network) if not options.images or "embeddings" in parts else None
     images = _images(network, options, known)
     sections: dict[str, str] = {}
@@ -96,15 +95,34 @@ def explain(network: TrainedNetwork, options: ExplainOptions, beside: TrainedNet
     if "features" in parts:
         sections["Feature maps"], numbers["features"] = feature_section(network, images)
     if "embeddings" in parts and known is not None:
-        sections["Embeddings"], numbers["embeddings"] = embedding_section(network, known, images)
+        alone = list(parts) == ["embeddings"]
+        sections["Embeddings"], numbers["embeddings"] = embeddings_or_reason(network, known, images, alone)
     if "collapse" in parts:
         compared = images if options.images or known is None else known.spread(MAX_COMPARED_IMAGES)
         found = [measure_collapse(one, compared) for one in (network, beside) if one is not None]
         sections["Feature collapse"] = collapse_section(found, len(compared))
         numbers["collapse"] = {"images": len(compared), "networks": [asdict(one) for one in found]}
     sections["How it was made"] = facts({"command": numbers["command"]})
-    _write(page, data, network.name, sections, numbers)
+    lead = f'<p class="lead">{escape("What the network looks at, and what its layers hold.")}</p>'
+    write_page(page, document(f"{network.name}: explained", lead, sections), numbers)
     return page
+
+
+def embeddings_or_reason(
+    network: TrainedNetwork, known: SplitImages, images: Sequence[Path], alone: bool
+) -> tuple[str, dict[str, Any]]:
+    """The embeddings of the test images or, where they are too few, the reason why the page has none.
+
+    Raises:
+        DataError: If they are too few, and the page would have nothing else.
+    """
+    try:
+        return embedding_section(network, known, images)
+    except DataError as error:
+        if alone:
+            raise
+        reason = first_line(error)
+        return note(f"Left out: {reason}"), {"left_out": reason}
 
 
 def fitting_parts(network: TrainedNetwork) -> list[str]:
@@ -125,21 +143,3 @@ def _images(network: TrainedNetwork, options: ExplainOptions, known: SplitImages
         return known.spread(count)
     paths = find_images(options.images, image_suffixes(network.channels))
     return [paths[place] for place in spread_evenly(len(paths), count)]
-
-
-def _write(page: Path, data: Path, name: str, sections: dict[str, str], numbers: dict[str, Any]) -> None:
-    """Write page and numbers.
-
-    Raises:
-        MachineError: If they cannot be written.
-    """
-    lead = f'<p class="lead">{escape("What the network looks at, and what its layers hold.")}</p>'
-    try:
-        page.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(page) as part:
-            part.write_text(document(f"{name}: explained", lead, sections), encoding="utf-8")
-        write_json(data, numbers)
-    except OSError as error:
-        raise MachineError(
-            f"{str(page)!r} cannot be written ({error.strerror or error}): choose another --out"
-        ) from error

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import queue
 import re
 import shutil
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy, deepcopy
@@ -113,6 +115,16 @@ def checkpoints(
         say(f"{names} in {str(work_dir)!r}: of an earlier training, skipped; delete {RUN_ID_FILE} to resume from it")
     for position, _, file, wrong in sorted(found, key=lambda one: (one[3] is None, -one[0], -one[1])):
         yield position, file, wrong
+
+
+def content_mark(path: Path) -> str:
+    """A short mark of the content of a checkpoint, from the checksums that its zip file lists; empty without those."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            entries = [(Path(one.filename).name, one.CRC) for one in file.infolist()]
+    except (OSError, zipfile.BadZipFile):
+        return ""
+    return hashlib.blake2b(repr(entries).encode(), digest_size=8).hexdigest()
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from backbones.errors import ConfigError, DataError, printable
 from backbones.files import atomic_write, describe_special
+from engine.checkpoint.store import content_mark
 from engine.config.building import build
 from engine.task import task_of
 
@@ -53,6 +54,8 @@ class SavedPredictions(BaseMetric):
         self._own = path.with_name(f".{path.name}.{get_rank()}.zip.part")
         self._file = zipfile.ZipFile(self._own, "w", zipfile.ZIP_STORED)  # the arrays are compressed
         self._count = 0
+        source = str(cfg.get("load_from") or "")
+        self._checkpoint = {"name": Path(source).name, "mark": content_mark(Path(source))}
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         """Write the predictions of a batch; in each process the images of a test follow each other in this order."""
@@ -75,7 +78,8 @@ class SavedPredictions(BaseMetric):
         if get_rank() == 0:
             parts = [self._own.with_name(f".{self.path.name}.{rank}.zip.part") for rank in range(get_world_size())]
             with atomic_write(self.path) as whole, zipfile.ZipFile(whole, "w", zipfile.ZIP_STORED) as target:
-                target.writestr(ABOUT, json.dumps({"images": size, "classes": self.classes}))
+                about = {"images": size, "classes": self.classes, "checkpoint": self._checkpoint}
+                target.writestr(ABOUT, json.dumps(about))
                 for part in parts:
                     with zipfile.ZipFile(part) as source:
                         for name in source.namelist():
@@ -176,6 +180,8 @@ class TestedImages:
 
     Attributes:
         dataset: The test data.
+        checkpoint: File name of the checkpoint that predicted, and :func:`engine.checkpoint.store.content_mark` of it,
+            both empty where the file does not say.
 
     Raises:
         DataError: If it is no such file, or of other classes or images than the test data's.
@@ -186,6 +192,8 @@ class TestedImages:
         self._path, self._file = path, _opened(path)
         with self._intact(ABOUT):
             about = json.loads(self._file.read(ABOUT))
+            made_by = about.get("checkpoint") or {}
+            self.checkpoint = str(made_by.get("name") or ""), str(made_by.get("mark") or "")
             about = {name: about[name] for name in ("classes", "images")}
         if about["classes"] != list(cfg.test_dataloader.dataset.metainfo["classes"]):
             raise DataError(f"{printable(path)}: has predictions of other classes than the config's")

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backbones.errors import ConfigError, MachineError
+from backbones.errors import ConfigError, MachineError, printable
 from backbones.files import atomic_write
 from engine.report.environment import read_text
 
@@ -99,6 +99,12 @@ def read_curves(folder: Path) -> dict[str, Points]:
                 if (number := finite(value)) is not None:
                     curves.setdefault(name, {})[at] = number
     return {name: sorted(points.items()) for name, points in curves.items() if points}
+
+
+def has_validated(folder: Path) -> bool:
+    """Whether a validation was logged, though none of its scores be a finite number."""
+    entries = (entry for path in scalar_files(folder) for entry in read_json_lines(path))
+    return any("lr" not in entry and set(entry) - {*NOT_METRICS} for entry in entries)
 
 
 def scalar_files(folder: Path) -> list[Path]:
@@ -209,6 +215,23 @@ def numbers_file(page: Path) -> Path:
     if not page.name or page.suffix == ".json":
         raise ConfigError(f"--out {str(page)!r}: the page is HTML, with its numbers as .json beside it: name an .html")
     return page.with_suffix(".json")
+
+
+def write_page(page: Path, text: str, numbers: Mapping[str, Any] | None = None) -> None:
+    """Write a page, and its numbers beside it, if there are some.
+
+    Raises:
+        MachineError: If they cannot be written.
+    """
+    try:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(page) as part:
+            part.write_text(text, encoding="utf-8")
+        if numbers is not None:
+            write_json(numbers_file(page), numbers)
+    except OSError as error:
+        reason = error.strerror or error
+        raise MachineError(f"{printable(page)} cannot be written ({reason}): choose another file with --out") from error
 
 
 def finite(value: Any) -> float | None:

@@ -50,6 +50,7 @@ from engine.report.run_dir import (
     conform,
     finite,
     has_begun,
+    has_validated,
     last_begun,
     read_curves,
     read_json,
@@ -95,6 +96,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         "made": datetime.now().astimezone().isoformat(timespec="seconds"),
         "starts": read_starts(folder),
         "curves": read_curves(folder),
+        "validated": has_validated(folder),
         "step_seconds": median(times) if times else None,
         "gpu_memory_bytes": max((int(finite(entry.get("memory")) or 0) for entry in entries), default=0) * 2**20,
         "tests": tests,
@@ -198,7 +200,7 @@ def _scores(run: Mapping[str, Any], last: Mapping[str, Any]) -> str:
     plain = sorted({name.removeprefix("ema/") for name in names})
     plain = [name for name in first if name in plain] + [name for name in plain if name not in first]
     if not plain:
-        return note("There was no validation yet.")
+        return note("No score of the validations is a number." if run["validated"] else "There was no validation yet.")
     averaged = any(name.startswith("ema/") for name in names)
     head = ["metric", "last", "best", *(["last, EMA", "best, EMA"] if averaged else [])]
     head += [test["label"] for test in run["tests"].values()]

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -116,16 +117,53 @@ def test_labelme_files_name_their_image_and_have_its_outlines(folder: Path) -> N
 
 def test_yolo_files_have_fractions(folder: Path) -> None:  # noqa: F811
     out = written(YoloFiles, folder)
-    assert yaml.safe_load((out / "data.yaml").read_text()) == {"names": {0: "dog", 1: "cat"}}
+    assert yaml.safe_load((out / "data.yaml").read_text()) == {"train": "images", "val": "images"} | {
+        "names": {0: "dog", 1: "cat"}
+    }
     dog, cat = ((line.split()) for line in (out / "labels/sub/a.txt").read_text().splitlines())
-    assert (dog[0], dog[-1], cat[0]) == ("0", "0.9000", "1")
-    corners = np.array(dog[1:-1], float).reshape(-1, 2) * (WIDTH, HEIGHT)
+    assert (dog[0], cat[0]) == ("0", "1")
+    assert (out / "scores/sub/a.txt").read_text().splitlines()[0] == "0.9000"
+    corners = np.array(dog[1:], float).reshape(-1, 2) * (WIDTH, HEIGHT)
     assert np.allclose(sorted(corners.tolist()), [[5, 6], [5, 16], [25, 6], [25, 16]], atol=1e-3)
-    outline = (np.array(cat[1:-1], float).reshape(-1, 2) * (WIDTH, HEIGHT)).ravel().tolist()
+    outline = (np.array(cat[1:], float).reshape(-1, 2) * (WIDTH, HEIGHT)).ravel().tolist()
     assert masks.area(masks.merge(masks.frPyObjects([outline], HEIGHT, WIDTH))) == pytest.approx(14 * 20, rel=0.05)
     out = written(YoloFiles, folder, with_masks=False)
     dog, _ = ((line.split()) for line in (out / "labels/b.txt").read_text().splitlines())
-    assert np.allclose(np.array(dog[1:5], float), [15 / WIDTH, 11 / HEIGHT, 20 / WIDTH, 10 / HEIGHT], atol=1e-5)
+    assert np.allclose(np.array(dog[1:], float), [15 / WIDTH, 11 / HEIGHT, 20 / WIDTH, 10 / HEIGHT], atol=1e-5)
+
+
+@pytest.mark.parametrize(("task", "with_masks"), [("segment", True), ("detect", False)])
+def test_ultralytics_loads_the_labels(
+    folder: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    task: str,
+    with_masks: bool,
+) -> None:
+    monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path))
+    dataset = pytest.importorskip("ultralytics.data.dataset")
+    out = written(YoloFiles, folder, with_masks=with_masks)
+    shutil.copytree(folder / "images", out / "images")
+    data = {**yaml.safe_load((out / "data.yaml").read_text()), "channels": 3}
+    loaded = dataset.YOLODataset(img_path=str(out / "images"), data=data, task=task, augment=False)
+    found = {Path(one["im_file"]).stem: one for one in loaded.labels}
+    assert found["a"]["cls"].ravel().tolist() == [0, 1]
+    assert [round(value * side) for value, side in zip(found["a"]["bboxes"][0], (WIDTH, HEIGHT) * 2)] == [
+        15,
+        11,
+        20,
+        10,
+    ]
+    assert bool(found["a"]["segments"]) == with_masks
+
+
+def test_labelme_loads_the_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    monkeypatch.setenv("QT_QPA_PLATFORM", "offscreen")
+    labelme = pytest.importorskip("labelme._label_file")
+    for with_masks, count in ((True, 3), (False, 2)):
+        path = written(LabelmeFiles, folder, with_masks=with_masks) / "labelme/sub/a.json"
+        loaded = labelme.LabelFile(str(path))
+        assert [one["label"] for one in loaded.shapes] == ["dog", "cat", "cat"][:count]
 
 
 def test_segments_are_written_as_cocos_server_takes_them(folder: Path) -> None:  # noqa: F811

@@ -107,7 +107,7 @@ def test_images_of_some_classes_and_those_of_a_validation(tool: Any, digits: Pat
         (("--classes", "tow"), "error: --classes: 'tow' is none of the 10 classes; nearest: two"),
         (
             ("--out", "/dev/null/page.html"),
-            "error: '/dev/null/page.html' cannot be written (File exists): choose another --out",
+            "error: /dev/null/page.html cannot be written (File exists): choose another file with --out",
         ),
     ],
 )

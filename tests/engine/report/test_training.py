@@ -158,6 +158,13 @@ def test_the_losses_of_training_and_validation_are_in_one_chart(tmp_path: Path) 
         assert "loss on hidden units on held-out data" not in text
 
 
+def test_scores_that_are_no_numbers_are_not_taken_for_no_validation(tmp_path: Path) -> None:
+    log(tmp_path, "20260101_000000", step(10, 5.0))
+    assert "There was no validation yet." in read_page(tmp_path).words
+    log(tmp_path, "20260101_000000", step(10, 5.0), {"top1": float("nan"), "step": 1})
+    assert "No score of the validations is a number." in read_page(tmp_path).words
+
+
 def test_scores_of_detection_are_out_of_100(tmp_path: Path) -> None:
     log(tmp_path, "20260101_000000", {"bbox_mAP": 0.5, "bbox_mAP_50": 0.75, "bbox_mAP_l": -1.0, "step": 1})
     page = read_page(tmp_path)
