@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 DETECTOR = Path(__file__).resolve().parents[1] / "configs/detection/mask_rcnn_convnext_tiny_coco_3x.py"
 LARGE_DATA = ("shards", "annotations")
-DETECTION_WORK = ("evaluation", "masks", "step")
+DETECTION_WORK = ("evaluation", "masks", "step", "inference")
 
 
 def parse() -> argparse.Namespace:
@@ -65,7 +65,9 @@ def parse() -> argparse.Namespace:
         command.add_argument("--plot", metavar="FILE", type=Path, help="plot throughput against batch and size")
     add_loading_options(add("loading", run_loading, "loading a classifier's training images, beside other loaders", 20))
     add_opening_options(add("opening", run_opening, "opening large data sets: time, memory of all processes", 3))
-    add_detection_options(add("detection", run_detection, "evaluation, masks and training step beside mmdet's", 5))
+    add_detection_options(
+        add("detection", run_detection, "evaluation, masks, training step and inference beside stock mmdet's", 5)
+    )
     add_checkpointing_options(
         add("checkpointing", run_checkpointing, "time and memory of recomputing a share of the blocks", 5)
     )
@@ -123,10 +125,17 @@ def add_detection_options(command: argparse.ArgumentParser) -> None:
     """Add the options of ``detection``."""
     command.add_argument("work", nargs="*", metavar="WORK", help=f"any of {', '.join(DETECTION_WORK)} (default: all)")
     command.add_argument("--images", type=int, default=1000, help="images of the evaluation (default: 1000)")
-    command.add_argument("--config", default=str(DETECTOR), help="detector of the step, on a ConvNeXt that timm has")
-    command.add_argument("--batch", type=int, default=1, help="images of the step")
     command.add_argument(
-        "--shape", nargs=2, type=int, default=(800, 1333), metavar=("H", "W"), help="of masks and step, in pixels"
+        "--config", default=str(DETECTOR), help="model of step and inference, on a ConvNeXt that timm has"
+    )
+    command.add_argument("--batch", type=int, default=1, help="images of step and inference")
+    command.add_argument(
+        "--shape",
+        nargs=2,
+        type=int,
+        default=(800, 1333),
+        metavar=("H", "W"),
+        help="of masks, step and inference, in pixels",
     )
     add_device_options(command)
 
@@ -258,7 +267,7 @@ def run_opening(args: argparse.Namespace) -> "Output":
 
 
 def run_detection(args: argparse.Namespace) -> "Output":
-    """Measure parts of a detector's work."""
+    """Measure parts of a detector's work, or whole steps of any model."""
     from analysis.benchmark.request import BenchmarkRequest, benchmark_environment, check_benchmark_request
     from backbones.errors import ConfigError
 
@@ -275,6 +284,7 @@ def run_detection(args: argparse.Namespace) -> "Output":
         "evaluation": lambda: (detection.compare_evaluation(args.images, args.rounds),),
         "masks": lambda: detection.compare_masks(request.shape, args.rounds),
         "step": lambda: (detection.compare_step(request),),
+        "inference": lambda: (detection.compare_step(replace(request, train=False)),),
     }
     environment = benchmark_environment(request)
     print("\n".join(f"{key}: {value}" for key, value in environment.items()))

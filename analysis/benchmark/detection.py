@@ -1,4 +1,4 @@
-"""Speed of a detector's evaluation, masks and training step beside mmdet and pycocotools.
+"""Speed of a detector's evaluation, masks, training step and inference beside mmdet and pycocotools.
 
 All sides get the same input and take turns (:mod:`analysis.benchmark.timing`). Their outputs are compared first;
 nothing is timed that differs.
@@ -45,6 +45,8 @@ from engine.config.world import Launch
 
 NUM_CLASSES = 80
 MAX_DETECTIONS = 100  # per image, as COCO's evaluation
+IMAGE_SEED = 0
+CANDIDATES = 1000  # boxes of an image before non-maximum suppression, of all classes
 AP_TOLERANCE = 1e-6
 FEATURE_TOLERANCE = 1e-5  # relative, in float32
 
@@ -197,7 +199,10 @@ def _paster(
 
 
 def compare_step(request: BenchmarkRequest, clock: Callable[[], float] = time.perf_counter) -> WorkComparison:
-    """Time a training step, without the optimizer, beside stock mmdet with timm's backbone.
+    """Time a step of training, without the optimizer, or of a test, beside the stock model with timm's backbone.
+
+    In a test the threshold of a two-stage detector's scores is set to what lets ``CANDIDATES`` boxes through to
+    non-maximum suppression: with random weights no score would reach the config's.
 
     Where mmcv's compiled ops are missing, both sides use the same replacements (:mod:`engine.mmcv_ops`).
 
@@ -211,19 +216,43 @@ def compare_step(request: BenchmarkRequest, clock: Callable[[], float] = time.pe
     """
     cfg = load_config(request.name, None, launch=Launch()).cfg
     model, name = build_random_model(cfg), cfg.model.backbone.type
+    if not request.train and hasattr(model, "roi_head"):
+        model.roi_head.test_cfg.score_thr = _threshold(model, request)
     stock = copy.deepcopy(model)
     stock.backbone = StockBackbone(name, model.backbone, cfg.model.backbone.get("drop_path_rate", 0.0)).eval()
-    sides = {OUR_SIDE: model, "mmdet with timm's backbone, as it comes": stock}
+    for module in stock.modules():
+        if type(module) is FastFCNMaskHead:  # it adds nothing but methods
+            module.__class__ = FCNMaskHead
+    sides = {OUR_SIDE: model, "stock model with timm's backbone, as it comes": stock}
     images = torch.randn(1, 3, *request.shape)
     with torch.no_grad():
         pairs = zip(model.backbone(images), stock.backbone(images), strict=True)
         error = max(relative_error(*pair) for pair in pairs)
     if not error <= FEATURE_TOLERANCE:
         raise MismatchError(f"{name}: features differ from timm's by {error:.1e}")
-    steps = {side: model_step(one.to(request.device), replace(request, train=True)) for side, one in sides.items()}
+    steps = {}
+    for side, one in sides.items():
+        torch.manual_seed(IMAGE_SEED)  # the same images
+        steps[side] = model_step(one.to(request.device), request)
     height, width = request.shape
-    work = f"training step of {request.name}, batch {request.batch}, {width} x {height}, {request.dtype}"
+    kind = "training step" if request.train else "inference"
+    work = f"{kind} of {request.name}, batch {request.batch}, {width} x {height}, {request.dtype}"
     return _time(work, f"the same weights; features differ by {error:.1e} in float32", steps, request.rounds, clock)
+
+
+def _threshold(model: Any, request: BenchmarkRequest) -> float:
+    """The score that ``CANDIDATES`` boxes of an image of noise exceed."""
+    heads = model.roi_head.bbox_head
+    found: list[Tensor] = []
+    handle = (heads[-1] if isinstance(heads, nn.ModuleList) else heads).register_forward_hook(
+        lambda head, inputs, outputs: found.append(outputs[0].softmax(-1)[:, :-1].flatten())
+    )
+    torch.manual_seed(IMAGE_SEED)
+    try:
+        model_step(model, replace(request, batch=1, device="cpu"))()
+    finally:
+        handle.remove()
+    return float(found[-1].topk(min(CANDIDATES, len(found[-1]))).values[-1])
 
 
 class StockBackbone(nn.Module):

@@ -6,6 +6,7 @@ import itertools
 import json
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from analysis.benchmark import detection
+from analysis.benchmark import detection, models
 from analysis.benchmark.detection import compare_evaluation, compare_masks, compare_step
 from analysis.benchmark.request import BenchmarkRequest
 from analysis.benchmark.synthetic_detections import draw_scenes
@@ -71,7 +72,7 @@ def test_step(monkeypatch: pytest.MonkeyPatch, clock: Any) -> None:
     models: list[Any] = []
     monkeypatch.setattr(detection, "model_step", lambda model, request: models.append(model) or (lambda: None))
     found = compare_step(STEP, clock)
-    assert [*found.seconds] == ["ours", "mmdet with timm's backbone, as it comes"]
+    assert [*found.seconds] == ["ours", "stock model with timm's backbone, as it comes"]
     ours, stock = models
     assert not any(isinstance(one, type(ours.backbone)) for one in stock.modules())
     assert not any(type(one).__module__.startswith("backbones.convnext") for one in stock.modules())
@@ -86,6 +87,24 @@ def test_step(monkeypatch: pytest.MonkeyPatch, clock: Any) -> None:
     monkeypatch.setattr(detection.StockBackbone, "forward", lambda self, x: [y * 1.01 for y in forward(self, x)])
     with pytest.raises(MismatchError, match="convnext_tiny: features differ from timm's"):
         compare_step(STEP, clock)
+
+
+def test_inference_has_boxes_and_masks_to_work_on(monkeypatch: pytest.MonkeyPatch, clock: Any) -> None:
+    found: list[tuple[Any, Any]] = []
+
+    def recorded(model: Any, request: BenchmarkRequest) -> Any:
+        step = models.model_step(model, request)
+        return lambda: found.append((model, step())) or found[-1][1]
+
+    monkeypatch.setattr(detection, "model_step", recorded)
+    result = compare_step(replace(STEP, train=False), clock)
+    assert result.work.startswith("inference of")
+    (ours, [here]), (stock, [there]) = found[-2:]
+    assert not any(isinstance(one, detection.FastFCNMaskHead) for one in stock.modules())
+    assert any(isinstance(one, detection.FastFCNMaskHead) for one in ours.modules())
+    assert len(here.pred_instances) == len(there.pred_instances) > 0
+    assert torch.equal(here.pred_instances.labels, there.pred_instances.labels)
+    assert here.pred_instances.masks.any()
 
 
 def test_a_backbone_that_timm_does_not_have() -> None:
@@ -119,7 +138,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["picture"], "picture: choose from evaluation, masks, step"),
+        (["picture"], "picture: choose from evaluation, masks, step, inference"),
         (["masks", "--images", "0"], "--images 0: a positive number is needed"),
         (["masks", "--threads", "0"], "--threads 0: a positive number is needed"),
     ],
