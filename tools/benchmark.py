@@ -65,9 +65,7 @@ def parse() -> argparse.Namespace:
         command.add_argument("--plot", metavar="FILE", type=Path, help="plot throughput against batch and size")
     add_loading_options(add("loading", run_loading, "loading a classifier's training images, beside other loaders", 20))
     add_opening_options(add("opening", run_opening, "opening large data sets: time, memory of all processes", 3))
-    add_detection_options(
-        add("detection", run_detection, "evaluation, masks, training step and inference beside stock mmdet's", 5)
-    )
+    add_detection_options(add("detection", run_detection, "evaluation, masks, steps and inference beside mmdet's", 5))
     add_checkpointing_options(
         add("checkpointing", run_checkpointing, "time and memory of recomputing a share of the blocks", 5)
     )
