@@ -22,6 +22,9 @@ PLAIN_VALUES, PLAIN_DICTIONARY, RLE_DICTIONARY = 0, 2, 8
 CODECS = {"UNCOMPRESSED": "", "SNAPPY": "snappy", "GZIP": "gzip", "BROTLI": "brotli", "ZSTD": "zstd", "LZ4": "lz4_raw"}
 HEADER_BYTES = 2**8  # read at once, as nearly all headers are shorter
 MAX_PAGE_HEADER_BYTES = 2**24
+MAX_VARINT_BYTES = 10  # of 64 bits
+MAX_NUMBER = 2**31 - 1  # of the format's sizes and counts
+MAX_INDEX_BITS = 32  # of a number in a dictionary
 _LENGTH = struct.Struct("<I")  # in front of a value, and of the levels of a page
 _PLACE = np.dtype([("offset", np.uint64), ("size", np.uint32)])
 
@@ -161,6 +164,8 @@ def _places(file: int, column: PageColumn, page: _Page, dictionary: np.ndarray, 
     start = _first_value(content, column, page)
     if start >= len(content):
         raise ValueError("a page is cut off")
+    if content[start] > MAX_INDEX_BITS:
+        raise ValueError(f"numbers in a dictionary have {content[start]} bits")
     numbers = _numbers(content[start + 1 :], content[start], count)
     if numbers.max() >= len(dictionary):
         raise ValueError("a value is not in the dictionary")
@@ -242,7 +247,8 @@ def _numbers(content: bytes, bits: int, count: int) -> np.ndarray:
             part = parts[: len(parts) // bits * bits].reshape(-1, bits) @ (1 << np.arange(bits))
         else:
             size = -(-bits // 8)
-            part = np.full(min(head >> 1, count - done), int.from_bytes(content[place : place + size], "little"))
+            value = content[place : place + size]
+            part = np.full(min(head >> 1, count - done) if len(value) == size else 0, int.from_bytes(value, "little"))
         place += size
         if not len(part):
             raise ValueError("a page is cut off")
@@ -273,10 +279,14 @@ def _read_header(file: int, place: int) -> _Page:
         values, encoding = told.get(1, 0), told.get(4 if second else 2, 0)
         level_bytes = told.get(5, 0) + told.get(6, 0) if second else 0
         page = _Page(place, place + length, stored, plain_size, kind, values, encoding, level_bytes, told.get(7, True))
+        sound = 0 <= level_bytes <= min(stored, plain_size) and max(stored, plain_size) <= MAX_NUMBER
+        sound &= 0 <= values <= MAX_NUMBER
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError("no header of a page") from error
-    if min(stored, plain_size, values, level_bytes, stored - level_bytes) < 0:
+    if not sound:
         raise ValueError("no header of a page")
+    if page.start + page.size > os.fstat(file).st_size:
+        raise ValueError("a page is cut off")
     return page
 
 
@@ -319,12 +329,17 @@ def _signed(content: bytes, place: int) -> tuple[int, int]:
 
 
 def _varint(content: bytes, place: int) -> tuple[int, int]:
-    """Number with seven bits in a byte, and the place behind it."""
-    number = shift = 0
-    while True:
+    """Number with seven bits in a byte, and the place behind it.
+
+    Raises:
+        IndexError: If the content ends before.
+        ValueError: If it has more than 64 bits.
+    """
+    number = 0
+    for shift in range(0, 7 * MAX_VARINT_BYTES, 7):
         byte = content[place]
         place += 1
         number |= (byte & 0x7F) << shift
-        shift += 7
         if byte < 0x80:
             return number, place
+    raise ValueError("no header of a page")

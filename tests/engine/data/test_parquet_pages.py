@@ -165,6 +165,44 @@ def header(kind: int, size: int, values: int, encoding: int) -> bytes:
     return bytes(numbers)
 
 
+def number_bytes(number: int) -> bytes:
+    """A whole number of any size in the compact protocol."""
+    rest, found = 2 * number if number >= 0 else -2 * number - 1, bytearray()
+    while rest > 0x7F:
+        found.append(rest & 0x7F | 0x80)
+        rest >>= 7
+    return bytes([*found, rest])
+
+
+def any_header(numbers: list[int], second: list[int]) -> bytes:
+    """Header of a page: kind and two sizes, and then, of a page of the second version, its own numbers."""
+    first = b"".join(b"\x15" + number_bytes(one) for one in numbers)
+    return first + b"\x5c" + b"".join(b"\x15" + number_bytes(one) for one in second) + b"\0\0"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        any_header([3, 9, 2**70], [1, 0, 1, 0, 0]),
+        any_header([3, 9, 2**40], [1, 0, 1, 0, 0]),
+        any_header([3, 9, 2**31 - 1], [1, 0, 1, 0, 0]),
+        any_header([3, -9, 9], [1, 0, 1, 0, 0]),
+        any_header([3, 2**40, 9], [1, 0, 1, 0, 0]),
+        any_header([3, 2, 9], [1, 0, 1, 0, 5]),  # more levels than there is content
+        any_header([3, 9, 9], [1, 0, 1, 0, -1]),
+        b"\x15\x06\x1c\x00\x15\x12" + b"\x5c\x15\x02\x00\x00",  # a size that is a struct
+        b"\x15" + b"\xff" * 2**20,  # a number without end
+    ],
+)
+@pytest.mark.parametrize("codec", ["", "zstd"])
+def test_sizes_that_no_page_has(tmp_path: Path, content: bytes, codec: str) -> None:
+    (tmp_path / "a").write_bytes(content + b"\5\0\0\0xxxxx")
+    with (tmp_path / "a").open("rb") as file:
+        for nulls in (False, True):
+            with pytest.raises(ValueError, match=r"no header of a page|a page is cut off"):
+                list_values(file.fileno(), PageColumn(codec, 1), 0, 3, nulls)
+
+
 def listed(folder: Path, content: bytes, rows: int = 1) -> list[int]:
     (folder / "pages").write_bytes(content)
     with (folder / "pages").open("rb") as file:
@@ -182,8 +220,13 @@ def test_numbers_of_a_dictionary(tmp_path: Path) -> None:
             continue
         with pytest.raises(ValueError, match="a value is not in the dictionary"):
             listed(tmp_path, content)
-    with pytest.raises(ValueError, match="a page is cut off"):
-        listed(tmp_path, dictionary + header(0, 0, 1, 8))
+    for numbers, words in (
+        (b"", "a page is cut off"),
+        (bytes([9, 2, 0]), "a page is cut off"),  # half of the number of a run
+        (bytes([200, 2, *[255] * 25]), "numbers in a dictionary have 200 bits"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            listed(tmp_path, dictionary + header(0, len(numbers), 1, 8) + numbers)
 
 
 def test_values_that_reach_beyond_their_page(tmp_path: Path) -> None:
