@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -41,3 +44,18 @@ def start_processes(launch: Launch) -> None:
     if launch.device == "cuda":
         take_gpu(launch)
     dist.init_process_group("nccl" if launch.device == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)
+
+
+@contextmanager
+def as_one_process() -> Iterator[None]:
+    """Context in which libraries exchange nothing with other processes, as without a process group.
+
+    It holds for this thread, and for what asks ``torch.distributed.is_initialized`` first, as the heads of mmdet and
+    mmseg do; a sharded model still gathers its parameters.
+    """
+    asked, caller = dist.is_initialized, threading.get_ident()
+    dist.is_initialized = lambda: threading.get_ident() != caller and asked()
+    try:
+        yield
+    finally:
+        dist.is_initialized = asked

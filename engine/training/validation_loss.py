@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,14 +14,18 @@ from mmengine.hooks import Hook
 from torch import nn
 from torch.utils.data import DataLoader
 
-from backbones.errors import ConfigError
+from backbones.errors import ConfigError, first_line
 from engine.checkpoint.rng import RandomState, seed_process
 from engine.config.datasets import inner_datasets
 from engine.config.schema import is_whole
+from engine.distributed.processes import as_one_process
 from engine.distributed.sharding import unwrapped
 from engine.task import VALIDATION_LOSS, task_of
 
 MAX_LOSS_IMAGES = 500  # a tenth of COCO's validation, a quarter of ADE20K's
+COMPILED = "_compiled_call_impl"  # attribute of a module that was compiled in place
+NOT_COPIED = {*vars(nn.Module()), COMPILED} - {"_buffers"}  # of a module's attributes, torch's own
+SHARDING = "__composable_api_state_key"  # beginning of the attributes that torch gives a sharded module
 LOSS_SEED = 0  # of what a loss draws, the same in every validation and run, so that they can be compared
 
 
@@ -28,11 +33,12 @@ class ValidationLoss(Hook):
     """Mean of the training's loss over images spread evenly over the validation data.
 
     Parts that a training changes beside its parameters, such as running statistics and the thresholds of some heads,
-    are those of a copy of the model, and random states are restored: the training goes on as without it. Heads compute
-    as in training (several give other outputs in a test); normalisation, dropout and the backbone as in a test.
+    are copied for each batch, and random states are restored: the training goes on as without it. Heads compute as in
+    training (several give other outputs in a test); normalisation, dropout and the backbone as in a test.
 
-    Images without truth have no loss. Heads that divide by the number of objects in all processes do so here too, so
-    all of them compute a batch or none does.
+    Images without truth have no loss. Each process computes alone, so that none waits for one whose head has failed:
+    heads divide by the number of objects in their own images. Processes that share a sharded model compute a batch
+    together or not at all, and a head that fails there ends the training.
 
     Args:
         runner: Runner of the training.
@@ -43,7 +49,7 @@ class ValidationLoss(Hook):
         images: Number of images in the last mean.
 
     Raises:
-        ConfigError: If ``max_images`` is no whole number.
+        ConfigError: If ``max_images`` is no whole number, or the loss of a sharded model cannot be computed.
     """
 
     def __init__(self, runner: Any, dataloader: DataLoader, max_images: int) -> None:
@@ -56,7 +62,6 @@ class ValidationLoss(Hook):
         settings = (runner.cfg.get("val_dataloader") or {}).get("dataset") or {}
         datasets = inner_datasets(ConfigDict(settings)) if settings else []
         self._pipeline = datasets[0].get("pipeline", []) if datasets else []
-        self._model: Any = None
         self._failure = ""
         self._sum, self._count, self._seen = 0.0, 0, 0
         self.images = 0
@@ -68,7 +73,7 @@ class ValidationLoss(Hook):
 
     def begin(self) -> None:
         """Begin a mean of the weights that the model holds."""
-        self._model, self._failure = None, ""
+        self._failure = ""
         self._sum, self._count, self._seen = 0.0, 0, 0
 
     def after_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
@@ -92,16 +97,19 @@ class ValidationLoss(Hook):
         batch = {key: values[:count] for key, values in data_batch.items()}
         before = RandomState.capture()
         seed_process(LOSS_SEED, first)
-        inputs = self._guarded(self._prepare, batch) if count and not self._failure else None
-        if all(runner.agreement.gather(inputs is not None)):
-            self._guarded(self._add, inputs)
-        before.restore()
+        try:
+            inputs = self._guarded(self._prepare, batch) if count and not self._failure else None
+            if self._runner.sharded:
+                self._add_together(inputs)
+            elif inputs is not None:
+                self._guarded(self._add, inputs)
+        finally:
+            before.restore()
 
     def finish(self) -> dict[str, float]:
         """The mean over the images of all processes, by its name; empty where there is none."""
         if self._loss_inputs is None:
             return {}
-        self._model = None
         parts = self._runner.agreement.gather((self._sum, self._count, self._failure))
         failure = next((failure for _, _, failure in parts if failure), "")
         self.images = sum(count for _, count, _ in parts)
@@ -114,8 +122,7 @@ class ValidationLoss(Hook):
     def _guarded(self, function: Callable[[Any], Any], argument: Any) -> Any:
         """Call a function; ``None`` if it fails, as any library's head may: a curve is no reason to end a training."""
         try:
-            with torch.no_grad():
-                return function(argument)
+            return function(argument)
         except Exception as error:
             self._failure = f"{type(error).__name__}: {error}".splitlines()[0]
             return None
@@ -123,28 +130,54 @@ class ValidationLoss(Hook):
     def _prepare(self, batch: Any) -> dict[str, Any] | None:
         """Arguments of the model for the images of a batch that have truth; ``None`` if there are none."""
         assert self._loss_inputs is not None
-        if self._model is None:
-            self._model = unwrapped(self._runner.model)
-            if not self._runner.sharded:
-                # Shards cannot be copied: there, a head that counts its batches counts these too.
-                self._model = with_same_parameters(self._model)
-        return self._loss_inputs(self._model, batch, self._pipeline)
+        return self._loss_inputs(unwrapped(self._runner.model), batch, self._pipeline)
+
+    def _add_together(self, inputs: Mapping[str, Any] | None) -> None:
+        """Add a batch of a sharded model, whose parts all processes gather."""
+        if not all(self._runner.agreement.gather(inputs is not None)):
+            return
+        assert inputs is not None
+        try:
+            self._add(inputs)
+        except Exception as error:  # not caught, the others would wait for this process
+            raise ConfigError(f"the loss of a validation: {first_line(error)}: set val_cfg.loss_images=0") from error
 
     def _add(self, inputs: Mapping[str, Any]) -> None:
-        set_loss_mode(self._model)
-        try:
-            with self._runner.optim_wrapper.optim_context(self._model):
-                losses = self._model(**inputs)
-        finally:
-            self._model.eval()
-        self._sum += len(inputs["inputs"]) * float(self._model.parse_losses(losses)[0])
+        model = unwrapped(self._runner.model)
+        with torch.no_grad(), as_one_process(), separate_state(model):
+            set_loss_mode(model)
+            with self._runner.optim_wrapper.optim_context(model):
+                losses = model(**inputs)
+            self._sum += len(inputs["inputs"]) * float(model.parse_losses(losses)[0])
         self._count += len(inputs["inputs"])
 
 
-def with_same_parameters(model: nn.Module) -> nn.Module:
-    """Copy a model with its buffers and settings; the copy has the same parameters and data preprocessor."""
-    kept = [*model.parameters(), getattr(model, "data_preprocessor", None)]
-    return copy.deepcopy(model, {id(one): one for one in kept if one is not None})
+@contextmanager
+def separate_state(model: nn.Module) -> Iterator[None]:
+    """Context in which everything that the parts of a model hold beside parameters is a copy.
+
+    This includes buffers and counters, though nothing of the data preprocessor. Afterwards each part is in training or
+    in testing as before; within, none is compiled.
+    """
+    modules = list(model.modules())
+    before = [dict(vars(module)) for module in modules]
+    kept = {*getattr(model, "data_preprocessor", nn.Module()).modules()}
+    own = [
+        {name: value for name, value in state.items() if name not in NOT_COPIED and not name.startswith(SHARDING)}
+        if module not in kept
+        else {}
+        for module, state in zip(modules, before, strict=True)
+    ]
+    copies = copy.deepcopy(own, {id(one): one for one in (*modules, *model.parameters())})
+    try:
+        for module, state in zip(modules, copies, strict=True):
+            vars(module).pop(COMPILED, None)
+            vars(module).update(state)
+        yield
+    finally:
+        for module, state in zip(modules, before, strict=True):
+            vars(module).clear()
+            vars(module).update(state)
 
 
 def set_loss_mode(model: nn.Module) -> None:

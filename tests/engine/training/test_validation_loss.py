@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
@@ -20,7 +22,7 @@ from torch.utils.data import DataLoader
 from backbones.errors import ConfigError
 from engine.distributed.agreement import Agreement
 from engine.task import TASK_SPECS, TaskSpec
-from engine.training.validation_loss import ValidationLoss, set_loss_mode, with_same_parameters
+from engine.training.validation_loss import ValidationLoss, separate_state, set_loss_mode
 
 TASK = "task of the test"
 
@@ -113,16 +115,38 @@ def test_images_without_truth_have_no_loss(monkeypatch: pytest.MonkeyPatch) -> N
     assert loss.images == 1
 
 
-def test_processes_compute_a_batch_together_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    loss, runner = a_loss(monkeypatch, [1, 2, 3], world_size=2)
+@pytest.mark.parametrize("sharded", [False, True])
+def test_processes_of_a_sharded_model_compute_a_batch_together_or_not_at_all(
+    monkeypatch: pytest.MonkeyPatch, sharded: bool
+) -> None:
+    loss, runner = a_loss(monkeypatch, [1, 2, 3], world_size=2, sharded=sharded)
     monkeypatch.setattr(runner.agreement, "gather", lambda value: [value, value and value is not True])
     loss.begin()
     loss.after_val_iter(runner, 0, {"inputs": torch.ones(1, 1)})
-    assert loss._model.head.seen == 0
+    assert loss._count == (0 if sharded else 1)
 
 
-def test_nothing_of_the_training_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    loss, runner = a_loss(monkeypatch, [1, 2])
+def test_a_head_waits_for_no_other_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    loss, runner = a_loss(monkeypatch, [1])
+    asked: list[bool] = []
+    runner.model.head.register_forward_hook(lambda *_: asked.append(dist.is_initialized()))
+    with monkeypatch.context() as patch:
+        patch.setattr(dist, "is_initialized", lambda: True)
+        loss.begin()
+        loss.after_val_iter(runner, 0, {"inputs": torch.ones(1, 1)})
+        asked.append(dist.is_initialized())
+    assert asked == [False, True]
+
+
+def test_a_head_that_fails_on_a_sharded_model_ends_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    loss, runner = a_loss(monkeypatch, [100], sharded=True)
+    with pytest.raises(ConfigError, match=r"^the loss of a validation: too large: set val_cfg\.loss_images=0$"):
+        validate(loss, runner, [100])
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_nothing_of_the_training_changes(monkeypatch: pytest.MonkeyPatch, sharded: bool) -> None:
+    loss, runner = a_loss(monkeypatch, [1, 2], sharded=sharded)
     model: Any = runner.model
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with torch.random.fork_rng():
@@ -164,12 +188,26 @@ def test_no_images_are_no_loss(monkeypatch: pytest.MonkeyPatch) -> None:
         a_loss(monkeypatch, [1], most=-1)
 
 
-def test_a_copy_has_the_same_parameters_and_its_own_buffers() -> None:
-    model = Model()
-    copy: Any = with_same_parameters(model)
-    assert copy.weight is model.weight
-    assert copy.head.batches is not model.head.batches
-    assert copy.data_preprocessor is model.data_preprocessor
+def test_within_a_separate_state_all_but_the_parameters_is_a_copy() -> None:
+    model: Any = Model()
+    model.head.thresholds, model.head.sharing = (shared := [0.5]), shared
+    model.backbone.compile()
+    statistics, compiled = model.head.norm.running_mean, model.backbone._compiled_call_impl
+    before = [dict(vars(module)) for module in model.modules()]
+    with suppress(KeyboardInterrupt), separate_state(model):
+        model.head.thresholds.append(0.6)
+        assert model.head.sharing == [0.5, 0.6]
+        model.head.norm.running_mean.add_(1)
+        model.head.added = 1
+        assert model.weight is before[0]["_parameters"]["weight"]
+        assert model.backbone._compiled_call_impl is None
+        model.eval()
+        raise KeyboardInterrupt
+    assert [dict(vars(module)) for module in model.modules()] == before
+    assert shared == [0.5]
+    assert model.head.norm.running_mean is statistics
+    assert statistics.item() == 0
+    assert model.backbone._compiled_call_impl is compiled is not None
 
 
 def test_heads_compute_as_in_training_and_the_backbone_and_normalisation_as_in_a_test() -> None:
