@@ -45,10 +45,10 @@ class Forecast:
         self._seconds = [sum(step.seconds for step in group) for group in groups]
         self._slowness = measure_slowness() if any(self._seconds) and not torch.cuda.is_available() else 0.0
 
-    def learn(self, seconds: float) -> None:
-        """Take notice that the next group of steps has ended, after so many seconds."""
+    def learn(self, seconds: float | None) -> None:
+        """Take notice that the next group of steps has ended, in so many seconds; ``None`` if resumed."""
         expected = self._seconds.pop(0)
-        if expected > MIN_TELLING_SECONDS:
+        if seconds is not None and expected > MIN_TELLING_SECONDS:
             self._slowness = seconds / expected
 
     def left(self) -> str | None:

@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,13 +29,16 @@ from demo.steps import DemoStep
 from engine.checkpoint.store import last_checkpoint
 from engine.config.fingerprint import config_values, make_fingerprint
 from engine.launch.child import ChildProcess, interrupt_on_signals, plain_lines
-from engine.report.environment import usable_cores
+from engine.report.environment import memory_limit, usable_cores
 from engine.report.html import duration, memory
 from engine.report.run_dir import read_json, write_json
 
 CHECKPOINT = re.compile(r"\{checkpoint of (\w+)\}")
 PROGRESS = re.compile(r"(?:Epoch|Iter)\((train|val|test)\)\s*(?:\[\s*(\d+)\])?\[\s*(\d+)/(\d+)\](.*)")
 SAVE_SECONDS = 5.0  # of a step's time that a power failure can lose
+# Of a machine on which two steps run at the same time: two detectors need 3.2 GiB (docs/results.md), their workers,
+# this process and the system the rest.
+PAIR_BYTES = 6 * 2**30
 STATUS_SECONDS = 30.0  # between two lines about one step if the output is not a terminal
 
 
@@ -63,9 +66,9 @@ def run_demo(steps: Sequence[DemoStep], work_dir: Path, seed: int, stream: IO[st
         if left := forecast.left():
             screen.say(f"about {left} on this machine")
         for group in groups:
-            begun = time.monotonic()
+            begun, new = time.monotonic(), all(run.is_new() for run in group)
             _run_together([run.run() for run in group])
-            forecast.learn(time.monotonic() - begun)
+            forecast.learn(time.monotonic() - begun if new else None)
             report = collect_report(work_dir, {step.name: step.title for step in steps}, seed)
             page, data = write_demo_report(report, work_dir)
             if (left := forecast.left()) and any(run.step.config for run in group):
@@ -76,7 +79,7 @@ def run_demo(steps: Sequence[DemoStep], work_dir: Path, seed: int, stream: IO[st
 def _groups(steps: Sequence[DemoStep]) -> list[list[tuple[str, DemoStep]]]:
     """The steps with their numbers in words, those together that run at the same time."""
     # A GPU's memory and time are for one training; a single core gains nothing by two.
-    alone = torch.cuda.is_available() or usable_cores() == 1
+    alone = torch.cuda.is_available() or usable_cores() == 1 or (memory_limit() or PAIR_BYTES) < PAIR_BYTES
     groups: list[list[tuple[str, DemoStep]]] = []
     for number, step in enumerate(steps, 1):
         if not step.beside_former or alone:
@@ -88,12 +91,11 @@ def _groups(steps: Sequence[DemoStep]) -> list[list[tuple[str, DemoStep]]]:
 def _run_together(runs: Sequence[Generator[None]]) -> None:
     """Go through the runs in turns to the end of all; if one fails, the programs of the others are ended."""
     unfinished = list(runs)
-    try:
+    with ExitStack() as stack:
+        for run in runs:
+            stack.callback(run.close)  # of each, though closing another fails
         while unfinished:
             unfinished = [run for run in unfinished if next(run, run) is None]  # a run that is at its end gives itself
-    finally:
-        for run in runs:
-            run.close()
 
 
 class Screen:
@@ -162,6 +164,10 @@ class StepRun:
         done = read_json(self._folder / "done.json")
         same = done.get("fingerprint") == step_fingerprint(self.step) if done else False
         return same and all(Path(path).exists() for path in done["outputs"])
+
+    def is_new(self) -> bool:
+        """Whether the step runs from its beginning."""
+        return not self.is_finished() and not (self._folder / "started.json").exists()
 
     def run(self) -> Generator[None]:
         """Run the commands that are not finished, unless the step is finished with the same inputs.

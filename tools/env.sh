@@ -50,7 +50,7 @@ _env_check_python() {
 }
 
 _env_make() {
-    local venv=$_env_root/.venv python=${PYTHON:-} made_from stamp left_out marks size="2 GB to fetch, 5.5 GB on disk"
+    local venv=$_env_root/.venv python=${PYTHON:-} made_from stamp left_out marks size="2 GB to fetch, 6 GB on disk"
     local log=$venv/install.log pins=$venv/pins.txt
     made_from=$(head -n 1 "$venv/.stamp" 2>/dev/null)
     # Without PYTHON, an environment that is sound keeps the interpreter it was made with.

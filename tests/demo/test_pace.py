@@ -33,6 +33,13 @@ def test_the_forecast_begins_with_the_machine_and_learns_from_the_steps() -> Non
 
 
 @pytest.mark.usefixtures("twice_as_slow")
+def test_the_rest_of_a_step_tells_nothing_of_the_others() -> None:
+    forecast = Forecast([[step(100)], [step(90)]])
+    forecast.learn(None)
+    assert forecast.left() == "3 minutes"
+
+
+@pytest.mark.usefixtures("twice_as_slow")
 def test_what_is_done_or_was_never_timed_takes_no_time() -> None:
     assert Forecast([[], [step(0)], [step(25)]]).left() == "a minute"
     assert Forecast([[], [step(0)]]).left() is None

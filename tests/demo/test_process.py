@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -169,6 +170,7 @@ def pair(work_dir: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[DemoStep, Dem
     """Two steps that are to run at the same time, on a machine with six cores and no GPU."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(demo.process, "usable_cores", lambda: 6)
+    monkeypatch.setattr(demo.process, "memory_limit", lambda: None)
     monkeypatch.setattr(demo.process.torch.cuda, "is_available", lambda: False)
     first, second = make_step(work_dir, "detector", "meet"), make_step(work_dir, "detector_scratch", "meet")
     return first, replace(second, beside_former=True)
@@ -176,20 +178,21 @@ def pair(work_dir: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[DemoStep, Dem
 
 def test_two_steps_run_at_the_same_time_and_share_the_cores(work_dir: Path, pair: tuple[DemoStep, DemoStep]) -> None:
     text = run(work_dir, *pair)
-    assert text.index("[2/2]") < text.index("detector done in 0:0")
-    assert "detector_scratch done in 0:0" in text
+    assert text.index("[2/2]") < text.index("detector done in ")
+    assert "detector_scratch done in " in text
     assert (work_dir / "detector" / "threads.txt").read_text() == "3"
     assert run(work_dir, *pair).count("done before") == 2
 
 
-@pytest.mark.parametrize(("cores", "gpu"), [(1, False), (6, True)])
-def test_steps_run_one_after_the_other_on_one_core_and_on_a_gpu(
-    work_dir: Path, pair: tuple[DemoStep, DemoStep], monkeypatch: pytest.MonkeyPatch, cores: int, gpu: bool
+@pytest.mark.parametrize(("cores", "gpu", "memory"), [(1, False, 2**40), (6, True, 2**40), (6, False, 4 * 2**30)])
+def test_steps_run_one_after_the_other_on_one_core_on_a_gpu_and_with_little_memory(
+    work_dir: Path, pair: tuple[DemoStep, DemoStep], monkeypatch: pytest.MonkeyPatch, cores: int, gpu: bool, memory: int
 ) -> None:
     monkeypatch.setattr(demo.process, "usable_cores", lambda: cores)
+    monkeypatch.setattr(demo.process, "memory_limit", lambda: memory)
     monkeypatch.setattr(demo.process.torch.cuda, "is_available", lambda: gpu)
     text = run(work_dir, *(replace(make_step(work_dir, step.name), beside_former=step.beside_former) for step in pair))
-    assert text.index("done in 0:0") < text.index("[2/2]")
+    assert text.index("done in ") < text.index("[2/2]")
     assert (work_dir / "detector" / "threads.txt").read_text() == "all"
 
 
@@ -199,11 +202,47 @@ def test_a_failing_step_ends_the_one_beside_it_and_both_go_on(work_dir: Path, pa
     with pytest.raises(UserError, match=r"^step \[2/2\] detector_scratch failed: the roof leaks"):
         run(work_dir, waiting, failing)
     assert json.loads((work_dir / "detector" / "started.json").read_text())["commands"][0]["finished"] is False
+    wait_for_end(list(work_dir.glob("*/pid_*")))
 
     (work_dir / "fixed").touch()
     run(work_dir, waiting, failing)
     assert calls(work_dir, "detector")[1] == "train meet sleep --resume"
     assert done(work_dir, "detector_scratch")["starts"] == 2
+
+
+def test_all_programs_are_ended_though_one_cannot_be_recorded() -> None:
+    ended = []
+
+    def program(name: str) -> Generator[None]:
+        try:
+            while True:
+                yield
+        finally:
+            ended.append(name)
+            raise OSError(f"no room for {name}")
+
+    def failing() -> Generator[None]:
+        yield
+        raise UserError("failed")
+
+    runs = [program("first"), program("second"), failing()]  # held, so that none is closed by being forgotten
+    with pytest.raises(OSError, match="no room for"):
+        demo.process._run_together(runs)
+    assert sorted(ended) == ["first", "second"]
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_the_forecast_learns_from_steps_that_ran_from_their_beginning(
+    work_dir: Path, monkeypatch: pytest.MonkeyPatch, resumed: bool
+) -> None:
+    step, learned = make_step(work_dir, "classifier", *(["fail"] if resumed else [])), []
+    if resumed:
+        with pytest.raises(UserError, match="the roof leaks"):
+            run(work_dir, step)
+        (work_dir / "fixed").touch()
+    monkeypatch.setattr(demo.process.Forecast, "learn", lambda self, seconds: learned.append(seconds))
+    run(work_dir, step)
+    assert [one is None for one in learned] == [resumed]
 
 
 def test_a_finished_training_is_not_repeated_when_its_test_fails(work_dir: Path) -> None:
@@ -230,10 +269,22 @@ def test_a_program_that_is_killed_is_told_from_one_that_fails(work_dir: Path) ->
         run(work_dir, DemoStep("classifier", "Die", (command,)))
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_an_interruption_ends_the_programs_and_loses_nothing(work_dir: Path, name: str) -> None:
-    step, folder = make_step(work_dir, "classifier", "sleep"), work_dir / "classifier"
-    pids = [folder / "pid_parent", folder / "pid_child"]
+def wait_for_end(pids: Sequence[Path]) -> None:
+    """Wait until the processes whose numbers are in these files have ended."""
+    assert pids
+    until = time.monotonic() + PATIENCE
+    while any(is_running(int(path.read_text())) for path in pids):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("name", "count"), [("SIGINT", 1), ("SIGTERM", 1), ("SIGINT", 2), ("SIGTERM", 2)])
+@pytest.mark.usefixtures("pair")
+def test_an_interruption_ends_the_programs_and_loses_nothing(work_dir: Path, name: str, count: int) -> None:
+    folders = [work_dir / f"classifier{number}" for number in range(count)]
+    steps = [make_step(work_dir, folder.name, "sleep") for folder in folders]
+    steps[1:] = [replace(step, beside_former=True) for step in steps[1:]]
+    pids = [folder / f"pid_{which}" for folder in folders for which in ("parent", "child")]
 
     def interrupt() -> None:
         until = time.monotonic() + PATIENCE
@@ -247,21 +298,19 @@ def test_an_interruption_ends_the_programs_and_loses_nothing(work_dir: Path, nam
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
-        run(work_dir, step)
+        run(work_dir, *steps)
     thread.join()
     assert signal.getsignal(signal.SIGTERM) is handler
-    until = time.monotonic() + PATIENCE
-    while any(is_running(int(path.read_text())) for path in pids):
-        assert time.monotonic() < until
-        time.sleep(0.02)
-    before = json.loads((folder / "started.json").read_text())["commands"][0]["seconds"]
-    assert before > 0
+    wait_for_end(pids)
+    before = [json.loads((folder / "started.json").read_text())["commands"][0]["seconds"] for folder in folders]
+    assert min(before) > 0
 
     (work_dir / "fixed").touch()
-    run(work_dir, step)
-    assert calls(work_dir)[1] == "train sleep --resume"
-    assert done(work_dir)["commands"][0]["seconds"] > before
-    assert done(work_dir)["starts"] == 2
+    run(work_dir, *steps)
+    for folder, seconds in zip(folders, before, strict=True):
+        assert calls(work_dir, folder.name)[1] == "train sleep --resume"
+        assert done(work_dir, folder.name)["commands"][0]["seconds"] > seconds
+        assert done(work_dir, folder.name)["starts"] == 2
 
 
 def test_ctrl_c_ends_the_tool_with_the_way_to_go_on(
