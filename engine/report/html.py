@@ -473,7 +473,7 @@ th:first-child{text-align:left;padding-left:0;color:var(--text)}
 .confusion th:first-child{padding-left:.5rem}
 pre{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.75rem 1rem;margin:.25rem 0;
 white-space:pre-wrap;overflow-wrap:anywhere;font-size:.82rem}
-li,.facts td{overflow-wrap:anywhere}
+li,figcaption,.facts td{overflow-wrap:anywhere}
 .state{border-left:.3rem solid var(--averaged);padding:.4rem .8rem;background:var(--card)}
 .state.wrong{border-color:var(--wrong)}
 .state.faint{border-color:var(--scratch)}

@@ -12,7 +12,7 @@ import pytest
 
 from engine.report.confusion import confusion_section, count_confusions, top_confusions
 from engine.report.gallery import SCRIPT, Card, gallery, sortable_table
-from engine.report.html import document
+from engine.report.html import document, picture
 from tests.pages import Page
 from tests.programs import PATIENCE
 
@@ -103,6 +103,12 @@ def test_a_browser_filters_and_sorts_the_cards(actions: str, seen: list[str], tm
     found = re.findall(r'<div class="card"([^>]*)><p>(\d)</p>', page)
     assert [number for attributes, number in found if "hidden" not in attributes] == seen
     assert (f"{len(seen)} of 3 pictures" if actions else "3 pictures") in page
+
+
+def test_a_long_name_stays_within_its_card(tmp_path: Path) -> None:
+    card = f'<div class="gallery"><div class="card">{picture(b"", "0" * 60, "")}</div></div>'
+    look = 'const words = document.querySelector("figcaption"); document.title = words.scrollWidth > words.clientWidth;'
+    assert "<title>false</title>" in shown_in_browser(card, look, tmp_path)
 
 
 def test_a_browser_sorts_the_rows_of_a_table(tmp_path: Path) -> None:
