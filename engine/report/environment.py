@@ -31,6 +31,7 @@ VARIABLES = re.compile(
     r"|WORLD_SIZE|LOCAL_WORLD_SIZE|NNODES|SLURM_(JOB_ID|NNODES|NTASKS|CPUS_PER_TASK|RESTART_COUNT)|PYTHONHASHSEED"
 )
 SECRET = re.compile(r"TOKEN|KEY|SECRET|PASS|CREDENTIAL|AUTH", re.IGNORECASE)
+CACHE_SUFFIX = "_CACHE_DIR"  # where a cache lies changes no result, and torch names its own after the user
 LOGIN = re.compile(r"(://)[^/\s@]+@")
 SIGNED = re.compile(r"([?&][\w-]*(?:token|key|secret|sig|signature|credential)[\w-]*=)[^&\s'\"]+", re.IGNORECASE)
 MAX_DIFF_BYTES = 2**20  # changes of code are smaller, notebooks with pictures are not
@@ -107,8 +108,9 @@ def driver_version() -> str | None:
 
 
 def variables(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables that change how a run computes or how its processes meet; nothing that looks like a secret."""
-    kept = {name: value for name, value in environ.items() if VARIABLES.fullmatch(name) and not SECRET.search(name)}
+    """The variables that change how a run computes or how its processes meet; no secrets, and no names of users."""
+    names = [name for name in environ if VARIABLES.fullmatch(name) and not name.endswith(CACHE_SUFFIX)]
+    kept = {name: environ[name] for name in names if not SECRET.search(name)}
     return {name: without_secrets(kept[name]) for name in sorted(kept)}
 
 

@@ -287,9 +287,10 @@ def test_a_dirty_start_keeps_its_difference(
     assert (tmp_path / "20260101_000000/code.diff").read_text() == "-one\n+two\n"
 
 
-def test_variables_without_secrets() -> None:
+def test_variables_without_secrets_and_names_of_users() -> None:
     given = {"OMP_NUM_THREADS": "4", "NCCL_DEBUG": "INFO", "CUDA_API_TOKEN": "x", "HOME": "/a", "MASTER_ADDR": "host"}
     given |= {"TORCH_HOME": "https://me:pw@host/a?X-Amz-Signature=12&b=c"}
+    given |= {"TORCHINDUCTOR_CACHE_DIR": "/tmp/torchinductor_ada", "TRITON_CACHE_DIR": "~/.triton"}
     kept = {"NCCL_DEBUG": "INFO", "OMP_NUM_THREADS": "4"}
     assert variables(given) == kept | {"TORCH_HOME": "https://***@host/a?X-Amz-Signature=***&b=c"}
     assert without_secrets("--a b@c x=1") == "--a b@c x=1"
