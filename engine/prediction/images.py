@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from backbones.errors import DataError
+from backbones.errors import ConfigError, DataError
 from engine.data.image_files import IMAGE_SUFFIXES, OTHER_SUFFIXES
 from engine.data.paths import hidden_note, list_files
 
@@ -63,6 +63,7 @@ def find_images(
         left_out: Folder whose files do not count, that of what is written.
 
     Raises:
+        ConfigError: If a path is that folder, or a folder in it.
         DataError: If there is none at a path.
     """
     return list(dict.fromkeys(image for path in paths for image in _images_at(path, suffixes, left_out)))
@@ -80,6 +81,11 @@ def _files_below(folder: Path, left_out: Path | None, hidden: list[str]) -> list
 def _images_at(path: Path, suffixes: tuple[str, ...], left_out: Path | None) -> list[Path]:
     if path.is_file():
         return [path]
+    if left_out is not None and path.is_dir() and left_out.resolve() in (inside := path.resolve(), *inside.parents):
+        raise ConfigError(
+            f"the drawings would lie among the images in {str(path)!r}: choose another folder with --out, not one "
+            "that holds them"
+        )
     hidden: list[str] = []
     found = _files_below(path, left_out, hidden) if path.is_dir() else []
     images = [one for one in found if one.suffix.lower() in suffixes]

@@ -292,6 +292,10 @@ def test_drawings_never_replace_the_images(tool: Any, settings: Any, weights: An
     arguments = ("predict.py", CONFIG["classifier"], weights["sound"], image, "--out", tmp_path)
     assert_one_line(tool(*arguments, *settings("classifier")), "would overwrite the images")
     assert image.read_bytes() == before
+    for folder, out in ((tmp_path, tmp_path), (tmp_path / "in", tmp_path)):
+        folder.mkdir(exist_ok=True)
+        arguments = ("predict.py", CONFIG["classifier"], weights["sound"], folder, "--out", out)
+        assert_one_line(tool(*arguments, *settings("classifier")), f"among the images in {str(folder)!r}", "--out")
 
 
 def test_a_full_disk_wherever_it_is_noticed(tool: Any, settings: Any, tmp_path: Path) -> None:
