@@ -174,7 +174,9 @@ def _lead(run: Mapping[str, Any], last: Mapping[str, Any]) -> str:
     parts = [f'<p class="state{kind}">{escape(state_line(newest, run["checkpoints"]))}</p>']
     if about:
         backbone = f" with {about['backbone']}" if about.get("backbone") else ""
-        text = f"{str(about.get('task')).capitalize()}: {about.get('model')}{backbone}, {about.get('classes')} classes"
+        text = f"{str(about.get('task')).capitalize()}: {about.get('model')}{backbone}"
+        if any(task.class_layers for task in _tasks(last)):  # the one class of a masked pre-training has no meaning
+            text += f", {about.get('classes')} {'class' if about.get('classes') == 1 else 'classes'}"
         parts.append(f'<p class="lead">{escape(text)}, trained on {escape(str(about.get("data")))}</p>')
     seconds = sum(finite(start.get("seconds")) or 0.0 for start in run["starts"])
     machine = last.get("environment", {}).get("machine", {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from backbones.weights import read_checkpoint
+from engine.checkpoint.store import content_mark
 from engine.config.load import load_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -265,6 +267,24 @@ def test_the_averaged_weights_are_tested_on_request(classifier: Trained, tool: A
     seen = classifier.validation()
     assert metrics == {name: pytest.approx(seen[f"ema/{name}"], rel=1e-4) for name in METRICS["classifier"]}
     assert metrics["val_loss"] != pytest.approx(seen["val_loss"], rel=1e-4)
+
+
+def test_saved_predictions_name_their_checkpoint_and_have_its_scores(
+    classifier: Trained, tool: Any, tmp_path: Path
+) -> None:
+    saved, renamed = tmp_path / "saved.zip", tmp_path / "mine.pth"
+    renamed.symlink_to(classifier.checkpoint)
+    ended = tool("test.py", classifier.config, renamed, "--save-predictions", saved, *classifier.options())
+    assert ended.code == 0, ended.err
+    with zipfile.ZipFile(saved) as file:
+        about = json.loads(file.read("about.json"))
+    assert about["checkpoint"] == {"name": "mine.pth", "mark": content_mark(classifier.checkpoint)}
+    assert about["checkpoint"]["mark"]
+    again = tool("test.py", classifier.config, "--from-predictions", saved, *classifier.options())
+    assert again.code == 0, again.err
+    for name in METRICS["classifier"]:
+        (line,) = (line for line in again.out.splitlines() if line.startswith(f"{name}: "))
+        assert line in ended.out.splitlines()
 
 
 def test_several_scales_and_flips(segmentor: Trained, tool: Any, tmp_path: Path) -> None:

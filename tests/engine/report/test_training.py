@@ -165,6 +165,17 @@ def test_scores_that_are_no_numbers_are_not_taken_for_no_validation(tmp_path: Pa
     assert "No score of the validations is a number." in read_page(tmp_path).words
 
 
+@pytest.mark.parametrize(
+    ("task", "classes", "words"),
+    [("pretraining", 1, ""), ("detection", 1, ", 1 class"), ("detection", 2, ", 2 classes")],
+)
+def test_the_lead_counts_classes_where_there_are_some(tmp_path: Path, task: str, classes: int, words: str) -> None:
+    about = {"task": task, "model": "Some", "classes": classes, "data": "data/mine"}
+    start = {**a_start("20260101_000000", 0, 2, "finished"), "about": about}
+    write_json(tmp_path / "starts.json", {"starts": [start]})
+    assert f"{task.capitalize()}: Some{words}, trained on data/mine" in read_page(tmp_path).words
+
+
 def test_scores_of_detection_are_out_of_100(tmp_path: Path) -> None:
     log(tmp_path, "20260101_000000", {"bbox_mAP": 0.5, "bbox_mAP_50": 0.75, "bbox_mAP_l": -1.0, "step": 1})
     page = read_page(tmp_path)
