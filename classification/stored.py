@@ -34,7 +34,7 @@ class StoredSamples(Sequence[dict[str, Any]]):
         self._ends = np.cumsum([len(one) for one in rows], dtype=np.int64)
         # As arrays, which forked workers share; of rows chosen at random each is kept.
         ranges = [one for one in rows if isinstance(one, range)]
-        self._ranges = np.array([(one.start, one.step) for one in ranges], np.int64)
+        self._ranges = np.array([(one.start, one.step) for one in ranges], np.int64).reshape(-1, 2)
         self._chosen = None if len(ranges) == len(rows) else np.concatenate(list(map(np.asarray, rows)))
 
     def __len__(self) -> int:

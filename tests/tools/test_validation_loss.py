@@ -11,8 +11,14 @@ import pytest
 from tests.tools.test_exact_resume import CONFIGS, TASKS, assert_same, final
 
 SMALL = ("model.backbone.depths=(1,1,1,1)", "model.backbone.dims=(8,8,16,16)")
+FEW = (  # proposals
+    "model.train_cfg.rpn_proposal.max_per_img=50",
+    "model.train_cfg.rcnn.sampler.num=32",
+    "model.test_cfg.rpn.max_per_img=50",
+    "model.test_cfg.rcnn.max_per_img=5",
+)
 OPTIONS = {
-    "detector": (*SMALL, "batch.size=8", "val_dataloader.batch_size=2"),  # two epochs, a step each
+    "detector": (*SMALL, *FEW, "batch.size=8", "val_dataloader.batch_size=2"),  # two epochs, a step each
     "panoptic": ("train_cfg.max_epochs=2", "batch.size=4", "batch.per_gpu=4"),
     "segmentor": (*SMALL, "train_cfg.max_iters=4", "train_cfg.val_interval=2"),
 }
