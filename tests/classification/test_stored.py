@@ -16,8 +16,10 @@ import tarfile
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -25,7 +27,7 @@ from torch.utils.data import DataLoader
 
 from backbones import UserError
 from classification.data import FolderDataset
-from classification.stored import stored_names
+from classification.stored import StoredSamples, stored_names
 from engine.data.check import check_datasets
 from engine.data.fault_tolerance import FaultTolerantDataset
 from engine.data.image_files import inspect_image, read_image_bytes
@@ -523,3 +525,9 @@ def test_a_shard_without_images_is_none_of_the_others(folders: Path, tmp_path: P
     data = dataset(tmp_path)
     assert len(data) == 13
     assert data.get_data_info(4)["img_path"] == f"{tmp_path}/train-2.tar/{longest}"
+
+
+def test_no_classes_are_no_samples() -> None:
+    table = SimpleNamespace(shards=[], shard_numbers=lambda rows: np.empty(0, np.uint16)[rows])
+    none = StoredSamples(table, [], [])  # type: ignore[arg-type]
+    assert (len(none), len(none.labels()), len(none.layout().numbers)) == (0, 0, 0)
