@@ -324,6 +324,7 @@ DETECTION = register_task(
         dummy_batch=_dummy_batch,
         export_wrapper=exported_detector,
         channel_order="BGR",
+        visualizers={"DetLocalVisualizer": "DetectionVisualizer"},
         class_metrics={"CocoMetric": "ClassCocoMetric"},
         class_layers={
             "fc_cls": ClassLayer(extra_rows=1),  # the background is the last row since mmdet 2.0

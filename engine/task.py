@@ -375,6 +375,7 @@ class TaskSpec:
         channel_order: Order of the colour channels in which the pipelines read images.
         class_layers: Layers that depend on the number of classes, by the last part of their names.
         named_classes: Known sets of classes by the name that a config uses.
+        visualizers: Visualizers that draw the panels of pages, by the name of the library's in whose place they come.
         class_metrics: Metrics that keep the scores of each class, by the name of the library's metric whose arguments
             they take and in whose place they are used.
         coloured_classes: Whether pictures show each class in a colour of its own (the data set's ``palette``).
@@ -426,6 +427,7 @@ class TaskSpec:
     channel_order: Literal["RGB", "BGR"] = "RGB"
     class_layers: Mapping[str, ClassLayer] = field(default_factory=dict)
     named_classes: Mapping[str, NamedClasses] = field(default_factory=dict)
+    visualizers: Mapping[str, str] = field(default_factory=dict)
     class_metrics: Mapping[str, str] = field(default_factory=dict)
     coloured_classes: bool = False
     sample_types: Mapping[type, tuple[str, ...]] = field(default_factory=dict)

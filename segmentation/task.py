@@ -297,6 +297,7 @@ SEGMENTATION = register_task(
         export_wrapper=_export_wrapper,
         channel_order="BGR",
         class_layers={"conv_seg": ClassLayer()},
+        visualizers={"SegLocalVisualizer": "SegmentationVisualizer"},
         class_metrics={"IoUMetric": "ClassIoUMetric"},
         # Training images of ADE20K's scene parsing benchmark: Zhou et al., 2017.
         named_classes={"ade20k": NamedClasses(lambda: mmseg.datasets.ADE20KDataset.METAINFO["classes"], 20_210)},

@@ -186,6 +186,7 @@ def resolve(cfg: Config, stated_batch: int, launch: Launch, training: bool = Tru
         set_shard_cache(dataset, cfg.get("shard_cache"))
     fill_classes(cfg)
     task_of(cfg).complete_config(cfg, notes)
+    _set_visualizer(cfg, notes)
     _set_classes(cfg, notes)
     if count := _replace_types([value for key, value in cfg.items() if key.endswith(DATA_KEYS)], CHECKED_READERS):
         notes.append(f"LoadImageFromFile -> LoadCheckedImage in {count} places: it refuses damaged images")
@@ -304,6 +305,16 @@ def _set_hooks(cfg: Config, notes: list[str]) -> None:
         for former, name in renamed.items():
             if _replace_types(parts, {former: name}):
                 notes.append(f"{what} {former} -> {name}")
+
+
+def _set_visualizer(cfg: Config, notes: list[str]) -> None:
+    """Let the task's visualizer, whose panels the pages show, take the place of its library's and of its options."""
+    theirs = cfg.get("visualizer") or {}
+    former = str(theirs.get("type")).rpartition(".")[2]
+    if (name := task_of(cfg).visualizers.get(former)) is not None:
+        kept = {key: theirs[key] for key in ("name", "vis_backends", "save_dir") if key in theirs}
+        cfg.visualizer = {"type": name, **kept}
+        notes.append(f"visualizer {former} -> {name}")
 
 
 def _set_classes(cfg: Config, notes: list[str]) -> None:

@@ -64,6 +64,17 @@ def test_a_segmentor_takes_our_network_and_our_data(load: Load) -> None:
     assert any("activations of 1 image " in line for line in dry_run(resolved, Launch()))
 
 
+@pytest.mark.parametrize(
+    ("base", "former", "name"),
+    [(ATSS, "DetLocalVisualizer", "DetectionVisualizer"), (FCN, "SegLocalVisualizer", "SegmentationVisualizer")],
+)
+def test_pictures_are_drawn_as_those_of_our_configs(base: str, former: str, name: str, load: Load) -> None:
+    resolved = load(base, rest="visualizer = dict(alpha=0.3)")
+    assert resolved.cfg.visualizer.pop("vis_backends")
+    assert resolved.cfg.visualizer == {"type": name, "name": "visualizer"}
+    assert f"visualizer {former} -> {name}" in resolved.notes
+
+
 def test_classes_of_ones_own_in_a_data_set_of_the_library(load: Load) -> None:
     resolved = load(FCN, rest="classes = ('sky', 'road', 'pavement')\nunlabelled = 11")
     cfg = resolved.cfg
