@@ -63,7 +63,7 @@ INLINE Vector fused(Vector a, Vector b, Vector sum) { return OF(fmadd)(a, b, sum
 INLINE Vector least(Vector a, Vector b) { return OF(min)(a, b); }
 INLINE Vector greatest(Vector a, Vector b) { return OF(max)(a, b); }
 #endif
-typedef int32_t Integers __attribute__((vector_size(4 * LANES)));
+typedef uint32_t Integers __attribute__((vector_size(4 * LANES)));
 
 INLINE Vector inverse(Vector divisor) {
 #if LANES == 16

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -156,6 +157,34 @@ def test_values_that_are_not_finite_are_not_hidden(bad: float, simd: str) -> Non
     assert not near.isfinite().any()
     assert found[1].isfinite().all()
     assert found[0, :, :7].isfinite().all()
+
+
+# GELU of a NaN whose bits, added to as an exponent, are no signed number any more: rows beyond a tile hold anything.
+NAN_PROGRAM = """
+#include "native.c"
+#include <string.h>
+
+int main(void) {
+  const volatile uint32_t bits = 0x7fc0007e;
+  const uint32_t read = bits;
+  float bad, found[LANES];
+  memcpy(&bad, &read, sizeof(bad));
+  write_vector(found, gelu_of_float(repeat(bad)));
+  return !isnan(found[0]);
+}
+"""
+
+
+@pytest.mark.native
+@each_simd
+def test_exponents_do_not_overflow(simd: str, tmp_path: Path) -> None:
+    """Not as signed numbers, which C leaves undefined: this program would be stopped."""
+    (tmp_path / "main.c").write_text(NAN_PROGRAM)
+    form, compiler = native.VECTOR_FORMS[simd], next(filter(None, map(shutil.which, native.COMPILERS)))
+    checks = ("-fsanitize=signed-integer-overflow", "-fsanitize-undefined-trap-on-error")
+    command = [compiler, "-O1", "-fopenmp", *checks, *form.flags, *form.definitions(), "-I", str(native.SOURCE.parent)]
+    subprocess.run([*command, "-o", str(tmp_path / "main"), str(tmp_path / "main.c"), "-lm"], check=True)
+    assert subprocess.run([str(tmp_path / "main")]).returncode == 0
 
 
 @pytest.mark.native
