@@ -75,6 +75,7 @@ RULES: dict[str, tuple[str, Handle]] = {
     "aten::upsample_bilinear2d": ("resizing", elementwise_flop_counter(0, BILINEAR)),
     "aten::grid_sampler_2d": ("resizing", elementwise_flop_counter(0, BILINEAR)),
     "torchvision::roi_align": ("roi_align", count_roi_align),
+    "convnext::roi_align": ("roi_align", count_roi_align),
     "aten::_scaled_dot_product_flash_attention_for_cpu": ("attention", count_attention),
 }
 # Operators without arithmetic: the ones that fvcore ignores, as far as they are not views, and what the dispatcher

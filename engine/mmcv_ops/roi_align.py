@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from engine.mmcv_ops.extension import MAX_POOLING, at_least_float32, missing_op
-from engine.mmcv_ops.roi_gradient import roi_align_gradient
+from engine.mmcv_ops.roi_align_cpu import roi_align_cpu, roi_align_gradient
 
 __all__ = ["roi_align_backward", "roi_align_forward"]
 
@@ -47,10 +47,12 @@ def roi_align_forward(
     if pool_mode == _MAX_POOLING:
         raise missing_op(MAX_POOLING)
     features = at_least_float32(input)
-    pooled = torch.ops.torchvision.roi_align(
-        features, rois.to(features.dtype), spatial_scale, aligned_height, aligned_width, sampling_ratio, aligned
+    # Maps in another layout would have to be copied first.
+    is_ours = features.device.type == "cpu" and features.is_contiguous(memory_format=torch.channels_last)
+    pool = roi_align_cpu if is_ours else torch.ops.torchvision.roi_align
+    output.copy_(
+        pool(features, rois.to(features.dtype), spatial_scale, aligned_height, aligned_width, sampling_ratio, aligned)
     )
-    output.copy_(pooled)
 
 
 def roi_align_backward(
