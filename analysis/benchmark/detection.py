@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from mmcv.ops import RoIAlign
 from mmdet.evaluation.metrics import CocoMetric
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmdet.structures.mask import encode_mask_results
@@ -204,7 +205,8 @@ def compare_step(request: BenchmarkRequest, clock: Callable[[], float] = time.pe
     In a test the threshold of a two-stage detector's scores is set to what lets ``CANDIDATES`` boxes through to
     non-maximum suppression: with random weights no score would reach the config's.
 
-    Where mmcv's compiled ops are missing, both sides use the same replacements (:mod:`engine.mmcv_ops`).
+    Where mmcv's compiled ops are missing, both sides use the same replacements (:mod:`engine.mmcv_ops`), but for
+    RoIAlign in a test: for mmcv's stands torchvision's, which visits the same samples in the same way.
 
     Args:
         request: Request whose name is the path of a config; its peers, layout and compilation are not used.
@@ -223,6 +225,8 @@ def compare_step(request: BenchmarkRequest, clock: Callable[[], float] = time.pe
     for module in stock.modules():
         if type(module) is FastFCNMaskHead:  # it adds nothing but methods
             module.__class__ = FCNMaskHead
+        elif isinstance(module, RoIAlign) and not request.train:
+            module.use_torchvision = True
     sides = {OUR_SIDE: model, "stock model with timm's backbone, as it comes": stock}
     images = torch.randn(1, 3, *request.shape)
     with torch.no_grad():
