@@ -16,7 +16,7 @@ from classification.data import FolderDataset
 from engine.checkpoint.rng import seeded
 
 
-@pytest.mark.parametrize(("kind", "sides"), [("shards", [2, 2, 2, 2]), ("annotations", [3, 3])])
+@pytest.mark.parametrize(("kind", "sides"), [("shards", [2, 2, 2, 2, 2, 2]), ("annotations", [3, 3])])
 def test_time_and_memory_of_processes_with_workers(
     monkeypatch: pytest.MonkeyPatch, kind: str, sides: list[int]
 ) -> None:

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -196,7 +197,8 @@ def test_a_killed_controller_loses_nothing(sweep: Any, monkeypatch: pytest.Monke
         if attempt % 3 == 1:
             for file in sweep.work_dir.glob("trials/*/*/keeper.json"):
                 if is_alive(file.parent) and (program := read_json(file).get("program")):
-                    os.kill(program, signal.SIGKILL)
+                    with suppress(ProcessLookupError):  # it may have ended since
+                        os.kill(program, signal.SIGKILL)
     sweep.run(resume=True, jobs=2)
     assert [(one.state, one.number, one.seed) for one in sweep.result.trials] == [
         ("finished", number, seed) for number in range(3) for seed in range(2)

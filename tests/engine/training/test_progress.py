@@ -63,6 +63,7 @@ def test_the_scores_of_a_validation_may_take_longer_than_a_batch(monkeypatch: py
     loop = ValidationLoop.__new__(ValidationLoop)
     loop.dataloader = type("Batches", (list,), {"dataset": range(2)})(range(2))
     loop.evaluator = SimpleNamespace(evaluate=lambda _: told.append("scores") or {"top1": 1.0})
+    loop.loss = SimpleNamespace(begin=lambda: None, finish=dict)  # type: ignore[assignment]
     agreement = SimpleNamespace(at_step=lambda request: request, barrier=lambda: told.append("waits"))
     signals = SimpleNamespace(stop_request=StopRequest.NOTHING)
     loop._runner = SimpleNamespace(agreement=agreement, signals=signals, model=torch.nn.Identity())
