@@ -6,7 +6,12 @@
 A small head, three decoder layers of 64 channels and 20 queries, trained for 10 epochs.
 """
 
-_base_ = ["../_base_/mask2former.py", "../_base_/coco_panoptic.py", "../_base_/runtime.py"]
+_base_ = [
+    "../_base_/mask2former.py",
+    "../_base_/coco_panoptic.py",
+    "../_base_/schedule_digits.py",
+    "../_base_/runtime.py",
+]
 
 classes = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "background")
 stuff_classes = ("background",)
@@ -45,16 +50,5 @@ _base_.test_pipeline[1].scale = (160, 160)
 train_dataloader = dict(num_workers=1, sampler=dict(type="DefaultSampler", shuffle=True))
 val_dataloader = dict(num_workers=1)
 
-batch = dict(size=4, per_gpu=4, lr_rule="linear")
-optim_wrapper = dict(
-    type="OptimWrapper",
-    constructor="LayerDecayConstructor",
-    paramwise_cfg=dict(decay_rate=0.9, decay_type="layer"),
-    clip_grad=dict(max_norm=1.0),
-    optimizer=dict(type="AdamW", lr=1e-3, betas=(0.9, 0.999), weight_decay=0.05),
-)
-train_cfg = dict(type="EpochLoop", max_epochs=10, val_interval=5)
-param_scheduler = [
-    dict(type="LinearLR", start_factor=0.01, end=31, by_epoch=False),
-    dict(type="CosineAnnealingLR", begin=0, eta_min=1e-5, by_epoch=True, convert_to_iter_based=True),
-]
+optim_wrapper = dict(clip_grad=dict(max_norm=1.0))
+train_cfg = dict(max_epochs=10, val_interval=5)

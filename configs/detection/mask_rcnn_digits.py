@@ -6,7 +6,12 @@
 About 2 minutes on 2 CPU cores.
 """
 
-_base_ = ["../_base_/mask_rcnn.py", "../_base_/coco_instance.py", "../_base_/runtime.py"]
+_base_ = [
+    "../_base_/mask_rcnn.py",
+    "../_base_/coco_instance.py",
+    "../_base_/schedule_digits.py",
+    "../_base_/runtime.py",
+]
 
 classes = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 data_root = "data/digits/coco"
@@ -40,17 +45,3 @@ test_pipeline = [
 ]
 train_dataloader = dict(num_workers=1)
 val_dataloader = dict(num_workers=1)
-
-batch = dict(size=4, per_gpu=4, lr_rule="linear")
-optim_wrapper = dict(
-    type="OptimWrapper",
-    constructor="LayerDecayConstructor",
-    paramwise_cfg=dict(decay_rate=0.9, decay_type="layer"),
-    optimizer=dict(type="AdamW", lr=1e-3, betas=(0.9, 0.999), weight_decay=0.05),
-)
-
-train_cfg = dict(type="EpochLoop", max_epochs=4, val_interval=2)
-param_scheduler = [
-    dict(type="LinearLR", start_factor=0.01, end=31, by_epoch=False),
-    dict(type="CosineAnnealingLR", begin=0, eta_min=1e-5, by_epoch=True, convert_to_iter_based=True),
-]
