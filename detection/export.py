@@ -20,7 +20,7 @@ from mmdet.models.dense_heads import RPNHead
 from mmdet.models.dense_heads.rtmdet_ins_head import RTMDetInsHead
 from mmdet.models.detectors import BaseDetector
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
-from mmdet.models.seg_heads.panoptic_fusion_heads import MaskFormerFusionHead
+from mmdet.models.seg_heads.panoptic_fusion_heads import HeuristicFusionHead, MaskFormerFusionHead
 from mmdet.models.utils import filter_scores_and_topk
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import mask2bbox
@@ -149,6 +149,7 @@ def recordable() -> Iterator[None]:
     functions = {batched_nms: class_nms, filter_scores_and_topk: best_scores, mask2bbox: boxes_of_masks}
     methods: list[tuple[type, str, Callable[..., Any]]] = [
         (FCNMaskHead, "_predict_by_feat_single", pasted_masks),
+        (HeuristicFusionHead, "_predict_single", lay_segments),
         (MaskFormerFusionHead, "panoptic_postprocess", merge_segments),
         (RPNHead, "_predict_by_feat_single", propose_boxes),
         (RTMDetInsHead, "_mask_predict_by_feat_single", dynamic_masks),
@@ -330,6 +331,45 @@ def merge_segments(head: MaskFormerFusionHead, mask_cls: Tensor, mask_pred: Tens
     if head.test_cfg.get("filter_low_score", False):
         shown = shown & (masks.gather(0, owner[None])[0] >= 0.5)
     return PixelData(sem_seg=torch.where(shown, segments[owner], head.num_classes).int()[None])
+
+
+def lay_segments(head: HeuristicFusionHead, mask_results: InstanceData, seg_preds: Tensor) -> PixelData:
+    """``HeuristicFusionHead._predict_single`` with one loop over the things, which an exporter keeps as one.
+
+    Args:
+        head: Head with the thresholds in its ``test_cfg``.
+        mask_results: ``scores`` (D,), ``labels`` (D,) and ``masks`` (D, H, W) of the things.
+        seg_preds: Logits of the stuff and of "no stuff", (S + 1, H, W).
+
+    Raises:
+        ConfigError: If there is no thing: what follows would not be recorded.
+    """
+    if not len(mask_results.scores):
+        raise ConfigError("no thing is found in the photographs: give --images with an image in which one is found")
+    order = torch.argsort(-mask_results.scores)
+    labels, masks = mask_results.labels[order], mask_results.masks[order].bool()
+    lay_masks = torch.jit.script(_lay_masks)  # whose loop stays one
+    owner = lay_masks(masks, float(head.test_cfg.mask_overlap))
+    ranks = torch.arange(1, labels.shape[0] + 1, device=owner.device)
+    present = (owner == ranks[:, None, None]).flatten(1).any(1)
+    segments = labels + present.long().cumsum(0) * INSTANCE_OFFSET
+    stuff = seg_preds.argmax(0)
+    kinds = torch.arange(seg_preds.shape[0], device=owner.device)
+    areas = ((stuff == kinds[:, None, None]) & (owner == 0)).flatten(1).sum(1)
+    names = torch.where(areas < head.test_cfg.stuff_area_limit, head.num_classes, kinds + head.num_things_classes)
+    laid = torch.where(owner > 0, segments[(owner - 1).clamp(min=0)], names[stuff])
+    return PixelData(sem_seg=laid.int()[None])
+
+
+def _lay_masks(masks: Tensor, max_overlap: float) -> Tensor:
+    """Rank, from 1, of the mask that each pixel belongs to, (H, W): of (D, H, W), those before go first; 0 for none."""
+    owner = torch.zeros_like(masks[0], dtype=torch.long)
+    for i in range(masks.shape[0]):
+        free = owner == 0
+        area = masks[i].sum()
+        overlap = (masks[i] & ~free).sum() / (area + 1e-5)
+        owner = torch.where(masks[i] & free & (area > 0) & (overlap <= max_overlap), i + 1, owner)
+    return owner
 
 
 class _WholeBatch(TorchFunctionMode):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmcv.transforms import Compose
+from mmengine.config import Config, ConfigDict
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
@@ -14,6 +15,7 @@ from engine.data.sampling import shutdown_workers
 if TYPE_CHECKING:
     from engine.training.runner import Runner
 
+MMDET_SWITCH = "PipelineSwitchHook"
 WORKER_SECONDS = 60.0  # for a worker to end after its batch
 
 
@@ -41,6 +43,28 @@ class LastEpochsPipelineHook(Hook):
         shutdown_workers([runner.train_dataloader], WORKER_SECONDS)
         self._switched = True
         runner.logger.info(f"the last {self.epochs} epochs have a pipeline of their own")
+
+
+def replace_pipeline_switch(cfg: Config, notes: list[str]) -> None:
+    """Put :class:`LastEpochsPipelineHook` in the place of mmdet's ``PipelineSwitchHook``, which states the first epoch.
+
+    Args:
+        cfg: Config; changed.
+        notes: List that receives a line for each hook.
+    """
+    epochs = (cfg.get("train_cfg") or {}).get("max_epochs")
+    hooks = cfg.get("custom_hooks") or []
+    for index, hook in enumerate(hooks):
+        if epochs is None or str(hook.get("type")).rpartition(".")[2] != MMDET_SWITCH:
+            continue
+        first = hook["switch_epoch"]
+        hooks[index] = ConfigDict(
+            type=LastEpochsPipelineHook.__name__, epochs=max(0, epochs - first), pipeline=hook["switch_pipeline"]
+        )
+        when = (
+            f"the last {epochs - first} epochs" if first < epochs else f"none of {epochs} epochs: it begins at {first}"
+        )
+        notes.append(f"custom_hooks.{index}: {MMDET_SWITCH} -> {LastEpochsPipelineHook.__name__}, in {when}")
 
 
 def _readers(dataset: Any) -> list[Any]:

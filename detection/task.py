@@ -29,6 +29,7 @@ from detection.coco_metric import IOU_TYPES
 from detection.data import CocoInstances
 from detection.errors import DetectionErrors
 from detection.export import exported_detector
+from detection.last_epochs import replace_pipeline_switch
 from detection.loss_inputs import detector_loss_inputs
 from detection.masks import MASKED, learns_masks
 from detection.mistakes import MISTAKE_SCORE
@@ -221,8 +222,10 @@ def _dense_scores(head: BaseDenseHead, features: Sequence[Tensor]) -> Tensor:
 def _complete_config(cfg: Config, notes: list[str]) -> None:
     """Let ``with_mask`` and ``pad_mask="from_model"``, and evaluators without a ``metric``, follow the heads.
 
-    The file of a part of a ``ConcatDataset`` may lack classes that others have.
+    The file of a part of a ``ConcatDataset`` may lack classes that others have. A hook of mmdet's that would not reach
+    the data is replaced.
     """
+    replace_pipeline_switch(cfg, notes)
     parts = inner_datasets(cfg.train_dataloader.dataset) if cfg.get("train_dataloader") else []
     for part in parts if len(parts) > 1 else ():
         if registered_class(DATASETS, part["type"]) is CocoInstances:

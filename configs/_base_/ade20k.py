@@ -20,6 +20,13 @@ train_pipeline = [
     dict(type="PhotoMetricDistortion"),
     dict(type="PackSegInputs"),
 ]
+# Mask2Former's resize, in place of that above: the shorter side is one of 0.5 to 2 times a crop.
+_shortest_edge = dict(
+    type="RandomChoiceResize",
+    scales=[int(51.2 * tenths) for tenths in range(5, 21)],
+    resize_type="ResizeShortestEdge",
+    max_size=2048,
+)
 test_pipeline = [
     dict(type="LoadCheckedImage"),
     dict(type="Resize", scale=(2048, 512), keep_ratio=True),

@@ -14,6 +14,7 @@ _base_ = [
     "../_base_/mask2former.py",
     "../_base_/coco_panoptic.py",
     "../_base_/schedule_mask2former.py",
+    "../_base_/schedule_mask2former_50e.py",
     "../_base_/runtime.py",
 ]
 
@@ -30,7 +31,5 @@ model = dict(
 )
 
 optim_wrapper = dict(paramwise_cfg=dict(decay_rate=0.8, decay_type="layer"))
-train_cfg = dict(type="IterationLoop", max_iters=368_750, val_interval=36_875)
-param_scheduler = [dict(type="MultiStepLR", milestones=[327_778, 355_092], gamma=0.1, by_epoch=False)]
 
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=36_875))

@@ -14,6 +14,7 @@ _base_ = [
     "../_base_/mask2former.py",
     "../_base_/coco_lsj.py",
     "../_base_/schedule_mask2former.py",
+    "../_base_/schedule_mask2former_50e.py",
     "../_base_/runtime.py",
 ]
 
@@ -25,7 +26,7 @@ model = dict(
 train_dataloader = dict(sampler=dict(type="InfiniteSampler", shuffle=True))
 
 optim_wrapper = dict(paramwise_cfg=dict(decay_rate=0.7, decay_type="layer"))
-train_cfg = dict(type="IterationLoop", max_iters=737_500, val_interval=36_875)
-param_scheduler = [dict(type="MultiStepLR", milestones=[655_556, 710_184], gamma=0.1, by_epoch=False)]
+train_cfg = dict(max_iters=737_500)
+_base_.param_scheduler[0].milestones = [655_556, 710_184]
 
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=36_875))

@@ -14,6 +14,7 @@ _base_ = [
     "../_base_/mask2former_semantic.py",
     "../_base_/ade20k.py",
     "../_base_/schedule_mask2former.py",
+    "../_base_/schedule_mask2former_160k.py",
     "../_base_/runtime.py",
 ]
 
@@ -36,7 +37,6 @@ model = dict(
 
 batch = dict(size=64, per_gpu=8)
 optim_wrapper = dict(optimizer=dict(lr=4e-4), paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.1))))
-train_cfg = dict(type="IterationLoop", max_iters=50_000, val_interval=5_000)
-param_scheduler = [dict(type="PolyDecayLR", power=0.9, by_epoch=False)]
+train_cfg = dict(max_iters=50_000, val_interval=5_000)
 
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=5_000))

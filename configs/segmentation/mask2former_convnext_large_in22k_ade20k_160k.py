@@ -13,6 +13,7 @@ _base_ = [
     "../_base_/mask2former_semantic.py",
     "../_base_/ade20k.py",
     "../_base_/schedule_mask2former.py",
+    "../_base_/schedule_mask2former_160k.py",
     "../_base_/runtime.py",
 ]
 
@@ -34,7 +35,5 @@ model = dict(
 )
 
 optim_wrapper = dict(paramwise_cfg=dict(decay_rate=0.9, decay_type="stage", num_groups=12))
-train_cfg = dict(type="IterationLoop", max_iters=160_000, val_interval=16_000)
-param_scheduler = [dict(type="PolyDecayLR", power=0.9, by_epoch=False)]
 
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=16_000))

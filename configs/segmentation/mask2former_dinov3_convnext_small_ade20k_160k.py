@@ -12,20 +12,13 @@ _base_ = [
     "../_base_/mask2former_semantic.py",
     "../_base_/ade20k.py",
     "../_base_/schedule_mask2former.py",
+    "../_base_/schedule_mask2former_160k.py",
     "../_base_/runtime.py",
 ]
 
-# The shorter side is one of 0.5 to 2 times a crop.
-_base_.train_pipeline[2] = dict(
-    type="RandomChoiceResize",
-    scales=[int(51.2 * tenths) for tenths in range(5, 21)],
-    resize_type="ResizeShortestEdge",
-    max_size=2048,
-)
+_base_.train_pipeline[2] = _base_._shortest_edge
 model = dict(backbone=dict(type="convnext_small", drop_path_rate=0.3))
 
 optim_wrapper = dict(paramwise_cfg=dict(decay_rate=0.9, decay_type="stage", num_groups=12))
-train_cfg = dict(type="IterationLoop", max_iters=160_000, val_interval=16_000)
-param_scheduler = [dict(type="PolyDecayLR", power=0.9, by_epoch=False)]
 
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=16_000))

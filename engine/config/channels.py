@@ -10,7 +10,7 @@ from mmengine.registry import MODELS
 
 from backbones.channels import COLOUR_CHANNELS, configured_channels
 from backbones.errors import ConfigError
-from engine.config.datasets import mappings
+from engine.config.datasets import DATA_KEYS, mappings
 from engine.config.schema import is_number, is_whole
 
 # Steps of pipelines with an argument "channels".
@@ -33,7 +33,7 @@ def set_image_channels(cfg: Config, notes: list[str]) -> None:
     """
     if not is_whole(channels := configured_channels(cfg.model), 1):
         raise ConfigError(f"model.backbone.in_channels={channels!r}: a whole number from 1 up is needed")
-    parts = {key: cfg[key] for key in cfg if key.endswith(("_dataloader", "_pipeline")) and cfg[key]}
+    parts = {key: cfg[key] for key in cfg if key.endswith(DATA_KEYS) and cfg[key]}
     stated = {step.get("channels") for step in mappings(parts) if step.get("type") in CHANNEL_READERS} - {None}
     if wrong := stated - {channels}:
         raise ConfigError(f"pipelines with channels={min(wrong)}: model.backbone.in_channels is {channels}")

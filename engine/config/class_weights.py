@@ -21,13 +21,15 @@ def set_class_weights(model: Any, names: Sequence[str], background: int, notes: 
     """Turn weights by class name into lists, in place, and check the length of lists.
 
     The weight of the background, or of queries without an object, has the name :data:`NO_OBJECT`.
-    Names that are all of other classes come from the config that this one is based on: they are left out.
+    Names that are all of other classes come from the config that this one is based on: they are left out. A list with
+    one weight for all classes, and another for the background behind them, as Mask2Former has in mmdet and mmseg,
+    follows the number of classes.
 
     Args:
         model: The config's model.
         names: Class names.
         background: Rows that a softmax has for the background beside the classes, such as 1 in mmdet's box heads.
-        notes: Gets a line for each setting that was left out.
+        notes: Gets a line for each setting that was left out or follows.
 
     Raises:
         ConfigError: If there are weights for another number of classes, or all are 0.
@@ -80,6 +82,12 @@ def _weights(value: Any, place: str, names: Sequence[str], extra: int, notes: li
     count = len(names) + extra
     if not isinstance(value, list | tuple):
         raise ConfigError(f"{place}: a list of {count} weights is needed, not {value!r}")
+    stated = len(value) - extra
+    # A list as long as the classes may lack the background.
+    of_others = extra and stated > 1 and len(value) not in (len(names), count)
+    if of_others and all(map(is_number, value)) and all(one == value[0] for one in value[:stated]):
+        notes.append(f"{place}: {value[0]:g} for each of {len(names)} classes, where it was for {stated}")
+        value = [*[value[0]] * len(names), *value[stated:]]
     if len(value) != count:
         whom = f"{len(names)} classes" + (" and the background" if extra else "")
         raise ConfigError(

@@ -14,7 +14,7 @@ from mmengine.config import config as config_module
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.utils import get_installed_path, import_modules_from_strings
 
-from backbones.errors import ConfigError, UserError, describe_error
+from backbones.errors import ConfigError, UserError, describe_error, nearest
 from backbones.files import describe_special, read_text_file
 from backbones.packages import missing_package, missing_package_error
 from convnext_dense import PACKAGES, refuse_namesakes
@@ -68,6 +68,8 @@ def read_config(path: Path) -> Config:
 def refuse_bases(path: Path, inner: tuple[Path, ...] = ()) -> None:
     """Refuse pipes and the like among a config's bases, and circles: mmengine would wait for them, or never end.
 
+    A misspelt base of a library is refused with the nearest ones.
+
     Args:
         path: The config's file, or one of its bases.
         inner: Files that lead to it.
@@ -79,11 +81,33 @@ def refuse_bases(path: Path, inner: tuple[Path, ...] = ()) -> None:
         raise ConfigError(f"config {str(path)!r} {special}")
     if path.absolute() in inner:
         raise ConfigError(f"config {str(inner[0])!r} cannot be read: its _base_ files lead back to one another")
-    bases: list[Path] = []
+    names: list[str] = []
     with suppress(Exception):  # what else is wrong with a file mmengine says
-        bases = base_files(path, read_text_file(path, "utf-8"))
-    for base in bases:
-        refuse_bases(base, (*inner, path.absolute()))
+        names = _stated_bases(path, read_text_file(path, "utf-8"))
+    for name in names:
+        if isinstance(name, str) and (base := _found_base(path, name)) is not None:
+            refuse_bases(base, (*inner, path.absolute()))
+
+
+def _found_base(path: Path, name: str) -> Path | None:
+    """File of a base; ``None`` for a library that is not installed.
+
+    Raises:
+        ConfigError: If a library, or its config, is misspelt.
+    """
+    library, _, known = name.rpartition("::")
+    place = f"config {str(path)!r} cannot be read: _base_ {name!r}"
+    if library and library not in MODULE2PACKAGE:
+        raise ConfigError(f"{place}: there is no library {library!r}{nearest(library, MODULE2PACKAGE)}")
+    try:
+        base = _base_file(path, name)
+    except ImportError:
+        return None
+    if library and not base.is_file():
+        folder = Path(_configs_folder(library))
+        others = (file.relative_to(folder).as_posix() for file in folder.rglob("*.py"))
+        raise ConfigError(f"{place}: the installed {library} has no such config{nearest(known, others)}")
+    return base
 
 
 def _import_failure(path: Path, error: ImportError, names: list[str]) -> UserError:
@@ -124,11 +148,27 @@ def base_files(path: Path, text: str) -> list[Path]:
         path: The config's file.
         text: Its contents.
     """
+    return [_base_file(path, name) for name in _stated_bases(path, text)]
+
+
+def _stated_bases(path: Path, text: str) -> list[str]:
+    """What ``_base_`` of a Python config states: paths, those of a library behind its name and ``::``."""
     if path.suffix != ".py":
         return []
     for node in ast.parse(text).body:
         if isinstance(node, ast.Assign) and "_base_" in (ast.unparse(name) for name in node.targets):
             stated = eval(compile(ast.Expression(node.value), str(path), "eval"), {})  # a program, as mmengine takes it
-            names = [name.rpartition("::") for name in ([stated] if isinstance(stated, str) else stated)]
-            return [Path(get_installed_path(of) + _PACKAGED if of else path.parent, name) for of, _, name in names]
+            return [stated] if isinstance(stated, str) else list(stated)
     return []
+
+
+def _base_file(path: Path, name: str) -> Path:
+    """File of a base that a config states."""
+    library, _, inner = name.rpartition("::")
+    return Path(_configs_folder(library) if library else path.parent, inner)
+
+
+def _configs_folder(library: str) -> str:
+    """Folder of the configs of an installed library."""
+    folder: str = get_installed_path(library)
+    return folder + _PACKAGED

@@ -13,6 +13,8 @@ from mmengine.registry import DATASETS
 
 from backbones.errors import ConfigError
 
+# Ends of the top-level keys below which images are read; hooks may bring the pipeline of some epochs.
+DATA_KEYS = ("_dataloader", "_pipeline", "custom_hooks")
 MIXING = "MultiImageMixDataset"  # mmdet's and mmseg's; it has a pipeline of its own, after those of its data sets
 
 

@@ -21,7 +21,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS
 
-from backbones.errors import ConfigError, UserError, describe_error
+from backbones.errors import ConfigError, MachineError, UserError, describe_error
 from backbones.files import describe_special
 from backbones.packages import missing_package, missing_package_error, package_of_type
 from backbones.registry import unknown_backbone
@@ -32,6 +32,7 @@ from engine.config.class_weights import set_class_weights
 from engine.config.classes import FROM_DATA, check_own_names, class_names, fill_classes, palette
 from engine.config.custom_imports import read_config
 from engine.config.datasets import (
+    DATA_KEYS,
     carry_to_test,
     expand_home,
     inner_datasets,
@@ -65,7 +66,6 @@ TEST_FOLDER = "test"  # of tests, in the work directory of the training whose fi
 RENAMED_HOOKS = {f"{one}Hook": f"Resumable{one}Hook" for one in ("Checkpoint", "EarlyStopping")} | {"KeepEMA": EMA_HOOK}
 RENAMED_LOOPS = {"EpochBasedTrainLoop": "EpochLoop", "IterBasedTrainLoop": "IterationLoop"}  # of mmengine -> ours
 LOG_PROCESSOR = "ScoreLogProcessor"  # mmengine's LogProcessor shows the mean of ten validations for a ``val_loss``
-DATA_KEYS = ("_dataloader", "_pipeline")
 BALANCED = {"ClassBalancedDataset": "BalancedDataset"}  # mmengine's does not reach into ConcatDataset
 CHECKED_READERS = {"LoadImageFromFile": "LoadCheckedImage"}  # mmcv's reads the rest of a truncated file as grey
 # mmengine's words about a mapping over a base's value that is none.
@@ -275,8 +275,10 @@ def _check_backbone(cfg: Config, notes: list[str]) -> None:
     with MODELS.switch_scope_and_registry(cfg.get("default_scope")) as registry:
         network = registry.get(name) if isinstance(name, str) else None
         if isinstance(name, str) and network is None:
-            package = package_of_type(name)
-            raise missing_package_error(package, f"model.backbone: {name}") if package else unknown_backbone(name)
+            if (package := package_of_type(name)) is None:
+                raise unknown_backbone(name)
+            absent = missing_package_error(package, f"model.backbone: {name}")
+            raise MachineError(f"{absent}: model=dict(backbone=dict(type='convnext_tiny')) takes one of ours")
     key = "layer_scale_init_value"
     own, stated = getattr(network, "own_arguments", {}).get(key), backbone.get(key)
     if own is not None and stated not in (None, own):

@@ -11,7 +11,7 @@ from mmcv.ops import RoIAlign
 from mmcv.ops.nms import batched_nms
 from mmdet.models.dense_heads import RPNHead, RTMDetInsHead
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
-from mmdet.models.seg_heads.panoptic_fusion_heads import MaskFormerFusionHead
+from mmdet.models.seg_heads.panoptic_fusion_heads import HeuristicFusionHead, MaskFormerFusionHead
 from mmdet.models.utils import filter_scores_and_topk, misc
 from mmdet.structures.mask import mask2bbox
 from mmengine.config import ConfigDict
@@ -23,6 +23,7 @@ from detection.export import (
     best_scores,
     boxes_of_masks,
     class_nms,
+    lay_segments,
     merge_segments,
     pair_objects,
     recordable,
@@ -87,6 +88,27 @@ def test_segments_of_queries(settings: dict[str, Any], scale: float) -> None:
         masks = torch.nn.functional.interpolate(torch.randn(1, 12, 4, 5, generator=generator) * scale, (24, 30))[0]
         found, expected = merge_segments(head, classes, masks), head.panoptic_postprocess(classes, masks)
         assert torch.equal(found.sem_seg, expected.sem_seg)
+
+
+@pytest.mark.parametrize("most", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("least", [0, 150, 10_000])
+def test_segments_of_things_before_stuff(most: float, least: int) -> None:
+    """An empty mask and one that is covered in whole are among them."""
+    settings = ConfigDict(mask_overlap=most, stuff_area_limit=least)
+    head = HeuristicFusionHead(num_things_classes=2, num_stuff_classes=3, test_cfg=settings)
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        masks = torch.nn.functional.interpolate(torch.randn(1, 9, 4, 5, generator=generator), (24, 30))[0] > 0.4
+        masks[3] = False
+        masks[4] = masks[5]
+        labels = torch.randint(2, (9,), generator=generator)
+        things = InstanceData(bboxes=some_boxes(9), scores=torch.rand(9, generator=generator), labels=labels)
+        things.masks = masks
+        stuff = torch.nn.functional.interpolate(torch.randn(1, 4, 3, 4, generator=generator), (24, 30))[0]
+        (expected,) = head.predict([things], [stuff])
+        assert torch.equal(lay_segments(head, things, stuff).sem_seg, expected.sem_seg)
+    with pytest.raises(ConfigError, match="no thing is found in the photographs: give --images"):
+        lay_segments(head, things[:0], stuff)
 
 
 def both_ways(predict: Callable[[], list[InstanceData]]) -> tuple[InstanceData, InstanceData]:

@@ -6,11 +6,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from mmengine.config import Config
 from mmengine.dataset import BaseDataset, ConcatDataset
 from torch.utils.data import DataLoader
 
 import detection  # noqa: F401
-from detection.last_epochs import LastEpochsPipelineHook
+from detection.last_epochs import LastEpochsPipelineHook, replace_pipeline_switch
 from engine.data.fault_tolerance import FaultTolerantDataset
 
 
@@ -38,3 +39,18 @@ def test_the_last_epochs_have_their_pipeline(start: int, seen: list[int], tmp_pa
         hook.before_train_epoch(runner)
         found.append({int(batch["from"]) for batch in loader})
     assert found == [{one} for one in seen]
+
+
+@pytest.mark.parametrize(
+    ("length", "left", "when"), [(10, 3, "the last 3 epochs"), (5, 0, "none of 5 epochs: it begins at 7")]
+)
+def test_the_library_s_switch_is_replaced(length: int, left: int, when: str) -> None:
+    pipeline = [{"type": "LoadImageFromFile"}]
+    switch = {"type": "mmdet.PipelineSwitchHook", "switch_epoch": 7, "switch_pipeline": pipeline}
+    cfg = Config({"train_cfg": {"max_epochs": length}, "custom_hooks": [{"type": "EMAHook"}, switch]})
+    notes: list[str] = []
+    replace_pipeline_switch(cfg, notes)
+    assert cfg.custom_hooks[1] == {"type": "LastEpochsPipelineHook", "epochs": left, "pipeline": pipeline}
+    assert notes == [f"custom_hooks.1: PipelineSwitchHook -> LastEpochsPipelineHook, in {when}"]
+    replace_pipeline_switch(cfg, notes)
+    assert len(notes) == 1

@@ -100,6 +100,12 @@ def test_images_for_several_scales_are_read_alike() -> None:
     assert load(SEGMENTOR, 1).cfg.tta_pipeline[0].channels == 1
 
 
+def test_the_pipeline_of_the_last_epochs_reads_alike() -> None:
+    hook = load(CONFIGS / "detection/rtmdet_convnext_base_in22k_coco_100e.py", 1).cfg.custom_hooks[-1]
+    assert hook.pipeline[0] == {"type": "LoadCheckedImage", "channels": 1}
+    assert "YOLOXHSVRandomAug" not in [step.type for step in hook.pipeline]
+
+
 def test_a_pipeline_for_another_number_is_refused() -> None:
     step = {"type": "LoadCheckedImage", "channels": 4}
     with pytest.raises(ConfigError, match=r"channels=4: model\.backbone\.in_channels is 1"):

@@ -48,6 +48,15 @@ def test_weights_in_a_file_are_read_and_checked(tmp_path: Path) -> None:
             weights(str(path))
 
 
+def test_one_weight_for_all_classes_follows_their_number() -> None:
+    value, (note,) = weights([1.0] * 80 + [0.1], background=1)
+    assert value == [1.0, 1.0, 0.1]
+    assert note == "model.head.0.loss.class_weight: 1 for each of 2 classes, where it was for 80"
+    for other in ([1.0, 0.1], [1.0, 2.0, 1.0, 0.1], [1.0]):
+        with pytest.raises(ConfigError, match="weights for 2 classes and the background: give 3"):
+            weights(other, background=1)
+
+
 def test_weights_of_other_classes_are_left_out_and_said() -> None:
     value, (note,) = weights({"background": 0.1})
     assert value is None

@@ -107,8 +107,13 @@ def test_a_variable_of_the_library_may_be_set_again_and_a_misspelt_key_stays_an_
 @pytest.mark.parametrize(
     "base, message",
     [
-        ("mmseg::_base_/models/upernet_r51.py", "upernet_r51.py"),
-        ("mmsegg::_base_/models/upernet_r50.py", "mmsegg"),
+        (
+            "mmseg::_base_/models/upernet_r51.py",
+            "_base_ 'mmseg::_base_/models/upernet_r51.py': the installed mmseg has no such config; nearest: "
+            "_base_/models/upernet_r50.py, ",
+        ),
+        ("mmdet::atss/atss_r50_fpn_1x_coco", "has no such config; nearest: atss/atss_r50_fpn_1x_coco.py, "),
+        ("mmsegg::_base_/models/upernet_r50.py", "there is no library 'mmsegg'; nearest: mmseg, "),
         ("mmfewshot::_base_/models/resnet50.py", "mmfewshot is not installed"),
     ],
 )

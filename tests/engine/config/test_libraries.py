@@ -9,7 +9,7 @@ import pytest
 
 import engine.run  # noqa: F401  (registers the loops)
 from analysis.dry_run import dry_run
-from backbones.errors import ConfigError
+from backbones.errors import ConfigError, MachineError
 from engine.config.load import Resolved, load_config
 from engine.config.world import Launch
 
@@ -90,6 +90,13 @@ def test_classes_of_ones_own_in_a_data_set_of_the_library(load: Load) -> None:
     assert load(FCN).cfg.train_dataloader.dataset.type == "ADE20KDataset"
 
 
+def test_the_switch_of_the_pipeline_reaches_our_data(load: Load) -> None:
+    resolved = load("mmdet::rtmdet/rtmdet-ins_s_8xb32-300e_coco.py")
+    hook = resolved.cfg.custom_hooks[1]
+    assert (hook.type, hook.epochs, hook.pipeline[0].type) == ("LastEpochsPipelineHook", 20, "LoadCheckedImage")
+    assert "custom_hooks.1: PipelineSwitchHook -> LastEpochsPipelineHook, in the last 20 epochs" in resolved.notes
+
+
 def test_paths_that_begin_with_their_data_folder_move_too(load: Load) -> None:
     cfg = load("mmdet::panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py").cfg
     assert cfg.val_evaluator.seg_prefix == "own/data/annotations/panoptic_val2017"
@@ -168,6 +175,21 @@ def test_what_does_not_fit_is_named_with_the_fix(load: Load, base: str, backbone
     with pytest.raises(ConfigError) as caught:
         dry_run(load(base, backbone, rest), Launch())
     assert str(caught.value) == message
+
+
+def test_a_network_of_an_absent_package(tmp_path: Path) -> None:
+    base = "mmdet::convnext/mask-rcnn_convnext-t-p4-w7_fpn_amp-ms-crop-3x_coco.py"
+    lines = [f"_base_ = [{base!r}]", "custom_imports = dict(imports=['detection'])", "classes = 'coco'"]
+    file = tmp_path / "own.py"
+    file.write_text("\n".join([*lines, "batch = dict(size=16, per_gpu=2)", ""]))
+    with pytest.raises(MachineError) as caught:
+        load_config(file, launch=Launch())
+    assert str(caught.value) == (
+        "model.backbone: mmpretrain.ConvNeXt: package 'mmpretrain' is missing: pip install onedl-mmpretrain, or "
+        "remove what asks for it: model=dict(backbone=dict(type='convnext_tiny')) takes one of ours"
+    )
+    file.write_text(file.read_text() + "model = dict(backbone=dict(type='convnext_atto'))\n")
+    assert load_config(file, launch=Launch()).cfg.model.neck.in_channels == [40, 80, 160, 320]
 
 
 def test_a_base_of_a_library_needs_a_task(tmp_path: Path) -> None:
