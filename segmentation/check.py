@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 from mmcv.transforms import LoadAnnotations
+from mmengine.registry import DATASETS
 from mmseg.datasets import BaseSegDataset
 
+from backbones.arguments import parameters_of
 from engine.data.checker import DATA_CHECKERS, DataFile, DatasetChecker, orientation_cause, repeated
 from engine.data.image_files import LABEL_MODES, ImageInfo, image_suffixes
 from engine.data.orientation import Size
@@ -44,7 +46,7 @@ class LabelChecker(DatasetChecker):
         self._image_sizes: dict[Size, str] = {}  # an image of each size
         self._read_label_settings()
         folders = [self._folder("img_path"), self._folder("seg_map_path")]
-        suffixes = [self.dataset.get("img_suffix", ".jpg"), self.dataset.get("seg_map_suffix", ".png")]
+        suffixes = [self._setting("img_suffix"), self._setting("seg_map_suffix")]
         self._hidden: dict[str, list[str]] = {folder: [] for folder in folders}
         self._files = {folder: named_files(folder, self._hidden[folder]) or {} for folder in folders}
         names = [self._names(*pair) for pair in zip(folders, suffixes, strict=True)]
@@ -56,6 +58,12 @@ class LabelChecker(DatasetChecker):
         )
         files = [DataFile(images[stem], key=stem) for stem in stems]
         return files + [DataFile(labels[stem], "labels", key=stem) for stem in stems]
+
+    def _setting(self, name: str) -> Any:
+        """What the config states of the data set, or else its class, as ADE20K's does."""
+        with DATASETS.switch_scope_and_registry(self.cfg.get("default_scope")) as registry:
+            parameters, _ = parameters_of(registry.get(self.dataset.type))
+        return self.dataset.get(name, parameters[name].default)
 
     def _names(self, folder: str, suffix: str | Sequence[str]) -> dict[str, list[str]]:
         """Names of the files of a folder by their stems."""
@@ -75,7 +83,7 @@ class LabelChecker(DatasetChecker):
         """Read from the config how the pipeline turns a stored value into a class."""
         self.classes: tuple[str, ...] = tuple(self.dataset.metainfo["classes"])
         step: Mapping[str, Any] = next(iter(self.pipeline_steps(LoadAnnotations)), {})
-        self.reduce = bool(self.dataset.get("reduce_zero_label", False))
+        self.reduce = bool(self._setting("reduce_zero_label"))
         self.unlabelled = step.get("unlabelled")
         stated_values: Sequence[int] = step.get("label_values") or ()
         self.values = stated_values or range(int(self.reduce), len(self.classes) + int(self.reduce))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -276,6 +277,33 @@ def test_a_classifier_is_counted_at_its_test_size_or_as_asked() -> None:
     config = ROOT / "configs/classification/digits.py"
     assert count_config(config).shape == (48, 48)
     assert count_config(config, (64, 32)).flops == count(build_classifier(), 3, 64, 32).flops
+
+
+@pytest.mark.parametrize(
+    ("base", "model", "message"),
+    [
+        (
+            "atss/atss_r50_fpn_1x_coco.py",
+            "bbox_head=dict(in_channels=100)",
+            "model.bbox_head.cls_convs.0.conv takes 100 channels and gets 256: correct in_channels of model.bbox_head",
+        ),
+        (
+            "faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py",
+            "roi_head=dict(bbox_roi_extractor=dict(roi_layer=dict(_delete_=True, type='RoIAlignRotated', "
+            "output_size=7)))",
+            "mmcv op 'roi_align_rotated_forward' (for rotated boxes) is missing",
+        ),
+    ],
+)
+def test_a_layer_that_does_not_fit_or_is_missing_is_named(base: str, model: str, message: str, tmp_path: Path) -> None:
+    config = tmp_path / "own.py"
+    config.write_text(
+        f"_base_ = ['mmdet::{base}']\ncustom_imports = dict(imports=['detection'])\n"
+        "classes = 'coco'\nbatch = dict(size=16, per_gpu=2)\n"
+        f"model = dict(backbone=dict(type='convnext_atto'), {model})\n"
+    )
+    with pytest.raises(UserError, match=re.escape(message)):
+        count_config(config, (64, 64))
 
 
 def test_a_detector_and_a_segmentor_are_counted_at_the_scale_of_their_tests() -> None:

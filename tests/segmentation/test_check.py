@@ -147,6 +147,27 @@ def test_label_checker_compares_reduce_zero_label_settings(tmp_path: Path) -> No
     assert found.findings[0].problem == "reduce_zero_label is False of the data set and True of LoadLabels"
 
 
+@pytest.mark.parametrize(
+    ("kind", "values", "image", "label"),
+    [
+        ("ADE20KDataset", (0, 1, 2, 3), "0.jpg", "0.png"),
+        ("CityscapesDataset", (0, 1, 2), "0_leftImg8bit.png", "0_gtFine_labelTrainIds.png"),
+    ],
+)
+def test_label_checker_knows_the_settings_of_the_library_s_data_sets(
+    kind: str, values: tuple[int, ...], image: str, label: str, tmp_path: Path
+) -> None:
+    store(tmp_path / "images" / image, np.random.default_rng(0).integers(0, 255, (*SIZE, 3), np.uint8))
+    store(tmp_path / "labels" / label, labels(*values))
+    prefix = dict(img_path="images", seg_map_path="labels")
+    dataset = dict(type=kind, data_root=str(tmp_path), data_prefix=prefix, metainfo=dict(classes=CLASSES))
+    dataset["pipeline"] = [dict(type="LoadAnnotations", reduce_zero_label=len(values) > len(CLASSES))]
+    found = check_datasets(
+        Config(dict(default_scope="mmseg", train_dataloader=dict(dataset=dataset))), ("train",), True
+    )
+    assert not found.errors, found.errors
+
+
 def turned(root: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
