@@ -55,13 +55,13 @@ class ComparedImages:
 
     Attributes:
         pairs: The first setting with predictions against each other one.
-        files: Files of predictions.
+        sources: Each training with predictions, and the file name of the checkpoint that predicted, if it is known.
         words: Description of the score of an image.
         gaps: Limits of the comparison, a line each.
     """
 
     pairs: Sequence[ComparedPair] = ()
-    files: Sequence[Path] = ()
+    sources: Sequence[str] = ()
     words: str = ""
     gaps: Sequence[str] = field(default_factory=tuple)
 
@@ -184,8 +184,12 @@ def _compare_opened(cfg: Config, opened: Opened, analysis: ErrorAnalysis, gaps: 
         )
         cards = draw_cards(cfg, chosen, view, MAX_PICTURE_BYTES // len(others))
         pairs.append(ComparedPair(reference, letter, counts, images, cards))
-    files = [run.predictions for of_setting in opened.values() for run, _ in of_setting if run.predictions]
-    return ComparedImages(pairs, files, analysis.score_words, gaps)
+    sources = [
+        f"{run.name} ({images.checkpoint[0] or 'checkpoint not known'})"
+        for of_setting in opened.values()
+        for run, images in of_setting
+    ]
+    return ComparedImages(pairs, sources, analysis.score_words, gaps)
 
 
 def judge_pair(

@@ -388,10 +388,9 @@ def _images(found: Comparison) -> str:
         parts.append((note(shown) if pair.images else note("No image differs.")) + gallery(pair.cards))
     if not parts:
         return ""
-    files = ", ".join(f"{path.resolve().parent.name}/{path.name}" for path in found.images.files)
     words = (
         f"{found.images.words} With several seeds: right with all of them, or with none; the pictures are of the "
-        f"first. From {files}, which do not say of which checkpoint they are."
+        f"first. Predictions of {', '.join(found.images.sources)}."
     )
     return note(words) + "".join(parts) + SCRIPT
 

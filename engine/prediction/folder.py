@@ -131,15 +131,12 @@ def predict_images(
         SkippedImagesError: At the end, if images were skipped because they cannot be read or predicted; in the first
             process alone.
         MachineError: If the folder cannot be written.
-        ConfigError: If the folder is that of an image, has predictions of another model, or the task has no such
-            format.
+        ConfigError: If the folder has predictions of another model, or the task has no such format.
     """
     output.check()
     out, name = output.folder, output.result_format
     HEARTBEAT.configure(str(out), cfg.get("env_cfg", {}).get("patience", 0.0))
     make_folder(out)
-    if any(image.path.parent.samefile(out) for image in images if image.path.parent.is_dir()):
-        raise ConfigError(f"the drawings would overwrite the images in {str(out)!r}: choose another folder with --out")
     request = ResultRequest(cfg, out / RESULTS, min_score=output.min_score, probabilities=output.probabilities)
     writer = result_writer(name, request) if name else None
     if writer is not None and writer.needs_image_files and any(image.is_video for image in images):

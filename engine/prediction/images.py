@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from backbones.errors import ConfigError, DataError
@@ -63,7 +63,7 @@ def find_images(
         left_out: Folder whose files do not count, that of what is written.
 
     Raises:
-        ConfigError: If a path is that folder, or a folder in it.
+        ConfigError: If a path is that folder, or lies in it.
         DataError: If there is none at a path.
     """
     return list(dict.fromkeys(image for path in paths for image in _images_at(path, suffixes, left_out)))
@@ -79,13 +79,15 @@ def _files_below(folder: Path, left_out: Path | None, hidden: list[str]) -> list
 
 
 def _images_at(path: Path, suffixes: tuple[str, ...], left_out: Path | None) -> list[Path]:
+    if left_out is not None and path.exists():
+        holds = path if path.is_dir() else path.parent
+        if left_out.resolve() in (place := holds.resolve(), *place.parents):
+            raise ConfigError(
+                f"the drawings would lie among the images in {str(holds)!r}: choose another folder with --out, not one "
+                "that holds them"
+            )
     if path.is_file():
         return [path]
-    if left_out is not None and path.is_dir() and left_out.resolve() in (inside := path.resolve(), *inside.parents):
-        raise ConfigError(
-            f"the drawings would lie among the images in {str(path)!r}: choose another folder with --out, not one "
-            "that holds them"
-        )
     hidden: list[str] = []
     found = _files_below(path, left_out, hidden) if path.is_dir() else []
     images = [one for one in found if one.suffix.lower() in suffixes]
@@ -113,12 +115,16 @@ def name_images(images: Sequence[Path], given: Iterable[Path] = ()) -> list[Name
     common = os.path.commonpath([folder.absolute() for folder in folders])
     files = [Path(os.path.relpath(image.absolute(), common)) for image in images]
     stems, whole = Counter(file.with_suffix("") for file in files), set(files)
+    parents = {folder for file in files for folder in file.parents}
     named, taken = [], set()
     for image, file in zip(images, files, strict=True):
         stem = file.with_suffix("")
         name = (stem if stems[stem] == 1 and stem not in whole else file).as_posix()
-        while name in taken:
-            name += "_"
-        taken.add(name)
-        named.append(NamedImage(image, file.as_posix(), name))
+        one = NamedImage(image, file.as_posix(), name)
+        if one.is_video and Path(name) in parents:  # which may have images of the names of its frames
+            one = replace(one, name=one.file)
+        while one.name in taken:
+            one = replace(one, name=f"{one.name}_")
+        taken.add(one.name)
+        named.append(one)
     return named

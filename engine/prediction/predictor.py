@@ -90,19 +90,23 @@ class Predictor:
 
         Raises:
             DamagedImageError: If the file is missing or cannot be decoded.
-            DataError: If the pixels are of another shape or type.
+            DataError: If it is no single image, or the pixels are of another shape or type.
         """
         if isinstance(image, np.ndarray):
             item = self._from_pixels(image)
-        else:
+        elif isinstance(image, str | PathLike):
             item = self._read(fspath(image), 0)
+        else:
+            pillow = ": np.asarray(image.convert('RGB')) are the pixels" if isinstance(image, Image.Image) else ""
+            kind = type(image).__name__
+            raise DataError(f"an image is a file, or pixels as an array, uint8 (H, W, 3) in RGB, not {kind}{pillow}")
         kind = self._task.prediction or Prediction
         prediction: Prediction = kind(self, predict(self.model, item, self._collate).cpu(), image)
         return prediction
 
     def _from_pixels(self, image: np.ndarray) -> Any:
         """Go through a lossless file: a pipeline begins at one, and a step may both read and transform."""
-        if image.ndim != 3 or image.shape[2] != COLOUR_CHANNELS or image.dtype != np.uint8:
+        if image.ndim != 3 or image.shape[2] != COLOUR_CHANNELS or image.dtype != np.uint8 or not image.size:
             raise DataError(f"an image is uint8 (H, W, 3) in RGB, this one is {image.dtype} {image.shape}")
         with tempfile.TemporaryDirectory(dir=process_folder()) as folder:
             path = Path(folder, "image.png")

@@ -77,7 +77,7 @@ class DoneImages:
             write_json_file(own, {"choices": choices})
 
     def is_done(self, image: NamedImage) -> bool:
-        """Whether an image was predicted, and its file is the same as then."""
+        """Whether an image was predicted, and its file is the same as then, in the same place."""
         found = _read(self._file(image.name))
         return found is not None and "record" in found and found.get("image") == _state(image.path)
 
@@ -125,13 +125,13 @@ class DoneImages:
         return self.folder / "images" / f"{name}.json"
 
 
-def _state(path: Path) -> list[int] | None:
-    """Size and time of a file; ``None`` if it is absent."""
+def _state(path: Path) -> list[Any] | None:
+    """Size, time and place of a file, the place as a hash; ``None`` if it is absent."""
     try:
-        state = path.stat()
+        state, place = path.stat(), path.resolve()
     except OSError:
         return None
-    return [state.st_size, state.st_mtime_ns]
+    return [state.st_size, state.st_mtime_ns, make_fingerprint(str(place))[:16]]
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -23,8 +23,12 @@ Point = TypeVar("Point")
 NONE = "–"
 GIB = 2**30
 JPEG_QUALITY = 88
-# Absolute paths in text; a slash after a letter or a colon is one of a relative path or an address.
-ABSOLUTE_PATH = re.compile(r"""(?<![\w:/.~-])(?:/[^\s/"'<>&,;()]+){2,}""")
+# Absolute paths in text; a slash after a letter or a colon is one of a relative path or an address. The groups are what
+# follows the first folder, or a home folder with the name of its user.
+ABSOLUTE_PATH = re.compile(
+    r"""(?<![\w:/.~-])(?:/(?:home|Users)/[^\s/"'<>&,;()]+((?:/[^\s/"'<>&,;()]+)*)|"""
+    r"""/[^\s/"'<>&,;()]+((?:/[^\s/"'<>&,;()]+)+))"""
+)
 MARKUP = re.compile(r"(<style>.*?</style>|<[^>]*>)", re.DOTALL)
 KEPT_PARTS = 2  # of a path, the last ones
 MAX_POINTS = 400  # of a line; a plot has about as many pixels
@@ -104,7 +108,12 @@ def without_folders(text: str) -> str:
     """Text whose absolute paths are those from here or from the home folder, and the last parts of all others."""
     for folder, short in ((Path.cwd(), ""), (Path.home(), "~/")):
         text = re.sub(rf"(?<![\w:/.~-]){re.escape(escape(str(folder)))}/", short, text)
-    return ABSOLUTE_PATH.sub(lambda found: "/".join(["…", *found[0].split("/")[2:][-KEPT_PARTS:]]), text)
+
+    def shortened(found: re.Match[str]) -> str:
+        parts = (found[1] or found[2] or "").split("/")[1:]
+        return "/".join(["…", *parts[-KEPT_PARTS:]])
+
+    return ABSOLUTE_PATH.sub(shortened, text)
 
 
 def facts(rows: Mapping[str, Any]) -> str:

@@ -187,6 +187,12 @@ def test_images_of_subfolders_are_found_and_what_was_written_is_not(tmp_path: Pa
     assert film == (tmp_path / "a/film.mp4", "is a video in a folder of images, and not read: name the file itself")
 
 
+def test_frames_of_a_video_have_other_names_than_the_images_in_a_folder_of_its_name() -> None:
+    films = [Path("x/film.mp4"), Path("x/film/000001.jpg"), Path("x/other.mp4"), Path("x/film.avi")]
+    assert [one.name for one in name_images(films)] == ["film.mp4", "film/000001", "other", "film.avi"]
+    assert [one.name for one in name_images(films[:3])] == ["film.mp4", "film/000001", "other"]
+
+
 def test_a_picture_of_a_narrow_image_stays_small(tmp_path: Path) -> None:
     sample = BaseDataElement(gt_label=0, scores=torch.tensor([0.9, 0.1]))
     drawer = ClassificationVisualizer()

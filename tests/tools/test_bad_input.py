@@ -286,16 +286,20 @@ def test_folders_that_cannot_be_written(tool: Any, settings: Any, weights: Any, 
 
 
 def test_drawings_never_replace_the_images(tool: Any, settings: Any, weights: Any, tmp_path: Path) -> None:
-    image = tmp_path / "image.png"
+    image = tmp_path / "in/image.png"
+    image.parent.mkdir()
     Image.new("RGB", (50, 50)).save(image)
     before = image.read_bytes()
-    arguments = ("predict.py", CONFIG["classifier"], weights["sound"], image, "--out", tmp_path)
-    assert_one_line(tool(*arguments, *settings("classifier")), "would overwrite the images")
-    assert image.read_bytes() == before
-    for folder, out in ((tmp_path, tmp_path), (tmp_path / "in", tmp_path)):
-        folder.mkdir(exist_ok=True)
-        arguments = ("predict.py", CONFIG["classifier"], weights["sound"], folder, "--out", out)
+    # With a sub-folder of the output folder among others, the drawing of an image would have its own path.
+    for given, folder, out in (
+        ([image], image.parent, image.parent),
+        ([image, tmp_path], image.parent, tmp_path),
+        ([tmp_path], tmp_path, tmp_path),
+        ([image.parent], image.parent, tmp_path),
+    ):
+        arguments = ("predict.py", CONFIG["classifier"], weights["sound"], *given, "--out", out)
         assert_one_line(tool(*arguments, *settings("classifier")), f"among the images in {str(folder)!r}", "--out")
+    assert image.read_bytes() == before
 
 
 def test_a_full_disk_wherever_it_is_noticed(tool: Any, settings: Any, tmp_path: Path) -> None:

@@ -91,6 +91,22 @@ def test_an_interrupted_program_goes_on_and_nothing_is_predicted_twice(
     assert not list((tmp_path / "out").rglob("*.part"))
 
 
+def test_an_image_of_another_folder_is_no_copy_though_name_size_and_time_are_the_same(
+    work: Predicting, tmp_path: Path
+) -> None:
+    work.run(tmp_path / "out")
+    first, others = table(tmp_path / "out"), tmp_path / "others"
+    for image in work.images.rglob("*.png"):
+        other = others / image.relative_to(work.images)
+        other.parent.mkdir(parents=True, exist_ok=True)
+        other.write_bytes(image.read_bytes())
+        state = image.stat()
+        os.utime(other, ns=(state.st_atime_ns, state.st_mtime_ns))
+    before, work.images = str(work.images), others
+    work.run(tmp_path / "out")
+    assert table(tmp_path / "out") == first.replace(before, str(others))
+
+
 def test_several_processes_write_the_files_of_one(work: Predicting, tmp_path: Path) -> None:
     work.run(tmp_path / "one", batch=2)
 

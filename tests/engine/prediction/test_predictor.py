@@ -115,10 +115,16 @@ def test_what_is_no_image_is_an_error(written: Any, tmp_path: Path) -> None:
     _, model, _, _ = written
     with pytest.raises(DamagedImageError, match=r"absent\.jpg: is missing"):
         model.predict("absent.jpg")
-    for pixels in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32)):
-        line = rf"an image is uint8 \(H, W, 3\) in RGB, this one is {pixels.dtype} \(4, 4.*\)"
+    for pixels in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((4, 0, 3), np.uint8)):
+        line = rf"an image is uint8 \(H, W, 3\) in RGB, this one is {pixels.dtype} \(4, .*\)"
         with pytest.raises(DataError, match=line):
             model.predict(pixels)
+    line = r"an image is a file, or pixels as an array, uint8 \(H, W, 3\) in RGB, not "
+    for wrong in ([str(tmp_path)], b"a.jpg", None, torch.zeros(4, 4, 3)):
+        with pytest.raises(DataError, match=rf"{line}{type(wrong).__name__}$"):
+            model.predict(wrong)
+    with pytest.raises(DataError, match=rf"{line}Image: np\.asarray\(image\.convert\('RGB'\)\) are the pixels"):
+        model.predict(Image.new("L", (4, 4)))
 
 
 def test_an_absent_name_of_the_package_is_an_error() -> None:

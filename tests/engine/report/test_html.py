@@ -20,6 +20,7 @@ from tests.pages import Page
         ("python tools/train.py a.py --work-dir /srv/disks/7/runs/b", "python tools/train.py a.py --work-dir …/runs/b"),
         ("'/scratch/a.jpg' cannot be read", "'…/a.jpg' cannot be read"),
         ("/other HERE/a", "/other a"),
+        ("/home/alice/a.pth /Users/bob/x/y/z /home/carol", "…/a.pth …/y/z …"),
         ("/otherHERE/a/b", "…/a/b"),
         ("https://host/a/b.pth s3://bucket/c/d.tar", "https://host/a/b.pth s3://bucket/c/d.tar"),
         ("3 img/s, train/loss, and/or, 1/2, ../up/there", "3 img/s, train/loss, and/or, 1/2, ../up/there"),
