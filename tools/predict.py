@@ -71,7 +71,7 @@ def main() -> None:
     model, visualizer = load_predictor(cfg, args.checkpoint, args.ema, launch.device, args.trust_checkpoint)
     try:
         for target in predict_images(cfg, model, visualizer, images, output, unread):
-            print(target)
+            print(printable(target))
         if args.format and not output.rank:
             print(f"--format {args.format}: in {printable(out / RESULTS)}")
     except SkippedImagesError as error:

@@ -6,7 +6,7 @@ import csv
 import json
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
@@ -171,25 +171,27 @@ def make_folder(folder: Path) -> None:
 
 
 @contextmanager
-def written_text(path: Path) -> Iterator[TextIOWrapper]:
+def written_text(path: Path, errors: str = "surrogateescape") -> Iterator[TextIOWrapper]:
     """A text file in UTF-8 that is there once it is complete; names of files that are not UTF-8 keep their bytes."""
-    with (
-        atomic_write(path, durable=False) as part,
-        part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
-    ):
+    with atomic_write(path, durable=False) as part, part.open("w", newline="", encoding="utf-8", errors=errors) as file:
         yield file
+
+
+def _written_json(path: Path) -> AbstractContextManager[TextIOWrapper]:
+    """A JSON file that is there once it is complete; names that are not UTF-8 have escapes."""
+    return written_text(path, errors="backslashreplace")
 
 
 def write_json_file(path: Path, content: Any) -> None:
     """Write a JSON file, whole or not at all."""
-    with written_text(path) as file:
+    with _written_json(path) as file:
         json.dump(content, file, ensure_ascii=False)
 
 
 @contextmanager
 def written_list(path: Path) -> Iterator[Callable[[Any], None]]:
     """A JSON list in a file, an entry per line, never in memory as a whole: the function that adds an entry."""
-    with written_text(path) as file, _list_in(file) as add:
+    with _written_json(path) as file, _list_in(file) as add:
         yield add
 
 
@@ -202,7 +204,7 @@ def write_json_lists(path: Path, head: dict[str, Any], key: str, entries: Iterab
         key: Key of the list.
         entries: Entries of the list.
     """
-    with written_text(path) as file:
+    with _written_json(path) as file:
         file.write("{" + "".join(f"{json.dumps(name)}: {_as_json(value)},\n" for name, value in head.items()))
         file.write(f"{json.dumps(key)}: ")
         with _list_in(file) as add:

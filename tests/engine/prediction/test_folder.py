@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from engine.config.load import load_config
 from engine.prediction import folder as predicting
 from engine.prediction.folder import Output, SkippedImagesError, predict_images
 from engine.prediction.images import find_images, name_images
+from engine.prediction.progress_files import DoneImages
 from engine.prediction.visualize import predict_batch
 from tests.engine.prediction.test_predictor import CONFIGS, small_settings
 from tests.runs import forked
@@ -105,6 +107,18 @@ def test_an_image_of_another_folder_is_no_copy_though_name_size_and_time_are_the
     before, work.images = str(work.images), others
     work.run(tmp_path / "out")
     assert table(tmp_path / "out") == first.replace(before, str(others))
+
+
+def test_names_that_are_no_text_are_in_all_files(work: Predicting, tmp_path: Path) -> None:
+    odd = Path(os.fsdecode(os.fsencode(work.images) + b"/b\xff \n\xc3\xa9.png"))
+    (work.images / "a/0.png").rename(odd)
+    for name in ("csv", "json"):
+        work.run(tmp_path / "out", result_format=name)
+    listed = json.loads((tmp_path / "out/results/predictions.json").read_bytes().decode())["images"]
+    assert os.fsencode(listed[0]["file_name"]) == b"b\xff \n\xc3\xa9.png"
+    assert len(listed) == 7
+    assert os.fsencode(odd) in (tmp_path / "out/results/predictions.csv").read_bytes()
+    assert DoneImages(tmp_path / "out", "json").is_done(*name_images([odd]))
 
 
 def test_several_processes_write_the_files_of_one(work: Predicting, tmp_path: Path) -> None:
