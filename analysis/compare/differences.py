@@ -87,16 +87,17 @@ def find_circumstances(settings: Sequence[ComparedSetting]) -> dict[str, list[st
 
 
 def labelled(settings: Sequence[ComparedSetting], differences: Mapping[str, Sequence[Any]]) -> list[ComparedSetting]:
-    """The settings with a label: what differs, if that is little, else the name of the first folder."""
+    """The settings with a label: what differs, if that is short for all, else the name of the first folder."""
     rows = folded(differences)
-    short = len(rows) <= MAX_LABEL_KEYS and all(one.config is not None for one in settings)
     texts = [
         ", ".join(f"{key.rpartition('.')[2]}={value_text(values[place])}" for key, (_, values) in rows.items())
         for place in range(len(settings))
     ]
-    made = []
-    for one, text in zip(settings, texts, strict=True):
-        words = text if texts.count(text) == 1 else f"{text} ({one.runs[0].name})"
-        fits = short and text and len(words) <= MAX_LABEL
-        made.append(replace(one, label=f"{one.letter}: {words if fits else one.runs[0].name[:MAX_LABEL]}"))
-    return made
+    labels = [
+        text if texts.count(text) == 1 else f"{text} ({one.runs[0].name})"
+        for one, text in zip(settings, texts, strict=True)
+    ]
+    known = all(one.config is not None for one in settings)
+    if not rows or len(rows) > MAX_LABEL_KEYS or not known or max(map(len, labels)) > MAX_LABEL:
+        labels = [one.runs[0].name[:MAX_LABEL] for one in settings]
+    return [replace(one, label=f"{one.letter}: {label}") for one, label in zip(settings, labels, strict=True)]

@@ -37,6 +37,8 @@ def test_settings_are_named_by_little_that_differs(tmp_path: Path) -> None:
     assert named(CLASSIFIER, rate) == ["A: lr=0.1", "B: lr=0.3"]
     much = {**CLASSIFIER, "classes": ["a"], "batch": {"size": 1}, "model": {"type": "Other"}}
     assert named(CLASSIFIER, much) == ["A: run0", "B: run1"]
+    long = {**CLASSIFIER, "model": {**CLASSIFIER["model"], "weights": "work_dirs/" + 20 * "long"}}
+    assert named(CLASSIFIER, long) == ["A: run0", "B: run1"]  # and not weights=... beside a name
 
 
 def test_circumstances_are_shown_where_they_differ(tmp_path: Path) -> None:
