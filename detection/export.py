@@ -353,17 +353,18 @@ def lay_segments(head: HeuristicFusionHead, mask_results: InstanceData, seg_pred
     ranks = torch.arange(1, labels.shape[0] + 1, device=owner.device)
     present = (owner == ranks[:, None, None]).flatten(1).any(1)
     segments = labels + present.long().cumsum(0) * INSTANCE_OFFSET
+    segments = torch.cat([segments.new_zeros(1), segments])  # that of rank 0 is none, and never shown
     stuff = seg_preds.argmax(0)
     kinds = torch.arange(seg_preds.shape[0], device=owner.device)
     areas = ((stuff == kinds[:, None, None]) & (owner == 0)).flatten(1).sum(1)
     names = torch.where(areas < head.test_cfg.stuff_area_limit, head.num_classes, kinds + head.num_things_classes)
-    laid = torch.where(owner > 0, segments[(owner - 1).clamp(min=0)], names[stuff])
+    laid = torch.where(owner > 0, segments[owner], names[stuff])
     return PixelData(sem_seg=laid.int()[None])
 
 
 def _lay_masks(masks: Tensor, max_overlap: float) -> Tensor:
     """Rank, from 1, of the mask that each pixel belongs to, (H, W): of (D, H, W), those before go first; 0 for none."""
-    owner = torch.zeros_like(masks[0], dtype=torch.long)
+    owner = masks.sum(0) * 0  # also of no mask
     for i in range(masks.shape[0]):
         free = owner == 0
         area = masks[i].sum()

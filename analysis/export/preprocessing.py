@@ -19,7 +19,8 @@ CLASSIFICATION_CROP_RATIO = 0.875  # of 224 pixels in 256, the custom on ImageNe
 WHOLE_IMAGE_SIDE = 384  # from here on the released code squashes the whole image
 RESIZES = ("Resize", "CheckedResize")
 READERS = ("LoadCheckedImage", "LoadImageFromFile")
-WITHOUT_EFFECT = ("Pack", "LoadLabels", "LoadAnnotations")  # beginnings of the names of steps that leave images alone
+# Beginnings of the names of steps that leave images alone.
+WITHOUT_EFFECT = ("Pack", "LoadLabels", "LoadAnnotations", "LoadPanoptic")
 
 
 @dataclass(frozen=True)
