@@ -175,10 +175,11 @@ class PanopticErrors(ErrorAnalysis):
 
     def draw(self, image: np.ndarray, scale: tuple[float, float], sample: Mapping[str, Any]) -> np.ndarray:
         """Draw true and predicted segments in the colours of what became of them."""
-        pairs = self._pairs(sample)
+        truth = read_segments(sample["seg_map_path"])
+        pairs = self._pairs(sample, truth)
         judged, panels = judge_segments(pairs), {}
         for title, ids, kinds, labels in (
-            (TRUTH, read_segments(sample["seg_map_path"]), judged.true, pairs.classes),
+            (TRUTH, truth, judged.true, pairs.classes),
             (PREDICTION, _prediction(sample), judged.predicted, pairs.predicted),
         ):
             values, places = np.unique(ids, return_inverse=True)
@@ -191,8 +192,9 @@ class PanopticErrors(ErrorAnalysis):
         present = {*judged.true.values(), *judged.predicted.values()}
         return join_panels(panels, {kind: colour for kind, colour in KIND_COLOURS.items() if kind in present})
 
-    def _pairs(self, sample: Mapping[str, Any]) -> SegmentPairs:
-        truth = read_segments(sample["seg_map_path"])
+    def _pairs(self, sample: Mapping[str, Any], truth: np.ndarray | None = None) -> SegmentPairs:
+        """The pairs of an image, with the ids of its true segments where they have been read."""
+        truth = read_segments(sample["seg_map_path"]) if truth is None else truth
         return pair_segments(truth, sample["segments_info"], _prediction(sample), len(self.classes), self.things)
 
     def _gain(self, counts: np.ndarray) -> float:

@@ -12,7 +12,8 @@ from mmengine.config import Config
 from PIL import Image
 
 from backbones.errors import ConfigError
-from detection.panoptic import segment_colours
+from detection import panoptic_errors
+from detection.panoptic import read_segments, segment_colours
 from detection.panoptic_errors import PanopticErrors
 from engine.prediction.error_analysis import AnalysisRequest
 
@@ -109,6 +110,13 @@ def test_images_tell_their_errors(mixed: dict[str, Any]) -> None:
     assert (image.index, image.classes) == (7, CLASSES)
     assert image.caption == ("PQ 13.6, 1 classification, 1 localisation, 1 both, 1 background, 3 missed")
     assert image.total == 7
+
+
+def test_a_picture_reads_the_segments_once(mixed: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    paths: list[str] = []
+    monkeypatch.setattr(panoptic_errors, "read_segments", lambda path: [paths.append(path), read_segments(path)][1])
+    analysis().draw(np.zeros((80, 400, 3), np.uint8), (100.0, 80.0), mixed)
+    assert paths == [mixed["seg_map_path"]]
 
 
 def test_the_picture_has_the_colours_of_the_kinds(tmp_path: Path) -> None:
