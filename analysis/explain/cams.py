@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from analysis.explain.feature_maps import stage_maps
-from analysis.explain.network import TrainedNetwork, enlarge, unpadded_size
+from analysis.explain.network import TrainedNetwork, enlarge, unpadded_size, with_progress
 from backbones.errors import ConfigError, nearest
 from backbones.packages import is_absent, missing_package_error
 from engine.report.html import note, pixels_figure
@@ -31,6 +31,7 @@ CAM_METHODS = {"Grad-CAM": "GradCAM", "Grad-CAM++": "GradCAMPlusPlus", "LayerCAM
 EXPLAINED_CLASSES = 2  # of each image, unless classes are named
 MIN_POSITIONS = 6  # of a map, along its shorter side, unless a stage is named
 CAM_SIDE, PREDICTION_SIDE = 320, 480  # pixels
+BLANK = "blank: no value is positive, or all are the same"
 HEAT_SHARE = 0.5  # of the colours in a picture
 
 
@@ -157,7 +158,7 @@ def cam_section(
         )
     ]
     numbers = []
-    for path in images:
+    for path in with_progress(images, "class activation maps"):
         batch = network.batch(str(path))
         used = stage or choose_stage(stage_maps(network, batch))
         found = class_maps(network, batch, network.stage_layers()[used - 1], classes)
@@ -188,7 +189,7 @@ def _rows(
             *(
                 pixels_figure(
                     overlay_heat(picture, values[:height, :width]),
-                    f"{name}: {method}",
+                    f"{name}: {method}{_blank(values)}",
                     f"{method} of {name} in {path.name}",
                 )
                 for method, values in one.maps.items()
@@ -198,6 +199,11 @@ def _rows(
         first = pixels_figure(picture, "input", f"input of {path.name}")
     if not found:
         yield f'<div class="gallery tiles quads">{first}</div>'
+
+
+def _blank(values: np.ndarray) -> str:
+    """A remark on a map without a place that stands out, which is drawn in one colour."""
+    return "" if values.any() else f", {BLANK}"
 
 
 def overlay_heat(picture: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from analysis.explain.network import TrainedNetwork, recorded
+from analysis.explain.network import TrainedNetwork, recorded, with_progress
 from backbones.convnext import Block
 from backbones.errors import ConfigError
 from backbones.layers import GRN
@@ -66,7 +66,7 @@ def measure_collapse(network: TrainedNetwork, images: Sequence[Path]) -> Collaps
     layers = [block.grn for block in blocks]  # nothing in V1, but a layer that is called
     sums: Tensor | float = 0.0
     single = 0
-    for path in images:
+    for path in with_progress(images, f"feature collapse of {network.label}"):
         with recorded(layers) as found:
             network.backbone(network.batch(str(path))["inputs"])
             pairs = [torch.stack([channel_distance(x) for x in found[layer]]).squeeze(1) for layer in layers]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from analysis.browse.draws import NetworkInputs
-from analysis.explain.network import TrainedNetwork, enlarge
+from analysis.explain.network import TrainedNetwork, enlarge, with_progress
 from backbones.errors import DataError
 from engine.config.classes import class_colours
 from engine.data.image_files import DamagedImageError
@@ -123,7 +123,7 @@ def embedding_section(
         DataError: If fewer than three images can be read.
     """
     kept, vectors = [], []
-    for place, path in enumerate(known.paths):
+    for place, path in enumerate(with_progress(known.paths, "embeddings")):
         try:
             vectors.append(pooled_features(network, path))
         except DamagedImageError:

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from torch import Tensor
 
-from analysis.explain.network import TrainedNetwork, enlarge, recorded, unpadded_size
+from analysis.explain.network import TrainedNetwork, enlarge, recorded, unpadded_size, with_progress
 from engine.report.html import note, pixels_figure
 
 SHOWN_CHANNELS = 4
@@ -60,7 +60,7 @@ def feature_section(network: TrainedNetwork, images: Sequence[Path]) -> tuple[st
         note(f"{words} deviation over this image, the largest first; each from its smallest value to its largest.")
     ]
     numbers = []
-    for path in images:
+    for path in with_progress(images, "feature maps"):
         batch = network.batch(str(path))
         shown = pixels_figure(enlarge(network.picture(batch), MAP_SIDE), "input", f"input of {path.name}")
         parts.append(f"<h3>{escape(path.name)}</h3>")

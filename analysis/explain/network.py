@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from analysis.browse.draws import input_picture
 from backbones.base import Backbone
@@ -21,6 +23,8 @@ from backbones.timm_backbones import TimmVisionTransformer
 from engine.prediction.predictor import Predictor
 from engine.prediction.visualize import image_reader
 from engine.task import task_of
+
+MAX_PROGRESS_LINES = 10  # of a part
 
 
 class Recorded(NamedTuple):
@@ -142,3 +146,17 @@ def enlarge(picture: np.ndarray, side: int, how: int = cv2.INTER_CUBIC) -> np.nd
     factor = side / max(picture.shape[:2])
     size = max(1, round(factor * picture.shape[1])), max(1, round(factor * picture.shape[0]))
     return cv2.resize(picture, size, interpolation=how if factor > 1 else cv2.INTER_AREA)
+
+
+def with_progress(images: Sequence[Path], part: str) -> Iterator[Path]:
+    """Yield images, with a bar on a terminal and some lines elsewhere.
+
+    Args:
+        images: Images.
+        part: Name of what is made of them.
+    """
+    terminal, every = sys.stderr.isatty(), max(1, len(images) // MAX_PROGRESS_LINES)
+    for done, path in enumerate(tqdm(images, desc=part, unit="image", dynamic_ncols=True, disable=not terminal)):
+        if not terminal and done % every == 0:
+            print(f"{part}: image {done + 1:,} of {len(images):,}", flush=True)
+        yield path

@@ -14,9 +14,11 @@ from mmengine.registry import MODELS, DefaultScope, init_default_scope
 
 import analysis.explain.cams
 from analysis.explain.cams import (
+    BLANK,
     CAM_METHODS,
     PACKAGE,
     ScoredModel,
+    cam_section,
     check_cams,
     choose_stage,
     class_maps,
@@ -160,3 +162,21 @@ def test_heat_is_red_where_a_map_is_high_and_the_picture_shows_through() -> None
     assert red[0] > red[2]
     assert blue[2] > blue[0]
     assert (overlay_heat(picture + 50, values)[4, 0] - blue >= 24).all()
+
+
+@needs_package
+def test_a_map_without_a_positive_value_is_said_to_be_blank(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, network, image = trained
+    if task != "classifier":
+        pytest.skip("the way is the same for all tasks")
+    first, _ = cam_section(network, [image], 2, ["two"])
+    assert BLANK not in first
+    real = analysis.explain.cams._map
+    monkeypatch.setattr(
+        analysis.explain.cams,
+        "_map",
+        lambda kind, *rest: 0 * real(kind, *rest) if kind == "GradCAM" else real(kind, *rest),
+    )
+    blank, _ = cam_section(network, [image], 2, ["two"])
+    assert blank.count(BLANK) == 1
+    assert f"two: Grad-CAM, {BLANK}" in blank
