@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from bisect import bisect
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,8 +23,8 @@ from engine.launch.heartbeat import HEARTBEAT, Phase
 from engine.nonfinite.guard import RollBack
 from engine.optim.unused_parameters import check_unused_parameters
 from engine.optim.update import forward_losses, mean_over_processes, update_weights
-from engine.training.progress import FirstLineHook
-from engine.training.validation import check_monitored, expected_scores
+from engine.training.progress import FirstLineHook, ValidatedStepHook
+from engine.training.validation import check_monitored, expected_scores, interval_after, validates_after
 
 if TYPE_CHECKING:
     from engine.training.noise_scale import NoiseScaleHook
@@ -64,6 +63,7 @@ class _StepLoop:
         if isinstance(dataloader, dict):
             runner.register_hook(ReplacedImagesHook())
             runner.register_hook(FirstLineHook())
+            runner.register_hook(ValidatedStepHook())
             dataloader = build_train_loader(
                 copy.deepcopy(dataloader),
                 runner.seed,
@@ -172,9 +172,8 @@ class _StepLoop:
             total: Number of epochs or steps of the training.
         """
         runner = self.runner
-        self.val_interval = self.dynamic_intervals[bisect(self.dynamic_milestones, done + 1) - 1]
-        due = done >= max(self.val_begin, 1) and (done % self.val_interval == 0 or done == total)
-        if due and runner.val_loop is not None and runner.checkpoint_hook.validated != self._iter:
+        self.val_interval = interval_after(self, done)
+        if validates_after(self, done, total) and runner.checkpoint_hook.validated != self._iter:
             runner.val_loop.run()
             HEARTBEAT.enter(Phase.DATA)
 

@@ -16,6 +16,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from engine.launch.heartbeat import HEARTBEAT, Phase
 from engine.report.html import duration
+from engine.training.validation import interval_after, validates_after
 
 if TYPE_CHECKING:
     from engine.training.runner import Runner
@@ -54,6 +55,37 @@ class FirstLineHook(Hook):
                 f"step {runner.iter + 1:,} of {runner.max_iters:,}: {seconds:.3g} s for a step, about {left} left, "
                 "without validations"
             )
+
+
+class ValidatedStepHook(Hook):
+    """Logs the step before a validation where no other since the validation before is logged.
+
+    Otherwise the losses of validations that are close to each other would have no loss of the training beside them. An
+    epoch logs its end by itself if it is shorter than the interval.
+    """
+
+    priority = "BELOW_NORMAL"  # that of the hook for all other lines
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Log the step in the same way as others."""
+        if is_logged_for_validation(runner):
+            hook = next(hook for hook in runner.hooks if isinstance(hook, LoggerHook))
+            values, line = runner.log_processor.get_log_after_iter(runner, batch_idx, "train")
+            runner.logger.info(line)
+            runner.visualizer.add_scalars(values, step=runner.iter + 1, file_path=hook.json_log_path)
+
+
+def is_logged_for_validation(runner: Runner) -> bool:
+    """Whether a step is logged for the validation after it alone; to be asked before the step counts as done."""
+    loop, done = runner.train_loop, runner.iter + 1
+    interval = next((hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)), 0)
+    if not interval or loop.by_epoch or not validates_after(loop, done, runner.max_iters):
+        return False
+    if done == len(loop.dataloader) <= interval:  # the hook logs the end of the first pass over the data
+        return False
+    between = interval_after(loop, done)
+    before = (done - 1) // between * between
+    return done // interval == before // interval
 
 
 @LOOPS.register_module()

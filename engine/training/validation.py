@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -17,6 +18,29 @@ from engine.report.class_scores import ClassScores, class_lines, collect_class_s
 from engine.task import TASK_SPECS, task_of
 from engine.training.ema import ModelEMAHook
 from engine.training.validation_loss import MAX_LOSS_IMAGES, ValidationLoss
+
+
+def interval_after(loop: Any, done: int) -> int:
+    """Epochs or steps from one validation to the next, after a number of them.
+
+    Args:
+        loop: Loop of a training.
+        done: Number of epochs or steps that are done.
+    """
+    interval: int = loop.dynamic_intervals[bisect(loop.dynamic_milestones, done + 1) - 1]
+    return interval
+
+
+def validates_after(loop: Any, done: int, total: int) -> bool:
+    """Whether a training validates after a number of epochs or steps.
+
+    Args:
+        loop: Loop of the training.
+        done: Number of epochs or steps that are done.
+        total: Number of epochs or steps of the training.
+    """
+    due = done >= max(loop.val_begin, 1) and (done % interval_after(loop, done) == 0 or done == total)
+    return due and loop.runner.val_loop is not None
 
 
 def check_monitored(runner: Any, scores: Collection[str] | None) -> None:

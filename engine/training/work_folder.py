@@ -18,6 +18,7 @@ from mmengine.runner import Runner
 from backbones.errors import MachineError, printable
 from engine.checkpoint.store import RUN_ID_FILE, begin_run
 from engine.report.recorder import ForeignFolderError
+from engine.training.progress import is_logged_for_validation
 
 LOOK_SECONDS = 1.0
 GONE_ERRNOS = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ELOOP)  # where no folder is any more
@@ -64,6 +65,7 @@ class WorkFolderHook(Hook):
         """Whether files are opened after a batch: by metrics after the last one, or for the values of a step."""
         intervals = [hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook) and mode == "train"]
         due = any(self.every_n_inner_iters(batch_idx, interval) for interval in intervals)
+        due = due or (mode == "train" and is_logged_for_validation(runner))
         return due or self.end_of_epoch(getattr(runner, f"{mode}_dataloader"), batch_idx)
 
     def _keep_now_and_then(self, runner: Runner) -> None:

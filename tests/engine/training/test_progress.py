@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,11 +12,18 @@ import torch
 from mmengine.hooks import LoggerHook
 from mmengine.runner import TestLoop
 
+from engine.config.load import resolve
+from engine.config.world import Launch
 from engine.distributed.agreement import StopRequest
 from engine.launch.heartbeat import Phase
+from engine.planning.plan import training_plan
+from engine.report.recorder import record_run
+from engine.report.run_dir import read_curves
 from engine.training import progress, validation
+from engine.training.build import build_runner
 from engine.training.progress import AnnouncedTestLoop, FirstLineHook
 from engine.training.validation import ValidationLoop
+from tests.engine.training.test_ema import BATCH, config
 
 
 @pytest.mark.parametrize(
@@ -40,6 +49,34 @@ def test_a_slow_training_says_early_how_long_it_takes(
         runner.iter = step
         hook.after_train_iter(runner, step)
     assert lines == said
+
+
+def short_run(folder: Path, resume: bool = False) -> None:
+    """A training of 7 steps that logs every third step and validates after every second one."""
+    cfg = config(folder, 1, ema=False)
+    cfg.train_cfg = dict(type="IterationLoop", max_iters=7, val_interval=2)
+    cfg.default_hooks.logger.interval = 3
+    cfg.default_hooks.checkpoint = dict(type="ResumableCheckpointHook", by_epoch=False, interval=2, max_keep_ckpts=-1)
+    resolved = resolve(cfg, BATCH, Launch())
+    cfg.resume = resume
+    runner = build_runner(resolved, Launch())
+    with record_run(runner, resolved, training_plan(resolved, Launch())):
+        runner.train()
+
+
+def test_a_validation_has_a_loss_of_the_training_beside_it_whatever_the_interval(tmp_path: Path) -> None:
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    short_run(whole)
+    curves = read_curves(whole)
+    assert [step for step, _ in curves["val/weight"]] == [2, 4, 6, 7]
+    assert [step for step, _ in curves["train/loss"]] == [2, 3, 6, 7]  # 3 and 6 by the interval
+    shutil.copytree(whole, resumed)
+    for step in (6, 7):
+        (resumed / f"iter_{step}.pth").unlink()
+    (resumed / "last_checkpoint").write_text(str(resumed / "iter_4.pth"))
+    short_run(resumed, resume=True)
+    again = read_curves(resumed)
+    assert all(again[name] == curves[name] for name in ("train/loss", "val/weight"))
 
 
 def test_the_scores_of_a_test_may_take_longer_than_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,14 +79,16 @@ def test_it_looks_once_a_second_and_before_files_are_opened(tmp_path: Path) -> N
     hook = WorkFolderHook(clock=lambda: now[0])
     hook._keep = lambda _: looks.append(place)  # type: ignore[method-assign]
     runner: Any = SimpleNamespace(
-        hooks=[hook, LoggerHook(interval=10)], train_dataloader=range(24), val_dataloader=range(9)
+        hooks=[hook, LoggerHook(interval=10)], train_dataloader=range(24), val_dataloader=range(9), max_iters=24
     )
+    every_seventh = dict(by_epoch=False, val_begin=1, dynamic_milestones=[0], dynamic_intervals=[7, 7])
+    runner.val_loop, runner.train_loop = object(), SimpleNamespace(**every_seventh, runner=runner, dataloader=range(24))
     for step in range(24):
-        now[0], place = 0.3 * step, (step, "before")
+        now[0], place, runner.iter = 0.3 * step, (step, "before"), step
         hook.before_train_iter(runner, step)
         place = (step, "after")
         hook.after_train_iter(runner, step)
-    logged = [(9, "after"), (19, "after"), (23, "after")]
+    logged = [(6, "after"), (9, "after"), (19, "after"), (23, "after")]  # the first one for the validation after it
     assert looks == sorted([*((step, "before") for step in range(0, 24, 4)), *logged])
     looks.clear()
     for step in range(9):  # the metrics of a validation may write files
