@@ -29,6 +29,8 @@ class ClassificationMetric(BaseMetric):
             process.
     """
 
+    default_prefix = ""  # of the scores' names; without one mmengine warns
+
     def __init__(self, confusion_file: str | None = None) -> None:
         super().__init__(collect_device="cpu")
         self.class_scores: dict[str, dict[str, float | int | None]] = {}

@@ -65,6 +65,8 @@ class RobustnessMetric(BaseMetric):
             the last evaluation.
     """
 
+    default_prefix = ""  # of the scores' names; without one mmengine warns
+
     def __init__(
         self,
         classes: Sequence[int] | None = None,
@@ -151,6 +153,8 @@ class CueConflictMetric(BaseMetric):
     Args:
         categories: Positions of the classes of each category, by its name.
     """
+
+    default_prefix = ""  # of the scores' names; without one mmengine warns
 
     def __init__(self, categories: Mapping[str, Sequence[int]]) -> None:
         super().__init__(collect_device="cpu")

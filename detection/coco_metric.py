@@ -91,6 +91,8 @@ class FastCocoMetric(BaseMetric):
         ConfigError: If the metric is another, or ``segm`` is asked of a detector without masks.
     """
 
+    default_prefix = ""  # of the scores' names; without one mmengine warns
+
     def __init__(self, ann_file: str, metric: Sequence[str] = IOU_TYPES) -> None:
         super().__init__()
         self.annotation_file = str(ann_file)

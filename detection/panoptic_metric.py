@@ -136,6 +136,8 @@ class PanopticQuality(BaseMetric):
             evaluation with ``worst_kept``.
     """
 
+    default_prefix = ""  # of the scores' names; without one mmengine warns
+
     def __init__(self, stuff_classes: Sequence[str] = ()) -> None:
         super().__init__()
         self.stuff = tuple(stuff_classes)

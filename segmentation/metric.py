@@ -26,6 +26,8 @@ class ClassIoUMetric(IoUMetric):
             evaluation with ``worst_kept``.
     """
 
+    default_prefix = ""  # of the scores' names; without one mmengine warns
+
     def __init__(self, *args: object, **settings: object) -> None:
         super().__init__(*args, **settings)
         self.class_scores: dict[str, dict[str, float | None]] = {}

@@ -14,6 +14,7 @@ from mmengine.registry import METRICS
 class ReconstructionLoss(BaseMetric):
     """Mean squared error over the hidden units, averaged over the images; each image keeps its mask."""
 
+    default_prefix = ""  # of the scores' names; without one mmengine warns
     score_names = ("reconstruction_loss",)
 
     def __init__(self) -> None:

@@ -281,7 +281,8 @@ def test_saved_predictions_name_their_checkpoint_and_have_its_scores(
     assert about["checkpoint"] == {"name": "mine.pth", "mark": content_mark(classifier.checkpoint)}
     assert about["checkpoint"]["mark"]
     again = tool("test.py", classifier.config, "--from-predictions", saved, *classifier.options())
-    assert again.code == 0, again.err
+    assert (again.code, again.err) == (0, "")
+    assert "prefix" not in again.out
     for name in METRICS["classifier"]:
         (line,) = (line for line in again.out.splitlines() if line.startswith(f"{name}: "))
         assert line in ended.out.splitlines()
