@@ -22,6 +22,7 @@ from engine.config.datasets import mappings
 from engine.task import NamedClasses, Score, SubmissionSpec, register_task
 
 COCO_NAMES = CocoPanopticDataset.METAINFO
+CLASS_KINDS = {"th": "things", "st": "stuff"}  # of the classes, by their ending in the log
 
 
 def _dummy_batch(model: BaseDetector, images: Tensor, training: bool) -> dict[str, Any]:
@@ -49,8 +50,11 @@ PANOPTIC = register_task(
         DETECTION,
         name="panoptic",
         model_types=(),  # its models are a detector's: the config says task = "panoptic"
-        scores=(Score("PQ", "PQ"), Score("PQ of things", "PQ_th"), Score("PQ of stuff", "PQ_st")),
+        scores=(Score("PQ", "PQ"), *(Score(f"PQ of {part}", f"PQ_{key}") for key, part in CLASS_KINDS.items())),
         scores_note="PQ is SQ, how well segments match, times RQ, how many are found, in percent.",
+        metric_labels={
+            f"{score}_{key}": f"{score} of {part}" for score in ("SQ", "RQ") for key, part in CLASS_KINDS.items()
+        },
         main_metric="PQ",
         dummy_batch=_dummy_batch,
         # Training images of COCO 2017 with an object; they were not counted in the panoptic file.

@@ -26,6 +26,7 @@ from backbones.errors import ConfigError
 
 Shape = tuple[int, int]
 VALIDATION_LOSS = "val_loss"  # metric: the mean loss on held-out images
+VALIDATION_LOSS_LABEL = "loss on held-out data"
 
 
 @dataclass(frozen=True)
@@ -360,6 +361,7 @@ class TaskSpec:
         model_types: Classes of its models; their subclasses belong to the task too.
         scores: Metrics of reports and their curves, the most important one first.
         scores_note: Remark below the table of scores.
+        metric_labels: Names in reports of further metrics, and of scores of a class, by those in the logs.
         main_metric: Metric whose best weights are kept by default; ``None`` for the first one that a validation gives.
         default_shape: Returns the (height, width) at which FLOPs are counted and speed is measured, from the config:
             that of its test images; of a released config that of the task's papers.
@@ -413,6 +415,7 @@ class TaskSpec:
     model_types: tuple[type[nn.Module], ...] = ()
     scores: tuple[Score, ...] = ()
     scores_note: str = ""
+    metric_labels: Mapping[str, str] = field(default_factory=dict)
     main_metric: str | None = None
     default_shape: Callable[[Config], Shape | None] = pipeline_size
     count_forward: Callable[[Any, Tensor], object] = tensor_forward

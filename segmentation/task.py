@@ -288,6 +288,7 @@ SEGMENTATION = register_task(
         name="segmentation",
         model_types=(EncoderDecoder,),
         scores=(Score("mIoU", "mIoU"), Score("mean class accuracy", "mAcc")),
+        metric_labels={"aAcc": "pixel accuracy", "Acc": "accuracy"},
         main_metric="mIoU",
         default_shape=lambda cfg: pipeline_scale(cfg, SEGMENTOR_SHAPE),
         count_forward=_count_forward,

@@ -40,13 +40,13 @@ from engine.report.html import (
     thinned,
 )
 from engine.report.run_dir import Points, numbers_file, write_page
-from engine.task import Score, TaskSpec
+from engine.task import VALIDATION_LOSS, VALIDATION_LOSS_LABEL, Score, TaskSpec
 
 MAX_VALUE = 300  # characters of a setting's value on the page; the JSON has all
 INTERVAL_LEVEL = f"{100 * CONFIDENCE:g} %"
 TRAINING_CURVES = {
     "train/loss": "training loss",
-    "val/val_loss": "loss on held-out data",
+    f"{VALIDATION}{VALIDATION_LOSS}": VALIDATION_LOSS_LABEL,
     "train/lr": "learning rate (of the first group)",
     "train/grad_norm": "norm of the gradient",
 }

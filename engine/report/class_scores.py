@@ -16,7 +16,7 @@ from mmengine.evaluator import Evaluator
 
 from engine.report.html import NONE, number
 from engine.report.run_dir import finite
-from engine.task import Score, TaskSpec
+from engine.task import VALIDATION_LOSS, VALIDATION_LOSS_LABEL, Score, TaskSpec
 
 ClassScores = Mapping[str, Mapping[str, float | int | None]]
 CLASS_SCORES = "class_scores.json"  # of the last validation
@@ -36,8 +36,14 @@ def collect_class_scores(evaluator: Evaluator) -> dict[str, dict[str, float | in
 def score_of(name: str, tasks: Sequence[TaskSpec]) -> Score:
     """The score of a metric; a variant such as ``bbox_mAP_50`` has label and scale of that which its name begins with.
 
-    What is logged on another scale than it is shown on, has another name where it is shown, ``box AP50``.
+    What is logged on another scale than it is shown on, has another name where it is shown, ``box AP50``. Other metrics
+    have the label that the task gives them (``metric_labels``).
     """
+    labels = {VALIDATION_LOSS: VALIDATION_LOSS_LABEL}
+    for task in tasks:
+        labels |= task.metric_labels
+    if name in labels:
+        return Score(labels[name], name)
     known = [score for task in tasks for score in task.scores if name.startswith(score.metric)]
     nearest = max(known, key=lambda score: len(score.metric), default=Score(name, name))
     if nearest.metric == name:

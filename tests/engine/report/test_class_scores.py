@@ -10,7 +10,8 @@ from mmengine.evaluator import Evaluator
 
 import classification  # noqa: F401  (the packages register their tasks)
 import detection  # noqa: F401
-from engine.report.class_scores import CLASS_SCORES, class_lines, class_table, collect_class_scores
+import segmentation  # noqa: F401
+from engine.report.class_scores import CLASS_SCORES, class_lines, class_table, collect_class_scores, score_of
 from engine.report.run_dir import write_json
 from engine.report.training import write_training_report
 from engine.task import TASK_SPECS
@@ -33,6 +34,19 @@ def test_scores_of_several_metrics_are_merged_and_a_metric_may_have_none() -> No
     evaluator = Evaluator([])
     evaluator.metrics = metrics
     assert collect_class_scores(evaluator) == {"a": {"x": 1.0}, "b": {"x": 2.0, "y": 3.0}}
+
+
+def test_metrics_have_names_that_can_be_read() -> None:
+    names = {"val_loss": "loss on held-out data", "bbox_mAP_50": "box AP50", "bbox_mAP": "box AP", "other": "other"}
+    assert {name: score_of(name, DETECTION).label for name in names} == names
+    for task, name, label in (
+        ("segmentation", "aAcc", "pixel accuracy"),
+        ("segmentation", "Acc", "accuracy"),
+        ("panoptic", "SQ_th", "SQ of things"),
+        ("panoptic", "PQ_st", "PQ of stuff"),
+    ):
+        assert score_of(name, (TASK_SPECS[task],)).label == label
+    assert score_of("bbox_mAP_50", DETECTION).factor == 100
 
 
 def test_few_classes_are_all_listed_in_their_order() -> None:

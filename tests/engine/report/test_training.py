@@ -131,7 +131,7 @@ def test_the_best_is_the_highest_and_of_a_loss_the_lowest() -> None:
 def test_scores(folder: Path) -> None:
     page = read_page(folder)
     assert row(page, "top-1") == ["70.0", "80.0 (20)", "75.5", "75.5 (30)", "71.2"]
-    assert row(page, "val_loss") == ["1", "1 (30)", "–", "–", "–"]
+    assert row(page, "loss on held-out data") == ["1", "1 (30)", "–", "–", "–"]
 
 
 def test_scores_come_in_the_order_of_their_task(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_scores_come_in_the_order_of_their_task(tmp_path: Path) -> None:
     write_json(tmp_path / "starts.json", {"starts": [{**a_start("20260101_000000", 0, 2, "finished"), **about}]})
     log(tmp_path, "20260101_000000", {"aAcc": 3.0, "mAcc": 2.0, "mIoU": 1.0, "val_loss": 4.0, "step": 1})
     rows = re.findall(r'<tr><th scope="row">(.*?)</th>', read_page(tmp_path).text)
-    assert rows[:4] == ["mIoU", "mean class accuracy", "aAcc", "val_loss"]
+    assert rows[:4] == ["mIoU", "mean class accuracy", "pixel accuracy", "loss on held-out data"]
 
 
 def test_the_losses_of_training_and_validation_are_in_one_chart(tmp_path: Path) -> None:
