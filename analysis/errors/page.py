@@ -176,7 +176,7 @@ def write_error_page(
         left_out = f" {drawn.left_out:,} further images with errors are not shown: --full shows all." * bool(
             drawn.left_out
         )
-        sections["Worst images"] = note(findings.note + left_out) + gallery(drawn.cards)
+        sections[findings.heading] = note(findings.note + left_out) + gallery(drawn.cards)
     sections["How it was made"] = facts({"command": about["command"]}) + SCRIPT
     page = folder / PAGE
     with atomic_write(page) as part:

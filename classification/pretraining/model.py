@@ -19,12 +19,12 @@ from backbones.convnext import Block, ConvNeXt
 from backbones.errors import ConfigError
 from backbones.layers import GRN, init_trunc_normal
 from backbones.masked import LAYOUTS, MaskedForm, hidden_mask
+from classification.pretraining.patches import patch_targets, to_images, to_patches
 from engine.config.building import build
 from engine.config.schema import is_number, is_whole
 
 MASK_RATIO = 0.6  # Figure 2 and section 3
 INIT_STD = 0.02  # of weights and mask token
-PATCH_EPS = 1e-6  # added to the variance of a patch
 WITHOUT_GRN = (
     "this ConvNeXt has no response normalisation, without which its features collapse in masked pre-training "
     "(ConvNeXt V2, section 3.3): a convnextv2_* gains more"
@@ -129,8 +129,9 @@ class MaskedAutoencoder(BaseModel):
                 mode units are in the order of reading without it.
             mode: ``tensor`` returns the predicted pixels of all units, ``(N, unit * unit * C, rows, columns)``,
                 ``loss`` the mean squared error over the hidden units, ``predict`` an element per image with ``loss``,
-                ``hidden`` (bool, ``(rows, columns)``), ``image`` and ``reconstruction`` (``(C, H, W)``, values as in
-                the files) and ``img_path``.
+                ``hidden`` (bool, ``(rows, columns)``), ``predicted_units`` (float16, ``(hidden, unit * unit * C)``, as
+                the loss compares them), ``image`` and ``reconstruction`` (``(C, H, W)``, values as in the files) and
+                ``img_path``.
         """
         grid = (inputs.shape[-2] // self.unit, inputs.shape[-1] // self.unit)
         if data_samples is None:
@@ -146,7 +147,7 @@ class MaskedAutoencoder(BaseModel):
         errors = (_rows(found, hidden) - _rows(target, hidden)).square().mean(-1)
         if mode == "loss":
             return {"loss": errors.mean()}
-        return self._predictions(inputs, found * std + mean, hidden, errors.mean(1), data_samples["img_path"])
+        return self._predictions(inputs, found, found * std + mean, hidden, errors.mean(1), data_samples["img_path"])
 
     def decode(self, features: Tensor, hidden: Tensor) -> Tensor:
         """Predicted pixels, ``(N, unit * unit * C, rows, columns)``.
@@ -161,41 +162,27 @@ class MaskedAutoencoder(BaseModel):
 
     def _targets(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Pixels of each unit, ``(N, units, unit * unit * C)``, and their mean and standard deviation, or 0 and 1."""
-        target = self.to_patches(images).float()
-        if not self.normalize_patches:
-            return target, target.new_zeros(()), target.new_ones(())
-        variance, mean = torch.var_mean(target, -1, keepdim=True)
-        std = (variance + PATCH_EPS).sqrt()
-        return (target - mean) / std, mean, std
-
-    def to_patches(self, images: Tensor) -> Tensor:
-        """Pixels of each unit in the order row, column, channel: ``(N, C, H, W) -> (N, units, unit * unit * C)``."""
-        rows, columns = images.shape[-2] // self.unit, images.shape[-1] // self.unit
-        whole = images[..., : rows * self.unit, : columns * self.unit]
-        blocks = whole.unflatten(3, (columns, self.unit)).unflatten(2, (rows, self.unit))
-        return blocks.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
-
-    def to_images(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Images ``(N, C, rows * unit, columns * unit)``, the reverse of :meth:`to_patches`.
-
-        Args:
-            patches: Pixels of each unit, ``(N, units, unit * unit * C)``.
-            grid: Rows and columns of units.
-        """
-        blocks = patches.unflatten(2, (self.unit, self.unit, -1)).unflatten(1, grid)
-        return blocks.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+        return patch_targets(to_patches(images, self.unit).float(), self.normalize_patches)
 
     def _predictions(
-        self, inputs: Tensor, patches: Tensor, hidden: Tensor, losses: Tensor, paths: Sequence[str]
+        self, inputs: Tensor, found: Tensor, patches: Tensor, hidden: Tensor, losses: Tensor, paths: Sequence[str]
     ) -> list[BaseDataElement]:
         grid = (inputs.shape[-2] // self.unit, inputs.shape[-1] // self.unit)
         masks = torch.zeros(patches.shape[:2], dtype=torch.bool, device=hidden.device).scatter(1, hidden, True)
         return [
-            BaseDataElement(metainfo={"img_path": path}, image=image, reconstruction=predicted, hidden=mask, loss=loss)
-            for path, image, predicted, mask, loss in zip(
+            BaseDataElement(
+                metainfo={"img_path": path},
+                image=image,
+                reconstruction=predicted,
+                predicted_units=units,
+                hidden=mask,
+                loss=loss,
+            )
+            for path, image, predicted, units, mask, loss in zip(
                 paths,
                 self._as_read(inputs),
-                self._as_read(self.to_images(patches, grid)),
+                self._as_read(to_images(patches, grid, self.unit)),
+                _rows(found, hidden).half(),
                 masks.unflatten(1, grid),
                 losses.tolist(),
                 strict=True,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from backbones.masked import hidden_mask
 from classification.pretraining.data import UNIT
+from classification.pretraining.errors import ReconstructionErrors
 from classification.pretraining.model import MASK_RATIO, PREPROCESSOR, MaskedAutoencoder, visible_units
 from classification.pretraining.visualizer import HIDDEN_COLOUR
 from classification.task import kept_by_crop
@@ -65,6 +66,8 @@ PRETRAINING = register_task(
         dummy_batch=_dummy_batch,
         activation_forward=_activation_forward,
         export_wrapper=_export_wrapper,
+        predicted_fields=("loss", "hidden", "predicted_units"),
+        error_analysis=ReconstructionErrors,
         browse=BrowseSpec(
             preprocessor=lambda cfg: cfg.model.get("data_preprocessor") or PREPROCESSOR,
             targets=lambda samples: list(samples["order"]),

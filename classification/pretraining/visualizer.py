@@ -57,7 +57,7 @@ class ReconstructionVisualizer(Visualizer):
         Returns:
             Picture, RGB, uint8.
         """
-        crop, predicted = _as_pictures(data_sample.image, data_sample.reconstruction)
+        crop, predicted = as_pictures(data_sample.image, data_sample.reconstruction)
         height, width = predicted.shape[:2]
         rows, columns = data_sample.hidden.shape
         hidden = np.kron(data_sample.hidden.numpy(), np.ones((height // rows, width // columns), bool))[..., None]
@@ -98,18 +98,16 @@ class ReconstructionHook(Hook):
                 write_pictures(runner, folder, samples, runner.val_dataloader, runner.iter)
 
 
-def _as_pictures(image: Tensor, predicted: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """An image and its prediction, of the values in the file, as RGB pictures in which a value has one colour.
+def as_pictures(*images: Tensor) -> list[np.ndarray]:
+    """Images of the values in the file as RGB pictures in which a value has one colour.
 
     Colours of 8 bits are as in the file; other values are scaled, see :func:`backbones.bands.as_picture`.
 
     Args:
-        image: ``(C, H, W)``.
-        predicted: ``(C, H', W')``, of which the rest of the image is left out.
+        images: ``(C, H, W)`` each; of larger ones than the last the rest is left out.
     """
-    height, width = predicted.shape[1:]
-    both = np.concatenate([one[:, :height, :width].permute(1, 2, 0).float().numpy() for one in (image, predicted)], 1)
-    if both.shape[2] == COLOUR_CHANNELS and both[:, :width].max() < MAX_BYTE + 1:
-        both = both.round().clip(0, MAX_BYTE).astype(np.uint8)
-    picture = as_picture(both)
-    return picture[:, :width], picture[:, width:]
+    height, width = images[-1].shape[1:]
+    joined = np.concatenate([one[:, :height, :width].permute(1, 2, 0).float().numpy() for one in images], 1)
+    if joined.shape[2] == COLOUR_CHANNELS and joined[:, :width].max() < MAX_BYTE + 1:
+        joined = joined.round().clip(0, MAX_BYTE).astype(np.uint8)
+    return np.split(as_picture(joined), len(images), axis=1)

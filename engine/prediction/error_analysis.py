@@ -72,12 +72,14 @@ class ErrorFindings:
         sections: HTML of the page's sections by their headings.
         images: Images with errors, in any order.
         note: Remark on how their errors are counted and drawn.
+        heading: Heading of their pictures.
     """
 
     numbers: Mapping[str, Any]
     sections: Mapping[str, str]
     images: Sequence[ImageErrors] = field(default_factory=tuple)
     note: str = ""
+    heading: str = "Worst images"
 
 
 class ErrorAnalysis(ABC):

@@ -279,6 +279,8 @@ def _truth(item: Mapping[str, Any]) -> dict[str, Any]:
     sample = item.get("data_samples")
     if isinstance(sample, BaseDataElement):
         return dict(sample.to_dict())
+    if isinstance(sample, Mapping):  # of images without labels, of which the pixels are the truth
+        return {"inputs": item["inputs"], **sample}
     return {name: value for name, value in item.items() if name != "inputs"}
 
 

@@ -372,6 +372,21 @@ def _confusion_cell(count: int, share: float, right: bool) -> str:
     return f'<td style="{shade}">{count or ""}</td>'
 
 
+def shaded_table(values: Sequence[Sequence[float | None]]) -> str:
+    """Return a grid of numbers as an HTML table in which the largest are shaded most; ``None`` is a dash."""
+    known = [value for row in values for value in row if value is not None]
+    low, span = min(known, default=0.0), (max(known, default=0.0) - min(known, default=0.0)) or 1.0
+    rows = []
+    for row in values:
+        cells = []
+        for value in row:
+            share = 0.0 if value is None else (value - low) / span
+            shade = f"background:color-mix(in srgb, var(--trained) {60 * share:.0f}%, transparent)"
+            cells.append(f'<td style="{shade}">{NONE if value is None else f"{value:.3f}"}</td>')
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    return f'<div class="wide"><table class="confusion">{"".join(rows)}</table></div>'
+
+
 def figure(path: Path, caption: str) -> str:
     """Return an embedded picture as HTML, in JPEG: a quarter of the PNG's size. A click makes it fill the window."""
     try:

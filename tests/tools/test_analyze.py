@@ -23,12 +23,13 @@ from tests.engine.prediction.test_predictor import CONFIGS, SMALL, TASKS, small_
 from tests.pages import Page
 
 CHROMIUM = shutil.which("chromium")
+ANALYSED = {**TASKS, "autoencoder": ("pretraining/fcmae_digits.py", "imagenet", "")}
 
 
-@pytest.fixture(scope="module", params=TASKS)
+@pytest.fixture(scope="module", params=ANALYSED)
 def saved(request: pytest.FixtureRequest, digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A task, the file of a random model's predictions, its scores, and the folder."""
-    name, data, _ = TASKS[request.param]
+    name, data, _ = ANALYSED[request.param]
     folder = tmp_path_factory.mktemp(request.param)
     cfg = load_config(
         CONFIGS / name, {"data_root": str(digits / data), "work_dir": str(folder), **small_settings()}
@@ -51,10 +52,11 @@ def saved(request: pytest.FixtureRequest, digits: Path, tmp_path_factory: pytest
 def analysed(saved: Any, tool: Any) -> Any:
     """The task, its scores, the page and the numbers."""
     task, folder, scores, options = saved
-    command = (CONFIGS / TASKS[task][0], "--from-predictions", folder / "saved.zip", "--cfg-options", *options)
+    command = (CONFIGS / ANALYSED[task][0], "--from-predictions", folder / "saved.zip", "--cfg-options", *options)
     done = tool("analyze.py", *command)
     assert done.code == 0, done.err
     assert "errors.html: " in done.out
+    assert "prefix is not set" not in done.out + done.err
     numbers = json.loads((folder / "analysis/errors.json").read_text())
     return task, scores, folder / "analysis/errors.html", numbers
 
@@ -72,6 +74,10 @@ def test_scores_are_those_of_the_test(analysed: Any) -> None:
         means = {"mIoU": errors["mean"]["IoU"], "mAcc": errors["mean"]["Acc"]}
         assert means == pytest.approx({name: numbers["metrics"][name] for name in means}, abs=0.011)
         assert 0 < errors["mean"]["boundary IoU"] < 100
+    elif task == "autoencoder":
+        loss = numbers["metrics"]["reconstruction_loss"]
+        assert errors["predictors"]["the network"]["loss"] == pytest.approx(loss, rel=1e-3)
+        assert (errors["image_count"], errors["hidden_units"]) == (21, 21 * 6)
     else:
         assert errors["accuracy"] == pytest.approx(numbers["metrics"]["top1"], abs=0.01)
         assert sum(map(sum, errors["confusion"]["matrix"])) == 21
@@ -130,7 +136,7 @@ def test_two_processes_test_a_checkpoint_first_and_full_shows_all(
     task, folder, scores, options = saved
     if task != "classifier":
         pytest.skip("the way is the same for all tasks")
-    command = (CONFIGS / TASKS[task][0], folder / "model.pth", "--work-dir", tmp_path, "--full", "--no-data-check")
+    command = (CONFIGS / ANALYSED[task][0], folder / "model.pth", "--work-dir", tmp_path, "--full", "--no-data-check")
     launched = ("--processes", 2, "tools/analyze.py")
     done = program("launch.py", *launched, *command, "--cfg-options", *options)
     assert done.code == 0, done.err
@@ -167,6 +173,3 @@ def test_bad_input_is_one_line(tool: Any, digits: Path, tmp_path: Path) -> None:
     ):
         done = tool("analyze.py", config, *arguments, "--work-dir", tmp_path / "work", *options)
         assert (done.code, done.err.strip()) == (2, f"error: {line.format(tmp_path)}")
-    done = tool("analyze.py", CONFIGS / "pretraining/fcmae_digits.py", "--from-predictions", "b.zip")
-    assert done.code == 2
-    assert done.err.strip().endswith("has no error analysis: its TaskSpec states none (error_analysis)")

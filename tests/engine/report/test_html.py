@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from engine.report.html import document, figure, note, without_folders
+from engine.report.html import document, figure, note, shaded_table, without_folders
 from tests.pages import Page
 
 
@@ -57,3 +58,10 @@ def test_a_picture_can_be_enlarged_without_a_script(tmp_path: Path) -> None:
     assert page.tags.count("input") == page.tags.count("label") == 1
     assert "script" not in page.tags
     assert ".zoom input:checked+img{position:fixed" in page.text
+
+
+def test_the_largest_number_of_a_grid_is_shaded_most() -> None:
+    text = shaded_table([[1.0, None], [3.0, 2.0]])
+    Page(text)
+    cells = re.findall(r"var\(--trained\) (\d+)%, transparent\)\">(.*?)</td>", text)
+    assert cells == [("0", "1.000"), ("0", "–"), ("60", "3.000"), ("30", "2.000")]
