@@ -7,9 +7,3 @@ Data (`drawing`, `formats`, `dataset`), what to train (`steps`), running and res
 from convnext_dense import refuse_namesakes
 
 refuse_namesakes("backbones", "engine")
-
-from demo.dataset import make_digits  # noqa: E402
-from demo.process import run_demo  # noqa: E402
-from demo.steps import Command, DemoStep, demo_steps  # noqa: E402
-
-__all__ = ["Command", "DemoStep", "demo_steps", "make_digits", "run_demo"]

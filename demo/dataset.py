@@ -17,6 +17,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,58 +37,103 @@ from demo.drawing import (
     load_material,
 )
 from demo.formats import coco_annotation, label_map, panoptic_annotation
+from engine.launch.pool import in_processes, usable_cores
 
 STAMP = "digits.json"
 SEGMENTATION_CLASSES = ("background", *DIGIT_CLASSES)
 STUFF_ID = 100  # category id of the photographs; those of the digits are 1 to 10
 
+IMAGES_PER_PART, SCENES_PER_PART = 500, 40  # of one process at a time
+
 _GENERATOR = "engine.digits"  # as in the stamps of the first version: data sets with it stay valid
 _FIRST_ID = {"train": 1, "val": 500_001}  # COCO image ids are unique over the splits, whatever their sizes
 
 
-def _write_images(root: Path, split: str, count: int, seed: int, material: Material) -> None:
-    folders = [root / "imagenet" / split / name for name in DIGIT_CLASSES]
-    for folder in folders:
-        folder.mkdir(parents=True)
-    for index in range(count):
-        label, pixels = compose_image(seed, split, index, material)
-        Image.fromarray(pixels).save(folders[label] / f"{split}_{index:06d}.png", compress_level=3)
+@dataclass(frozen=True)
+class _SceneRecord:
+    """Entries of one scene in the annotation files of COCO: image, objects, and segments of the panoptic form."""
+
+    image: dict[str, Any]
+    objects: list[dict[str, Any]]
+    segments: dict[str, Any]
 
 
-def _write_scenes(root: Path, split: str, count: int, seed: int, material: Material) -> None:
-    ade_split = {"train": "training", "val": "validation"}[split]
-    coco, annotations = root / "coco" / f"{split}2017", root / "coco" / "annotations"
-    ade, labels = root / "ade" / "images" / ade_split, root / "ade" / "annotations" / ade_split
-    panoptic = annotations / f"panoptic_{split}2017"
-    for folder in (coco, panoptic, ade, labels):
-        folder.mkdir(parents=True, exist_ok=True)
-    segments: list[Any] = []
-    listed: dict[str, Any] = {
-        "info": {"description": "Handwritten digits on photographs", "version": str(DRAWING_VERSION)},
-        "licenses": [],
-        "images": [],
-        "annotations": [],
-        "categories": [
-            {"id": number, "name": name, "supercategory": "digit"} for number, name in enumerate(DIGIT_CLASSES, 1)
-        ],
-    }
-    for index in range(count):
-        scene, image_id = compose_scene(seed, split, index, material), _FIRST_ID[split] + index
+@dataclass(frozen=True)
+class _Part:
+    """Some of the pictures of a split, drawn and written by one process.
+
+    Attributes:
+        root: Folder of the data sets.
+        split: "train" or "val".
+        indices: Numbers of the pictures.
+        seed: Seed of the drawing.
+        material: Source digits and photographs of the split.
+    """
+
+    root: Path
+    split: str
+    indices: range
+    seed: int
+    material: Material
+
+
+def _parts(root: Path, split: str, count: int, size: int, seed: int, material: Material) -> list[_Part]:
+    return [
+        _Part(root, split, range(first, min(first + size, count)), seed, material) for first in range(0, count, size)
+    ]
+
+
+def _write_images(part: _Part) -> None:
+    """Write pictures of one digit into the folders of their classes."""
+    folder = part.root / "imagenet" / part.split
+    for index in part.indices:
+        label, pixels = compose_image(part.seed, part.split, index, part.material)
+        name = f"{part.split}_{index:06d}.png"
+        Image.fromarray(pixels).save(folder / DIGIT_CLASSES[label] / name, compress_level=3)
+
+
+def _write_scenes(part: _Part) -> list[_SceneRecord]:
+    """Write scenes and their label images; the entries of the annotation files."""
+    coco, panoptic, ade, labels = _scene_folders(part.root, part.split)
+    records = []
+    for index in part.indices:
+        scene = compose_scene(part.seed, part.split, index, part.material)
+        image_id = _FIRST_ID[part.split] + index
         height, width = scene.image.shape[:2]
-        name, ade_name = f"{image_id:012d}.jpg", f"ADE_{split}_{index + 1:08d}"
+        name, ade_name = f"{image_id:012d}.jpg", f"ADE_{part.split}_{index + 1:08d}"
         Image.fromarray(scene.image).save(coco / name, quality=92)
         shutil.copyfile(coco / name, ade / f"{ade_name}.jpg")
         Image.fromarray(label_map(scene.instances)).save(labels / f"{ade_name}.png")
-        listed["images"].append({"id": image_id, "file_name": name, "width": width, "height": height})
-        listed["annotations"] += [coco_annotation(o, image_id, n) for n, o in enumerate(scene.instances, 1)]
-        entry, pixels = panoptic_annotation(scene.instances, image_id, STUFF_ID)
-        Image.fromarray(pixels).save(panoptic / entry["file_name"])
-        segments.append(entry)
-    (annotations / f"instances_{split}2017.json").write_text(json.dumps(listed))
-    categories = [{**one, "isthing": 1} for one in listed["categories"]]
+        image = {"id": image_id, "file_name": name, "width": width, "height": height}
+        objects = [coco_annotation(o, image_id, n) for n, o in enumerate(scene.instances, 1)]
+        segments, pixels = panoptic_annotation(scene.instances, image_id, STUFF_ID)
+        Image.fromarray(pixels).save(panoptic / segments["file_name"])
+        records.append(_SceneRecord(image, objects, segments))
+    return records
+
+
+def _scene_folders(root: Path, split: str) -> tuple[Path, Path, Path, Path]:
+    """Folders of COCO's images, the panoptic label images, ADE20K's images and its label images."""
+    coco, ade, ade_split = root / "coco", root / "ade", {"train": "training", "val": "validation"}[split]
+    panoptic = coco / "annotations" / f"panoptic_{split}2017"
+    return coco / f"{split}2017", panoptic, ade / "images" / ade_split, ade / "annotations" / ade_split
+
+
+def _write_annotations(root: Path, split: str, records: Sequence[_SceneRecord]) -> None:
+    folder = root / "coco" / "annotations"
+    digits = [{"id": number, "name": name, "supercategory": "digit"} for number, name in enumerate(DIGIT_CLASSES, 1)]
+    listed: dict[str, Any] = {
+        "info": {"description": "Handwritten digits on photographs", "version": str(DRAWING_VERSION)},
+        "licenses": [],
+        "images": [record.image for record in records],
+        "annotations": [entry for record in records for entry in record.objects],
+        "categories": digits,
+    }
+    (folder / f"instances_{split}2017.json").write_text(json.dumps(listed))
+    categories = [{**one, "isthing": 1} for one in digits]
     categories.append({"id": STUFF_ID, "name": "background", "supercategory": "photograph", "isthing": 0})
-    listed |= {"annotations": segments, "categories": categories}
-    (annotations / f"panoptic_{split}2017.json").write_text(json.dumps(listed))
+    listed |= {"annotations": [record.segments for record in records], "categories": categories}
+    (folder / f"panoptic_{split}2017.json").write_text(json.dumps(listed))
 
 
 def read_stamp(root: Path) -> dict[str, Any] | None:
@@ -139,15 +187,26 @@ def make_digits(
         partial = root.with_name(root.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        material = load_material(seed)
-        for split in DIGIT_SPLITS:
-            _write_images(partial, split, images[split], seed, material[split])
-            _write_scenes(partial, split, scenes[split], seed, material[split])
+        _draw(partial, images, scenes, seed)
         (partial / STAMP).write_text(json.dumps(stamp, indent=2) + "\n")
         _replace(root, partial)
     except OSError as error:
         reason = error.strerror or error
         raise MachineError(f"cannot write the digits to {root} ({reason}): give another folder") from error
+
+
+def _draw(root: Path, images: Mapping[str, int], scenes: Mapping[str, int], seed: int) -> None:
+    """Draw all pictures in the processes that the machine has cores for: each depends on its own number alone."""
+    material, workers, doing = load_material(seed), usable_cores(), "drew digits"
+    for split in DIGIT_SPLITS:
+        folders = [root / "imagenet" / split / name for name in DIGIT_CLASSES]
+        for folder in (*folders, *_scene_folders(root, split)):
+            folder.mkdir(parents=True)
+        parts = _parts(root, split, images[split], IMAGES_PER_PART, seed, material[split])
+        deque(in_processes(_write_images, parts, min(workers, len(parts)), doing), maxlen=0)
+        parts = _parts(root, split, scenes[split], SCENES_PER_PART, seed, material[split])
+        records = in_processes(_write_scenes, parts, min(workers, len(parts)), doing)
+        _write_annotations(root, split, [record for part in records for record in part])
 
 
 def _replace(root: Path, new: Path) -> None:

@@ -29,7 +29,8 @@ from demo.steps import DemoStep
 from engine.checkpoint.store import last_checkpoint
 from engine.config.fingerprint import config_values, make_fingerprint
 from engine.launch.child import ChildProcess, interrupt_on_signals, plain_lines
-from engine.report.environment import memory_limit, usable_cores
+from engine.launch.pool import usable_cores
+from engine.report.environment import memory_limit
 from engine.report.html import duration, memory
 from engine.report.run_dir import read_json, write_json
 

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from analysis.doctor.examination import CheckResult, Checks, DoctorOptions, bad, describe_failure, notice, ok
-from engine.report.environment import driver_version, machine, memory_limit, read_text, usable_cores
+from engine.launch.pool import usable_cores
+from engine.report.environment import driver_version, machine, memory_limit, read_text
 from engine.report.html import GIB, memory
 
 _MIB = 2**20

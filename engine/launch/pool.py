@@ -1,7 +1,8 @@
-"""Jobs in processes of their own, whose results come in the order of the jobs."""
+"""Jobs in processes of their own, whose results come in the order of the jobs, and the cores there are for them."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -13,6 +14,11 @@ from engine.launch.parent import end_with_parent
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_processes(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int, doing: str) -> Iterator[Result]:

@@ -16,6 +16,7 @@ import torch
 
 from backbones.files import open_file
 from backbones.kernels.cpu.dispatch import cpu_model
+from engine.launch.pool import usable_cores
 
 ROOT = Path(__file__).resolve().parents[2]
 # Distribution names of each package; the first one that is installed counts.
@@ -76,11 +77,6 @@ def machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "kernel": platform.release(),
     }
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory_limit(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:

@@ -6,7 +6,6 @@ import copy
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -219,7 +218,7 @@ class CheckpointManager:
         meta = {
             "epoch": runner.epoch,
             "iter": runner.iter,
-            "cfg": self._config_text,
+            "cfg": runner.cfg.pretty_text,
             "seed": runner.seed,
             "optimizer": {"type": str(optimizer.get("type")), "lr": optimizer["lr"]},
             "run": runner.run_id,
@@ -241,8 +240,3 @@ class CheckpointManager:
         state = self.state()
         if is_main_process():
             write_checkpoint(state, file)
-
-    @cached_property
-    def _config_text(self) -> str:
-        """The config as text, which takes a second to lay out."""
-        return self._runner.cfg.pretty_text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -53,6 +54,20 @@ def scenes(request, made, material) -> tuple[Path, str, dict, list[drawing.Digit
 def test_two_runs_are_byte_identical(made, tmp_path):
     make_digits(tmp_path / "again", **SMALL)
     assert contents(tmp_path / "again") == contents(made)
+
+
+@pytest.mark.parametrize("cores", [1, 3])
+def test_any_number_of_processes_draws_the_same(made, tmp_path, monkeypatch, cores):
+    monkeypatch.setattr(dataset, "usable_cores", lambda: cores)
+    monkeypatch.setattr(dataset, "IMAGES_PER_PART", 7)
+    monkeypatch.setattr(dataset, "SCENES_PER_PART", 5)
+    make_digits(tmp_path / "again", **SMALL)
+    assert contents(tmp_path / "again") == contents(made)
+
+
+def test_drawing_needs_no_torch():
+    code = "import sys, demo.dataset; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=TOOL.parents[1])
 
 
 def test_another_seed_draws_and_holds_out_something_else(made, tmp_path):
