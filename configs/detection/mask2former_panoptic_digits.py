@@ -1,7 +1,7 @@
 """Mask2Former on the embedded digits, panoptic: digits are things, the photograph around them is stuff.
 
     python tools/train.py configs/detection/mask2former_panoptic_digits.py \
-        --cfg-options model.backbone.weights=work_dirs/digits/epoch_10.pth
+        --cfg-options model.backbone.weights=work_dirs/digits/epoch_5.pth
 
 A small head, three decoder layers of 64 channels and 20 queries, trained for 10 epochs.
 """

@@ -1,9 +1,9 @@
 """Mask R-CNN on the embedded digits, from the digits classifier: a step of tools/demo.sh.
 
     python tools/train.py configs/detection/mask_rcnn_digits.py \
-        --cfg-options model.backbone.weights=work_dirs/digits/epoch_10.pth
+        --cfg-options model.backbone.weights=work_dirs/digits/epoch_5.pth
 
-About 2 minutes on 2 CPU cores.
+Two epochs: half the steps of the panoptic miniatures, at a higher rate.
 """
 
 _base_ = [
@@ -26,10 +26,10 @@ model = dict(
         mask_head=dict(num_convs=2, in_channels=64, conv_out_channels=64),
     ),
     train_cfg=dict(
-        rpn_proposal=dict(nms_pre=500, max_per_img=200),
-        rcnn=dict(sampler=dict(num=64)),
+        rpn_proposal=dict(nms_pre=200, max_per_img=100),
+        rcnn=dict(sampler=dict(num=32)),
     ),
-    test_cfg=dict(rpn=dict(nms_pre=300, max_per_img=100)),
+    test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=100)),
 )
 train_pipeline = [
     dict(type="LoadCheckedImage"),
@@ -45,3 +45,7 @@ test_pipeline = [
 ]
 train_dataloader = dict(num_workers=1)
 val_dataloader = dict(num_workers=1)
+
+optim_wrapper = dict(optimizer=dict(lr=1.5e-3))
+train_cfg = dict(max_epochs=2)
+val_cfg = dict(loss_images=30)

@@ -1,7 +1,7 @@
 """Panoptic FPN on the embedded digits: digits are things, the photograph around them is stuff.
 
     python tools/train.py configs/detection/panoptic_fpn_digits.py \
-        --cfg-options model.backbone.weights=work_dirs/digits/epoch_10.pth
+        --cfg-options model.backbone.weights=work_dirs/digits/epoch_5.pth
 
 Mask R-CNN of the digits, trained as long, with a branch for stuff on its pyramid.
 """

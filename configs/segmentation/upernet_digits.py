@@ -1,9 +1,10 @@
 """UperNet on the embedded digits, from the digits classifier: a step of tools/demo.sh.
 
     python tools/train.py configs/segmentation/upernet_digits.py \
-        --cfg-options model.backbone.weights=work_dirs/digits/epoch_10.pth
+        --cfg-options model.backbone.weights=work_dirs/digits/epoch_5.pth
 
-About 1 minute on 2 CPU cores.
+300 steps. The trained backbone's rates fall faster with the depth than in the real recipes: the head, which begins from
+nothing, has no time for a lower one.
 """
 
 _base_ = ["../_base_/upernet.py", "../_base_/ade20k.py", "../_base_/runtime.py"]
@@ -42,13 +43,14 @@ batch = dict(size=4, per_gpu=4, lr_rule="linear")
 optim_wrapper = dict(
     type="OptimWrapper",
     constructor="LayerDecayConstructor",
-    paramwise_cfg=dict(decay_rate=0.9, decay_type="stage", num_groups=6),
+    paramwise_cfg=dict(decay_rate=0.6, decay_type="stage", num_groups=6),
     optimizer=dict(type="AdamW", lr=2e-3, betas=(0.9, 0.999), weight_decay=0.05),
 )
 
-train_cfg = dict(type="IterationLoop", max_iters=480, val_interval=240)
+train_cfg = dict(type="IterationLoop", max_iters=300, val_interval=300)
+val_cfg = dict(loss_images=30)
 param_scheduler = [
-    dict(type="LinearLR", start_factor=0.01, end=31, by_epoch=False),
+    dict(type="LinearLR", start_factor=0.01, end=20, by_epoch=False),
     dict(type="PolyDecayLR", power=1.0, by_epoch=False),
 ]
-default_hooks = dict(checkpoint=dict(by_epoch=False, interval=240))
+default_hooks = dict(checkpoint=dict(by_epoch=False, interval=150))

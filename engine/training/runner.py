@@ -5,12 +5,10 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config
 from mmengine.hooks import LoggerHook
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel
@@ -41,12 +39,6 @@ from engine.training.checkpoint_manager import CheckpointManager
 from engine.training.loaders import workers_ended
 from engine.training.logging import run_places, set_up_handlers
 from engine.training.model_preparation import initialise, prepare_for_training
-
-
-class _RunConfig(Config):
-    """Config of a run, whose text is laid out once: six places ask for it, and each time took half a second."""
-
-    pretty_text = cached_property(Config.pretty_text.fget)
 
 
 class Runner(MMRunner):
@@ -80,9 +72,6 @@ class Runner(MMRunner):
         self._loaders: list[DataLoader] = []
         # Log, history and pictures are found by this name and the second of the start, which another run may share.
         name = kwargs.get("experiment_name") or Path(getattr(kwargs.get("cfg"), "filename", None) or "run").stem
-        if isinstance(cfg := kwargs.get("cfg"), Config):
-            kwargs["cfg"] = _RunConfig.__new__(_RunConfig)
-            kwargs["cfg"].__setstate__(cfg.__getstate__())
         super().__init__(*args, **kwargs | run_places(kwargs) | {"experiment_name": f"{name}_{secrets.token_hex(4)}"})
         self.agreement = Agreement()
         # Not from the time alone: two trainings may begin in a folder within a second.

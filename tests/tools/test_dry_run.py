@@ -61,7 +61,7 @@ def test_without_a_check_of_the_data_its_number_of_images_is_not_known(tool: Any
     options = ("--dry-run", "--no-data-check", "--work-dir", tmp_path / "run")
     dry = tool("train.py", DIGITS, *options, "--cfg-options", f"data_root={digits / 'imagenet'}")
     assert dry.code == 0, dry.err
-    assert announced(dry.out)["length"] == "10 epochs; steps per epoch are known when the data is read"
+    assert announced(dry.out)["length"] == "5 epochs; steps per epoch are known when the data is read"
     assert re.search(r"^rates: \S+ in the first step, .* \(if an epoch has 100 steps\)$", dry.out, re.MULTILINE)
 
 
@@ -71,7 +71,7 @@ def test_a_schedule_that_does_not_end_with_the_training_is_a_warning(tool: Any, 
     followed = tool("train.py", DIGITS, "--dry-run", *shorter)
     assert followed.code == 0, followed.err
     assert "WARNING" not in followed.out
-    said = "param_scheduler.1: it falls until epoch 10, and the training ends at 2: leave T_max and end out"
+    said = "param_scheduler.1: it falls until epoch 9, and the training ends at 2: leave T_max and end out"
     dry = tool("train.py", DIGITS, "--dry-run", *shorter, "param_scheduler.1.T_max=9")
     assert f"WARNING: {said}" in dry.out
     ended = tool("train.py", DIGITS, *shorter, "param_scheduler.1.T_max=9")

@@ -90,10 +90,10 @@ def test_the_plan_of_dense_tasks() -> None:
 
 def test_the_data_completes_the_plan() -> None:
     found = plan(DIGITS)
-    assert line(found, "length") == "10 epochs; steps per epoch are known when the data is read"
+    assert line(found, "length") == "5 epochs; steps per epoch are known when the data is read"
     assert line(found, "rate").endswith("linear warm-up over 1 epoch")
     known = found.with_data(6000, 93)
-    assert line(known, "length") == "10 epochs of 93 steps = 930 steps (6,000 images)"
+    assert line(known, "length") == "5 epochs of 93 steps = 465 steps (6,000 images)"
     assert line(known, "rate").endswith("linear warm-up over 93 steps (1 epoch)")
     stepwise = plan(UPERNET).with_data(2000, 2000)
     assert line(stepwise, "length") == "160,000 steps, 1280 times 2,000 images"
