@@ -12,8 +12,8 @@ DATA_ROOT = Path("data/digits")
 CLASSIFICATION_CONFIG = "configs/classification/digits.py"
 DETECTION_CONFIG = "configs/detection/mask_rcnn_digits.py"
 SEGMENTATION_CONFIG = "configs/segmentation/upernet_digits.py"
-# CPU time of the steps with one thread, estimated from shorter trainings (Intel Xeon with AMX, 2026-11-30).
-DATA_SECONDS, CLASSIFIER_SECONDS, DETECTOR_SECONDS, SEGMENTOR_SECONDS = 26.0, 360.0, 275.0, 220.0
+# CPU time of the steps with one thread (Intel Xeon with AMX, 2026-11-30).
+DATA_SECONDS, CLASSIFIER_SECONDS, DETECTOR_SECONDS, SEGMENTOR_SECONDS = 26.0, 205.0, 180.0, 160.0
 LOG_INTERVAL = 10  # optimizer steps: the 50 of the real configs would leave a few points of these short curves
 
 

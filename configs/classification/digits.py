@@ -31,6 +31,6 @@ custom_hooks = [dict(type="ProgressBar"), dict(type="ModelEMAHook", decay=0.99)]
 
 train_cfg = dict(type="EpochLoop", max_epochs=5)
 param_scheduler = [
-    dict(type="LinearLR", start_factor=1e-2, end=30, by_epoch=False),
-    dict(type="CosineAnnealingLR", begin=0, eta_min=1e-6, by_epoch=True, convert_to_iter_based=True),
+    dict(type="LinearLR", start_factor=1e-2, end=1, by_epoch=True, convert_to_iter_based=True),
+    dict(type="CosineAnnealingLR", begin=1, eta_min=1e-6, by_epoch=True, convert_to_iter_based=True),
 ]

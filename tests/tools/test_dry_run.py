@@ -51,7 +51,7 @@ def test_the_same_is_announced_by_the_training(tool: Any, digits: Path, tmp_path
     assert after["batch"] == "1 process x 2 images x 4 accumulation = global batch 8"
     assert after["length"] == "1 epoch of 5 steps = 5 steps (40 images)"
     assert after["rate"].endswith("linear warm-up over 5 steps (1 epoch)")
-    rates = re.compile(r"(?:^|INFO - )(rates: 2.5e-06 in the first step, \S+ at most, \S+ in the last)$", re.MULTILINE)
+    rates = re.compile(r"(?:^|INFO - )(rates: 5e-06 in the first step, \S+ at most, \S+ in the last)$", re.MULTILINE)
     assert rates.findall(dry.out) == rates.findall(ended.out) != []
     assert "WARNING" not in dry.out
     assert before == after
@@ -71,7 +71,7 @@ def test_a_schedule_that_does_not_end_with_the_training_is_a_warning(tool: Any, 
     followed = tool("train.py", DIGITS, "--dry-run", *shorter)
     assert followed.code == 0, followed.err
     assert "WARNING" not in followed.out
-    said = "param_scheduler.1: it falls until epoch 9, and the training ends at 2: leave T_max and end out"
+    said = "param_scheduler.1: it falls until epoch 10, and the training ends at 2: leave T_max and end out"
     dry = tool("train.py", DIGITS, "--dry-run", *shorter, "param_scheduler.1.T_max=9")
     assert f"WARNING: {said}" in dry.out
     ended = tool("train.py", DIGITS, *shorter, "param_scheduler.1.T_max=9")

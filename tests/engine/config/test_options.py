@@ -90,7 +90,7 @@ def test_another_optimizer_says_whose_rate_it_has() -> None:
     resolved = load(DIGITS, **{"optim_wrapper.optimizer.type": "SGD"})
     assert resolved.notes[:2] == (
         "optim_wrapper.optimizer.type AdamW -> SGD: left out betas (not of SGD)",
-        "optim_wrapper.optimizer: lr=0.002, weight_decay=0.05 stated for AdamW, give those of SGD; "
+        "optim_wrapper.optimizer: lr=0.004, weight_decay=0.05 stated for AdamW, give those of SGD; "
         "momentum is 0 unless stated",
     )
     place = "optim_wrapper.optimizer"
@@ -108,7 +108,7 @@ def test_another_optimizer_says_whose_rate_it_has() -> None:
         (DIGITS, {"train_cfg.type": "IterationLoop", "train_cfg.max_iters": 9}, "max_epochs (not of IterationLoop)"),
         (UPERNET, {"model.decode_head.type": "FCNHead"}, "pool_scales (not of FCNHead)"),
         (UPERNET, {"model.decode_head.loss_decode.type": "DiceLoss"}, "class_weight (not of DiceLoss)"),
-        (DIGITS, {"model.backbone.type": "mmdet.ResNet"}, "drop_path_rate, layer_scale_init_value, init_std"),
+        (DIGITS, {"model.backbone.type": "mmdet.ResNet"}, "layer_scale_init_value, init_std"),
         # The keys beside the constructor's arguments, such as convert_to_iter_based, are mmengine's and stay.
         (DIGITS, {"param_scheduler.1.type": "CosineAnnealingParamScheduler"}, None),
         (DIGITS, {"custom_hooks.1.type": "EMAHook"}, None),  # hands other arguments to the average, whichever it is
