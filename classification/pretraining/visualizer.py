@@ -1,29 +1,21 @@
-"""Pictures of what a masked autoencoder reconstructs, after each validation and in a test."""
+"""Pictures of what a masked autoencoder reconstructs."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-from mmengine.dist import is_main_process
-from mmengine.hooks import Hook
-from mmengine.registry import HOOKS, VISUALIZERS
-from mmengine.runner import Runner
+from mmengine.registry import VISUALIZERS
 from mmengine.structures import BaseDataElement
 from mmengine.visualization import Visualizer
 from torch import Tensor
 
 from backbones.bands import as_picture
 from backbones.channels import COLOUR_CHANNELS
-from backbones.errors import ConfigError
 from classification.model import MAX_BYTE
-from engine.config.schema import is_whole
 from engine.prediction.panel_visualizer import save_picture
-from engine.prediction.visualize import predict_evenly, write_pictures
 from engine.report.panels import join_panels
-from engine.report.recorder import only_warning
 
 MIN_PANEL_SIDE = 224  # pixels; smaller images are enlarged
 HIDDEN_COLOUR = 128
@@ -69,33 +61,6 @@ class ReconstructionVisualizer(Visualizer):
         if out_file:
             save_picture(picture, out_file)
         return picture
-
-
-@HOOKS.register_module()
-class ReconstructionHook(Hook):
-    """Draws reconstructions of held-out images after each validation, which the report of the run shows.
-
-    The images and their masks are the same every time; the weights are the raw ones.
-
-    Args:
-        count: Number of images, spread evenly over the validation data.
-
-    Raises:
-        ConfigError: If it is no number of images.
-    """
-
-    def __init__(self, count: int = 8) -> None:
-        if not is_whole(count, 1):
-            raise ConfigError(f"ReconstructionHook.count={count!r}: a number of images is needed, such as 8")
-        self.count = count
-
-    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Predict in all processes, which a sharded model needs, and draw in the main one."""
-        samples = predict_evenly(runner.model, runner.val_dataloader, self.count)
-        if is_main_process():
-            with only_warning(runner.logger):
-                folder = Path(runner.work_dir) / "pictures"
-                write_pictures(runner, folder, samples, runner.val_dataloader, runner.iter)
 
 
 def as_pictures(*images: Tensor) -> list[np.ndarray]:

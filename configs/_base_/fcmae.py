@@ -51,4 +51,4 @@ optim_wrapper = dict(
     paramwise_cfg=dict(custom_keys=dict(grn=dict(decay_mult=1.0))),
     optimizer=dict(type="AdamW", lr=2.4e-3, betas=(0.9, 0.95), weight_decay=0.05),
 )
-custom_hooks = [dict(type="ProgressBar"), dict(type="ReconstructionHook")]
+custom_hooks = [dict(type="ProgressBar"), dict(type="ValidationPicturesHook")]

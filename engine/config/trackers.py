@@ -8,9 +8,11 @@ from backbones.errors import ConfigError
 
 TRACKERS = {"wandb": "WandbTracker", "mlflow": "MlflowTracker"}  # name in a config -> class of engine.report.trackers
 
+PICTURES = "ValidationPicturesHook"  # of engine.prediction, which draws what trackers hand over
+
 
 def set_trackers(cfg: Config) -> None:
-    """Give the visualizer a backend for each of the config's ``trackers``, in place.
+    """Give the visualizer a backend for each of the config's ``trackers``, and them pictures to show, in place.
 
     Raises:
         ConfigError: If a name is unknown.
@@ -29,3 +31,6 @@ def set_trackers(cfg: Config) -> None:
     cfg.visualizer["vis_backends"] = backends + [
         {"type": TRACKERS[name]} for name in asked if TRACKERS[name] not in there
     ]
+    hooks = list(cfg.get("custom_hooks") or [])
+    if all(hook["type"] != PICTURES for hook in hooks):
+        cfg.custom_hooks = [*hooks, {"type": PICTURES}]

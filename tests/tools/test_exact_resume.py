@@ -110,7 +110,7 @@ EVERY_STEP = """
 default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=1, by_epoch=False))
 """
 # Beside those above.
-HOOKS = {"autoencoder": 'custom_hooks.append(dict(type="ReconstructionHook", count=2))\n'}
+HOOKS = {"autoencoder": 'custom_hooks.append(dict(type="ValidationPicturesHook", count=2))\n'}
 # What is the same for all tasks is tried with the quickest, and the ways to stop with one that accumulates too.
 WHOLE_TASKS = [name for name in TASKS if name != "panoptic"]
 ONE_TASK = pytest.mark.parametrize("task", ["classifier"], indirect=True, scope="module")

@@ -12,13 +12,8 @@ import pytest
 import torch
 from mmengine.structures import BaseDataElement
 
-from backbones.errors import ConfigError
 from classification.pretraining.model import MaskedAutoencoder
-from classification.pretraining.visualizer import (
-    HIDDEN_COLOUR,
-    ReconstructionHook,
-    ReconstructionVisualizer,
-)
+from classification.pretraining.visualizer import HIDDEN_COLOUR, ReconstructionVisualizer
 from engine.report.training import read_run, render_training_report
 
 CONFIG = Path(__file__).resolve().parents[3] / "configs/pretraining/fcmae_digits.py"
@@ -115,9 +110,3 @@ def test_each_validation_draws_and_the_report_shows_which(tool: Any, digits: Pat
     page = render_training_report(read_run(tmp_path), tmp_path)
     assert "In the test." in page
     assert "In the validation" not in page
-
-
-@pytest.mark.parametrize("count", [0, -1, 2.5, "all"])
-def test_a_count_that_is_none_is_named(count: Any) -> None:
-    with pytest.raises(ConfigError, match=r"ReconstructionHook\.count"):
-        ReconstructionHook(count)

@@ -63,6 +63,7 @@ def test_trackers_are_backends_of_the_visualizer() -> None:
     for _ in range(2):  # a resolved config may be resolved again
         set_trackers(cfg)
         assert [one["type"] for one in cfg.visualizer.vis_backends] == ["B", "WandbTracker", "MlflowTracker"]
+        assert cfg.custom_hooks == [{"type": "ValidationPicturesHook"}]
     bare = Config({"trackers": ["mlflow"]})
     set_trackers(bare)
     assert bare.visualizer == {"type": "Visualizer", "vis_backends": [{"type": "MlflowTracker"}]}
@@ -141,6 +142,7 @@ def test_a_run_of_mlflow_is_gone_on_in(
     assert steps == list(range(1, len(steps) + 1))
     assert max(point.step for point in client.get_metric_history(run.info.run_id, "top1")) == len(steps)
     assert {"config.json", REPORT, "weights.json"} <= {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert client.list_artifacts(run.info.run_id, "pictures")
 
 
 def test_a_run_of_wandb_is_gone_on_in(tool: Any, digits: Path, tmp_path: Path) -> None:
@@ -154,3 +156,4 @@ def test_a_run_of_wandb_is_gone_on_in(tool: Any, digits: Path, tmp_path: Path) -
     for file in files:
         assert b"ema/top1" in file.read_bytes()
     assert {REPORT, "weights.json"} <= {path.name for path in folder.glob("wandb/offline-run-*/files/*")}
+    assert list(folder.glob("wandb/offline-run-*/files/pictures/*.png"))
