@@ -12,8 +12,8 @@ DATA_ROOT = Path("data/digits")
 CLASSIFICATION_CONFIG = "configs/classification/digits.py"
 DETECTION_CONFIG = "configs/detection/mask_rcnn_digits.py"
 SEGMENTATION_CONFIG = "configs/segmentation/upernet_digits.py"
-# CPU time of the steps with one thread (Intel Xeon with AMX, 2026-11-30).
-DATA_SECONDS, CLASSIFIER_SECONDS, DETECTOR_SECONDS, SEGMENTOR_SECONDS = 26.0, 205.0, 180.0, 160.0
+# Of the steps on an Intel Xeon with AMX and 2 cores (2026-11-30); of two that run together, half of what both take.
+DATA_SECONDS, CLASSIFIER_SECONDS, DETECTOR_SECONDS, SEGMENTOR_SECONDS = 12.0, 118.0, 62.0, 84.0
 LOG_INTERVAL = 10  # optimizer steps: the 50 of the real configs would leave a few points of these short curves
 
 
@@ -42,7 +42,7 @@ class DemoStep:
         inputs: Files; the step runs again if their content changes.
         outputs: Files; the step runs again if one is missing.
         beside_former: True if it runs at the same time as the step before it, where there are cores for both.
-        seconds: CPU time of its programs with one thread, for the forecast; 0 where nobody has measured.
+        seconds: Time of its programs where the others were measured, for the forecast; 0 where nobody has measured.
     """
 
     name: str

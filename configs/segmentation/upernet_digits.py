@@ -3,7 +3,7 @@
     python tools/train.py configs/segmentation/upernet_digits.py \
         --cfg-options model.backbone.weights=work_dirs/digits/epoch_5.pth
 
-300 steps. The trained backbone's rates fall faster with the depth than in the real recipes: the head, which begins from
+400 steps. The trained backbone's rates fall faster with the depth than in the real recipes: the head, which begins from
 nothing, has no time for a lower one.
 """
 
@@ -47,10 +47,10 @@ optim_wrapper = dict(
     optimizer=dict(type="AdamW", lr=2e-3, betas=(0.9, 0.999), weight_decay=0.05),
 )
 
-train_cfg = dict(type="IterationLoop", max_iters=300, val_interval=300)
+train_cfg = dict(type="IterationLoop", max_iters=400, val_interval=400)
 val_cfg = dict(loss_images=30)
 param_scheduler = [
-    dict(type="LinearLR", start_factor=0.01, end=20, by_epoch=False),
+    dict(type="LinearLR", start_factor=0.01, end=27, by_epoch=False),
     dict(type="PolyDecayLR", power=1.0, by_epoch=False),
 ]
-default_hooks = dict(checkpoint=dict(by_epoch=False, interval=150))
+default_hooks = dict(checkpoint=dict(by_epoch=False, interval=200))

@@ -7,8 +7,7 @@ from mmengine.config import Config
 from backbones.errors import ConfigError
 
 TRACKERS = {"wandb": "WandbTracker", "mlflow": "MlflowTracker"}  # name in a config -> class of engine.report.trackers
-
-PICTURES = "ValidationPicturesHook"  # of engine.prediction, which draws what trackers hand over
+PICTURES_HOOK = "ValidationPicturesHook"  # of engine.prediction, which draws what trackers hand over
 
 
 def set_trackers(cfg: Config) -> None:
@@ -32,5 +31,5 @@ def set_trackers(cfg: Config) -> None:
         {"type": TRACKERS[name]} for name in asked if TRACKERS[name] not in there
     ]
     hooks = list(cfg.get("custom_hooks") or [])
-    if all(hook["type"] != PICTURES for hook in hooks):
-        cfg.custom_hooks = [*hooks, {"type": PICTURES}]
+    if all(hook["type"] != PICTURES_HOOK for hook in hooks):
+        cfg.custom_hooks = [*hooks, {"type": PICTURES_HOOK}]
