@@ -27,7 +27,7 @@ WRONG_FILES = {
     "a base that is absent": ("a.py", "_base_ = ['absent.py']", "absent.py"),
     "a base that is a folder": ("a.py", "_base_ = ['.']", "does not exist"),
     "a base that is a number": ("a.py", "_base_ = 3", "TypeError"),
-    "a base of a package that is absent": ("a.py", "_base_ = 'mmfoo::a.py'", "mmdet::"),
+    "a base of a package that is absent": ("a.py", "_base_ = 'mmfoo::a.py'", "there is no library 'mmfoo'"),
     "a function without end": ("a.py", "def f(): f()\nf()", "RecursionError"),
     "an end of the program": ("a.py", "import sys; sys.exit(3)", "SystemExit: 3"),
     "an error of two lines": ("a.py", "raise ValueError('first\\nsecond')", "ValueError: first"),
@@ -44,7 +44,11 @@ WRONG_FILES = {
     "no optimizer": ("a.py", BASE + "optim_wrapper = None", "states no optim_wrapper"),
     "no length": ("a.py", BASE + "train_cfg = None", "states no train_cfg"),
     "no batch": ("a.py", BASE + "batch = None", "states no batch"),
-    "no classes": ("a.py", BASE + "classes = None", "to take their names from: set data_root, or state classes"),
+    "no classes": (
+        "a.py",
+        BASE + "classes, data_root = None, 'absent'",
+        "to take their names from: set data_root, or state classes",
+    ),
     "a class at the top": ("a.py", BASE + "class Helper: pass", "unknown top-level key 'Helper'"),
     "a hook that is a function": ("a.py", BASE + "custom_hooks = [print]", "custom_hooks=[<built-in"),
 }

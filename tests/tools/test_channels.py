@@ -55,6 +55,11 @@ test_pipeline = [
 """,
 }
 SETTINGS["pretraining"] = SETTINGS["classification"] + "model.update(decoder_dim=16)\n"
+SETTINGS["classification"] += """
+augmented = dict(type="ClassificationTransform", size=48, training=True, rand_augment="rand-m5-n1-mstd0.5-inc1")
+train_pipeline = [augmented | dict(scale=(0.75, 1.0), flip=0.0)]
+del augmented
+"""
 
 
 def write_image(path: Path, channels: int, seed: int, side: int = 64) -> str:
