@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,7 +202,7 @@ def _draw(root: Path, images: Mapping[str, int], scenes: Mapping[str, int], seed
         for folder in (*folders, *_scene_folders(root, split)):
             folder.mkdir(parents=True)
         parts = _parts(root, split, images[split], IMAGES_PER_PART, seed, material[split])
-        deque(in_processes(_write_images, parts, min(workers, len(parts)), doing), maxlen=0)
+        list(in_processes(_write_images, parts, min(workers, len(parts)), doing))
         parts = _parts(root, split, scenes[split], SCENES_PER_PART, seed, material[split])
         records = in_processes(_write_scenes, parts, min(workers, len(parts)), doing)
         _write_annotations(root, split, [record for part in records for record in part])

@@ -3,7 +3,7 @@
     python tools/train.py configs/detection/panoptic_fpn_digits.py \
         --cfg-options model.backbone.weights=work_dirs/digits/epoch_5.pth
 
-Mask R-CNN of the digits, trained as long, with a branch for stuff on its pyramid.
+Mask R-CNN of the digits with a branch for stuff on its pyramid, trained for four epochs in place of two.
 """
 
 _base_ = [

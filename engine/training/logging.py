@@ -111,7 +111,7 @@ class _RunConfig(Config):
     pretty_text = cached_property(Config.pretty_text.fget)
 
 
-def run_places(settings: Mapping[str, Any]) -> dict[str, Any]:
+def run_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Work directory, visualizer and config of a runner, so that a test leaves a training's files as they are.
 
     A test has a folder of its own within the work directory, and no curves. TensorBoard gets one folder for all starts

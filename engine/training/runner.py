@@ -37,7 +37,7 @@ from engine.nonfinite.guard import NonFiniteGuard
 from engine.optim.update import GradientClipper
 from engine.training.checkpoint_manager import CheckpointManager
 from engine.training.loaders import workers_ended
-from engine.training.logging import run_places, set_up_handlers
+from engine.training.logging import run_settings, set_up_handlers
 from engine.training.model_preparation import initialise, prepare_for_training
 
 
@@ -72,7 +72,7 @@ class Runner(MMRunner):
         self._loaders: list[DataLoader] = []
         # Log, history and pictures are found by this name and the second of the start, which another run may share.
         name = kwargs.get("experiment_name") or Path(getattr(kwargs.get("cfg"), "filename", None) or "run").stem
-        super().__init__(*args, **kwargs | run_places(kwargs) | {"experiment_name": f"{name}_{secrets.token_hex(4)}"})
+        super().__init__(*args, **kwargs | run_settings(kwargs) | {"experiment_name": f"{name}_{secrets.token_hex(4)}"})
         self.agreement = Agreement()
         # Not from the time alone: two trainings may begin in a folder within a second.
         self.run_id = f"{self.timestamp}_{secrets.token_hex(4)}"

@@ -11,7 +11,7 @@ import pytest
 from mmengine.logging import MessageHub
 from mmengine.registry import LOG_PROCESSORS
 
-from engine.training.logging import TolerantFileHandler, gpu_utilisation, run_places, set_up_handlers
+from engine.training.logging import TolerantFileHandler, gpu_utilisation, run_settings, set_up_handlers
 
 
 def built(console: io.StringIO, file: Path | str) -> logging.Logger:
@@ -41,18 +41,18 @@ def test_dumps_are_for_the_file_and_tables_for_both(tmp_path: Path) -> None:
 def test_a_test_has_its_own_folder_and_all_starts_of_a_training_one_for_their_curves() -> None:
     local, curves = dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")
     settings = {"work_dir": "run", "visualizer": dict(type="Visualizer", vis_backends=[local, curves])}
-    training = run_places(settings | {"train_cfg": {}})
+    training = run_settings(settings | {"train_cfg": {}})
     assert training["work_dir"] == "run"
     placed = {**curves, "save_dir": str(Path("run/tensorboard"))}
     assert training["visualizer"] == dict(type="Visualizer", vis_backends=[local, placed])
     own = dict(type="mmengine.TensorboardVisBackend", save_dir="elsewhere")
-    chosen = run_places({"work_dir": "run", "train_cfg": {}, "visualizer": dict(vis_backends=[own])})
+    chosen = run_settings({"work_dir": "run", "train_cfg": {}, "visualizer": dict(vis_backends=[own])})
     assert chosen["visualizer"]["vis_backends"] == [own]
-    test = run_places(settings | {"train_cfg": None})
+    test = run_settings(settings | {"train_cfg": None})
     assert test["work_dir"] == str(Path("run/test"))
     assert test["visualizer"]["vis_backends"] == [local]
     assert "save_dir" not in curves, "the resolved config is dumped after this"
-    assert run_places({"work_dir": "run"})["visualizer"] is None
+    assert run_settings({"work_dir": "run"})["visualizer"] is None
 
 
 def test_a_full_disk_prints_no_stack_for_each_line(capsys: pytest.CaptureFixture[str]) -> None:
