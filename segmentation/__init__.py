@@ -25,6 +25,6 @@ from engine.config.building import add_function_scope  # noqa: E402
 
 add_function_scope("mmseg")
 
-from segmentation import check, data, linear_head, metric, task, visualizer  # noqa: E402
+from segmentation import check, data, linear_head, metric, task, uper_head, visualizer  # noqa: E402
 
-__all__ = ["check", "data", "linear_head", "metric", "task", "visualizer"]
+__all__ = ["check", "data", "linear_head", "metric", "task", "uper_head", "visualizer"]

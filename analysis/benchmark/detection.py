@@ -49,6 +49,7 @@ MAX_DETECTIONS = 100  # per image, as COCO's evaluation
 IMAGE_SEED = 0
 CANDIDATES = 1000  # boxes of an image before non-maximum suppression, of all classes
 AP_TOLERANCE = 1e-6
+FAST_HEADS = ("FastFCNMaskHead", "FastUPerHead")  # they add nothing but methods to the library's
 FEATURE_TOLERANCE = 1e-5  # relative, in float32
 
 
@@ -223,8 +224,8 @@ def compare_step(request: BenchmarkRequest, clock: Callable[[], float] = time.pe
     stock = copy.deepcopy(model)
     stock.backbone = StockBackbone(name, model.backbone, cfg.model.backbone.get("drop_path_rate", 0.0)).eval()
     for module in stock.modules():
-        if type(module) is FastFCNMaskHead:  # it adds nothing but methods
-            module.__class__ = FCNMaskHead
+        if type(module).__name__ in FAST_HEADS:
+            module.__class__ = type(module).__base__
         elif isinstance(module, RoIAlign) and not request.train:
             module.use_torchvision = True
     sides = {OUR_SIDE: model, "stock model with timm's backbone, as it comes": stock}

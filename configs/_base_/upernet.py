@@ -17,7 +17,7 @@ model = dict(
     ),
     backbone=dict(type="convnext_tiny", out_indices=(0, 1, 2, 3), layer_scale_init_value=1.0),
     decode_head=dict(
-        type="UPerHead",
+        type="FastUPerHead",
         in_channels="from_backbone",
         in_index=[0, 1, 2, 3],
         pool_scales=(1, 2, 3, 6),

@@ -122,7 +122,7 @@ MISTAKES: dict[tuple[str, str], tuple[str, ...]] = {
     ("classifier", "env_cfg.mp_cfg.mp_start_method=frok"): ("env_cfg.mp_cfg.mp_start_method='frok'", "fork"),
     ("classifier", "model.data_preprocessor.mixupp=1"): ("model.data_preprocessor", "mixup"),
     ("detector", "model.neck.num_out=5"): ("model.neck: FPN has no", "num_outs"),
-    ("segmentor", "model.decode_head.channles=9"): ("model.decode_head: UPerHead has no", "channels"),
+    ("segmentor", "model.decode_head.channles=9"): ("model.decode_head: FastUPerHead has no", "channels"),
 }
 
 
