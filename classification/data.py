@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,6 @@ import numpy as np
 import torch
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, TRANSFORMS
-from timm.data.transforms import RandomResizedCropAndInterpolation
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torchvision.transforms import ColorJitter, InterpolationMode, functional
@@ -33,6 +33,9 @@ from engine.data.shards import ShardLayout, find_shards
 
 BICUBIC = InterpolationMode.BICUBIC
 CROP_ASPECT_RATIOS = (3 / 4, 4 / 3)  # range of width over height of the random crop
+LOG_ASPECT_RATIOS = (math.log(CROP_ASPECT_RATIOS[0]), math.log(CROP_ASPECT_RATIOS[1]))
+CROP_ATTEMPTS = 10  # until a random crop lies in the image
+NUMPY_SIDE = 64  # pixels, up to which NumPy separates channels faster than OpenCV
 
 
 @DATASETS.register_module()
@@ -318,10 +321,25 @@ class CenterCrop:
 
 
 def random_crop(picture: Tensor, scale: tuple[float, float]) -> Crop:
-    """Random crop of an image ``(C, H, W)``, of at least one pixel, where timm's may be empty."""
-    top, left, height, width = RandomResizedCropAndInterpolation.get_params(picture, scale, CROP_ASPECT_RATIOS)
+    """Random crop of an image ``(C, H, W)``, of at least one pixel, where timm's may be empty.
+
+    The random numbers and the crop are those of timm's ``RandomResizedCropAndInterpolation.get_params``, which takes
+    as long as reading a small image.
+    """
+    _, rows, columns = picture.shape
+    for _ in range(CROP_ATTEMPTS):
+        area = random.uniform(*scale) * (rows * columns)
+        aspect = math.exp(random.uniform(*LOG_ASPECT_RATIOS))
+        width, height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if width <= columns and height <= rows:
+            top, left = random.randint(0, rows - height), random.randint(0, columns - width)
+            break
+    else:  # the largest part of such a shape in the middle
+        low, high = CROP_ASPECT_RATIOS
+        width, height = min(columns, round(rows * high)), min(rows, round(columns / low))
+        top, left = (rows - height) // 2, (columns - width) // 2
     height, width = max(height, 1), max(width, 1)
-    return min(top, picture.shape[1] - height), min(left, picture.shape[2] - width), height, width
+    return min(top, rows - height), min(left, columns - width), height, width
 
 
 class BandsCrop:
@@ -394,6 +412,8 @@ class AugmentedCrop:
             picture = cv2.flip(picture, 1)
         for change in (self.augment, self.jitter):
             picture = change(picture) if change else picture
+        if self.size <= NUMPY_SIDE:
+            return torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
         planes = np.empty((3, self.size, self.size), np.uint8)
         cv2.split(picture, list(planes))
         return torch.from_numpy(planes)

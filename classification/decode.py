@@ -1,9 +1,10 @@
 """Decoding of image files: the whole picture for evaluation, or a crop at the network's input size for training.
 
 Decoding is most of the cost of training data, so crops take the short cuts that leave pixels unchanged. Baseline and
-progressive JPEGs are decoded by libjpeg-turbo straight into the array that is resized (the pixels are Pillow's), and
-PyTorch's resampling of bytes differs from Pillow's by one level at most. Decoding large pictures at a reduced scale was
-tried and gains nothing: most of the time goes into the entropy code, which is decoded in full anyway.
+progressive JPEGs are decoded by libjpeg-turbo, and PNGs without extras by libpng, straight into the array that is
+resized (the pixels are Pillow's), and PyTorch's resampling of bytes differs from Pillow's by one level at most.
+Decoding large pictures at a reduced scale was tried and gains nothing: most of the time goes into the entropy code,
+which is decoded in full anyway.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import io
 import math
 import struct
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -19,7 +21,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.io import ImageReadMode, decode_jpeg, decode_png
 
 from backbones.errors import first_line
 from engine.data.image_files import PILLOW_ERRORS, DamagedImageError, read_image_bytes, undecodable_reason
@@ -36,6 +38,13 @@ PLAIN_SEGMENTS = {
 START_OF_SCAN_MARKER = 0xFFDA
 _SEGMENT_HEADER = struct.Struct(">HH")  # marker, length
 _FRAME_HEADER = struct.Struct(">BHHB")  # bits, height, width, channels
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_START = PNG_SIGNATURE + b"\0\0\0\rIHDR"  # with length and name of the first chunk
+PLAIN_PNG_COLOURS = (0, 2)  # grey, RGB
+_PNG_HEADER = struct.Struct(">II5B")  # width, height, bits, colours; compression, filters, interlacing
+_PNG_CHUNK = struct.Struct(">I4s")  # length, name
+_PNG_LENGTH_BYTES = 4  # of a chunk, which its checksum leaves out
+_PNG_CHECKSUM = struct.Struct(">I")
 
 
 def read_rgb(path: str) -> Image.Image:
@@ -68,9 +77,9 @@ def read_crop(path: str, choose_crop: Callable[[Tensor], Crop], size: int) -> np
     """
     pixels = _decode(path, read_image_bytes(path))
     top, left, height, width = choose_crop(pixels.permute(2, 0, 1))
-    # Contiguous with the channels last: only then the result is too. NumPy takes parts faster than torch.
+    # Contiguous with the channels last: only then the result is too. NumPy takes and turns parts faster than torch.
     part = np.ascontiguousarray(pixels.numpy()[top : top + height, left : left + width])
-    channels_last = torch.from_numpy(part)[None].permute(0, 3, 1, 2)
+    channels_last = torch.from_numpy(part.reshape(1, height, width, 3).transpose(0, 3, 1, 2))
     resized: Tensor = interpolate(channels_last, (size, size), mode="bicubic", antialias=True)
     return resized.numpy()[0].transpose(1, 2, 0)
 
@@ -101,10 +110,39 @@ def is_plain_jpeg(content: bytes) -> bool:
     return plain and content.startswith(b"\xff\xd8")
 
 
+def is_plain_png(content: bytes) -> bool:
+    """Whether a file is a grey or RGB PNG of 8 bits, not interlaced, whole, and with nothing but its pixels.
+
+    Of these libpng and Pillow give the same pixels. What else a file may have, such as a transparent colour or a
+    profile, Pillow judges in its own way, and libpng would print what it thinks of a wrong checksum.
+
+    Args:
+        content: Bytes of the whole file.
+    """
+    if not content.startswith(PNG_START):
+        return False
+    whole, place, names = memoryview(content), len(PNG_SIGNATURE), []
+    try:
+        while place < len(content):
+            length, name = _PNG_CHUNK.unpack_from(content, place)
+            names.append(name)
+            end = place + _PNG_CHUNK.size + length
+            if _PNG_CHECKSUM.unpack_from(content, end)[0] != zlib.crc32(whole[place + _PNG_LENGTH_BYTES : end]):
+                return False
+            place = end + _PNG_CHECKSUM.size
+        width, height, bits, colours, *ways = _PNG_HEADER.unpack_from(content, len(PNG_START))
+    except struct.error:  # the file ends here
+        return False
+    fits = 0 < width * height <= (Image.MAX_IMAGE_PIXELS or math.inf)
+    plain = fits and bits == 8 and colours in PLAIN_PNG_COLOURS and not any(ways)
+    return plain and names[-1] == b"IEND" and set(names[1:-1]) == {b"IDAT"}
+
+
 def _decode(path: str, content: bytes) -> Tensor:
     """Decode the content of an image file to ``(H, W, 3)``, uint8."""
-    if is_plain_jpeg(content) and (pixels := _decode_jpeg(content)) is not None:
-        return pixels
+    for is_plain, decode in ((is_plain_jpeg, _decode_jpeg), (is_plain_png, _decode_png)):
+        if is_plain(content) and (pixels := decode(content)) is not None:
+            return pixels
     with _open_image(path, content) as image:
         jpeg = image.format == "JPEG" and image.mode in ("RGB", "L")
         pixels = _decode_jpeg(content) if jpeg else None
@@ -144,8 +182,17 @@ def _decode_jpeg(content: bytes) -> Tensor | None:
 
     torchvision refuses whatever Pillow refuses; OpenCV does not and would return a half grey picture.
     """
+    return _decoded(decode_jpeg, content)
+
+
+def _decode_png(content: bytes) -> Tensor | None:
+    """Decode a PNG in the same way as a JPEG."""
+    return _decoded(decode_png, content)
+
+
+def _decoded(decode: Callable[..., Tensor], content: bytes) -> Tensor | None:
     try:
         # A copy of the bytes, since a tensor cannot be read-only.
-        return decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB).permute(1, 2, 0)
+        return decode(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB).permute(1, 2, 0)
     except RuntimeError:
         return None

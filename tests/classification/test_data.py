@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import random
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import torch
 from mmengine.dataset import ClassBalancedDataset
 from PIL import Image
 from sklearn.datasets import load_sample_image
+from timm.data.transforms import RandomResizedCropAndInterpolation
 
 from analysis.benchmark.loading import timm_transform
 from backbones import UserError
-from classification.data import ClassificationTransform, FolderDataset
+from classification.data import CROP_ASPECT_RATIOS, ClassificationTransform, FolderDataset, random_crop
 from classification.decode import read_rgb
 from engine.checkpoint.rng import RandomState, seeded
 
@@ -244,6 +246,21 @@ def test_augmented_crop_gives_the_pixels_of_timms_loader(tmp_path: Path) -> None
             assert difference.float().mean() < 0.5
             far += int((difference > 3).sum())
         assert far < 0.002 * 40 * expected.numel()
+
+
+@pytest.mark.parametrize("scale", [(0.08, 1.0), (0.75, 1.0), (0.9, 0.9)])
+def test_random_crop_is_timms(scale: tuple[float, float]) -> None:
+    """Also where ten attempts fail, as in narrow and in flat images."""
+    for size in ((48, 48), (375, 500), (500, 375), (40, 400), (400, 40), (1000, 3), (3, 1000), (30, 41), (2, 2)):
+        picture = torch.empty(1, 1, 1).expand(3, *size)
+        for seed in range(50):
+            with seeded(seed):
+                found, after = random_crop(picture, scale), random.getstate()
+            with seeded(seed):
+                expected = RandomResizedCropAndInterpolation.get_params(picture, scale, CROP_ASPECT_RATIOS)
+                assert random.getstate() == after
+            if all(expected[2:]):  # of one without a pixel ours has one
+                assert found == expected
 
 
 def test_choose_crop_has_at_least_one_pixel(tmp_path: Path) -> None:

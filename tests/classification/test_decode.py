@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import random
+import struct
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +129,7 @@ def test_is_plain_jpeg_refuses_other_content(photograph: Image.Image, monkeypatc
     assert not decode.is_plain_jpeg(content)
 
 
-def harmed(content: bytes, places: range, count: int, seed: int) -> bytes:
+def harmed(content: bytes, places: Sequence[int], count: int, seed: int) -> bytes:
     """The content with some bytes replaced."""
     draw, changed = random.Random(seed), bytearray(content)
     for _ in range(count):
@@ -160,6 +163,95 @@ def test_read_crop_refuses_what_pillow_refuses(
             resized = np.asarray(expected.resize((side, side), BICUBIC)).astype(int)
             assert np.abs(read_crop(path, whole, side) - resized).max() <= 1
     assert min(seen.values()) >= 3
+
+
+PLAIN_PNGS: dict[str, tuple[bool, str, dict[str, Any]]] = {
+    "colours": (True, "RGB", {}),
+    "grey": (True, "L", {}),
+    "not compressed": (True, "RGB", {"compress_level": 0}),
+    "opacity": (False, "RGBA", {}),
+    "palette": (False, "P", {}),
+    "black and white": (False, "1", {}),
+    "16 bits": (False, "I;16", {}),
+    "a transparent colour": (False, "RGB", {"transparency": (1, 2, 3)}),
+    "resolution": (False, "RGB", {"dpi": (72, 72)}),
+    "colour profile": (False, "RGB", {"icc_profile": b"profile"}),
+    "several pictures": (False, "RGB", {"save_all": True, "append_images": [Image.new("RGB", (100, 70))]}),
+}
+
+
+@pytest.mark.parametrize("kind", PLAIN_PNGS)
+def test_is_plain_png_of_kinds_of_pngs(
+    kind: str, photograph: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow is left out where nothing but pixels is in the file, and these are Pillow's."""
+    plain, mode, options = PLAIN_PNGS[kind]
+    part = photograph.crop((90, 80, 190, 150))
+    pixels = np.asarray(part.convert("L"), np.uint16) * 257
+    content = jpeg(Image.fromarray(pixels) if mode == "I;16" else part.convert(mode), "PNG", **options)
+    assert decode.is_plain_png(content) is plain
+    (tmp_path / "a.png").write_bytes(content)
+    expected = np.asarray(read_rgb(str(tmp_path / "a.png")))
+    if plain:
+        monkeypatch.setattr(Image, "open", None)
+    assert np.array_equal(decode._decode("a.png", content).numpy(), expected)
+
+
+def png(header: bytes, *data: bytes) -> bytes:
+    """A PNG of the content of its first chunk and of those of its pixels, with right checksums."""
+    chunks = [(b"IHDR", header), *((b"IDAT", one) for one in data), (b"IEND", b"")]
+    parts = [
+        struct.pack(">I", len(one)) + name + one + struct.pack(">I", zlib.crc32(name + one)) for name, one in chunks
+    ]
+    return b"".join([decode.PNG_SIGNATURE, *parts])
+
+
+def test_is_plain_png_refuses_other_content(photograph: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = jpeg(photograph.crop((0, 0, 40, 30)), "PNG")
+    header, data = content[16:29], content[content.index(b"IDAT") + 4 : -16]
+    assert content == png(header, data)
+    assert decode.is_plain_png(png(header, data[:50], data[50:]))
+    assert not any(decode.is_plain_png(content[:size]) for size in range(len(content)))
+    assert not any(
+        decode.is_plain_png(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        for place in range(len(content))
+    )
+    for place, value in ((8, 16), (9, 3), (9, 6), (10, 1), (11, 1), (12, 1), (3, 0), (7, 0)):  # bits, colours, ...
+        changed = header[:place] + bytes([value]) + header[place + 1 :]
+        assert decode.is_plain_png(png(changed, data)) is (changed == header)
+    assert not decode.is_plain_png(png(header))
+    assert not decode.is_plain_png(content + b"\0" * 12)
+    assert not decode.is_plain_png(content + png(header, data)[33:])  # a second end
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 30 - 1)
+    assert not decode.is_plain_png(content)
+
+
+@pytest.mark.parametrize("part", ["header", "compressed", "rows", "cut off", "too long", "checksum"])
+def test_read_crop_of_a_damaged_png_is_pillows(part: str, photograph: Image.Image, tmp_path: Path) -> None:
+    content = jpeg(photograph.crop((200, 100, 240, 130)), "PNG")
+    header, data = content[16:29], content[content.index(b"IDAT") + 4 : -16]
+    rows, path = zlib.decompress(data), str(tmp_path / "a.png")
+    verdicts = set()
+    for seed in range(60):
+        draw = random.Random(seed)
+        made = {
+            "header": lambda seed: png(harmed(header, (3, 7, *range(8, 13)), 1, seed), data),
+            "compressed": lambda seed: png(header, harmed(data, range(len(data)), 3, seed)),
+            "rows": lambda seed: png(header, zlib.compress(harmed(rows, range(0, len(rows), 121), 1, seed))),
+            "cut off": lambda seed, draw=draw: png(header, data[: draw.randrange(len(data))]),
+            "too long": lambda seed: png(header, zlib.compress(rows + bytes(seed)) + bytes(seed % 3)),
+            "checksum": lambda seed: harmed(content, range(33, len(content) - 12), 1, seed),
+        }[part](seed)
+        Path(path).write_bytes(made)
+        found: list[Any] = []
+        for read in (lambda: np.asarray(read_rgb(path)), lambda made=made: decode._decode(path, made).numpy()):
+            try:
+                found.append(read())
+            except DamagedImageError as error:
+                found.append(str(error))
+        assert np.array_equal(found[0], found[1])
+        verdicts.add(isinstance(found[0], str))
+    assert verdicts == {"cut off": {True}, "too long": {False}}.get(part, verdicts)
 
 
 def whole(picture: Tensor) -> decode.Crop:
