@@ -106,7 +106,7 @@ def add_loading_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--peer", choices=choices, default="timm", help="other side; storage: shards, read by others too"
     )
-    command.add_argument("--cold", action="store_true", help="with --peer storage: drop files from the page cache")
+    command.add_argument("--cold", action="store_true", help="with --peer storage: drop files from memory")
     command.add_argument("--workers", type=int, default=0, metavar="N", help="worker processes (default: none)")
     add_config_options(command)
 

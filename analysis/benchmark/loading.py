@@ -37,7 +37,7 @@ from torchvision.datasets.folder import pil_loader
 from torchvision.transforms import InterpolationMode, v2
 
 from analysis.benchmark.peers import OUR_SIDE
-from analysis.benchmark.storage import forget, image_folder, storage_data, stored_settings, streams
+from analysis.benchmark.storage import forget, forget_names, image_folder, storage_data, stored_settings, streams
 from analysis.benchmark.timing import MismatchError, Speedup, rates, take_turns
 from backbones.errors import ConfigError
 from backbones.kernels.cpu.dispatch import cpu_name
@@ -74,6 +74,7 @@ class LoadingResult:
         seconds: Seconds per image and worker of each library and variant in each round, ours first: CPU time of the
             process, or elapsed time with workers.
         cold: Whether files were not in the page cache before each turn; the time is elapsed time then.
+        cold_names: Whether their names and inodes were not in memory either.
     """
 
     images: int
@@ -84,6 +85,7 @@ class LoadingResult:
     place: dict[str, str]
     seconds: dict[str, tuple[float, ...]]
     cold: bool = False
+    cold_names: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """The result as plain data."""
@@ -101,7 +103,8 @@ class LoadingResult:
         """The result as a table for people."""
         how = f"{self.workers} worker processes, elapsed time" if self.workers else "one process, its CPU time"
         if self.cold:
-            how = "one process, elapsed time, files not in the page cache before each turn"
+            names = "nor their names and inodes" if self.cold_names else "their names and inodes stay in memory"
+            how = f"one process, elapsed time, files not in the page cache before each turn, {names}"
         lines = [
             f"{self.images:,} training images of {self.megapixels:.2f} megapixels and {self.kilobytes:.0f} kB "
             f"in the mean, {how}, {len(self.seconds[OUR_SIDE])} rounds in turns",
@@ -227,7 +230,8 @@ def measure_loading(cfg: Config, peers: Sequence[str], workers: int, rounds: int
         cv2.setNumThreads(cv_threads)
     per_image = max(workers, 1) / (batches * LOADING_BATCH)
     found = {name: tuple(one * per_image for one in seconds) for name, seconds in taken.items()}
-    return LoadingResult(len(dataset), *_mean_size(dataset), workers, difference, loading_environment(), found, cold)
+    sizes, names = _mean_size(dataset), cold and forget_names()
+    return LoadingResult(len(dataset), *sizes, workers, difference, loading_environment(), found, cold, names)
 
 
 def training_settings(cfg: Config) -> dict[str, Any]:
@@ -374,7 +378,7 @@ def side_files(dataset: BaseDataset, folder: Path, sides: Iterable[str]) -> dict
 def cold_turns(
     steps: Mapping[str, Callable[[], object]], files: Mapping[str, Sequence[str]], rounds: int
 ) -> dict[str, tuple[float, ...]]:
-    """Elapsed seconds of one step of each side in each round, its files not in the page cache.
+    """Elapsed seconds of one step of each side in each round, its files not in memory, see :func:`forget_names`.
 
     Args:
         steps: Steps by name.
@@ -385,6 +389,7 @@ def cold_turns(
     for _ in range(rounds):
         for name, step in steps.items():
             forget(files[name])
+            forget_names()
             begin = time.perf_counter()
             step()
             taken[name].append(time.perf_counter() - begin)

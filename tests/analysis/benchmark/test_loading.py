@@ -91,7 +91,9 @@ def test_ratios_are_taken_round_by_round() -> None:
 def test_cold_reading_is_compared_without_decoding_too(pets: FolderDataset) -> None:
     seconds = {"ours": (0.01, 0.02), loading.FOLDER_BYTES: (0.004, 0.006), loading.TAR_BYTES: (0.002, 0.002)}
     text = LoadingResult(5, 0.2, 90.0, 0, 0.02, {"device": "here"}, seconds, cold=True).as_text()
-    assert "elapsed time, files not in the page cache" in text
+    assert "elapsed time, files not in the page cache before each turn, their names and inodes stay in memory" in text
+    text = LoadingResult(5, 0.2, 90.0, 0, 0.02, {"device": "here"}, seconds, cold=True, cold_names=True).as_text()
+    assert "files not in the page cache before each turn, nor their names and inodes" in text
     assert "tar is 2.50 (2.25-2.75) times as fast as the folder" in text
     read = loading.ImageBytes(pets).__getitems__([1, 0])
     assert read == [Path(pets.get_data_info(index)["img_path"]).read_bytes() for index in (1, 0)]

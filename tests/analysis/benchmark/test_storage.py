@@ -24,7 +24,7 @@ def cfg(tmp_path: Path) -> Config:
     return Config(dict(train_dataloader=dict(dataset=dict(type="FolderDataset", **settings))))
 
 
-def test_shards_hold_the_images_of_the_folders(cfg: Config, tmp_path: Path) -> None:
+def test_shards_hold_the_images_of_the_folders(cfg: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders = FolderDataset(**{key: value for key, value in cfg.train_dataloader.dataset.items() if key != "type"})
     found = storage.storage_data(cfg, tmp_path)
     assert "ours, tar" in found
@@ -36,8 +36,13 @@ def test_shards_hold_the_images_of_the_folders(cfg: Config, tmp_path: Path) -> N
     files = loading.side_files(folders, tmp_path, ["ours", "ours, tar"])
     assert [len(files["ours"]), {Path(one).parent.name for one in files["ours, tar"]}] == [8, {"wds"}]
     storage.forget(files["ours"])
+    monkeypatch.setattr(storage, "DROP_CACHES", tmp_path)  # as for a user who may not
+    assert not storage.forget_names()
+    monkeypatch.setattr(storage, "DROP_CACHES", tmp_path / "drop_caches")
     taken = loading.cold_turns({"ours": lambda: tar[0], "ours, tar": lambda: tar[1]}, files, 2)
     assert {name: len(seconds) for name, seconds in taken.items()} == {"ours": 2, "ours, tar": 2}
+    assert storage.DROP_CACHES.read_text() == "2"
+    assert storage.forget_names()
 
 
 def test_what_is_not_in_class_folders_is_refused(cfg: Config, tmp_path: Path) -> None:
