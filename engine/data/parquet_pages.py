@@ -58,7 +58,7 @@ def page_column(file: Any, path: str) -> tuple[int, PageColumn]:
         or known.column(number).physical_type != "BYTE_ARRAY"
         or known.column(number).max_repetition_level
     ):
-        raise NotImplementedError(f"column {path} has no bytes")
+        raise NotImplementedError(f"column {path} has no bytes, or all of one length: write it as binary")
     codecs = {metadata.row_group(group).column(number).compression for group in range(metadata.num_row_groups)}
     if len(codecs) > 1 or not codecs <= CODECS.keys():
         raise NotImplementedError(f"column {path} is compressed by {' and '.join(sorted(codecs))}: write it again")

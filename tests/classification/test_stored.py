@@ -215,6 +215,19 @@ def other_columns(root: Path, folders: Path) -> None:
     parquet.write_table(pyarrow.table({"img": [b"x"], "label": [0]}), root / "train-0.parquet")
 
 
+def parquet_of(image: Any, label: Any) -> Callable[[Path, Path], None]:
+    """A parquet file with a row of some form; an image is given by the function of pyarrow that makes its column."""
+
+    def make(root: Path, folders: Path) -> None:
+        import pyarrow
+        from pyarrow import parquet
+
+        table = pyarrow.table({"image": image(pyarrow) if callable(image) else image, "label": label})
+        parquet.write_table(table, root / "train-0.parquet")
+
+    return make
+
+
 def half_parquet(root: Path, folders: Path) -> None:
     write_parquet(root / "train-0.parquet", folders)
     (root / "train-0.parquet").write_bytes((root / "train-0.parquet").read_bytes()[:3000])
@@ -285,7 +298,25 @@ BAD = {
     "outside": (bad_name("a/../../b.jpg"), r"train-0\.tar: member 'a/\.\./\.\./b\.jpg' leads out of the archive"),
     "one key twice": (one_key_twice, r"train-0\.tar and \S*train-1\.tar: two samples with the key 'n01\d+_\d\.jpg'"),
     "two kinds": (two_kinds, r"holds shards of 2 kinds \(train-0\.tar and train-1\.zip\): give each a folder"),
-    "other columns": (other_columns, r"columns image\.bytes and label are needed, it has img, label"),
+    "other columns": (
+        other_columns,
+        r"columns image\.bytes and label are needed, it has img \(binary\), label \(int64\)",
+    ),
+    "image as bytes": (parquet_of([b"x"], [0]), r"are needed, it has image \(binary\), label \(int64\)"),
+    "images in lists": (parquet_of([[{"bytes": b"x"}]], [0]), r"are needed, it has image \(list<element: struct<"),
+    "bytes of one length": (
+        parquet_of(lambda pa: pa.array([{"bytes": b"x"}], pa.struct([("bytes", pa.binary(1))])), [0]),
+        r"column image\.bytes has no bytes, or all of one length: write it as binary",
+    ),
+    "no label in a row": (
+        parquet_of([{"bytes": b"x"}] * 3, [0, 1, None]),
+        r"train-0\.parquet: row 2 has no label: a class is needed",
+    ),
+    "label of a half": (
+        parquet_of([{"bytes": b"x"}], [0.5]),
+        r"column label has double, such as 0\.5: whole numbers or names of classes are needed",
+    ),
+    "label of bytes": (parquet_of([{"bytes": b"x"}], [b"cat"]), r"column label has binary, such as b'cat': whole"),
     "half parquet": (half_parquet, r"train-0\.parquet: is damaged or cut off"),
     "half zip": (half_zip, r"set\.zip: is damaged or cut off: no whole zip file"),
     "label outside": (

@@ -65,7 +65,8 @@ def _check_columns(path: str, schema: Any) -> None:
         else []
     )
     if "bytes" not in fields or "label" not in names:
-        raise DataError(f"{printable(path)}: columns image.bytes and label are needed, it has {', '.join(names[:8])}")
+        has = ", ".join(f"{name} ({schema.field(at).type!s:.40})" for at, name in enumerate(names[:8]))
+        raise DataError(f"{printable(path)}: columns image.bytes and label are needed, it has {printable(has)}")
 
 
 def _class_names(schema: Any) -> tuple[str, ...]:
@@ -83,12 +84,14 @@ def _labels(path: str, file: Any) -> np.ndarray:
 
     column = file.read(columns=["label"], use_threads=False)["label"]
     kind = column.type.value_type if pyarrow.types.is_dictionary(column.type) else column.type
-    text = pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
-    if column.null_count or not (text or pyarrow.types.is_integer(kind)):
-        row = column.is_null().index(True).as_py() if column.null_count else 0
-        if len(column):
-            label = column[row].as_py()
-            raise DataError(f"{printable(path)}: row {row} has the label {label!r}: a class is needed")
+    types = pyarrow.types
+    text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    if column.null_count:
+        row = column.is_null().index(True).as_py()
+        raise DataError(f"{printable(path)}: row {row} has no label: a class is needed")
+    if len(column) and not (text or types.is_integer(kind)):
+        reason = f"column label has {column.type}, such as {column[0].as_py()!r:.40}"
+        raise DataError(f"{printable(path)}: {printable(reason)}: whole numbers or names of classes are needed")
     if text:
         return np.array([label.encode() for label in column.to_pylist()], np.bytes_)
     return np.asarray(column.cast(pyarrow.int64()).to_numpy())

@@ -253,6 +253,25 @@ def test_a_file_without_row_groups(tmp_path: Path) -> None:
     assert read(tmp_path / "1.parquet") == []
 
 
+@pytest.mark.parametrize("images_as", ["binary", "large_binary", "binary_view"])
+def test_types_of_bytes_and_labels(tmp_path: Path, images_as: str) -> None:
+    from pyarrow import parquet
+
+    content = [b"one", b"", b"three", None]
+    kind = pyarrow.struct([("path", pyarrow.large_string()), ("bytes", getattr(pyarrow, images_as)())])
+    column = pyarrow.array([{"path": None, "bytes": one} for one in content], kind)
+    for labels, expected in (
+        (pyarrow.array([3, 1, 1, 0], pyarrow.uint8()), [3, 1, 1, 0]),
+        (pyarrow.array([3, 1, 1, 0], pyarrow.uint64()).dictionary_encode(), [3, 1, 1, 0]),
+        (pyarrow.array(["d", "b", "b", "a"], pyarrow.large_string()), [b"d", b"b", b"b", b"a"]),
+        (pyarrow.array(["d", "b", "b", "a"], pyarrow.string_view()), [b"d", b"b", b"b", b"a"]),
+        (pyarrow.array(["d", "b", "b", "a"]).dictionary_encode(), [b"d", b"b", b"b", b"a"]),
+    ):
+        parquet.write_table(pyarrow.table({"label": labels, "image": column}), tmp_path / "0.parquet")
+        assert read_parquet(str(tmp_path / "0.parquet")).labels.tolist() == expected
+        assert read(tmp_path / "0.parquet") == [one or b"" for one in content]
+
+
 def test_columns_that_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pyarrow import parquet
 

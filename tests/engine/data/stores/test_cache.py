@@ -236,6 +236,33 @@ def test_a_damaged_file_of_the_cache_is_fetched_again(store: Store, tmp_path: Pa
     assert read(cache, shard) == content_of("a.tar")
 
 
+def test_a_shard_is_on_the_disk_before_it_has_its_name(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = cache_of(tmp_path)
+    kept_when_synced: list[list[str]] = []
+    monkeypatch.setattr(cache_module.os, "fsync", lambda file: kept_when_synced.append(kept(cache)))
+    read(cache, shard_of(store, "a.tar", cache))
+    assert len(kept_when_synced) == 1
+    assert kept_when_synced[0][0].endswith(".part")
+    assert kept(cache) == ["a.tar"]
+
+
+def test_what_another_process_has_removed_takes_no_room(tmp_path: Path) -> None:
+    assert cache_module._remove(tmp_path / "absent") == 0
+    (tmp_path / "there").write_bytes(b"five!")
+    assert cache_module._remove(tmp_path / "there") == 5
+    with pytest.raises(IsADirectoryError):
+        cache_module._remove(tmp_path)
+
+
+def test_an_object_without_a_size_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = Bucket("gs", {"size": None})
+    monkeypatch.setattr(access_module, "_store_of", lambda url: (bucket, "bucket/a.tar"))
+    with pytest.raises(UserError, match=r"^gs://bucket/a\.tar: the server does not tell its size: fetch it"):
+        stored_states(["gs://bucket/a.tar"])
+
+
 def test_reading_ahead(store: Store, tmp_path: Path) -> None:
     cache = cache_of(tmp_path, 4)
     shards = [shard_of(store, name, cache) for name in NAMES]
