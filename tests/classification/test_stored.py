@@ -157,6 +157,13 @@ def test_validation_shards_beside_those_of_training(folders: Path, tmp_path: Pat
     assert len(dataset([str(tmp_path / "set-train-0.tar"), str(tmp_path / "set-validation-0.tar")])) == 12
     with pytest.raises(UserError, match=r"none of its 2 shards is of the split 'test' \(set-train-0\.tar\.\.\.\)"):
         dataset(tmp_path, "test", test_mode=True)
+    for number in range(2):
+        write_tar(tmp_path / "unnamed" / f"{number}.tar", samples(folders, "json")[6 * number :][:6])
+    assert len(dataset(tmp_path / "unnamed", test_mode=True)) == 12 // 2
+    with pytest.raises(UserError, match=r"none of its 2 shards is of the split 'val' \(0\.tar\.\.\.\)"):
+        dataset(tmp_path / "unnamed", "val", test_mode=True)
+    (tmp_path / "list.txt").write_text("no shard")
+    assert find_shards(str(tmp_path / "list.txt"), "train") is None
 
 
 def test_a_tar_of_each_class_as_imagenet_is_downloaded(folders: Path, tmp_path: Path) -> None:

@@ -92,6 +92,8 @@ def test_the_archive_of_this_very_name_comes_first(tmp_path: Path) -> None:
 
 def test_a_path_that_no_archive_has(tmp_path: Path) -> None:
     assert find_archive(tmp_path / "set/a") is None
+    (tmp_path / "1.txt").write_bytes(b"no archive")
+    assert [find_archive(path) for path in (tmp_path, tmp_path / "1.txt", tmp_path / "1.txt/a")] == [None] * 3
     write_zip(tmp_path / "set.zip")
     with pytest.raises(DataError) as told:
         unpacked.refuse_absent(tmp_path / "set/images")
