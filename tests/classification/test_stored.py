@@ -162,6 +162,8 @@ def test_validation_shards_beside_those_of_training(folders: Path, tmp_path: Pat
     assert len(dataset(tmp_path / "unnamed", test_mode=True)) == 12 // 2
     with pytest.raises(UserError, match=r"none of its 2 shards is of the split 'val' \(0\.tar\.\.\.\)"):
         dataset(tmp_path / "unnamed", "val", test_mode=True)
+    write_tar(tmp_path / "alone" / "0.tar", samples(folders, "json"))
+    assert len(dataset(tmp_path / "alone", "val")) == 12  # with no other to be told from
     (tmp_path / "list.txt").write_text("no shard")
     assert find_shards(str(tmp_path / "list.txt"), "train") is None
 

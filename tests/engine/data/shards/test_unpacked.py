@@ -100,6 +100,14 @@ def test_a_path_that_no_archive_has(tmp_path: Path) -> None:
     assert str(told.value) == f"{tmp_path}/set.zip has no 'set/images': it has set"
     with pytest.raises(FileNotFoundError):
         read_data_file(tmp_path / "set/images")
+    found = [unpacked.data_file(tmp_path / name) for name in ("set/a", "set/a/1.txt", "set/images", "1.txt")]
+    assert found == [tmp_path / name for name in ("set.zip", "set.zip", "set/images", "1.txt")]
+    for tops, told_tops in (("ba", "a, b"), ("edcba", r"a, b, c, d\.\.\.")):
+        with zipfile.ZipFile(tmp_path / "many.zip", "w") as archive:
+            for name in tops:
+                archive.writestr(f"{name}/1.txt", b"")
+        with pytest.raises(DataError, match=rf"many\.zip has no 'f': it has {told_tops}$"):
+            unpacked.refuse_absent(tmp_path / "many.zip/f")
 
 
 @pytest.mark.parametrize(
