@@ -47,5 +47,5 @@ train_dataloader = dict(num_workers=1)
 val_dataloader = dict(num_workers=1)
 
 optim_wrapper = dict(optimizer=dict(lr=1.5e-3))
-train_cfg = dict(max_epochs=2)
+train_cfg = dict(max_epochs=2, val_interval=1)
 val_cfg = dict(loss_images=30)

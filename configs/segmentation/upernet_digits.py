@@ -47,7 +47,7 @@ optim_wrapper = dict(
     optimizer=dict(type="AdamW", lr=2e-3, betas=(0.9, 0.999), weight_decay=0.05),
 )
 
-train_cfg = dict(type="IterationLoop", max_iters=400, val_interval=400)
+train_cfg = dict(type="IterationLoop", max_iters=400, val_interval=200)
 val_cfg = dict(loss_images=30)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, end=27, by_epoch=False),
