@@ -162,6 +162,9 @@ def test_validation_shards_beside_those_of_training(folders: Path, tmp_path: Pat
     assert len(dataset(tmp_path / "unnamed", test_mode=True)) == 12 // 2
     with pytest.raises(UserError, match=r"none of its 2 shards is of the split 'val' \(0\.tar\.\.\.\)"):
         dataset(tmp_path / "unnamed", "val", test_mode=True)
+    for split, count in (("train", 12), ("validation", 4)):
+        write_tar(tmp_path / "hub" / "data" / f"{split}-00000-of-00001.tar", samples(folders, "json")[:count])
+    assert [len(dataset(tmp_path / "hub", split, test_mode=True)) for split in ("train", "val")] == [6, 2]
     write_tar(tmp_path / "alone" / "0.tar", samples(folders, "json"))
     assert len(dataset(tmp_path / "alone", "val")) == 12  # with no other to be told from
     (tmp_path / "list.txt").write_text("no shard")
