@@ -165,6 +165,13 @@ def test_validation_shards_beside_those_of_training(folders: Path, tmp_path: Pat
     for split, count in (("train", 12), ("validation", 4)):
         write_tar(tmp_path / "hub" / "data" / f"{split}-00000-of-00001.tar", samples(folders, "json")[:count])
     assert [len(dataset(tmp_path / "hub", split, test_mode=True)) for split in ("train", "val")] == [6, 2]
+    for told, splits in (("test, val", ("test", "val")), ("val", ("val",))):
+        for split in splits:
+            shutil.copytree(folders / "train", tmp_path / told / split)
+        shutil.make_archive(str(tmp_path / told), "zip", tmp_path / told)
+        assert len(dataset(tmp_path / f"{told}.zip", "val")) == 12
+        with pytest.raises(UserError, match=rf"has the folders {told}, none for the split 'train'"):
+            dataset(tmp_path / f"{told}.zip")
     write_tar(tmp_path / "alone" / "0.tar", samples(folders, "json"))
     assert len(dataset(tmp_path / "alone", "val")) == 12  # with no other to be told from
     (tmp_path / "list.txt").write_text("no shard")

@@ -184,7 +184,10 @@ def _split_folder(folders: Sequence[Sequence[str]], split: str, path: str) -> li
     tops = {one[len(common)] for one in folders if len(one) > len(common) + 1}
     if split not in WHOLE and split in tops:
         return [*common, split]
-    splits = sorted(tops.intersection(word for words in SPLIT_WORDS_OF_SHARDS.values() for word in words))
+    words = {word for words in SPLIT_WORDS_OF_SHARDS.values() for word in words}
+    splits = sorted(words.intersection(tops))
+    if common and common[-1] in words.difference(SPLIT_WORDS_OF_SHARDS.get(split, ())):
+        splits, tops = common[-1:], set(common[-1:])  # one folder, of another split
     if split not in WHOLE and splits and splits == sorted(tops):
         raise DataError(f"{printable(path)}: has the folders {', '.join(splits)}, none for the split {split!r}")
     return common

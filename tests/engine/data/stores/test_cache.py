@@ -135,6 +135,12 @@ def test_a_server_without_ranges(store: Store, tmp_path: Path) -> None:
     assert len(store.gets) == 1
 
 
+def test_a_server_that_answers_by_range_at_first(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, whole = cache_of(tmp_path), content_of("a.tar")
+    monkeypatch.setattr(cache_module, "read_range", lambda url, start, end: whole if start else whole[start:end])
+    assert read(cache, shard_of(store, "a.tar", cache)) == whole
+
+
 @pytest.mark.parametrize("status", ["401", "403"])
 def test_refused_access_is_not_tried_again(store: Store, tmp_path: Path, status: str) -> None:
     cache = cache_of(tmp_path)
