@@ -109,10 +109,14 @@ param_scheduler = [dict(type="PolyLR", power=1.0, by_epoch=False)]
 EVERY_STEP = """
 default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=1, by_epoch=False))
 """
-# Beside those above.
-HOOKS = {"autoencoder": 'custom_hooks.append(dict(type="ValidationPicturesHook", count=2))\n'}
+TASKS["averaged"] = TASKS["segmentor"]
+# Beside those above, or in their place.
+HOOKS = {
+    "autoencoder": 'custom_hooks.append(dict(type="ValidationPicturesHook", count=2))\n',
+    "averaged": 'custom_hooks[1] = dict(type="EMAHook", momentum=0.1, update_buffers=True, priority=49)\n',
+}
 # What is the same for all tasks is tried with the quickest, and the ways to stop with one that accumulates too.
-WHOLE_TASKS = [name for name in TASKS if name != "panoptic"]
+WHOLE_TASKS = [name for name in TASKS if name not in ("panoptic", "averaged")]
 ONE_TASK = pytest.mark.parametrize("task", ["classifier"], indirect=True, scope="module")
 TWO_TASKS = pytest.mark.parametrize("task", ["classifier", "autoencoder"], indirect=True, scope="module")
 NOT_TIME = ("time", "eta", "memory")
@@ -222,6 +226,15 @@ def test_killed_at_a_step(train: Train, whole: Path, tmp_path: Path) -> None:
 def test_a_panoptic_training_killed_at_a_step(train: Train, whole: Path, tmp_path: Path) -> None:
     """Mask2Former draws points and matches queries to segments."""
     assert train(tmp_path, DIE_WRITING="3").code == -signal.SIGKILL
+    assert train(tmp_path, "--resume").code == 0
+    assert_same_run(tmp_path, whole)
+
+
+@pytest.mark.parametrize("task", ["averaged"], indirect=True, scope="module")
+def test_mmengines_averages_killed_at_a_step(train: Train, whole: Path, tmp_path: Path) -> None:
+    """RTMDet's configs have mmengine's ``EMAHook``, which saves the averages as the weights."""
+    assert train(tmp_path, DIE_WRITING="4").code == -signal.SIGKILL
+    assert train(tmp_path, "--resume", ASK_AT="8", ASK_BY="SIGTERM").code == EXIT_SAVED
     assert train(tmp_path, "--resume").code == 0
     assert_same_run(tmp_path, whole)
 
