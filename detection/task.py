@@ -37,7 +37,7 @@ from detection.results import CocoResults, Detections, LabelmeFiles, ObjectList,
 from detection.zoo import DETECTION_ZOO
 from engine.config.building import registered_class
 from engine.config.classes import class_names
-from engine.config.datasets import inner_datasets, is_wrapper, mappings
+from engine.config.datasets import inner_datasets, is_wrapper, mappings, pipeline_key
 from engine.planning.memory import training_shape
 from engine.task import (
     ClassLayer,
@@ -226,6 +226,8 @@ def _complete_config(cfg: Config, notes: list[str]) -> None:
     the data is replaced.
     """
     replace_pipeline_switch(cfg, notes)
+    for split in ("train", "val", "test"):
+        _leave_label_maps(cfg, split, notes)
     parts = inner_datasets(cfg.train_dataloader.dataset) if cfg.get("train_dataloader") else []
     for part in parts if len(parts) > 1 else ():
         if registered_class(DATASETS, part["type"]) is CocoInstances:
@@ -240,6 +242,19 @@ def _complete_config(cfg: Config, notes: list[str]) -> None:
         node.update({key: masks for key in ("with_mask", "pad_mask") if node.get(key) == FROM_MODEL})
         if str(node.get("type")).rpartition(".")[2] == "FastCocoMetric":
             node.setdefault("metric", IOU_TYPES if masks else IOU_TYPES[:1])
+
+
+def _leave_label_maps(cfg: Config, split: str, notes: list[str]) -> None:
+    """Take out the folder of label maps, ``seg``, that a library's base states and no step of a pipeline reads."""
+    outer = (cfg.get(f"{split}_dataloader") or {}).get("dataset")
+    steps = mappings([outer, cfg.get(pipeline_key(split))])
+    if not outer or any(step.get("with_seg") or "Panoptic" in str(step.get("type")) for step in steps):
+        return
+    for one in inner_datasets(outer):
+        kind = registered_class(DATASETS, one["type"])
+        prefixes = one.get("data_prefix") or {}
+        if isinstance(kind, type) and issubclass(kind, CocoDataset) and prefixes.pop("seg", None):
+            notes.append(f"{split}_dataloader.dataset.data_prefix.seg: left out, no step of the pipeline reads it")
 
 
 def _count_classes(cfg: Config, notes: list[str]) -> None:

@@ -50,6 +50,11 @@ def is_wrapper(dataset: Any) -> bool:
     return "dataset" in dataset or "datasets" in dataset
 
 
+def pipeline_key(split: str) -> str:
+    """Top-level key of the pipeline of ``train``, ``val`` or ``test``."""
+    return "train_pipeline" if split == "train" else "test_pipeline"
+
+
 def set_pipeline(dataset: Any, pipeline: Any) -> None:
     """Give a data set the pipeline of its split; inside of wrappers those alone that state none of their own.
 

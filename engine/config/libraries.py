@@ -17,6 +17,7 @@ from backbones.registry import list_backbones
 from engine.config.backbone_swap import STAGES, Levels, fit_channels, original_levels
 from engine.config.building import build
 from engine.config.custom_imports import base_files
+from engine.config.datasets import is_wrapper, pipeline_key
 
 
 def adopt_library_settings(cfg: Config, path: Path, settings: Set[str]) -> list[str]:
@@ -53,11 +54,13 @@ def adopt_library_settings(cfg: Config, path: Path, settings: Set[str]) -> list[
     if variables:
         notes.append(f"variables of a library's bases, which nothing reads from here on: {', '.join(variables)}")
     for base in bases:
+        notes += _keep_pipelines(cfg, base)
         notes += _move_data(cfg, base.get("data_root"))
         notes += _leave_network(cfg, base, path)
     batch = cfg.get("batch")
     size = batch.get("size") if isinstance(batch, dict) else None
-    if batches and size is not None and batches[-1] not in (None, size) and _rate(cfg) in rates:
+    inherited = _rate(cfg) in rates and "lr" not in _stated_arguments(path, "optimizer")
+    if batches and size is not None and batches[-1] not in (None, size) and inherited:
         notes.append(
             f"optim_wrapper.optimizer.lr={_rate(cfg)} is a library's for a batch of {batches[-1]}, and this one is "
             f"{size}: state the rate that belongs to it"
@@ -107,6 +110,40 @@ def _move_data(cfg: Config, root: Any) -> list[str]:
     return [f"data in {root!r} of a library's bases -> {own!r}"]
 
 
+def _keep_pipelines(cfg: Config, base: Config) -> list[str]:
+    """Let the pipelines of a library's data sets be those of the top level where its variable of this name is another.
+
+    Raises:
+        ConfigError: If the config states the pipeline of a data set, whose place that of the top level would take.
+    """
+    notes = []
+    for key in ("train_pipeline", "test_pipeline"):
+        if base.get(key) is None or _unscoped(cfg.get(key)) != _unscoped(base[key]):
+            continue
+        theirs = []
+        for split in (split for split in ("train", "val", "test") if pipeline_key(split) == key):
+            own, stated = (((one.get(f"{split}_dataloader") or {}).get("dataset") or {}) for one in (cfg, base))
+            if own.get("pipeline") is None or is_wrapper(own):
+                continue
+            if _unscoped(own["pipeline"]) != _unscoped(stated.get("pipeline")):
+                raise ConfigError(
+                    f"{split}_dataloader.dataset.pipeline: {key} of a library's base takes its place: "
+                    f"state {key} at the top level of the config"
+                )
+            theirs.append(_unscoped(own["pipeline"]))
+        if theirs and theirs[0] != _unscoped(cfg[key]) and theirs.count(theirs[0]) == len(theirs):  # one for all splits
+            cfg[key] = theirs[0]
+            notes.append(f"{key}: that of the data set of a library's base, whose variable of this name is another")
+    return notes
+
+
+def _unscoped(node: Any) -> Any:
+    """A part of a config without ``_scope_``, which mmengine writes into bases of another package."""
+    if isinstance(node, dict):
+        return {key: _unscoped(value) for key, value in node.items() if key != "_scope_"}
+    return [_unscoped(value) for value in node] if isinstance(node, list | tuple) else node
+
+
 def _leave_network(cfg: Config, base: Config, path: Path) -> list[str]:
     """Take out what a base says of its backbone where one of ours is in its place, and fit what reads its maps."""
     theirs = (base.get("model") or {}).get("backbone")
@@ -114,7 +151,7 @@ def _leave_network(cfg: Config, base: Config, path: Path) -> list[str]:
     ours = model.get("backbone") if isinstance(model, dict) else None
     if not theirs or not isinstance(ours, dict) or ours.get("type") not in list_backbones():
         return []
-    name, stated = ours["type"], _stated_arguments(path)
+    name, stated = ours["type"], _stated_arguments(path, "backbone")
     left_out = [key for key in theirs if key not in {"type", *stated} and key in ours and ours[key] == theirs[key]]
     for key in left_out:
         del ours[key]
@@ -137,11 +174,11 @@ def _leave_network(cfg: Config, base: Config, path: Path) -> list[str]:
     return notes
 
 
-def _stated_arguments(path: Path) -> set[str]:
-    """Names of the arguments that a config and its bases of ours state in a ``backbone=dict(...)``."""
+def _stated_arguments(path: Path, part: str) -> set[str]:
+    """Names of the arguments that a config and its bases of ours state in a ``part=dict(...)``."""
     text = read_text_file(path, "utf-8")
     names: set[str] = set()
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.keyword) and node.arg == "backbone" and isinstance(node.value, ast.Call):
+        if isinstance(node, ast.keyword) and node.arg == part and isinstance(node.value, ast.Call):
             names |= {keyword.arg for keyword in node.value.keywords if keyword.arg}
-    return names.union(*(_stated_arguments(base) for base in base_files(path, text) if not _is_library(base)))
+    return names.union(*(_stated_arguments(base, part) for base in base_files(path, text) if not _is_library(base)))

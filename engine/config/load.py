@@ -38,6 +38,7 @@ from engine.config.datasets import (
     inner_datasets,
     is_wrapper,
     mappings,
+    pipeline_key,
     set_data_root,
     set_pipeline,
     set_shard_cache,
@@ -344,7 +345,7 @@ def _set_data(cfg: Config, launch: Launch) -> None:
             raise ConfigError(f"{split}_dataloader.dataset.type={dataset.type!r}: wrappers are for training data alone")
         if split != "train":
             set_test_mode(dataset, cfg.get("default_scope"))
-        pipeline = cfg.get("train_pipeline" if split == "train" else "test_pipeline")
+        pipeline = cfg.get(pipeline_key(split))
         if pipeline is not None:
             set_pipeline(dataset, pipeline)
         loader = cfg[f"{split}_dataloader"]

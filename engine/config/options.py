@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -14,6 +15,7 @@ from mmengine.registry import DefaultScope
 from backbones.arguments import parameters_of
 from backbones.errors import ConfigError, nearest
 from engine.config.building import BUILDER_KEYS, REGISTRIES, registered_class
+from engine.config.datasets import is_wrapper, pipeline_key
 
 DERIVED_KEYS = {
     "num_classes": "classes",
@@ -22,6 +24,7 @@ DERIVED_KEYS = {
 }
 WEIGHT_SETTINGS = ("weights", "init_cfg")  # of a backbone of ours, and of mmdet and mmseg
 RATES = ("lr", "weight_decay")
+PIPELINE = re.compile(r"(train|val|test)_dataloader\.dataset\.pipeline(?![^.])")
 
 
 def parse_options(options: list[str] | None) -> dict[str, Any]:
@@ -85,6 +88,12 @@ def check_options(cfg: Config, options: Mapping[str, Any]) -> dict[str, Any]:
     """
     before = {}
     for key in options:
+        if (pipeline := PIPELINE.match(key)) and not is_wrapper(_node(cfg, f"{pipeline[1]}_dataloader.dataset") or {}):
+            driver = pipeline_key(pipeline[1])
+            if cfg.get(driver) is not None:
+                raise ConfigError(
+                    f"--cfg-options {key}: {driver} takes its place: write {driver}{key[pipeline.end() :]}"
+                )
         place, _, leaf = key.rpartition(".")
         node = _node(cfg, place)
         if node is None:

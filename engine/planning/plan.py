@@ -261,7 +261,10 @@ def _check_schedules(schedules: Sequence[Placed], loop: Any, peak: float) -> Non
             )
         final = one.get("eta_min")
         if one.get("param_name", "lr") == "lr" and is_number(final) and final >= peak:
-            raise ConfigError(f"{place}.eta_min={final:g} is not below the rate of {peak:g}: it would not fall")
+            raise ConfigError(
+                f"{place}.eta_min={final:g} is not below the rate of {peak:g}: it would not fall; "
+                f"--cfg-options {place}.eta_min=0 lets it"
+            )
 
 
 def _earlier(schedules: Sequence[Placed], place: str, begin: float, end: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -116,6 +117,35 @@ def test_a_rate_of_another_batch_is_noted(load: Load) -> None:
     assert any(one.startswith(note) for one in load(ATSS, batch=4).notes)
     own = "optim_wrapper = dict(optimizer=dict(lr=0.0025))"
     assert not any("a library's for a batch" in one for one in load(ATSS, rest=own, batch=4).notes)
+    same = "optim_wrapper = dict(optimizer=dict(lr=0.01))"
+    assert not any("a library's for a batch" in one for one in load(ATSS, rest=same, batch=4).notes)
+
+
+def test_label_maps_that_nothing_reads_need_not_be_there(load: Load) -> None:
+    resolved = load("mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py")
+    for split in ("train", "val", "test"):
+        assert list(resolved.cfg[f"{split}_dataloader"].dataset.data_prefix) == ["img"]
+        left = f"{split}_dataloader.dataset.data_prefix.seg: left out, no step of the pipeline reads it"
+        assert left in resolved.notes
+    for base in ("mask2former/mask2former_r50_8xb2-lsj-50e_coco-panoptic.py", "htc/htc_r50_fpn_1x_coco.py"):
+        assert load(f"mmdet::{base}").cfg.train_dataloader.dataset.data_prefix.seg
+
+
+def test_the_pipeline_of_their_data_set_holds_where_their_variable_is_another(load: Load) -> None:
+    resolved = load("mmdet::guided_anchoring/ga-fast-rcnn_r50-caffe_fpn_1x_coco.py")
+    assert "Collect" not in [step.type for step in resolved.cfg.train_dataloader.dataset.pipeline]
+    assert resolved.cfg.train_pipeline == resolved.cfg.train_dataloader.dataset.pipeline
+    note = ": that of the data set of a library's base, whose variable of this name is another"
+    assert {f"train_pipeline{note}", f"test_pipeline{note}"} <= {*resolved.notes}
+
+
+def test_a_pipeline_below_the_data_set_is_refused_where_that_of_the_top_level_takes_its_place(load: Load) -> None:
+    for split, key in (("train", "train_pipeline"), ("val", "test_pipeline"), ("test", "test_pipeline")):
+        own = f"{split}_dataloader = dict(dataset=dict(pipeline=[dict(type='LoadImageFromFile')]))"
+        message = f"{split}_dataloader.dataset.pipeline: {key} of a library's base takes its place: state {key} at"
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            load(ATSS, rest=own)
+    load(ATSS, rest="train_pipeline = [dict(type='LoadImageFromFile')]")
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,14 @@ def test_options_that_nothing_would_read(option: str, line: str) -> None:
     assert line in str(caught.value)
 
 
+@pytest.mark.parametrize("split, driver", [("train", "train"), ("val", "test"), ("test", "test")])
+def test_an_option_of_a_pipeline_whose_place_that_of_the_top_level_takes_is_refused(split: str, driver: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(UPERNET, **{f"{split}_dataloader.dataset.pipeline.0.type": "LoadImageFromFile"})
+    message = f"{driver}_pipeline takes its place: write {driver}_pipeline.0.type"
+    assert str(caught.value) == f"--cfg-options {split}_dataloader.dataset.pipeline.0.type: {message}"
+
+
 @pytest.mark.parametrize("path", [MASK, UPERNET], ids=lambda path: path.stem)
 @pytest.mark.parametrize(
     "name, channels, dropped",
