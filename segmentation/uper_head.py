@@ -79,7 +79,7 @@ class FastUPerHead(UPerHead):
 
     # mmseg has no public method for the maps before the last layer.
     def _forward_feature(self, inputs: Sequence[Tensor]) -> Tensor:
-        inputs = self._transform_inputs(inputs)
+        inputs = [inputs[index] for index in self.in_index]
         pyramid = [convolve(part) for convolve, part in zip(self.lateral_convs, inputs, strict=False)]
         pyramid.append(self.psp_forward(inputs))
         for i in range(len(pyramid) - 1, 0, -1):

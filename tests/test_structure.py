@@ -29,7 +29,6 @@ PRIVATE_NAMES_ALLOWED: dict[str, set[str]] = {
     # Dispatch modes: their base class, and whether there is one.
     "_python_dispatch": {"analysis/flop_rules.py", "backbones/kernels/autotune.py", "engine/planning/memory.py"},
     "_reorder_linear_weight": {"backbones/kernels/cpu/linear.py"},  # the layout of oneDNN's inner product
-    "_transform_inputs": {"segmentation/uper_head.py"},  # the maps that mmseg's decode heads read
     "_roi_align_backward": {"engine/mmcv_ops/roi_align.py"},  # torchvision's; autograd would need a second forward
     "_shutdown_workers": {"engine/data/sampling.py"},  # to end persistent workers
     "_subclasses": {"engine/planning/memory.py"},  # fake tensors
