@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -193,7 +194,22 @@ def training_plan(resolved: Resolved, launch: Launch) -> TrainingPlan:
 def _has_remainder(loader: Any) -> bool:
     """Whether the last batch of an epoch holds the images that are left; a sampler that skips has no epochs."""
     endless = hasattr(registered_class(DATA_SAMPLERS, loader.sampler.get("type")), "skip")
-    return not (endless or loader.get("drop_last", False) or "batch_sampler" in loader)
+    return not (endless or _full_batches(loader))
+
+
+def _full_batches(loader: Any) -> bool:
+    """Whether what is left at the end of an epoch is dropped: by the loader, or by a sampler of its batches.
+
+    A sampler that has no ``drop_last`` to state, as ``AspectRatioBatches``, gives full batches alone; mmdet's
+    ``AspectRatioBatchSampler`` keeps the rest unless it is told.
+    """
+    order = loader.get("batch_sampler")
+    if loader.get("drop_last", False) or not order:
+        return bool(loader.get("drop_last", False))
+    kinds = (registered_class(one, order["type"]) for one in (DATA_SAMPLERS, *DATA_SAMPLERS.children.values()))
+    parameters = [inspect.signature(kind).parameters for kind in kinds if kind is not None]
+    known = parameters[0].get("drop_last") if parameters else None
+    return bool(order.get("drop_last", known is None or known.default))
 
 
 def _schedule(cfg: Any, processes: int) -> Schedule:
@@ -218,9 +234,7 @@ def epoch_steps(loader: Any, images: int, processes: int) -> int:
         processes: World size.
     """
     share = math.ceil(images / processes)
-    # The batches of one process: AspectRatioBatches gives full ones alone.
-    full = loader.get("drop_last", False) or "batch_sampler" in loader
-    return int(share // loader.batch_size if full else math.ceil(share / loader.batch_size))
+    return int(share // loader.batch_size if _full_batches(loader) else math.ceil(share / loader.batch_size))
 
 
 def _completed(plan: Schedule, images: int, steps_per_epoch: int, assumed: str) -> Schedule:

@@ -7,12 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mmengine.registry import DATA_SAMPLERS
+from torch.utils.data import SequentialSampler
 
 import engine.run  # noqa: F401  (registers the loops)
 from analysis.dry_run import dry_run
 from backbones.errors import ConfigError, MachineError
+from engine.config.building import build
 from engine.config.load import Resolved, load_config
 from engine.config.world import Launch
+from engine.planning.plan import epoch_steps
 
 ATSS = "mmdet::atss/atss_r50_fpn_1x_coco.py"
 RETINANET = "mmdet::retinanet/retinanet_r50_fpn_1x_coco.py"
@@ -119,6 +123,16 @@ def test_a_rate_of_another_batch_is_noted(load: Load) -> None:
     assert not any("a library's for a batch" in one for one in load(ATSS, rest=own, batch=4).notes)
     same = "optim_wrapper = dict(optimizer=dict(lr=0.01))"
     assert not any("a library's for a batch" in one for one in load(ATSS, rest=same, batch=4).notes)
+
+
+@pytest.mark.parametrize(("sampler", "steps"), [("", 8), ("dict(drop_last=True)", 7), ("AspectRatioBatches", 7)])
+def test_the_plan_counts_the_batches_that_their_sampler_gives(load: Load, sampler: str, steps: int) -> None:
+    own = "dict(_delete_=True, type='AspectRatioBatches')" if sampler == "AspectRatioBatches" else sampler
+    rest = f"train_dataloader = dict(batch_sampler={own})" if own else ""
+    loader = load(ATSS, rest=rest, batch=4).cfg.train_dataloader
+    assert epoch_steps(loader, 30, 1) == steps
+    order = dict(loader.batch_sampler, sampler=SequentialSampler(range(30)), batch_size=4)
+    assert len(build(DATA_SAMPLERS, order, "train_dataloader.batch_sampler", "mmdet")) == steps
 
 
 def test_label_maps_that_nothing_reads_need_not_be_there(load: Load) -> None:
