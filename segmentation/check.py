@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from segmentation.data import IGNORE_INDEX, as_suffixes, names_by_stem, read_lab
 MAX_TRIED_PIXELS = 16_000_000  # of an image that is sent through the pipeline
 MIN_LABEL_FILES = 50  # inspected label images that are taken for all of them
 MAX_LISTED_CLASSES = 6
+MAX_PADDING = 0.5  # of what the network gets in training, even of the largest image
 MAX_IGNORED_FRACTION = 0.5  # of the pixels; more are worth a warning (ADE20K and Cityscapes: a tenth)
 MIN_IGNORED_FRACTION = 0.01  # of the pixels; less may be borders between objects
 LABEL_FIXES = {
@@ -209,6 +211,7 @@ class LabelChecker(DatasetChecker):
     def finish(self, complete: bool) -> None:
         """Check the sizes of all images and the values of all labels together."""
         self._check_batches()
+        self._check_padding()
         if not self._label_files:
             return
         self._check_wrong_values()
@@ -250,6 +253,25 @@ class LabelChecker(DatasetChecker):
             crop = "end with a RandomCrop of data_preprocessor.size, or without batch norms set batch.per_gpu=1"
             fix = crop if self.split == "train" else f"set {self.split}_dataloader.batch_size=1"
             self.error("sizes in a batch", self._image_sizes[first], problem, fix)
+
+    def _check_padding(self) -> None:
+        """Check that training images are not mostly padding, as with a crop of one's own below a library's size."""
+        sizes = [size for size in self._image_sizes if size[0] * size[1] < MAX_TRIED_PIXELS]
+        if self.split != "train" or not sizes:
+            return
+        largest = max(sizes, key=lambda size: (size[0] * size[1], size))
+        try:
+            tries = [self.network_input.after_pipeline(largest, seed) for seed in range(3)]
+        except Exception:  # a transform that needs more than a blank picture
+            return
+        last = max(tries, key=prod)
+        final = self.network_input.padded(last)
+        share = 1 - prod(last) / prod(final)
+        if share > MAX_PADDING:
+            problem = f"becomes {last[0]} x {last[1]} pixels and is padded to {final[0]} x {final[1]}: {share:.0%} of "
+            problem += "what the network computes is padding, which batch norms count too"
+            fix = f"set model.data_preprocessor.size=({last[1]}, {last[0]}), or enlarge the crop"
+            self.warn("mostly padding", self._image_sizes[largest], problem, fix)
 
     def _note_class_shares(self) -> None:
         """Note which classes cover most pixels: people see at once what no rule finds, such as 30 % poles."""

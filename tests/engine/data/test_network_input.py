@@ -144,6 +144,22 @@ def test_images_of_a_training_batch_need_one_size(
     assert errors(cfg) == []
 
 
+@pytest.mark.parametrize("crop, size, padded", [((64, 96), (512, 512), True), ((128, 128), None, False)])
+def test_training_images_that_are_mostly_padding_are_a_warning(
+    tmp_path: Path, crop: tuple[int, int], size: tuple[int, int] | None, padded: bool
+) -> None:
+    """A crop of one's own leaves the size to which a library's config pads."""
+    cfg = resolved(rooms(tmp_path, (200, 160), (100, 90)))
+    cfg.train_dataloader.dataset.pipeline = [*PLAIN, dict(type="RandomCrop", crop_size=crop), PACK]
+    if size:
+        cfg.model.data_preprocessor.size = size
+    found = [one for one in check_datasets(cfg, ("train", "val")).findings if one.kind == "mostly padding"]
+    assert len(found) == padded
+    if padded:
+        assert "becomes 96 x 64 pixels and is padded to 512 x 512: 98% of what" in str(found[0])
+        assert "set model.data_preprocessor.size=(64, 96)" in str(found[0])
+
+
 def test_images_of_a_validation_batch_need_one_size(tmp_path: Path) -> None:
     """mmseg does not pad these before it compares them."""
     cfg = resolved(rooms(tmp_path, (100, 90), (90, 100)))
