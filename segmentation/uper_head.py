@@ -52,7 +52,7 @@ def _resized_taps(coarse: Tensor, weight: Tensor, size: torch.Size, align_corner
 
 @torch.compiler.assume_constant_result
 def _is_recorded() -> bool:
-    """Whether a graph is made for FLOPs or export, which keeps to the paper's steps and to any size."""
+    """Whether a graph is made for export, which keeps to any size."""
     # Run, not traced: within torch.compile, a traced ``is_exporting`` is always true.
     return torch.jit.is_tracing() or torch.compiler.is_exporting()
 
@@ -68,7 +68,7 @@ def _shifted_resizing(places: int, size: int, align_corners: bool, like: Tensor)
 class FastUPerHead(UPerHead):
     """mmseg's ``UPerHead`` with the same weights and maps, its pyramid convolved before it is resized.
 
-    Where a graph is recorded (FLOPs, export) it takes mmseg's steps.
+    Where a graph is recorded for export, and on ``meta``, where FLOPs are counted, it takes mmseg's steps.
     """
 
     def psp_forward(self, inputs: Sequence[Tensor]) -> Tensor:
@@ -89,7 +89,7 @@ class FastUPerHead(UPerHead):
 
     def _fuse(self, module: ConvModule, maps: Sequence[Tensor]) -> Tensor:
         """Output (N, C, H, W) of a module of convolution, norm and activation on maps of which the first is largest."""
-        if _is_recorded() or type(module.conv) is not nn.Conv2d:
+        if _is_recorded() or maps[0].is_meta or type(module.conv) is not nn.Conv2d:
             fused: Tensor = module(torch.cat([maps[0], *(self._resize(part, maps[0]) for part in maps[1:])], dim=1))
             return fused
         fused = convolve_resized(maps, module.conv, self.align_corners)
