@@ -234,8 +234,9 @@ def _build_metrics(settings: Any, place: str) -> list[Any]:
 def _build_visualizer(cfg: Config) -> None:
     """Build the visualizer, which writes from its first use on; check that the packages of its loggers are there."""
     settings = cfg.get("visualizer") or {"type": Visualizer}
-    # mmengine keeps visualizers by name, for hooks that ask for the newest.
-    _build(VISUALIZERS, copy.deepcopy(settings), "visualizer", name=secrets.token_hex(8), save_dir=cfg.work_dir)
+    # mmengine keeps visualizers by name, for hooks that ask for the newest. By the stated name a run would get this.
+    unnamed = {**copy.deepcopy(settings), "name": secrets.token_hex(8)}
+    _build(VISUALIZERS, unnamed, "visualizer", save_dir=cfg.work_dir)
     backends = settings.get("vis_backends") or []
     for index, one in enumerate([backends] if isinstance(backends, dict) else backends):
         place = f"visualizer.vis_backends.{index}"

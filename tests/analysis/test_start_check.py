@@ -314,6 +314,13 @@ def test_what_is_left_out_or_would_be_ignored(tmp_path: Path, change: Callable[[
         checked("classifier", tmp_path, change)
 
 
+def test_the_run_s_visualizer_is_its_own(tmp_path: Path) -> None:
+    """mmseg's and mmdet's configs name theirs; by that name the run got the check's, which writes beside its logs."""
+    name = f"visualizer of {tmp_path}"
+    checked("segmentor", tmp_path, lambda cfg: cfg.visualizer.update(name=name))
+    assert not Visualizer.check_instance_created(name)
+
+
 @pytest.mark.parametrize("visualizer", [None, dict(type="Visualizer")])
 def test_hooks_that_ask_for_the_visualizer(tmp_path: Path, visualizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Visualizer, "_instance_dict", type(Visualizer._instance_dict)())
