@@ -12,7 +12,7 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import broadcast_object_list, is_main_process
 
-from backbones.errors import DataError, UserError
+from backbones.errors import DataError, UserError, nearest
 from backbones.files import describe_special, read_text_file
 from engine.config.datasets import inner_datasets
 from engine.config.fingerprint import make_fingerprint
@@ -50,7 +50,15 @@ def check_data_paths(cfg: Config, splits: tuple[str, ...]) -> None:
             refuse_absent(path)
             if not data_file(path).exists():
                 place = f"{str(path)!r} does not exist (looked from {str(Path.cwd())!r})"
-                raise DataError(f"{split} data: {place}; {BRING_DATA_HINT}")
+                raise DataError(f"{split} data: {place}{_names_beside(path) or f'; {BRING_DATA_HINT}'}")
+
+
+def _names_beside(path: Path) -> str:
+    """Names like that of a path that is absent, in its folder; nothing where there are none."""
+    try:
+        return nearest(path.name, [one.name for one in path.parent.iterdir()])
+    except OSError:  # the folder is absent too, or an archive
+        return ""
 
 
 def dataset_paths(dataset: ConfigDict) -> list[Path]:

@@ -43,7 +43,7 @@ def refusing_misfits(model: nn.Module, settings: Mapping[str, Any]) -> Iterator[
         elif isinstance(layer, _CONVOLUTIONS) and x.ndim == layer.weight.ndim:
             takes, gets = layer.in_channels, x.shape[1]
         if takes != gets:
-            raise MisfitError(_wrong_channels(name, takes, gets, maps))
+            raise MisfitError(_wrong_channels(name, takes, gets, maps, settings))
 
     layers = {name: one for name, one in model.named_modules() if isinstance(one, (*_CONVOLUTIONS, nn.Linear))}
     outside = {name: one for name, one in layers.items() if not name.startswith("backbone.")}
@@ -61,10 +61,13 @@ def refusing_misfits(model: nn.Module, settings: Mapping[str, Any]) -> Iterator[
             hook.remove()
 
 
-def _wrong_channels(name: str, takes: int, gets: int, maps: tuple[int, ...]) -> str:
-    known = f"; the backbone gives {', '.join(map(str, maps))}, which 'from_backbone' stands for" if maps else ""
+def _wrong_channels(name: str, takes: int, gets: int, maps: tuple[int, ...], settings: Mapping[str, Any]) -> str:
     part = name.partition(".")[0]
-    return f"model.{name} takes {takes} channels and gets {gets}: correct in_channels of model.{part}{known}"
+    line = f"model.{name} takes {takes} channels and gets {gets}: correct in_channels of model.{part}"
+    if part != "neck" and settings.get("neck"):
+        return f"{line}; it reads the maps of model.neck"
+    given = ", ".join(map(str, maps))
+    return f"{line}; the backbone gives {given}, which 'from_backbone' stands for" if given else line
 
 
 def _missing_maps(model: nn.Module, settings: Mapping[str, Any], maps: int) -> str:

@@ -285,7 +285,8 @@ def test_a_classifier_is_counted_at_its_test_size_or_as_asked() -> None:
         (
             "atss/atss_r50_fpn_1x_coco.py",
             "bbox_head=dict(in_channels=100)",
-            "model.bbox_head.cls_convs.0.conv takes 100 channels and gets 256: correct in_channels of model.bbox_head",
+            "model.bbox_head.cls_convs.0.conv takes 100 channels and gets 256: correct in_channels of model.bbox_head; "
+            "it reads the maps of model.neck",
         ),
         (
             "faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py",

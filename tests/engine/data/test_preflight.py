@@ -25,7 +25,13 @@ from engine.data.checker import DAMAGE_KINDS, PILLOW_MAX_PIXELS, DataFile, Datas
 from engine.data.findings import DataCheckResult, DataFinding
 from engine.data.image_files import OPENCV_MAX_PIXELS, ImageInfo
 from engine.data.paths import leads_outside
-from engine.data.preflight import DATA_CHECK_FILE, check_before_test, check_before_training, data_fingerprint
+from engine.data.preflight import (
+    DATA_CHECK_FILE,
+    check_before_test,
+    check_before_training,
+    check_data_paths,
+    data_fingerprint,
+)
 
 CLASSES = ("cat", "dog")
 LOGGER = logging.getLogger("preflight")
@@ -60,6 +66,15 @@ def cfg(tmp_path: Path) -> Config:
             test_dataloader=loader("val"),
         )
     )
+
+
+def test_a_misspelt_path_is_told_the_names_beside_it(cfg: Config, tmp_path: Path) -> None:
+    cfg.train_dataloader.dataset.split = "trian"
+    with pytest.raises(DataError, match=r"trian' does not exist \(looked from .*\); nearest: train$"):
+        check_data_paths(cfg, ("train",))
+    cfg.train_dataloader.dataset.data_root = str(tmp_path / "nowhere" / "pets")
+    with pytest.raises(DataError, match=r"pets' does not exist \(looked from .*\); see 'Bring your data'"):
+        check_data_paths(cfg, ("train",))
 
 
 def root(cfg: Config) -> Path:
