@@ -33,7 +33,8 @@ train_dataloader = dict(num_workers=0)
 val_dataloader = dict(num_workers=0)
 """,
     "segmentation": """
-model = dict(decode_head=dict(loss_decode=dict(class_weight=None)),
+model = dict(data_preprocessor=dict(size=(64, 64)),
+             decode_head=dict(loss_decode=dict(class_weight=None)),
              auxiliary_head=dict(loss_decode=dict(class_weight=None)))
 train_cfg = dict(max_iters=2, val_interval=2)
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=2))
@@ -127,7 +128,7 @@ WRITERS = {
 def write_config(path: Path, task: str, channels: int, data: Path) -> Path:
     scale = ", max_value=1" if task == "classification" else ""
     values = f"mean={MEAN[:channels]}, std={STD[:channels]}{scale}"
-    statistics = f"model.update(data_preprocessor=dict({values}))" if channels > 3 else ""
+    statistics = f"model.setdefault('data_preprocessor', dict()).update({values})" if channels > 3 else ""
     settings = SETTINGS[task].replace("SUFFIX", "png" if channels == 1 else "tif")
     path.write_text(
         f'_base_ = ["{TASKS[task][0]}"]\nmodel = dict()\n{settings}\n'
