@@ -236,15 +236,12 @@ class LabelChecker(DatasetChecker):
         padded = self.split == "train" and preprocessor.get("size_divisor")
         if loader.get("batch_size", 1) < 2 or padded or "type" not in preprocessor:
             return
-        sizes = (size for size in self._image_sizes if size[0] * size[1] < MAX_TRIED_PIXELS)
-        by_area = sorted(sizes, key=lambda size: (size[0] * size[1], size))
+        by_area = self._tried_sizes()
         final: dict[Size, Size] = {}  # stored size of an image by its last size
         for size in dict.fromkeys((*by_area[:2], *by_area[-2:])):
-            for seed in range(3):
-                try:
-                    last = self.network_input.after_pipeline(size, seed)
-                except Exception:  # a transform that needs more than a blank picture
-                    return
+            if not (tries := self._after_pipeline(size)):
+                return
+            for last in tries:
                 final.setdefault(self.network_input.padded(last) if self.split == "train" else last, size)
         if len(final) > 1:
             (one, first), (other, second) = list(final.items())[:2]
@@ -256,15 +253,10 @@ class LabelChecker(DatasetChecker):
 
     def _check_padding(self) -> None:
         """Check that training images are not mostly padding, as with a crop of one's own below a library's size."""
-        sizes = [size for size in self._image_sizes if size[0] * size[1] < MAX_TRIED_PIXELS]
-        if self.split != "train" or not sizes:
+        by_area = self._tried_sizes() if self.split == "train" else []
+        if not by_area or not (tries := self._after_pipeline(by_area[-1])):
             return
-        largest = max(sizes, key=lambda size: (size[0] * size[1], size))
-        try:
-            tries = [self.network_input.after_pipeline(largest, seed) for seed in range(3)]
-        except Exception:  # a transform that needs more than a blank picture
-            return
-        last = max(tries, key=prod)
+        largest, last = by_area[-1], max(tries, key=prod)
         final = self.network_input.padded(last)
         share = 1 - prod(last) / prod(final)
         if share > MAX_PADDING:
@@ -272,6 +264,19 @@ class LabelChecker(DatasetChecker):
             problem += "what the network computes is padding, which batch norms count too"
             fix = f"set model.data_preprocessor.size=({last[1]}, {last[0]}), or enlarge the crop"
             self.warn("mostly padding", self._image_sizes[largest], problem, fix)
+
+    def _tried_sizes(self) -> list[Size]:
+        """Stored sizes of the images that may be sent through the pipeline, by area."""
+        return sorted(
+            (size for size in self._image_sizes if prod(size) < MAX_TRIED_PIXELS), key=lambda size: (prod(size), size)
+        )
+
+    def _after_pipeline(self, size: Size) -> list[Size]:
+        """Sizes of an image after three runs of the pipeline; none if a step needs more than a blank picture."""
+        try:
+            return [self.network_input.after_pipeline(size, seed) for seed in range(3)]
+        except Exception:  # a step may refuse in any way
+            return []
 
     def _note_class_shares(self) -> None:
         """Note which classes cover most pixels: people see at once what no rule finds, such as 30 % poles."""

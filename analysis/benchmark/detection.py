@@ -49,8 +49,8 @@ MAX_DETECTIONS = 100  # per image, as COCO's evaluation
 IMAGE_SEED = 0
 CANDIDATES = 1000  # boxes of an image before non-maximum suppression, of all classes
 AP_TOLERANCE = 1e-6
-FAST_HEADS = ("FastFCNMaskHead", "FastUPerHead")  # they add nothing but methods to the library's
 FEATURE_TOLERANCE = 1e-5  # relative, in float32
+FAST_HEADS = ("FastFCNMaskHead", "FastUPerHead")  # they add nothing but methods to the library's
 
 
 def _time(

@@ -203,9 +203,11 @@ def _full_batches(loader: Any) -> bool:
     A sampler that has no ``drop_last`` to state, as ``AspectRatioBatches``, gives full batches alone; mmdet's
     ``AspectRatioBatchSampler`` keeps the rest unless it is told.
     """
+    if loader.get("drop_last", False):
+        return True
     order = loader.get("batch_sampler")
-    if loader.get("drop_last", False) or not order:
-        return bool(loader.get("drop_last", False))
+    if not order:
+        return False
     kinds = (registered_class(one, order["type"]) for one in (DATA_SAMPLERS, *DATA_SAMPLERS.children.values()))
     parameters = [inspect.signature(kind).parameters for kind in kinds if kind is not None]
     known = parameters[0].get("drop_last") if parameters else None
